@@ -1,0 +1,1 @@
+"""Reference workloads: plain torch modules with their data. Nothing here imports the search library."""

@@ -1,0 +1,123 @@
+"""Decoder-only Transformer, and a character language model with it.
+
+  B  batch size    T  positions    D  width of the stream    V  vocabulary    H  heads    E = D/H
+
+Source: Vaswani et al. 2017 (arXiv 1706.03762); query-key normalization: Henry et al. 2020 (arXiv
+2010.04245), in the form of Dehghani et al. 2023 (arXiv 2302.05442); placements and ReZero: see `residual`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from .arguments import at_least, one_of
+from .residual import PLACEMENTS, Residual, last_norm
+from .supervised import Classification
+from .text import VOCABULARY, load
+
+MAX_CONTEXT = 1024  # longer windows would leave fewer than 40 of them for validation
+
+
+class Transformer(nn.Module):
+    """Token and position embeddings, `layers` × (attention, MLP), linear layer; causal.
+
+    tokens_BT int64, T ≤ context → logits_BTV
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        context: int,
+        d_model: int,
+        layers: int,
+        heads: int,
+        normalization: str,
+        rezero: bool,
+        qk_norm: bool,
+        temperature: float,
+    ) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, d_model)
+        self.position = nn.Parameter(torch.randn(context, d_model))
+        branches = [
+            branch
+            for _ in range(layers)
+            for branch in (Attention(d_model, heads, qk_norm, temperature), _feedforward(d_model))
+        ]
+        self.blocks = nn.Sequential(
+            *(Residual(branch, d_model, normalization, rezero) for branch in branches)
+        )
+        self.head = nn.Sequential(last_norm(d_model, normalization), nn.Linear(d_model, vocabulary))
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        x_BTD = self.token(tokens_BT) + self.position[: tokens_BT.shape[1]]
+        return cast(Tensor, self.head(self.blocks(x_BTD)))
+
+
+class Attention(nn.Module):
+    """Causal self-attention: softmax(q kᵀ / (temperature √E)) v per head, joined by a linear layer.
+
+    With `qk_norm`, q and k are layer-normalized (learnable scale, no shift) over E: while the scales
+    are 1, no |logit| exceeds √E / temperature, whatever the weights. x_BTD → x_BTD
+    """
+
+    def __init__(self, d_model: int, heads: int, qk_norm: bool, temperature: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.divisor = temperature * math.sqrt(d_model // heads)
+        self.qkv = nn.Linear(d_model, 3 * d_model)
+        self.norm_q = nn.LayerNorm(d_model // heads, bias=False) if qk_norm else nn.Identity()
+        self.norm_k = nn.LayerNorm(d_model // heads, bias=False) if qk_norm else nn.Identity()
+        self.join = nn.Linear(d_model, d_model)
+
+    def logits(self, q_BHTE: Tensor, k_BHTE: Tensor) -> Tensor:
+        """Attention logits_BHTT, queries along the third axis; before the causal mask."""
+        q_BHTE, k_BHTE = self.norm_q(q_BHTE), self.norm_k(k_BHTE)
+        return q_BHTE @ k_BHTE.transpose(-1, -2) / self.divisor
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        positions = x_BTD.shape[1]
+        heads_BT3HE = self.qkv(x_BTD).unflatten(-1, (3, self.heads, -1))
+        q_BHTE, k_BHTE, v_BHTE = heads_BT3HE.permute(2, 0, 3, 1, 4).unbind(0)
+        future_TT = torch.ones(positions, positions, dtype=torch.bool, device=x_BTD.device).triu(1)
+        # Not scaled_dot_product_attention: on the CPU it has no rule for torch.func.vmap.
+        weights_BHTT = self.logits(q_BHTE, k_BHTE).masked_fill(future_TT, -math.inf).softmax(-1)
+        return cast(Tensor, self.join((weights_BHTT @ v_BHTE).transpose(1, 2).flatten(2)))
+
+
+def _feedforward(d_model: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
+
+
+def characters(
+    d_model: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    context: int = 32,
+    normalization: str = "pre",
+    rezero: bool = False,
+    qk_norm: bool = False,
+    temperature: float = 1.0,
+) -> Classification:
+    """Next character of Python source with a small Transformer; loss in nats per character.
+
+    Raises ValueError unless all sizes are ≥ 1, heads divides d_model, context ≤ 1024, normalization is
+    a placement, rezero and qk_norm are booleans, and temperature is a positive number.
+    """
+    at_least(1, d_model=d_model, layers=layers, heads=heads, context=context)
+    if d_model % heads:
+        raise ValueError(f"heads: must divide d_model, got heads={heads}, d_model={d_model}")
+    if context > MAX_CONTEXT:
+        raise ValueError(f"context: must be at most {MAX_CONTEXT}, got {context}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature: must be a positive number, got {temperature!r}")
+    one_of(PLACEMENTS, normalization=normalization)
+    one_of((False, True), rezero=rezero, qk_norm=qk_norm)
+    sizes = (VOCABULARY, context, d_model, layers, heads)
+    network = functools.partial(Transformer, *sizes, normalization, rezero, qk_norm, temperature)
+    return Classification(functools.partial(load, context), network)

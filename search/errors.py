@@ -1,0 +1,9 @@
+"""The one exception that means: the user can mend this."""
+
+
+class UserError(Exception):
+    """A mistake in a study file, a workload, a results folder or an option.
+
+    The message is complete (place, rule, value; one line per mistake). The command line prints it
+    without a traceback and exits with status 2.
+    """

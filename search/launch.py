@@ -1,0 +1,223 @@
+"""Run studies: one driver that plans, hands out, collects and writes; worker processes that train.
+
+All groups of all studies share one pool of workers. A killed worker or a killed driver costs the trials that
+were in training, nothing else; the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import joblib
+from filelock import FileLock, Timeout
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from .analysis import summarize
+from .errors import UserError
+from .files import checkpoint_path, curve_path, name_of, write_json
+from .progress import Progress
+from .sampling import next_points
+from .storage import Store, as_told, create_store, environment, read_trials, tell, write_table
+from .study import Study
+from .trial import Point, Trial, crashed
+from .worker import Task, interrupted, posted, work
+from .workload import check_workload, load_workload
+
+MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
+POLL_SECONDS = 0.2  # between two looks into the inboxes
+RESULTS = Path("results")
+
+
+def run_studies(
+    studies: Sequence[Study],
+    results: Path = RESULTS,
+    workers: int | None = None,
+    threads: int = 1,
+    device: str = "cpu",
+    storage: str | None = None,
+    progress: bool = True,
+) -> list[Store]:
+    """Train every point of every study that is not in its results yet, in one pool of workers.
+
+    `workers` defaults to the number of processor cores, each with `threads` torch threads. Tables and
+    summaries are written at the end, also after an interruption. Raises UserError for a mistake in a
+    study or its workload, before anything is trained; KeyboardInterrupt passes through, with all finished
+    trials stored.
+    """
+    for study in studies:
+        for workload_args in _workload_args(study):
+            workload = load_workload(study.workload, workload_args)
+            check_workload(workload, study.objective, study.batch_sizes)
+    with ExitStack() as stack:
+        stores = [stack.enter_context(_exclusive(create_store(study, results, storage))) for study in studies]
+        driver = _Driver(stores, workers or joblib.cpu_count(), threads, device)
+        try:
+            with Progress(stores, shown=progress) as driver.show:
+                driver.run()
+        finally:
+            for store in stores:
+                write_results(store, workers=driver.workers, threads=threads, device=device)
+    return stores
+
+
+def run_study(study: Study, **options: object) -> list[Trial]:
+    """Run one study, and return its trials. Options as `run_studies`."""
+    (store,) = run_studies([study], **options)  # type: ignore[arg-type]
+    return read_trials(store)
+
+
+def write_results(store: Store, **environment_entries: object) -> None:
+    """trials.csv, summary.json and environment.json of what is stored so far."""
+    trials = read_trials(store)
+    write_table(store.folder / "trials.csv", trials)
+    write_json(store.folder / "summary.json", summarize(trials, store.study.scientific_names))
+    write_json(store.folder / "environment.json", environment(sys.argv, **environment_entries))
+
+
+def _workload_args(study: Study) -> Iterator[dict[str, object]]:
+    """Every combination of the workload's arguments in the study."""
+    groups = study.groups(study.batch_sizes[0])
+    seen = []
+    for group in groups:
+        held = dict(group.scientific)
+        args = {name: held.get(name, value) for name, value in study.workload_args.items()}
+        if args not in seen:
+            seen.append(args)
+            yield args
+
+
+@contextmanager
+def _exclusive(store: Store) -> Iterator[Store]:
+    """One driver per results folder. Raises UserError if another run holds it."""
+    try:
+        with FileLock(store.folder / ".lock", timeout=0):
+            yield store
+    except Timeout as error:
+        raise UserError(f"{store.folder}: another run is writing here; wait for it or stop it") from error
+
+
+class _Driver:
+    """Plans, hands out tasks, and tells the store what comes back. Only `collect` writes to the store."""
+
+    show: Progress
+
+    def __init__(self, stores: Sequence[Store], workers: int, threads: int, device: str) -> None:
+        self.stores, self.workers, self.threads, self.device = stores, workers, threads, device
+        self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
+        self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
+        self.deaths: Counter[tuple[str, str]] = Counter()
+        for store in stores:
+            _inbox(store).mkdir(exist_ok=True)
+
+    def run(self) -> None:
+        self.collect()
+        for store in self.stores:
+            interrupted(_inbox(store))
+        while tasks := self.tasks():
+            with _every(POLL_SECONDS, self.collect):
+                self.train(tasks)
+
+    def tasks(self) -> list[Task]:
+        """What can be trained now, over all studies."""
+        tasks = []
+        for store, trials in zip(self.stores, self.trials, strict=True):
+            done = [trial for trial in trials.values() if not trial.verdict.crashed]
+            finished = {_key(trial.point) for trial in done}
+            points = next_points(store.study, [as_told(trial) for trial in done])
+            self.show.plan(store.study, len(points))
+            tasks += [
+                Task(store.study, _inbox(store), [point], 1, self.device, self.threads)
+                for point in points
+                if _key(point) not in finished and (store.study.name, name_of(point)) not in self.tried
+            ]
+        return tasks
+
+    def train(self, tasks: Sequence[Task]) -> None:
+        """Hand out tasks; a worker that dies ends the pool, and what was in training is counted against it."""
+        pool = joblib.Parallel(
+            n_jobs=min(self.workers, len(tasks)),
+            return_as="generator_unordered",
+            pre_dispatch="n_jobs",
+            batch_size=1,
+        )
+        try:
+            for _ in pool(joblib.delayed(work)(task) for task in tasks):
+                pass
+        except BrokenProcessPool:
+            self.collect()
+            self.count_deaths(tasks)
+
+    def count_deaths(self, tasks: Sequence[Task]) -> None:
+        suspects = {
+            (task.study.name, stem) for task in tasks for stem in interrupted(task.inbox)
+        }
+        if not suspects:
+            raise RuntimeError("worker processes die before they begin to train; see the messages above")
+        self.deaths.update(suspects)
+        for store in self.stores:
+            for point in next_points(store.study, []):
+                key = (store.study.name, name_of(point))
+                if key in suspects and self.deaths[key] >= MOST_DEATHS:
+                    reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
+                    self.record(store, crashed(point, reason))
+
+    def collect(self) -> None:
+        """Move finished trials from the inboxes into the results, and tell the store."""
+        for store in self.stores:
+            for trial, path in posted(_inbox(store)):
+                for source, target in ((".npz", curve_path), (".safetensors", checkpoint_path)):
+                    if path.with_suffix(source).exists():
+                        path.with_suffix(source).replace(target(store.folder, trial.point))
+                self.record(store, trial)
+                path.unlink()
+
+    def record(self, store: Store, trial: Trial) -> None:
+        trials = self.trials[self.stores.index(store)]
+        known = trials.get(_key(trial.point))
+        if trial.verdict.crashed:
+            self.tried.add((store.study.name, name_of(trial.point)))
+        if known is None or known.verdict.crashed:
+            tell(store, trial)
+            trials[_key(trial.point)] = trial
+            self.show.finished(store.study, trial)
+
+
+def _key(point: Point) -> tuple[int, int]:
+    return point.batch_size, point.number
+
+
+def _inbox(store: Store) -> Path:
+    return store.folder / "inbox"
+
+
+@contextmanager
+def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Call a function again and again in the background while the block runs, and once more at its end.
+
+    An exception of the function ends the block: it is raised in the main thread.
+    """
+    ended, trouble = threading.Event(), []
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            try:
+                call()
+            except BaseException as error:
+                trouble.append(error)
+                return
+
+    thread = threading.Thread(target=repeat, name="collector", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if trouble:
+            raise trouble[0]
+        call()

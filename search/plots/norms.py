@@ -1,0 +1,192 @@
+"""Gradient norm against step and its histogram, with the clip thresholds they suggest (R15, R16)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ..analysis import group_trials, ranked, readable
+from ..trial import Array, Group, Trial
+from .style import (
+    BLUE,
+    COLUMN_GAP,
+    ORANGE,
+    VERMILLION,
+    footnote,
+    log_axis,
+    panel_figure,
+    panel_title,
+)
+from .thin import thin
+
+CLIP_PERCENTILE = 0.90  # R16: where the threshold starts
+BINS = 40  # of the histogram, equal in log
+CLIP_TOO_MUCH = 0.50  # R17: clipping more of the updates is a strange way of cutting the learning rate
+STEP_WIDTH, HISTOGRAM_WIDTH = 0.72, 0.28  # shares of the figure's width
+
+
+@dataclass(frozen=True)
+class NormsPanel:
+    """The gradient norms of one trial, unclipped.
+
+    edges, counts   histogram of the positive finite norms over all steps: len(edges) = len(counts) + 1
+    unshown         steps whose norm is 0 or non-finite: on no log axis
+    """
+
+    group: Group
+    number: int
+    base_lr: float
+    clip_norm: float
+    clip_fraction: float
+    percentile: float
+    steps: tuple[int, ...]
+    norms: tuple[float, ...]
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    unshown: int
+
+
+@dataclass(frozen=True)
+class NormsInfo:
+    """Gradient norms of lr_star's trial in each group; `missing` names the groups that have none to show."""
+
+    panels: tuple[NormsPanel, ...]
+    missing: tuple[str, ...]
+
+
+def norms_info(trials: Iterable[Trial], *, scientific: Sequence[str] = ()) -> NormsInfo:
+    """What the norms plot shows: the best feasible trial of each group (R15)."""
+    panels, missing = [], []
+    for group, own in group_trials(trials, scientific).items():
+        best = next(iter(ranked(own)), None)
+        if best is None:
+            missing.append(f"{group.label}: no feasible trial")
+        elif not len(_shown(best.curve.grad_norm)):
+            missing.append(f"{group.label}: no curve for trial {best.point.number}")
+        else:
+            panels.append(_panel(group, best))
+    return NormsInfo(tuple(panels), tuple(missing))
+
+
+def _shown(norms: Array) -> Array:
+    return norms[np.isfinite(norms) & (norms > 0)]
+
+
+def _panel(group: Group, trial: Trial) -> NormsPanel:
+    norms = trial.curve.grad_norm
+    shown = _shown(norms)
+    low, high = shown.min(), max(shown.max(), shown.min() * 1.001)
+    counts, edges = np.histogram(shown, np.geomspace(low, high, BINS + 1))
+    steps, thinned = thin(np.where(norms > 0, norms, np.nan))
+    return NormsPanel(
+        group=group,
+        number=trial.point.number,
+        base_lr=trial.point.base_lr,
+        clip_norm=trial.point.clip_norm,
+        clip_fraction=trial.clip_fraction,
+        percentile=float(np.quantile(norms[np.isfinite(norms)], CLIP_PERCENTILE)),
+        steps=steps,
+        norms=thinned,
+        edges=tuple(edges.tolist()),
+        counts=tuple(counts.tolist()),
+        unshown=len(norms) - len(shown),
+    )
+
+
+# --- drawing -----------------------------------------------------------------------------------------------
+
+
+def norms_figure(info: NormsInfo) -> go.Figure:
+    """The figure: a row per group, the norm against step, and its histogram on the same scale (R15)."""
+    titles = {}
+    for row, panel in enumerate(info.panels, start=1):
+        titles[row, 1] = panel_title(panel.group.label, _note(panel))
+        titles[row, 2] = panel_title("", "over all steps")
+    figure = panel_figure(
+        "Gradient norm: where would clipping begin?",
+        "unclipped norm at every step of the best trial of each group",
+        titles,
+        column_widths=[STEP_WIDTH, HISTOGRAM_WIDTH],
+        horizontal_spacing=COLUMN_GAP / 2,
+    )
+    for row, panel in enumerate(info.panels, start=1):
+        figure.add_trace(_line(panel), row=row, col=1)
+        figure.add_trace(_bars(panel), row=row, col=2)
+        for column, ends in ((1, (0, panel.steps[-1])), (2, (0, max(panel.counts)))):
+            for trace in _thresholds(panel, ends, legend=(row, column) == (1, 1)):
+                figure.add_trace(trace, row=row, col=column)
+        marks = [panel.edges[0], panel.edges[-1], panel.percentile, panel.clip_norm]
+        marks = [mark for mark in marks if math.isfinite(mark)]
+        y_axis = log_axis(min(marks) / 1.1, max(marks) * 1.1)
+        figure.update_yaxes(row=row, **y_axis)
+        figure.update_yaxes(row=row, col=2, showticklabels=False)
+        figure.update_xaxes(row=row, col=1, range=[-0.02 * panel.steps[-1], 1.02 * panel.steps[-1]])
+        figure.update_xaxes(row=row, col=2, range=[0, 1.05 * max(panel.counts)], nticks=4)
+    figure.update_yaxes(col=1, title_text="gradient norm")
+    figure.update_xaxes(row=max(1, len(info.panels)), col=1, title_text="step")
+    figure.update_xaxes(row=max(1, len(info.panels)), col=2, title_text="steps")
+    footnote(figure, "; ".join(info.missing))
+    return figure
+
+
+def _note(panel: NormsPanel) -> str:
+    note = f"trial {panel.number}, base_lr = {readable(panel.base_lr)}, 90th percentile {readable(panel.percentile)}"
+    if math.isfinite(panel.clip_norm):
+        note += f", clip_norm = {readable(panel.clip_norm)} cut {panel.clip_fraction:.0%} of updates"
+        if panel.clip_fraction > CLIP_TOO_MUCH:
+            note += ": lower base_lr instead (R17)"
+    if panel.unshown:
+        note += f"; {panel.unshown} steps with norm 0 or non-finite not drawn"
+    return note
+
+
+def _line(panel: NormsPanel) -> go.Scatter:
+    return go.Scatter(
+        x=np.array(panel.steps),
+        y=np.array(panel.norms),
+        mode="lines",
+        line={"color": BLUE, "width": 1},
+        showlegend=False,
+        hovertemplate="step %{x}, norm %{y:.3g}<extra></extra>",
+    )
+
+
+def _bars(panel: NormsPanel) -> go.Scatter:
+    """The histogram as a filled outline, bars lying on their side."""
+    edges = np.repeat(panel.edges, 2)
+    counts = np.concatenate([[0], np.repeat(panel.counts, 2), [0]])
+    return go.Scatter(
+        x=counts,
+        y=edges,
+        mode="lines",
+        line={"color": BLUE, "width": 1},
+        fill="toself",
+        fillcolor="rgba(0, 114, 178, 0.25)",
+        showlegend=False,
+        hoverinfo="skip",
+    )
+
+
+def _thresholds(panel: NormsPanel, ends: tuple[int, int], legend: bool) -> list[go.Scatter]:
+    lines = [
+        ("90th percentile", panel.percentile, ORANGE, "dash"),
+        ("clip_norm", panel.clip_norm, VERMILLION, "solid"),
+    ]
+    return [
+        go.Scatter(
+            x=list(ends),
+            y=[threshold, threshold],
+            mode="lines",
+            line={"color": colour, "width": 2, "dash": dash},
+            name=name,
+            legendgroup=name,
+            showlegend=legend,
+            hovertemplate=f"{name} {readable(threshold)}<extra></extra>",
+        )
+        for name, threshold, colour, dash in lines
+        if math.isfinite(threshold)
+    ]

@@ -1,0 +1,196 @@
+"""Which points to train: a fixed plan for exploration, Optuna's TPE and GP for exploitation (S2).
+
+Every group (batch size, optimizer, scientific values) gets an equal share of the trials and a sequence of its
+own, seeded by the study's seed and the group's name. Point n of a batch size is the next one of group
+n mod G, so a study that is given more trials later keeps the points it has.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from scipy.stats import qmc
+
+from .study import ADAPTIVE, Axis, Range, Study
+from .trial import Group, Point
+
+ROUND = 8  # points of a group that an adaptive sampler proposes at once; the first round is from Halton
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an adaptive sampler learns from a finished trial: its point, and how Optuna was told of it."""
+
+    point: Point
+    value: float
+    diverged: float
+
+
+def plan(study: Study) -> list[Point]:
+    """Every point of a non-adaptive study, in the order of training; the same list on every call."""
+    return [point for batch_size in study.batch_sizes for point in _plan(study, batch_size)]
+
+
+def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
+    """The points that can be trained now, given the finished trials; those already trained are among them.
+
+    A non-adaptive study has them all from the start. TPE and GP propose ROUND points of each group when all
+    points of its earlier rounds are told, so what they propose depends on the results alone, not on the
+    number of workers or on interruptions.
+    """
+    if study.sampler not in ADAPTIVE:
+        return plan(study)
+    points: list[Point] = []
+    for batch_size in study.batch_sizes:
+        groups = study.groups(batch_size)
+        assert study.trials is not None  # for every sampler but grid (Study.problems)
+        for index, group in enumerate(groups):
+            numbers = range(index, study.trials, len(groups))
+            known = {t.point.number: t for t in told if t.point.batch_size == batch_size}
+            for start in range(0, len(numbers), ROUND):
+                earlier, now = numbers[:start], numbers[start : start + ROUND]
+                if not all(number in known for number in earlier):
+                    break
+                if all(number in known for number in now):
+                    points += [known[number].point for number in now]
+                    continue
+                proposals = _propose(study, group, [known[number] for number in earlier], len(now))
+                points += [_point(study, group, n, values) for n, values in zip(now, proposals, strict=True)]
+    return points
+
+
+def _plan(study: Study, batch_size: int) -> list[Point]:
+    groups = study.groups(batch_size)
+    if study.sampler == "grid":
+        rows = [(group, values) for group in groups for values in _grid(_free(study, group))]
+        return [_point(study, group, number, values) for number, (group, values) in enumerate(rows)]
+    assert study.trials is not None  # for every sampler but grid (Study.problems)
+    shares = [len(range(index, study.trials, len(groups))) for index in range(len(groups))]
+    sequences = [_sequence(study, group, share) for group, share in zip(groups, shares, strict=True)]
+    return [
+        _point(study, groups[number % len(groups)], number, sequences[number % len(groups)][number // len(groups)])
+        for number in range(study.trials)
+    ]
+
+
+def _free(study: Study, group: Group) -> dict[str, Axis]:
+    """The axes of a group that vary: neither fixed nor scientific."""
+    held = dict(group.scientific)
+    return {
+        name: axis
+        for name, axis in study.axes(group.optimizer).items()
+        if name not in held and (isinstance(axis, Range) or len(axis) > 1)
+    }
+
+
+def _point(study: Study, group: Group, number: int, values: Mapping[str, Any]) -> Point:
+    """A point of a group: the values drawn, the scientific ones and the fixed ones."""
+    fixed = {
+        name: axis[0] for name, axis in study.axes(group.optimizer).items() if isinstance(axis, tuple)
+    }
+    held = dict(group.scientific)
+    chosen = fixed | {name: value for name, value in held.items() if name not in study.workload_args} | dict(values)
+    chosen["warmup_steps"] = round(chosen["warmup_steps"])
+    common = {name: chosen.pop(name) for name in ("base_lr", "warmup_steps", "clip_norm", "decay")}
+    common |= {name: float(common[name]) for name in ("base_lr", "clip_norm")}
+    return Point(
+        number=number,
+        batch_size=group.batch_size,
+        optimizer=group.optimizer,
+        seed=study.seed,
+        settings={name: float(value) for name, value in chosen.items()},
+        workload_args={name: held.get(name, value) for name, value in study.workload_args.items()},
+        **common,
+    )
+
+
+def _entropy(study: Study, group: Group, *more: int) -> np.random.SeedSequence:
+    return np.random.SeedSequence([study.seed, zlib.crc32(group.label.encode()), *more])
+
+
+def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
+    """The first `count` points of a group's sequence."""
+    axes = _free(study, group)
+    rng = np.random.default_rng(_entropy(study, group))
+    if not axes:
+        return [{}] * count
+    match study.sampler:
+        case "random":
+            unit = rng.random((count, len(axes)))
+        case "sobol":
+            # Sobol points are balanced in powers of two: draw the next power, use its beginning.
+            unit = qmc.Sobol(len(axes), scramble=True, rng=rng).random_base2(math.ceil(math.log2(max(count, 1))))
+        case _:
+            unit = qmc.Halton(len(axes), scramble=True, rng=rng).random(count)
+    return [
+        {name: _at(axis, u) for (name, axis), u in zip(axes.items(), row, strict=True)} for row in unit[:count]
+    ]
+
+
+def _at(axis: Axis, u: float) -> Any:
+    """The value of an axis at u ∈ [0, 1): log-spaced on a log axis; of a list, each value equally likely."""
+    if not isinstance(axis, Range):
+        return axis[int(u * len(axis))]
+    if axis.log:
+        return float(axis.low * (axis.high / axis.low) ** u)
+    return float(axis.low + (axis.high - axis.low) * u)
+
+
+def _grid(axes: Mapping[str, Axis]) -> list[dict[str, Any]]:
+    columns = [_ticks(axis) for axis in axes.values()]
+    return [dict(zip(axes, row, strict=True)) for row in itertools.product(*columns)]
+
+
+def _ticks(axis: Axis) -> Sequence[Any]:
+    if not isinstance(axis, Range):
+        return axis
+    assert axis.points is not None  # required of every range by the grid sampler (Study.problems)
+    space: NDArray[np.float64] = (np.geomspace if axis.log else np.linspace)(axis.low, axis.high, axis.points)
+    return [float(value) for value in space]
+
+
+def distribution(axis: Axis, name: str) -> BaseDistribution:
+    """An axis as Optuna describes it."""
+    if not isinstance(axis, Range):
+        return CategoricalDistribution(axis)
+    if name == "warmup_steps":
+        return IntDistribution(round(axis.low), round(axis.high), log=axis.log)
+    return FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def _propose(study: Study, group: Group, told: Sequence[Told], count: int) -> list[dict[str, Any]]:
+    """The next points of a group from TPE or GP, which learn from the group's finished trials.
+
+    They see one study in memory with this group's free axes only: no conditional parameters, which GP cannot
+    take, and no trials of other groups, which would mislead TPE.
+    """
+    if not told:
+        return _sequence(study, group, count)
+    axes = _free(study, group)
+    seed = int(_entropy(study, group, len(told)).generate_state(1)[0])
+    sampler: optuna.samplers.BaseSampler
+    if study.sampler == "gp":
+        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
+    else:
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
+    distributions = {name: distribution(axis, name) for name, axis in axes.items()}
+    memory = optuna.create_study(sampler=sampler)
+    for one in told:
+        memory.add_trial(
+            optuna.trial.create_trial(
+                params={name: one.point.values[name] for name in axes},
+                distributions=distributions,
+                value=one.value,
+                constraints={"diverged": one.diverged},
+            )
+        )
+    return [dict(memory.ask(distributions).params) for _ in range(count)]

@@ -1,0 +1,324 @@
+"""Optuna studies and the results folder: the one place that writes both.
+
+`results/<study>/` holds `study.db`, one Optuna study per batch size, and next to it what a database is no
+place for: curves, checkpoints, tables. A trial is written when it is finished, whole, in one transaction, so
+no interruption leaves a half-written or a forever-running trial behind.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import sqlalchemy
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages._rdb import models
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from .errors import UserError
+from .files import atomic, curve_path, read_curve
+from .sampling import Told, distribution, plan
+from .study import ADAPTIVE, Range, Study
+from .trial import EMPTY_CURVE, Curve, Point, Trial
+
+DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
+SECONDS_TO_WAIT_FOR_A_LOCK = 60
+PACKAGES = ("tunewright", "torch", "optuna", "optuna-dashboard", "numpy", "scipy", "scikit-learn", "joblib")
+
+
+class _TrialStorage(optuna.storages.RDBStorage):
+    """RDBStorage that inserts the values of a new trial without first looking each of them up.
+
+    A trial with fifty intermediate values is otherwise a hundred queries, several times the cost of all else.
+    Nothing is lost by it: every trial is written once, whole, by `tell`.
+    """
+
+    def _set_trial_intermediate_value_without_commit(
+        self, session: Any, trial_id: int, step: int, intermediate_value: float
+    ) -> None:
+        value, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(intermediate_value)
+        session.add(
+            models.TrialIntermediateValueModel(
+                trial_id=trial_id, step=step, intermediate_value=value, intermediate_value_type=kind
+            )
+        )
+
+    def _set_trial_attr_without_commit(
+        self, session: Any, model_cls: Any, trial_id: int, key: str, value: Any
+    ) -> None:
+        session.add(model_cls(trial_id=trial_id, key=key, value_json=json.dumps(value)))
+
+
+@dataclass(frozen=True)
+class Store:
+    """A study's results folder, and its Optuna studies by batch size."""
+
+    study: Study
+    folder: Path
+    optuna_studies: Mapping[int, optuna.Study]
+
+
+def open_storage(url: str) -> optuna.storages.BaseStorage:
+    """An Optuna storage by URL; SQLite gets a write-ahead log, so that readers never block the writer.
+
+    Raises UserError if the database cannot be reached or is not an Optuna database of this version.
+    """
+    sqlite = url.startswith("sqlite")
+    options = {"connect_args": {"timeout": SECONDS_TO_WAIT_FOR_A_LOCK}} if sqlite else {"pool_pre_ping": True}
+    try:
+        storage = _TrialStorage(url, engine_kwargs=options)
+        if sqlite:
+            sqlalchemy.event.listen(storage.engine, "connect", _write_ahead)
+            storage.engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, RuntimeError, ImportError) as error:
+        shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
+        raise UserError(f"storage: cannot open {shown}: {_first_line(error)}") from error
+    return optuna.storages.get_storage(storage)
+
+
+def _write_ahead(connection: sqlite3.Connection, _record: object) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def create_store(study: Study, results: Path, url: str | None = None) -> Store:
+    """Make or reopen a study's results folder and its Optuna studies.
+
+    Raises UserError if the folder cannot be written, or if it holds results of a different study file; the
+    message then shows what changed. `trials` may grow and `question` may change: the points stay the same.
+    """
+    folder = results / study.name
+    try:
+        for part in ("curves", "checkpoints", "plots"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
+    storage = open_storage(url or f"sqlite:///{folder / 'study.db'}")
+    names = {batch_size: f"{study.name}/batch_size={batch_size}" for batch_size in study.batch_sizes}
+    strangers = {summary.study_name for summary in optuna.get_all_study_summaries(storage, False)} - set(names.values())
+    if strangers and url is None and not any(name.startswith(f"{study.name}/") for name in strangers):
+        raise UserError(f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(strangers))}")
+    store = Store(
+        study,
+        folder,
+        {
+            batch_size: optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+            for batch_size, name in names.items()
+        },
+    )
+    _claim(store)
+    return store
+
+
+def _claim(store: Store) -> None:
+    """Write the study file's content into its Optuna studies, or refuse if they hold another."""
+    document = store.study.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    for optuna_study in store.optuna_studies.values():
+        known = optuna_study.user_attrs.get("study", document)
+        if changes := _changes(known, document):
+            raise UserError(
+                f"{store.folder}: holds results of a different study file. Changed since:\n"
+                + "\n".join(f"  {line}" for line in changes)
+                + "\nUndo the change, or give the study a new name, or remove the folder."
+            )
+    for optuna_study in store.optuna_studies.values():
+        optuna_study.set_user_attr("study", document)
+        optuna_study.set_user_attr("plan", _fingerprint(store.study))
+
+
+def _fingerprint(study: Study) -> str:
+    """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the same."""
+    points = [] if study.sampler in ADAPTIVE else [asdict(point) for point in plan(study)]
+    return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two study files, a line per key, apart from what may differ."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if was == is_now or key == "question" or (key == "trials" and was != "(absent)" and is_now > was):
+            continue
+        lines.append(f"{key}: was {was}, is {is_now}")
+    return lines
+
+
+def _flat(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(document, dict):
+        for key, value in document.items():
+            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, document
+
+
+def as_told(trial: Trial) -> Told:
+    """How Optuna is told of a trial: its value, and the constraint `diverged`.
+
+    A feasible trial: its best value, and −1. An infeasible one: the value of the untrained model, and
+    1 − onset/total > 0, so that samplers learn that later is nearer to feasible. Never nan and never a huge
+    penalty: both mislead TPE and GP, and ruin every axis they are drawn on.
+    """
+    if trial.feasible:
+        return Told(trial.point, trial.best_value, -1.0)
+    steps = max(trial.curve.total_steps, 1)
+    reached = min(trial.verdict.onset_step, steps - 1) / steps
+    value = trial.initial_value if math.isfinite(trial.initial_value) else 0.0
+    return Told(trial.point, value, 1.0 - reached)
+
+
+def tell(store: Store, trial: Trial) -> None:
+    """Write a finished trial to its Optuna study, in one transaction. The only function that decides how.
+
+    Feasible and infeasible trials are COMPLETE (an infeasible one is a result), a crashed one is FAIL: it says
+    nothing about its point, which is trained again by the next run.
+    """
+    optuna_study = store.optuna_studies[trial.point.batch_size]
+    attributes = {
+        "number": trial.point.number,
+        "verdict": trial.verdict.outcome,
+        "instability": trial.verdict.instability,
+        "onset_step": trial.verdict.onset_step,
+        "reason": trial.verdict.evidence,
+        "best_step": trial.best_step,
+        "last_loss": trial.last_loss,
+        "clip_fraction": trial.clip_fraction,
+        "seconds": round(trial.seconds, 3),
+        "seed": trial.point.seed,
+        "record": json.dumps(trial.record()),
+    }
+    if trial.verdict.crashed:
+        optuna_study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
+        return
+    told = as_told(trial)
+    parameters, distributions = _parameters(store.study, trial.point)
+    values = trial.curve.metrics[store.study.objective]
+    optuna_study.add_trial(
+        create_trial(
+            value=told.value,
+            params=parameters,
+            distributions=distributions,
+            user_attrs=attributes,
+            intermediate_values=dict(zip(trial.curve.eval_step.tolist(), values.tolist(), strict=True)),
+            constraints={DIVERGED: told.diverged},
+        )
+    )
+
+
+def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
+    """A point as Optuna parameters. An axis that only this optimizer has is named after it: adam.base_lr."""
+    parameters: dict[str, Any] = {}
+    distributions: dict[str, BaseDistribution] = {}
+    if len(study.optimizers) > 1:
+        parameters["optimizer"] = point.optimizer
+        distributions["optimizer"] = CategoricalDistribution(study.optimizers)
+    for name, axis in study.axes(point.optimizer).items():
+        if not isinstance(axis, Range) and len(axis) == 1:
+            continue
+        shared = getattr(study.space, name, None) is not None and getattr(
+            getattr(study.space.optimizer, point.optimizer), name
+        ) is None
+        label = name if shared or len(study.optimizers) == 1 else f"{point.optimizer}.{name}"
+        parameters[label], distributions[label] = point.values[name], distribution(axis, name)
+    for name in study.scientific_workload_args:
+        parameters[name] = point.workload_args[name]
+        distributions[name] = CategoricalDistribution(study.workload_args[name])  # type: ignore[arg-type]
+    return parameters, distributions
+
+
+def read_trials(store: Store) -> list[Trial]:
+    """Every finished trial, by batch size and number. A crashed one gives way to a later try of its point."""
+    trials: dict[tuple[int, int], Trial] = {}
+    for batch_size in store.study.batch_sizes:
+        for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
+            trial = _trial(store, frozen)
+            if trial is None:
+                continue
+            key = (batch_size, trial.point.number)
+            if key not in trials or trials[key].verdict.crashed:
+                trials[key] = trial
+    return [trials[key] for key in sorted(trials)]
+
+
+def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
+    """A trial as recorded; None for one that somebody else added to the study."""
+    if "record" not in frozen.user_attrs:
+        return None
+    record = json.loads(frozen.user_attrs["record"])
+    trial = Trial.from_record(record, EMPTY_CURVE)
+    try:
+        return Trial.from_record(record, read_curve(curve_path(store.folder, trial.point)))
+    except FileNotFoundError:
+        steps = np.array(list(frozen.intermediate_values), np.int64)
+        values = np.array(list(frozen.intermediate_values.values()))
+        curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
+        return Trial.from_record(record, curve)
+
+
+def write_table(path: Path, trials: Sequence[Trial]) -> None:
+    """trials.csv: a row per finished trial, a column per hyperparameter and per result."""
+    hyperparameters = list(dict.fromkeys(name for trial in trials for name in trial.point.values))
+    results = ("verdict", "instability", "onset_step", "best_value", "best_step", "initial_value", "last_loss")
+    results += ("clip_fraction", "seconds", "reason")
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["number", *hyperparameters, *results])
+        writer.writeheader()
+        for trial in trials:
+            verdict = trial.verdict
+            writer.writerow(
+                {
+                    "number": trial.point.number,
+                    **trial.point.values,
+                    **{name: getattr(trial, name) for name in results if hasattr(trial, name)},
+                    "verdict": verdict.outcome,
+                    "instability": verdict.instability,
+                    "onset_step": verdict.onset_step,
+                    "reason": verdict.evidence,
+                    "seconds": round(trial.seconds, 3),
+                }
+            )
+
+
+def environment(command: Sequence[str], **more: Any) -> dict[str, Any]:
+    """What a result depends on besides the study file: versions, machine, git revision, command."""
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(command),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "git_revision": _git_revision(),
+        "versions": {name: version(name) for name in PACKAGES},
+        **more,
+    }
+
+
+def _git_revision() -> str:
+    git = shutil.which("git")
+    if git is None:
+        return "unknown"
+    found = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"

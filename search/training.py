@@ -1,0 +1,256 @@
+"""The training loop: slots that refill as trials finish or diverge, one loop for every study.
+
+A trial's numbers depend on its point alone: its model, batches and schedule start when it is loaded into a
+slot, whoever its neighbours are. Nothing here knows of Optuna or of files; finished trials are yielded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .optimizers import coefficients
+from .schedule import learning_rates, total_steps
+from .stack import Stack
+from .study import Study
+from .trial import Curve, Point, Trial, measured
+from .verdict import hopeless, judge
+from .workload import Workload, chance_loss
+
+# Updates between two looks at the losses. Each look waits for the device and costs the host some tens of
+# microseconds; a divergent trial costs at most this many updates too many.
+CHECK_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished trial, and its best checkpoint by parameter name."""
+
+    trial: Trial
+    checkpoint: dict[str, Tensor]
+
+
+@dataclass
+class _Slot:
+    """A trial in training: its point, its schedule as coefficients, and what was measured so far."""
+
+    point: Point
+    batches: _Batches
+    total: int
+    columns: dict[str, NDArray[np.float64]]
+    loss: NDArray[np.float64]
+    grad_norm: NDArray[np.float64]
+    step: int = 0
+    eval_step: list[int] = field(default_factory=list)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def curve(self, chance: float) -> Curve:
+        return Curve(
+            loss=self.loss[: self.step].copy(),
+            grad_norm=self.grad_norm[: self.step].copy(),
+            eval_step=np.array(self.eval_step, np.int64),
+            metrics={name: np.array(values) for name, values in self.metrics.items()},
+            total_steps=self.total,
+            chance_loss=chance,
+        )
+
+
+class _Batches:
+    """The batches of the slots that were loaded together with the same seed: drawn once for all of them."""
+
+    def __init__(self, workload: Workload, batch_size: int, seed: int, device: torch.device) -> None:
+        self._iterator = iter(workload.train_batches(batch_size, seed))
+        self._device = device
+
+    def draw(self) -> Any:
+        return tree_map(lambda part: part.to(self._device, non_blocking=True), next(self._iterator))
+
+
+def train(
+    study: Study, workload: Workload, points: Iterable[Point], slots: int = 1, device: str = "cpu"
+) -> Iterator[Trained]:
+    """Train points of one batch size and one workload; yield each as it finishes.
+
+    At most `slots` points are in training at once. A trial ends after its last update, or as soon as
+    `verdict.hopeless` says that it can only be infeasible; its slot then takes the next point, and the stack
+    shrinks when there is none. Exceptions of the workload are not caught.
+    """
+    with torch.random.fork_rng(devices=[]):
+        yield from _Loop(study, workload, points, slots, torch.device(device)).run()
+
+
+class _Loop:
+    def __init__(
+        self, study: Study, workload: Workload, points: Iterable[Point], slots: int, device: torch.device
+    ) -> None:
+        self.study, self.workload, self.device = study, workload, device
+        self.queue = deque(points)
+        self.slots: list[_Slot] = []
+        self.capacity = min(slots, len(self.queue))
+        self.chance = chance_loss(workload)
+        self.initial: dict[int, dict[str, Tensor]] = {}
+
+    def run(self) -> Iterator[Trained]:
+        if not self.queue:
+            return
+        self.stack = Stack(self.workload, self._build(self.queue[0].seed), self.capacity)
+        self._refill(range(self.capacity))
+        while self.slots:
+            began = time.perf_counter()
+            self._advance(self._steps_ahead())
+            self._evaluate([k for k, slot in enumerate(self.slots) if self._evaluation_due(slot)])
+            share = (time.perf_counter() - began) / len(self.slots)
+            for slot in self.slots:
+                slot.seconds += share
+            finished = [k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)]
+            if finished:
+                for k in finished:
+                    yield self._finish(k)
+                self._refill(finished)
+
+    def _build(self, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return self.workload.build_model(seed).to(self.device).train()
+
+    def _initial(self, seed: int) -> dict[str, Tensor]:
+        """Parameters and buffers of the untrained model of a seed; each seed is built once."""
+        if seed not in self.initial:
+            model = self._build(seed)
+            self.initial[seed] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return self.initial[seed]
+
+    def _refill(self, free: Iterable[int]) -> None:
+        """Load the next points into free slots, drop slots that stay free, and order rows by optimizer."""
+        batches: dict[int, _Batches] = {}
+        loaded: list[int] = []
+        kept = {k: slot for k, slot in enumerate(self.slots)}
+        for k in free:
+            kept.pop(k, None)
+            if not self.queue:
+                continue
+            point = self.queue.popleft()
+            self.stack.load(k, self._initial(point.seed), point.optimizer)
+            torch.manual_seed(point.seed)  # a model that draws random numbers trains alone (stack.py)
+            if point.seed not in batches:
+                batches[point.seed] = _Batches(self.workload, point.batch_size, point.seed, self.device)
+            kept[k] = self._start(point, batches[point.seed])
+            loaded.append(k)
+        order = sorted(kept, key=lambda k: (kept[k].point.optimizer, k))
+        self.slots = [kept[k] for k in order]
+        if order:
+            self.stack.arrange(order)
+        self._evaluate([order.index(k) for k in loaded])
+
+    def _start(self, point: Point, batches: _Batches) -> _Slot:
+        total = total_steps(point, self.study.max_train_steps, self.study.prepend_warmup)
+        return _Slot(
+            point=point,
+            batches=batches,
+            total=total,
+            columns=coefficients(point.optimizer, point.settings, learning_rates(point, total)),
+            loss=np.empty(total),
+            grad_norm=np.empty(total),
+        )
+
+    def _steps_ahead(self) -> int:
+        """Updates until the first slot must be looked at: an evaluation, its end, or the next check."""
+        every = self.study.evaluate_every
+        return min(
+            CHECK_EVERY, *(min(every - slot.step % every, slot.total - slot.step) for slot in self.slots)
+        )
+
+    def _evaluation_due(self, slot: _Slot) -> bool:
+        return slot.step % self.study.evaluate_every == 0 or slot.step == slot.total
+
+    def _advance(self, steps: int) -> None:
+        """Take updates without looking at their results; then read losses and norms of all of them."""
+        tensor = self._tensor
+        blocks = [
+            (
+                slice(rows[0], rows[-1] + 1),
+                {
+                    name: tensor([self._ahead(self.slots[k], name, steps) for k in rows]).T[:, :, None].unbind()
+                    for name in self.slots[rows[0]].columns
+                },
+            )
+            for rows in self._blocks()
+        ]
+        clip_norms = [slot.point.clip_norm for slot in self.slots]
+        clip_norm_K1 = tensor([[c] for c in clip_norms]) if min(clip_norms) < np.inf else None
+        shape = (steps, len(self.slots))
+        losses, norms = (torch.empty(shape, device=self.device, dtype=self.stack.dtype) for _ in range(2))
+        for i in range(steps):
+            batch, shared = self._batch()
+            loss_K, norm_K1 = self.stack.gradients(batch, shared)
+            losses[i], norms[i] = loss_K, norm_K1[:, 0]
+            self.stack.update(
+                norm_K1,
+                clip_norm_K1,
+                [(rows, {name: c[i] for name, c in columns.items()}) for rows, columns in blocks],
+            )
+        for k, (loss, norm) in enumerate(zip(losses.T.tolist(), norms.T.tolist(), strict=True)):
+            slot = self.slots[k]
+            slot.loss[slot.step : slot.step + steps] = loss
+            slot.grad_norm[slot.step : slot.step + steps] = norm
+            slot.step += steps
+
+    @staticmethod
+    def _ahead(slot: _Slot, name: str, steps: int) -> NDArray[np.float64]:
+        return slot.columns[name][slot.step : slot.step + steps]
+
+    def _tensor(self, values: Any) -> Tensor:
+        return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(self.device, self.stack.dtype)
+
+    def _blocks(self) -> list[list[int]]:
+        """Rows of the same optimizer."""
+        rows = groupby(range(len(self.slots)), key=lambda k: self.slots[k].point.optimizer)
+        return [list(block) for _, block in rows]
+
+    def _batch(self) -> tuple[Any, bool]:
+        """The next batch of every slot, and whether it is one batch for all."""
+        drawn = {id(slot.batches): slot.batches.draw() for slot in _first_of_each(self.slots)}
+        if len(drawn) == 1:
+            return next(iter(drawn.values())), True
+        each = [drawn[id(slot.batches)] for slot in self.slots]
+        return tree_map(lambda *parts: torch.stack(parts), *each), False
+
+    def _evaluate(self, due: Sequence[int]) -> None:
+        if not due:
+            return
+        metrics = self.stack.evaluate(due)
+        for i, k in enumerate(due):
+            slot = self.slots[k]
+            slot.eval_step.append(slot.step)
+            for name, values in metrics.items():
+                slot.metrics.setdefault(name, []).append(values[i])
+            history = np.array(slot.metrics[self.study.objective])
+            if np.isfinite(history[-1]) and not (history[:-1] <= history[-1]).any():
+                self.stack.keep_best(k)
+
+    def _hopeless(self, slot: _Slot) -> bool:
+        return hopeless(slot.loss[: slot.step], slot.grad_norm[: slot.step], slot.total, self.chance)
+
+    def _finish(self, k: int) -> Trained:
+        slot = self.slots[k]
+        broken = ~(np.isfinite(slot.loss[: slot.step]) & np.isfinite(slot.grad_norm[: slot.step]))
+        if broken.any():
+            slot.step = int(broken.argmax()) + 1
+        curve = slot.curve(self.chance)
+        trial = measured(slot.point, judge(curve), curve, self.study.objective, slot.seconds)
+        return Trained(trial, self.stack.best(k))
+
+
+def _first_of_each(slots: Sequence[_Slot]) -> list[_Slot]:
+    """One slot for every distinct source of batches."""
+    return list({id(slot.batches): slot for slot in slots}.values())

@@ -1,0 +1,240 @@
+"""Records of one training: what was asked (Point), measured (Curve), judged (Verdict); together a Trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed"]
+Instability = Literal["none", "early", "mid_training"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One assignment of every hyperparameter: all that a worker needs to train it, and nothing measured.
+
+    `settings` holds the optimizer's own hyperparameters (momentum, beta1, ...), `workload_args` the
+    keyword arguments of the workload's factory. `number` is the position in the plan of its batch
+    size, so that (batch_size, number) names the point.
+    """
+
+    number: int
+    batch_size: int
+    optimizer: str
+    base_lr: float
+    warmup_steps: int = 0
+    clip_norm: float = math.inf
+    decay: str = "constant"
+    seed: int = 0
+    settings: Mapping[str, float] = field(default_factory=dict)
+    workload_args: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """Every hyperparameter by its name, flat."""
+        own = ("batch_size", "optimizer", "base_lr", "warmup_steps", "clip_norm", "decay", "seed")
+        return {name: getattr(self, name) for name in own} | {**self.settings} | {**self.workload_args}
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Measurements of one training, step by step.
+
+    loss, grad_norm   [T]  training loss on the batch of update t, and the unclipped global L2 norm of
+                           its gradient, both before update t is applied (R4, R15). T < total_steps if
+                           training was stopped.
+    metrics           name → [E]  what `evaluate` returned after `eval_step[e]` updates; entry 0 is the
+                           untrained model.
+    total_steps            the updates that were planned
+    chance_loss            loss of a constant predictor; nan where the workload does not state it
+    """
+
+    loss: Array
+    grad_norm: Array
+    eval_step: NDArray[np.int64]
+    metrics: Mapping[str, Array]
+    total_steps: int
+    chance_loss: float = math.nan
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Curve):
+            return NotImplemented
+        mine, theirs = self.arrays(), other.arrays()
+        return mine.keys() == theirs.keys() and all(
+            np.array_equal(mine[name], theirs[name], equal_nan=True) for name in mine
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # arrays are compared, never hashed
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The curve as named arrays, ready for `numpy.savez`; `from_arrays` is the inverse."""
+        return {
+            "loss": self.loss,
+            "grad_norm": self.grad_norm,
+            "eval_step": self.eval_step,
+            "total_steps": np.array(self.total_steps),
+            "chance_loss": np.array(self.chance_loss),
+            **{f"metric/{name}": values for name, values in self.metrics.items()},
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Curve:
+        return cls(
+            loss=arrays["loss"],
+            grad_norm=arrays["grad_norm"],
+            eval_step=arrays["eval_step"],
+            metrics={
+                name.removeprefix("metric/"): arrays[name]
+                for name in arrays
+                if name.startswith("metric/")
+            },
+            total_steps=int(arrays["total_steps"]),
+            chance_loss=float(arrays["chance_loss"]),
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a curve says about its point.
+
+    outcome      feasible | non_finite, diverged, collapsed (infeasible: a result about the point)
+                 | crashed (the program failed: no evidence about the point)
+    instability  none | early | mid_training: when the loss first blew up, also if it recovered (R2, R5)
+    onset_step   the update at which it did; inf = never
+    evidence     one sentence with the numbers behind it
+    """
+
+    outcome: Outcome
+    instability: Instability
+    onset_step: float
+    evidence: str
+
+    @property
+    def feasible(self) -> bool:
+        return self.outcome == "feasible"
+
+    @property
+    def infeasible(self) -> bool:
+        return self.outcome in ("non_finite", "diverged", "collapsed")
+
+    @property
+    def crashed(self) -> bool:
+        return self.outcome == "crashed"
+
+
+def crash(reason: str) -> Verdict:
+    """The verdict of a point whose training the program could not finish."""
+    return Verdict("crashed", "none", math.inf, reason)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished training. The scalars stand beside the curve, so that a table needs no curve files.
+
+    best_value     lowest finite value of the objective over the whole run (S3); inf if there is none
+    best_step      updates done when it was measured
+    initial_value  the objective of the untrained model
+    last_loss      last finite training loss; nan if there is none
+    clip_fraction  share of updates whose gradient was clipped (R17)
+    seconds        wall time of training, evaluation included
+    traceback      of a crashed trial; empty otherwise
+    """
+
+    point: Point
+    verdict: Verdict
+    curve: Curve
+    best_value: float
+    best_step: int
+    initial_value: float
+    last_loss: float
+    clip_fraction: float
+    seconds: float
+    traceback: str = ""
+
+    @property
+    def feasible(self) -> bool:
+        return self.verdict.feasible
+
+    def record(self) -> dict[str, Any]:
+        """Everything but the curve, as plain values for `json.dumps`, which writes nan and inf too."""
+        return {
+            item.name: asdict(value) if is_dataclass(value := getattr(self, item.name)) else value
+            for item in fields(self)
+            if item.name != "curve"
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], curve: Curve) -> Trial:
+        """The inverse of `record`."""
+        point, verdict = Point(**record["point"]), Verdict(**record["verdict"])
+        return cls(**{**record, "point": point, "verdict": verdict, "curve": curve})
+
+EMPTY_CURVE = Curve(
+    loss=np.empty(0), grad_norm=np.empty(0), eval_step=np.empty(0, np.int64), metrics={}, total_steps=0
+)
+
+
+def measured(point: Point, verdict: Verdict, curve: Curve, objective: str, seconds: float) -> Trial:
+    """The trial of a training that ran: scalars derived from its curve."""
+    values = curve.metrics[objective]
+    finite = np.flatnonzero(np.isfinite(values))
+    best = finite[np.argmin(values[finite])] if len(finite) else -1
+    finite_loss = curve.loss[np.isfinite(curve.loss)]
+    return Trial(
+        point=point,
+        verdict=verdict,
+        curve=curve,
+        best_value=float(values[best]) if len(finite) else math.inf,
+        best_step=int(curve.eval_step[best]) if len(finite) else 0,
+        initial_value=float(values[0]),
+        last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
+        clip_fraction=float(np.mean(curve.grad_norm > point.clip_norm)) if len(curve.loss) else 0.0,
+        seconds=seconds,
+    )
+
+
+def crashed(point: Point, reason: str, traceback: str = "", seconds: float = 0.0) -> Trial:
+    """The trial of a training that the program could not finish."""
+    return Trial(
+        point=point,
+        verdict=crash(reason),
+        curve=EMPTY_CURVE,
+        best_value=math.inf,
+        best_step=0,
+        initial_value=math.inf,
+        last_loss=math.nan,
+        clip_fraction=0.0,
+        seconds=seconds,
+        traceback=traceback,
+    )
+
+
+@dataclass(frozen=True, order=True)
+class Group:
+    """Trials to be compared with one another: all that differs within a group is nuisance (S1).
+
+    `scientific` holds the values of the study's scientific hyperparameters, in the study's order.
+    """
+
+    batch_size: int
+    optimizer: str
+    scientific: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        values = "".join(f", {name}={value}" for name, value in self.scientific)
+        return f"batch size {self.batch_size}, {self.optimizer}{values}"
+
+
+def group_of(point: Point, scientific: Sequence[str] = ()) -> Group:
+    """The group that a point belongs to, given the names of the scientific hyperparameters."""
+    return Group(
+        point.batch_size, point.optimizer, tuple((name, point.values[name]) for name in scientific)
+    )

@@ -1,0 +1,90 @@
+"""What runs in a worker process: train some points, and leave each finished trial where the driver finds it.
+
+A worker never touches the store. It drops files into the study's `inbox/`, the record last: a trial whose
+record is there is complete, and outlives whatever happens to the worker or the driver.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import UserError
+from .files import atomic, name_of, read_curve, write_checkpoint, write_curve
+from .study import Study
+from .training import train
+from .trial import EMPTY_CURVE, Point, Trial, crashed
+from .workload import load_workload
+
+
+@dataclass(frozen=True)
+class Task:
+    """Points of one study that a worker trains together: same batch size, same workload arguments."""
+
+    study: Study
+    inbox: Path
+    points: Sequence[Point]
+    slots: int
+    device: str
+    threads: int
+
+
+def work(task: Task) -> None:
+    """Train a task's points and post them to its inbox. An exception of the workload is posted as a crash."""
+    if os.getpid() != os.getppid():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
+    torch.set_num_threads(task.threads)
+    for point in task.points:
+        _started(task.inbox, point).touch()
+    began = time.perf_counter()
+    open_points = {point.number: point for point in task.points}
+    try:
+        workload = load_workload(task.study.workload, task.points[0].workload_args)
+        for trained in train(task.study, workload, task.points, task.slots, task.device):
+            _post(task.inbox, trained.trial, trained.checkpoint)
+            del open_points[trained.trial.point.number]
+    except Exception as error:
+        seconds = (time.perf_counter() - began) / len(open_points)
+        reason = f"{type(error).__name__}: {error}"
+        for point in open_points.values():
+            _post(task.inbox, crashed(point, reason, traceback.format_exc(), seconds), {})
+
+
+def _post(inbox: Path, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
+    stem = name_of(trial.point)
+    if not trial.verdict.crashed:
+        write_curve(inbox / f"{stem}.npz", trial.curve)
+        write_checkpoint(inbox / f"{stem}.safetensors", checkpoint)
+    with atomic(inbox / f"{stem}.json") as temporary:
+        temporary.write_text(json.dumps(trial.record()), encoding="utf-8")
+    _started(inbox, trial.point).unlink(missing_ok=True)
+
+
+def _started(inbox: Path, point: Point) -> Path:
+    return inbox / f"{name_of(point)}.started"
+
+
+def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:
+    """Finished trials in an inbox, oldest first, with the path of their record."""
+    for path in sorted(inbox.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        curve = path.with_suffix(".npz")
+        yield Trial.from_record(record, read_curve(curve) if curve.exists() else EMPTY_CURVE), path
+
+
+def interrupted(inbox: Path) -> set[str]:
+    """Stems of the points whose training began and did not end; forgets them."""
+    marks = [path for path in inbox.glob("*.started")]
+    for path in marks:
+        path.unlink(missing_ok=True)
+    return {path.stem for path in marks}
