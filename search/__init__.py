@@ -1,0 +1,36 @@
+"""Hyperparameter-search studies for PyTorch, after the Deep Learning Tuning Playbook.
+
+from pathlib import Path
+from tunewright.search import axis_figure, axis_info, load_study, run_study
+
+study = load_study("studies/digits_mlp.toml")
+trials = run_study(study)                      # or read_trials(open_store(Path("results/digits_mlp")))
+axis_figure(axis_info(trials, "base_lr", study.objective)).show()
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "analysis": ("boundary_checks", "group_trials", "summarize"),
+    "errors": ("UserError",),
+    "launch": ("run_studies", "run_study"),
+    "plots": ("axis_figure", "axis_info", "curves_figure", "curves_info"),
+    "sampling": ("plan",),
+    "storage": ("open_store", "read_trials"),
+    "study": ("Study", "load_study"),
+    "training": ("train",),
+    "trial": ("Curve", "Group", "Point", "Trial", "Verdict"),
+    "verdict": ("judge",),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use, so that `tunewright --help` need not wait for torch."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

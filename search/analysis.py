@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from .trial import Group, Point, Trial, group_of
@@ -64,6 +64,17 @@ class GroupSummary:
     def good_region_fraction(self) -> float:
         """Share of the feasible trials that lie in the good region; nan if there are none (S5)."""
         return self.good_region / self.feasible if self.feasible else math.nan
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for summary.json, the derived ones among them."""
+        values = asdict(self)
+        group = values.pop("group")
+        derived = ("headroom", "infeasible_fraction", "good_region_fraction")
+        return (
+            {**group, "scientific": dict(self.group.scientific)}
+            | values
+            | {name: getattr(self, name) for name in derived}
+        )
 
 
 @dataclass(frozen=True)
@@ -253,8 +264,8 @@ def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> Bou
         return None
     sentence = (
         f"{group.label}: instability, not a boundary: {infeasible} of the {len(above)} trials at base_lr ≥ "
-        f"{readable(unstable)} are infeasible, which is {readable(headroom)} × lr_star = {readable(lr_star)} (feasible up to "
-        f"{readable(last_feasible)}); fix the instability before widening base_lr (R6, S4)."
+        f"{readable(unstable)} are infeasible, which is {readable(headroom)} × lr_star = {readable(lr_star)} "
+        f"(feasible up to {readable(last_feasible)}); fix the instability before widening base_lr (R6, S4)."
     )
     return BoundaryNote(group, "base_lr", "high", "instability", sentence)
 
@@ -298,8 +309,8 @@ def _expand_note(
     count = sum(_near(place, side) for place in _places(few, axis, bound))
     border, beyond = (bound[0], "below") if side == "low" else (bound[1], "above")
     sentence = (
-        f"{group.label}: expand {axis} {beyond} {readable(border)}: {count} of the {len(few)} best trials lie in "
-        f"the outermost {BORDER:.0%} of its range, the best at {readable(best)} (S4)."
+        f"{group.label}: expand {axis} {beyond} {readable(border)}: {count} of the {len(few)} best trials "
+        f"lie in the outermost {BORDER:.0%} of its range, the best at {readable(best)} (S4)."
     )
     if (axis, side) == ("warmup_steps", "high"):
         sentence += " More than 10 % of max_train_steps needs a larger max_train_steps (R10, R12)."

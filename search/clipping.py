@@ -8,7 +8,8 @@ from torch import Tensor
 
 def global_norm(gradient_KP: Tensor) -> Tensor:
     """The unclipped L2 norm of each row: [K, P] → [K, 1] (R4, R15)."""
-    return torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True)
+    norm_K1: Tensor = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True)
+    return norm_K1
 
 
 def clip_(gradient_KP: Tensor, norm_K1: Tensor, clip_norm_K1: Tensor) -> None:

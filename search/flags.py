@@ -155,22 +155,21 @@ def training_loss_rising(loss: Array) -> CurveFlag | None:
     return None
 
 
-def checkpoint_note(trials: Iterable[Trial]) -> str:
+def checkpoint_note(trials: Iterable[Trial], objective: str) -> str:
     """Whether one group trained for too long or too short (S8); empty if neither, or if curves are missing.
 
     Too long: the best trial's checkpoint lies in the first 10 % of training. Too short: the checkpoints
-    of all of the best few lie in the last 25 %.
+    of all of the best few lie in the last 25 %, and the best trial was not saturated by then.
     """
-    places = [
-        trial.best_step / trial.curve.total_steps for trial in best_few(trials) if trial.curve.total_steps
-    ]
+    few = [trial for trial in best_few(trials) if trial.curve.total_steps]
+    places = [trial.best_step / trial.curve.total_steps for trial in few]
     if places and places[0] <= FAR_TOO_LONG:
         return (
             f"the best checkpoint lies at {places[0]:.0%} of training: max_train_steps is far too large (S8)"
         )
-    if len(places) > 1 and min(places) >= 1 - LATE:
-        return (
-            f"all {len(places)} best checkpoints lie in the last {LATE:.0%} of training: "
-            f"train longer and retune the decay (S8)"
-        )
-    return ""
+    if len(places) < 2 or min(places) < 1 - LATE or saturated(few[0].curve.metrics[objective]):
+        return ""
+    return (
+        f"all {len(places)} best checkpoints lie in the last {LATE:.0%} of training: "
+        f"train longer and retune the decay (S8)"
+    )

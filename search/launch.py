@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
@@ -19,11 +21,12 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from .analysis import summarize
 from .errors import UserError
-from .files import checkpoint_path, curve_path, name_of, write_json
+from .files import atomic, checkpoint_path, curve_path, name_of, write_json
 from .progress import Progress
 from .sampling import next_points
 from .storage import Store, as_told, create_store, environment, read_trials, tell, write_table
 from .study import Study
+from .training import train
 from .trial import Point, Trial, crashed
 from .worker import Task, interrupted, posted, work
 from .workload import check_workload, load_workload
@@ -49,10 +52,7 @@ def run_studies(
     study or its workload, before anything is trained; KeyboardInterrupt passes through, with all finished
     trials stored.
     """
-    for study in studies:
-        for workload_args in _workload_args(study):
-            workload = load_workload(study.workload, workload_args)
-            check_workload(workload, study.objective, study.batch_sizes)
+    check_studies(studies)
     with ExitStack() as stack:
         stores = [stack.enter_context(_exclusive(create_store(study, results, storage))) for study in studies]
         driver = _Driver(stores, workers or joblib.cpu_count(), threads, device)
@@ -63,6 +63,30 @@ def run_studies(
             for store in stores:
                 write_results(store, workers=driver.workers, threads=threads, device=device)
     return stores
+
+
+def check_studies(studies: Sequence[Study]) -> None:
+    """Try every workload of the studies once. Raises UserError naming the study and what is wrong."""
+    for study in studies:
+        for workload_args in _workload_args(study):
+            try:
+                workload = load_workload(study.workload, workload_args)
+                check_workload(workload, study.objective, study.batch_sizes)
+            except UserError as error:
+                raise UserError(f"{study.name}: {error}") from error
+
+
+def seconds_per_step(study: Study, steps: int = 30) -> dict[int, float]:
+    """Measured seconds of one update of one trial on one core, by batch size."""
+    short = study.model_copy(update={"max_train_steps": steps, "evaluations": 1})
+    result = {}
+    for batch_size in study.batch_sizes:
+        point = replace(next(p for p in next_points(study, []) if p.batch_size == batch_size), warmup_steps=0)
+        workload = load_workload(study.workload, point.workload_args)
+        began = time.perf_counter()
+        list(train(short, workload, [point]))
+        result[batch_size] = (time.perf_counter() - began) / steps
+    return result
 
 
 def run_study(study: Study, **options: object) -> list[Trial]:
@@ -77,6 +101,15 @@ def write_results(store: Store, **environment_entries: object) -> None:
     write_table(store.folder / "trials.csv", trials)
     write_json(store.folder / "summary.json", summarize(trials, store.study.scientific_names))
     write_json(store.folder / "environment.json", environment(sys.argv, **environment_entries))
+    crashes = [trial for trial in trials if trial.verdict.crashed]
+    log = store.folder / "crashed.log"
+    with atomic(log) as temporary:
+        temporary.write_text(
+            "".join(f"{name_of(t.point)}: {t.verdict.evidence}\n{t.traceback}\n" for t in crashes),
+            encoding="utf-8",
+        )
+    if not crashes:
+        log.unlink()
 
 
 def _workload_args(study: Study) -> Iterator[dict[str, object]]:
@@ -138,7 +171,7 @@ class _Driver:
         return tasks
 
     def train(self, tasks: Sequence[Task]) -> None:
-        """Hand out tasks; a worker that dies ends the pool, and what was in training is counted against it."""
+        """Hand out tasks. A worker that dies ends the pool; what was in training is counted against it."""
         pool = joblib.Parallel(
             n_jobs=min(self.workers, len(tasks)),
             return_as="generator_unordered",
@@ -153,9 +186,7 @@ class _Driver:
             self.count_deaths(tasks)
 
     def count_deaths(self, tasks: Sequence[Task]) -> None:
-        suspects = {
-            (task.study.name, stem) for task in tasks for stem in interrupted(task.inbox)
-        }
+        suspects = {(task.study.name, stem) for task in tasks for stem in interrupted(task.inbox)}
         if not suspects:
             raise RuntimeError("worker processes die before they begin to train; see the messages above")
         self.deaths.update(suspects)

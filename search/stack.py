@@ -1,8 +1,8 @@
 """K models of one shape as rows of one buffer: forward, backward, norm, clip and update for all at once.
 
-Shapes: K slots, P trainable parameters of one model, B examples. `theta_KP` holds the parameters, a row a slot;
-`leaves` are its views, one per parameter tensor, [K, *shape], whose gradients are views of `gradient_KP`. So a
-backward pass fills the gradient buffer, and norm, clipping and update are elementwise on whole rows.
+Shapes: K slots, P trainable parameters of one model, B examples. `theta` [K, P] holds the parameters, a row a
+slot, and `gradient` [K, P] their gradients; the model's tensors are views of them. So norm, clipping and update
+are a few operations on whole rows, however many tensors a model has.
 
 K = 1 runs the model as it is. K > 1 runs it under torch.func.vmap, with every slot's buffers (BatchNorm's
 running statistics) stacked too. Either way the numbers of a slot depend on nothing in its neighbours.
@@ -48,7 +48,9 @@ class Stack:
         kinds = {(p.device, p.dtype) for p in trainable.values()}
         if len(kinds) != 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
-            raise UserError(f"workload: the model's parameters must share one device and dtype; found {found}")
+            raise UserError(
+                f"workload: the model's parameters must share one device and dtype; found {found}"
+            )
         self.workload, self.model = workload, model
         self.device, self.dtype = next(iter(kinds))
         self._call = _Call(workload, model)
@@ -63,9 +65,7 @@ class Stack:
             name: torch.zeros(slots, width, device=self.device, dtype=self.dtype)
             for name in ("theta", "gradient", "m", "v", "best")
         }
-        self._buffers = {
-            name: torch.stack([buffer] * slots) for name, buffer in model.named_buffers()
-        }
+        self._buffers = {name: torch.stack([buffer] * slots) for name, buffer in model.named_buffers()}
         self._best_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         self._evaluates_stacked = True
         self._bind()
@@ -76,7 +76,7 @@ class Stack:
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
         return {
-            name: rows_KP[:, start:stop].unflatten(1, self._shapes[name]) if self._shapes[name] else rows_KP[:, start]
+            name: rows_KP[:, start:stop].view(len(rows_KP), *self._shapes[name])
             for name, (start, stop) in self._offsets.items()
         }
 
@@ -138,14 +138,21 @@ class Stack:
         return loss_K.detach(), global_norm(gradient_KP)
 
     @torch.no_grad()
-    def update(self, norm_K1: Tensor, clip_norm_K1: Tensor | None, blocks: Iterable[tuple[slice, Mapping[str, Tensor]]]) -> None:
+    def update(
+        self,
+        norm_K1: Tensor,
+        clip_norm_K1: Tensor | None,
+        blocks: Iterable[tuple[slice, Mapping[str, Tensor]]],
+    ) -> None:
         """Clip the gradient buffer and apply one update: per block of rows, the coefficients of its rule."""
         rows = self._rows
         if clip_norm_K1 is not None:
             clip_(rows["gradient"], norm_K1, clip_norm_K1)
         for block, columns in blocks:
             state = {name: rows[name][block] for name in ("m", "v")}
-            RULES[self.optimizers[block.start]].update(rows["theta"][block], rows["gradient"][block], state, columns)
+            RULES[self.optimizers[block.start]].update(
+                rows["theta"][block], rows["gradient"][block], state, columns
+            )
 
     @torch.no_grad()
     def evaluate(self, wanted: Sequence[int]) -> dict[str, list[float]]:

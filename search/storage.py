@@ -35,9 +35,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from .errors import UserError
 from .files import atomic, curve_path, read_curve
 from .sampling import Told, distribution, plan
-from .study import ADAPTIVE, Range, Study
+from .study import ADAPTIVE, Range, Study, load_study
 from .trial import EMPTY_CURVE, Curve, Point, Trial
 
+STUDY_FILE = "study.toml"
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
 SECONDS_TO_WAIT_FOR_A_LOCK = 60
 PACKAGES = ("tunewright", "torch", "optuna", "optuna-dashboard", "numpy", "scipy", "scikit-learn", "joblib")
@@ -118,7 +119,9 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
     storage = open_storage(url or f"sqlite:///{folder / 'study.db'}")
     names = {batch_size: f"{study.name}/batch_size={batch_size}" for batch_size in study.batch_sizes}
-    strangers = {summary.study_name for summary in optuna.get_all_study_summaries(storage, False)} - set(names.values())
+    strangers = {summary.study_name for summary in optuna.get_all_study_summaries(storage, False)} - set(
+        names.values()
+    )
     if strangers and url is None and not any(name.startswith(f"{study.name}/") for name in strangers):
         raise UserError(f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(strangers))}")
     store = Store(
@@ -130,7 +133,23 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
         },
     )
     _claim(store)
+    if study.source:
+        with atomic(folder / STUDY_FILE) as temporary:
+            temporary.write_text(study.source, encoding="utf-8")
     return store
+
+
+def open_store(folder: Path, url: str | None = None) -> Store:
+    """A results folder as it stands, by its own copy of the study file. Raises UserError if it has none."""
+    if not (folder / STUDY_FILE).is_file():
+        raise UserError(f"{folder}: is not a results folder: it has no {STUDY_FILE}")
+    if url is None and not (folder / "study.db").is_file():
+        raise UserError(
+            f"{folder}: has no study.db (git does not keep it); run the study, or name its --storage"
+        )
+    return create_store(
+        load_study(folder / STUDY_FILE, name=folder.resolve().name), folder.resolve().parent, url
+    )
 
 
 def _claim(store: Store) -> None:
@@ -193,8 +212,8 @@ def as_told(trial: Trial) -> Told:
 def tell(store: Store, trial: Trial) -> None:
     """Write a finished trial to its Optuna study, in one transaction. The only function that decides how.
 
-    Feasible and infeasible trials are COMPLETE (an infeasible one is a result), a crashed one is FAIL: it says
-    nothing about its point, which is trained again by the next run.
+    Feasible and infeasible trials are COMPLETE (an infeasible one is a result), a crashed one is FAIL: it
+    says nothing about its point, which is trained again by the next run.
     """
     optuna_study = store.optuna_studies[trial.point.batch_size]
     attributes = {
@@ -238,9 +257,10 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
     for name, axis in study.axes(point.optimizer).items():
         if not isinstance(axis, Range) and len(axis) == 1:
             continue
-        shared = getattr(study.space, name, None) is not None and getattr(
-            getattr(study.space.optimizer, point.optimizer), name
-        ) is None
+        shared = (
+            getattr(study.space, name, None) is not None
+            and getattr(getattr(study.space.optimizer, point.optimizer), name) is None
+        )
         label = name if shared or len(study.optimizers) == 1 else f"{point.optimizer}.{name}"
         parameters[label], distributions[label] = point.values[name], distribution(axis, name)
     for name in study.scientific_workload_args:
@@ -281,8 +301,10 @@ def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
 def write_table(path: Path, trials: Sequence[Trial]) -> None:
     """trials.csv: a row per finished trial, a column per hyperparameter and per result."""
     hyperparameters = list(dict.fromkeys(name for trial in trials for name in trial.point.values))
-    results = ("verdict", "instability", "onset_step", "best_value", "best_step", "initial_value", "last_loss")
-    results += ("clip_fraction", "seconds", "reason")
+    results = [
+        *("verdict", "instability", "onset_step", "best_value", "best_step", "initial_value", "last_loss"),
+        *("clip_fraction", "seconds", "reason"),
+    ]
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["number", *hyperparameters, *results])
         writer.writeheader()
@@ -320,5 +342,7 @@ def _git_revision() -> str:
     git = shutil.which("git")
     if git is None:
         return "unknown"
-    found = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        [git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    )
     return found.stdout.strip() or "unknown"

@@ -11,7 +11,7 @@ import difflib
 import itertools
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,10 +36,13 @@ from .trial import Group
 
 Scalar = bool | int | float | str
 Sampler = Literal["halton", "sobol", "grid", "random", "tpe", "gp"]
-ADAPTIVE = ("tpe", "gp")  # these learn from finished trials; the others draw every point before the first training
+ADAPTIVE = (
+    "tpe",
+    "gp",
+)  # these learn from finished trials; the others draw every point before the first training
 
 # What a value must satisfy: the rule in words, and its test.
-VALUE_RULES = {
+VALUE_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "base_lr": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
     "warmup_steps": ("an integer ≥ 0", lambda v: _number(v) and v == int(v) and v >= 0),
     "clip_norm": ("a number > 0 (inf = never clip)", lambda v: _number(v) and v > 0),
@@ -53,7 +56,7 @@ COMMON = ("base_lr", "warmup_steps", "clip_norm", "decay")  # axes that every op
 DEFAULTS: dict[str, Scalar] = {"warmup_steps": 0, "clip_norm": math.inf, "decay": "constant"}
 
 
-def _number(value: object) -> bool:
+def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
@@ -126,7 +129,7 @@ class _Axes(_Strict):
 
 
 def _optimizer_model(name: str) -> type[_Axes]:
-    fields: dict[str, Any] = {axis: (AxisSpec | None, None) for axis in (*COMMON, *RULES[name].defaults)}
+    fields: dict[str, Any] = dict.fromkeys((*COMMON, *RULES[name].defaults), (AxisSpec | None, None))
     return create_model(name, __base__=_Axes, __doc__=f"Ranges of the {name} optimizer's own.", **fields)
 
 
@@ -159,13 +162,20 @@ class Study(_Strict):
     objective: str = Field(description="A metric that evaluate() returns; minimized")
     max_train_steps: PositiveInt = Field(description="Optimizer updates of the baseline schedule")
     batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    trials: PositiveInt | None = Field(None, description="Trials per batch size; the grid sampler counts its own")
+    trials: PositiveInt | None = Field(
+        None, description="Trials per batch size; the grid sampler counts its own"
+    )
     sampler: Sampler = "halton"
     seed: Annotated[int, Field(ge=0)] = 0
     evaluations: PositiveInt = Field(50, description="Evaluations per trial, at regular step intervals")
-    prepend_warmup: bool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
-    scientific: tuple[str, ...] = Field((), description="Axes whose effect is the question, besides the optimizer")
+    prepend_warmup: bool = Field(
+        False, description="Warmup adds to max_train_steps instead of being part of it"
+    )
+    scientific: tuple[str, ...] = Field(
+        (), description="Axes whose effect is the question, besides the optimizer"
+    )
     space: Space
+    source: str = Field("", exclude=True, repr=False, description="The file's text, comments and all")
 
     @field_validator("max_train_steps", "seed", mode="before")
     @classmethod
@@ -200,6 +210,18 @@ class Study(_Strict):
         return spec if isinstance(spec, Range | tuple) else (spec,)
 
     @property
+    def ranges(self) -> dict[str, dict[str, tuple[float, float, bool]]]:
+        """The bounds of every range, as (low, high, log), by optimizer and axis."""
+        return {
+            optimizer: {
+                name: (axis.low, axis.high, axis.log)
+                for name, axis in self.axes(optimizer).items()
+                if isinstance(axis, Range)
+            }
+            for optimizer in self.optimizers
+        }
+
+    @property
     def scientific_workload_args(self) -> tuple[str, ...]:
         return tuple(name for name, value in self.workload_args.items() if isinstance(value, tuple))
 
@@ -214,8 +236,8 @@ class Study(_Strict):
             Group(batch_size, optimizer, tuple(zip(self.scientific_names, values, strict=True)))
             for optimizer in self.optimizers
             for values in itertools.product(
-                *(self.axes(optimizer)[name] for name in self.scientific),  # type: ignore[arg-type]
-                *(self.workload_args[name] for name in self.scientific_workload_args),  # type: ignore[arg-type]
+                *(self.axes(optimizer)[name] for name in self.scientific),
+                *(self.workload_args[name] for name in self.scientific_workload_args),
             )
         ]
 
@@ -226,8 +248,13 @@ class Study(_Strict):
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             yield "batch_sizes", f"must differ from one another, got {list(self.batch_sizes)}"
         if (self.trials is None) != (self.sampler == "grid"):
-            yield "trials", (
-                "is required" if self.trials is None else "the grid sampler counts its own points: remove trials"
+            yield (
+                "trials",
+                (
+                    "is required"
+                    if self.trials is None
+                    else "the grid sampler counts its own points: remove trials"
+                ),
             )
         longest = longest_warmup(self.max_train_steps)
         for optimizer in self.optimizers:
@@ -235,8 +262,8 @@ class Study(_Strict):
             if "base_lr" not in axes:
                 yield f"{place}.base_lr", "is required (here, or in [space] for every optimizer)"
             warmup = axes["warmup_steps"]
-            largest = warmup.high if isinstance(warmup, Range) else max(warmup)  # type: ignore[type-var]
-            if largest > longest:  # type: ignore[operator]
+            largest = float(warmup.high if isinstance(warmup, Range) else max(map(float, warmup)))
+            if largest > longest:
                 yield (
                     f"{place}.warmup_steps",
                     f"must not exceed 10 % of max_train_steps = {longest} (R10), got {largest:g}",
@@ -247,32 +274,40 @@ class Study(_Strict):
             for name, axis in axes.items():
                 if self.sampler == "grid" and isinstance(axis, Range) and axis.points is None:
                     yield f"{place}.{name}", "the grid sampler needs the number of points of a range"
-        known = all(isinstance(self.axes(o).get(name), tuple) for o in self.optimizers for name in self.scientific)
+        known = all(
+            isinstance(self.axes(o).get(name), tuple) for o in self.optimizers for name in self.scientific
+        )
         if self.trials is not None and known:
             groups = len(self.groups(self.batch_sizes[0]))
             if self.trials < groups:
-                yield "trials", f"must be at least the number of groups per batch size, {groups}, got {self.trials}"
+                yield (
+                    "trials",
+                    f"must be at least the number of groups per batch size, {groups}, got {self.trials}",
+                )
 
 
-def load_study(path: str | Path) -> Study:
-    """Read and validate a study file. Raises UserError with one line per mistake: file: key: rule, value."""
+def load_study(path: str | Path, name: str = "") -> Study:
+    """Read and validate a study file; its stem names the study, unless `name` does.
+
+    Raises UserError with one line per mistake: file: key: rule, value.
+    """
     path = Path(path)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        document = tomllib.loads(text)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is not valid TOML: {error}") from error
-    return parse_study(document, name=path.stem, place=str(path))
+    return parse_study(document, name or path.stem, place=str(path), source=text)
 
 
-def parse_study(document: Mapping[str, Any], name: str, place: str) -> Study:
+def parse_study(document: Mapping[str, Any], name: str, place: str, source: str = "") -> Study:
     """Validate a study file's content; `place` names it in messages. Raises UserError as load_study."""
-    lines = []
-    if "name" in document:
-        lines.append("name: the file's name is the study's name: remove it")
+    own = sorted(document.keys() & {"name", "source"})
+    lines = [f"{key}: unknown key; the file's name is the study's name" for key in own]
     try:
-        study = Study.model_validate({**document, "name": name})
+        study = Study.model_validate({**document, "name": name, "source": source})
     except ValidationError as error:
         lines += [_explain(detail) for detail in error.errors()]
     else:
@@ -285,7 +320,7 @@ def parse_study(document: Mapping[str, Any], name: str, place: str) -> Study:
 def schema() -> dict[str, Any]:
     """The JSON schema of a study file, for editors."""
     result = Study.model_json_schema()
-    del result["properties"]["name"]
+    del result["properties"]["name"], result["properties"]["source"]
     result["required"].remove("name")
     return result
 
@@ -310,7 +345,7 @@ def _unknown_key(keys: list[str]) -> str:
         return "every batch size is tuned on its own (R20): list them in batch_sizes at the top of the file"
     match parents:
         case []:
-            known = [name for name in Study.model_fields if name != "name"]
+            known = [name for name in Study.model_fields if name not in ("name", "source")]
         case ["space"]:
             known = list(Space.model_fields)
         case ["space", "optimizer"]:
@@ -320,4 +355,8 @@ def _unknown_key(keys: list[str]) -> str:
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)
-    return f"unknown key; did you mean {nearest[0]!r}?" if nearest else f"unknown key; known are {', '.join(known)}"
+    return (
+        f"unknown key; did you mean {nearest[0]!r}?"
+        if nearest
+        else f"unknown key; known are {', '.join(known)}"
+    )

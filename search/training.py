@@ -113,7 +113,9 @@ class _Loop:
             share = (time.perf_counter() - began) / len(self.slots)
             for slot in self.slots:
                 slot.seconds += share
-            finished = [k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)]
+            finished = [
+                k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)
+            ]
             if finished:
                 for k in finished:
                     yield self._finish(k)
@@ -134,7 +136,7 @@ class _Loop:
         """Load the next points into free slots, drop slots that stay free, and order rows by optimizer."""
         batches: dict[int, _Batches] = {}
         loaded: list[int] = []
-        kept = {k: slot for k, slot in enumerate(self.slots)}
+        kept = dict(enumerate(self.slots))
         for k in free:
             kept.pop(k, None)
             if not self.queue:
@@ -180,7 +182,9 @@ class _Loop:
             (
                 slice(rows[0], rows[-1] + 1),
                 {
-                    name: tensor([self._ahead(self.slots[k], name, steps) for k in rows]).T[:, :, None].unbind()
+                    name: tensor([self._ahead(self.slots[k], name, steps) for k in rows])
+                    .T[:, :, None]
+                    .unbind()
                     for name in self.slots[rows[0]].columns
                 },
             )

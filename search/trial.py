@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -91,9 +91,7 @@ class Curve:
             grad_norm=arrays["grad_norm"],
             eval_step=arrays["eval_step"],
             metrics={
-                name.removeprefix("metric/"): arrays[name]
-                for name in arrays
-                if name.startswith("metric/")
+                name.removeprefix("metric/"): arrays[name] for name in arrays if name.startswith("metric/")
             },
             total_steps=int(arrays["total_steps"]),
             chance_loss=float(arrays["chance_loss"]),
@@ -165,9 +163,9 @@ class Trial:
     def record(self) -> dict[str, Any]:
         """Everything but the curve, as plain values for `json.dumps`, which writes nan and inf too."""
         return {
-            item.name: asdict(value) if is_dataclass(value := getattr(self, item.name)) else value
-            for item in fields(self)
-            if item.name != "curve"
+            name: asdict(value) if name in ("point", "verdict") else value
+            for name, value in vars(self).items()
+            if name != "curve"
         }
 
     @classmethod
@@ -175,6 +173,7 @@ class Trial:
         """The inverse of `record`."""
         point, verdict = Point(**record["point"]), Verdict(**record["verdict"])
         return cls(**{**record, "point": point, "verdict": verdict, "curve": curve})
+
 
 EMPTY_CURVE = Curve(
     loss=np.empty(0), grad_norm=np.empty(0), eval_step=np.empty(0, np.int64), metrics={}, total_steps=0
@@ -235,6 +234,4 @@ class Group:
 
 def group_of(point: Point, scientific: Sequence[str] = ()) -> Group:
     """The group that a point belongs to, given the names of the scientific hyperparameters."""
-    return Group(
-        point.batch_size, point.optimizer, tuple((name, point.values[name]) for name in scientific)
-    )
+    return Group(point.batch_size, point.optimizer, tuple((name, point.values[name]) for name in scientific))

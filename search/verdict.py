@@ -29,7 +29,7 @@ from .trial import Array, Curve, Instability, Verdict
 
 DIVERGED_FACTOR = 2.0  # three times the initial loss: above any loss seen on the way of runs that recovered
 PATIENCE_FRACTION = 0.25  # of the planned updates: early blow-ups recovered within a tenth in every run seen
-MIN_PATIENCE = 50  # updates: twice the span in which early blow-ups happen (R5)
+MIN_PATIENCE = 100  # updates: four times the span in which early blow-ups happen (R5)
 CHANCE_TOLERANCE = 0.05  # a constant predictor's minibatch losses scatter by a few percent
 LOST_FRACTION = 0.75  # of what had been learned: a rise that never recovers (R7)
 LEARNED_FRACTION = 0.20  # the loss had fallen this far from chance: a steady decline (R2)
@@ -60,7 +60,7 @@ def judge(curve: Curve) -> Verdict:
         evidence = f"{what} became non-finite at step {step}{_before(loss, step)}"
         return Verdict("non_finite", _kind(loss[:step], chance), step, evidence)
     last = float(np.median(loss[-steps:]))
-    rise = _first_rise(loss)
+    rise = _first_rise(loss, chance)
     if len(loss) >= MIN_PATIENCE and last > ceiling(loss[0]):
         step = int(rise if math.isfinite(rise) else _last_below(loss, ceiling(loss[0])))
         evidence = f"loss far above its start since step {step}: {loss[0]:.3g} to {last:.3g}"
@@ -137,15 +137,15 @@ def _last_below(loss: Array, level: float) -> int:
     return int(below[-1]) + 1 if len(below) else 0
 
 
-def _first_rise(loss: Array) -> float:
+def _first_rise(loss: Array, chance: float) -> float:
     """The first update at which the loss blew up; inf if it never did.
 
-    In the first steps: two updates in a row above L₀ by RISEN_FACTOR. Later: the median over the next
+    In the first steps: two updates in a row above L₀ and chance by RISEN_FACTOR. Later: the median over the next
     RISE_STEPS exceeds the median over the WINDOW before by RISE_FRACTION of what had been learned and by
     RISE_DEVIATIONS of the scatter; or, too slow for that, the typical loss ends LOST_FRACTION / 2 above its
     lowest.
     """
-    start = loss[0] + RISEN_FACTOR * abs(loss[0])
+    start = max(loss[0], chance) + RISEN_FACTOR * abs(loss[0])
     high = loss[1 : EARLY_STEPS + 1] > start
     early = np.flatnonzero(high[:-1] & high[1:])
     if len(early):
@@ -175,7 +175,7 @@ def _kind(before: Array, chance: float) -> Instability:
     if len(before) <= EARLY_STEPS:
         return "early"
     start = max(before[0], chance)
-    declined = np.median(before[-WINDOW:]) < start - LEARNED_FRACTION * abs(start)
+    declined = _typical(before).min() < start - LEARNED_FRACTION * abs(start)
     return "mid_training" if declined else "early"
 
 

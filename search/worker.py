@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import UserError
 from .files import atomic, name_of, read_curve, write_checkpoint, write_curve
 from .study import Study
 from .training import train
@@ -84,7 +83,7 @@ def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:
 
 def interrupted(inbox: Path) -> set[str]:
     """Stems of the points whose training began and did not end; forgets them."""
-    marks = [path for path in inbox.glob("*.started")]
+    marks = list(inbox.glob("*.started"))
     for path in marks:
         path.unlink(missing_ok=True)
     return {path.stem for path in marks}

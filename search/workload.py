@@ -7,6 +7,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -85,6 +86,10 @@ def examples(batch: Any) -> int:
     return examples(next(iter(parts)))
 
 
+def _first_batch(workload: Workload, batch_size: int) -> Any:
+    return next(iter(workload.train_batches(batch_size, 0)))
+
+
 def check_workload(workload: Workload, objective: str, batch_sizes: Sequence[int]) -> None:
     """Try every method once, so that a mistake shows before the first training.
 
@@ -102,14 +107,10 @@ def check_workload(workload: Workload, objective: str, batch_sizes: Sequence[int
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("workload: build_model returned a model without trainable parameters")
     for batch_size in batch_sizes:
-        batch = attempt(
-            f"train_batches(batch_size={batch_size})",
-            lambda size=batch_size: next(iter(workload.train_batches(size, 0))),
-        )
+        call = f"train_batches(batch_size={batch_size})"
+        batch = attempt(call, partial(_first_batch, workload, batch_size))
         if examples(batch) != batch_size:
-            raise UserError(
-                f"batch_sizes: train_batches(batch_size={batch_size}) yielded a batch of {examples(batch)} examples"
-            )
+            raise UserError(f"batch_sizes: {call} yielded a batch of {examples(batch)} examples")
     loss = attempt("loss", lambda: workload.loss(model, batch))
     if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
         raise UserError("workload: loss must return a scalar tensor that depends on the parameters")

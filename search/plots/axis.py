@@ -261,7 +261,7 @@ def _draw_axes(
         figure.update_yaxes(row=row, col=column, **y_axis)
         figure.update_xaxes(row=row, col=column, **_x_axis(info, in_row))
     figure.update_yaxes(col=1, title_text=f"best {escape(info.objective)}")
-    figure.update_xaxes(row=max(row for row, _ in places.values()), title_text=escape(info.axis))
+    figure.update_xaxes(row=max((row for row, _ in places.values()), default=1), title_text=escape(info.axis))
 
 
 def _y_axis(info: AxisInfo, foot: float, head: float) -> dict[str, Any]:

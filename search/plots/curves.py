@@ -22,7 +22,6 @@ from .style import (
     hover,
     in_grid,
     log_axis,
-    numbers_of,
     panel_figure,
     panel_title,
 )
@@ -74,7 +73,9 @@ def curves_info(
     trials: Iterable[Trial], objective: str, *, log_steps: bool = False, scientific: Sequence[str] = ()
 ) -> CurvesInfo:
     """What the training curves show: a panel per group, a line per trial that has a curve (S3, R3)."""
-    panels = tuple(_panel(group, own, objective) for group, own in group_trials(trials, scientific).items())
+    panels = tuple(
+        _panel(group, own, objective, log_steps) for group, own in group_trials(trials, scientific).items()
+    )
     losses = [line.loss for panel in panels for line in panel.lines if line.loss]
     lowest, highest = min(map(min, losses), default=0.1), max(map(max, losses), default=1.0)
     high = min(highest, CEILING * max((loss[0] for loss in losses), default=1.0))
@@ -84,7 +85,7 @@ def curves_info(
     return CurvesInfo(log_steps, log_loss=0 < low < high, loss_range=(low, high), panels=panels)
 
 
-def _panel(group: Group, trials: list[Trial], objective: str) -> CurvesPanel:
+def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -> CurvesPanel:
     ranking = ranked(trials)
     above = sorted({trial.point.base_lr for trial in just_above(trials)})
     lines = []
@@ -95,7 +96,14 @@ def _panel(group: Group, trials: list[Trial], objective: str) -> CurvesPanel:
         rank = 0 if ranking and trial is ranking[0] else above.index(base_lr) + 1 if base_lr in above else -1
         text = hover(trial, objective)
         lines.append(
-            Line(trial.point.number, rank, trial.verdict.infeasible, base_lr, *thin(trial.curve.loss), text)
+            Line(
+                trial.point.number,
+                rank,
+                trial.verdict.infeasible,
+                base_lr,
+                *thin(trial.curve.loss, log_steps),
+                text,
+            )
         )
     return CurvesPanel(
         group,
@@ -114,7 +122,7 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
     titles = {places[panel.group]: panel_title(panel.group.label, _key(panel)) for panel in info.panels}
     figure = panel_figure(
         "Training loss: does it rise just above lr_star?",
-        "every trial; a cross marks the end of an infeasible one",
+        "grey: feasible, red: infeasible; in colour: lr_star and the next learning rates above it",
         titles,
     )
     shown: set[str] = set()
@@ -127,8 +135,12 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
             shown.add(trace.name)
             figure.add_trace(trace, row=row, col=column)
     _draw_axes(figure, info, max((row for row, _ in places.values()), default=1))
-    missing = [f"{panel.group.label}: {numbers_of(panel.missing)}" for panel in info.panels if panel.missing]
-    footnote(figure, "no curve for trials " + "; ".join(missing) if missing else "")
+    missing = [
+        f"{panel.group.label}: trials {', '.join(map(str, panel.missing))}"
+        for panel in info.panels
+        if panel.missing
+    ]
+    footnote(figure, "no curve: " + "; ".join(missing) if missing else "")
     return figure
 
 
@@ -143,9 +155,7 @@ def _key(panel: CurvesPanel) -> str:
     first = {line.rank: line for line in panel.lines if line.rank >= 0}
     names = [
         f"<span style='color:{_colour(line)}'><b>━</b></span> "
-        + ("lr_star = " if rank == 0 else "")
-        + readable(line.base_lr)
-        + (f" ({readable(line.base_lr / panel.lr_star)} ×)" if rank else "")
+        + (f"{readable(line.base_lr / panel.lr_star)} ×" if rank else f"lr_star = {readable(line.base_lr)}")
         for rank, line in sorted(first.items())
     ]
     return "&nbsp;&nbsp; ".join(names) or "no feasible trial"
@@ -163,7 +173,7 @@ def _trace(line: Line, info: CurvesInfo) -> go.Scatter:
         x=np.array(line.steps) + info.log_steps,
         y=np.clip(line.loss, low if info.log_loss else None, OUT_OF_FRAME * high).astype(np.float32),
         mode="lines",
-        line={"color": _colour(line), "width": 2 if chosen else 1},
+        line={"color": _colour(line), "width": 1.6 if chosen else 1},
         opacity=1.0 if chosen else 0.35 if line.infeasible else 0.6,
         name="" if chosen else "infeasible" if line.infeasible else "feasible",
         hovertemplate=f"step %{{x}}, loss %{{y:.3g}}<br>{line.hover}<extra></extra>",
@@ -177,12 +187,9 @@ def _ends(lines: list[Line], info: CurvesInfo) -> go.Scatter:
         x=[line.steps[-1] + info.log_steps for line in lines],
         y=[min(max(line.loss[-1], low), high) for line in lines],
         mode="markers",
-        marker={
-            "symbol": "x-thin",
-            "size": 7,
-            "line": {"width": 1.5, "color": [_colour(line) for line in lines]},
-        },
+        marker={"symbol": "x-thin", "size": 7, "line": {"width": 1.5, "color": VERMILLION}},
         name="end of an infeasible trial",
+        legendrank=2000,
         hovertext=[line.hover for line in lines],
         hoverinfo="text",
         cliponaxis=False,

@@ -24,7 +24,7 @@ from .style import (
 from .thin import thin
 
 CLIP_PERCENTILE = 0.90  # R16: where the threshold starts
-BINS = 40  # of the histogram, equal in log
+BINS = 30  # of the histogram, equal in log
 CLIP_TOO_MUCH = 0.50  # R17: clipping more of the updates is a strange way of cutting the learning rate
 STEP_WIDTH, HISTOGRAM_WIDTH = 0.72, 0.28  # shares of the figure's width
 
@@ -110,14 +110,17 @@ def norms_figure(info: NormsInfo) -> go.Figure:
         "Gradient norm: where would clipping begin?",
         "unclipped norm at every step of the best trial of each group",
         titles,
-        column_widths=[STEP_WIDTH, HISTOGRAM_WIDTH],
+        column_widths=[STEP_WIDTH, HISTOGRAM_WIDTH] if titles else None,
         horizontal_spacing=COLUMN_GAP / 2,
     )
+    named: set[str] = set()
     for row, panel in enumerate(info.panels, start=1):
         figure.add_trace(_line(panel), row=row, col=1)
         figure.add_trace(_bars(panel), row=row, col=2)
         for column, ends in ((1, (0, panel.steps[-1])), (2, (0, max(panel.counts)))):
-            for trace in _thresholds(panel, ends, legend=(row, column) == (1, 1)):
+            for trace in _thresholds(panel, ends):
+                trace.showlegend = trace.name not in named
+                named.add(trace.name)
                 figure.add_trace(trace, row=row, col=column)
         marks = [panel.edges[0], panel.edges[-1], panel.percentile, panel.clip_norm]
         marks = [mark for mark in marks if math.isfinite(mark)]
@@ -128,13 +131,14 @@ def norms_figure(info: NormsInfo) -> go.Figure:
         figure.update_xaxes(row=row, col=2, range=[0, 1.05 * max(panel.counts)], nticks=4)
     figure.update_yaxes(col=1, title_text="gradient norm")
     figure.update_xaxes(row=max(1, len(info.panels)), col=1, title_text="step")
-    figure.update_xaxes(row=max(1, len(info.panels)), col=2, title_text="steps")
+    figure.update_xaxes(row=max(1, len(info.panels)), col=2, title_text="number of steps")
     footnote(figure, "; ".join(info.missing))
     return figure
 
 
 def _note(panel: NormsPanel) -> str:
-    note = f"trial {panel.number}, base_lr = {readable(panel.base_lr)}, 90th percentile {readable(panel.percentile)}"
+    note = f"trial {panel.number}, base_lr = {readable(panel.base_lr)}"
+    note += f", 90th percentile = {readable(panel.percentile)}"
     if math.isfinite(panel.clip_norm):
         note += f", clip_norm = {readable(panel.clip_norm)} cut {panel.clip_fraction:.0%} of updates"
         if panel.clip_fraction > CLIP_TOO_MUCH:
@@ -171,7 +175,7 @@ def _bars(panel: NormsPanel) -> go.Scatter:
     )
 
 
-def _thresholds(panel: NormsPanel, ends: tuple[int, int], legend: bool) -> list[go.Scatter]:
+def _thresholds(panel: NormsPanel, ends: tuple[int, int]) -> list[go.Scatter]:
     lines = [
         ("90th percentile", panel.percentile, ORANGE, "dash"),
         ("clip_norm", panel.clip_norm, VERMILLION, "solid"),
@@ -184,7 +188,6 @@ def _thresholds(panel: NormsPanel, ends: tuple[int, int], legend: bool) -> list[
             line={"color": colour, "width": 2, "dash": dash},
             name=name,
             legendgroup=name,
-            showlegend=legend,
             hovertemplate=f"{name} {readable(threshold)}<extra></extra>",
         )
         for name, threshold, colour, dash in lines

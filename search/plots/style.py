@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import plotly.graph_objects as go
@@ -23,12 +23,13 @@ BLUE, GREEN, VERMILLION, ORANGE, PURPLE, SKY = (
     "#CC79A7",
     "#56B4E9",
 )
-INK, MUTED, PALE, GRID = "#222222", "#6B7280", "#C9CDD3", "#ECEEF1"
+INK, MUTED, PALE, GRID = "#222222", "#6B7280", "#AEB5BF", "#ECEEF1"
 FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 
-PANEL_HEIGHT, TITLE_SPACE, PANEL_GAP, FOOT_SPACE, LEGEND_AT = 300, 115, 105, 70, 46  # pixels
+PANEL_HEIGHT, ONE_PANEL_HEIGHT = 300, 380  # pixels
+TITLE_SPACE, PANEL_GAP, FOOT_SPACE, FOOT_LINE, LEGEND_AT = 115, 105, 60, 18, 46  # pixels
 COLUMN_GAP = 0.06  # of the figure's width
-HOVER_WIDTH = 70  # characters
+HOVER_WIDTH, FOOT_WIDTH = 70, 150  # characters
 TICK_DECADES = 3.0  # over more, an axis is marked at powers of ten alone
 
 AXIS = {
@@ -78,12 +79,12 @@ def panel_figure(
     """An empty figure with a panel per (row, column), each under its own title."""
     rows = max((row for row, _ in panel_titles), default=1)
     columns = max((column for _, column in panel_titles), default=1)
-    inner = rows * PANEL_HEIGHT + (rows - 1) * PANEL_GAP
+    inner = rows * PANEL_HEIGHT + (rows - 1) * PANEL_GAP if rows > 1 else ONE_PANEL_HEIGHT
     figure = make_subplots(
         rows=rows,
         cols=columns,
         vertical_spacing=PANEL_GAP / inner,
-        **{"horizontal_spacing": COLUMN_GAP} | subplots,
+        **{"horizontal_spacing": min(COLUMN_GAP, 0.5 / columns)} | subplots,
     )
     figure.update_layout(
         template=TEMPLATE,
@@ -113,18 +114,17 @@ def panel_title(label: str, note: str) -> str:
 
 
 def footnote(figure: go.Figure, text: str) -> None:
-    """A line under the figure, for whatever it cannot show."""
-    if text:
-        figure.add_annotation(
-            text=text, x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top", yshift=-48,
-            showarrow=False, font={"size": 12, "color": MUTED},
-        )  # fmt: skip
-
-
-def numbers_of(numbers: Sequence[int], most: int = 20) -> str:
-    """Trial numbers as text, the first twenty in full."""
-    rest = f" and {len(numbers) - most} more" if len(numbers) > most else ""
-    return ", ".join(str(number) for number in numbers[:most]) + rest
+    """Lines under the figure, for whatever it cannot show; the figure grows by as much as they need."""
+    lines = textwrap.wrap(text, FOOT_WIDTH)
+    if not lines:
+        return
+    more = FOOT_LINE * len(lines)
+    height = figure.layout.height + more
+    figure.update_layout(height=height, legend_y=1 - LEGEND_AT / height, margin_b=FOOT_SPACE + more)
+    figure.add_annotation(
+        text="<br>".join(lines), x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top",
+        yshift=-FOOT_SPACE + 10, showarrow=False, align="left", font={"size": 12, "color": MUTED},
+    )  # fmt: skip
 
 
 def escape(value: Any) -> str:
@@ -151,14 +151,10 @@ def log_axis(low: float, high: float, marked: tuple[float, float] | None = None)
     Ticks are 0.02, 0.05, 0.1, ...; over many decades 10⁻⁵, 10⁻⁴, ...
     """
     ticks = log_ticks(*(marked or (low, high)))
-    powers = len(ticks) > 1 and ticks[1] / ticks[0] > 9
-    texts = [_power(tick) if powers else f"{tick:.6g}" for tick in ticks]
+    plain = not ticks or (ticks[0] >= 1e-3 and ticks[-1] <= 1e3) or ticks[-1] / ticks[0] < 10**TICK_DECADES
+    texts = [f"{tick:.6g}" if plain else f"10<sup>{round(math.log10(tick))}</sup>" for tick in ticks]
+    texts = [text.replace("-", "−") for text in texts]
     return {"type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": ticks, "ticktext": texts}
-
-
-def _power(value: float) -> str:
-    exponent = round(math.log10(value))
-    return f"10<sup>{exponent}</sup>".replace("-", "−") if exponent not in (0, 1) else str(10**exponent)
 
 
 def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:

@@ -1,0 +1,174 @@
+"""The command line: parses, calls, prints. Exit status 0 done, 1 the work failed, 2 the user's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import UserError
+
+# Imports of torch, Optuna and plotly take seconds, and stand in the commands that need them.
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .launch import check_studies
+    from .study import load_study
+    from .tables import plan_table, print_table
+
+    for path in options.studies:
+        study = load_study(path)
+        check_studies([study])
+        print_table(plan_table(study))
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    import json
+
+    from .study import schema
+
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .launch import run_studies
+    from .report import build_report
+    from .storage import read_trials
+    from .study import load_study
+    from .tables import print_table, summary_table
+
+    studies = [load_study(path) for path in options.studies]
+    if len({study.name for study in studies}) < len(studies):
+        raise UserError("the studies must differ in name: the results folder is named after the file")
+    try:
+        stores = run_studies(
+            studies,
+            results=options.results,
+            workers=options.workers,
+            threads=options.threads,
+            device=options.device,
+            storage=options.storage,
+        )
+    except KeyboardInterrupt:
+        print("Interrupted. Finished trials are kept; the same command goes on from here.", file=sys.stderr)
+        return 1
+    crashed = 0
+    for store in stores:
+        trials = read_trials(store)
+        print_table(summary_table(store.study, trials))
+        print(f"report: {build_report(store)}")
+        for trial in trials:
+            if trial.verdict.crashed:
+                crashed += 1
+                place = f"{store.study.name}, batch size {trial.point.batch_size}, trial {trial.point.number}"
+                print(f"crashed: {place}: {trial.verdict.evidence}", file=sys.stderr)
+    if crashed:
+        print(
+            f"{crashed} trials crashed; their tracebacks are in trials.csv's folder, crashed.log. "
+            "The same command tries them again.",
+            file=sys.stderr,
+        )
+    return 1 if crashed else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from .report import build_report
+    from .storage import open_store, read_trials
+    from .tables import print_table, summary_table
+
+    store = open_store(options.folder, options.storage)
+    print_table(summary_table(store.study, read_trials(store)))
+    print(f"report: {build_report(store)}")
+    return 0
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from .dashboard import serve
+    from .storage import open_store
+
+    serve(open_store(options.folder, options.storage), options.port)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tunewright",
+        description="Hyperparameter-search studies for PyTorch, after the Deep Learning Tuning Playbook.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, call: object, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(call=call)
+        return sub
+
+    def storage(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--storage",
+            metavar="URL",
+            help="Optuna storage to use instead of the results folder's study.db, as postgresql://user@host/database",
+        )
+
+    check = command("check", _check, "Validate studies and print their plans.")
+    check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
+
+    run = command(
+        "run", _run, "Run studies, or go on with them where they stopped, in one pool of worker processes."
+    )
+    run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
+    run.add_argument(
+        "--workers", type=_positive, metavar="N", help="worker processes (default: one per core)"
+    )
+    run.add_argument(
+        "--threads", type=_positive, default=1, metavar="N", help="torch threads per worker (default: 1)"
+    )
+    run.add_argument("--device", default="cpu", metavar="D", help="torch device to train on (default: cpu)")
+    run.add_argument(
+        "--results",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where results go (default: results)",
+    )
+    storage(run)
+
+    report = command("report", _report, "Build plots, tables and report.html again from stored results.")
+    report.add_argument("folder", metavar="RESULTS_DIR", type=Path)
+    storage(report)
+
+    dashboard = command(
+        "dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked."
+    )
+    dashboard.add_argument("folder", metavar="RESULTS_DIR", type=Path)
+    dashboard.add_argument(
+        "--port", type=int, default=8080, metavar="P", help="0 = any free port (default: 8080)"
+    )
+    storage(dashboard)
+
+    command("schema", _schema, "Print the JSON schema of study files, for editors.")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    # Optuna reports every study it creates; what matters of that is said here in this project's own words.
+    os.environ.setdefault("OPTUNA_LOGGING_LEVEL", "WARNING")
+    try:
+        return int(options.call(options))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

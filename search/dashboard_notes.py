@@ -1,0 +1,126 @@
+"""Verdicts and axis plots on the pages of Optuna Dashboard, one page per batch size.
+
+A note per study, never per trial: the dashboard sends all of them with every refresh.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
+
+from .analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, readable, summarize, varied
+from .plots import axis_figure, axis_info
+from .storage import Store
+from .study import Study
+from .trial import Group, Trial
+
+KEPT = "*What you write below this line stays when the verdict is written anew.*"
+COLUMNS = (
+    "group", "lr_star", "unstable_base_lr", "headroom", "infeasible", "best value", "at step", "verdict",
+)  # fmt: skip
+MEANING: dict[GroupVerdict, str] = {
+    "unstable at the edge": (
+        f"lr_star is within {EDGE_HEADROOM:g} × of where training breaks (R6). Fix the instability first: "
+        "warmup, clipping, another optimizer; lowering the learning rate is the last resort (R18)."
+    ),
+    "boundary": "the best trials crowd a border of the search space. Widen it there and run again (S4).",
+    "stable": "lr_star lies inside the search space, well below where training breaks.",
+    "no feasible trial": "no training survived. Lower base_lr by an order of magnitude or more.",
+}
+READING = f"""\
+- **lr_star** is the base_lr of the best trial that trained. **unstable_base_lr**: training still worked at
+  the first number and broke at the second, the smallest above lr_star; the edge lies between.
+- **headroom** is unstable_base_lr / lr_star; up to {EDGE_HEADROOM:g} means that lr_star sits on the edge.
+- **infeasible** trials diverged or collapsed: a result, not a failure. They are drawn grey here and red in
+  the axis plots, and are never the best trial. The objective value shown for them is that of the untrained
+  model."""
+
+
+def annotate(store: Store, trials: Sequence[Trial]) -> None:
+    """Write the verdict note and the axis plots of each batch size into its Optuna study.
+
+    Writing again replaces them, and keeps what somebody wrote below the note.
+    """
+    study = store.study
+    for batch_size, optuna_study in store.optuna_studies.items():
+        own = [trial for trial in trials if trial.point.batch_size == batch_size]
+        summaries = summarize(own, study.scientific_names, study.ranges)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna_study.set_metric_names([study.objective])
+        _save_note(optuna_study, verdict_note(study, batch_size, summaries))
+        for axis in varied(own):
+            info = axis_info(
+                own, axis, study.objective, log=_is_log(study, axis), scientific=study.scientific_names
+            )
+            save_plotly_graph_object(optuna_study, axis_figure(info), graph_object_id=_figure_id(axis))
+
+
+def verdict_note(study: Study, batch_size: int, summaries: Sequence[GroupSummary]) -> str:
+    """The verdict on one batch size as Markdown: a row per group, and how to read it."""
+    done = sum(row.feasible + row.infeasible for row in summaries)
+    crashed = sum(row.crashed for row in summaries)
+    verdicts = dict.fromkeys(row.verdict for row in summaries)
+    lines = [
+        f"## {study.objective} at batch size {batch_size}: {done} trials",
+        *([study.question, ""] if study.question else [""]),
+        *_table([COLUMNS, *(_cells(row) for row in summaries)]),
+        "",
+        *(
+            f"- **{verdict}**: {MEANING[verdict]}"
+            for verdict in dict.fromkeys(row.verdict for row in summaries)
+        ),
+        READING,
+    ]
+    if crashed:
+        lines.append(f"- {crashed} trials **crashed**: no evidence; `tunewright run` tries them again.")
+    return "\n".join(lines)
+
+
+def _cells(row: GroupSummary) -> tuple[str, ...]:
+    last_feasible, unstable = row.unstable_base_lr
+    seen = math.isfinite(unstable)
+    none = "–"
+    return (
+        _name(row.group),
+        readable(row.lr_star) if row.feasible else none,
+        f"{readable(last_feasible)} – {readable(unstable)}" if seen else f"> {readable(last_feasible)}",
+        f"{readable(row.headroom)} ×" if row.feasible and seen else none,
+        none if math.isnan(row.infeasible_fraction) else f"{row.infeasible_fraction:.0%}",
+        readable(row.best_value) if row.feasible else none,
+        str(row.best_step) if row.feasible else none,
+        f"**{row.verdict}**",
+    )
+
+
+def _name(group: Group) -> str:
+    return ", ".join([group.optimizer, *(f"{name} = {readable(value)}" for name, value in group.scientific)])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
+
+
+def _save_note(optuna_study: optuna.Study, verdict: str) -> None:
+    before = get_note(optuna_study)
+    _, line, below = before.partition(KEPT)
+    theirs = below if line else before  # a note without our line was all written by somebody
+    body = f"{verdict}\n\n---\n{KEPT}\n\n{theirs.strip()}".rstrip() + "\n"
+    if body != before:  # an open editor refuses to save over a new version: make none without need
+        save_note(optuna_study, body)
+
+
+def _is_log(study: Study, axis: str) -> bool:
+    return any(ranges[axis][2] for ranges in study.ranges.values() if axis in ranges)
+
+
+def _figure_id(axis: str) -> str:
+    """The same for the same axis, so that a new figure takes the old one's place; ASCII, as an id must be."""
+    return "axis-" + re.sub(r"[^A-Za-z0-9_.-]", "-", axis)

@@ -1,0 +1,227 @@
+import json
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import optuna
+import pytest
+from stored import diverged, feasible, small_study
+from tunewright.search.dashboard import READ_ONLY, application, listen
+from tunewright.search.errors import UserError
+from tunewright.search.storage import Store, create_store, open_storage, tell
+
+BEST, WORSE = feasible(0, 0.1, 0.05), feasible(1, 0.01, 0.2)
+EARLY, LATE = diverged(2, 5.0, onset_step=3), diverged(3, 1.0, onset_step=90)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return create_store(small_study(), tmp_path)
+
+
+def url_of(store: Store) -> str:
+    return f"sqlite:///{store.folder / 'study.db'}"
+
+
+def ask(store: Store, path: str, method: str = "GET") -> tuple[str, Any]:
+    """Status and JSON of one request to a fresh dashboard: an old one may answer from its cache."""
+    return request(application(open_storage(url_of(store))), path, method)
+
+
+def request(app: Any, path: str, method: str = "GET") -> tuple[str, Any]:
+    environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_METHOD": method}
+    setup_testing_defaults(environ)
+    statuses: list[str] = []
+    body = b"".join(app(environ, lambda status, headers, *_: statuses.append(status)))
+    return statuses[0], json.loads(body) if body else None
+
+
+def page(store: Store) -> Any:
+    """The study page's JSON."""
+    status, (summary,) = (lambda answer: (answer[0], answer[1]["study_summaries"]))(
+        ask(store, "/api/studies")
+    )
+    assert status == "200 OK"
+    status, document = ask(store, f"/api/studies/{summary['study_id']}")
+    assert status == "200 OK"
+    return document
+
+
+def test_infeasible_trials_are_drawn_infeasible_and_feasible_ones_feasible(store: Store) -> None:
+    for trial in (BEST, WORSE, EARLY, LATE):
+        tell(store, trial)
+    constraints = [trial["constraints"] for trial in page(store)["trials"]]
+    assert constraints == [[-1.0], [-1.0], [0.97], [pytest.approx(0.1)]]
+
+
+def test_the_best_trial_is_the_best_feasible_one(store: Store) -> None:
+    for trial in (EARLY, WORSE, BEST, LATE):
+        tell(store, trial)
+    assert [trial["number"] for trial in page(store)["best_trials"]] == [2]
+
+
+def test_a_tie_goes_to_the_smaller_learning_rate_as_lr_star_does(store: Store) -> None:
+    for trial in (feasible(0, 0.4, 0.05), feasible(1, 0.1, 0.05), feasible(2, 0.2, 0.05)):
+        tell(store, trial)
+    assert [trial["number"] for trial in page(store)["best_trials"]] == [1]
+
+
+def test_a_study_without_a_feasible_trial_has_a_page_and_shows_the_trial_nearest_to_feasible(
+    store: Store,
+) -> None:
+    for trial in (EARLY, LATE):
+        tell(store, trial)
+    (best,) = page(store)["best_trials"]
+    assert (best["number"], best["constraints"]) == (1, [pytest.approx(0.1)])
+
+
+def test_an_empty_study_has_a_page(store: Store) -> None:
+    assert page(store)["best_trials"] == []
+
+
+def test_the_page_shows_verdicts_and_not_the_record_for_machines(store: Store) -> None:
+    tell(store, EARLY)
+    attributes = {item["key"]: item["value"] for item in page(store)["trials"][0]["user_attrs"]}
+    assert attributes["verdict"] == "non_finite"
+    assert "record" not in attributes
+
+
+def test_what_the_dashboard_is_shown_is_not_what_is_stored(store: Store) -> None:
+    tell(store, EARLY)
+    before = store.optuna_studies[32].trials
+    page(store)
+    plain = optuna.load_study(study_name="small/batch_size=32", storage=url_of(store)).trials
+    assert plain == before
+    assert plain[0].constraints == {"diverged": 0.97}
+
+
+def test_optunas_own_plots_answer(store: Store) -> None:
+    for trial in (BEST, WORSE, EARLY, LATE):
+        tell(store, trial)
+    for plot in ("slice", "contour", "timeline", "edf", "rank", "parallel_coordinate"):
+        assert ask(store, f"/api/studies/1/plot/{plot}")[0] == "200 OK"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/api/studies/1"),
+        ("POST", "/api/studies/1/rename"),
+        ("POST", "/api/studies"),
+        ("POST", "/api/trials/1/tell"),
+        ("POST", "/api/trials/1/user-attrs"),
+    ],
+)
+def test_studies_and_trials_cannot_be_changed_in_the_browser(store: Store, method: str, path: str) -> None:
+    tell(store, BEST)
+    assert ask(store, path, method) == ("403 Forbidden", {"reason": READ_ONLY})
+    assert len(page(store)["trials"]) == 1
+
+
+def test_the_page_answers_at_once_while_a_run_writes(store: Store) -> None:
+    """SQLite's write-ahead log: whoever reads never waits for who writes, and sees what was committed."""
+    tell(store, BEST)
+    writer = sqlite3.connect(store.folder / "study.db")
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("DELETE FROM trials")
+    began = time.monotonic()
+    assert len(page(store)["trials"]) == 1
+    assert time.monotonic() - began < 5
+    writer.rollback()
+    writer.close()
+    tell(store, WORSE)
+    assert len(page(store)["trials"]) == 2
+
+
+# --- the server --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        yield other.getsockname()[1]
+
+
+def no_application(environ: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return [b""]
+
+
+def test_a_port_in_use_is_named(busy_port: int) -> None:
+    with pytest.raises(
+        UserError, match=f"^--port: cannot listen on port {busy_port}: Address already in use"
+    ):
+        listen(no_application, busy_port)
+
+
+def test_a_port_out_of_range_is_named() -> None:
+    with pytest.raises(UserError, match=r"^--port: must be between 0 and 65535, got 65536$"):
+        listen(no_application, 65536)
+
+
+def test_the_server_is_on_loopback_only() -> None:
+    with listen(no_application, 0) as server:
+        assert server.server_address[0] == "127.0.0.1"
+        assert server.server_port > 0
+
+
+def test_a_slow_request_does_not_hold_up_another() -> None:
+    released = threading.Event()
+
+    def app(environ: Any, start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/slow":
+            released.wait(30)
+        return no_application(environ, start_response)
+
+    with listen(app, 0) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with socket.create_connection(server.server_address[:2]) as slow:
+            slow.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
+            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=10) as answer:
+                assert answer.status == 200
+            released.set()
+            assert slow.recv(100).startswith(b"HTTP/1.0 200 OK")
+        server.shutdown()
+        thread.join()
+
+
+def test_serve_prints_its_address_answers_and_ends_with_ctrl_c(store: Store) -> None:
+    tell(store, BEST)
+    program = (
+        "import pathlib, sys\n"
+        "from stored import small_study\n"
+        "from tunewright.search.dashboard import serve\n"
+        "from tunewright.search.storage import create_store\n"
+        "serve(create_store(small_study(), pathlib.Path(sys.argv[1])), port=0)\n"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", program, str(store.folder.parent)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        assert line.startswith("Optuna Dashboard: http://127.0.0.1:")
+        with urllib.request.urlopen(line.split()[2], timeout=10) as answer:
+            assert b"Optuna Dashboard" in answer.read()
+        server.send_signal(signal.SIGINT)
+        _, errors = server.communicate(timeout=30)
+    finally:
+        server.kill()
+        server.communicate()
+    assert "Traceback" not in errors
+    assert server.returncode == 0

@@ -1,0 +1,180 @@
+import io
+import math
+import re
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from examples import parse
+from plotly.offline import get_plotlyjs
+from rich.console import Console
+from tunewright.search.analysis import summarize
+from tunewright.search.report import build_report, space_of, summary_table, write_report
+from tunewright.search.storage import Store
+from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, measured
+
+STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
+DIVERGED = Verdict("diverged", "mid_training", 40, "loss <far> above its start & staying there")
+
+
+def trials(count: int = 8, steps: int = 100) -> list[Trial]:
+    """Half of each optimizer; the upper quarter of learning rates diverged; one crash at the end."""
+    random = np.random.default_rng(0)
+    finished = []
+    for number in range(count):
+        share = number / count
+        point = Point(
+            number=number,
+            batch_size=32 if number % 4 < 2 else 256,
+            optimizer=("momentum", "adam")[number % 2],
+            base_lr=1e-3 * 1e3**share,
+            clip_norm=(math.inf, 1.0, 10.0)[number % 3],
+        )
+        loss = (
+            2.3 * np.exp(-np.linspace(0, 1 + 3 * share, steps)) * np.exp(0.1 * random.standard_normal(steps))
+        )
+        evaluations = np.arange(0, steps + 1, steps // 20)
+        error = 0.9 * np.exp(-np.linspace(0, 1 + 3 * share, len(evaluations)))
+        curve = Curve(loss, 1 + loss, evaluations, {"val_error": error}, steps)
+        verdict = STABLE if share < 0.75 else DIVERGED
+        finished.append(measured(point, verdict, curve, "val_error", seconds=1.5))
+    return [*finished, crashed(Point(count, 32, "momentum", 0.1), "CUDA out of memory")]
+
+
+def write(path: Path, finished: list[Trial], **arguments: Any) -> str:
+    write_report(
+        path, **{"name": "s", "question": "?", "trials": finished, "objective": "val_error"} | arguments
+    )
+    return path.read_text(encoding="utf-8")
+
+
+class Outline(HTMLParser):
+    """What a browser would fetch, the headings, and the rows of each table."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.rows: list[int] = []
+        self.headings: list[str] = []
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        self.inside = tag
+        if tag == "table":
+            self.rows.append(0)
+        elif tag == "tr":
+            self.rows[-1] += 1
+
+    def handle_data(self, data: str) -> None:
+        if self.inside in ("h1", "h2") and data.strip():
+            self.headings.append(data.strip())
+
+
+def test_the_report_fetches_nothing_and_holds_plotly_once(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", trials())
+    assert Outline(text).fetched == []
+    assert text.count(get_plotlyjs()) == 1
+    assert not re.search(r"@import|url\(\s*http", text.replace(get_plotlyjs(), ""))
+
+
+def test_every_trial_has_a_row_and_every_varied_hyperparameter_a_plot(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", trials())
+    assert Outline(text).rows == [1 + 2 * 4, 1 + 9]  # per group a row and its best point; per trial a row
+    assert [text.count(f'id="{name}"') for name in ("axis-plots-0", "axis-plots-1", "axis-plots-2")] == [
+        1
+    ] * 3
+    assert "axis-plots-3" not in text
+    assert "CUDA out of memory" in text
+
+
+def test_the_order_of_the_sections(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", trials(), name="warmup", environment={"torch": "2.13"})
+    assert Outline(text).headings == [
+        "warmup",
+        "Result per group",
+        "What to look at",
+        "Axis plots",
+        "Training curves",
+        "Gradient norms",
+        "How to read this",
+        "All trials",
+        "Provenance",
+    ]
+
+
+def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
+    text = write(
+        tmp_path / "report.html",
+        trials(),
+        question="<script>alert(1)</script>",
+        notes=["a < b"],
+        environment={"command": "a && b"},
+    )
+    for escaped in ("&lt;script&gt;alert(1)", "a &lt; b", "a &amp;&amp; b", "loss &lt;far&gt; above"):
+        assert escaped in text
+    assert "<script>alert(1)" not in text
+    assert "<far>" not in text
+
+
+def test_the_same_trials_in_any_order_give_the_same_file(tmp_path: Path) -> None:
+    assert write(tmp_path / "a.html", trials()) == write(tmp_path / "b.html", trials()[::-1])
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="low > 0 must hold"):
+        write(path, trials(), space={"adam": {"base_lr": (0.0, 1.0, True)}})
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_study_without_trials_has_a_report(tmp_path: Path) -> None:
+    assert "No trial has finished." in write(tmp_path / "report.html", [])
+
+
+def test_128_trials_of_1000_steps_take_seconds_and_a_few_megabytes(tmp_path: Path) -> None:
+    many = trials(128, 1000)
+    begin = time.perf_counter()
+    text = write(tmp_path / "report.html", many)
+    assert time.perf_counter() - begin < 5
+    assert len(text) - len(get_plotlyjs()) < 3_000_000
+
+
+def test_the_report_of_a_store_uses_the_study(tmp_path: Path) -> None:
+    study = parse(question="Which base LR?")
+    empty = {batch_size: optuna.create_study() for batch_size in study.batch_sizes}
+    path = build_report(Store(study, tmp_path, empty))
+    assert path == tmp_path / "report.html"
+    assert "Which base LR?" in path.read_text(encoding="utf-8")
+
+
+def test_the_space_of_a_study_holds_its_ranges_only() -> None:
+    assert space_of(parse()) == {
+        "momentum": {"base_lr": (1e-3, 10.0, True)},
+        "adam": {"base_lr": (1e-5, 0.1, True)},
+    }
+
+
+def test_the_summary_fits_120_columns() -> None:
+    file = io.StringIO()
+    Console(file=file, width=120).print(summary_table(summarize(trials(16))))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 120
+    assert "unstable_base_lr" in file.getvalue()
+    assert "…" not in file.getvalue()
+
+
+def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:
+    file = io.StringIO()
+    only = [trial for trial in trials() if trial.verdict.crashed]
+    Console(file=file, width=120).print(summary_table(summarize(only)))
+    assert "no feasible" in file.getvalue()
+    assert "nan" not in file.getvalue()
+    assert "inf " not in file.getvalue()

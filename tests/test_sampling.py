@@ -1,0 +1,103 @@
+"""Points drawn = trials; every optimizer gets its share; the same points every time."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from examples import parse
+
+from tunewright.search.sampling import ROUND, Told, next_points, plan
+
+
+@pytest.mark.parametrize("sampler", ["halton", "sobol", "random"])
+def test_points_drawn_equal_trials_and_every_group_gets_its_share(sampler):
+    points = plan(parse(sampler=sampler, trials=15))
+    assert Counter(p.batch_size for p in points) == {32: 15, 256: 15}
+    shares = Counter((p.batch_size, p.optimizer) for p in points)
+    assert set(shares.values()) == {7, 8}
+    assert [p.number for p in points if p.batch_size == 32] == list(range(15))
+
+
+@pytest.mark.parametrize("sampler", ["halton", "sobol", "random"])
+def test_the_plan_is_the_same_on_every_call_and_differs_by_seed_and_batch_size(sampler):
+    assert plan(parse(sampler=sampler)) == plan(parse(sampler=sampler))
+    lrs = {seed: [p.base_lr for p in plan(parse(sampler=sampler, seed=seed))] for seed in (0, 1)}
+    assert not set(lrs[0]) & set(lrs[1])
+    assert len(set(lrs[0])) == len(lrs[0])
+
+
+def test_more_trials_keep_the_points_there_were():
+    few, more = plan(parse(trials=9)), plan(parse(trials=40))
+    assert [p for p in more if p.number < 9] == few
+
+
+def test_log_axes_are_sampled_log_and_within_bounds():
+    lrs = [math.log10(p.base_lr) for p in plan(parse(trials=200)) if p.optimizer == "momentum"]
+    assert min(lrs) >= -3
+    assert max(lrs) <= 1
+    assert np.mean(lrs) == pytest.approx(-1, abs=0.1)  # uniform in log10 on [-3, 1]
+    assert np.std(lrs) == pytest.approx(4 / math.sqrt(12), abs=0.05)
+
+
+def test_quasi_random_points_fill_the_square_more_evenly_than_random_ones():
+    from scipy.stats import qmc
+
+    def discrepancy(sampler):
+        space = {"low": 0.1, "high": 0.9}
+        study = parse(
+            sampler=sampler,
+            trials=64,
+            space__clip_norm=space,
+            space__optimizer__momentum__momentum=space,
+            space__optimizer__adam=...,
+            space__warmup_steps=0,
+        )
+        points = [p for p in plan(study) if p.batch_size == 32]
+        return qmc.discrepancy([[(p.clip_norm - 0.1) / 0.8, (p.settings["momentum"] - 0.1) / 0.8] for p in points])
+
+    assert discrepancy("halton") < 0.5 * discrepancy("random")
+    assert discrepancy("sobol") < 0.5 * discrepancy("random")
+
+
+def test_values_of_a_list_are_drawn_equally_often():
+    counts = Counter(p.clip_norm for p in plan(parse(trials=100)))
+    assert set(counts) == {math.inf, 1.0}
+    assert min(counts.values()) >= 90
+
+
+def test_grid_is_the_product_of_all_axes():
+    study = parse(
+        sampler="grid",
+        trials=...,
+        space__optimizer__adam__base_lr={"low": 1e-4, "high": 1e-1, "log": True, "points": 4},
+        space__optimizer__momentum__base_lr=[0.1, 0.2],
+    )
+    points = [p for p in plan(study) if p.batch_size == 32]
+    assert len(points) == 4 * 2 + 2 * 3 * 2  # adam: 4 base_lr × 2 clip_norm; momentum: 2 × 3 warmups × 2
+    adam = sorted({p.base_lr for p in points if p.optimizer == "adam"})
+    np.testing.assert_allclose(adam, [1e-4, 1e-3, 1e-2, 1e-1])
+
+
+def test_scientific_values_reach_the_points():
+    study = parse(scientific=["clip_norm"], workload_args={"depth": [2, 4], "width": 8}, trials=16)
+    points = [p for p in plan(study) if p.batch_size == 32]
+    assert Counter((p.clip_norm, p.workload_args["depth"]) for p in points) == {
+        (c, d): 4 for c in (math.inf, 1.0) for d in (2, 4)
+    }
+    assert all(p.workload_args["width"] == 8 for p in points)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_adaptive_samplers_propose_in_rounds_that_depend_on_results_alone(sampler):
+    study = parse(sampler=sampler, trials=2 * (ROUND + 4), batch_sizes=[32])
+    first = next_points(study, [])
+    assert len(first) == 2 * ROUND
+    told = [Told(p, value=math.log10(p.base_lr) ** 2, diverged=-1.0) for p in first]
+    assert next_points(study, told[1:])[: 2 * ROUND] != []
+    half = next_points(study, told[:-1])  # the momentum group lacks nothing, the adam group one point
+    assert len(half) == ROUND + 4 + ROUND
+    every = next_points(study, told)
+    assert len(every) == study.trials
+    assert every == next_points(study, told[::-1])
+    assert len({str(p.values) for p in every}) == study.trials

@@ -1,0 +1,58 @@
+"""Records survive a round trip, nan and inf included."""
+
+import json
+import math
+
+import numpy as np
+
+from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, group_of, measured
+
+
+def test_point_values_name_every_hyperparameter():
+    point = Point(3, 32, "adam", 0.1, settings={"beta1": 0.9}, workload_args={"depth": 2})
+    assert point.values == {
+        "batch_size": 32,
+        "optimizer": "adam",
+        "base_lr": 0.1,
+        "warmup_steps": 0,
+        "clip_norm": math.inf,
+        "decay": "constant",
+        "seed": 0,
+        "beta1": 0.9,
+        "depth": 2,
+    }
+    assert group_of(point, ["depth"]).label == "batch size 32, adam, depth=2"
+
+
+def example(values=(1.0, math.nan, 0.5)):
+    loss = np.array([2.0, math.inf, math.nan, 0.25])
+    curve = Curve(loss, np.array([1.0, 3.0, 5.0, 2.0]), np.arange(3), {"v": np.array(values)}, 10, math.nan)
+    point = Point(0, 8, "sgd", 0.1, clip_norm=2.0)
+    return measured(point, Verdict("feasible", "none", math.inf, "because"), curve, "v", 1.5)
+
+
+def test_scalars_come_from_the_finite_part_of_the_curve():
+    trial = example()
+    assert (trial.best_value, trial.best_step, trial.initial_value) == (0.5, 2, 1.0)
+    assert trial.last_loss == 0.25
+    assert trial.clip_fraction == 0.5  # 3 and 5 exceed 2; a norm equal to the threshold is not clipped
+    nothing = example(values=(math.nan, math.nan, math.nan))
+    assert (nothing.best_value, nothing.best_step) == (math.inf, 0)
+
+
+def test_record_and_curve_round_trip():
+    trial = example()
+    record = json.loads(json.dumps(trial.record()))
+    arrays = trial.curve.arrays()
+    assert Trial.from_record(record, Curve.from_arrays(arrays)) == trial
+    failed = crashed(trial.point, "RuntimeError: no", "Traceback …")
+    again = Trial.from_record(json.loads(json.dumps(failed.record())), failed.curve)
+    assert again.verdict.crashed
+    assert again.traceback == "Traceback …"
+
+
+def test_curves_differ_if_any_array_does():
+    trial = example()
+    arrays = trial.curve.arrays()
+    assert Curve.from_arrays(arrays | {"loss": arrays["loss"] + 1}) != trial.curve
+    assert Curve.from_arrays(arrays | {"total_steps": np.array(11)}) != trial.curve
