@@ -38,9 +38,7 @@ class Split:
         return tuple(tensor.to(device) for tensor in getattr(self, name))
 
 
-def three_parts(
-    count: int, labels_N: NDArray[Any] | None = None, fraction: float = 0.2
-) -> tuple[Rows, Rows, Rows]:
+def three_parts(count: int, labels_N: NDArray[Any] | None = None, fraction: float = 0.2) -> tuple[Rows, Rows, Rows]:
     """Rows 0 … count − 1 cut at random, always in the same way, into train, validation and test.
 
     Validation and test get `fraction` of the rows each. With `labels_N` the cut is stratified: the

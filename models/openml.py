@@ -102,9 +102,7 @@ def fashion_mnist(width: int = 256, depth: int = 2) -> Classification:
     return _mlp(FASHION_MNIST, width, depth)
 
 
-def cifar10(
-    depth: int = 10, width: int = 1, strides: str = "1,2,2", normalization: str = "batch"
-) -> Classification:
+def cifar10(depth: int = 10, width: int = 1, strides: str = "1,2,2", normalization: str = "batch") -> Classification:
     """CIFAR-10 with WRN-`depth`-`width`, without augmentation. Raises ValueError as `wide_resnet.digits`."""
     at_least(1, width=width)
     one_of(NORMALIZATIONS, normalization=normalization)

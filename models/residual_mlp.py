@@ -23,14 +23,10 @@ class ResidualMLP(nn.Module):
     Placements of the normalization and ReZero: see `residual`.
     """
 
-    def __init__(
-        self, inputs: int, outputs: int, width: int, depth: int, normalization: str, rezero: bool
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int, depth: int, normalization: str, rezero: bool) -> None:
         super().__init__()
         self.first = nn.Sequential(nn.Flatten(), nn.Linear(inputs, width))
-        self.blocks = nn.Sequential(
-            *(Residual(_branch(width), width, normalization, rezero) for _ in range(depth))
-        )
+        self.blocks = nn.Sequential(*(Residual(_branch(width), width, normalization, rezero) for _ in range(depth)))
         self.head = nn.Sequential(last_norm(width, normalization), nn.Linear(width, outputs))
 
     def forward(self, x_BF: Tensor) -> Tensor:
@@ -42,9 +38,7 @@ def _branch(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
-def digits(
-    width: int = 64, depth: int = 4, normalization: str = "pre", rezero: bool = False
-) -> Classification:
+def digits(width: int = 64, depth: int = 4, normalization: str = "pre", rezero: bool = False) -> Classification:
     """Digits with a residual MLP of `depth` blocks.
 
     Raises ValueError unless width ≥ 1, depth ≥ 0, normalization is a placement and rezero a boolean.

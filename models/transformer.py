@@ -49,9 +49,7 @@ class Transformer(nn.Module):
             for _ in range(layers)
             for branch in (Attention(d_model, heads, qk_norm, temperature), _feedforward(d_model))
         ]
-        self.blocks = nn.Sequential(
-            *(Residual(branch, d_model, normalization, rezero) for branch in branches)
-        )
+        self.blocks = nn.Sequential(*(Residual(branch, d_model, normalization, rezero) for branch in branches))
         self.head = nn.Sequential(last_norm(d_model, normalization), nn.Linear(d_model, vocabulary))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:

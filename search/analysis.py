@@ -149,11 +149,7 @@ def just_above(trials: Iterable[Trial], count: int = JUST_ABOVE) -> list[Trial]:
     ranking = ranked(trials)
     if not ranking:
         return []
-    above = [
-        trial
-        for trial in trials
-        if not trial.verdict.crashed and trial.point.base_lr > ranking[0].point.base_lr
-    ]
+    above = [trial for trial in trials if not trial.verdict.crashed and trial.point.base_lr > ranking[0].point.base_lr]
     next_ones = sorted({trial.point.base_lr for trial in above})[:count]
     above = [trial for trial in above if trial.point.base_lr in next_ones]
     return sorted(above, key=lambda trial: (trial.point.base_lr, trial.point.number))

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 
+if TYPE_CHECKING:
+    from .storage import Store
+
 # Imports of torch, Optuna and plotly take seconds, and stand in the commands that need them.
+CRASHES_SHOWN = 5  # the rest are in crashed.log
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .launch import check_studies
+    from .launch import check_studies, seconds_per_step
+    from .sampling import next_points
     from .study import load_study
     from .tables import plan_table, print_table
 
     for path in options.studies:
         study = load_study(path)
         check_studies([study])
-        print_table(plan_table(study))
+        print_table(plan_table(study, next_points(study, []), seconds_per_step(study)))
     return 0
 
 
@@ -34,12 +40,12 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .launch import run_studies
-    from .report import build_report
-    from .storage import read_trials
-    from .study import load_study
-    from .tables import print_table, summary_table
+    import optuna
 
+    from .launch import run_studies
+    from .study import load_study
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports every study it opens
     studies = [load_study(path) for path in options.studies]
     if len({study.name for study in studies}) < len(studies):
         raise UserError("the studies must differ in name: the results folder is named after the file")
@@ -55,34 +61,40 @@ def _run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("Interrupted. Finished trials are kept; the same command goes on from here.", file=sys.stderr)
         return 1
-    crashed = 0
-    for store in stores:
-        trials = read_trials(store)
-        print_table(summary_table(store.study, trials))
-        print(f"report: {build_report(store)}")
-        for trial in trials:
-            if trial.verdict.crashed:
-                crashed += 1
-                place = f"{store.study.name}, batch size {trial.point.batch_size}, trial {trial.point.number}"
-                print(f"crashed: {place}: {trial.verdict.evidence}", file=sys.stderr)
-    if crashed:
+    return max(_show(store) for store in stores)
+
+
+def _show(store: Store) -> int:
+    """Print a study's results and build its report. Returns 1 if a trial crashed, else 0."""
+    from .analysis import summarize, varied
+    from .report import build_report
+    from .storage import read_trials
+    from .tables import print_table, summary_table
+
+    study, trials = store.study, read_trials(store)
+    summaries = summarize(trials, study.scientific_names, study.ranges)
+    print_table(summary_table(summaries, varied(trials), study.name))
+    print(f"report: {build_report(store)}")
+    crashes = [trial for trial in trials if trial.verdict.crashed]
+    for trial in crashes[:CRASHES_SHOWN]:
+        place = f"batch size {trial.point.batch_size}, trial {trial.point.number}"
+        print(f"crashed: {study.name}, {place}: {trial.verdict.evidence}", file=sys.stderr)
+    if crashes:
         print(
-            f"{crashed} trials crashed; their tracebacks are in trials.csv's folder, crashed.log. "
-            "The same command tries them again.",
+            f"{len(crashes)} of {len(trials)} trials crashed, which says nothing about their points; tracebacks "
+            f"in {store.folder / 'crashed.log'}. The same command tries them again.",
             file=sys.stderr,
         )
-    return 1 if crashed else 0
+    return 1 if crashes else 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .report import build_report
-    from .storage import open_store, read_trials
-    from .tables import print_table, summary_table
+    from .launch import write_results
+    from .storage import open_store
 
     store = open_store(options.folder, options.storage)
-    print_table(summary_table(store.study, read_trials(store)))
-    print(f"report: {build_report(store)}")
-    return 0
+    write_results(store)
+    return _show(store)
 
 
 def _dashboard(options: argparse.Namespace) -> int:
@@ -100,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, call: object, summary: str) -> argparse.ArgumentParser:
+    def command(name: str, call: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(call=call)
         return sub
@@ -115,16 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "Validate studies and print their plans.")
     check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
 
-    run = command(
-        "run", _run, "Run studies, or go on with them where they stopped, in one pool of worker processes."
-    )
+    run = command("run", _run, "Run studies, or go on with them where they stopped, in one pool of worker processes.")
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
-    run.add_argument(
-        "--workers", type=_positive, metavar="N", help="worker processes (default: one per core)"
-    )
-    run.add_argument(
-        "--threads", type=_positive, default=1, metavar="N", help="torch threads per worker (default: 1)"
-    )
+    run.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per core)")
+    run.add_argument("--threads", type=_positive, default=1, metavar="N", help="torch threads per worker (default: 1)")
     run.add_argument("--device", default="cpu", metavar="D", help="torch device to train on (default: cpu)")
     run.add_argument(
         "--results",
@@ -139,13 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="RESULTS_DIR", type=Path)
     storage(report)
 
-    dashboard = command(
-        "dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked."
-    )
+    dashboard = command("dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked.")
     dashboard.add_argument("folder", metavar="RESULTS_DIR", type=Path)
-    dashboard.add_argument(
-        "--port", type=int, default=8080, metavar="P", help="0 = any free port (default: 8080)"
-    )
+    dashboard.add_argument("--port", type=int, default=8080, metavar="P", help="0 = any free port (default: 8080)")
     storage(dashboard)
 
     command("schema", _schema, "Print the JSON schema of study files, for editors.")
@@ -161,8 +163,6 @@ def _positive(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    # Optuna reports every study it creates; what matters of that is said here in this project's own words.
-    os.environ.setdefault("OPTUNA_LOGGING_LEVEL", "WARNING")
     try:
         return int(options.call(options))
     except UserError as error:

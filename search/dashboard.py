@@ -55,9 +55,7 @@ def listen(app: WSGIApplication, port: int) -> WSGIServer:
     except OverflowError as error:
         raise UserError(f"--port: must be between 0 and 65535, got {port}") from error
     except OSError as error:
-        raise UserError(
-            f"--port: cannot listen on port {port}: {error.strerror}; 0 = any free port"
-        ) from error
+        raise UserError(f"--port: cannot listen on port {port}: {error.strerror}; 0 = any free port") from error
 
 
 def application(storage: optuna.storages.BaseStorage) -> WSGIApplication:

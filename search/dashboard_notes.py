@@ -30,7 +30,7 @@ MEANING: dict[GroupVerdict, str] = {
         "warmup, clipping, another optimizer; lowering the learning rate is the last resort (R18)."
     ),
     "boundary": "the best trials crowd a border of the search space. Widen it there and run again (S4).",
-    "stable": "lr_star lies inside the search space, well below where training breaks.",
+    "stable": "lr_star lies inside the search space, and nothing breaks near it.",
     "no feasible trial": "no training survived. Lower base_lr by an order of magnitude or more.",
 }
 READING = f"""\
@@ -56,30 +56,26 @@ def annotate(store: Store, trials: Sequence[Trial]) -> None:
             optuna_study.set_metric_names([study.objective])
         _save_note(optuna_study, verdict_note(study, batch_size, summaries))
         for axis in varied(own):
-            info = axis_info(
-                own, axis, study.objective, log=_is_log(study, axis), scientific=study.scientific_names
-            )
+            info = axis_info(own, axis, study.objective, log=_is_log(study, axis), scientific=study.scientific_names)
             save_plotly_graph_object(optuna_study, axis_figure(info), graph_object_id=_figure_id(axis))
 
 
 def verdict_note(study: Study, batch_size: int, summaries: Sequence[GroupSummary]) -> str:
     """The verdict on one batch size as Markdown: a row per group, and how to read it."""
-    done = sum(row.feasible + row.infeasible for row in summaries)
+    judged = sum(row.feasible + row.infeasible for row in summaries)
     crashed = sum(row.crashed for row in summaries)
     verdicts = dict.fromkeys(row.verdict for row in summaries)
     lines = [
-        f"## {study.objective} at batch size {batch_size}: {done} trials",
-        *([study.question, ""] if study.question else [""]),
+        f"## {study.objective} at batch size {batch_size}: {judged} trials",
+        study.question,
+        "",
         *_table([COLUMNS, *(_cells(row) for row in summaries)]),
         "",
-        *(
-            f"- **{verdict}**: {MEANING[verdict]}"
-            for verdict in dict.fromkeys(row.verdict for row in summaries)
-        ),
+        *(f"- **{verdict}**: {MEANING[verdict]}" for verdict in verdicts),
         READING,
     ]
     if crashed:
-        lines.append(f"- {crashed} trials **crashed**: no evidence; `tunewright run` tries them again.")
+        lines.append(f"- **crashed**, not counted: {crashed}. `tunewright run` tries them again.")
     return "\n".join(lines)
 
 

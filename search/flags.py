@@ -120,9 +120,7 @@ def still_improving(values: Array) -> CurveFlag | None:
     it = shape(values)
     gain = it.before_end - it.end
     if gain > STILL_IMPROVING * it.improvement and gain > NOISE_SIGMAS * it.error:
-        return CurveFlag(
-            "still improving", f"still improving: the last tenth of training gained {gain:.3g} (S6)"
-        )
+        return CurveFlag("still improving", f"still improving: the last tenth of training gained {gain:.3g} (S6)")
     return None
 
 
@@ -131,9 +129,7 @@ def saturated(values: Array) -> CurveFlag | None:
     it = shape(values)
     gain = it.half - it.end
     if gain <= SATURATED * it.improvement + it.error:
-        return CurveFlag(
-            "saturated", f"saturated at {it.best:.3g}: the second half of training gained nothing (S6)"
-        )
+        return CurveFlag("saturated", f"saturated at {it.best:.3g}: the second half of training gained nothing (S6)")
     return None
 
 
@@ -142,9 +138,7 @@ def training_loss_rising(loss: Array) -> CurveFlag | None:
 
     Batches differ, so the loss is read as medians of blocks of at least 20 steps.
     """
-    medians = np.array(
-        [np.median(block) for block in np.array_split(loss, max(1, min(50, len(loss) // BLOCK)))]
-    )
+    medians = np.array([np.median(block) for block in np.array_split(loss, max(1, min(50, len(loss) // BLOCK)))])
     it = shape(medians)
     rise = it.end - it.best
     if rise > WORSENING * it.improvement and rise > NOISE_SIGMAS * it.error:
@@ -164,9 +158,7 @@ def checkpoint_note(trials: Iterable[Trial], objective: str) -> str:
     few = [trial for trial in best_few(trials) if trial.curve.total_steps]
     places = [trial.best_step / trial.curve.total_steps for trial in few]
     if places and places[0] <= FAR_TOO_LONG:
-        return (
-            f"the best checkpoint lies at {places[0]:.0%} of training: max_train_steps is far too large (S8)"
-        )
+        return f"the best checkpoint lies at {places[0]:.0%} of training: max_train_steps is far too large (S8)"
     if len(places) < 2 or min(places) < 1 - LATE or saturated(few[0].curve.metrics[objective]):
         return ""
     return (

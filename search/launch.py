@@ -6,17 +6,20 @@ were in training, nothing else; the same command goes on where it stopped.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import joblib
 from filelock import FileLock, Timeout
+from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from .analysis import summarize
@@ -28,10 +31,11 @@ from .storage import Store, as_told, create_store, environment, read_trials, tel
 from .study import Study
 from .training import train
 from .trial import Point, Trial, crashed
-from .worker import Task, interrupted, posted, work
+from .worker import Task, follow_driver, interrupted, posted, work
 from .workload import check_workload, load_workload
 
 MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
+TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
 POLL_SECONDS = 0.2  # between two looks into the inboxes
 RESULTS = Path("results")
 
@@ -76,13 +80,16 @@ def check_studies(studies: Sequence[Study]) -> None:
                 raise UserError(f"{study.name}: {error}") from error
 
 
-def seconds_per_step(study: Study, steps: int = 30) -> dict[int, float]:
-    """Measured seconds of one update of one trial on one core, by batch size."""
-    short = study.model_copy(update={"max_train_steps": steps, "evaluations": 1})
+def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
+    """Measured seconds of one update of one trial, evaluation included, by batch size."""
+    every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every), "prepend_warmup": False}
+    short = study.model_copy(update=every)
     result = {}
     for batch_size in study.batch_sizes:
-        point = replace(next(p for p in next_points(study, []) if p.batch_size == batch_size), warmup_steps=0)
+        point = next(p for p in next_points(study, []) if p.batch_size == batch_size)
+        point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
         workload = load_workload(study.workload, point.workload_args)
+        list(train(short.model_copy(update={"max_train_steps": 5}), workload, [point]))  # allocations, caches
         began = time.perf_counter()
         list(train(short, workload, [point]))
         result[batch_size] = (time.perf_counter() - began) / steps
@@ -99,7 +106,8 @@ def write_results(store: Store, **environment_entries: object) -> None:
     """trials.csv, summary.json and environment.json of what is stored so far."""
     trials = read_trials(store)
     write_table(store.folder / "trials.csv", trials)
-    write_json(store.folder / "summary.json", summarize(trials, store.study.scientific_names))
+    summaries = summarize(trials, store.study.scientific_names, store.study.ranges)
+    write_json(store.folder / "summary.json", [row.record() for row in summaries])
     write_json(store.folder / "environment.json", environment(sys.argv, **environment_entries))
     crashes = [trial for trial in trials if trial.verdict.crashed]
     log = store.folder / "crashed.log"
@@ -144,8 +152,11 @@ class _Driver:
         self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
         self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
         self.deaths: Counter[tuple[str, str]] = Counter()
+        self.collecting = threading.Lock()
         for store in stores:
             _inbox(store).mkdir(exist_ok=True)
+            for left in _inbox(store).glob(".*.tmp"):  # by a worker that was killed while it wrote
+                left.unlink()
 
     def run(self) -> None:
         self.collect()
@@ -172,18 +183,21 @@ class _Driver:
 
     def train(self, tasks: Sequence[Task]) -> None:
         """Hand out tasks. A worker that dies ends the pool; what was in training is counted against it."""
-        pool = joblib.Parallel(
-            n_jobs=min(self.workers, len(tasks)),
-            return_as="generator_unordered",
-            pre_dispatch="n_jobs",
-            batch_size=1,
-        )
+        pool = get_reusable_executor(min(self.workers, len(tasks)), initializer=follow_driver, initargs=(os.getpid(),))
         try:
-            for _ in pool(joblib.delayed(work)(task) for task in tasks):
-                pass
+            pending: set[Future[None]] = set()
+            for task in tasks:
+                if len(pending) >= TASKS_AHEAD * self.workers:
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    _raise_errors(done)
+                pending.add(pool.submit(work, task))
+            _raise_errors(as_completed(pending))
         except BrokenProcessPool:
             self.collect()
             self.count_deaths(tasks)
+        except BaseException:
+            pool.shutdown(kill_workers=True)
+            raise
 
     def count_deaths(self, tasks: Sequence[Task]) -> None:
         suspects = {(task.study.name, stem) for task in tasks for stem in interrupted(task.inbox)}
@@ -198,14 +212,18 @@ class _Driver:
                     self.record(store, crashed(point, reason))
 
     def collect(self) -> None:
-        """Move finished trials from the inboxes into the results, and tell the store."""
-        for store in self.stores:
-            for trial, path in posted(_inbox(store)):
-                for source, target in ((".npz", curve_path), (".safetensors", checkpoint_path)):
-                    if path.with_suffix(source).exists():
-                        path.with_suffix(source).replace(target(store.folder, trial.point))
-                self.record(store, trial)
-                path.unlink()
+        """Tell the store of finished trials, then move their files into the results.
+
+        The record goes last: killed anywhere in between, the next run finds it and completes the move.
+        """
+        with self.collecting:
+            for store in self.stores:
+                for trial, path in posted(_inbox(store)):
+                    self.record(store, trial)
+                    for source, target in ((".npz", curve_path), (".safetensors", checkpoint_path)):
+                        if path.with_suffix(source).exists():
+                            path.with_suffix(source).replace(target(store.folder, trial.point))
+                    path.unlink()
 
     def record(self, store: Store, trial: Trial) -> None:
         trials = self.trials[self.stores.index(store)]
@@ -216,6 +234,11 @@ class _Driver:
             tell(store, trial)
             trials[_key(trial.point)] = trial
             self.show.finished(store.study, trial)
+
+
+def _raise_errors(futures: Iterable[Future[None]]) -> None:
+    for future in futures:
+        future.result()
 
 
 def _key(point: Point) -> tuple[int, int]:

@@ -87,9 +87,7 @@ RULES: dict[str, Rule] = {
     "sgd": Rule({}, {}, _sgd),
     "momentum": Rule({"momentum": 0.9}, {"v": 0.0}, _momentum),
     "nesterov": Rule({"momentum": 0.9}, {"v": 0.0}, _nesterov),
-    "rmsprop": Rule(
-        {"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10}, {"m": 0.0, "v": 1.0}, _rmsprop
-    ),
+    "rmsprop": Rule({"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10}, {"m": 0.0, "v": 1.0}, _rmsprop),
     "adam": Rule(_ADAM, _MOMENTS, _adam),
     "nadam": Rule(_ADAM, _MOMENTS, _nadam),
     "adamw": Rule(_ADAM | {"weight_decay": 0.01}, _MOMENTS, _adamw),
@@ -105,9 +103,7 @@ def coefficients(
     adamw, `epsilon` holds ε √(1−β₂^(t+1)) and `decay` holds 1 − η_t λ. Raises KeyError for an unknown rule.
     """
     own = {**RULES[optimizer].defaults, **settings}
-    columns = {"eta": learning_rates} | {
-        name: np.full_like(learning_rates, value) for name, value in own.items()
-    }
+    columns = {"eta": learning_rates} | {name: np.full_like(learning_rates, value) for name, value in own.items()}
     if "beta1" in own:
         update = np.arange(1, len(learning_rates) + 1)
         root = np.sqrt(1.0 - own["beta2"] ** update)

@@ -1,9 +1,8 @@
-"""report.html, one file that opens without a network, and the same summary for the terminal."""
+"""report.html: one file that opens without a network."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,6 @@ import jinja2
 import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from .analysis import (
     GroupSummary,
@@ -39,8 +35,8 @@ from .plots import (
     norms_info,
 )
 from .storage import Store, read_trials
-from .study import Range, Study
-from .trial import Point, Trial
+from .tables import summary_cells
+from .trial import Trial
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 PANEL_WIDTH, MARGIN_WIDTH = 300, 160  # pixels: narrower figures scroll instead of shrinking
@@ -48,7 +44,6 @@ SUMMARY_COLUMNS = (
     "group", "trials", "infeasible", "crashed", "near lr_star", "lr_star", "unstable_base_lr", "headroom",
     "best value", "at step", "verdict",
 )  # fmt: skip
-TERMINAL_COLUMNS = tuple(name for name in SUMMARY_COLUMNS if name not in ("near lr_star", "at step"))
 OUTCOMES = (
     "verdict", "instability", "onset_step", "best_value", "best_step", "clip_fraction", "seconds", "reason",
 )  # fmt: skip
@@ -74,7 +69,7 @@ def build_report(store: Store) -> Path:
     """Write report.html of a results folder, and return its path."""
     study, path = store.study, store.folder / "report.html"
     environment = store.folder / "environment.json"
-    space = space_of(study)
+    space = study.ranges
     write_report(
         path,
         name=study.name,
@@ -87,18 +82,6 @@ def build_report(store: Store) -> Path:
         environment=json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else None,
     )
     return path
-
-
-def space_of(study: Study) -> Space:
-    """The ranges of a study, by optimizer and axis; axes that are fixed or choices have no bounds."""
-    return {
-        optimizer: {
-            name: (axis.low, axis.high, axis.log)
-            for name, axis in study.axes(optimizer).items()
-            if isinstance(axis, Range)
-        }
-        for optimizer in study.optimizers
-    }
 
 
 def write_report(
@@ -128,7 +111,7 @@ def write_report(
         question=question,
         objective=objective,
         counts=_counts(trials),
-        summaries=[_summary_row(row) for row in summaries],
+        summaries=[_summary_row(row, varied(trials)) for row in summaries],
         summary_columns=SUMMARY_COLUMNS,
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
         sections=_sections(trials, objective, log_axes, scientific, log_steps),
@@ -156,9 +139,7 @@ def _counts(trials: list[Trial]) -> str:
     return f"{len(trials)} trials: {feasible} feasible, {infeasible} infeasible, {crashed} crashed"
 
 
-def _sentences(
-    trials: list[Trial], objective: str, space: Space | None, scientific: Sequence[str]
-) -> list[str]:
+def _sentences(trials: list[Trial], objective: str, space: Space | None, scientific: Sequence[str]) -> list[str]:
     """Boundaries (S4), lengths of training (S8) and the flags of each group's best curve (S6)."""
     sentences = [note.sentence for note in boundary_checks(trials, space, scientific)]
     for group, own in group_trials(trials, scientific).items():
@@ -192,9 +173,7 @@ def _sections(
             axis_figure(axis_info(trials, axis, objective, log=axis in log_axes, scientific=scientific))
             for axis in axes
         ],
-        "Training curves": [
-            curves_figure(curves_info(trials, objective, log_steps=log_steps, scientific=scientific))
-        ],
+        "Training curves": [curves_figure(curves_info(trials, objective, log_steps=log_steps, scientific=scientific))],
         "Gradient norms": [norms_figure(norms)] if norms.panels else [],
     }
     columns = {"Gradient norms": 3}
@@ -202,10 +181,7 @@ def _sections(
     return [
         (
             heading,
-            [
-                _div(figure, f"{heading} {k}", columns.get(heading, batch_sizes))
-                for k, figure in enumerate(figures)
-            ],
+            [_div(figure, f"{heading} {k}", columns.get(heading, batch_sizes)) for k, figure in enumerate(figures)],
         )
         for heading, figures in sections.items()
     ]
@@ -224,61 +200,14 @@ def _div(figure: go.Figure, label: str, columns: int) -> dict[str, Any]:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def summary_table(summaries: Iterable[GroupSummary]) -> Table:
-    """The summary of every group for the terminal, within 120 columns."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in TERMINAL_COLUMNS:
-        words = column in ("group", "verdict")
-        narrowest = len(column) if not words else None
-        table.add_column(column, justify="left" if words else "right", min_width=narrowest, overflow="fold")
-    for row in summaries:
-        cells = _summary_cells(row)
-        table.add_row(*(Text(cells[column]) for column in TERMINAL_COLUMNS))
-    return table
-
-
-def _summary_cells(row: GroupSummary) -> dict[str, str]:
-    last_feasible, unstable = row.unstable_base_lr
-    if math.isinf(unstable):
-        edge = f"> {readable(last_feasible)}" if last_feasible else "–"
-        headroom = f"> {last_feasible / row.lr_star:.2g} ×" if last_feasible else "–"
-    else:
-        edge = f"{readable(last_feasible)} – {readable(unstable)}"
-        headroom = _or_dash(row.headroom, "{:.2g} ×")
-    near = f"{row.good_region} ({row.good_region_fraction:.0%})" if row.feasible else "–"
+def _summary_row(row: GroupSummary, names: Collection[str]) -> dict[str, Any]:
+    cells = summary_cells(row, names)
     return {
-        "group": row.group.label,
-        "trials": str(row.trials),
-        "infeasible": _or_dash(row.infeasible_fraction, "{:.0%}"),
-        "crashed": str(row.crashed),
-        "near lr_star": near,
-        "lr_star": _or_dash(row.lr_star),
-        "unstable_base_lr": edge,
-        "headroom": headroom,
-        "best value": readable(row.best_value) if row.feasible else "–",
-        "at step": str(row.best_step) if row.feasible else "–",
-        "verdict": row.verdict,
-    }
-
-
-def _or_dash(value: float, form: str = "{:.3g}") -> str:
-    return "–" if math.isnan(value) else form.format(value)
-
-
-def _summary_row(row: GroupSummary) -> dict[str, Any]:
-    point = row.best_point
-    return {
-        "cells": list(_summary_cells(row).values())[:-1],
+        "cells": [cells[column] for column in SUMMARY_COLUMNS[:-1]],
         "verdict": row.verdict,
         "colour": COLOURS[row.verdict],
-        "best": "" if point is None else _in_words(point),
+        "best": cells["best point"],
     }
-
-
-def _in_words(point: Point) -> str:
-    """What the group's label does not say of a point."""
-    values = {name: value for name, value in point.values.items() if name not in ("batch_size", "optimizer")}
-    return f"trial {point.number}: " + ", ".join(f"{name} = {readable(v)}" for name, v in values.items())
 
 
 def _hyperparameters(trials: list[Trial]) -> list[str]:

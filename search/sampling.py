@@ -77,7 +77,12 @@ def _plan(study: Study, batch_size: int) -> list[Point]:
     shares = [len(range(index, study.trials, len(groups))) for index in range(len(groups))]
     sequences = [_sequence(study, group, share) for group, share in zip(groups, shares, strict=True)]
     return [
-        _point(study, groups[number % len(groups)], number, sequences[number % len(groups)][number // len(groups)])
+        _point(
+            study,
+            groups[number % len(groups)],
+            number,
+            sequences[number % len(groups)][number // len(groups)],
+        )
         for number in range(study.trials)
     ]
 
@@ -94,9 +99,7 @@ def _free(study: Study, group: Group) -> dict[str, Axis]:
 
 def _point(study: Study, group: Group, number: int, values: Mapping[str, Any]) -> Point:
     """A point of a group: the values drawn, the scientific ones and the fixed ones."""
-    fixed = {
-        name: axis[0] for name, axis in study.axes(group.optimizer).items() if isinstance(axis, tuple)
-    }
+    fixed = {name: axis[0] for name, axis in study.axes(group.optimizer).items() if isinstance(axis, tuple)}
     held = dict(group.scientific)
     chosen = fixed | {name: value for name, value in held.items() if name not in study.workload_args} | dict(values)
     chosen["warmup_steps"] = round(chosen["warmup_steps"])
@@ -131,9 +134,7 @@ def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
             unit = qmc.Sobol(len(axes), scramble=True, rng=rng).random_base2(math.ceil(math.log2(max(count, 1))))
         case _:
             unit = qmc.Halton(len(axes), scramble=True, rng=rng).random(count)
-    return [
-        {name: _at(axis, u) for (name, axis), u in zip(axes.items(), row, strict=True)} for row in unit[:count]
-    ]
+    return [{name: _at(axis, u) for (name, axis), u in zip(axes.items(), row, strict=True)} for row in unit[:count]]
 
 
 def _at(axis: Axis, u: float) -> Any:

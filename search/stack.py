@@ -48,9 +48,7 @@ class Stack:
         kinds = {(p.device, p.dtype) for p in trainable.values()}
         if len(kinds) != 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
-            raise UserError(
-                f"workload: the model's parameters must share one device and dtype; found {found}"
-            )
+            raise UserError(f"workload: the model's parameters must share one device and dtype; found {found}")
         self.workload, self.model = workload, model
         self.device, self.dtype = next(iter(kinds))
         self._call = _Call(workload, model)
@@ -150,9 +148,7 @@ class Stack:
             clip_(rows["gradient"], norm_K1, clip_norm_K1)
         for block, columns in blocks:
             state = {name: rows[name][block] for name in ("m", "v")}
-            RULES[self.optimizers[block.start]].update(
-                rows["theta"][block], rows["gradient"][block], state, columns
-            )
+            RULES[self.optimizers[block.start]].update(rows["theta"][block], rows["gradient"][block], state, columns)
 
     @torch.no_grad()
     def evaluate(self, wanted: Sequence[int]) -> dict[str, list[float]]:
@@ -169,9 +165,7 @@ class Stack:
                     some = {name: value[index] for name, value in values.items()}
                     buffers = {name: buffer[index] for name, buffer in self._buffers.items()}
                     stacked = vmap(
-                        lambda leaves, buffers: functional_call(
-                            self._call, _inside(leaves, buffers), ("evaluate",)
-                        ),
+                        lambda leaves, buffers: functional_call(self._call, _inside(leaves, buffers), ("evaluate",)),
                         randomness="error",
                     )(some, buffers)
                     return {name: value.tolist() for name, value in stacked.items()}

@@ -61,9 +61,7 @@ class _TrialStorage(optuna.storages.RDBStorage):
             )
         )
 
-    def _set_trial_attr_without_commit(
-        self, session: Any, model_cls: Any, trial_id: int, key: str, value: Any
-    ) -> None:
+    def _set_trial_attr_without_commit(self, session: Any, model_cls: Any, trial_id: int, key: str, value: Any) -> None:
         session.add(model_cls(trial_id=trial_id, key=key, value_json=json.dumps(value)))
 
 
@@ -119,9 +117,7 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
     storage = open_storage(url or f"sqlite:///{folder / 'study.db'}")
     names = {batch_size: f"{study.name}/batch_size={batch_size}" for batch_size in study.batch_sizes}
-    strangers = {summary.study_name for summary in optuna.get_all_study_summaries(storage, False)} - set(
-        names.values()
-    )
+    strangers = {summary.study_name for summary in optuna.get_all_study_summaries(storage, False)} - set(names.values())
     if strangers and url is None and not any(name.startswith(f"{study.name}/") for name in strangers):
         raise UserError(f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(strangers))}")
     store = Store(
@@ -144,12 +140,8 @@ def open_store(folder: Path, url: str | None = None) -> Store:
     if not (folder / STUDY_FILE).is_file():
         raise UserError(f"{folder}: is not a results folder: it has no {STUDY_FILE}")
     if url is None and not (folder / "study.db").is_file():
-        raise UserError(
-            f"{folder}: has no study.db (git does not keep it); run the study, or name its --storage"
-        )
-    return create_store(
-        load_study(folder / STUDY_FILE, name=folder.resolve().name), folder.resolve().parent, url
-    )
+        raise UserError(f"{folder}: has no study.db (git does not keep it); run the study, or name its --storage")
+    return create_store(load_study(folder / STUDY_FILE, name=folder.resolve().name), folder.resolve().parent, url)
 
 
 def _claim(store: Store) -> None:
@@ -342,7 +334,5 @@ def _git_revision() -> str:
     git = shutil.which("git")
     if git is None:
         return "unknown"
-    found = subprocess.run(
-        [git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
+    found = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return found.stdout.strip() or "unknown"

@@ -162,18 +162,12 @@ class Study(_Strict):
     objective: str = Field(description="A metric that evaluate() returns; minimized")
     max_train_steps: PositiveInt = Field(description="Optimizer updates of the baseline schedule")
     batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    trials: PositiveInt | None = Field(
-        None, description="Trials per batch size; the grid sampler counts its own"
-    )
+    trials: PositiveInt | None = Field(None, description="Trials per batch size; the grid sampler counts its own")
     sampler: Sampler = "halton"
     seed: Annotated[int, Field(ge=0)] = 0
     evaluations: PositiveInt = Field(50, description="Evaluations per trial, at regular step intervals")
-    prepend_warmup: bool = Field(
-        False, description="Warmup adds to max_train_steps instead of being part of it"
-    )
-    scientific: tuple[str, ...] = Field(
-        (), description="Axes whose effect is the question, besides the optimizer"
-    )
+    prepend_warmup: bool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
+    scientific: tuple[str, ...] = Field((), description="Axes whose effect is the question, besides the optimizer")
     space: Space
     source: str = Field("", exclude=True, repr=False, description="The file's text, comments and all")
 
@@ -250,11 +244,7 @@ class Study(_Strict):
         if (self.trials is None) != (self.sampler == "grid"):
             yield (
                 "trials",
-                (
-                    "is required"
-                    if self.trials is None
-                    else "the grid sampler counts its own points: remove trials"
-                ),
+                ("is required" if self.trials is None else "the grid sampler counts its own points: remove trials"),
             )
         longest = longest_warmup(self.max_train_steps)
         for optimizer in self.optimizers:
@@ -274,9 +264,7 @@ class Study(_Strict):
             for name, axis in axes.items():
                 if self.sampler == "grid" and isinstance(axis, Range) and axis.points is None:
                     yield f"{place}.{name}", "the grid sampler needs the number of points of a range"
-        known = all(
-            isinstance(self.axes(o).get(name), tuple) for o in self.optimizers for name in self.scientific
-        )
+        known = all(isinstance(self.axes(o).get(name), tuple) for o in self.optimizers for name in self.scientific)
         if self.trials is not None and known:
             groups = len(self.groups(self.batch_sizes[0]))
             if self.trials < groups:
@@ -355,8 +343,4 @@ def _unknown_key(keys: list[str]) -> str:
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)
-    return (
-        f"unknown key; did you mean {nearest[0]!r}?"
-        if nearest
-        else f"unknown key; known are {', '.join(known)}"
-    )
+    return f"unknown key; did you mean {nearest[0]!r}?" if nearest else f"unknown key; known are {', '.join(known)}"

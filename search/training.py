@@ -113,9 +113,7 @@ class _Loop:
             share = (time.perf_counter() - began) / len(self.slots)
             for slot in self.slots:
                 slot.seconds += share
-            finished = [
-                k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)
-            ]
+            finished = [k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)]
             if finished:
                 for k in finished:
                     yield self._finish(k)
@@ -168,9 +166,7 @@ class _Loop:
     def _steps_ahead(self) -> int:
         """Updates until the first slot must be looked at: an evaluation, its end, or the next check."""
         every = self.study.evaluate_every
-        return min(
-            CHECK_EVERY, *(min(every - slot.step % every, slot.total - slot.step) for slot in self.slots)
-        )
+        return min(CHECK_EVERY, *(min(every - slot.step % every, slot.total - slot.step) for slot in self.slots))
 
     def _evaluation_due(self, slot: _Slot) -> bool:
         return slot.step % self.study.evaluate_every == 0 or slot.step == slot.total
@@ -182,9 +178,7 @@ class _Loop:
             (
                 slice(rows[0], rows[-1] + 1),
                 {
-                    name: tensor([self._ahead(self.slots[k], name, steps) for k in rows])
-                    .T[:, :, None]
-                    .unbind()
+                    name: tensor([self._ahead(self.slots[k], name, steps) for k in rows]).T[:, :, None].unbind()
                     for name in self.slots[rows[0]].columns
                 },
             )

@@ -90,9 +90,7 @@ class Curve:
             loss=arrays["loss"],
             grad_norm=arrays["grad_norm"],
             eval_step=arrays["eval_step"],
-            metrics={
-                name.removeprefix("metric/"): arrays[name] for name in arrays if name.startswith("metric/")
-            },
+            metrics={name.removeprefix("metric/"): arrays[name] for name in arrays if name.startswith("metric/")},
             total_steps=int(arrays["total_steps"]),
             chance_loss=float(arrays["chance_loss"]),
         )
@@ -175,9 +173,7 @@ class Trial:
         return cls(**{**record, "point": point, "verdict": verdict, "curve": curve})
 
 
-EMPTY_CURVE = Curve(
-    loss=np.empty(0), grad_norm=np.empty(0), eval_step=np.empty(0, np.int64), metrics={}, total_steps=0
-)
+EMPTY_CURVE = Curve(loss=np.empty(0), grad_norm=np.empty(0), eval_step=np.empty(0, np.int64), metrics={}, total_steps=0)
 
 
 def measured(point: Point, verdict: Verdict, curve: Curve, objective: str, seconds: float) -> Trial:

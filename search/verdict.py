@@ -1,7 +1,7 @@
 """What a curve says about its point: feasible or infeasible, and when training became unstable.
 
-A loss is *far above* where it began if it exceeds `ceiling` = L₀ + DIVERGED_FACTOR · |L₀|, L₀ the loss of
-the untrained model. Rules, in this order:
+Training starts at L₀ = max(loss of the first minibatch, chance_loss); a loss is *far above* it beyond
+`ceiling` = L₀ + DIVERGED_FACTOR · |L₀|. Rules, in this order:
 
     non_finite   a loss or gradient norm is nan or inf
     diverged     the loss is far above L₀, and stays there
@@ -39,7 +39,7 @@ EARLY_STEPS = 25  # "the first 25 or so" (R5)
 WINDOW = 25  # updates over which a typical loss is taken
 RISE_STEPS = 5  # a rise counts if it lasts: the median over this many updates
 RISE_FRACTION = 0.25  # of what had been learned so far (loss at the start minus lowest typical loss)
-RISE_DEVIATIONS = 6.0  # and of the scatter (1.4826 · median absolute deviation) in the window before
+SCATTER_DEVIATIONS = 6.0  # and of the scatter, 1.4826 · median absolute deviation: not minibatch noise
 
 
 def patience(total_steps: int) -> int:
@@ -52,29 +52,29 @@ def judge(curve: Curve) -> Verdict:
     loss, grad_norm = curve.loss, curve.grad_norm
     if len(loss) == 0:
         return Verdict("feasible", "none", math.inf, "no training step was taken")
-    chance, steps = _chance(loss, curve.chance_loss), patience(curve.total_steps)
+    (start, chance), steps = _levels(loss, curve.chance_loss), patience(curve.total_steps)
     finite = np.isfinite(loss) & np.isfinite(grad_norm)
     if not finite.all():
         step = int(np.argmin(finite))
         what = "gradient norm" if np.isfinite(loss[step]) else "loss"
         evidence = f"{what} became non-finite at step {step}{_before(loss, step)}"
-        return Verdict("non_finite", _kind(loss[:step], chance), step, evidence)
+        return Verdict("non_finite", _kind(loss[:step], start), step, evidence)
     last = float(np.median(loss[-steps:]))
-    rise = _first_rise(loss, chance)
-    if len(loss) >= MIN_PATIENCE and last > ceiling(loss[0]):
-        step = int(rise if math.isfinite(rise) else _last_below(loss, ceiling(loss[0])))
+    rise = _first_rise(loss, start)
+    if len(loss) >= MIN_PATIENCE and last > ceiling(start):
+        step = int(rise if math.isfinite(rise) else _last_below(loss, ceiling(start)))
         evidence = f"loss far above its start since step {step}: {loss[0]:.3g} to {last:.3g}"
-        return Verdict("diverged", _kind(loss[:step], chance), step, evidence)
+        return Verdict("diverged", _kind(loss[:step], start), step, evidence)
     if len(loss) >= MIN_PATIENCE and (because := _collapse(loss, grad_norm, chance, steps)):
         step = int(rise if math.isfinite(rise) else _last_below(_typical(loss), _floor(chance, float(loss.min()))))
         evidence = f"loss stays at {last:.3g}, a constant predictor's ({chance:.3g}), {because}"
-        return Verdict("collapsed", _kind(loss[:step], chance), step, evidence)
+        return Verdict("collapsed", _kind(loss[:step], start), step, evidence)
     ended = float(np.median(loss[-WINDOW:]))
     if math.isinf(rise):
         return Verdict("feasible", "none", rise, f"stable: loss {loss[0]:.3g} to {ended:.3g}")
     step = int(rise)
     evidence = f"blew up at step {step}{_before(loss, step)} to {loss[step:].max():.3g}, ended at {ended:.3g}"
-    return Verdict("feasible", _kind(loss[:step], chance), step, evidence)
+    return Verdict("feasible", _kind(loss[:step], start), step, evidence)
 
 
 def hopeless(loss: Array, grad_norm: Array, total_steps: int, chance_loss: float) -> bool:
@@ -85,24 +85,29 @@ def hopeless(loss: Array, grad_norm: Array, total_steps: int, chance_loss: float
     """
     if not (np.isfinite(loss).all() and np.isfinite(grad_norm).all()):
         return True
-    steps, chance = patience(total_steps), _chance(loss, chance_loss)
+    (start, chance), steps = _levels(loss, chance_loss), patience(total_steps)
     floor = _floor(chance, loss.min())
     if len(loss) <= steps or np.median(loss[-WINDOW:]) < floor:
         return False
     recent = loss[-steps:]
-    if recent.min() > ceiling(loss[0]):
+    if recent.min() > ceiling(start):
         return True
     typical = np.median(recent[: len(recent) // WINDOW * WINDOW].reshape(-1, WINDOW), axis=1)
     return bool(typical.min() > floor and _collapse(loss, grad_norm, chance, steps))
 
 
-def ceiling(initial_loss: float) -> float:
+def ceiling(start: float) -> float:
     """Above this a loss is far above its start."""
-    return initial_loss + DIVERGED_FACTOR * abs(initial_loss)
+    return start + DIVERGED_FACTOR * abs(start)
 
 
-def _chance(loss: Array, chance_loss: float) -> float:
-    return float(loss[0]) if math.isnan(chance_loss) else chance_loss
+def _levels(loss: Array, chance_loss: float) -> tuple[float, float]:
+    """The loss that training starts from, and a constant predictor's.
+
+    Both from the workload's `chance_loss` if it has one, because the first minibatch may be a lucky one.
+    """
+    chance = float(loss[0]) if math.isnan(chance_loss) else chance_loss
+    return max(float(loss[0]), chance), chance
 
 
 def _floor(chance: float, lowest: float) -> float:
@@ -112,13 +117,18 @@ def _floor(chance: float, lowest: float) -> float:
 
 def _collapse(loss: Array, grad_norm: Array, chance: float, steps: int) -> str:
     """Why the last `steps` losses are a collapse; empty if they are not."""
-    lowest = float(_typical(loss).min())
+    typical = _typical(loss)
+    lowest = float(typical.min())
     if np.median(loss[-steps:]) < _floor(chance, lowest):
         return ""
-    if lowest < chance - LEARNED_FRACTION * abs(chance):
+    scatter = 1.4826 * float(np.median(np.abs(loss - typical)))
+    # A median of WINDOW values with this scatter falls so low by chance in one run of thousands.
+    luck = SCATTER_DEVIATIONS * scatter / math.sqrt(WINDOW)
+    if lowest < chance - max(LEARNED_FRACTION * abs(chance), luck):
         return f"after it had fallen to {lowest:.3g}"
     highest = float(median_filter(loss, 3, mode="mirror").max())
-    if highest > max(loss[0], chance) + RISEN_FACTOR * abs(loss[0]):
+    start = max(float(loss[0]), chance)
+    if highest > start + max(RISEN_FACTOR * abs(start), SCATTER_DEVIATIONS * scatter):
         return f"after it had risen to {highest:.3g}"
     norm = float(np.median(grad_norm[-steps:]))
     if norm < VANISHED_FRACTION * grad_norm[0]:
@@ -134,19 +144,18 @@ def _typical(loss: Array) -> Array:
 def _last_below(loss: Array, level: float) -> int:
     """The first update after which the loss never again falls below a level."""
     below = np.flatnonzero(loss < level)
-    return int(below[-1]) + 1 if len(below) else 0
+    return min(int(below[-1]) + 1, len(loss) - 1) if len(below) else 0
 
 
-def _first_rise(loss: Array, chance: float) -> float:
+def _first_rise(loss: Array, start: float) -> float:
     """The first update at which the loss blew up; inf if it never did.
 
-    In the first steps: two updates in a row above L₀ and chance by RISEN_FACTOR. Later: the median over the next
+    In the first steps: two updates in a row above the start by RISEN_FACTOR. Later: the median over the next
     RISE_STEPS exceeds the median over the WINDOW before by RISE_FRACTION of what had been learned and by
-    RISE_DEVIATIONS of the scatter; or, too slow for that, the typical loss ends LOST_FRACTION / 2 above its
+    SCATTER_DEVIATIONS of the scatter; or, too slow for that, the typical loss ends LOST_FRACTION / 2 above its
     lowest.
     """
-    start = max(loss[0], chance) + RISEN_FACTOR * abs(loss[0])
-    high = loss[1 : EARLY_STEPS + 1] > start
+    high = loss[1 : EARLY_STEPS + 1] > start + RISEN_FACTOR * abs(start)
     early = np.flatnonzero(high[:-1] & high[1:])
     if len(early):
         return int(early[0]) + 1
@@ -156,12 +165,12 @@ def _first_rise(loss: Array, chance: float) -> float:
     level = np.median(before, axis=1)
     scatter = 1.4826 * np.median(np.abs(before - level[:, None]), axis=1)
     after = np.median(sliding_window_view(loss, RISE_STEPS)[WINDOW:], axis=1)
-    learned = np.maximum(loss[0] - np.minimum.accumulate(level), CHANCE_TOLERANCE * abs(loss[0]))
-    bar = level + np.maximum(RISE_FRACTION * learned, RISE_DEVIATIONS * scatter)
+    learned = np.maximum(start - np.minimum.accumulate(level), CHANCE_TOLERANCE * abs(start))
+    bar = level + np.maximum(RISE_FRACTION * learned, SCATTER_DEVIATIONS * scatter)
     rises = np.flatnonzero(after > bar)
     if not len(rises):
         typical = _typical(loss)
-        lowest, learned_most = typical.min(), loss[0] - typical.min()
+        lowest, learned_most = typical.min(), start - typical.min()
         if np.median(loss[-WINDOW:]) > lowest + max(LOST_FRACTION / 2, RISE_FRACTION) * learned_most > lowest:
             return _last_below(typical, lowest + RISE_FRACTION * learned_most)
         return math.inf
@@ -170,11 +179,10 @@ def _first_rise(loss: Array, chance: float) -> float:
     return first + WINDOW + int(np.argmax(loss[first + WINDOW :] > bar[first]))
 
 
-def _kind(before: Array, chance: float) -> Instability:
+def _kind(before: Array, start: float) -> Instability:
     """Mid-training if the loss had steadily declined before the onset, early otherwise (R2)."""
     if len(before) <= EARLY_STEPS:
         return "early"
-    start = max(before[0], chance)
     declined = _typical(before).min() < start - LEARNED_FRACTION * abs(start)
     return "mid_training" if declined else "early"
 

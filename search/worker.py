@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,8 @@ from .training import train
 from .trial import EMPTY_CURVE, Point, Trial, crashed
 from .workload import load_workload
 
+SECONDS_BETWEEN_WATCHES = 0.5
+
 
 @dataclass(frozen=True)
 class Task:
@@ -38,10 +41,20 @@ class Task:
     threads: int
 
 
+def follow_driver(driver: int) -> None:
+    """Make this process the driver's: Ctrl-C is the driver's to answer, and it ends when the driver does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(SECONDS_BETWEEN_WATCHES)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch-driver", daemon=True).start()
+
+
 def work(task: Task) -> None:
     """Train a task's points and post them to its inbox. An exception of the workload is posted as a crash."""
-    if os.getpid() != os.getppid():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to handle
     torch.set_num_threads(task.threads)
     for point in task.points:
         _started(task.inbox, point).touch()

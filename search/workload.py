@@ -57,8 +57,7 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"workload: cannot import {module_name!r}: {error}. "
-            f"Run from the folder that contains it, or install it."
+            f"workload: cannot import {module_name!r}: {error}. Run from the folder that contains it, or install it."
         ) from error
     factory: Callable[..., Any] | None = getattr(module, factory_name, None)
     if factory is None:
@@ -117,6 +116,4 @@ def check_workload(workload: Workload, objective: str, batch_sizes: Sequence[int
     with torch.no_grad():
         metrics = attempt("evaluate", lambda: workload.evaluate(model))
     if objective not in metrics:
-        raise UserError(
-            f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}"
-        )
+        raise UserError(f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 from numpy.typing import ArrayLike
+
 from tunewright.search.study import Study, parse_study
 from tunewright.search.trial import Curve, Point, Trial, Verdict, measured
 

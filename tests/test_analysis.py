@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tunewright.search.analysis import (
     BoundaryNote,
     best_few,
@@ -25,9 +26,7 @@ def trial(
 ) -> Trial:
     kind: Instability = "none" if outcome in ("feasible", "crashed") else "mid_training"
     return Trial(
-        point=Point(
-            **{"number": number, "batch_size": 32, "optimizer": "momentum", "base_lr": base_lr} | point
-        ),
+        point=Point(**{"number": number, "batch_size": 32, "optimizer": "momentum", "base_lr": base_lr} | point),
         verdict=Verdict(outcome, kind, math.inf, ""),
         curve=EMPTY_CURVE,
         best_value=best_value,

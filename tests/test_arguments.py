@@ -1,6 +1,7 @@
 """A factory's arguments: right ones pass, wrong ones are named with their rule and value."""
 
 import pytest
+
 from tunewright.models.arguments import at_least, one_of
 
 

@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+
 from tunewright.models.batches import Split, endless_batches, three_parts
 
 EXAMPLES = (torch.arange(10.0), torch.arange(10))

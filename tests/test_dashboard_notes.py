@@ -1,6 +1,5 @@
 import json
-import math
-import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from stored import diverged, feasible, small_study
+
 from tunewright.search.analysis import summarize
 from tunewright.search.dashboard_notes import KEPT, annotate, verdict_note
 from tunewright.search.storage import Store, create_store
@@ -37,9 +37,15 @@ def row_of(note: str) -> list[str]:
     return [cell.strip() for cell in row.strip("|").split("|")]
 
 
-def figures(store: Store, batch_size: int) -> dict[str, Any]:
+def attributes(store: Store, batch_size: int = 32) -> dict[str, Any]:
+    """Where the dashboard keeps notes and figures, cut into pieces."""
     study = store.optuna_studies[batch_size]
-    texts = get_plotly_graph_objects(study._storage.get_study_system_attrs(study._study_id))
+    found: dict[str, Any] = study._storage.get_study_system_attrs(study._study_id)
+    return found
+
+
+def figures(store: Store, batch_size: int) -> dict[str, Any]:
+    texts = get_plotly_graph_objects(attributes(store, batch_size))
     return {name: json.loads(text) for name, text in texts.items()}
 
 
@@ -62,7 +68,7 @@ def test_without_a_feasible_trial_there_is_no_lr_star() -> None:
 def test_crashed_trials_are_no_evidence_and_are_named() -> None:
     note = note_of([*TRIALS, crashed(TRIALS[0].point, "out of memory")])
     assert row_of(note) == row_of(note_of(TRIALS))
-    assert "1 trials **crashed**" in note
+    assert "**crashed**, not counted: 1." in note
     assert "crashed" not in note_of(TRIALS)
 
 
@@ -72,22 +78,19 @@ def test_each_batch_size_has_a_note_and_axis_plots_of_its_own(store: Store) -> N
     assert "| 0.1 |" in get_note(store.optuna_studies[32])
     assert "| 0.3 |" in get_note(store.optuna_studies[64])
     marks = [
-        sum(len(trace["x"]) for trace in figures(store, batch_size)["axis-base_lr"]["data"])
-        for batch_size in (32, 64)
+        sum(len(trace["x"]) for trace in figures(store, batch_size)["axis-base_lr"]["data"]) for batch_size in (32, 64)
     ]
     assert marks == [len(TRIALS), len(other)]
     assert store.optuna_studies[32].metric_names == ["val_error"]
 
 
 def test_writing_again_replaces_and_the_same_again_changes_nothing(store: Store) -> None:
-    study = store.optuna_studies[32]
-    attributes = lambda: study._storage.get_study_system_attrs(study._study_id)  # noqa: E731
     many = [feasible(n, 0.01 * 1.1**n, 0.1 + 0.01 * n) for n in range(60)]
     annotate(store, many)
     annotate(store, TRIALS)
-    once = attributes()
+    once = attributes(store)
     annotate(store, TRIALS)
-    assert attributes() == once
+    assert attributes(store) == once
     assert list(figures(store, 32)) == ["axis-base_lr"]
     assert sum(len(trace["x"]) for trace in figures(store, 32)["axis-base_lr"]["data"]) == len(TRIALS)
 
@@ -117,13 +120,8 @@ def test_a_study_without_trials_gets_a_note_and_no_plot(store: Store) -> None:
 
 def test_scientific_values_cannot_break_the_table() -> None:
     study = small_study(workload_args={"norm": ["pre|post", "none"]})
-    point = TRIALS[0].point
-    trials = [
-        Trial(
-            **{**vars(TRIALS[0]), "point": type(point)(**{**vars(point), "workload_args": {"norm": value}})}
-        )
-        for value in ("pre|post", "none")
-    ]
+    points = [replace(TRIALS[0].point, workload_args={"norm": norm}) for norm in ("pre|post", "none")]
+    trials = [replace(TRIALS[0], point=point) for point in points]
     note = verdict_note(study, 32, summarize(trials, study.scientific_names, study.ranges))
     rows = [line for line in note.splitlines() if line.startswith("|")]
     assert [row.replace("\\|", "").count("|") for row in rows] == [9, 9, 9, 9]

@@ -5,6 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
+
 from tunewright.models import digits
 from tunewright.models.supervised import Classification
 

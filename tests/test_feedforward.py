@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tunewright.models.feedforward import MLP, ConvNet
 
 

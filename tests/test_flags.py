@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+
 from tunewright.search.flags import checkpoint_note, curve_flags, shape
 from tunewright.search.trial import Array, Curve, Point, Trial, Verdict, crashed, measured
 
@@ -53,9 +54,7 @@ def test_noise_alone_is_hardly_ever_a_rise_or_a_fall() -> None:
 def test_a_training_loss_that_rises_again_is_flagged() -> None:
     loss = np.concatenate([np.linspace(2.0, 0.5, 800), np.linspace(0.5, 0.8, 200)]) + noise(0.05, STEPS)
     assert "training loss rising" in names(run(DECLINE, loss))
-    assert "training loss rising" not in names(
-        run(DECLINE, np.linspace(2.0, 0.5, STEPS) + noise(0.05, STEPS))
-    )
+    assert "training loss rising" not in names(run(DECLINE, np.linspace(2.0, 0.5, STEPS) + noise(0.05, STEPS)))
 
 
 def test_only_feasible_trials_with_a_curve_are_flagged() -> None:

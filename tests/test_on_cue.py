@@ -7,6 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+
 from tunewright.models import on_cue
 
 CUE = 30

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from tunewright.models import openml
 from tunewright.models.supervised import Classification
 
@@ -91,9 +92,7 @@ def test_pixels_are_standardized_per_channel() -> None:
 @pytest.mark.usefixtures("offline")
 def test_without_a_network_the_message_says_what_to_do(home: Path) -> None:
     workload = openml.mnist()
-    with pytest.raises(
-        OSError, match=r"mnist_784: not on this machine.*no route to host.*copy the file"
-    ) as info:
+    with pytest.raises(OSError, match=r"mnist_784: not on this machine.*no route to host.*copy the file") as info:
         workload.train_batches(4, seed=0)
     assert str(home / "tunewright" / "mnist_784.npz") in str(info.value)
 

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tunewright.search.plots import (
     axis_figure,
     axis_info,
@@ -38,9 +39,7 @@ def trial(
     **point: Any,
 ) -> Trial:
     return Trial(
-        point=Point(
-            **{"number": number, "batch_size": 32, "optimizer": "momentum", "base_lr": base_lr} | point
-        ),
+        point=Point(**{"number": number, "batch_size": 32, "optimizer": "momentum", "base_lr": base_lr} | point),
         verdict=Verdict(outcome, "none", math.inf, "loss < 1e3 & falling"),
         curve=measured,
         best_value=best_value,
@@ -84,9 +83,7 @@ any_trial = st.builds(
 
 
 @settings(deadline=None)  # the first figure is slow
-@given(
-    st.lists(any_trial, min_size=1, max_size=12), st.sampled_from(["base_lr", "clip_norm", "warmup_steps"])
-)
+@given(st.lists(any_trial, min_size=1, max_size=12), st.sampled_from(["base_lr", "clip_norm", "warmup_steps"]))
 def test_marks_drawn_are_trials(trials: list[Trial], axis: str) -> None:
     info = axis_info(trials, axis, "val_error", log=axis == "base_lr")
     left_out = sum(count for _, count in info.not_varied)
@@ -176,9 +173,7 @@ def test_the_value_axis_is_logarithmic_over_more_than_one_and_a_half_decades(
 
 
 def test_a_scientific_hyperparameter_has_panels_of_its_own_unless_it_is_the_axis() -> None:
-    trials = [
-        trial(n, 0.1 * (n + 1), 0.1, workload_args={"norm": "pre" if n % 2 else "post"}) for n in range(4)
-    ]
+    trials = [trial(n, 0.1 * (n + 1), 0.1, workload_args={"norm": "pre" if n % 2 else "post"}) for n in range(4)]
     split = axis_info(trials, "base_lr", "val_error", scientific=["norm"])
     assert [dict(panel.group.scientific) for panel in split.panels] == [{"norm": "post"}, {"norm": "pre"}]
     assert len(axis_info(trials, "norm", "val_error", scientific=["norm"]).panels) == 1

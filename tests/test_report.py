@@ -12,9 +12,11 @@ import pytest
 from examples import parse
 from plotly.offline import get_plotlyjs
 from rich.console import Console
+
 from tunewright.search.analysis import summarize
-from tunewright.search.report import build_report, space_of, summary_table, write_report
+from tunewright.search.report import build_report, write_report
 from tunewright.search.storage import Store
+from tunewright.search.tables import summary_table
 from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, measured
 
 STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
@@ -34,9 +36,7 @@ def trials(count: int = 8, steps: int = 100) -> list[Trial]:
             base_lr=1e-3 * 1e3**share,
             clip_norm=(math.inf, 1.0, 10.0)[number % 3],
         )
-        loss = (
-            2.3 * np.exp(-np.linspace(0, 1 + 3 * share, steps)) * np.exp(0.1 * random.standard_normal(steps))
-        )
+        loss = 2.3 * np.exp(-np.linspace(0, 1 + 3 * share, steps)) * np.exp(0.1 * random.standard_normal(steps))
         evaluations = np.arange(0, steps + 1, steps // 20)
         error = 0.9 * np.exp(-np.linspace(0, 1 + 3 * share, len(evaluations)))
         curve = Curve(loss, 1 + loss, evaluations, {"val_error": error}, steps)
@@ -46,9 +46,7 @@ def trials(count: int = 8, steps: int = 100) -> list[Trial]:
 
 
 def write(path: Path, finished: list[Trial], **arguments: Any) -> str:
-    write_report(
-        path, **{"name": "s", "question": "?", "trials": finished, "objective": "val_error"} | arguments
-    )
+    write_report(path, **{"name": "s", "question": "?", "trials": finished, "objective": "val_error"} | arguments)
     return path.read_text(encoding="utf-8")
 
 
@@ -86,9 +84,7 @@ def test_the_report_fetches_nothing_and_holds_plotly_once(tmp_path: Path) -> Non
 def test_every_trial_has_a_row_and_every_varied_hyperparameter_a_plot(tmp_path: Path) -> None:
     text = write(tmp_path / "report.html", trials())
     assert Outline(text).rows == [1 + 2 * 4, 1 + 9]  # per group a row and its best point; per trial a row
-    assert [text.count(f'id="{name}"') for name in ("axis-plots-0", "axis-plots-1", "axis-plots-2")] == [
-        1
-    ] * 3
+    assert [text.count(f'id="{name}"') for name in ("axis-plots-0", "axis-plots-1", "axis-plots-2")] == [1] * 3
     assert "axis-plots-3" not in text
     assert "CUDA out of memory" in text
 
@@ -156,17 +152,17 @@ def test_the_report_of_a_store_uses_the_study(tmp_path: Path) -> None:
 
 
 def test_the_space_of_a_study_holds_its_ranges_only() -> None:
-    assert space_of(parse()) == {
+    assert parse().ranges == {
         "momentum": {"base_lr": (1e-3, 10.0, True)},
         "adam": {"base_lr": (1e-5, 0.1, True)},
     }
 
 
-def test_the_summary_fits_120_columns() -> None:
+def test_the_summary_fits_140_columns() -> None:
     file = io.StringIO()
-    Console(file=file, width=120).print(summary_table(summarize(trials(16))))
+    Console(file=file, width=140).print(summary_table(summarize(trials(16)), ["base_lr", "clip_norm"]))
     lines = file.getvalue().splitlines()
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 140
     assert "unstable_base_lr" in file.getvalue()
     assert "…" not in file.getvalue()
 
@@ -174,7 +170,7 @@ def test_the_summary_fits_120_columns() -> None:
 def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:
     file = io.StringIO()
     only = [trial for trial in trials() if trial.verdict.crashed]
-    Console(file=file, width=120).print(summary_table(summarize(only)))
+    Console(file=file, width=140).print(summary_table(summarize(only), []))
     assert "no feasible" in file.getvalue()
     assert "nan" not in file.getvalue()
     assert "inf " not in file.getvalue()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+
 from tunewright.models.residual import PLACEMENTS, Residual, last_norm
 
 

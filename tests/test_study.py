@@ -11,6 +11,8 @@ from tunewright.search.errors import UserError
 from tunewright.search.study import Range, load_study, schema
 
 STUDIES = Path(__file__).parents[1] / "studies"
+
+
 def mistakes(**changes):
     with pytest.raises(UserError) as refused:
         parse(**changes)
@@ -57,7 +59,10 @@ def test_groups_are_optimizers_times_scientific_values():
             {"space__optimizer__adam__base_lr": {"low": 2, "high": 1}},
             "space.optimizer.adam.base_lr: low < high < inf must hold, got low=2.0, high=1.0",
         ),
-        ({"space__optimizer__adam__base_lr": -1.0}, "space.optimizer.adam.base_lr: must be a number > 0, got -1.0"),
+        (
+            {"space__optimizer__adam__base_lr": -1.0},
+            "space.optimizer.adam.base_lr: must be a number > 0, got -1.0",
+        ),
         ({"space__optimizer__adam__base_lr": ...}, "space.optimizer.adam.base_lr: is required"),
         ({"space__optimizer__adam__beta1": 1.0}, "beta1: must be a number in [0, 1), got 1.0"),
         ({"space__optimizer__adam__momentum": 0.9}, "space.optimizer.adam.momentum: unknown key"),
@@ -66,7 +71,10 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"trials": 1}, "trials: must be at least the number of groups per batch size, 2, got 1"),
         ({"trials": ...}, "trials: is required"),
         ({"sampler": "grid"}, "trials: the grid sampler counts its own points"),
-        ({"sampler": "grid", "trials": ...}, "base_lr: the grid sampler needs the number of points of a range"),
+        (
+            {"sampler": "grid", "trials": ...},
+            "base_lr: the grid sampler needs the number of points of a range",
+        ),
         ({"scientific": ["base_lr"]}, "scientific: 'base_lr' must be a list of values for momentum"),
         ({"name": "x"}, "name: unknown key; the file's name is the study's name"),
     ],

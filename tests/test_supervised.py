@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+
 from tunewright.models import diabetes, digits, on_cue, residual_mlp, transformer, wide_resnet
 from tunewright.models.batches import Split
 from tunewright.models.supervised import Classification, Regression, Supervised
@@ -75,9 +76,7 @@ def test_stacked_models_equal_single_ones(workload: Supervised) -> None:
         torch.testing.assert_close(tuple(g[i] for g in gradients), gradient, **close)
         for name, buffer in models[i].named_buffers():
             torch.testing.assert_close(buffers[f"model.{name}"][i], buffer, **close)
-        torch.testing.assert_close(
-            {k: m[i] for k, m in metrics.items()}, workload.evaluate(models[i]), **close
-        )
+        torch.testing.assert_close({k: m[i] for k, m in metrics.items()}, workload.evaluate(models[i]), **close)
 
 
 def test_building_is_a_function_of_the_seed_and_leaves_the_callers_random_state(workload: Supervised) -> None:

@@ -5,6 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
+
 from tunewright.models import transformer
 from tunewright.models.residual import PLACEMENTS
 from tunewright.models.transformer import Attention, Transformer
@@ -43,9 +44,7 @@ def test_attention_equals_torchs_own(qk_norm: bool) -> None:
 def test_qk_norm_bounds_the_logits(temperature: float) -> None:
     bound = math.sqrt(8) / temperature
     q_BHTE, k_BHTE = 100 * torch.randn(2, 2, 5, 8), 100 * torch.randn(2, 2, 5, 8)
-    logits = {
-        on: Attention(16, 2, on, temperature).logits(q_BHTE, k_BHTE).abs().max() for on in (True, False)
-    }
+    logits = {on: Attention(16, 2, on, temperature).logits(q_BHTE, k_BHTE).abs().max() for on in (True, False)}
     assert logits[True] <= bound * (1 + 1e-6) < logits[False]
 
 

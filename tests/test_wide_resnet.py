@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+
 from tunewright.models import wide_resnet
 from tunewright.models.wide_resnet import Block, parsed_strides
 
@@ -51,10 +52,7 @@ def test_a_block_without_normalization_is_its_equation() -> None:
 
 def test_batch_normalization_can_be_left_out() -> None:
     kinds = [
-        any(
-            isinstance(m, nn.BatchNorm2d)
-            for m in wide_resnet.digits(normalization=n).build_model(0).modules()
-        )
+        any(isinstance(m, nn.BatchNorm2d) for m in wide_resnet.digits(normalization=n).build_model(0).modules())
         for n in ("batch", "none")
     ]
     assert kinds == [True, False]

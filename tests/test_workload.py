@@ -48,7 +48,11 @@ def test_a_complete_workload_passes():
     ("broken", "objective", "message"),
     [
         ("no parameters", "val_loss", "build_model returned a model without trainable parameters"),
-        ("batch size", "val_loss", "train_batches(batch_size=4) raised ValueError: batch_size 4 > 10 training"),
+        (
+            "batch size",
+            "val_loss",
+            "train_batches(batch_size=4) raised ValueError: batch_size 4 > 10 training",
+        ),
         ("short batch", "val_loss", "train_batches(batch_size=4) yielded a batch of 3 examples"),
         ("vector loss", "val_loss", "loss must return a scalar tensor"),
         ("", "val_eror", "objective: evaluate() returns val_loss; got 'val_eror'"),

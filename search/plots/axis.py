@@ -27,7 +27,7 @@ from .style import (
     panel_title,
 )
 
-LOG_SPAN = 1.5  # decades of feasible values above which the y axis is logarithmic
+LOG_SPAN = 1.0  # decades of feasible values above which the y axis is logarithmic
 MAX_CHOICES = 6  # so few values, tried repeatedly, are categories and not a scale
 JITTER = 0.30  # half-width of the spread of trials within a category; categories are 1 apart
 GOLDEN = 0.6180339887  # multiples of it, modulo 1, never bunch: jitter without randomness
@@ -250,9 +250,7 @@ def _head(kinds: set[Kind]) -> float:
     return HEAD + RAIL * (2 if "crashed" in kinds else 1 if "infeasible" in kinds else 0)
 
 
-def _draw_axes(
-    figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int, int]], kinds: set[Kind]
-) -> None:
+def _draw_axes(figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int, int]], kinds: set[Kind]) -> None:
     low, high = info.y_range
     y_axis = _y_axis(info, *(_at(height, low, high, info.log_y) for height in (FOOT, _head(kinds))))
     for panel in info.panels:

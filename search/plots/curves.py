@@ -73,15 +73,11 @@ def curves_info(
     trials: Iterable[Trial], objective: str, *, log_steps: bool = False, scientific: Sequence[str] = ()
 ) -> CurvesInfo:
     """What the training curves show: a panel per group, a line per trial that has a curve (S3, R3)."""
-    panels = tuple(
-        _panel(group, own, objective, log_steps) for group, own in group_trials(trials, scientific).items()
-    )
+    panels = tuple(_panel(group, own, objective, log_steps) for group, own in group_trials(trials, scientific).items())
     losses = [line.loss for panel in panels for line in panel.lines if line.loss]
     lowest, highest = min(map(min, losses), default=0.1), max(map(max, losses), default=1.0)
     high = min(highest, CEILING * max((loss[0] for loss in losses), default=1.0))
-    low = (
-        min((value for loss in losses for value in loss if value > 0), default=0.1) if lowest >= 0 else lowest
-    )
+    low = min((value for loss in losses for value in loss if value > 0), default=0.1) if lowest >= 0 else lowest
     return CurvesInfo(log_steps, log_loss=0 < low < high, loss_range=(low, high), panels=panels)
 
 
@@ -136,9 +132,7 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
             figure.add_trace(trace, row=row, col=column)
     _draw_axes(figure, info, max((row for row, _ in places.values()), default=1))
     missing = [
-        f"{panel.group.label}: trials {', '.join(map(str, panel.missing))}"
-        for panel in info.panels
-        if panel.missing
+        f"{panel.group.label}: trials {', '.join(map(str, panel.missing))}" for panel in info.panels if panel.missing
     ]
     footnote(figure, "no curve: " + "; ".join(missing) if missing else "")
     return figure

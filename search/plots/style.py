@@ -73,9 +73,7 @@ def _row_order(key: tuple[str, tuple[tuple[str, Any], ...]]) -> tuple[Any, ...]:
     return key[0], [in_order(value) for _, value in key[1]]
 
 
-def panel_figure(
-    title: str, subtitle: str, panel_titles: dict[tuple[int, int], str], **subplots: Any
-) -> go.Figure:
+def panel_figure(title: str, subtitle: str, panel_titles: dict[tuple[int, int], str], **subplots: Any) -> go.Figure:
     """An empty figure with a panel per (row, column), each under its own title."""
     rows = max((row for row, _ in panel_titles), default=1)
     columns = max((column for _, column in panel_titles), default=1)

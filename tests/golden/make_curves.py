@@ -24,8 +24,22 @@ RUNS = {
     "mlp_slow_collapse": ("digits:mlp", {}, "momentum", 0.25, 1, 1000),
     "mlp_collapse_at_once": ("digits:mlp", {}, "momentum", 1.6, 0, 400),
     "mlp_adam_early_spike_recovers": ("digits:mlp", {}, "adam", 0.1, 0, 1000),
-    "residual_no_norm_non_finite": ("residual_mlp:digits", {"normalization": "none"}, "momentum", 0.316, 0, 400),
-    "residual_post_norm_diverged": ("residual_mlp:digits", {"normalization": "post"}, "momentum", 0.316, 0, 400),
+    "residual_no_norm_non_finite": (
+        "residual_mlp:digits",
+        {"normalization": "none"},
+        "momentum",
+        0.316,
+        0,
+        400,
+    ),
+    "residual_post_norm_diverged": (
+        "residual_mlp:digits",
+        {"normalization": "post"},
+        "momentum",
+        0.316,
+        0,
+        400,
+    ),
     "branch_out_early_blow_up_recovers": (
         "residual_mlp:digits",
         {"normalization": "branch_out"},
@@ -36,7 +50,14 @@ RUNS = {
     ),
     "wide_resnet_noisy_but_stable": ("wide_resnet:digits", {}, "momentum", 0.3, 0, 150),
     "cue_late_blow_up": ("on_cue:linear", {"cue_step": 150, "kind": "blow_up"}, "momentum", 0.05, 0, 400),
-    "cue_late_spike_recovers": ("on_cue:linear", {"cue_step": 200, "kind": "spike"}, "momentum", 0.05, 0, 400),
+    "cue_late_spike_recovers": (
+        "on_cue:linear",
+        {"cue_step": 200, "kind": "spike"},
+        "momentum",
+        0.05,
+        0,
+        400,
+    ),
     "cue_nan_late": ("on_cue:linear", {"cue_step": 300, "kind": "nan"}, "momentum", 0.05, 0, 400),
 }
 

@@ -1,0 +1,54 @@
+"""The training that a trial must equal: one model, one plain torch loop, nothing shared with the library."""
+
+import math
+
+import torch
+
+
+def rule_step(name, own, theta, g, state, eta, t):
+    """R21, per tensor."""
+    m, v = state.setdefault("m", torch.zeros_like(theta)), state.get("v")
+    if v is None:
+        v = torch.ones_like(theta) if name == "rmsprop" else torch.zeros_like(theta)
+    if name == "sgd":
+        step = eta * g
+    elif name in ("momentum", "nesterov"):
+        v = own["momentum"] * v + g
+        step = eta * (v if name == "momentum" else own["momentum"] * v + g)
+    elif name == "rmsprop":
+        v = own["rho"] * v + (1 - own["rho"]) * g * g
+        m = own["momentum"] * m + eta * g / torch.sqrt(v + own["epsilon"])
+        step = m
+    else:
+        b1, b2 = own["beta1"], own["beta2"]
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        root = math.sqrt(1 - b2 ** (t + 1))
+        b = root / (1 - b1 ** (t + 1))
+        if name == "nadam":
+            step = eta * b * (b1 * m + (1 - b1) * g) / (torch.sqrt(v) + own["epsilon"])
+        elif name == "adam":
+            step = eta * b * m / (torch.sqrt(v) + own["epsilon"])
+        else:
+            step = eta * own["weight_decay"] * theta + eta * b * m / (torch.sqrt(v) + own["epsilon"] * root)
+    state["m"], state["v"] = m, v
+    return theta - step
+
+
+def train(workload, point, own, etas, dtype):
+    """Losses and unclipped gradient norms of every update."""
+    torch.manual_seed(point.seed)
+    model = workload.build_model(point.seed).to(dtype)
+    batches = iter(workload.train_batches(point.batch_size, point.seed))
+    states = [{} for _ in model.parameters()]
+    losses, norms = [], []
+    for t, eta in enumerate(etas):
+        loss = workload.loss(model, next(batches))
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        norm = torch.sqrt(sum((g * g).sum() for g in gradients))
+        factor = min(1.0, point.clip_norm / float(norm))
+        with torch.no_grad():
+            for parameter, g, state in zip(model.parameters(), gradients, states, strict=True):
+                parameter.copy_(rule_step(point.optimizer, own, parameter, g * factor, state, float(eta), t))
+        losses.append(float(loss.detach()))
+        norms.append(float(norm))
+    return losses, norms

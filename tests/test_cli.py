@@ -1,0 +1,60 @@
+"""Exit status 0 done, 1 the work failed, 2 the user's mistake; one message, no traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunewright.search.cli import main
+
+ROOT = Path(__file__).parents[1]
+STUDY = str(ROOT / "studies" / "digits_mlp.toml")
+
+
+def test_help_imports_neither_torch_nor_optuna_nor_plotly():
+    code = "import sys; from tunewright.search.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'optuna', 'plotly', 'pydantic', 'scipy'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_check_prints_the_plan_of_every_group(capsys):
+    assert main(["check", STUDY]) == 0
+    out = capsys.readouterr().out
+    for words in ("batch size 32, momentum", "batch size 256, adam", "warmup_steps {0, 10, 100}", "1000"):
+        assert words in out
+
+
+def test_schema_is_json_with_the_study_keys(capsys):
+    assert main(["schema"]) == 0
+    assert '"max_train_steps"' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "no/such.toml"], "no/such.toml: cannot be read: No such file or directory"),
+        (["check", "pyproject.toml"], "pyproject.toml: workload: is required"),
+        (["report", "studies"], "studies: is not a results folder: it has no study.toml"),
+        (["dashboard", "tests"], "tests: is not a results folder"),
+        (["run", STUDY, STUDY], "the studies must differ in name"),
+        (["run", STUDY, "--results", "/proc/nowhere"], "cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_message_and_status_2(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["rnu"], ["run", STUDY, "--workers", "0"], ["run", STUDY, "--wrokers", "2"]]
+)
+def test_a_wrong_option_is_status_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err

@@ -1,0 +1,412 @@
+import csv
+import math
+import re
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+from stored import EVALUATIONS, UNTRAINED, diverged, feasible, point, small_study
+
+from tunewright.search.errors import UserError
+from tunewright.search.files import curve_path, write_curve
+from tunewright.search.sampling import ROUND, Told, _point, _propose, next_points
+from tunewright.search.storage import (
+    Store,
+    as_told,
+    create_store,
+    open_storage,
+    open_store,
+    read_trials,
+    tell,
+    write_table,
+)
+from tunewright.search.study import Study, load_study
+from tunewright.search.trial import Point, Trial, crashed
+
+TRAINED, EARLY = feasible(0, 0.1, 0.05), diverged(1, 5.0, onset_step=3)
+KILLED = crashed(point(2, 1.0), "MemoryError: out of memory", traceback="Traceback ...", seconds=2.0)
+NAME = "small/batch_size=32"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return create_store(small_study(), tmp_path)
+
+
+def url_of(store: Store) -> str:
+    return f"sqlite:///{store.folder / 'study.db'}"
+
+
+def told(store: Store, trial: Trial) -> optuna.trial.FrozenTrial:
+    """The trial as plain Optuna reads it."""
+    tell(store, trial)
+    return optuna.load_study(study_name=NAME, storage=url_of(store)).trials[-1]
+
+
+# --- how a trial is told -----------------------------------------------------------------------------------
+
+
+def test_a_feasible_trial_is_complete_with_its_best_value_and_a_negative_constraint(store: Store) -> None:
+    frozen = told(store, TRAINED)
+    assert (frozen.state, frozen.value, frozen.constraints) == (TrialState.COMPLETE, 0.05, {"diverged": -1.0})
+
+
+def test_an_infeasible_trial_is_complete_with_the_value_of_the_untrained_model(store: Store) -> None:
+    """Also if it was better for a moment: 0.001 at step 2."""
+    frozen = told(store, EARLY)
+    assert (frozen.state, frozen.value) == (TrialState.COMPLETE, UNTRAINED)
+    assert frozen.constraints == {"diverged": 1 - 3 / 100}
+
+
+def test_a_crashed_trial_failed_and_says_nothing_about_its_point(store: Store) -> None:
+    frozen = told(store, KILLED)
+    assert (frozen.state, frozen.value, frozen.params) == (TrialState.FAIL, None, {})
+    assert frozen.user_attrs["reason"] == "MemoryError: out of memory"
+
+
+def test_the_later_it_diverges_the_nearer_to_feasible_but_never_feasible() -> None:
+    violations = [as_told(diverged(0, 1.0, onset_step)).diverged for onset_step in (0, 3, 50, 99)]
+    assert violations == sorted(violations, reverse=True)
+    assert violations[0] == 1.0
+    assert violations[-1] == pytest.approx(0.01)
+
+
+def test_a_collapse_found_at_the_end_is_infeasible_too() -> None:
+    """Its onset is the last step, or inf where none can be named."""
+    for onset_step in (100, math.inf):
+        verdict = replace(EARLY.verdict, outcome="collapsed", onset_step=onset_step)
+        assert as_told(replace(EARLY, verdict=verdict)).diverged == pytest.approx(0.01)
+
+
+def test_what_optuna_is_told_is_always_finite() -> None:
+    for trial in (EARLY, replace(EARLY, initial_value=math.nan), replace(EARLY, initial_value=math.inf)):
+        assert math.isfinite(as_told(trial).value)
+        assert as_told(trial).diverged > 0
+
+
+def test_an_infeasible_trial_is_never_the_best(store: Store) -> None:
+    """Not even where every feasible one is worse than the untrained model."""
+    tell(store, EARLY)
+    tell(store, feasible(2, 0.01, best_value=0.95))
+    plain = optuna.load_study(study_name=NAME, storage=url_of(store))
+    assert plain.best_trial.user_attrs["number"] == 2
+
+
+def test_without_a_feasible_trial_there_is_no_best_one(store: Store) -> None:
+    tell(store, EARLY)
+    with pytest.raises(ValueError, match="No feasible trials"):
+        _ = optuna.load_study(study_name=NAME, storage=url_of(store)).best_trial
+
+
+def test_plain_optuna_shows_the_curve_and_what_was_found(store: Store) -> None:
+    frozen = told(store, EARLY)
+    assert len(frozen.intermediate_values) == EVALUATIONS
+    assert frozen.intermediate_values[0] == UNTRAINED
+    assert math.isnan(frozen.intermediate_values[100])
+    assert {name: value for name, value in frozen.user_attrs.items() if name != "record"} == {
+        "number": 1,
+        "verdict": "non_finite",
+        "instability": "early",
+        "onset_step": 3,
+        "reason": "loss nan at step 3",
+        "best_step": 2,
+        "last_loss": 2.0,
+        "clip_fraction": 0.0,
+        "seconds": 1.25,
+        "seed": 1,
+    }
+    assert frozen.params == {"base_lr": 5.0}
+
+
+def test_rows_are_those_that_optunas_own_storage_writes(store: Store, tmp_path: Path) -> None:
+    """Ours only leaves out the look-ups: same trials, numbers, attributes, intermediate values."""
+    plain_url = f"sqlite:///{tmp_path / 'plain.db'}"
+    plain_study = optuna.create_study(study_name=NAME, storage=plain_url)
+    plain_store = replace(store, optuna_studies={32: plain_study})
+    for trial in (TRAINED, EARLY, KILLED):
+        tell(store, trial)
+        tell(plain_store, trial)
+    assert contents(store.folder / "study.db") == contents(tmp_path / "plain.db")
+
+
+def contents(database: Path) -> dict[str, list[str]]:
+    """Every row about trials, without row ids and dates."""
+    connection = sqlite3.connect(database)
+    connection.row_factory = sqlite3.Row
+    tables = ("trials", "trial_values", "trial_params", "trial_user_attributes", "trial_system_attributes")
+    rows = {}
+    for table in (*tables, "trial_intermediate_values"):
+        found = connection.execute(f"SELECT * FROM {table}").fetchall()
+        # the first column is the row's own id
+        rows[table] = sorted(
+            repr([(key, row[key]) for key in row.keys()[1:] if "datetime" not in key]) for row in found
+        )
+    connection.close()
+    assert all(rows.values())
+    return rows
+
+
+# --- reading back ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trial", [TRAINED, EARLY, KILLED], ids=["feasible", "infeasible", "crashed"])
+def test_a_trial_is_read_as_it_was_told(store: Store, trial: Trial) -> None:
+    """To the bit, nan and inf included, the curve from its file."""
+    if not trial.verdict.crashed:
+        write_curve(curve_path(store.folder, trial.point), trial.curve)
+    tell(store, trial)
+    (read,) = read_trials(create_store(store.study, store.folder.parent))
+    assert same(read.record(), trial.record())
+    assert read.curve == trial.curve
+
+
+def same(mine: Any, theirs: Any) -> bool:
+    """Equal, where nan equals nan and 1 is not 1.0."""
+    if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
+        return mine.keys() == theirs.keys() and all(same(mine[key], theirs[key]) for key in mine)
+    if isinstance(mine, float) and math.isnan(mine):
+        return isinstance(theirs, float) and math.isnan(theirs)
+    return type(mine) is type(theirs) and bool(mine == theirs)
+
+
+def test_every_number_of_a_trial_may_be_nan_or_inf(store: Store) -> None:
+    odd = replace(
+        EARLY,
+        point=replace(EARLY.point, clip_norm=math.inf, workload_args={"width": 8, "bias": True, "name": "ü"}),
+        best_value=math.inf,
+        initial_value=math.nan,
+        last_loss=-math.inf,
+    )
+    tell(store, odd)
+    assert same(read_trials(store)[0].record(), odd.record())
+
+
+def test_without_curve_files_the_evaluations_are_still_there(store: Store) -> None:
+    """As in a results folder whose database was copied alone."""
+    tell(store, EARLY)
+    (read,) = read_trials(store)
+    assert same(read.record(), EARLY.record())
+    np.testing.assert_array_equal(read.curve.eval_step, EARLY.curve.eval_step)
+    np.testing.assert_array_equal(read.curve.metrics["val_error"], EARLY.curve.metrics["val_error"])
+    assert len(read.curve.loss) == 0
+
+
+def test_a_crashed_trial_gives_way_to_a_later_try_and_to_no_other(store: Store) -> None:
+    again = replace(TRAINED, point=KILLED.point)
+    tell(store, KILLED)
+    assert [trial.verdict.outcome for trial in read_trials(store)] == ["crashed"]
+    tell(store, again)
+    tell(store, KILLED)
+    assert [trial.verdict.outcome for trial in read_trials(store)] == ["feasible"]
+
+
+def test_trials_come_in_the_order_of_the_plan_whatever_the_order_of_finishing(tmp_path: Path) -> None:
+    store = create_store(small_study(batch_sizes=[32, 256]), tmp_path)
+    for number, batch_size in ((3, 32), (0, 256), (0, 32), (1, 256)):
+        tell(store, feasible(number, 0.1, 0.05, batch_size))
+    places = [(trial.point.batch_size, trial.point.number) for trial in read_trials(store)]
+    assert places == [(32, 0), (32, 3), (256, 0), (256, 1)]
+
+
+def test_a_trial_that_somebody_added_is_left_alone(store: Store) -> None:
+    optuna.load_study(study_name=NAME, storage=url_of(store)).add_trial(optuna.trial.create_trial(value=0.0))
+    tell(store, TRAINED)
+    assert [trial.point.number for trial in read_trials(store)] == [0]
+
+
+def test_the_table_has_a_row_per_trial(tmp_path: Path) -> None:
+    path = tmp_path / "trials.csv"
+    write_table(path, [TRAINED, EARLY, KILLED])
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["number"] for row in rows] == ["0", "1", "2"]
+    assert [row["verdict"] for row in rows] == ["feasible", "non_finite", "crashed"]
+    assert [float(row["base_lr"]) for row in rows] == [0.1, 5.0, 1.0]
+    assert rows[0]["clip_norm"] == "inf"
+    assert rows[2]["reason"] == "MemoryError: out of memory"
+
+
+# --- whose results are these -------------------------------------------------------------------------------
+
+
+def refusal(study: Study, results: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        create_store(study, results)
+    return str(refused.value)
+
+
+def test_a_changed_study_file_is_refused_with_what_changed(store: Store) -> None:
+    space = {"optimizer": {"momentum": {"base_lr": {"low": 1e-2, "high": 10.0, "log": True}}}}
+    message = refusal(small_study(space=space, seed=2), store.folder.parent)
+    assert message.splitlines()[0] == f"{store.folder}: holds results of a different study file. Changed since:"
+    assert message.splitlines()[1:-1] == [
+        "  seed: was 1, is 2",
+        "  space.optimizer.momentum.base_lr.low: was 0.001, is 0.01",
+    ]
+
+
+def test_trials_may_grow_but_not_shrink(store: Store) -> None:
+    results = store.folder.parent
+    create_store(small_study(trials=6), results)
+    assert "trials: was 6, is 5" in refusal(small_study(trials=5), results)
+
+
+def test_the_question_may_be_put_differently(store: Store) -> None:
+    create_store(small_study(question="Why?"), store.folder.parent)
+    create_store(small_study(), store.folder.parent)
+
+
+def test_a_refusal_leaves_the_results_as_they_were(store: Store) -> None:
+    tell(store, TRAINED)
+    refusal(small_study(seed=2), store.folder.parent)
+    assert len(read_trials(create_store(small_study(), store.folder.parent))) == 1
+
+
+def test_the_database_of_another_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    optuna.create_study(study_name="theirs", storage=f"sqlite:///{tmp_path / 'small' / 'study.db'}")
+    database = tmp_path / "small" / "study.db"
+    assert refusal(small_study(), tmp_path) == f"{database}: belongs to another study: theirs"
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "study.db").write_text("This is not a database. " * 100)
+    message = refusal(small_study(), tmp_path)
+    assert message.startswith("storage: cannot open sqlite:///")
+    assert "\n" not in message
+
+
+def test_a_results_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "small").write_text("a file in the folder's place")
+    assert refusal(small_study(), tmp_path) == f"{tmp_path / 'small'}: cannot be written: Not a directory"
+    assert refusal(small_study(), Path("/proc")) == "/proc/small: cannot be written: No such file or directory"
+
+
+def test_the_study_file_is_kept_and_opens_the_results_again(tmp_path: Path) -> None:
+    text = """
+# Why momentum? Because Ada asked.
+workload = "tunewright.models.digits:mlp"
+objective = "val_error"
+max_train_steps = 100
+batch_sizes = [32]
+trials = 4
+[space.optimizer.momentum]
+base_lr = { low = 1e-3, high = 10.0, log = true }
+"""
+    (tmp_path / "small.toml").write_text(text)
+    store = create_store(load_study(tmp_path / "small.toml"), tmp_path / "results")
+    tell(store, TRAINED)
+    assert (store.folder / "study.toml").read_text() == text
+    again = open_store(tmp_path / "results" / "small")
+    assert again.study == store.study
+    assert len(read_trials(again)) == 1
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not a results folder: it has no study.toml$"):
+        open_store(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["space in it", "50%", "what?", "{braces}", "{SCHEMA_VERSION}", "a#b", "ü"])
+def test_any_folder_will_do(tmp_path: Path, name: str) -> None:
+    create_store(small_study(), tmp_path / name)
+    assert (tmp_path / name / "small" / "study.db").is_file()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ada:opensesame@127.0.0.1:1/studies",  # nobody listens
+        "postgres://ada:opensesame@127.0.0.1/studies",  # no such dialect
+        "postgresql://ada:opensesame@127.0.0.1:port/studies",  # no such port
+        "postgresql//ada:opensesame@127.0.0.1/studies",  # not a URL
+        "ada:opensesame@127.0.0.1",
+    ],
+)
+def test_no_error_about_a_storage_shows_its_password(url: str) -> None:
+    with pytest.raises(UserError) as refused:
+        open_storage(url)
+    assert str(refused.value).startswith("storage: ")
+    assert "opensesame" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_wrong_password_is_refused_and_not_shown(postgresql: str) -> None:
+    with pytest.raises(UserError, match="password authentication failed") as refused:
+        open_storage(re.sub("(?<=:)[a-z]+(?=@)", "notthispassword", postgresql))
+    assert "notthispassword" not in str(refused.value)
+
+
+# --- what samplers learn from it ---------------------------------------------------------------------------
+# Half of the square diverges, and the best points lie next to that region. Told as infeasible, with a graded
+# constraint, it is left alone; told as failed, both samplers know nothing of it and see the best points on
+# its near side: they walk into it.
+
+
+def train(at: Point) -> Trial:
+    """base_lr is stable up to an edge that moves down as momentum goes up; the best is just below it."""
+    place, momentum = (math.log10(at.base_lr) + 4) / 4, at.settings["momentum"]
+    below_edge = 0.7 - 0.4 * momentum - place
+    if below_edge < 0:
+        onset_step = max(0, round(100 + 200 * below_edge))
+        return replace(diverged(at.number, at.base_lr, min(onset_step, 99)), point=at)
+    value = 0.05 + (below_edge - 0.03) ** 2 + 0.5 * (momentum - 0.5) ** 2
+    return replace(feasible(at.number, at.base_lr, value), point=at)
+
+
+def told_our_way(study: Study) -> list[Told]:
+    trials: dict[int, Told] = {}
+    while len(trials) < (study.trials or 0):
+        for proposed in next_points(study, list(trials.values())):
+            trials.setdefault(proposed.number, as_told(train(proposed)))
+    return list(trials.values())
+
+
+def told_as_failed(study: Study) -> list[Told]:
+    """The same, with every divergent trial hidden, which is what samplers make of FAIL."""
+    (group,) = study.groups(32)
+    trials: list[Told] = []
+    while len(trials) < (study.trials or 0):
+        healthy = [trial for trial in trials if trial.diverged <= 0]
+        proposals = _propose(study, group, healthy, ROUND)
+        proposed = [_point(study, group, len(trials) + k, values) for k, values in enumerate(proposals)]
+        trials += [as_told(train(one)) for one in proposed]
+    return trials
+
+
+def later_divergent_share(way: Callable[[Study], list[Told]], sampler: str, trials: int, seeds: int) -> float:
+    space = {
+        "momentum": {
+            "base_lr": {"low": 1e-4, "high": 1.0, "log": True},
+            "momentum": {"low": 0.0, "high": 0.99},
+        }
+    }
+    shares = []
+    for seed in range(seeds):
+        study = small_study(sampler=sampler, trials=trials, seed=seed, space={"optimizer": space})
+        later = way(study)[trials // 2 :]
+        shares.append(sum(trial.diverged > 0 for trial in later) / len(later))
+    return sum(shares) / len(shares)
+
+
+@pytest.mark.parametrize(("sampler", "trials", "seeds"), [("tpe", 48, 6), ("gp", 16, 3)])
+def test_samplers_leave_the_divergent_region_as_we_tell_it_and_walk_into_it_as_failures(
+    sampler: str, trials: int, seeds: int
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # GP's small matrices: more threads only get in each other's way
+    try:
+        ours = later_divergent_share(told_our_way, sampler, trials, seeds)
+        as_failed = later_divergent_share(told_as_failed, sampler, trials, seeds)
+    finally:
+        torch.set_num_threads(threads)
+    assert ours < 0.5 < as_failed
+    assert as_failed > 2 * ours

@@ -1,0 +1,177 @@
+"""A trial equals the same point trained by a plain torch loop, alone or in a stack, whatever its neighbours do."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import plain
+import pytest
+import torch
+from examples import parse
+
+from tunewright.search.optimizers import RULES
+from tunewright.search.schedule import learning_rates
+from tunewright.search.training import CHECK_EVERY, train
+from tunewright.search.trial import Point
+from tunewright.search.workload import load_workload
+
+MODELS = "tunewright.models."
+WORKLOADS = {
+    "mlp": ("digits:mlp", {"width": 16}),
+    "conv": ("digits:conv", {"width": 4}),
+    "residual_mlp": ("residual_mlp:digits", {"width": 16, "depth": 2, "normalization": "post"}),
+    "rezero": ("residual_mlp:digits", {"width": 16, "depth": 2, "rezero": True}),
+    "wide_resnet": ("wide_resnet:digits", {}),
+    "transformer": ("transformer:characters", {"d_model": 16, "layers": 1, "heads": 2, "context": 8}),
+    "diabetes": ("diabetes:mlp", {"width": 8}),
+}
+# A learning rate at which every rule trains without chaos, so that rounding is not amplified.
+CALM = {"sgd": 0.05, "momentum": 0.005, "nesterov": 0.005}
+
+
+@dataclasses.dataclass
+class Double:
+    """A workload in float64."""
+
+    workload: object
+
+    def __getattr__(self, name):
+        return getattr(self.workload, name)
+
+    def build_model(self, seed):
+        return self.workload.build_model(seed).double()
+
+
+def workload(name):
+    path, arguments = WORKLOADS[name]
+    return load_workload(MODELS + path, arguments)
+
+
+def study(steps, **changes):
+    return parse(max_train_steps=steps, objective="val_loss", space__warmup_steps=0, evaluations=2, **changes)
+
+
+def points(optimizers=tuple(RULES), clip_norm=0.3, batch_size=16):
+    return [
+        Point(i, batch_size, name, CALM.get(name, 1e-3), warmup_steps=3, clip_norm=clip_norm, decay="cosine")
+        for i, name in enumerate(optimizers)
+    ]
+
+
+def trained(a_study, a_workload, some_points, slots):
+    result = {t.trial.point.number: t for t in train(a_study, a_workload, some_points, slots)}
+    assert len(result) == len(some_points)
+    return [result[point.number] for point in some_points]
+
+
+@pytest.mark.parametrize("slots", [1, 4, 7])
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_every_rule_equals_a_plain_float64_loop(name, slots):
+    steps = 30 if name in ("wide_resnet", "transformer") else 200
+    work, a_study = Double(workload(name)), study(steps)
+    optimizers = tuple(RULES) if name in ("residual_mlp", "wide_resnet") else ("momentum", "rmsprop", "adamw")
+    for got in trained(a_study, work, points(optimizers), slots):
+        point = got.trial.point
+        own = RULES[point.optimizer].defaults
+        losses, norms = plain.train(work, point, own, learning_rates(point, steps), torch.float64)
+        np.testing.assert_allclose(got.trial.curve.loss, losses, rtol=1e-9)
+        np.testing.assert_allclose(got.trial.curve.grad_norm, norms, rtol=1e-9)
+        assert (got.trial.curve.grad_norm > point.clip_norm).any()
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_float32_agrees_with_a_plain_loop_over_the_first_fifty_steps(name):
+    steps = 20 if name in ("wide_resnet", "transformer") else 50
+    work, a_study = workload(name), study(steps)
+    for got in trained(a_study, work, points(("momentum", "adam")), 2):
+        point = got.trial.point
+        own = RULES[point.optimizer].defaults
+        losses, norms = plain.train(work, point, own, learning_rates(point, steps), torch.float32)
+        np.testing.assert_allclose(got.trial.curve.loss, losses, rtol=1e-5)
+        np.testing.assert_allclose(got.trial.curve.grad_norm, norms, rtol=1e-4)
+
+
+def test_neighbours_that_die_and_slots_that_refill_change_nothing():
+    work, a_study = Double(workload("residual_mlp")), study(60)
+    healthy = points(("momentum", "adam", "sgd", "rmsprop"))
+    doomed = [
+        dataclasses.replace(p, number=10 + i, base_lr=1e12, clip_norm=math.inf, warmup_steps=0)
+        for i, p in enumerate(points(("sgd", "momentum", "nesterov")))
+    ]
+    other_seed = [dataclasses.replace(p, number=20 + i, seed=5) for i, p in enumerate(healthy[:2])]
+    mixed = [doomed[0], healthy[0], doomed[1], healthy[1], other_seed[0], healthy[2], doomed[2], *healthy[3:]]
+    mixed += other_seed[1:]
+    alone = {p.number: trained(a_study, work, [p], 1)[0] for p in mixed}
+    for slots in (2, 3, len(mixed)):
+        for got in trained(a_study, work, mixed, slots):
+            want = alone[got.trial.point.number]
+            assert got.trial.verdict.outcome == want.trial.verdict.outcome
+            if got.trial.feasible:
+                np.testing.assert_allclose(got.trial.curve.loss, want.trial.curve.loss, rtol=1e-9)
+                np.testing.assert_array_equal(got.trial.curve.eval_step, want.trial.curve.eval_step)
+                assert got.trial.best_step == want.trial.best_step
+                for tensor, other in zip(got.checkpoint.values(), want.checkpoint.values(), strict=True):
+                    torch.testing.assert_close(tensor, other, rtol=1e-8, atol=1e-10)
+            else:
+                assert got.trial.point in doomed
+                assert len(got.trial.curve.loss) == len(want.trial.curve.loss)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_the_same_points_give_the_same_numbers_to_the_last_bit(slots):
+    work, a_study = workload("mlp"), study(40)
+    first = trained(a_study, work, points(("adam", "momentum", "sgd")), slots)
+    again = trained(a_study, work, points(("adam", "momentum", "sgd")), slots)
+    for one, other in zip(first, again, strict=True):
+        assert one.trial.curve == other.trial.curve
+
+
+def test_evaluation_at_regular_steps_starts_with_the_untrained_model_and_ends_with_the_last():
+    a_study = study(50, space__optimizer__adam__warmup_steps=5).model_copy(
+        update={"evaluations": 4, "prepend_warmup": True}
+    )
+    (got,) = trained(a_study, workload("mlp"), [Point(0, 16, "adam", 1e-3, warmup_steps=5)], 1)
+    curve = got.trial.curve
+    assert curve.total_steps == len(curve.loss) == 55
+    np.testing.assert_array_equal(curve.eval_step, [0, 13, 26, 39, 52, 55])
+    assert set(curve.metrics) == {"val_error", "val_loss"}
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("name", ["mlp", "wide_resnet"])
+def test_the_checkpoint_is_the_model_that_had_the_best_value(name, slots):
+    work, a_study = workload(name), study(20)
+    for got in trained(a_study, work, points(("momentum", "adam")), slots):
+        model = work.build_model(0)
+        model.load_state_dict(got.checkpoint)
+        with torch.no_grad():
+            again = float(work.evaluate(model.eval())["val_loss"])
+        assert again == pytest.approx(got.trial.best_value, rel=1e-5)
+
+
+def test_a_divergent_trial_stops_within_a_check_and_keeps_its_step():
+    cue = load_workload(MODELS + "on_cue:linear", {"cue_step": 33, "kind": "nan"})
+    (got,) = trained(study(400), cue, [Point(0, 16, "momentum", 0.05)], 1)
+    assert got.trial.verdict.outcome == "non_finite"
+    assert got.trial.verdict.onset_step == 33
+    assert len(got.trial.curve.loss) == 34
+    assert got.trial.curve.eval_step[-1] <= 33 + CHECK_EVERY
+
+
+def test_training_leaves_the_callers_random_numbers_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    trained(study(5), workload("mlp"), points(("adam",)), 1)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_ten_steps_are_pinned():
+    """Golden numbers: a change of the batches, the initialization, a rule or the schedule shows here."""
+    (got,) = trained(study(100), workload("mlp"), points(("adam",), clip_norm=0.5)[:1], 1)
+    curve = got.trial.curve
+    pinned = json.loads((Path(__file__).parent / "golden" / "ten_steps.json").read_text())
+    np.testing.assert_allclose(curve.loss[:10], pinned["loss"], rtol=2e-5)
+    np.testing.assert_allclose(curve.grad_norm[:10], pinned["grad_norm"], rtol=2e-5)
