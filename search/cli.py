@@ -56,6 +56,7 @@ def _run(options: argparse.Namespace) -> int:
             workers=options.workers,
             threads=options.threads,
             device=options.device,
+            slots=options.slots,
             storage=options.storage,
         )
     except KeyboardInterrupt:
@@ -131,7 +132,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     run.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per core)")
     run.add_argument("--threads", type=_positive, default=1, metavar="N", help="torch threads per worker (default: 1)")
-    run.add_argument("--device", default="cpu", metavar="D", help="torch device to train on (default: cpu)")
+    run.add_argument(
+        "--device", default="cpu", metavar="D", help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)"
+    )
+    run.add_argument(
+        "--slots",
+        type=_positive,
+        metavar="K",
+        help="trials that a worker trains at once; 1 = one after the other (default: what is measured to be faster)",
+    )
     run.add_argument(
         "--results",
         type=Path,

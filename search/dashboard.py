@@ -23,13 +23,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from .dashboard_notes import annotate
 from .errors import UserError
-from .storage import Store, read_trials
+from .storage import RECORD, Store, read_trials
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 HOST = "127.0.0.1"  # loopback: whoever can open the page can edit the notes
-RECORD = "record"  # storage.tell's own attribute: a trial for machines to read
 READ_ONLY = "Only notes can be edited here: studies and trials are written by `tunewright run` alone."
 
 

@@ -6,15 +6,17 @@ were in training, nothing else; the same command goes on where it stopped.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -23,13 +25,16 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from .analysis import summarize
+from .dashboard_notes import annotate
+from .engine import choose, devices
 from .errors import UserError
 from .files import atomic, checkpoint_path, curve_path, name_of, write_json
 from .progress import Progress
 from .sampling import next_points
 from .storage import Store, as_told, create_store, environment, read_trials, tell, write_table
 from .study import Study
-from .training import train
+from .threads import torch_threads
+from .training import Engine, train
 from .trial import Point, Trial, crashed
 from .worker import Task, follow_driver, interrupted, posted, work
 from .workload import check_workload, load_workload
@@ -46,26 +51,29 @@ def run_studies(
     workers: int | None = None,
     threads: int = 1,
     device: str = "cpu",
+    slots: int | None = None,
     storage: str | None = None,
     progress: bool = True,
 ) -> list[Store]:
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
-    `workers` defaults to the number of processor cores, each with `threads` torch threads. Tables and
-    summaries are written at the end, also after an interruption. Raises UserError for a mistake in a
-    study or its workload, before anything is trained; KeyboardInterrupt passes through, with all finished
-    trials stored.
+    `workers` defaults to one per processor core, or per device if `device` names others; each has `threads`
+    torch threads. `slots` forces how many trials a worker trains at once (1: one after the other); by default
+    that is measured. Tables and summaries are written at the end, also after an interruption. Raises UserError
+    for a mistake in a study or its workload, before anything is trained; KeyboardInterrupt passes through, with
+    all finished trials stored.
     """
     check_studies(studies)
     with ExitStack() as stack:
         stores = [stack.enter_context(_exclusive(create_store(study, results, storage))) for study in studies]
-        driver = _Driver(stores, workers or joblib.cpu_count(), threads, device)
+        driver = _Driver(stores, workers, threads, device, slots)
         try:
             with Progress(stores, shown=progress) as driver.show:
                 driver.run()
         finally:
             for store in stores:
-                write_results(store, workers=driver.workers, threads=threads, device=device)
+                engines = {size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()}
+                write_results(store, workers=driver.workers, threads=threads, device=device, engines=engines)
     return stores
 
 
@@ -89,9 +97,10 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
         point = next(p for p in next_points(study, []) if p.batch_size == batch_size)
         point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
         workload = load_workload(study.workload, point.workload_args)
-        list(train(short.model_copy(update={"max_train_steps": 5}), workload, [point]))  # allocations, caches
-        began = time.perf_counter()
-        list(train(short, workload, [point]))
+        with torch_threads():
+            list(train(short.model_copy(update={"max_train_steps": 5}), workload, [point]))  # allocations, caches
+            began = time.perf_counter()
+            list(train(short, workload, [point]))
         result[batch_size] = (time.perf_counter() - began) / steps
     return result
 
@@ -103,12 +112,14 @@ def run_study(study: Study, **options: object) -> list[Trial]:
 
 
 def write_results(store: Store, **environment_entries: object) -> None:
-    """trials.csv, summary.json and environment.json of what is stored so far."""
+    """trials.csv, summary.json and the dashboard's notes; environment.json if entries for it are given."""
     trials = read_trials(store)
     write_table(store.folder / "trials.csv", trials)
     summaries = summarize(trials, store.study.scientific_names, store.study.ranges)
     write_json(store.folder / "summary.json", [row.record() for row in summaries])
-    write_json(store.folder / "environment.json", environment(sys.argv, **environment_entries))
+    if environment_entries:
+        write_json(store.folder / "environment.json", environment(sys.argv, **environment_entries))
+    annotate(store, trials)
     crashes = [trial for trial in trials if trial.verdict.crashed]
     log = store.folder / "crashed.log"
     with atomic(log) as temporary:
@@ -147,8 +158,12 @@ class _Driver:
 
     show: Progress
 
-    def __init__(self, stores: Sequence[Store], workers: int, threads: int, device: str) -> None:
-        self.stores, self.workers, self.threads, self.device = stores, workers, threads, device
+    def __init__(
+        self, stores: Sequence[Store], workers: int | None, threads: int, names: str, slots: int | None
+    ) -> None:
+        self.stores, self.threads, self.slots, self.devices = stores, threads, slots, devices(names)
+        self.device = self.devices[0]
+        self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
         self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
         self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
         self.deaths: Counter[tuple[str, str]] = Counter()
@@ -167,27 +182,54 @@ class _Driver:
                 self.train(tasks)
 
     def tasks(self) -> list[Task]:
-        """What can be trained now, over all studies."""
-        tasks = []
+        """What can be trained now, over all studies: tasks of similar size, one or more for each worker.
+
+        Points that were in training when a worker died come last, one by one: the guilty must not take others along.
+        """
+        tasks: list[Task] = []
+        suspects: list[Task] = []
         for store, trials in zip(self.stores, self.trials, strict=True):
             done = [trial for trial in trials.values() if not trial.verdict.crashed]
             finished = {_key(trial.point) for trial in done}
             points = next_points(store.study, [as_told(trial) for trial in done])
             self.show.plan(store.study, len(points))
-            tasks += [
-                Task(store.study, _inbox(store), [point], 1, self.device, self.threads)
-                for point in points
-                if _key(point) not in finished and (store.study.name, name_of(point)) not in self.tried
-            ]
-        return tasks
+            missing: dict[tuple[int, str], list[Point]] = {}
+            for point in points:
+                if _key(point) not in finished and (store.study.name, name_of(point)) not in self.tried:
+                    missing.setdefault((point.batch_size, _kept(point.workload_args)), []).append(point)
+            for together in missing.values():
+                engine = self.engine(store, together)
+                task = partial(Task, store.study, _inbox(store), engine=engine, threads=self.threads)
+                free = [point for point in together if not self.deaths[store.study.name, name_of(point)]]
+                shares = self.workers if engine.stacked else len(free)
+                tasks += [task(share, device=self.device) for i in range(shares) if (share := free[i::shares])]
+                suspects += [task([point], device=self.device) for point in together if point not in free]
+        return [replace(task, device=self.devices[i % len(self.devices)]) for i, task in enumerate(tasks or suspects)]
+
+    def engine(self, store: Store, points: Sequence[Point]) -> Engine:
+        """How points of one batch size and workload train: as forced, as before, or as measured now."""
+        optuna_study, key = store.optuna_studies[points[0].batch_size], _kept(points[0].workload_args)
+        engines = optuna_study.user_attrs.get("engines", {})
+        if self.slots is not None:
+            engine = Engine(stacked=self.slots > 1, slots=self.slots, reason="forced")
+        elif key in engines:
+            return Engine(**engines[key])
+        else:
+            workload = load_workload(store.study.workload, points[0].workload_args)
+            with torch_threads(self.threads):
+                engine = choose(store.study, workload, points, self.workers, self.device)
+        optuna_study.set_user_attr("engines", engines | {key: asdict(engine)})
+        return engine
 
     def train(self, tasks: Sequence[Task]) -> None:
         """Hand out tasks. A worker that dies ends the pool; what was in training is counted against it."""
-        pool = get_reusable_executor(min(self.workers, len(tasks)), initializer=follow_driver, initargs=(os.getpid(),))
+        suspected = any(self.deaths[task.study.name, name_of(point)] for task in tasks for point in task.points)
+        workers = 1 if suspected else min(self.workers, len(tasks))
+        pool = get_reusable_executor(workers, initializer=follow_driver, initargs=(os.getpid(),))
         try:
             pending: set[Future[None]] = set()
             for task in tasks:
-                if len(pending) >= TASKS_AHEAD * self.workers:
+                if len(pending) >= TASKS_AHEAD * workers:
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
                     _raise_errors(done)
                 pending.add(pool.submit(work, task))
@@ -239,6 +281,11 @@ class _Driver:
 def _raise_errors(futures: Iterable[Future[None]]) -> None:
     for future in futures:
         future.result()
+
+
+def _kept(workload_args: Mapping[str, object]) -> str:
+    """Workload arguments as a key that survives in JSON."""
+    return json.dumps(workload_args, sort_keys=True)
 
 
 def _key(point: Point) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from scipy.stats import qmc
 
 from .study import ADAPTIVE, Axis, Range, Study
+from .threads import torch_threads
 from .trial import Group, Point
 
 ROUND = 8  # points of a group that an adaptive sampler proposes at once; the first round is from Halton
@@ -194,4 +195,5 @@ def _propose(study: Study, group: Group, told: Sequence[Told], count: int) -> li
                 constraints={"diverged": one.diverged},
             )
         )
-    return [dict(memory.ask(distributions).params) for _ in range(count)]
+    with torch_threads():
+        return [dict(memory.ask(distributions).params) for _ in range(count)]

@@ -1,27 +1,35 @@
 """K models of one shape as rows of one buffer: forward, backward, norm, clip and update for all at once.
 
-Shapes: K slots, P trainable parameters of one model, B examples. `theta` [K, P] holds the parameters, a row a
-slot, and `gradient` [K, P] their gradients; the model's tensors are views of them. So norm, clipping and update
-are a few operations on whole rows, however many tensors a model has.
+Shapes: K slots, P trainable parameters of one model. `theta` [K, P] holds the parameters, a row a slot, and
+`gradient` [K, P] their gradients; the model's tensors are views of them. So norm, clipping and update are a
+few operations on whole rows, however many tensors a model has.
 
-K = 1 runs the model as it is. K > 1 runs it under torch.func.vmap, with every slot's buffers (BatchNorm's
-running statistics) stacked too. Either way the numbers of a slot depend on nothing in its neighbours.
+Stacked, the model's forward and backward pass run under torch.func.vmap, every slot with its own buffers
+(BatchNorm's running statistics). They are traced once per K into a graph of tensor operations: replaying it
+skips what vmap, autograd and the modules cost in Python, and computes the same numbers. A slot's numbers
+depend neither on K nor on its neighbours, to the last bit, as long as K ≥ 2: below that, kernels differ.
+Not stacked (K = 1), the model runs as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_map
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .clipping import clip_, global_norm
 from .errors import UserError
 from .optimizers import RULES
 from .workload import Workload
+
+Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # graphs of one workload, by what they depend on
+
+FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbour
 
 
 class _Call(nn.Module):
@@ -37,10 +45,12 @@ class _Call(nn.Module):
 
 
 class Stack:
-    """K slots. Rows are ordered by optimizer, so that each update rule works on one contiguous block."""
+    """K slots, the used ones first and ordered by optimizer, so that each update rule has one block of rows."""
 
-    def __init__(self, workload: Workload, model: nn.Module, slots: int) -> None:
-        """A stack of `slots` copies of a model's shape; their contents are loaded by `load`.
+    def __init__(
+        self, workload: Workload, model: nn.Module, slots: int, stacked: bool, traces: Traces | None = None
+    ) -> None:
+        """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier stacks.
 
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
@@ -49,7 +59,7 @@ class Stack:
         if len(kinds) != 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
             raise UserError(f"workload: the model's parameters must share one device and dtype; found {found}")
-        self.workload, self.model = workload, model
+        self.workload, self.model, self.stacked = workload, model, stacked
         self.device, self.dtype = next(iter(kinds))
         self._call = _Call(workload, model)
         self._shapes = {name: p.shape for name, p in trainable.items()}
@@ -58,19 +68,19 @@ class Stack:
         for name, p in trainable.items():
             self._offsets[name] = (width, width + p.numel())
             width += p.numel()
-        self.optimizers: list[str] = [""] * slots
+        self.slots = max(slots, FEWEST_STACKED) if stacked else 1
         self._rows = {
-            name: torch.zeros(slots, width, device=self.device, dtype=self.dtype)
+            name: torch.zeros(self.slots, width, device=self.device, dtype=self.dtype)
             for name in ("theta", "gradient", "m", "v", "best")
         }
-        self._buffers = {name: torch.stack([buffer] * slots) for name, buffer in model.named_buffers()}
+        # Parameters that are not trained belong to a slot, too: another seed may have drawn others.
+        fixed = dict(model.named_buffers())
+        fixed |= {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+        self._buffers = {name: torch.stack([tensor] * self.slots) for name, tensor in fixed.items()}
         self._best_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        self._traces: Traces = {} if traces is None else traces
         self._evaluates_stacked = True
         self._bind()
-
-    @property
-    def slots(self) -> int:
-        return len(self.optimizers)
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
         return {
@@ -79,19 +89,16 @@ class Stack:
         }
 
     def _bind(self) -> None:
-        """Tie leaves, gradients and (for one slot) the model itself to the current rows."""
-        values, gradients = self._views(self._rows["theta"]), self._views(self._rows["gradient"])
-        if self.slots == 1:
-            parameters = dict(self.model.named_parameters())
-            for name in self._offsets:
-                parameters[name].data = values[name][0]
-                parameters[name].grad = gradients[name][0]
-            own = dict(self.model.named_buffers())
-            for name, buffer in self._buffers.items():
-                own[name].data = buffer[0]
+        """Tie the views, and the model itself if it is alone, to the current rows."""
+        self._values, self._gradients = self._views(self._rows["theta"]), self._views(self._rows["gradient"])
+        if self.stacked:
             return
-        self._leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-        self._gradients = gradients
+        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        for name in self._offsets:
+            own[name].data = self._values[name][0]
+            own[name].grad = self._gradients[name][0]
+        for name, buffer in self._buffers.items():
+            own[name].data = buffer[0]
 
     @torch.no_grad()
     def load(self, slot: int, initial: Mapping[str, Tensor], optimizer: str) -> None:
@@ -102,93 +109,118 @@ class Stack:
             rows[slot].copy_(initial[name])
         for name in ("m", "v"):
             self._rows[name][slot] = RULES[optimizer].state.get(name, 0.0)
-        self.optimizers[slot] = optimizer
 
-    def arrange(self, order: Sequence[int]) -> None:
-        """Keep the slots named, in this order; the others are dropped."""
-        if list(order) == list(range(self.slots)):
+    def arrange(self, order: Sequence[int], shrink: bool) -> None:
+        """Move the slots named to the front, in this order; to shrink, drop half of the rows while they are idle.
+
+        Halving, not fitting: every K that is used costs a trace.
+        """
+        slots = self.slots
+        while shrink and self.stacked and slots // 2 >= max(len(order), FEWEST_STACKED):
+            slots //= 2
+        if slots == self.slots and list(order) == list(range(len(order))):
             return
-        index = torch.tensor(order, device=self.device)
+        idle = [k for k in range(self.slots) if k not in order]
+        index = torch.tensor([*order, *idle][:slots], device=self.device)
+        self.slots = slots
         self._rows = {name: rows[index] for name, rows in self._rows.items()}
         self._buffers = {name: rows[index] for name, rows in self._buffers.items()}
         self._best_buffers = {name: rows[index] for name, rows in self._best_buffers.items()}
-        self.optimizers = [self.optimizers[slot] for slot in order]
         self._bind()
 
-    def gradients(self, batch: Any, shared: bool) -> tuple[Tensor, Tensor]:
+    def gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Loss [K] and unclipped gradient norm [K, 1] at the current parameters; fills the gradient buffer.
 
-        A shared batch serves every slot; otherwise its tensors have a leading slot dimension.
+        Stacked, the batch's tensors have a leading slot dimension.
         """
-        gradient_KP = self._rows["gradient"]
-        if self.slots == 1:
-            gradient_KP.zero_()
-            loss = self.workload.loss(self.model, batch if shared else tree_map(lambda part: part[0], batch))
+        if not self.stacked:
+            self._rows["gradient"].zero_()
+            loss = self.workload.loss(self.model, batch)
             loss.backward()  # type: ignore[no-untyped-call]
-            return loss.detach()[None], global_norm(gradient_KP)
+            return loss.detach()[None], global_norm(self._rows["gradient"])
+        with torch.no_grad():
+            loss_K, gradients = self._traced("loss", self._values, self._buffers, batch)
+            torch._foreach_copy_(list(self._gradients.values()), gradients)
+            return loss_K, global_norm(self._rows["gradient"])
+
+    def _traced(self, method: str, *arguments: Any) -> Any:
+        """The result of a stacked call, from its graph for the current K."""
+        shapes = tuple(leaf.shape for leaf in tree_leaves(arguments[-1]))
+        key = (method, self.slots, self.dtype, str(self.device), shapes)
+        if key not in self._traces:
+            call = self._loss_and_gradients if method == "loss" else self._metrics
+            with torch.enable_grad():
+                graph = make_fx(lambda *tensors: call(*tensors))(*arguments)
+            graph.graph.eliminate_dead_code()
+            graph.recompile()
+            self._traces[key] = graph
+        return self._traces[key](*arguments)
+
+    def _loss_and_gradients(self, values: Any, buffers: Any, batch: Any) -> tuple[Tensor, list[Tensor]]:
+        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         loss_K = vmap(
-            lambda leaves, buffers, one: functional_call(self._call, _inside(leaves, buffers), ("loss", one)),
-            in_dims=(0, 0, None if shared else 0),
+            lambda own, buffers, batch: functional_call(self._call, _inside(own, buffers), ("loss", batch)),
             randomness="error",
-        )(self._leaves, self._buffers, batch)
-        gradients = torch.autograd.grad(loss_K.sum(), list(self._leaves.values()), materialize_grads=True)
-        torch._foreach_copy_(list(self._gradients.values()), list(gradients))
-        return loss_K.detach(), global_norm(gradient_KP)
+        )(leaves, buffers, batch)
+        gradients = torch.autograd.grad(loss_K.sum(), list(leaves.values()), materialize_grads=True)
+        return loss_K.detach(), list(gradients)
+
+    def _metrics(self, values: Any, buffers: Any) -> dict[str, Tensor]:
+        result: dict[str, Tensor] = vmap(
+            lambda own, buffers: functional_call(self._call, _inside(own, buffers), ("evaluate",)),
+            randomness="error",
+        )(values, buffers)
+        return result
 
     @torch.no_grad()
     def update(
         self,
         norm_K1: Tensor,
         clip_norm_K1: Tensor | None,
-        blocks: Iterable[tuple[slice, Mapping[str, Tensor]]],
+        blocks: Iterable[tuple[str, slice, Mapping[str, Tensor]]],
     ) -> None:
-        """Clip the gradient buffer and apply one update: per block of rows, the coefficients of its rule."""
+        """Clip the gradient buffer and apply one update: per optimizer, its rows and their coefficients."""
         rows = self._rows
         if clip_norm_K1 is not None:
             clip_(rows["gradient"], norm_K1, clip_norm_K1)
-        for block, columns in blocks:
+        for optimizer, block, columns in blocks:
             state = {name: rows[name][block] for name in ("m", "v")}
-            RULES[self.optimizers[block.start]].update(rows["theta"][block], rows["gradient"][block], state, columns)
+            RULES[optimizer].update(rows["theta"][block], rows["gradient"][block], state, columns)
 
     @torch.no_grad()
-    def evaluate(self, wanted: Sequence[int]) -> dict[str, list[float]]:
-        """What `evaluate` returns for the slots wanted, by metric."""
+    def evaluate(self) -> dict[str, list[float]]:
+        """What `evaluate` returns for every slot, by metric.
+
+        Stacked if the workload's evaluate() can be; one after the other if it uses .item() or Python numbers.
+        """
         self.model.eval()
         try:
-            if self.slots == 1:
-                metrics = self.workload.evaluate(self.model)
-                return {name: [float(value)] for name, value in metrics.items()}
-            values = self._views(self._rows["theta"])
+            if not self.stacked:
+                return {name: [float(value)] for name, value in self.workload.evaluate(self.model).items()}
             if self._evaluates_stacked:
                 try:
-                    index = torch.tensor(wanted, device=self.device)
-                    some = {name: value[index] for name, value in values.items()}
-                    buffers = {name: buffer[index] for name, buffer in self._buffers.items()}
-                    stacked = vmap(
-                        lambda leaves, buffers: functional_call(self._call, _inside(leaves, buffers), ("evaluate",)),
-                        randomness="error",
-                    )(some, buffers)
-                    return {name: value.tolist() for name, value in stacked.items()}
+                    metrics = self._traced("evaluate", self._values, self._buffers)
+                    return {name: value.tolist() for name, value in metrics.items()}
                 except (RuntimeError, ValueError, TypeError, AttributeError):
-                    # evaluate() is free to use .item() and Python numbers, which vmap refuses.
                     self._evaluates_stacked = False
-            rows: dict[str, list[float]] = {}
-            for slot in wanted:
-                one = {name: value[slot] for name, value in values.items()}
-                buffers = {name: buffer[slot] for name, buffer in self._buffers.items()}
-                metrics = functional_call(self._call, _inside(one, buffers), ("evaluate",))
-                for name, value in metrics.items():
-                    rows.setdefault(name, []).append(float(value))
-            return rows
+            return self._evaluate_each()
         finally:
             self.model.train()
+
+    def _evaluate_each(self) -> dict[str, list[float]]:
+        rows: dict[str, list[float]] = {}
+        for slot in range(self.slots):
+            own = tree_map(lambda part, slot=slot: part[slot], _inside(self._values, self._buffers))
+            for name, value in functional_call(self._call, own, ("evaluate",)).items():
+                rows.setdefault(name, []).append(float(value))
+        return rows
 
     @torch.no_grad()
     def keep_best(self, slot: int) -> None:
         """Remember a slot's parameters and buffers as its best checkpoint."""
         self._rows["best"][slot].copy_(self._rows["theta"][slot])
         # A lone model may have replaced its buffers instead of writing into them.
-        own = dict(self.model.named_buffers()) if self.slots == 1 else {}
+        own = {} if self.stacked else dict(self.model.named_buffers())
         for name, rows in self._buffers.items():
             self._best_buffers[name][slot].copy_(own.get(name, rows[slot]))
 
@@ -196,12 +228,8 @@ class Stack:
         """A slot's best checkpoint, named as the model's state_dict, on the host."""
         tensors = {name: view[slot] for name, view in self._views(self._rows["best"]).items()}
         tensors |= {name: rows[slot] for name, rows in self._best_buffers.items()}
-        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
-        kept = {**tensors, **frozen}
         return {
-            name: kept[name].detach().to("cpu", copy=True).contiguous()
-            for name in self.model.state_dict()
-            if name in kept
+            name: tensors[name].to("cpu", copy=True).contiguous() for name in self.model.state_dict() if name in tensors
         }
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import URL
 
 from .errors import UserError
 from .files import atomic, curve_path, read_curve
@@ -39,6 +40,8 @@ from .study import ADAPTIVE, Range, Study, load_study
 from .trial import EMPTY_CURVE, Curve, Point, Trial
 
 STUDY_FILE = "study.toml"
+LARGE = float(np.finfo(np.float32).max)  # for a trial whose objective was never finite, not even untrained
+RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
 SECONDS_TO_WAIT_FOR_A_LOCK = 60
 PACKAGES = ("tunewright", "torch", "optuna", "optuna-dashboard", "numpy", "scipy", "scikit-learn", "joblib")
@@ -74,21 +77,27 @@ class Store:
     optuna_studies: Mapping[int, optuna.Study]
 
 
-def open_storage(url: str) -> optuna.storages.BaseStorage:
+def open_storage(url: str | URL) -> optuna.storages.BaseStorage:
     """An Optuna storage by URL; SQLite gets a write-ahead log, so that readers never block the writer.
 
-    Raises UserError if the database cannot be reached or is not an Optuna database of this version.
+    Raises UserError if the database cannot be reached or is not an Optuna database of this version; the
+    message never shows a password.
     """
-    sqlite = url.startswith("sqlite")
-    options = {"connect_args": {"timeout": SECONDS_TO_WAIT_FOR_A_LOCK}} if sqlite else {"pool_pre_ping": True}
     try:
-        storage = _TrialStorage(url, engine_kwargs=options)
+        url = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise UserError("storage: must be a URL as postgresql://user:password@host:port/database") from error
+    sqlite = url.get_backend_name() == "sqlite"
+    options = {"connect_args": {"timeout": SECONDS_TO_WAIT_FOR_A_LOCK}} if sqlite else {"pool_pre_ping": True}
+    # Optuna formats the URL it is given, to fill in a schema version: braces stand for themselves when doubled.
+    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
+    try:
+        storage = _TrialStorage(text, engine_kwargs=options)
         if sqlite:
             sqlalchemy.event.listen(storage.engine, "connect", _write_ahead)
             storage.engine.dispose()
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, RuntimeError, ImportError) as error:
-        shown = sqlalchemy.make_url(url).render_as_string(hide_password=True)
-        raise UserError(f"storage: cannot open {shown}: {_first_line(error)}") from error
+        raise UserError(f"storage: cannot open {url.render_as_string()}: {_first_line(error)}") from error
     return optuna.storages.get_storage(storage)
 
 
@@ -115,7 +124,7 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
             pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    storage = open_storage(url or f"sqlite:///{folder / 'study.db'}")
+    storage = open_storage(url or URL.create("sqlite", database=str(folder / "study.db")))
     names = {batch_size: f"{study.name}/batch_size={batch_size}" for batch_size in study.batch_sizes}
     strangers = {summary.study_name for summary in optuna.get_all_study_summaries(storage, False)} - set(names.values())
     if strangers and url is None and not any(name.startswith(f"{study.name}/") for name in strangers):
@@ -193,11 +202,11 @@ def as_told(trial: Trial) -> Told:
     1 − onset/total > 0, so that samplers learn that later is nearer to feasible. Never nan and never a huge
     penalty: both mislead TPE and GP, and ruin every axis they are drawn on.
     """
-    if trial.feasible:
+    if trial.feasible and math.isfinite(trial.best_value):
         return Told(trial.point, trial.best_value, -1.0)
     steps = max(trial.curve.total_steps, 1)
     reached = min(trial.verdict.onset_step, steps - 1) / steps
-    value = trial.initial_value if math.isfinite(trial.initial_value) else 0.0
+    value = next(filter(math.isfinite, (trial.initial_value, trial.best_value)), LARGE)
     return Told(trial.point, value, 1.0 - reached)
 
 
@@ -219,16 +228,15 @@ def tell(store: Store, trial: Trial) -> None:
         "clip_fraction": trial.clip_fraction,
         "seconds": round(trial.seconds, 3),
         "seed": trial.point.seed,
-        "record": json.dumps(trial.record()),
+        RECORD: json.dumps(trial.record()),
     }
     if trial.verdict.crashed:
-        optuna_study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
-        return
-    told = as_told(trial)
-    parameters, distributions = _parameters(store.study, trial.point)
-    values = trial.curve.metrics[store.study.objective]
-    optuna_study.add_trial(
-        create_trial(
+        frozen = create_trial(state=TrialState.FAIL, user_attrs=attributes)
+    else:
+        told = as_told(trial)
+        parameters, distributions = _parameters(store.study, trial.point)
+        values = trial.curve.metrics[store.study.objective]
+        frozen = create_trial(
             value=told.value,
             params=parameters,
             distributions=distributions,
@@ -236,7 +244,9 @@ def tell(store: Store, trial: Trial) -> None:
             intermediate_values=dict(zip(trial.curve.eval_step.tolist(), values.tolist(), strict=True)),
             constraints={DIVERGED: told.diverged},
         )
-    )
+    assert frozen.datetime_complete is not None  # it is finished
+    frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
+    optuna_study.add_trial(frozen)
 
 
 def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
@@ -277,13 +287,15 @@ def read_trials(store: Store) -> list[Trial]:
 
 def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
     """A trial as recorded; None for one that somebody else added to the study."""
-    if "record" not in frozen.user_attrs:
+    if RECORD not in frozen.user_attrs:
         return None
-    record = json.loads(frozen.user_attrs["record"])
+    record = json.loads(frozen.user_attrs[RECORD])
     trial = Trial.from_record(record, EMPTY_CURVE)
     try:
         return Trial.from_record(record, read_curve(curve_path(store.folder, trial.point)))
     except FileNotFoundError:
+        if trial.verdict.crashed:
+            return trial
         steps = np.array(list(frozen.intermediate_values), np.int64)
         values = np.array(list(frozen.intermediate_values.values()))
         curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from .optimizers import coefficients
 from .schedule import learning_rates, total_steps
-from .stack import Stack
+from .stack import Stack, Traces
 from .study import Study
 from .trial import Curve, Point, Trial, measured
 from .verdict import hopeless, judge
@@ -30,6 +30,18 @@ from .workload import Workload, chance_loss
 # Updates between two looks at the losses. Each look waits for the device and costs the host some tens of
 # microseconds; a divergent trial costs at most this many updates too many.
 CHECK_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How points are trained: one after the other, or `slots` of them stacked. `reason` says why."""
+
+    stacked: bool
+    slots: int
+    reason: str = ""
+
+
+ALONE = Engine(stacked=False, slots=1)
 
 
 @dataclass(frozen=True)
@@ -78,35 +90,53 @@ class _Batches:
 
 
 def train(
-    study: Study, workload: Workload, points: Iterable[Point], slots: int = 1, device: str = "cpu"
+    study: Study,
+    workload: Workload,
+    points: Iterable[Point],
+    engine: Engine = ALONE,
+    device: str = "cpu",
+    loaded: Callable[[Point], None] = lambda point: None,
+    traces: Traces | None = None,
 ) -> Iterator[Trained]:
     """Train points of one batch size and one workload; yield each as it finishes.
 
-    At most `slots` points are in training at once. A trial ends after its last update, or as soon as
+    At most `engine.slots` points are in training at once. A trial ends after its last update, or as soon as
     `verdict.hopeless` says that it can only be infeasible; its slot then takes the next point, and the stack
-    shrinks when there is none. Exceptions of the workload are not caught.
+    shrinks when there is none. `loaded` is called with each point when its training begins; `traces` keeps the
+    graphs of a stacked workload from one call to the next. Exceptions of the workload are not caught.
     """
     with torch.random.fork_rng(devices=[]):
-        yield from _Loop(study, workload, points, slots, torch.device(device)).run()
+        yield from _Loop(study, workload, points, engine, torch.device(device), loaded, traces).run()
 
 
 class _Loop:
     def __init__(
-        self, study: Study, workload: Workload, points: Iterable[Point], slots: int, device: torch.device
+        self,
+        study: Study,
+        workload: Workload,
+        points: Iterable[Point],
+        engine: Engine,
+        device: torch.device,
+        loaded: Callable[[Point], None],
+        traces: Traces | None,
     ) -> None:
-        self.study, self.workload, self.device = study, workload, device
+        self.traces = traces
+        self.study, self.workload, self.device, self.loaded = study, workload, device, loaded
         self.queue = deque(points)
         self.slots: list[_Slot] = []
-        self.capacity = min(slots, len(self.queue))
+        self.capacity = min(engine.slots, len(self.queue))
+        self.stacked = engine.stacked
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
 
     def run(self) -> Iterator[Trained]:
         if not self.queue:
             return
-        self.stack = Stack(self.workload, self._build(self.queue[0].seed), self.capacity)
-        self._refill(range(self.capacity))
-        while self.slots:
+        model = self._build(self.queue[0].seed)
+        self.stack = Stack(self.workload, model, self.capacity, self.stacked, self.traces)
+        while self.slots or self.queue:
+            if self.queue and len(self.slots) < self.capacity and self._aligned():
+                self._refill()
             began = time.perf_counter()
             self._advance(self._steps_ahead())
             self._evaluate([k for k, slot in enumerate(self.slots) if self._evaluation_due(slot)])
@@ -114,10 +144,10 @@ class _Loop:
             for slot in self.slots:
                 slot.seconds += share
             finished = [k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)]
+            for k in finished:
+                yield self._finish(k)
             if finished:
-                for k in finished:
-                    yield self._finish(k)
-                self._refill(finished)
+                self._keep([k for k in range(len(self.slots)) if k not in finished])
 
     def _build(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -130,27 +160,31 @@ class _Loop:
             self.initial[seed] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         return self.initial[seed]
 
-    def _refill(self, free: Iterable[int]) -> None:
-        """Load the next points into free slots, drop slots that stay free, and order rows by optimizer."""
+    def _aligned(self) -> bool:
+        """Whether a trial that starts now will be evaluated together with the others."""
+        return all(slot.step % self.study.evaluate_every == 0 for slot in self.slots)
+
+    def _refill(self) -> None:
+        """Load the next points into the free slots."""
         batches: dict[int, _Batches] = {}
-        loaded: list[int] = []
-        kept = dict(enumerate(self.slots))
-        for k in free:
-            kept.pop(k, None)
-            if not self.queue:
-                continue
+        first = len(self.slots)
+        while self.queue and len(self.slots) < self.capacity:
             point = self.queue.popleft()
-            self.stack.load(k, self._initial(point.seed), point.optimizer)
+            self.loaded(point)
+            self.stack.load(len(self.slots), self._initial(point.seed), point.optimizer)
             torch.manual_seed(point.seed)  # a model that draws random numbers trains alone (stack.py)
             if point.seed not in batches:
                 batches[point.seed] = _Batches(self.workload, point.batch_size, point.seed, self.device)
-            kept[k] = self._start(point, batches[point.seed])
-            loaded.append(k)
-        order = sorted(kept, key=lambda k: (kept[k].point.optimizer, k))
-        self.slots = [kept[k] for k in order]
+            self.slots.append(self._start(point, batches[point.seed]))
+        self._evaluate(range(first, len(self.slots)))
+        self._keep(range(len(self.slots)))
+
+    def _keep(self, kept: Iterable[int]) -> None:
+        """Drop all other slots, and order rows by optimizer."""
+        order = sorted(kept, key=lambda k: (self.slots[k].point.optimizer, k))
+        self.slots = [self.slots[k] for k in order]
         if order:
-            self.stack.arrange(order)
-        self._evaluate([order.index(k) for k in loaded])
+            self.stack.arrange(order, shrink=not self.queue)
 
     def _start(self, point: Point, batches: _Batches) -> _Slot:
         total = total_steps(point, self.study.max_train_steps, self.study.prepend_warmup)
@@ -176,6 +210,7 @@ class _Loop:
         tensor = self._tensor
         blocks = [
             (
+                self.slots[rows[0]].point.optimizer,
                 slice(rows[0], rows[-1] + 1),
                 {
                     name: tensor([self._ahead(self.slots[k], name, steps) for k in rows]).T[:, :, None].unbind()
@@ -184,21 +219,20 @@ class _Loop:
             )
             for rows in self._blocks()
         ]
-        clip_norms = [slot.point.clip_norm for slot in self.slots]
-        clip_norm_K1 = tensor([[c] for c in clip_norms]) if min(clip_norms) < np.inf else None
-        shape = (steps, len(self.slots))
+        idle = [np.inf] * (self.stack.slots - len(self.slots))
+        clip_norms = [slot.point.clip_norm for slot in self.slots] + idle
+        clip_norm_K1 = tensor(clip_norms)[:, None] if min(clip_norms) < np.inf else None
+        shape = (steps, self.stack.slots)
         losses, norms = (torch.empty(shape, device=self.device, dtype=self.stack.dtype) for _ in range(2))
         for i in range(steps):
-            batch, shared = self._batch()
-            loss_K, norm_K1 = self.stack.gradients(batch, shared)
+            loss_K, norm_K1 = self.stack.gradients(self._batch())
             losses[i], norms[i] = loss_K, norm_K1[:, 0]
             self.stack.update(
                 norm_K1,
                 clip_norm_K1,
-                [(rows, {name: c[i] for name, c in columns.items()}) for rows, columns in blocks],
+                [(name, rows, {c: table[i] for c, table in columns.items()}) for name, rows, columns in blocks],
             )
-        for k, (loss, norm) in enumerate(zip(losses.T.tolist(), norms.T.tolist(), strict=True)):
-            slot = self.slots[k]
+        for slot, loss, norm in zip(self.slots, losses.T.tolist(), norms.T.tolist(), strict=False):
             slot.loss[slot.step : slot.step + steps] = loss
             slot.grad_norm[slot.step : slot.step + steps] = norm
             slot.step += steps
@@ -215,23 +249,29 @@ class _Loop:
         rows = groupby(range(len(self.slots)), key=lambda k: self.slots[k].point.optimizer)
         return [list(block) for _, block in rows]
 
-    def _batch(self) -> tuple[Any, bool]:
-        """The next batch of every slot, and whether it is one batch for all."""
-        drawn = {id(slot.batches): slot.batches.draw() for slot in _first_of_each(self.slots)}
+    def _batch(self) -> Any:
+        """The next batch of every slot; stacked, with a leading slot dimension. Idle slots get some batch."""
+        sources = list({id(slot.batches): slot.batches for slot in self.slots}.values())
+        drawn = [source.draw() for source in sources]
+        if not self.stacked:
+            return drawn[0]
+        K = self.stack.slots
         if len(drawn) == 1:
-            return next(iter(drawn.values())), True
-        each = [drawn[id(slot.batches)] for slot in self.slots]
-        return tree_map(lambda *parts: torch.stack(parts), *each), False
+            return tree_map(lambda part: part.expand(K, *part.shape), drawn[0])
+        place = {id(source): i for i, source in enumerate(sources)}
+        each = [place[id(slot.batches)] for slot in self.slots]
+        each += [0] * (K - len(each))
+        return tree_map(lambda *parts: torch.stack([parts[i] for i in each]), *drawn)
 
     def _evaluate(self, due: Sequence[int]) -> None:
         if not due:
             return
-        metrics = self.stack.evaluate(due)
-        for i, k in enumerate(due):
+        metrics = self.stack.evaluate()
+        for k in due:
             slot = self.slots[k]
             slot.eval_step.append(slot.step)
             for name, values in metrics.items():
-                slot.metrics.setdefault(name, []).append(values[i])
+                slot.metrics.setdefault(name, []).append(values[k])
             history = np.array(slot.metrics[self.study.objective])
             if np.isfinite(history[-1]) and not (history[:-1] <= history[-1]).any():
                 self.stack.keep_best(k)
@@ -247,8 +287,3 @@ class _Loop:
         curve = slot.curve(self.chance)
         trial = measured(slot.point, judge(curve), curve, self.study.objective, slot.seconds)
         return Trained(trial, self.stack.best(k))
-
-
-def _first_of_each(slots: Sequence[_Slot]) -> list[_Slot]:
-    """One slot for every distinct source of batches."""
-    return list({id(slot.batches): slot for slot in slots}.values())

@@ -43,8 +43,11 @@ SCATTER_DEVIATIONS = 6.0  # and of the scatter, 1.4826 · median absolute deviat
 
 
 def patience(total_steps: int) -> int:
-    """Updates that a loss must stay far above the start, or at chance, before training is given up."""
-    return max(MIN_PATIENCE, math.ceil(PATIENCE_FRACTION * total_steps))
+    """Updates that a loss must stay far above the start, or at chance, before training is given up.
+
+    A quarter of the run, at least MIN_PATIENCE, and never more than half of a short run.
+    """
+    return min(max(MIN_PATIENCE, math.ceil(PATIENCE_FRACTION * total_steps)), math.ceil(total_steps / 2))
 
 
 def judge(curve: Curve) -> Verdict:
@@ -61,11 +64,11 @@ def judge(curve: Curve) -> Verdict:
         return Verdict("non_finite", _kind(loss[:step], start), step, evidence)
     last = float(np.median(loss[-steps:]))
     rise = _first_rise(loss, start)
-    if len(loss) >= MIN_PATIENCE and last > ceiling(start):
+    if len(loss) >= steps and last > ceiling(start):
         step = int(rise if math.isfinite(rise) else _last_below(loss, ceiling(start)))
         evidence = f"loss far above its start since step {step}: {loss[0]:.3g} to {last:.3g}"
         return Verdict("diverged", _kind(loss[:step], start), step, evidence)
-    if len(loss) >= MIN_PATIENCE and (because := _collapse(loss, grad_norm, chance, steps)):
+    if len(loss) >= steps and (because := _collapse(loss, grad_norm, chance, steps)):
         step = int(rise if math.isfinite(rise) else _last_below(_typical(loss), _floor(chance, float(loss.min()))))
         evidence = f"loss stays at {last:.3g}, a constant predictor's ({chance:.3g}), {because}"
         return Verdict("collapsed", _kind(loss[:step], start), step, evidence)
@@ -92,7 +95,8 @@ def hopeless(loss: Array, grad_norm: Array, total_steps: int, chance_loss: float
     recent = loss[-steps:]
     if recent.min() > ceiling(start):
         return True
-    typical = np.median(recent[: len(recent) // WINDOW * WINDOW].reshape(-1, WINDOW), axis=1)
+    window = min(WINDOW, steps)
+    typical = np.median(recent[: steps // window * window].reshape(-1, window), axis=1)
     return bool(typical.min() > floor and _collapse(loss, grad_norm, chance, steps))
 
 

@@ -13,7 +13,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,23 @@ import torch
 from torch import Tensor
 
 from .files import atomic, name_of, read_curve, write_checkpoint, write_curve
+from .stack import Traces
 from .study import Study
-from .training import train
+from .training import Engine, train
 from .trial import EMPTY_CURVE, Point, Trial, crashed
-from .workload import load_workload
+from .workload import Workload, load_workload
 
 SECONDS_BETWEEN_WATCHES = 0.5
 
 
 @dataclass(frozen=True)
 class Task:
-    """Points of one study that a worker trains together: same batch size, same workload arguments."""
+    """Points of one study that a worker trains: same batch size, same workload arguments."""
 
     study: Study
     inbox: Path
     points: Sequence[Point]
-    slots: int
+    engine: Engine
     device: str
     threads: int
 
@@ -54,22 +56,47 @@ def follow_driver(driver: int) -> None:
 
 
 def work(task: Task) -> None:
-    """Train a task's points and post them to its inbox. An exception of the workload is posted as a crash."""
+    """Train a task's points and post each to its inbox.
+
+    An exception stops a whole stack, and does not say whose it is: the unfinished points are trained again in
+    stacks of half the size (memory may have run out), at last alone, and then it is posted as that point's crash.
+    """
     torch.set_num_threads(task.threads)
-    for point in task.points:
-        _started(task.inbox, point).touch()
-    began = time.perf_counter()
-    open_points = {point.number: point for point in task.points}
-    try:
-        workload = load_workload(task.study.workload, task.points[0].workload_args)
-        for trained in train(task.study, workload, task.points, task.slots, task.device):
-            _post(task.inbox, trained.trial, trained.checkpoint)
-            del open_points[trained.trial.point.number]
-    except Exception as error:
-        seconds = (time.perf_counter() - began) / len(open_points)
-        reason = f"{type(error).__name__}: {error}"
-        for point in open_points.values():
+    workload, traces = _known(task) if task.engine.stacked else (_load(task), None)
+    unfinished = {point.number: point for point in task.points}
+    slots = task.engine.slots
+    while unfinished:
+        began = time.perf_counter()
+        points, engine = list(unfinished.values()), replace(task.engine, slots=slots)
+        try:
+            loaded = partial(_mark_started, task.inbox)
+            for trained in train(task.study, workload, points, engine, task.device, loaded, traces):
+                _post(task.inbox, trained.trial, trained.checkpoint)
+                del unfinished[trained.trial.point.number]
+        except Exception as error:
+            if slots > 1:
+                slots //= 2
+                continue
+            point = next(iter(unfinished.values()))
+            reason, seconds = f"{type(error).__name__}: {error}", time.perf_counter() - began
             _post(task.inbox, crashed(point, reason, traceback.format_exc(), seconds), {})
+            del unfinished[point.number]
+            slots = task.engine.slots
+
+
+def _load(task: Task) -> Workload:
+    return load_workload(task.study.workload, task.points[0].workload_args)
+
+
+def _known(task: Task) -> tuple[Workload, Traces]:
+    """A workload that can be stacked keeps no state: this process keeps it and its graphs for its next task."""
+    key = task.study.workload + json.dumps(task.points[0].workload_args, sort_keys=True)
+    if key not in _KNOWN:
+        _KNOWN[key] = (_load(task), {})
+    return _KNOWN[key]
+
+
+_KNOWN: dict[str, tuple[Workload, Traces]] = {}
 
 
 def _post(inbox: Path, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
@@ -84,6 +111,10 @@ def _post(inbox: Path, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
 
 def _started(inbox: Path, point: Point) -> Path:
     return inbox / f"{name_of(point)}.started"
+
+
+def _mark_started(inbox: Path, point: Point) -> None:
+    _started(inbox, point).touch()
 
 
 def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:

@@ -14,6 +14,9 @@ from typing import IO
 
 import psycopg2
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the tensors are small; more threads only get in each other's way
 
 REQUIRED = "TUNEWRIGHT_REQUIRE_POSTGRESQL"  # set: a missing PostgreSQL fails the tests instead of skipping them
 USER, PASSWORD, DATABASE = "tunewright", "opensesame", "postgres"

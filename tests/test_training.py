@@ -13,7 +13,7 @@ from examples import parse
 
 from tunewright.search.optimizers import RULES
 from tunewright.search.schedule import learning_rates
-from tunewright.search.training import CHECK_EVERY, train
+from tunewright.search.training import ALONE, CHECK_EVERY, Engine, train
 from tunewright.search.trial import Point
 from tunewright.search.workload import load_workload
 
@@ -60,8 +60,12 @@ def points(optimizers=tuple(RULES), clip_norm=0.3, batch_size=16):
     ]
 
 
+def engine(slots):
+    return Engine(stacked=True, slots=slots) if slots > 1 else ALONE
+
+
 def trained(a_study, a_workload, some_points, slots):
-    result = {t.trial.point.number: t for t in train(a_study, a_workload, some_points, slots)}
+    result = {t.trial.point.number: t for t in train(a_study, a_workload, some_points, engine(slots))}
     assert len(result) == len(some_points)
     return [result[point.number] for point in some_points]
 

@@ -1,0 +1,162 @@
+"""Which way of training is faster for a workload: one trial after the other, or K of them stacked.
+
+Measured, not guessed, on a few updates of the study's own points. A model that cannot be stacked, or whose
+numbers change when it is, trains one after the other, and the engine's `reason` says why.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .errors import UserError
+from .schedule import total_steps
+from .stack import Traces
+from .study import Study
+from .training import ALONE, Engine, train
+from .trial import Point
+from .workload import Workload
+
+WORTH_MEASURING = 20_000  # trial-steps: below, a study is over before a measurement has paid
+WORTH_STACKING = 1.2  # times the rate of one after the other: less is within the noise of a measurement
+WORTH_WIDENING = 1.1  # times the rate of the last K
+WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
+SECONDS = 0.5  # to spend on one measurement
+MOST_STEPS, FEWEST_STEPS = 100, 3  # of it
+MEMORY_SHARE = 0.5  # of what is free, over all workers
+ROWS = 6  # copies of the parameters a slot holds: θ, gradient (twice while it is copied), m, v, best
+CHECKED_STEPS = 3
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; float32 only where float64 cannot run
+
+
+def devices(names: str) -> list[str]:
+    """The torch devices named, as "cpu" or "cuda:0,cuda:1". Raises UserError for one that is not there."""
+    found = [name.strip() for name in names.split(",")]
+    for name in found:
+        try:
+            torch.empty(1, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"device: {name!r} is not there: {str(error).splitlines()[0]}") from error
+    return found
+
+
+def choose(study: Study, workload: Workload, points: Sequence[Point], workers: int, device: str = "cpu") -> Engine:
+    """The faster engine for points of one batch size and one workload, measured on the first of them."""
+    updates = sum(total_steps(point, study.max_train_steps, study.prepend_warmup) for point in points)
+    if len(points) < 2 or updates < WORTH_MEASURING:
+        return replace(ALONE, reason=f"only {updates} updates in all: not worth a measurement")
+    if trouble := why_not_stacked(study, workload, points, device):
+        return replace(ALONE, reason=trouble)
+    alone = _rate(study, workload, points, ALONE, device, SECONDS)
+    best, rate = ALONE, alone
+    most = min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
+    for width in WIDTHS:
+        engine = Engine(stacked=True, slots=min(width, most))
+        measured = _rate(study, workload, points, engine, device, SECONDS)
+        if measured < rate * (WORTH_WIDENING if best.stacked else 1.0):
+            break
+        best, rate = engine, measured
+        if width >= most:
+            break
+    if rate < WORTH_STACKING * alone:
+        return replace(ALONE, reason=f"{alone:.0f} updates/s; the best stack is only {rate / alone:.2f} times as fast")
+    return replace(best, reason=f"{rate:.0f} updates/s stacked, {alone:.0f} one after the other")
+
+
+def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], device: str) -> str:
+    """One sentence on why a workload must train one after the other; empty if it can be stacked."""
+    before = _frozen(workload)
+    some = [replace(point, base_lr=point.base_lr * 1e-3) for point in points[:2]]
+    work: Workload
+    work, tolerance = _Double(workload), TOLERANCE[torch.float64]
+    try:
+        alone = _first_steps(study, work, some, ALONE, device)
+    except (RuntimeError, TypeError):  # a loss that cannot take float64
+        work, tolerance = workload, TOLERANCE[torch.float32]
+        alone = _first_steps(study, work, some, ALONE, device)
+    try:
+        stacked = _first_steps(study, work, some, Engine(stacked=True, slots=2), device)
+    except Exception as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return f"cannot be stacked: {line}"
+    if _frozen(workload) != before:
+        return "cannot be stacked: the workload keeps state between calls"
+    difference = float(np.max(np.abs(alone - stacked) / np.maximum(np.abs(alone), 1e-12)))
+    if not difference <= tolerance:
+        return f"cannot be stacked: losses or gradients differ by {difference:.1e} from the model alone"
+    return ""
+
+
+@dataclass
+class _Double:
+    """A workload whose model is in float64, where rounding cannot hide a difference."""
+
+    workload: Workload
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.workload, name)
+
+    def build_model(self, seed: int) -> nn.Module:
+        return self.workload.build_model(seed).double()
+
+
+def _frozen(workload: Workload) -> bytes:
+    """A workload's state as bytes; empty if it cannot be pickled."""
+    try:
+        return pickle.dumps(workload)
+    except Exception:
+        return b""
+
+
+def _short(study: Study, steps: int) -> Study:
+    return study.model_copy(update={"max_train_steps": steps, "evaluations": 1, "prepend_warmup": False})
+
+
+def _first_steps(
+    study: Study, workload: Workload, points: Sequence[Point], engine: Engine, device: str
+) -> NDArray[np.float64]:
+    """Losses and gradient norms of the first updates of each point, a row each, in the order of the points."""
+    trained = train(_short(study, CHECKED_STEPS), workload, points, engine, device)
+    curves = [one.trial.curve for one in sorted(trained, key=lambda one: one.trial.point.number)]
+    return np.array([[*curve.loss, *curve.grad_norm] for curve in curves])
+
+
+def _rate(
+    study: Study, workload: Workload, points: Sequence[Point], engine: Engine, device: str, seconds: float
+) -> float:
+    """Updates of single trials per second: of a longer run less a shorter one, so that the start does not count."""
+    some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
+
+    traces: Traces = {}
+
+    def run(steps: int) -> float:
+        began = time.perf_counter()
+        for _ in train(_short(study, steps), workload, some, engine, device, traces=traces):
+            pass
+        return time.perf_counter() - began
+
+    run(1)
+    once = run(1)
+    few = max(run(1 + FEWEST_STEPS) - once, 1e-6) / FEWEST_STEPS
+    steps = int(min(max(seconds / few, FEWEST_STEPS), MOST_STEPS))
+    return len(some) * steps / max(run(1 + steps) - once, 1e-6)
+
+
+def _slots_in_memory(workload: Workload, workers: int, device: str) -> int:
+    """How many slots fit into a worker's share of the free memory, by the size of their rows."""
+    model = workload.build_model(0)
+    row = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    if device == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    else:
+        free = torch.cuda.mem_get_info(device)[0]
+    return max(2, int(MEMORY_SHARE * free / workers / (ROWS * row)))

@@ -1,0 +1,282 @@
+"""A whole learning-rate study: what the user waits for, by hand and with `run_studies`.
+
+By hand: joblib's loky processes on all cores, one torch thread each; a plain loop per trial with a fused optimizer,
+clip_grad_norm_, loss and norm of every update kept as tensors, 50 evaluations; a trial stops when a look every 20
+updates finds a non-finite loss; a row per trial written to a CSV file. No checkpoints, no verdicts.
+
+Ours: `run_studies` on the equivalent study: the same points, batches and updates, with the rules of
+`verdict.hopeless` for stopping, and everything that a results folder holds.
+
+Both sides are processes of their own, timed from start to exit: interpreter, imports, workers, training, writing.
+Compiled code, if any, is cached in a new folder for every run (`--cache cold`), or in one that the uncounted first
+round fills (`warm`).
+
+Targets: at least 5 × on digits:mlp, 4 × on residual_mlp:digits, 1.8 × on wide_resnet:digits, 1.4 × on
+transformer:characters (d_model 64).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from measure import Spread, interleaved, print_footer, print_header, print_table, ratio, walls
+
+CHECK_EVERY = 20  # updates between two looks at the loss, by hand as in the library
+EVALUATIONS = 50
+MOMENTUM = 0.9
+BATCH_SIZE = 32
+MATMUL_SIZE = 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """A study: points log-spaced over four decades, of which about a third diverge."""
+
+    workload: str
+    target: float
+    steps: int
+    low: float
+    points: int = 64
+    clip_norm: float = math.inf
+
+    @property
+    def high(self) -> float:
+        return self.low * 1e4
+
+
+CASES = (
+    Case("digits:mlp", 5.0, 1000, 5e-4),
+    Case("residual_mlp:digits", 4.0, 1000, 1e-3),
+    Case("wide_resnet:digits", 1.8, 200, 1e-2),
+    Case("transformer:characters", 1.4, 120, 1e-3),
+)
+QUICK = {"points": 12, "steps": 100}
+
+
+# ---------------------------------------------------------------------------------------------------- by hand
+
+
+def build_workload(case: Case) -> Any:
+    module, factory = case.workload.split(":")
+    return getattr(importlib.import_module(f"tunewright.models.{module}"), factory)()
+
+
+def train_by_hand(workload: Any, case: Case, base_lr: float) -> dict[str, Any]:
+    """One trial, as a careful user writes it."""
+    import torch
+
+    torch.set_num_threads(1)
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    model = workload.build_model(0)
+    batches = iter(workload.train_batches(BATCH_SIZE, 0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=base_lr, momentum=MOMENTUM, fused=True)
+    every = math.ceil(case.steps / EVALUATIONS)
+    losses, norms, values = [], [], [evaluate(workload, model)]
+    for step in range(1, case.steps + 1):
+        optimizer.zero_grad()
+        loss = workload.loss(model, next(batches))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), case.clip_norm)
+        optimizer.step()
+        losses.append(loss.detach())
+        norms.append(norm)
+        if step % every == 0 or step == case.steps:
+            values.append(evaluate(workload, model))
+        if step % CHECK_EVERY == 0 and not math.isfinite(losses[-1]):
+            break
+    return {
+        "base_lr": base_lr,
+        "losses": torch.stack(losses).numpy(),
+        "norms": torch.stack(norms).numpy(),
+        "best": min((value for value in values if math.isfinite(value)), default=math.inf),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def evaluate(workload: Any, model: Any) -> float:
+    import torch
+
+    with torch.no_grad():
+        model.eval()
+        value = float(workload.evaluate(model)["val_loss"])
+        model.train()
+    return value
+
+
+def study_by_hand(case: Case, folder: Path) -> dict[str, Any]:
+    import joblib
+    import numpy as np
+
+    workload, rates = build_workload(case), np.geomspace(case.low, case.high, case.points)
+    one = joblib.delayed(train_by_hand)
+    found = joblib.Parallel(n_jobs=-1, backend="loky")(one(workload, case, float(rate)) for rate in rates)
+    with (folder / "trials.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["base_lr", "best", "last_loss", "largest_norm"])
+        writer.writerows([t["base_lr"], t["best"], t["losses"][-1], t["norms"].max()] for t in found)
+    return {
+        "trained_steps": sum(len(trial["losses"]) for trial in found),
+        "stopped": sum(len(trial["losses"]) < case.steps for trial in found),
+        "best": min(trial["best"] for trial in found),
+        "training_seconds": sum(trial["seconds"] for trial in found),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------- ours
+
+
+def study_document(case: Case) -> dict[str, Any]:
+    base_lr = {"low": case.low, "high": case.high, "log": True, "points": case.points}
+    return {
+        "workload": f"tunewright.models.{case.workload}",
+        "objective": "val_loss",
+        "max_train_steps": case.steps,
+        "evaluations": EVALUATIONS,
+        "batch_sizes": [BATCH_SIZE],
+        "sampler": "grid",
+        "space": {"clip_norm": case.clip_norm, "optimizer": {"momentum": {"base_lr": base_lr, "momentum": MOMENTUM}}},
+    }
+
+
+def study_by_us(case: Case, folder: Path) -> dict[str, Any]:
+    import optuna
+
+    from tunewright.search import read_trials, run_studies
+    from tunewright.search.study import parse_study
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = parse_study(study_document(case), "lr_study", "lr_study")
+    (store,) = run_studies([study], results=folder, progress=False)
+    trials = read_trials(store)
+    assert not any(trial.verdict.crashed for trial in trials)
+    return {
+        "trained_steps": sum(len(trial.curve.loss) for trial in trials),
+        "stopped": sum(trial.verdict.infeasible for trial in trials),
+        "best": min(trial.best_value for trial in trials),
+        "training_seconds": sum(trial.seconds for trial in trials),
+    }
+
+
+SIDES = {"hand": study_by_hand, "ours": study_by_us}
+
+
+# --------------------------------------------------------------------------------------------------- measuring
+
+
+def run_side(side: str, case: Case, cache: Path | None, results: list[dict[str, Any]]) -> None:
+    """One study in a process of its own; appends what it reports."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache or Path(folder) / "cache")}
+        command = [sys.executable, __file__, "--side", side, "--case", json.dumps(asdict(case)), "--folder", folder]
+        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    results.append(json.loads(process.stdout.splitlines()[-1]))
+
+
+def cost_of_step(case: Case) -> float:
+    """Floating point operations of one update: forward and backward pass, by torch's own count."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    workload = build_workload(case)
+    model = workload.build_model(0)
+    with FlopCounterMode(display=False) as counter:
+        workload.loss(model, next(iter(workload.train_batches(BATCH_SIZE, 0)))).backward()
+    return float(counter.get_total_flops())
+
+
+def peak_of_core(repeats: int = 15) -> float:
+    """Floating point operations per second of one thread in a large float32 matrix product."""
+    import torch
+
+    torch.set_num_threads(1)
+    a, b = torch.rand(2, MATMUL_SIZE, MATMUL_SIZE)
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - began)
+    return float(2 * MATMUL_SIZE**3 / Spread.of(seconds).median)
+
+
+def compare(case: Case, rounds: int, cache: Path | None) -> list[dict[str, object]]:
+    """A row per side."""
+    reports: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    calls = {side: functools.partial(run_side, side, case, cache, reports[side]) for side in SIDES}
+    seconds = {side: walls(of) for side, of in interleaved(calls, rounds, warm=cache is not None).items()}
+    cores = os.cpu_count() or 1
+    cost, peak = cost_of_step(case), cores * peak_of_core()
+    planned = case.points * case.steps
+    rows = []
+    for side in SIDES:
+        wall, last = Spread.of(seconds[side]), reports[side][-1]
+        rows.append(
+            {
+                "workload": case.workload,
+                "points × steps": f"{case.points} × {case.steps}",
+                "side": side,
+                "seconds": wall,
+                "hand/side": ratio(seconds["hand"], seconds[side]),
+                "target": f"{case.target}" if side == "ours" else "",
+                "in training": f"{last['training_seconds'] / cores:.1f}",
+                "steps trained": f"{last['trained_steps'] / planned:.0%}",
+                "infeasible": last["stopped"],
+                "best val_loss": f"{last['best']:.4f}",
+                "share of peak": f"{cost * last['trained_steps'] / wall.median / peak:.1%}",
+            }
+        )
+    return rows
+
+
+def measure(options: argparse.Namespace) -> None:
+    print_header(f"A learning-rate study, by hand and with run_studies (compile cache {options.cache})")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder) if options.cache == "warm" else None
+        for case in CASES:
+            if options.workload and case.workload not in options.workload:
+                continue
+            changes = {name: getattr(options, name) for name in ("points", "steps", "clip_norm", "low")}
+            changes = (QUICK if options.quick else {}) | {n: v for n, v in changes.items() if v is not None}
+            rows += compare(Case(**asdict(case) | changes), options.rounds, cache)
+    print_table(rows)
+    print(f"peak of one core: {peak_of_core() / 1e9:.0f} GFLOP/s (float32 matrix product of {MATMUL_SIZE})")
+    print_footer()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="12 points of 100 updates, digits:mlp, one round")
+    parser.add_argument("--workload", choices=[case.workload for case in CASES], nargs="*", help="default: all")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--points", type=int)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--low", type=float, help="lowest base LR; the highest is 10,000 times this")
+    parser.add_argument("--clip-norm", type=float, help="default: inf, which computes the norm and never clips")
+    parser.add_argument("--cache", choices=["cold", "warm"], default="cold")
+    for hidden in ("--side", "--case", "--folder"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        print(json.dumps(SIDES[options.side](Case(**json.loads(options.case)), Path(options.folder))))
+        return
+    options.rounds = options.rounds or (1 if options.quick else 3)
+    if options.quick:
+        options.workload = options.workload or ["digits:mlp"]
+    measure(options)
+
+
+if __name__ == "__main__":
+    main()
