@@ -4,14 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: check
-check: $(BIN)/tunewright
+check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
 
-# The last file that pip writes: an installation that was interrupted is done again.
-$(BIN)/tunewright:
+# Written last: an installation that was interrupted, or one without the development tools, is done again.
+$(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

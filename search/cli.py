@@ -39,13 +39,18 @@ def _schema(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
+def _quiet_optuna() -> None:
+    """It reports every study that it opens."""
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def _run(options: argparse.Namespace) -> int:
     from .launch import run_studies
     from .study import load_study
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it reports every study it opens
+    _quiet_optuna()
     studies = [load_study(path) for path in options.studies]
     if len({study.name for study in studies}) < len(studies):
         raise UserError("the studies must differ in name: the results folder is named after the file")
@@ -65,7 +70,7 @@ def _run(options: argparse.Namespace) -> int:
     return max(_show(store) for store in stores)
 
 
-def _show(store: Store) -> int:
+def _show(store: Store, png: bool = False) -> int:
     """Print a study's results and build its report. Returns 1 if a trial crashed, else 0."""
     from .analysis import summarize, varied
     from .report import build_report
@@ -75,7 +80,7 @@ def _show(store: Store) -> int:
     study, trials = store.study, read_trials(store)
     summaries = summarize(trials, study.scientific_names, study.ranges)
     print_table(summary_table(summaries, varied(trials), study.name))
-    print(f"report: {build_report(store)}")
+    print(f"report: {build_report(store, png)}")
     crashes = [trial for trial in trials if trial.verdict.crashed]
     for trial in crashes[:CRASHES_SHOWN]:
         place = f"batch size {trial.point.batch_size}, trial {trial.point.number}"
@@ -93,15 +98,17 @@ def _report(options: argparse.Namespace) -> int:
     from .launch import write_results
     from .storage import open_store
 
+    _quiet_optuna()
     store = open_store(options.folder, options.storage)
     write_results(store)
-    return _show(store)
+    return _show(store, options.png)
 
 
 def _dashboard(options: argparse.Namespace) -> int:
     from .dashboard import serve
     from .storage import open_store
 
+    _quiet_optuna()
     serve(open_store(options.folder, options.storage), options.port)
     return 0
 
@@ -152,6 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = command("report", _report, "Build plots, tables and report.html again from stored results.")
     report.add_argument("folder", metavar="RESULTS_DIR", type=Path)
+    report.add_argument("--png", action="store_true", help="also draw the plots as plots/*.png (needs tunewright[png])")
     storage(report)
 
     dashboard = command("dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from .analysis import (
     summarize,
     varied,
 )
+from .errors import UserError
 from .files import atomic
 from .flags import checkpoint_note, curve_flags
 from .plots import (
@@ -39,6 +41,7 @@ from .tables import summary_cells
 from .trial import Trial
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG
 PANEL_WIDTH, MARGIN_WIDTH = 300, 160  # pixels: narrower figures scroll instead of shrinking
 SUMMARY_COLUMNS = (
     "group", "trials", "infeasible", "crashed", "near lr_star", "lr_star", "unstable_base_lr", "headroom",
@@ -65,22 +68,25 @@ class Cell:
     style: str = ""
 
 
-def build_report(store: Store) -> Path:
-    """Write report.html of a results folder, and return its path."""
+def build_report(store: Store, png: bool = False) -> Path:
+    """Write report.html of a results folder, with `png` also plots/*.png, and return the report's path."""
     study, path = store.study, store.folder / "report.html"
     environment = store.folder / "environment.json"
-    space = study.ranges
+    trials = read_trials(store)
+    log_axes = {"base_lr"} | {axis for own in study.ranges.values() for axis, (_, _, log) in own.items() if log}
     write_report(
         path,
         name=study.name,
         question=study.question,
-        trials=read_trials(store),
+        trials=trials,
         objective=study.objective,
-        log_axes={"base_lr"} | {axis for own in space.values() for axis, (_, _, log) in own.items() if log},
-        space=space,
+        log_axes=log_axes,
+        space=study.ranges,
         scientific=study.scientific_names,
         environment=json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else None,
     )
+    if png:
+        write_pictures(store.folder / "plots", pictures(trials, study.objective, log_axes, study.scientific_names))
     return path
 
 
@@ -114,7 +120,7 @@ def write_report(
         summaries=[_summary_row(row, varied(trials)) for row in summaries],
         summary_columns=SUMMARY_COLUMNS,
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
-        sections=_sections(trials, objective, log_axes, scientific, log_steps),
+        sections=_sections(pictures(trials, objective, log_axes, scientific, log_steps)),
         trial_columns=["number", *names, *OUTCOMES],
         text_columns=TEXT_COLUMNS,
         trials=[_trial_row(trial, names) for trial in trials],
@@ -156,45 +162,76 @@ def _sentences(trials: list[Trial], objective: str, space: Space | None, scienti
 # --- figures -----------------------------------------------------------------------------------------------
 
 
-def _sections(
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report: under which heading it stands, its name as a file, and its columns of panels."""
+
+    heading: str
+    name: str
+    figure: go.Figure
+    columns: int
+
+
+def pictures(
     trials: list[Trial],
     objective: str,
     log_axes: Collection[str],
-    scientific: Sequence[str],
-    log_steps: bool,
-) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Headings with their figures."""
+    scientific: Sequence[str] = (),
+    log_steps: bool = False,
+) -> list[Picture]:
+    """Every figure about some trials, in the order of the report."""
     if not trials:
         return []
-    axes = sorted(varied(trials), key=lambda axis: axis != "base_lr")
-    norms = norms_info(trials, scientific=scientific)
-    sections = {
-        "Axis plots": [
-            axis_figure(axis_info(trials, axis, objective, log=axis in log_axes, scientific=scientific))
-            for axis in axes
-        ],
-        "Training curves": [curves_figure(curves_info(trials, objective, log_steps=log_steps, scientific=scientific))],
-        "Gradient norms": [norms_figure(norms)] if norms.panels else [],
-    }
-    columns = {"Gradient norms": 3}
     batch_sizes = len({trial.point.batch_size for trial in trials})
-    return [
-        (
-            heading,
-            [_div(figure, f"{heading} {k}", columns.get(heading, batch_sizes)) for k, figure in enumerate(figures)],
+    found = [
+        Picture(
+            "Axis plots",
+            f"axis_{axis}",
+            axis_figure(axis_info(trials, axis, objective, log=axis in log_axes, scientific=scientific)),
+            batch_sizes,
         )
-        for heading, figures in sections.items()
+        for axis in sorted(varied(trials), key=lambda axis: axis != "base_lr")
+    ]
+    curves = curves_info(trials, objective, log_steps=log_steps, scientific=scientific)
+    found.append(Picture("Training curves", "training_curves", curves_figure(curves), batch_sizes))
+    norms = norms_info(trials, scientific=scientific)
+    if norms.panels:
+        found.append(Picture("Gradient norms", "gradient_norms", norms_figure(norms), 3))
+    return found
+
+
+def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
+    """Write each picture as a PNG file. Raises UserError if the optional parts that draw them are missing."""
+    for picture in found:
+        try:
+            image = picture.figure.to_image(
+                "png", width=MARGIN_WIDTH + PICTURE_WIDTH * picture.columns, scale=PIXELS_PER_UNIT
+            )
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UserError(
+                "--png: needs kaleido and a Chrome or Chromium browser: "
+                f"pip install 'tunewright[png]', and install chromium. {str(error).strip().splitlines()[0]}"
+            ) from error
+        with atomic(folder / f"{picture.name}.png") as temporary:
+            temporary.write_bytes(image)
+
+
+def _sections(found: Iterable[Picture]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Headings with their figures."""
+    return [
+        (heading, [_div(picture) for picture in members])
+        for heading, members in groupby(found, key=lambda picture: picture.heading)
     ]
 
 
-def _div(figure: go.Figure, label: str, columns: int) -> dict[str, Any]:
-    html = figure.to_html(
+def _div(picture: Picture) -> dict[str, Any]:
+    html = picture.figure.to_html(
         full_html=False,
         include_plotlyjs=False,
-        div_id=label.lower().replace(" ", "-"),  # its default is random
+        div_id=picture.name,  # its default is random
         config={"displaylogo": False, "responsive": True},
     )
-    return {"html": Markup(html), "min_width": MARGIN_WIDTH + PANEL_WIDTH * columns}
+    return {"html": Markup(html), "min_width": MARGIN_WIDTH + PANEL_WIDTH * picture.columns}
 
 
 # --- tables ------------------------------------------------------------------------------------------------
