@@ -332,9 +332,9 @@ def environment(command: Sequence[str], **more: Any) -> dict[str, Any]:
     """What a result depends on besides the study file: versions, machine, git revision, command."""
     return {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(command),
+        "command": " ".join([Path(command[0]).name, *command[1:]]),
         "python": sys.version.split()[0],
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),
         "git_revision": _git_revision(),
         "versions": {name: version(name) for name in PACKAGES},
