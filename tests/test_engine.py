@@ -1,0 +1,177 @@
+"""The choice between one after the other and stacked: never a wrong number, and a sentence that says why."""
+
+import itertools
+
+import pytest
+import torch
+from examples import parse
+from torch import nn
+
+from tunewright.search import engine
+from tunewright.search.engine import choose, devices, why_not_stacked
+from tunewright.search.errors import UserError
+from tunewright.search.training import Engine, train
+from tunewright.search.trial import Point
+from tunewright.search.workload import load_workload
+
+
+class Regression:
+    """Fits a constant; subclasses do what cannot be stacked."""
+
+    def build_model(self, seed):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def train_batches(self, batch_size, seed):
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield torch.randn(batch_size, 2, generator=generator)
+
+    def loss(self, model, batch):
+        return (model(batch.to(next(model.parameters()).dtype)) ** 2).mean()
+
+    def evaluate(self, model):
+        with torch.no_grad():
+            return {"val_loss": self.loss(model, torch.ones(4, 2))}
+
+
+class Dropout(Regression):
+    def build_model(self, seed):
+        return nn.Sequential(super().build_model(seed), nn.Dropout(0.5))
+
+
+class ReadsALoss(Regression):
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)
+        return loss * (2.0 if loss.item() > 1 else 1.0)
+
+
+class CountsItsCalls(Regression):
+    calls = 0
+
+    def loss(self, model, batch):
+        self.calls += 1
+        return super().loss(model, batch)
+
+
+class Float32Only(Regression):
+    def loss(self, model, batch):
+        return (model(batch) ** 2).mean()
+
+
+class NumbersFromEvaluate(Regression):
+    def evaluate(self, model):
+        return {"val_loss": super().evaluate(model)["val_loss"].item()}
+
+
+class FrozenPart(Regression):
+    """Random features that differ from seed to seed and are never trained."""
+
+    def build_model(self, seed):
+        model = super().build_model(seed)
+        model[0].weight.requires_grad_(False)
+        return model
+
+
+def study(steps=30):
+    return parse(objective="val_loss", max_train_steps=steps, space__warmup_steps=0, evaluations=3)
+
+
+def points(count=4, **changes):
+    return [Point(i, 8, ("adam", "momentum")[i % 2], 1e-2, **changes) for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("workload", "reason"),
+    [
+        (Regression, ""),
+        (Float32Only, ""),
+        (NumbersFromEvaluate, ""),
+        (FrozenPart, ""),
+        (Dropout, "cannot be stacked: vmap: called random operation"),
+        (ReadsALoss, "cannot be stacked: vmap: It looks like you're"),
+        (CountsItsCalls, "cannot be stacked: the workload keeps state between calls"),
+    ],
+)
+def test_what_cannot_be_stacked_says_why(workload, reason):
+    found = why_not_stacked(study(), workload(), points(), "cpu")
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)
+
+
+@pytest.mark.parametrize("workload", [Dropout, ReadsALoss])
+def test_it_trains_one_after_the_other_all_the_same(workload, monkeypatch):
+    monkeypatch.setattr(engine, "WORTH_MEASURING", 1)
+    chosen = choose(study(), workload(), points(), workers=1)
+    assert not chosen.stacked
+    assert chosen.reason.startswith("cannot be stacked")
+    first = [t.trial for t in train(study(), workload(), points(), chosen)]
+    again = [t.trial for t in train(study(), workload(), points()[::-1], chosen)]
+    assert [t.curve for t in first] == [t.curve for t in again[::-1]]
+
+
+@pytest.mark.parametrize("workload", [NumbersFromEvaluate, FrozenPart])
+def test_seeds_and_metrics_of_their_own_survive_stacking(workload):
+    some = [*points(2), *(Point(2 + i, 8, "adam", 1e-2, seed=7) for i in range(2))]
+    stacked = {t.trial.point.number: t for t in train(study(), workload(), some, Engine(stacked=True, slots=4))}
+    for point in some:
+        (alone,) = train(study(), workload(), [point])
+        got = stacked[point.number]
+        torch.testing.assert_close(
+            torch.tensor(got.trial.curve.loss), torch.tensor(alone.trial.curve.loss), rtol=1e-4, atol=1e-7
+        )
+        for name, tensor in alone.checkpoint.items():
+            torch.testing.assert_close(got.checkpoint[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_a_short_study_is_not_measured():
+    chosen = choose(study(), Regression(), points(), workers=1)
+    assert (chosen.stacked, chosen.slots) == (False, 1)
+    assert chosen.reason == "only 120 updates in all: not worth a measurement"
+
+
+def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points():
+    work = load_workload("tunewright.models.digits:mlp", {})
+    chosen = choose(study(steps=2000), work, points(24), workers=1)
+    assert chosen.stacked
+    assert 2 <= chosen.slots <= 24
+    assert "updates/s" in chosen.reason
+
+
+def test_more_slots_than_points_and_none_of_them_lost():
+    trained = list(train(study(), Regression(), points(3), Engine(stacked=True, slots=64)))
+    assert sorted(t.trial.point.number for t in trained) == [0, 1, 2]
+
+
+class Uneven(Regression):
+    def train_batches(self, batch_size, seed):
+        return itertools.cycle([torch.ones(batch_size, 2), torch.ones(batch_size - 1, 2)])
+
+
+def test_batches_that_differ_in_size_train_alone_and_stacked_with_the_same_numbers():
+    stacked = list(train(study(), Uneven(), points(2), Engine(stacked=True, slots=2)))
+    for got in stacked:
+        (alone,) = train(study(), Uneven(), [got.trial.point])
+        torch.testing.assert_close(
+            torch.tensor(got.trial.curve.loss), torch.tensor(alone.trial.curve.loss), rtol=1e-4, atol=1e-7
+        )
+
+
+class TwoDtypes(Regression):
+    def build_model(self, seed):
+        return nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 1).double())
+
+
+def test_parameters_of_two_kinds_are_refused():
+    with pytest.raises(
+        UserError, match=r"must share one device and dtype; found torch\.float32 on cpu, torch\.float64"
+    ):
+        list(train(study(), TwoDtypes(), points(1)))
+
+
+def test_a_device_that_is_not_there_is_named():
+    assert devices("cpu") == ["cpu"]
+    with pytest.raises(UserError, match="device: 'cuda:7' is not there"):
+        devices("cpu,cuda:7")
+    with pytest.raises(UserError, match="device: 'gpu' is not there"):
+        devices("gpu")
