@@ -149,8 +149,10 @@ class Stack:
         key = (method, self.slots, self.dtype, str(self.device), shapes)
         if key not in self._traces:
             call = self._loss_and_gradients if method == "loss" else self._metrics
+            # Tracing runs the call: on copies of the buffers, because training writes into them (running statistics).
+            values, buffers, *batch = arguments
             with torch.enable_grad():
-                graph = make_fx(lambda *tensors: call(*tensors))(*arguments)
+                graph = make_fx(lambda *tensors: call(*tensors))(values, tree_map(torch.clone, buffers), *batch)
             graph.graph.eliminate_dead_code()
             graph.recompile()
             self._traces[key] = graph
@@ -223,6 +225,22 @@ class Stack:
         own = {} if self.stacked else dict(self.model.named_buffers())
         for name, rows in self._buffers.items():
             self._best_buffers[name][slot].copy_(own.get(name, rows[slot]))
+
+    def state(self, slot: int) -> dict[str, Tensor]:
+        """All that a slot holds, on the host, for `restore`."""
+        held = {name: rows[slot] for name, rows in self._rows.items() if name != "gradient"}
+        held |= {f"buffer/{name}": rows[slot] for name, rows in self._buffers.items()}
+        held |= {f"best_buffer/{name}": rows[slot] for name, rows in self._best_buffers.items()}
+        return {name: tensor.to("cpu", copy=True) for name, tensor in held.items()}
+
+    @torch.no_grad()
+    def restore(self, slot: int, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        for name in ("theta", "m", "v", "best"):
+            self._rows[name][slot].copy_(state[name])
+        for name in self._buffers:
+            self._buffers[name][slot].copy_(state[f"buffer/{name}"])
+            self._best_buffers[name][slot].copy_(state[f"best_buffer/{name}"])
 
     def best(self, slot: int) -> dict[str, Tensor]:
         """A slot's best checkpoint, named as the model's state_dict, on the host."""

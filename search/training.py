@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from .workload import Workload, chance_loss
 # Updates between two looks at the losses. Each look waits for the device and costs the host some tens of
 # microseconds; a divergent trial costs at most this many updates too many.
 CHECK_EVERY = 20
+SAVE_SECONDS = 60.0  # between two savings of what is in training: the most that an interruption costs a long trial
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,16 @@ class Trained:
 
     trial: Trial
     checkpoint: dict[str, Tensor]
+
+
+class Keeper(Protocol):
+    """Keeps the state of trials in training, so that one that was interrupted goes on where it was."""
+
+    def begin(self, point: Point) -> Mapping[str, Tensor] | None:
+        """Called when a point's training begins. Returns the state that was saved of it, if there is one."""
+
+    def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
+        """Keep a state, in place of an earlier one."""
 
 
 @dataclass
@@ -77,13 +88,39 @@ class _Slot:
             chance_loss=chance,
         )
 
+    def state(self) -> dict[str, Tensor]:
+        """All that was measured, and torch's random numbers, for `restore`."""
+        return {
+            "loss": torch.from_numpy(self.loss[: self.step]),
+            "grad_norm": torch.from_numpy(self.grad_norm[: self.step]),
+            "eval_step": torch.tensor(self.eval_step),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "random": torch.get_rng_state(),
+            **{f"metric/{name}": torch.tensor(v, dtype=torch.float64) for name, v in self.metrics.items()},
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.step = len(state["loss"])
+        self.loss[: self.step] = state["loss"].numpy()
+        self.grad_norm[: self.step] = state["grad_norm"].numpy()
+        self.eval_step = state["eval_step"].tolist()
+        self.seconds = float(state["seconds"])
+        self.metrics = {
+            name.removeprefix("metric/"): values.tolist()
+            for name, values in state.items()
+            if name.startswith("metric/")
+        }
+        torch.set_rng_state(state["random"])
+
 
 class _Batches:
     """The batches of the slots that were loaded together with the same seed: drawn once for all of them."""
 
-    def __init__(self, workload: Workload, batch_size: int, seed: int, device: torch.device) -> None:
-        self._iterator = iter(workload.train_batches(batch_size, seed))
+    def __init__(self, workload: Workload, point: Point, device: torch.device, skip: int) -> None:
+        self._iterator = iter(workload.train_batches(point.batch_size, point.seed))
         self._device = device
+        for _ in range(skip):  # those that an interrupted trial has seen
+            next(self._iterator)
 
     def draw(self) -> Any:
         return tree_map(lambda part: part.to(self._device, non_blocking=True), next(self._iterator))
@@ -95,18 +132,18 @@ def train(
     points: Iterable[Point],
     engine: Engine = ALONE,
     device: str = "cpu",
-    loaded: Callable[[Point], None] = lambda point: None,
+    keeper: Keeper | None = None,
     traces: Traces | None = None,
 ) -> Iterator[Trained]:
     """Train points of one batch size and one workload; yield each as it finishes.
 
     At most `engine.slots` points are in training at once. A trial ends after its last update, or as soon as
     `verdict.hopeless` says that it can only be infeasible; its slot then takes the next point, and the stack
-    shrinks when there is none. `loaded` is called with each point when its training begins; `traces` keeps the
-    graphs of a stacked workload from one call to the next. Exceptions of the workload are not caught.
+    shrinks when there is none. `keeper` is told what is in training and keeps its state now and then; `traces`
+    keeps the graphs of a stacked workload from one call to the next. Exceptions of the workload are not caught.
     """
     with torch.random.fork_rng(devices=[]):
-        yield from _Loop(study, workload, points, engine, torch.device(device), loaded, traces).run()
+        yield from _Loop(study, workload, points, engine, torch.device(device), keeper, traces).run()
 
 
 class _Loop:
@@ -117,11 +154,11 @@ class _Loop:
         points: Iterable[Point],
         engine: Engine,
         device: torch.device,
-        loaded: Callable[[Point], None],
+        keeper: Keeper | None,
         traces: Traces | None,
     ) -> None:
-        self.traces = traces
-        self.study, self.workload, self.device, self.loaded = study, workload, device, loaded
+        self.keeper, self.traces = keeper, traces
+        self.study, self.workload, self.device = study, workload, device
         self.queue = deque(points)
         self.slots: list[_Slot] = []
         self.capacity = min(engine.slots, len(self.queue))
@@ -134,6 +171,7 @@ class _Loop:
             return
         model = self._build(self.queue[0].seed)
         self.stack = Stack(self.workload, model, self.capacity, self.stacked, self.traces)
+        self.saved = time.monotonic()
         while self.slots or self.queue:
             if self.queue and len(self.slots) < self.capacity and self._aligned():
                 self._refill()
@@ -148,6 +186,10 @@ class _Loop:
                 yield self._finish(k)
             if finished:
                 self._keep([k for k in range(len(self.slots)) if k not in finished])
+            if self.keeper and self._aligned() and time.monotonic() - self.saved >= SAVE_SECONDS:
+                for k, slot in enumerate(self.slots):
+                    self.keeper.save(slot.point, self.stack.state(k) | slot.state())
+                self.saved = time.monotonic()
 
     def _build(self, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -165,18 +207,22 @@ class _Loop:
         return all(slot.step % self.study.evaluate_every == 0 for slot in self.slots)
 
     def _refill(self) -> None:
-        """Load the next points into the free slots."""
-        batches: dict[int, _Batches] = {}
+        """Load the next points into the free slots, those that were interrupted as they were."""
+        batches: dict[tuple[int, int], _Batches] = {}
         first = len(self.slots)
         while self.queue and len(self.slots) < self.capacity:
-            point = self.queue.popleft()
-            self.loaded(point)
-            self.stack.load(len(self.slots), self._initial(point.seed), point.optimizer)
+            point, k = self.queue.popleft(), len(self.slots)
+            state = self.keeper.begin(point) if self.keeper else None
+            self.stack.load(k, self._initial(point.seed), point.optimizer)
             torch.manual_seed(point.seed)  # a model that draws random numbers trains alone (stack.py)
-            if point.seed not in batches:
-                batches[point.seed] = _Batches(self.workload, point.batch_size, point.seed, self.device)
-            self.slots.append(self._start(point, batches[point.seed]))
-        self._evaluate(range(first, len(self.slots)))
+            step = len(state["loss"]) if state else 0
+            if (point.seed, step) not in batches:
+                batches[point.seed, step] = _Batches(self.workload, point, self.device, skip=step)
+            self.slots.append(self._start(point, batches[point.seed, step]))
+            if state:
+                self.stack.restore(k, state)
+                self.slots[k].restore(state)
+        self._evaluate([k for k in range(first, len(self.slots)) if self.slots[k].step == 0])
         self._keep(range(len(self.slots)))
 
     def _keep(self, kept: Iterable[int]) -> None:
@@ -255,12 +301,10 @@ class _Loop:
         drawn = [source.draw() for source in sources]
         if not self.stacked:
             return drawn[0]
-        K = self.stack.slots
-        if len(drawn) == 1:
-            return tree_map(lambda part: part.expand(K, *part.shape), drawn[0])
         place = {id(source): i for i, source in enumerate(sources)}
         each = [place[id(slot.batches)] for slot in self.slots]
-        each += [0] * (K - len(each))
+        each += [0] * (self.stack.slots - len(each))
+        # Copies also where one batch serves all: some kernels round differently if a tensor has no strides.
         return tree_map(lambda *parts: torch.stack([parts[i] for i in each]), *drawn)
 
     def _evaluate(self, due: Sequence[int]) -> None:

@@ -14,11 +14,11 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .files import atomic, name_of, read_curve, write_checkpoint, write_curve
@@ -69,8 +69,7 @@ def work(task: Task) -> None:
         began = time.perf_counter()
         points, engine = list(unfinished.values()), replace(task.engine, slots=slots)
         try:
-            loaded = partial(_mark_started, task.inbox)
-            for trained in train(task.study, workload, points, engine, task.device, loaded, traces):
+            for trained in train(task.study, workload, points, engine, task.device, _InboxKeeper(task.inbox), traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
         except Exception as error:
@@ -106,15 +105,31 @@ def _post(inbox: Path, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
         write_checkpoint(inbox / f"{stem}.safetensors", checkpoint)
     with atomic(inbox / f"{stem}.json") as temporary:
         temporary.write_text(json.dumps(trial.record()), encoding="utf-8")
-    _started(inbox, trial.point).unlink(missing_ok=True)
+    for left in (_started(inbox, trial.point), _state(inbox, trial.point)):
+        left.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _InboxKeeper:
+    """Marks in the inbox what is in training, and keeps its state beside the mark."""
+
+    inbox: Path
+
+    def begin(self, point: Point) -> Mapping[str, Tensor] | None:
+        _started(self.inbox, point).touch()
+        saved = _state(self.inbox, point)
+        return load_file(saved) if saved.exists() else None
+
+    def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
+        write_checkpoint(_state(self.inbox, point), state)
 
 
 def _started(inbox: Path, point: Point) -> Path:
     return inbox / f"{name_of(point)}.started"
 
 
-def _mark_started(inbox: Path, point: Point) -> None:
-    _started(inbox, point).touch()
+def _state(inbox: Path, point: Point) -> Path:
+    return inbox / f"{name_of(point)}.state"
 
 
 def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:

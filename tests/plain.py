@@ -35,7 +35,7 @@ def rule_step(name, own, theta, g, state, eta, t):
 
 
 def train(workload, point, own, etas, dtype):
-    """Losses and unclipped gradient norms of every update."""
+    """Losses and unclipped gradient norms of every update, and the trained model."""
     torch.manual_seed(point.seed)
     model = workload.build_model(point.seed).to(dtype)
     batches = iter(workload.train_batches(point.batch_size, point.seed))
@@ -51,4 +51,4 @@ def train(workload, point, own, etas, dtype):
                 parameter.copy_(rule_step(point.optimizer, own, parameter, g * factor, state, float(eta), t))
         losses.append(float(loss.detach()))
         norms.append(float(norm))
-    return losses, norms
+    return losses, norms, model

@@ -1,0 +1,63 @@
+"""What a worker leaves in the inbox is complete, or is gone on with."""
+
+import json
+
+import torch
+from examples import parse
+
+from tunewright.search import training
+from tunewright.search.training import ALONE, Engine
+from tunewright.search.trial import Point
+from tunewright.search.worker import Task, _InboxKeeper, interrupted, posted, work
+
+POINTS = [Point(i, 32, "adam", 10.0 ** (i - 4)) for i in range(3)]
+
+
+def task(inbox, engine, steps=30):
+    study = parse(
+        workload="tunewright.models.digits:mlp",
+        objective="val_loss",
+        max_train_steps=steps,
+        space__warmup_steps=0,
+        evaluations=3,
+    )
+    return Task(study, inbox, POINTS, engine, "cpu", 1)
+
+
+def test_every_point_is_posted_once_with_its_curve_and_nothing_else_is_left(tmp_path):
+    for engine in (ALONE, Engine(stacked=True, slots=2)):
+        inbox = tmp_path / str(engine.slots)
+        inbox.mkdir()
+        work(task(inbox, engine))
+        trials = {trial.point.number: trial for trial, _ in posted(inbox)}
+        assert sorted(trials) == [0, 1, 2]
+        assert all(len(trial.curve.loss) == 30 for trial in trials.values())
+        assert {path.suffix for path in inbox.iterdir()} == {".json", ".npz", ".safetensors"}
+        assert interrupted(inbox) == set()
+
+
+def test_a_point_whose_training_began_is_known_and_its_state_survives(tmp_path, monkeypatch):
+    keeper = _InboxKeeper(tmp_path)
+    assert keeper.begin(POINTS[1]) is None
+    keeper.save(POINTS[1], {"theta": torch.arange(3.0)})
+    assert interrupted(tmp_path) == {"batch_size=32-00001"}
+    assert interrupted(tmp_path) == set()
+    state = keeper.begin(POINTS[1])
+    assert torch.equal(state["theta"], torch.arange(3.0))
+
+
+def test_states_are_written_now_and_then_and_removed_with_the_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
+    saved = []
+    monkeypatch.setattr(
+        _InboxKeeper, "save", lambda self, point, state: saved.append((point.number, len(state["loss"])))
+    )
+    work(task(tmp_path, ALONE))
+    assert saved == [(number, step) for number in range(3) for step in (10, 20)]
+    assert not list(tmp_path.glob("*.state"))
+
+
+def test_records_are_plain_json(tmp_path):
+    work(task(tmp_path, ALONE, steps=5))
+    record = json.loads((tmp_path / "batch_size=32-00000.json").read_text())
+    assert record["point"]["base_lr"] == 1e-4
