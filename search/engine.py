@@ -52,6 +52,8 @@ def devices(names: str) -> list[str]:
 def choose(study: Study, workload: Workload, points: Sequence[Point], workers: int, device: str = "cpu") -> Engine:
     """The faster engine for points of one batch size and one workload, measured on the first of them."""
     updates = sum(total_steps(point, study.max_train_steps, study.prepend_warmup) for point in points)
+    if study.accumulation > 1:
+        return replace(ALONE, reason="gradients are accumulated, for models too large to stack")
     if len(points) < 2 or updates < WORTH_MEASURING:
         return replace(ALONE, reason=f"only {updates} updates in all: not worth a measurement")
     if trouble := why_not_stacked(study, workload, points, device):
@@ -125,7 +127,8 @@ def _first_steps(
     study: Study, workload: Workload, points: Sequence[Point], engine: Engine, device: str
 ) -> NDArray[np.float64]:
     """Losses and gradient norms of the first updates of each point, a row each, in the order of the points."""
-    trained = train(_short(study, CHECKED_STEPS), workload, points, engine, device)
+    exact = _short(study, CHECKED_STEPS).model_copy(update={"precision": "float32"})
+    trained = train(exact, workload, points, engine, device)
     curves = [one.trial.curve for one in sorted(trained, key=lambda one: one.trial.point.number)]
     return np.array([[*curve.loss, *curve.grad_norm] for curve in curves])
 

@@ -210,7 +210,7 @@ class _Driver:
         """How points of one batch size and workload train: as forced, as before, or as measured now."""
         optuna_study, key = store.optuna_studies[points[0].batch_size], _kept(points[0].workload_args)
         engines = optuna_study.user_attrs.get("engines", {})
-        if self.slots is not None:
+        if self.slots is not None and store.study.accumulation == 1:
             engine = Engine(stacked=self.slots > 1, slots=self.slots, reason="forced")
         elif key in engines:
             return Engine(**engines[key])

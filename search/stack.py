@@ -14,7 +14,7 @@ Not stacked (K = 1), the model runs as it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +35,33 @@ FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbo
 class _Call(nn.Module):
     """A workload's method as a module around the model, so that functional_call can swap what it contains."""
 
-    def __init__(self, workload: Workload, model: nn.Module) -> None:
+    def __init__(self, workload: Workload, model: nn.Module, bfloat16: bool) -> None:
         super().__init__()
-        self.model = model
-        self.workload = workload
+        self.model, self.workload, self.autocast = model, workload, bfloat16
 
     def forward(self, method: str, *arguments: Any) -> Any:
-        return getattr(self.workload, method)(self.model, *arguments)
+        if not self.autocast:
+            return getattr(self.workload, method)(self.model, *arguments)
+        with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16):
+            return getattr(self.workload, method)(self.model, *arguments)
 
 
 class Stack:
     """K slots, the used ones first and ordered by optimizer, so that each update rule has one block of rows."""
 
     def __init__(
-        self, workload: Workload, model: nn.Module, slots: int, stacked: bool, traces: Traces | None = None
+        self,
+        workload: Workload,
+        model: nn.Module,
+        slots: int,
+        stacked: bool,
+        traces: Traces | None = None,
+        accumulation: int = 1,
+        bfloat16: bool = False,
     ) -> None:
         """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier stacks.
+
+        Not stacked, an update's gradient may be the mean over `accumulation` parts of its batch.
 
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
@@ -59,9 +70,9 @@ class Stack:
         if len(kinds) != 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
             raise UserError(f"workload: the model's parameters must share one device and dtype; found {found}")
-        self.workload, self.model, self.stacked = workload, model, stacked
+        self.model, self.stacked, self.accumulation = model, stacked, accumulation
         self.device, self.dtype = next(iter(kinds))
-        self._call = _Call(workload, model)
+        self._call = _Call(workload, model, bfloat16)
         self._shapes = {name: p.shape for name, p in trainable.items()}
         self._offsets: dict[str, tuple[int, int]] = {}
         width = 0
@@ -135,13 +146,20 @@ class Stack:
         """
         if not self.stacked:
             self._rows["gradient"].zero_()
-            loss = self.workload.loss(self.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss.detach()[None], global_norm(self._rows["gradient"])
+            loss = sum(self._backward(part) for part in _parts(batch, self.accumulation))
+            return cast(Tensor, loss)[None], global_norm(self._rows["gradient"])
         with torch.no_grad():
             loss_K, gradients = self._traced("loss", self._values, self._buffers, batch)
             torch._foreach_copy_(list(self._gradients.values()), gradients)
             return loss_K, global_norm(self._rows["gradient"])
+
+    def _backward(self, part: Any) -> Tensor:
+        """Add the gradient of one part of a batch; its share of the batch's loss."""
+        loss = self._call("loss", part)
+        if self.accumulation > 1:
+            loss = loss / self.accumulation
+        loss.backward()
+        return cast(Tensor, loss.detach())
 
     def _traced(self, method: str, *arguments: Any) -> Any:
         """The result of a stacked call, from its graph for the current K."""
@@ -198,7 +216,7 @@ class Stack:
         self.model.eval()
         try:
             if not self.stacked:
-                return {name: [float(value)] for name, value in self.workload.evaluate(self.model).items()}
+                return {name: [float(value)] for name, value in self._call("evaluate").items()}
             if self._evaluates_stacked:
                 try:
                     metrics = self._traced("evaluate", self._values, self._buffers)
@@ -249,6 +267,16 @@ class Stack:
         return {
             name: tensors[name].to("cpu", copy=True).contiguous() for name in self.model.state_dict() if name in tensors
         }
+
+
+def _parts(batch: Any, count: int) -> Iterable[Any]:
+    """A batch cut into equal parts along its examples."""
+    if count == 1:
+        return [batch]
+    return (
+        tree_map(lambda tensor, k=k: tensor[k * len(tensor) // count : (k + 1) * len(tensor) // count], batch)
+        for k in range(count)
+    )
 
 
 def _inside(leaves: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

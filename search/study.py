@@ -166,6 +166,12 @@ class Study(_Strict):
     sampler: Sampler = "halton"
     seed: Annotated[int, Field(ge=0)] = 0
     evaluations: PositiveInt = Field(50, description="Evaluations per trial, at regular step intervals")
+    accumulation: PositiveInt = Field(
+        1, description="Passes whose gradients are averaged for one update; batch sizes count examples per update"
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: torch.autocast of loss and evaluation; parameters stay as they are"
+    )
     prepend_warmup: bool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
     scientific: tuple[str, ...] = Field((), description="Axes whose effect is the question, besides the optimizer")
     space: Space
@@ -246,6 +252,9 @@ class Study(_Strict):
                 "trials",
                 ("is required" if self.trials is None else "the grid sampler counts its own points: remove trials"),
             )
+        uneven = [size for size in self.batch_sizes if size % self.accumulation]
+        if uneven:
+            yield "accumulation", f"must divide every batch size, got {self.accumulation} for {uneven}"
         longest = longest_warmup(self.max_train_steps)
         for optimizer in self.optimizers:
             axes, place = self.axes(optimizer), f"space.optimizer.{optimizer}"

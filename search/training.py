@@ -170,7 +170,15 @@ class _Loop:
         if not self.queue:
             return
         model = self._build(self.queue[0].seed)
-        self.stack = Stack(self.workload, model, self.capacity, self.stacked, self.traces)
+        self.stack = Stack(
+            self.workload,
+            model,
+            self.capacity,
+            self.stacked,
+            self.traces,
+            self.study.accumulation,
+            self.study.precision == "bfloat16",
+        )
         self.saved = time.monotonic()
         while self.slots or self.queue:
             if self.queue and len(self.slots) < self.capacity and self._aligned():

@@ -240,3 +240,23 @@ def test_an_interrupted_trial_goes_on_where_it_was_and_ends_bit_equal(name, slot
         got = finished[want.trial.point.number]
         assert got.trial.curve == want.trial.curve
         assert all(torch.equal(got.checkpoint[key], tensor) for key, tensor in want.checkpoint.items())
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch():
+    work, some = Double(workload("mlp")), points(("momentum", "adam"))
+    for point in some:
+        (whole,) = train(study(30), work, [point])
+        (parts,) = train(study(30).model_copy(update={"accumulation": 4}), work, [point])
+        np.testing.assert_allclose(parts.trial.curve.loss, whole.trial.curve.loss, rtol=1e-9)
+        np.testing.assert_allclose(parts.trial.curve.grad_norm, whole.trial.curve.grad_norm, rtol=1e-9)
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_bfloat16_is_close_to_float32_and_not_equal(slots):
+    some = points(("momentum", "adam"))
+    exact = trained(study(20), workload("mlp"), some, slots)
+    rounded = trained(study(20).model_copy(update={"precision": "bfloat16"}), workload("mlp"), some, slots)
+    for one, other in zip(exact, rounded, strict=True):
+        np.testing.assert_allclose(other.trial.curve.loss, one.trial.curve.loss, rtol=0.05)
+        assert (other.trial.curve.loss != one.trial.curve.loss).all()
+        assert all(tensor.dtype == torch.float32 for tensor in other.checkpoint.values())
