@@ -29,6 +29,8 @@ from .workload import Workload
 
 Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # graphs of one workload, by what they depend on
 
+# Parameters that an update touches at once: its intermediate results stay small, and in the cache.
+UPDATED_AT_ONCE = 65_536
 FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbour
 
 
@@ -134,9 +136,10 @@ class Stack:
         idle = [k for k in range(self.slots) if k not in order]
         index = torch.tensor([*order, *idle][:slots], device=self.device)
         self.slots = slots
-        self._rows = {name: rows[index] for name, rows in self._rows.items()}
-        self._buffers = {name: rows[index] for name, rows in self._buffers.items()}
-        self._best_buffers = {name: rows[index] for name, rows in self._best_buffers.items()}
+        self._values, self._gradients = {}, {}  # views that would keep the old rows alive
+        for held in (self._rows, self._buffers, self._best_buffers):
+            for name in held:  # one after the other: never two copies of everything
+                held[name] = held[name][index]
         self._bind()
 
     def gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -203,9 +206,12 @@ class Stack:
         rows = self._rows
         if clip_norm_K1 is not None:
             clip_(rows["gradient"], norm_K1, clip_norm_K1)
+        width = rows["theta"].shape[1]
         for optimizer, block, columns in blocks:
-            state = {name: rows[name][block] for name in ("m", "v")}
-            RULES[optimizer].update(rows["theta"][block], rows["gradient"][block], state, columns)
+            for start in range(0, width, UPDATED_AT_ONCE):
+                part = {name: held[block, start : start + UPDATED_AT_ONCE] for name, held in rows.items()}
+                state = {name: part[name] for name in ("m", "v")}
+                RULES[optimizer].update(part["theta"], part["gradient"], state, columns)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, list[float]]:
