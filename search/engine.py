@@ -26,7 +26,8 @@ from .training import ALONE, Engine, train
 from .trial import Point
 from .workload import Workload
 
-WORTH_MEASURING = 20_000  # trial-steps: below, a study is over before a measurement has paid
+WORTH_MEASURING = 2_000  # updates in all: below, not even one rate is measured
+WORTH_SECONDS = 15.0  # of training one after the other: below, a study is over before a choice has paid
 WORTH_STACKING = 1.2  # times the rate of one after the other: less is within the noise of a measurement
 WORTH_WIDENING = 1.1  # times the rate of the last K
 WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
@@ -56,9 +57,11 @@ def choose(study: Study, workload: Workload, points: Sequence[Point], workers: i
         return replace(ALONE, reason="gradients are accumulated, for models too large to stack")
     if len(points) < 2 or updates < WORTH_MEASURING:
         return replace(ALONE, reason=f"only {updates} updates in all: not worth a measurement")
+    alone = _rate(study, workload, points, ALONE, device, SECONDS)
+    if updates / alone < WORTH_SECONDS:
+        return replace(ALONE, reason=f"{updates} updates at {alone:.0f}/s: over before a choice has paid")
     if trouble := why_not_stacked(study, workload, points, device):
         return replace(ALONE, reason=trouble)
-    alone = _rate(study, workload, points, ALONE, device, SECONDS)
     best, rate = ALONE, alone
     most = min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
     for width in WIDTHS:

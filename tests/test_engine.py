@@ -102,6 +102,7 @@ def test_what_cannot_be_stacked_says_why(workload, reason):
 @pytest.mark.parametrize("workload", [Dropout, ReadsALoss])
 def test_it_trains_one_after_the_other_all_the_same(workload, monkeypatch):
     monkeypatch.setattr(engine, "WORTH_MEASURING", 1)
+    monkeypatch.setattr(engine, "WORTH_SECONDS", 0.0)
     chosen = choose(study(), workload(), points(), workers=1)
     assert not chosen.stacked
     assert chosen.reason.startswith("cannot be stacked")
@@ -132,7 +133,7 @@ def test_a_short_study_is_not_measured():
 
 def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points():
     work = load_workload("tunewright.models.digits:mlp", {})
-    chosen = choose(study(steps=2000), work, points(24), workers=1)
+    chosen = choose(study(steps=20_000), work, points(24), workers=1)
     assert chosen.stacked
     assert 2 <= chosen.slots <= 24
     assert "updates/s" in chosen.reason
