@@ -260,3 +260,13 @@ def test_bfloat16_is_close_to_float32_and_not_equal(slots):
         np.testing.assert_allclose(other.trial.curve.loss, one.trial.curve.loss, rtol=0.05)
         assert (other.trial.curve.loss != one.trial.curve.loss).all()
         assert all(tensor.dtype == torch.float32 for tensor in other.checkpoint.values())
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "wide_resnet"])
+def test_float32_numbers_do_not_depend_on_the_width_of_the_stack_to_the_last_bit(name):
+    some, a_study = points(("adam", "momentum", "rmsprop", "sgd", "adam")), study(20)
+    some = [dataclasses.replace(point, number=i) for i, point in enumerate(some)]
+    wide = trained(a_study, workload(name), some, 5)
+    for slots in (2, 3):
+        for one, other in zip(wide, trained(a_study, workload(name), some[::-1], slots)[::-1], strict=True):
+            assert one.trial.curve == other.trial.curve
