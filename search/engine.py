@@ -31,7 +31,8 @@ WORTH_SECONDS = 15.0  # of training one after the other: below, a study is over 
 WORTH_STACKING = 1.2  # times the rate of one after the other: less is within the noise of a measurement
 WORTH_WIDENING = 1.1  # times the rate of the last K
 WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
-SECONDS = 0.5  # to spend on one measurement
+SECONDS = 0.3  # to spend on one measurement
+REPEATS = 3  # the fastest counts: what else the machine does can only slow a measurement down
 MOST_STEPS, FEWEST_STEPS = 100, 3  # of it
 MEMORY_SHARE = 0.5  # of what is free, over all workers
 ROWS = 6  # copies of the parameters a slot holds: θ, gradient (twice while it is copied), m, v, best
@@ -67,9 +68,10 @@ def choose(study: Study, workload: Workload, points: Sequence[Point], workers: i
     for width in WIDTHS:
         engine = Engine(stacked=True, slots=min(width, most))
         measured = _rate(study, workload, points, engine, device, SECONDS)
-        if measured < rate * (WORTH_WIDENING if best.stacked else 1.0):
+        if best.stacked and measured < rate * WORTH_WIDENING:
             break
-        best, rate = engine, measured
+        if measured > rate:
+            best, rate = engine, measured
         if width >= most:
             break
     if rate < WORTH_STACKING * alone:
@@ -151,10 +153,10 @@ def _rate(
         return time.perf_counter() - began
 
     run(1)
-    once = run(1)
+    once = min(run(1) for _ in range(REPEATS))
     few = max(run(1 + FEWEST_STEPS) - once, 1e-6) / FEWEST_STEPS
     steps = int(min(max(seconds / few, FEWEST_STEPS), MOST_STEPS))
-    return len(some) * steps / max(run(1 + steps) - once, 1e-6)
+    return len(some) * steps / max(min(run(1 + steps) for _ in range(REPEATS)) - once, 1e-6)
 
 
 def _slots_in_memory(workload: Workload, workers: int, device: str) -> int:
