@@ -125,14 +125,11 @@ def _collapse(loss: Array, grad_norm: Array, chance: float, steps: int) -> str:
     lowest = float(typical.min())
     if np.median(loss[-steps:]) < _floor(chance, lowest):
         return ""
-    scatter = 1.4826 * float(np.median(np.abs(loss - typical)))
-    # A median of WINDOW values with this scatter falls so low by chance in one run of thousands.
-    luck = SCATTER_DEVIATIONS * scatter / math.sqrt(WINDOW)
-    if lowest < chance - max(LEARNED_FRACTION * abs(chance), luck):
+    if lowest < chance - max(LEARNED_FRACTION * abs(chance), _luck(loss, typical)):
         return f"after it had fallen to {lowest:.3g}"
     highest = float(median_filter(loss, 3, mode="mirror").max())
     start = max(float(loss[0]), chance)
-    if highest > start + max(RISEN_FACTOR * abs(start), SCATTER_DEVIATIONS * scatter):
+    if highest > start + max(RISEN_FACTOR * abs(start), SCATTER_DEVIATIONS * _scatter(loss, typical)):
         return f"after it had risen to {highest:.3g}"
     norm = float(np.median(grad_norm[-steps:]))
     if norm < VANISHED_FRACTION * grad_norm[0]:
@@ -143,6 +140,16 @@ def _collapse(loss: Array, grad_norm: Array, chance: float, steps: int) -> str:
 def _typical(loss: Array) -> Array:
     """The median over WINDOW updates around each."""
     return np.asarray(median_filter(loss, min(WINDOW, len(loss)), mode="mirror"))
+
+
+def _scatter(loss: Array, typical: Array) -> float:
+    """The standard deviation of the losses around the typical ones, were they normally distributed."""
+    return 1.4826 * float(np.median(np.abs(loss - typical)))
+
+
+def _luck(loss: Array, typical: Array) -> float:
+    """How far a median of WINDOW losses strays by chance, in one run of thousands."""
+    return SCATTER_DEVIATIONS * _scatter(loss, typical) / math.sqrt(WINDOW)
 
 
 def _last_below(loss: Array, level: float) -> int:
@@ -174,8 +181,11 @@ def _first_rise(loss: Array, start: float) -> float:
     rises = np.flatnonzero(after > bar)
     if not len(rises):
         typical = _typical(loss)
-        lowest, learned_most = typical.min(), start - typical.min()
-        if np.median(loss[-WINDOW:]) > lowest + max(LOST_FRACTION / 2, RISE_FRACTION) * learned_most > lowest:
+        lowest = float(typical.min())
+        # Of a run that has learned nothing, the typical loss still wanders by as much as minibatches differ.
+        noise = max(CHANCE_TOLERANCE * abs(start), _luck(loss, typical))
+        learned_most = max(start - lowest, noise / RISE_FRACTION)
+        if np.median(loss[-WINDOW:]) > lowest + LOST_FRACTION / 2 * learned_most:
             return _last_below(typical, lowest + RISE_FRACTION * learned_most)
         return math.inf
     # The rise starts within the window that shows it: at the first update above what was typical before.

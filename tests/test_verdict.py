@@ -137,6 +137,14 @@ def test_noisy_but_stable(seed):
     assert (verdict.outcome, verdict.instability) == ("feasible", "none")
 
 
+@pytest.mark.parametrize("scatter", [0.03, 0.3])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_that_learns_nothing_does_not_blow_up_when_its_minibatches_differ(scatter, seed):
+    loss = CHANCE + scatter * np.random.default_rng(seed).standard_normal(400)
+    verdict = judge(curve(loss))
+    assert (verdict.outcome, verdict.instability) == ("feasible", "none")
+
+
 def test_a_plateau_at_chance_before_learning_is_feasible_and_not_stopped():
     rng = np.random.default_rng(0)
     loss = np.concatenate([CHANCE + 0.03 * rng.standard_normal(600), decline(400)])
