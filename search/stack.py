@@ -5,9 +5,9 @@ Shapes: K slots, P trainable parameters of one model. `theta` [K, P] holds the p
 few operations on whole rows, however many tensors a model has.
 
 Stacked, the model's forward and backward pass run under torch.func.vmap, every slot with its own buffers
-(BatchNorm's running statistics). They are traced once per K into a graph of tensor operations: replaying it
-skips what vmap, autograd and the modules cost in Python, and computes the same numbers. A slot's numbers
-depend neither on K nor on its neighbours, to the last bit, as long as K ≥ 2: below that, kernels differ.
+(BatchNorm's running statistics). They are recorded once per K and replayed (tracing.py): the same numbers
+without what vmap, autograd and the modules cost in Python. A slot's numbers depend neither on K nor on its
+neighbours, to the last bit, as long as K ≥ 2: below that, kernels differ.
 Not stacked (K = 1), the model runs as it is.
 """
 
@@ -19,15 +19,15 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .clipping import clip_, global_norm
 from .errors import UserError
 from .optimizers import RULES
+from .tracing import record
 from .workload import Workload
 
-Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # graphs of one workload, by what they depend on
+Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # recordings of one workload, by what they depend on
 
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
@@ -165,18 +165,15 @@ class Stack:
         return cast(Tensor, loss.detach())
 
     def _traced(self, method: str, *arguments: Any) -> Any:
-        """The result of a stacked call, from its graph for the current K."""
-        shapes = tuple(leaf.shape for leaf in tree_leaves(arguments[-1]))
-        key = (method, self.slots, self.dtype, str(self.device), shapes)
+        """The result of a stacked call, from its recording for the current K."""
+        kinds = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(arguments[-1]))
+        key = (method, self.slots, self.dtype, self.device, self._call.autocast, kinds)
         if key not in self._traces:
             call = self._loss_and_gradients if method == "loss" else self._metrics
-            # Tracing runs the call: on copies of the buffers, because training writes into them (running statistics).
+            # Recording runs the call: on copies of the buffers, because training writes into them (running statistics).
             values, buffers, *batch = arguments
             with torch.enable_grad():
-                graph = make_fx(lambda *tensors: call(*tensors))(values, tree_map(torch.clone, buffers), *batch)
-            graph.graph.eliminate_dead_code()
-            graph.recompile()
-            self._traces[key] = graph
+                self._traces[key] = record(call, values, tree_map(torch.clone, buffers), *batch)
         return self._traces[key](*arguments)
 
     def _loss_and_gradients(self, values: Any, buffers: Any, batch: Any) -> tuple[Tensor, list[Tensor]]:

@@ -1,0 +1,123 @@
+"""A tensor program, recorded once and replayed: the operations that a function does, without the function.
+
+Replaying skips what modules, autograd and vmap cost in Python, and computes the same numbers: the operations are
+those that ran, in their order, with their arguments. Recorded with a TorchDispatchMode, not with make_fx, because
+that imports torch's compiler: seconds in each worker process, for nothing that is used here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+aten = torch.ops.aten
+RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default}
+
+
+def record(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+    """Call a function of nested tensors once; return a function that repeats its operations on new arguments.
+
+    The new arguments must have the nesting, shapes, dtypes and devices of the first ones. Tensors that the
+    function reads besides its arguments are constants. What it writes in place, it writes when replayed, too.
+
+    Raises what the function raises. A function whose operations depend on values of tensors fails here, with
+    RuntimeError, if it reads them by `.item()` or `bool()`.
+    """
+    leaves, nesting = tree_flatten(arguments)
+    recorder = _Recorder(leaves)
+    with recorder:
+        result = function(*tree_unflatten(leaves, nesting))
+    outputs, result_nesting = tree_flatten(result)
+    program = recorder.program(outputs)
+
+    def replay(*arguments: Any) -> Any:
+        return tree_unflatten(program(*tree_leaves(arguments)), result_nesting)
+
+    return replay
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Writes every operation that reaches a device into a graph."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Asked by torch; to say yes imports its compiler, which has no part in this."""
+        return False
+
+    def __init__(self, inputs: list[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.graph = fx.Graph()
+        self.constants: dict[str, Tensor] = {}
+        self.nodes: dict[int, fx.Node] = {}  # by the id of the tensor they make
+        self.alive: list[Tensor] = []  # so that no two tensors share an id, or memory, while this records
+        self.written: set[int] = set()  # memory that an operation changed in place
+        self.copies: list[tuple[fx.Node, Tensor, Tensor]] = []  # multiplications by 1
+        for i, tensor in enumerate(inputs):
+            self._made(tensor, self.graph.placeholder(f"input_{i}"))
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if operation is aten._local_scalar_dense.default:
+            raise RuntimeError("the value of a tensor is read on the host (.item(), bool() or the like)")
+        kwargs = kwargs or {}
+        result = operation(*args, **kwargs)
+        if self._is_the_same(operation, args, result):
+            self._made(result, self._node(args[0]))
+            return result
+        node = self.graph.call_function(operation, *tree_map(self._node, (args, dict(kwargs))))
+        if operation is aten.mul.Scalar and args[1] == 1 and result.dtype == args[0].dtype:
+            self.copies.append((node, args[0], result))
+        for i, argument in enumerate(operation._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                changed = args[i] if i < len(args) else kwargs[argument.name]
+                self.written |= {_memory(leaf) for leaf in tree_leaves(changed) if isinstance(leaf, Tensor)}
+        if isinstance(result, Tensor):
+            self._made(result, node)
+        elif isinstance(result, tuple | list):
+            for i, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    self._made(part, self.graph.call_function(_item, (node, i)))
+        return result
+
+    @staticmethod
+    def _is_the_same(operation: Any, args: tuple[Any, ...], result: Any) -> bool:
+        """Whether an operation returns its argument under another name; vmap and autograd do many of them."""
+        return operation is aten.detach.default or (operation in RESHAPES and result.shape == args[0].shape)
+
+    def _made(self, tensor: Tensor, node: fx.Node) -> None:
+        self.nodes[id(tensor)] = node
+        self.alive.append(tensor)
+
+    def _node(self, value: Any) -> Any:
+        """What stands for a value in the graph; a tensor that nothing recorded made is a constant."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self.nodes:
+            name = f"constant_{len(self.constants)}"
+            self.constants[name] = value.detach()
+            self._made(value, self.graph.get_attr(name))
+        return self.nodes[id(value)]
+
+    def program(self, outputs: list[Tensor]) -> Callable[..., list[Tensor]]:
+        """The graph as a Python function, without what nobody reads."""
+        self.graph.output([self._node(tensor) for tensor in outputs])
+        for node, source, result in self.copies:
+            if not {_memory(source), _memory(result)} & self.written:
+                node.replace_all_uses_with(node.all_input_nodes[0])
+        self.graph.eliminate_dead_code()
+        module = fx.GraphModule(self.constants, self.graph)
+        return module.forward
+
+
+def _item(values: Any, index: int) -> Any:
+    return values[index]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
