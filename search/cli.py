@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     run = command("run", _run, "Run studies, or go on with them where they stopped, in one pool of worker processes.")
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     run.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per core)")
-    run.add_argument("--threads", type=_positive, default=1, metavar="N", help="torch threads per worker (default: 1)")
+    run.add_argument("--threads", type=_positive, metavar="N", help="torch threads per worker (default: measured)")
     run.add_argument(
         "--device", default="cpu", metavar="D", help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)"
     )

@@ -1,7 +1,8 @@
 """Which way of training is faster for a workload: one trial after the other, or K of them stacked.
 
-Measured, not guessed, on a few updates of the study's own points. A model that cannot be stacked, or whose
-numbers change when it is, trains one after the other, and the engine's `reason` says why.
+Measured, not guessed, on a few updates of the study's own points, in the process that will train them. A model
+that cannot be stacked, or whose numbers change when it is, trains one after the other, and the engine's `reason`
+says why.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from .errors import UserError
 from .schedule import total_steps
 from .stack import Traces
 from .study import Study
+from .threads import torch_threads
 from .training import ALONE, Engine, train
 from .trial import Point
 from .workload import Workload
 
-WORTH_MEASURING = 2_000  # updates in all: below, not even one rate is measured
 WORTH_SECONDS = 15.0  # of training one after the other: below, a study is over before a choice has paid
 WORTH_STACKING = 1.2  # times the rate of one after the other: less is within the noise of a measurement
 WORTH_WIDENING = 1.1  # times the rate of the last K
+WORTH_THREADS = 1.1  # times the rate of one thread per process
+LONG_UPDATES = 100.0  # per second: shorter ones gain nothing from threads, beyond what processes do
 WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
 SECONDS = 0.3  # to spend on one measurement
 REPEATS = 3  # the fastest counts: what else the machine does can only slow a measurement down
@@ -51,32 +54,67 @@ def devices(names: str) -> list[str]:
     return found
 
 
-def choose(study: Study, workload: Workload, points: Sequence[Point], workers: int, device: str = "cpu") -> Engine:
-    """The faster engine for points of one batch size and one workload, measured on the first of them."""
+def choose(
+    study: Study,
+    workload: Workload,
+    points: Sequence[Point],
+    workers: int,
+    cores: int = 1,
+    device: str = "cpu",
+    traces: Traces | None = None,
+) -> Engine:
+    """The faster engine for points of one batch size and one workload, measured on the first of them.
+
+    The points are shared by `workers` processes with one torch thread each, or by fewer with more threads, which
+    together fill the `cores`. `traces` keeps the recordings of the stacks that were tried.
+    """
     updates = sum(total_steps(point, study.max_train_steps, study.prepend_warmup) for point in points)
+    began = time.perf_counter()
+    list(train(_short(study, 1), workload, points[:1], ALONE, device))
+    if updates * (time.perf_counter() - began) < WORTH_SECONDS:
+        return replace(ALONE, reason=f"{updates} updates in all: over before a choice has paid")
+    one_thread = rate = _rate(study, workload, points, ALONE, device)
+    if updates / rate < WORTH_SECONDS:
+        return replace(ALONE, reason=f"{updates} updates at {rate:.0f}/s: over before a choice has paid")
+    alone = ALONE
+    if device == "cpu":
+        alone, rate = _with_threads(study, workload, points, workers, cores, rate)
     if study.accumulation > 1:
-        return replace(ALONE, reason="gradients are accumulated, for models too large to stack")
-    if len(points) < 2 or updates < WORTH_MEASURING:
-        return replace(ALONE, reason=f"only {updates} updates in all: not worth a measurement")
-    alone = _rate(study, workload, points, ALONE, device, SECONDS)
-    if updates / alone < WORTH_SECONDS:
-        return replace(ALONE, reason=f"{updates} updates at {alone:.0f}/s: over before a choice has paid")
+        return replace(alone, reason="gradients are accumulated, for models too large to stack")
     if trouble := why_not_stacked(study, workload, points, device):
-        return replace(ALONE, reason=trouble)
-    best, rate = ALONE, alone
-    most = min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
-    for width in WIDTHS:
-        engine = Engine(stacked=True, slots=min(width, most))
-        measured = _rate(study, workload, points, engine, device, SECONDS)
-        if best.stacked and measured < rate * WORTH_WIDENING:
+        return replace(alone, reason=trouble)
+    best, most = alone, min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
+    found = rate
+    for slots in sorted({min(width, most) for width in WIDTHS}):
+        engine = Engine(stacked=True, slots=slots)
+        measured = _rate(study, workload, points, engine, device, traces)
+        if best.stacked and measured < found * WORTH_WIDENING:
             break
-        if measured > rate:
-            best, rate = engine, measured
-        if width >= most:
-            break
-    if rate < WORTH_STACKING * alone:
-        return replace(ALONE, reason=f"{alone:.0f} updates/s; the best stack is only {rate / alone:.2f} times as fast")
-    return replace(best, reason=f"{rate:.0f} updates/s stacked, {alone:.0f} one after the other")
+        if measured > found:
+            best, found = engine, measured
+    if found < WORTH_STACKING * rate:
+        return replace(alone, reason=f"{rate:.0f} updates/s; the best stack is only {found / rate:.2f} times as fast")
+    return replace(best, reason=f"{found:.0f} updates/s stacked, {one_thread:.0f} one after the other")
+
+
+def _with_threads(
+    study: Study, workload: Workload, points: Sequence[Point], workers: int, cores: int, rate: float
+) -> tuple[Engine, float]:
+    """One after the other with the number of threads that is fastest over all processes, and its rate per worker.
+
+    More threads than one are tried only where they can win: points are fewer than workers, or updates are long.
+    """
+    busy = min(workers, len(points))
+    best, found = ALONE, rate
+    if busy == workers and rate > LONG_UPDATES:
+        return best, found
+    for threads in sorted({cores // busy, cores} - {0, 1}):
+        processes = min(max(1, cores // threads), len(points))
+        with torch_threads(threads):
+            share = _rate(study, workload, points, ALONE, "cpu") * processes / busy
+        if share > found * WORTH_THREADS:
+            best, found = replace(ALONE, threads=threads), share
+    return best, found
 
 
 def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], device: str) -> str:
@@ -139,12 +177,16 @@ def _first_steps(
 
 
 def _rate(
-    study: Study, workload: Workload, points: Sequence[Point], engine: Engine, device: str, seconds: float
+    study: Study,
+    workload: Workload,
+    points: Sequence[Point],
+    engine: Engine,
+    device: str,
+    traces: Traces | None = None,
 ) -> float:
     """Updates of single trials per second: of a longer run less a shorter one, so that the start does not count."""
     some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
-
-    traces: Traces = {}
+    traces = {} if traces is None else traces
 
     def run(steps: int) -> float:
         began = time.perf_counter()
@@ -155,7 +197,7 @@ def _rate(
     run(1)
     once = min(run(1) for _ in range(REPEATS))
     few = max(run(1 + FEWEST_STEPS) - once, 1e-6) / FEWEST_STEPS
-    steps = int(min(max(seconds / few, FEWEST_STEPS), MOST_STEPS))
+    steps = int(min(max(SECONDS / few, FEWEST_STEPS), MOST_STEPS))
     return len(some) * steps / max(min(run(1 + steps) for _ in range(REPEATS)) - once, 1e-6)
 
 

@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import joblib
 from filelock import FileLock, Timeout
@@ -26,7 +27,7 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from .analysis import summarize
 from .dashboard_notes import annotate
-from .engine import choose, devices
+from .engine import devices
 from .errors import UserError
 from .files import atomic, checkpoint_path, curve_path, name_of, write_json
 from .progress import Progress
@@ -34,9 +35,9 @@ from .sampling import next_points
 from .storage import Store, as_told, create_store, environment, read_trials, tell, write_table
 from .study import Study
 from .threads import torch_threads
-from .training import Engine, train
+from .training import ALONE, Engine, train
 from .trial import Point, Trial, crashed
-from .worker import Task, follow_driver, interrupted, posted, work
+from .worker import Task, follow_driver, interrupted, measure, posted, work
 from .workload import check_workload, load_workload
 
 MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
@@ -49,7 +50,7 @@ def run_studies(
     studies: Sequence[Study],
     results: Path = RESULTS,
     workers: int | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     device: str = "cpu",
     slots: int | None = None,
     storage: str | None = None,
@@ -57,23 +58,23 @@ def run_studies(
 ) -> list[Store]:
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
-    `workers` defaults to one per processor core, or per device if `device` names others; each has `threads`
-    torch threads. `slots` forces how many trials a worker trains at once (1: one after the other); by default
-    that is measured. Tables and summaries are written at the end, also after an interruption. Raises UserError
-    for a mistake in a study or its workload, before anything is trained; KeyboardInterrupt passes through, with
-    all finished trials stored.
+    `workers` defaults to one per processor core, or per device if `device` names others. `slots` forces how many
+    trials a worker trains at once (1: one after the other), `threads` how many torch threads it has; by default
+    both are measured (`engine.choose`), and fewer workers train where each has more threads. Tables and summaries
+    are written at the end, also after an interruption. Raises UserError for a mistake in a study or its workload,
+    before anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
     """
     check_studies(studies)
     with ExitStack() as stack:
         stores = [stack.enter_context(_exclusive(create_store(study, results, storage))) for study in studies]
-        driver = _Driver(stores, workers, threads, device, slots)
+        driver = _Driver(stores, workers, device, slots, threads)
         try:
             with Progress(stores, shown=progress) as driver.show:
                 driver.run()
         finally:
             for store in stores:
                 engines = {size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()}
-                write_results(store, workers=driver.workers, threads=threads, device=device, engines=engines)
+                write_results(store, workers=driver.workers, device=device, engines=engines)
     return stores
 
 
@@ -159,9 +160,9 @@ class _Driver:
     show: Progress
 
     def __init__(
-        self, stores: Sequence[Store], workers: int | None, threads: int, names: str, slots: int | None
+        self, stores: Sequence[Store], workers: int | None, names: str, slots: int | None, threads: int | None
     ) -> None:
-        self.stores, self.threads, self.slots, self.devices = stores, threads, slots, devices(names)
+        self.stores, self.slots, self.threads, self.devices = stores, slots, threads, devices(names)
         self.device = self.devices[0]
         self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
         self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
@@ -177,55 +178,80 @@ class _Driver:
         self.collect()
         for store in self.stores:
             interrupted(_inbox(store))
-        while tasks := self.tasks():
-            with _every(POLL_SECONDS, self.collect):
-                self.train(tasks)
+        while missing := self.missing():
+            tasks = self.tasks(missing)
+            for threads in sorted({task.engine.threads for task in tasks}):
+                with _every(POLL_SECONDS, self.collect):
+                    self.train([task for task in tasks if task.engine.threads == threads])
 
-    def tasks(self) -> list[Task]:
-        """What can be trained now, over all studies: tasks of similar size, one or more for each worker.
-
-        Points that were in training when a worker died come last, one by one: the guilty must not take others along.
-        """
-        tasks: list[Task] = []
-        suspects: list[Task] = []
+    def missing(self) -> list[tuple[Store, list[Point]]]:
+        """The points that can be trained now, over all studies, by batch size and workload arguments."""
+        missing: dict[tuple[str, int, str], tuple[Store, list[Point]]] = {}
         for store, trials in zip(self.stores, self.trials, strict=True):
             done = [trial for trial in trials.values() if not trial.verdict.crashed]
             finished = {_key(trial.point) for trial in done}
             points = next_points(store.study, [as_told(trial) for trial in done])
             self.show.plan(store.study, len(points))
-            missing: dict[tuple[int, str], list[Point]] = {}
             for point in points:
                 if _key(point) not in finished and (store.study.name, name_of(point)) not in self.tried:
-                    missing.setdefault((point.batch_size, _kept(point.workload_args)), []).append(point)
-            for together in missing.values():
-                engine = self.engine(store, together)
-                task = partial(Task, store.study, _inbox(store), engine=engine, threads=self.threads)
-                free = [point for point in together if not self.deaths[store.study.name, name_of(point)]]
-                shares = self.workers if engine.stacked else len(free)
-                tasks += [task(share, device=self.device) for i in range(shares) if (share := free[i::shares])]
-                suspects += [task([point], device=self.device) for point in together if point not in free]
+                    key = (store.study.name, point.batch_size, _kept(point.workload_args))
+                    missing.setdefault(key, (store, []))[1].append(point)
+        return list(missing.values())
+
+    def tasks(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
+        """What is missing as tasks of similar size, one or more for each worker.
+
+        Points that were in training when a worker died come last, one by one: the guilty must not take others along.
+        """
+        tasks: list[Task] = []
+        suspects: list[Task] = []
+        for (store, points), engine in zip(missing, self.engines(missing), strict=True):
+            task = partial(Task, store.study, _inbox(store), engine=engine)
+            free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
+            shares = self.workers if engine.stacked else len(free)
+            tasks += [task(share, device=self.device) for i in range(shares) if (share := free[i::shares])]
+            suspects += [task([point], device=self.device) for point in points if point not in free]
         return [replace(task, device=self.devices[i % len(self.devices)]) for i, task in enumerate(tasks or suspects)]
 
-    def engine(self, store: Store, points: Sequence[Point]) -> Engine:
-        """How points of one batch size and workload train: as forced, as before, or as measured now."""
-        optuna_study, key = store.optuna_studies[points[0].batch_size], _kept(points[0].workload_args)
-        engines = optuna_study.user_attrs.get("engines", {})
-        if self.slots is not None and store.study.accumulation == 1:
-            engine = Engine(stacked=self.slots > 1, slots=self.slots, reason="forced")
-        elif key in engines:
-            return Engine(**engines[key])
-        else:
-            workload = load_workload(store.study.workload, points[0].workload_args)
-            with torch_threads(self.threads):
-                engine = choose(store.study, workload, points, self.workers, self.device)
-        optuna_study.set_user_attr("engines", engines | {key: asdict(engine)})
-        return engine
+    def engines(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
+        """How points of one batch size and workload train: as forced, as before, or as a worker measures now."""
+        found = [self.forced(store) or _engine_before(store, points) for store, points in missing]
+        try:
+            measured = {
+                i: self.pool(self.workers).submit(
+                    measure, store.study, points, self.workers, joblib.cpu_count(), self.device
+                )
+                for i, (store, points) in enumerate(missing)
+                if found[i] is None
+            }
+            for i, future in measured.items():
+                found[i] = future.result()
+        except BrokenProcessPool:  # out of memory, say: then the least that can be done at once
+            lost = replace(ALONE, reason="a worker process died while it measured")
+            found = [engine or lost for engine in found]
+        except BaseException:
+            self.pool(self.workers).shutdown(kill_workers=True)
+            raise
+        engines = [replace(engine, threads=self.threads or engine.threads) for engine in found if engine]
+        for (store, points), engine in zip(missing, engines, strict=True):
+            _remember_engine(store, points, engine)
+        return engines
+
+    def forced(self, store: Store) -> Engine | None:
+        if self.slots is None or store.study.accumulation > 1:
+            return None
+        return Engine(stacked=self.slots > 1, slots=self.slots, reason="forced")
+
+    @staticmethod
+    def pool(workers: int) -> Any:
+        return get_reusable_executor(workers, initializer=follow_driver, initargs=(os.getpid(),))
 
     def train(self, tasks: Sequence[Task]) -> None:
-        """Hand out tasks. A worker that dies ends the pool; what was in training is counted against it."""
+        """Hand out tasks of equally many threads. A worker that dies ends the pool; what it trained is suspect."""
         suspected = any(self.deaths[task.study.name, name_of(point)] for task in tasks for point in task.points)
-        workers = 1 if suspected else min(self.workers, len(tasks))
-        pool = get_reusable_executor(workers, initializer=follow_driver, initargs=(os.getpid(),))
+        side_by_side = max(1, self.workers // tasks[0].engine.threads) if self.threads is None else self.workers
+        workers = 1 if suspected else min(side_by_side, len(tasks))
+        pool = self.pool(workers)
         try:
             pending: set[Future[None]] = set()
             for task in tasks:
@@ -281,6 +307,18 @@ class _Driver:
 def _raise_errors(futures: Iterable[Future[None]]) -> None:
     for future in futures:
         future.result()
+
+
+def _engine_before(store: Store, points: Sequence[Point]) -> Engine | None:
+    """How the points of this batch size and workload were trained in an earlier run."""
+    found = store.optuna_studies[points[0].batch_size].user_attrs.get("engines", {}).get(_kept(points[0].workload_args))
+    return Engine(**found) if found else None
+
+
+def _remember_engine(store: Store, points: Sequence[Point], engine: Engine) -> None:
+    optuna_study = store.optuna_studies[points[0].batch_size]
+    engines = optuna_study.user_attrs.get("engines", {}) | {_kept(points[0].workload_args): asdict(engine)}
+    optuna_study.set_user_attr("engines", engines)
 
 
 def _kept(workload_args: Mapping[str, object]) -> str:

@@ -35,11 +35,15 @@ SAVE_SECONDS = 60.0  # between two savings of what is in training: the most that
 
 @dataclass(frozen=True)
 class Engine:
-    """How points are trained: one after the other, or `slots` of them stacked. `reason` says why."""
+    """How points are trained: one after the other, or `slots` of them stacked, each process with `threads` threads.
+
+    `reason` says why.
+    """
 
     stacked: bool
     slots: int
     reason: str = ""
+    threads: int = 1
 
 
 ALONE = Engine(stacked=False, slots=1)

@@ -1,4 +1,4 @@
-"""What runs in a worker process: train some points, and leave each finished trial where the driver finds it.
+"""What runs in a worker process: choose an engine, train points, leave each finished trial where the driver finds it.
 
 A worker never touches the store. It drops files into the study's `inbox/`, the record last: a trial whose
 record is there is complete, and outlives whatever happens to the worker or the driver.
@@ -21,10 +21,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .engine import choose
 from .files import atomic, name_of, read_curve, write_checkpoint, write_curve
 from .stack import Traces
 from .study import Study
-from .training import Engine, train
+from .training import ALONE, Engine, train
 from .trial import EMPTY_CURVE, Point, Trial, crashed
 from .workload import Workload, load_workload
 
@@ -40,7 +41,6 @@ class Task:
     points: Sequence[Point]
     engine: Engine
     device: str
-    threads: int
 
 
 def follow_driver(driver: int) -> None:
@@ -55,21 +55,35 @@ def follow_driver(driver: int) -> None:
     threading.Thread(target=watch, name="watch-driver", daemon=True).start()
 
 
+def measure(study: Study, points: Sequence[Point], workers: int, cores: int, device: str) -> Engine:
+    """The engine for points of one batch size and workload (`engine.choose`).
+
+    A workload that fails while it is measured trains one after the other: there the failure is a trial's.
+    """
+    torch.set_num_threads(1)
+    workload, traces = _known(study, points)
+    try:
+        return choose(study, workload, points, workers, cores, device, traces)
+    except Exception as error:
+        return replace(ALONE, reason=f"not measured: {type(error).__name__}: {error}")
+
+
 def work(task: Task) -> None:
     """Train a task's points and post each to its inbox.
 
     An exception stops a whole stack, and does not say whose it is: the unfinished points are trained again in
     stacks of half the size (memory may have run out), at last alone, and then it is posted as that point's crash.
     """
-    torch.set_num_threads(task.threads)
-    workload, traces = _known(task) if task.engine.stacked else (_load(task), None)
+    torch.set_num_threads(task.engine.threads)
+    study, points = task.study, task.points
+    workload, traces = _known(study, points) if task.engine.stacked else (_load(study, points), None)
     unfinished = {point.number: point for point in task.points}
     slots = task.engine.slots
     while unfinished:
         began = time.perf_counter()
         points, engine = list(unfinished.values()), replace(task.engine, slots=slots)
         try:
-            for trained in train(task.study, workload, points, engine, task.device, _InboxKeeper(task.inbox), traces):
+            for trained in train(study, workload, points, engine, task.device, _InboxKeeper(task.inbox), traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
         except Exception as error:
@@ -83,15 +97,15 @@ def work(task: Task) -> None:
             slots = task.engine.slots
 
 
-def _load(task: Task) -> Workload:
-    return load_workload(task.study.workload, task.points[0].workload_args)
+def _load(study: Study, points: Sequence[Point]) -> Workload:
+    return load_workload(study.workload, points[0].workload_args)
 
 
-def _known(task: Task) -> tuple[Workload, Traces]:
-    """A workload that can be stacked keeps no state: this process keeps it and its graphs for its next task."""
-    key = task.study.workload + json.dumps(task.points[0].workload_args, sort_keys=True)
+def _known(study: Study, points: Sequence[Point]) -> tuple[Workload, Traces]:
+    """A workload that can be stacked keeps no state: this process keeps it and its recordings for its next task."""
+    key = study.workload + json.dumps(points[0].workload_args, sort_keys=True)
     if key not in _KNOWN:
-        _KNOWN[key] = (_load(task), {})
+        _KNOWN[key] = (_load(study, points), {})
     return _KNOWN[key]
 
 

@@ -101,7 +101,6 @@ def test_what_cannot_be_stacked_says_why(workload, reason):
 
 @pytest.mark.parametrize("workload", [Dropout, ReadsALoss])
 def test_it_trains_one_after_the_other_all_the_same(workload, monkeypatch):
-    monkeypatch.setattr(engine, "WORTH_MEASURING", 1)
     monkeypatch.setattr(engine, "WORTH_SECONDS", 0.0)
     chosen = choose(study(), workload(), points(), workers=1)
     assert not chosen.stacked
@@ -128,7 +127,7 @@ def test_seeds_and_metrics_of_their_own_survive_stacking(workload):
 def test_a_short_study_is_not_measured():
     chosen = choose(study(), Regression(), points(), workers=1)
     assert (chosen.stacked, chosen.slots) == (False, 1)
-    assert chosen.reason == "only 120 updates in all: not worth a measurement"
+    assert chosen.reason == "120 updates in all: over before a choice has paid"
 
 
 def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points():
@@ -137,6 +136,31 @@ def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points(
     assert chosen.stacked
     assert 2 <= chosen.slots <= 24
     assert "updates/s" in chosen.reason
+
+
+@pytest.mark.parametrize(
+    ("count", "rates", "threads", "tried"),
+    [
+        (8, {1: 500.0}, 1, [1]),  # short updates, a point for every worker: nothing but processes is tried
+        (8, {1: 20.0, 4: 70.0}, 1, [1, 4]),  # 4 processes do 80 updates/s, one with 4 threads 70
+        (8, {1: 20.0, 4: 100.0}, 4, [1, 4]),
+        (1, {1: 500.0, 4: 800.0}, 4, [1, 4]),  # three cores would be idle
+        (2, {1: 500.0, 2: 700.0, 4: 900.0}, 2, [1, 2, 4]),  # 2 × 700 beats 1 × 900
+        (2, {1: 500.0, 2: 520.0, 4: 900.0}, 1, [1, 2, 4]),
+    ],
+)
+def test_threads_take_the_place_of_processes_where_these_are_slower(monkeypatch, count, rates, threads, tried):
+    seen = []
+
+    def rate(study, workload, points, how, device, traces=None):
+        seen.append(torch.get_num_threads())
+        return rates[torch.get_num_threads()]
+
+    monkeypatch.setattr(engine, "_rate", rate)
+    monkeypatch.setattr(engine, "why_not_stacked", lambda *arguments: "cannot be stacked: no")
+    chosen = choose(study(steps=1_000_000), Regression(), points(count), workers=4, cores=4)
+    assert (chosen.stacked, chosen.threads, seen) == (False, threads, tried)
+    assert torch.get_num_threads() == 1
 
 
 def test_more_slots_than_points_and_none_of_them_lost():

@@ -14,7 +14,9 @@ from filelock import FileLock
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
-from tunewright.search.launch import run_studies, run_study
+from tunewright.search.launch import _Driver, run_studies, run_study
+from tunewright.search.progress import Progress
+from tunewright.search.storage import create_store
 from tunewright.search.study import load_study
 
 STUDY = """
@@ -123,6 +125,29 @@ def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three
     again = time.time()
     run_study(study, results=tmp_path / "one", workers=1, progress=False)
     assert all(p.stat().st_mtime < again for p in (tmp_path / "one" / "small" / "curves").iterdir())
+
+
+def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_and_are_recorded(study_file, tmp_path):
+    study = load_study(study_file(trials=12))
+    for name, workers, slots in (("one", 1, 8), ("three", 3, 3)):
+        run_study(study, results=tmp_path / name, workers=workers, slots=slots, progress=False)
+        environment = json.loads((tmp_path / name / "small" / "environment.json").read_text())
+        engines = [engine for of in environment["engines"].values() for engine in of.values()]
+        assert engines == [{"stacked": True, "slots": slots, "reason": "forced", "threads": 1}] * 2
+    assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
+
+
+def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file, tmp_path):
+    study = load_study(study_file(trials=24, steps=20_000))
+    (store,) = [create_store(study, tmp_path)]
+    driver = _Driver([store], 1, "cpu", None, None)
+    driver.show = Progress([store], shown=False)
+    missing = driver.missing()
+    engines = driver.engines(missing)
+    assert [engine.stacked for engine in engines] == [True, True]
+    assert all("updates/s stacked" in engine.reason for engine in engines)
+    driver.pool = None  # measured once only
+    assert driver.engines(missing) == engines
 
 
 def test_two_studies_share_one_pool(study_file, tmp_path):

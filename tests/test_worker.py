@@ -5,10 +5,10 @@ import json
 import torch
 from examples import parse
 
-from tunewright.search import training
+from tunewright.search import training, worker
 from tunewright.search.training import ALONE, Engine
 from tunewright.search.trial import Point
-from tunewright.search.worker import Task, _InboxKeeper, interrupted, posted, work
+from tunewright.search.worker import Task, _InboxKeeper, interrupted, measure, posted, work
 
 POINTS = [Point(i, 32, "adam", 10.0 ** (i - 4)) for i in range(3)]
 
@@ -21,7 +21,7 @@ def task(inbox, engine, steps=30):
         space__warmup_steps=0,
         evaluations=3,
     )
-    return Task(study, inbox, POINTS, engine, "cpu", 1)
+    return Task(study, inbox, POINTS, engine, "cpu")
 
 
 def test_every_point_is_posted_once_with_its_curve_and_nothing_else_is_left(tmp_path):
@@ -61,3 +61,12 @@ def test_records_are_plain_json(tmp_path):
     work(task(tmp_path, ALONE, steps=5))
     record = json.loads((tmp_path / "batch_size=32-00000.json").read_text())
     assert record["point"]["base_lr"] == 1e-4
+
+
+def test_a_workload_that_fails_while_it_is_measured_trains_one_after_the_other(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(worker, "choose", fail)
+    engine = measure(task(tmp_path, ALONE).study, POINTS, workers=1, cores=1, device="cpu")
+    assert engine == Engine(stacked=False, slots=1, reason="not measured: RuntimeError: no")
