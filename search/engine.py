@@ -28,15 +28,18 @@ from .training import ALONE, Engine, train
 from .trial import Point
 from .workload import Workload
 
+WORTH_UPDATES = 500  # in all: a choice costs up to 50, whatever their length
 WORTH_SECONDS = 15.0  # of training one after the other: below, a study is over before a choice has paid
 WORTH_STACKING = 1.2  # times the rate of one after the other: less is within the noise of a measurement
 WORTH_WIDENING = 1.1  # times the rate of the last K
 WORTH_THREADS = 1.1  # times the rate of one thread per process
 LONG_UPDATES = 100.0  # per second: shorter ones gain nothing from threads, beyond what processes do
 WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
-SECONDS = 0.3  # to spend on one measurement
+SECONDS = 0.1  # of one run that is measured, or as long as its start takes
 REPEATS = 3  # the fastest counts: what else the machine does can only slow a measurement down
-MOST_STEPS, FEWEST_STEPS = 100, 3  # of it
+NOT_REPEATED = 1.0  # seconds: a run that is longer is measured once
+MOST_STEPS, FEWEST_STEPS = 100, 3  # of one run
+START_SHARE = 0.1  # of a run is training at the least: where the machine is busy, a difference may come out as nothing
 MEMORY_SHARE = 0.5  # of what is free, over all workers
 ROWS = 6  # copies of the parameters a slot holds: θ, gradient (twice while it is copied), m, v, best
 CHECKED_STEPS = 3
@@ -69,10 +72,12 @@ def choose(
     together fill the `cores`. `traces` keeps the recordings of the stacks that were tried.
     """
     updates = sum(total_steps(point, study.max_train_steps, study.prepend_warmup) for point in points)
+    if updates < WORTH_UPDATES:
+        return replace(ALONE, reason=f"only {updates} updates in all: a choice would not pay")
     began = time.perf_counter()
     list(train(_short(study, 1), workload, points[:1], ALONE, device))
     if updates * (time.perf_counter() - began) < WORTH_SECONDS:
-        return replace(ALONE, reason=f"{updates} updates in all: over before a choice has paid")
+        return replace(ALONE, reason=f"{updates} short updates in all: over before a choice has paid")
     one_thread = rate = _rate(study, workload, points, ALONE, device)
     if updates / rate < WORTH_SECONDS:
         return replace(ALONE, reason=f"{updates} updates at {rate:.0f}/s: over before a choice has paid")
@@ -194,11 +199,18 @@ def _rate(
             pass
         return time.perf_counter() - began
 
+    def fastest(steps: int) -> float:
+        first = run(steps)
+        return first if first > NOT_REPEATED else min(first, *(run(steps) for _ in range(REPEATS - 1)))
+
     run(1)
-    once = min(run(1) for _ in range(REPEATS))
-    few = max(run(1 + FEWEST_STEPS) - once, 1e-6) / FEWEST_STEPS
-    steps = int(min(max(SECONDS / few, FEWEST_STEPS), MOST_STEPS))
-    return len(some) * steps / max(min(run(1 + steps) for _ in range(REPEATS)) - once, 1e-6)
+    once, steps = fastest(1), FEWEST_STEPS
+    longer = fastest(1 + steps)
+    if longer - once < max(SECONDS, once):
+        one = max((longer - once) / steps, 1e-6)
+        steps = int(min(max(SECONDS, once) / one + steps, MOST_STEPS))
+        longer = fastest(1 + steps)
+    return len(some) * steps / max(longer - once, START_SHARE * longer)
 
 
 def _slots_in_memory(workload: Workload, workers: int, device: str) -> int:

@@ -101,6 +101,7 @@ def test_what_cannot_be_stacked_says_why(workload, reason):
 
 @pytest.mark.parametrize("workload", [Dropout, ReadsALoss])
 def test_it_trains_one_after_the_other_all_the_same(workload, monkeypatch):
+    monkeypatch.setattr(engine, "WORTH_UPDATES", 0)
     monkeypatch.setattr(engine, "WORTH_SECONDS", 0.0)
     chosen = choose(study(), workload(), points(), workers=1)
     assert not chosen.stacked
@@ -125,9 +126,11 @@ def test_seeds_and_metrics_of_their_own_survive_stacking(workload):
 
 
 def test_a_short_study_is_not_measured():
-    chosen = choose(study(), Regression(), points(), workers=1)
-    assert (chosen.stacked, chosen.slots) == (False, 1)
-    assert chosen.reason == "120 updates in all: over before a choice has paid"
+    for steps, reason in (
+        (30, "only 120 updates in all: a choice would not pay"),
+        (300, "1200 short updates in all: over before a choice has paid"),
+    ):
+        assert choose(study(steps), Regression(), points(), workers=1) == Engine(False, 1, reason)
 
 
 def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points():
