@@ -82,10 +82,12 @@ class Stack:
             self._offsets[name] = (width, width + p.numel())
             width += p.numel()
         self.slots = max(slots, FEWEST_STACKED) if stacked else 1
+        shape = (self.slots, width)
         self._rows = {
-            name: torch.zeros(self.slots, width, device=self.device, dtype=self.dtype)
-            for name in ("theta", "gradient", "m", "v", "best")
+            name: torch.zeros(shape, device=self.device, dtype=self.dtype) for name in ("theta", "m", "v", "best")
         }
+        # Not written before the first backward pass, which holds all gradients at once while it is recorded.
+        self._rows["gradient"] = torch.empty(shape, device=self.device, dtype=self.dtype)
         # Parameters that are not trained belong to a slot, too: another seed may have drawn others.
         fixed = dict(model.named_buffers())
         fixed |= {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
@@ -135,11 +137,15 @@ class Stack:
             return
         idle = [k for k in range(self.slots) if k not in order]
         index = torch.tensor([*order, *idle][:slots], device=self.device)
-        self.slots = slots
         self._values, self._gradients = {}, {}  # views that would keep the old rows alive
         for held in (self._rows, self._buffers, self._best_buffers):
-            for name in held:  # one after the other: never two copies of everything
-                held[name] = held[name][index]
+            for name in held:
+                if slots < self.slots:
+                    held[name] = held[name][index]
+                else:  # in blocks, never two copies of all
+                    for block in held[name].view(self.slots, -1).split(UPDATED_AT_ONCE, dim=1):
+                        block.copy_(block[index])
+        self.slots = slots
         self._bind()
 
     def gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -152,8 +158,8 @@ class Stack:
             loss = sum(self._backward(part) for part in _parts(batch, self.accumulation))
             return cast(Tensor, loss)[None], global_norm(self._rows["gradient"])
         with torch.no_grad():
-            loss_K, gradients = self._traced("loss", self._values, self._buffers, batch)
-            torch._foreach_copy_(list(self._gradients.values()), gradients)
+            into = list(self._gradients.values())
+            loss_K = self._traced("loss", self._values, self._buffers, batch, into=into)
             return loss_K, global_norm(self._rows["gradient"])
 
     def _backward(self, part: Any) -> Tensor:
@@ -164,7 +170,7 @@ class Stack:
         loss.backward()
         return cast(Tensor, loss.detach())
 
-    def _traced(self, method: str, *arguments: Any) -> Any:
+    def _traced(self, method: str, *arguments: Any, into: Sequence[Tensor] = ()) -> Any:
         """The result of a stacked call, from its recording for the current K."""
         kinds = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(arguments[-1]))
         key = (method, self.slots, self.dtype, self.device, self._call.autocast, kinds)
@@ -174,7 +180,7 @@ class Stack:
             values, buffers, *batch = arguments
             with torch.enable_grad():
                 self._traces[key] = record(call, values, tree_map(torch.clone, buffers), *batch)
-        return self._traces[key](*arguments)
+        return self._traces[key](*arguments, into=into)
 
     def _loss_and_gradients(self, values: Any, buffers: Any, batch: Any) -> tuple[Tensor, list[Tensor]]:
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
@@ -185,12 +191,12 @@ class Stack:
         gradients = torch.autograd.grad(loss_K.sum(), list(leaves.values()), materialize_grads=True)
         return loss_K.detach(), list(gradients)
 
-    def _metrics(self, values: Any, buffers: Any) -> dict[str, Tensor]:
+    def _metrics(self, values: Any, buffers: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
         result: dict[str, Tensor] = vmap(
             lambda own, buffers: functional_call(self._call, _inside(own, buffers), ("evaluate",)),
             randomness="error",
         )(values, buffers)
-        return result
+        return result, []
 
     @torch.no_grad()
     def update(

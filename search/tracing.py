@@ -7,23 +7,27 @@ that imports torch's compiler: seconds in each worker process, for nothing that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils.weak import WeakTensorKeyDictionary
 
 aten = torch.ops.aten
 RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default}
 
 
 def record(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
-    """Call a function of nested tensors once; return a function that repeats its operations on new arguments.
+    """Call a function of nested tensors once; return `replay`, which repeats its operations on new arguments.
 
     The new arguments must have the nesting, shapes, dtypes and devices of the first ones. Tensors that the
     function reads besides its arguments are constants. What it writes in place, it writes when replayed, too.
+
+    The function returns (result, parts). `replay(*arguments, into=tensors)` returns the result, and copies each of
+    the parts into a tensor as soon as it is computed: never are all parts held twice.
 
     Raises what the function raises. A function whose operations depend on values of tensors fails here, with
     RuntimeError, if it reads them by `.item()` or `bool()`.
@@ -31,12 +35,12 @@ def record(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
     leaves, nesting = tree_flatten(arguments)
     recorder = _Recorder(leaves)
     with recorder:
-        result = function(*tree_unflatten(leaves, nesting))
+        result, parts = function(*tree_unflatten(leaves, nesting))
     outputs, result_nesting = tree_flatten(result)
-    program = recorder.program(outputs)
+    program = recorder.program(outputs, parts)
 
-    def replay(*arguments: Any) -> Any:
-        return tree_unflatten(program(*tree_leaves(arguments)), result_nesting)
+    def replay(*arguments: Any, into: Sequence[Tensor] = ()) -> Any:
+        return tree_unflatten(program(*tree_leaves(arguments), *into), result_nesting)
 
     return replay
 
@@ -53,10 +57,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
-        self.nodes: dict[int, fx.Node] = {}  # by the id of the tensor they make
-        self.alive: list[Tensor] = []  # so that no two tensors share an id, or memory, while this records
+        self.nodes = WeakTensorKeyDictionary()  # by the tensor they make, which recording must not keep alive
         self.written: set[int] = set()  # memory that an operation changed in place
-        self.copies: list[tuple[fx.Node, Tensor, Tensor]] = []  # multiplications by 1
+        self.copies: list[tuple[fx.Node, set[int]]] = []  # multiplications by 1, and the memory of both sides
         for i, tensor in enumerate(inputs):
             self._made(tensor, self.graph.placeholder(f"input_{i}"))
 
@@ -72,7 +75,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         node = self.graph.call_function(operation, *tree_map(self._node, (args, dict(kwargs))))
         if operation is aten.mul.Scalar and args[1] == 1 and result.dtype == args[0].dtype:
-            self.copies.append((node, args[0], result))
+            self.copies.append((node, {_memory(args[0]), _memory(result)}))
         for i, argument in enumerate(operation._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 changed = args[i] if i < len(args) else kwargs[argument.name]
@@ -91,24 +94,30 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return operation is aten.detach.default or (operation in RESHAPES and result.shape == args[0].shape)
 
     def _made(self, tensor: Tensor, node: fx.Node) -> None:
-        self.nodes[id(tensor)] = node
-        self.alive.append(tensor)
+        self.nodes[tensor] = node
 
     def _node(self, value: Any) -> Any:
         """What stands for a value in the graph; a tensor that nothing recorded made is a constant."""
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in self.nodes:
+        if value not in self.nodes:
             name = f"constant_{len(self.constants)}"
             self.constants[name] = value.detach()
             self._made(value, self.graph.get_attr(name))
-        return self.nodes[id(value)]
+        return self.nodes[value]
 
-    def program(self, outputs: list[Tensor]) -> Callable[..., list[Tensor]]:
+    def program(self, outputs: Sequence[Tensor], parts: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
         """The graph as a Python function, without what nobody reads."""
         self.graph.output([self._node(tensor) for tensor in outputs])
-        for node, source, result in self.copies:
-            if not {_memory(source), _memory(result)} & self.written:
+        first = next(node for node in self.graph.nodes if node.op != "placeholder")
+        for i, part in enumerate(parts):
+            source = self._node(part)
+            with self.graph.inserting_before(first):
+                target = self.graph.placeholder(f"into_{i}")
+            with self.graph.inserting_after(max(source, target)):
+                self.graph.call_function(aten.copy_.default, (target, source))
+        for node, memory in self.copies:
+            if not memory & self.written:
                 node.replace_all_uses_with(node.all_input_nodes[0])
         self.graph.eliminate_dead_code()
         module = fx.GraphModule(self.constants, self.graph)

@@ -7,7 +7,7 @@
 just before: everything imported, the data loaded, and a stack of K tiny models of the same kind trained to its end,
 so that what the first training loads is not counted. Nothing of the measured model exists by then: its module,
 its initial values, its activations and whatever is temporary count against the stack. Each row is a process of
-its own.
+its own. Of the two models one has its parameters spread over 16 equal matrices, the other 97 % of them in one.
 
 Target: at most 1.20.
 """
@@ -24,13 +24,21 @@ from pathlib import Path
 
 from measure import print_footer, print_header, print_table
 
-TINY = 8  # width of the model that is trained first
 STEPS = 30  # beyond the first check, at which a divergent trial is stopped
 MEGABYTE = 2**20
+# By workload: its arguments at full size, and those of a tiny one of the same kind.
+WORKLOADS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "residual_mlp:digits": ({"width": 512, "depth": 8}, {"width": 8, "depth": 8}),
+    "digits:mlp": ({"width": 2048}, {"width": 8}),
+}
 CASES = {
-    "adam, all to the end": ("adam", False),
-    "momentum, all to the end": ("momentum", False),
-    "adam, one diverges, none waits": ("adam", True),
+    f"{workload}, {case}": (workload, optimizer, diverges)
+    for workload in WORKLOADS
+    for case, optimizer, diverges in (
+        ("adam, all to the end", "adam", False),
+        ("momentum, all to the end", "momentum", False),
+        ("adam, one diverges", "adam", True),
+    )
 }
 
 
@@ -44,28 +52,29 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(case: str, slots: int, width: int) -> None:
+def measure(case: str, slots: int) -> None:
     """Train in this process, and print what it took as JSON."""
     import torch
 
     torch.set_num_threads(1)
-    train_stack(case, slots, TINY)
+    full, tiny = WORKLOADS[CASES[case][0]]
+    train_stack(case, slots, tiny)
     before = resident()
-    own_state = train_stack(case, slots, width)
+    own_state = train_stack(case, slots, full)
     print(json.dumps({"before": before, "peak": peak(), "own_state": own_state}))
 
 
-def train_stack(case: str, slots: int, width: int) -> int:
+def train_stack(case: str, slots: int, arguments: dict[str, int]) -> int:
     """Train one point per slot, dropping each trial as it comes; returns the bytes of one model's own state."""
     from tunewright.search.study import parse_study
     from tunewright.search.training import Engine, train
     from tunewright.search.trial import Point
     from tunewright.search.workload import load_workload
 
-    optimizer, diverges = CASES[case]
+    name, optimizer, diverges = CASES[case]
     document = {
-        "workload": "tunewright.models.digits:mlp",
-        "workload_args": {"width": width},
+        "workload": f"tunewright.models.{name}",
+        "workload_args": arguments,
         "objective": "val_loss",
         "max_train_steps": STEPS,
         "evaluations": 2,
@@ -89,10 +98,10 @@ def train_stack(case: str, slots: int, width: int) -> int:
     return 5 * parameters + 2 * buffers
 
 
-def rows(slots: int, width: int) -> Iterator[dict[str, object]]:
+def rows(slots: int) -> Iterator[dict[str, object]]:
     for case in CASES:
         # This process is small: a child's peak begins at its parent's.
-        command = [sys.executable, __file__, "--measure", case, "--slots", str(slots), "--width", str(width)]
+        command = [sys.executable, __file__, "--measure", case, "--slots", str(slots)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         stack, own = found["peak"] - found["before"], found["own_state"]
         yield {
@@ -108,17 +117,14 @@ def rows(slots: int, width: int) -> Iterator[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="width 1024 instead of 2048")
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--width", type=int, help="of the two hidden layers of digits:mlp")
     parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    width = options.width or (1024 if options.quick else 2048)
     if options.measure:
-        measure(options.measure, options.slots, width)
+        measure(options.measure, options.slots)
         return
-    print_header(f"Memory of a stack of {options.slots} digits:mlp of width {width}")
-    print_table(list(rows(options.slots, width)))
+    print_header(f"Memory of a stack of {options.slots}")
+    print_table(list(rows(options.slots)))
     print_footer()
 
 
