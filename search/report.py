@@ -119,6 +119,7 @@ def write_report(
         counts=_counts(trials),
         summaries=[_summary_row(row, varied(trials)) for row in summaries],
         summary_columns=SUMMARY_COLUMNS,
+        seeds=max((row.seeds for row in summaries), default=1),
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
         sections=_sections(pictures(trials, objective, log_axes, scientific, log_steps)),
         trial_columns=["number", *names, *OUTCOMES],

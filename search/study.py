@@ -162,9 +162,12 @@ class Study(_Strict):
     objective: str = Field(description="A metric that evaluate() returns; minimized")
     max_train_steps: PositiveInt = Field(description="Optimizer updates of the baseline schedule")
     batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    trials: PositiveInt | None = Field(None, description="Trials per batch size; the grid sampler counts its own")
+    trials: PositiveInt | None = Field(
+        None, description="Configurations per batch size, each trained with every seed; the grid sampler counts its own"
+    )
     sampler: Sampler = "halton"
     seed: Annotated[int, Field(ge=0)] = 0
+    seeds: PositiveInt = Field(1, description="Trials of each configuration, with seed, seed + 1, ... (S9)")
     evaluations: PositiveInt = Field(50, description="Evaluations per trial, at regular step intervals")
     accumulation: PositiveInt = Field(
         1, description="Passes whose gradients are averaged for one update; batch sizes count examples per update"
@@ -177,7 +180,7 @@ class Study(_Strict):
     space: Space
     source: str = Field("", exclude=True, repr=False, description="The file's text, comments and all")
 
-    @field_validator("max_train_steps", "seed", mode="before")
+    @field_validator("max_train_steps", "seed", "seeds", mode="before")
     @classmethod
     def _never_an_axis(cls, value: object) -> object:
         if isinstance(value, list | dict):
@@ -336,7 +339,7 @@ def _explain(detail: Any) -> str:
 
 def _unknown_key(keys: list[str]) -> str:
     *parents, key = keys
-    if key in ("max_train_steps", "seed"):
+    if key in ("max_train_steps", "seed", "seeds"):
         return "is never an axis (S8): it stands at the top of the file, with one value"
     if key in ("batch_size", "batch_sizes"):
         return "every batch size is tuned on its own (R20): list them in batch_sizes at the top of the file"

@@ -15,8 +15,9 @@ from rich.console import Console
 
 from tunewright.search.analysis import summarize
 from tunewright.search.report import build_report, write_report
+from tunewright.search.sampling import plan
 from tunewright.search.storage import Store
-from tunewright.search.tables import summary_table
+from tunewright.search.tables import plan_table, summary_cells, summary_table
 from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, measured
 
 STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
@@ -165,6 +166,30 @@ def test_the_summary_fits_140_columns() -> None:
     assert max(map(len, lines)) <= 140
     assert "unstable_base_lr" in file.getvalue()
     assert "…" not in file.getvalue()
+
+
+def test_several_seeds_show_their_mean_their_spread_and_their_share_at_the_edge(tmp_path: Path) -> None:
+    def seeded(number: int, base_lr: float, seed: int, error: float, verdict: Verdict = STABLE) -> Trial:
+        loss, norm, at = np.full(9, 2.0), np.ones(9), np.array([0, 9])
+        curve = Curve(loss, norm, at, {"val_error": np.array([0.9, error])}, 9)
+        return measured(Point(number, 32, "adam", base_lr, seed=seed), verdict, curve, "val_error", 1.0)
+
+    finished = [seeded(s, 0.1, s, 0.1 + 0.1 * s) for s in range(3)]
+    finished += [seeded(3 + s, 0.4, s, 0.5, STABLE if s else DIVERGED) for s in range(3)]
+    [row] = summarize(finished)
+    cells = summary_cells(row, [])
+    assert cells["best value"] == "0.2 (0.1 to 0.3)"
+    assert cells["unstable_base_lr"] == "0.1 – 0.4 (1 of 3 trials)"
+    assert "Every configuration was trained with 3 seeds" in write(tmp_path / "three.html", finished)
+    assert "seeds" not in write(tmp_path / "one.html", finished[::3]).split("</table>")[0]
+
+
+def test_the_plan_counts_configurations_and_says_how_many_seeds() -> None:
+    study = parse(trials=6, seeds=3)
+    file = io.StringIO()
+    Console(file=file, width=140).print(plan_table(study, plan(study), {32: 0.001, 256: 0.002}))
+    assert file.getvalue().count("3 × 3 seeds") == 4
+    assert "9 s" in file.getvalue()  # 3 configurations × 3 seeds × 1000 updates × 1 ms
 
 
 def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:

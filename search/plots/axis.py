@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-from ..analysis import group_trials, in_order, ranked, readable, summarize, varied
+from ..analysis import group_trials, in_order, ranked, readable, summarize, trained, varied
 from ..trial import Group, Trial
 from .style import (
     BLUE,
@@ -101,7 +101,7 @@ def axis_info(
     values = [trial.point.values[axis] for trial in shown]
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
-    log_y, low, high = _scale([trial.best_value for trial in ranked(shown)])
+    log_y, low, high = _scale([trial.best_value for trial in shown if trained(trial)])
     return AxisInfo(
         axis=axis,
         objective=objective,
@@ -179,7 +179,7 @@ def _marks(
         number, value = trial.point.number, trial.point.values[axis]
         kind: Kind
         x = categories.index(value) + JITTER * _jitter(number) if categories else float(value)
-        if trial.feasible and math.isfinite(trial.best_value):
+        if trained(trial):
             y, kind = trial.best_value, ("best" if trial is best else "feasible")
         else:
             kind = "crashed" if trial.verdict.crashed else "infeasible"

@@ -36,7 +36,7 @@ ABOVE_COLOURS = (ORANGE, PURPLE, SKY)  # the next three learning rates above lr_
 class Line:
     """One training, thinned.
 
-    rank          0 for lr_star, 1, 2, 3 for the next learning rates above it, −1 for all others
+    rank          0 for lr_star, with all its seeds, 1, 2, 3 for the next learning rates above it, −1 for all others
     steps, loss   updates done before the loss was measured, and the loss
     """
 
@@ -83,13 +83,14 @@ def curves_info(
 
 def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -> CurvesPanel:
     ranking = ranked(trials)
+    best = ranking[0].point.configuration if ranking else ()
     above = sorted({trial.point.base_lr for trial in just_above(trials)})
     lines = []
     for trial in trials:
         if not len(trial.curve.loss):
             continue
         base_lr = trial.point.base_lr
-        rank = 0 if ranking and trial is ranking[0] else above.index(base_lr) + 1 if base_lr in above else -1
+        rank = 0 if trial.point.configuration == best else above.index(base_lr) + 1 if base_lr in above else -1
         text = hover(trial, objective)
         lines.append(
             Line(
