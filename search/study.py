@@ -150,6 +150,15 @@ class Space(_Axes):
     optimizer: _Optimizers  # type: ignore[valid-type]
 
 
+class Figure(_Strict):
+    """How the curves of a study are drawn."""
+
+    log_steps: Annotated[bool, Field(description="A logarithmic step axis, on which the first steps have room")] = False
+    sparse_every: Annotated[
+        int | None, Field(ge=2, description="Draw the losses once more, at every n-th step: what rare evaluation shows")
+    ] = None
+
+
 class Study(_Strict):
     """A validated study file. `name` is the file's stem."""
 
@@ -178,6 +187,7 @@ class Study(_Strict):
     prepend_warmup: bool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
     scientific: tuple[str, ...] = Field((), description="Axes whose effect is the question, besides the optimizer")
     space: Space
+    figure: Figure = Figure()
     source: str = Field("", exclude=True, repr=False, description="The file's text, comments and all")
 
     @field_validator("max_train_steps", "seed", "seeds", mode="before")
@@ -352,6 +362,8 @@ def _unknown_key(keys: list[str]) -> str:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
             known = [*COMMON, *RULES[optimizer].defaults]
+        case ["figure"]:
+            known = list(Figure.model_fields)
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from ..analysis import in_order, readable
@@ -23,6 +24,8 @@ BLUE, GREEN, VERMILLION, ORANGE, PURPLE, SKY = (
     "#CC79A7",
     "#56B4E9",
 )
+PALETTE = (VERMILLION, BLUE, ORANGE, GREEN, PURPLE, SKY)  # for lines in one panel, in this order
+LIGHTEST = 0.85  # of a colour scale: beyond it yellow fades into the paper
 INK, MUTED, PALE, GRID = "#222222", "#6B7280", "#AEB5BF", "#ECEEF1"
 FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 
@@ -122,6 +125,31 @@ def footnote(figure: go.Figure, text: str) -> None:
     figure.add_annotation(
         text="<br>".join(lines), x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top",
         yshift=-FOOT_SPACE + 10, showarrow=False, align="left", font={"size": 12, "color": MUTED},
+    )  # fmt: skip
+
+
+def scientific_label(group: Group) -> str:
+    """A group's scientific values, for a legend whose title names them."""
+    return ", ".join(readable(value) for _, value in group.scientific)
+
+
+def colours(choices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A colour for each choice of scientific values: dark to light along one numeric axis, else clearly different."""
+    values = [value for choice in choices for value in choice.values()]
+    ordered = len(values) == len(choices) and all(isinstance(value, int | float) for value in values)
+    if not ordered or len(choices) == 1:
+        return [PALETTE[i % len(PALETTE)] for i in range(len(choices))]
+    places = [LIGHTEST * i / (len(choices) - 1) for i in range(len(choices))]
+    return [str(colour) for colour in sample_colorscale("Viridis", places)]
+
+
+def right_legend(figure: go.Figure, title: str) -> None:
+    """The legend as a column at the right, where long names push nothing out of place."""
+    figure.update_layout(
+        legend={
+            "orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "top",
+            "title": {"text": escape(title), "font": {"size": 12}},
+        }
     )  # fmt: skip
 
 
