@@ -50,10 +50,10 @@ def summary_cells(row: GroupSummary, varied: Collection[str]) -> dict[str, str]:
         edge = f"{readable(last_feasible)} – {readable(unstable)}"
         headroom = _or_dash(row.headroom, "{:.2g} ×")
     if row.seeds > 1 and row.unstable_trials[1]:
-        edge += " ({} of {} trials)".format(*row.unstable_trials)
+        edge += " ({} of {})".format(*row.unstable_trials)
     best_value = readable(row.best_value) if row.best_point else "–"
     if row.seeds > 1 and row.best_values:
-        best_value += f" ({readable(min(row.best_values))} to {readable(max(row.best_values))})"
+        best_value += f" ({readable(min(row.best_values))} – {readable(max(row.best_values))})"
     held = "".join(f", {name} = {readable(value)}" for name, value in row.group.scientific)
     return {
         "group": row.group.label,

@@ -178,8 +178,8 @@ def test_several_seeds_show_their_mean_their_spread_and_their_share_at_the_edge(
     finished += [seeded(3 + s, 0.4, s, 0.5, STABLE if s else DIVERGED) for s in range(3)]
     [row] = summarize(finished)
     cells = summary_cells(row, [])
-    assert cells["best value"] == "0.2 (0.1 to 0.3)"
-    assert cells["unstable_base_lr"] == "0.1 – 0.4 (1 of 3 trials)"
+    assert cells["best value"] == "0.2 (0.1 – 0.3)"
+    assert cells["unstable_base_lr"] == "0.1 – 0.4 (1 of 3)"
     assert "Every configuration was trained with 3 seeds" in write(tmp_path / "three.html", finished)
     assert "seeds" not in write(tmp_path / "one.html", finished[::3]).split("</table>")[0]
 

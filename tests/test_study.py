@@ -43,6 +43,8 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"objectve": "x"}, "s.toml: objectve: unknown key; did you mean 'objective'?"),
         ({"workload": ...}, "s.toml: workload: is required"),
         ({"sampler": "haltn"}, "'halton', 'sobol', 'grid', 'random', 'tpe' or 'gp', got 'haltn'"),
+        ({"figure__sparse_every": 1}, "figure.sparse_every: should be greater than or equal to 2, got 1"),
+        ({"figure__log_step": True}, "figure.log_step: unknown key; did you mean 'log_steps'?"),
         ({"seeds": 0}, "seeds: should be greater than 0, got 0"),
         ({"seeds": [0, 1]}, "seeds: is never an axis (S8)"),
         ({"max_train_steps": [10, 100]}, "max_train_steps: is never an axis (S8)"),
