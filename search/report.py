@@ -49,7 +49,7 @@ from .trial import Trial
 
 PLAIN = Figure()
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG
+PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one is as wide as two
 PANEL_WIDTH, MARGIN_WIDTH = 300, 160  # pixels: narrower figures scroll instead of shrinking
 SUMMARY_COLUMNS = (
     "group", "trials", "infeasible", "crashed", "near lr_star", "lr_star", "unstable_base_lr", "headroom",
@@ -223,7 +223,7 @@ def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
     for picture in found:
         try:
             image = picture.figure.to_image(
-                "png", width=MARGIN_WIDTH + PICTURE_WIDTH * picture.columns, scale=PIXELS_PER_UNIT
+                "png", width=MARGIN_WIDTH + PICTURE_WIDTH * max(picture.columns, 2), scale=PIXELS_PER_UNIT
             )
         except (ValueError, RuntimeError, ImportError) as error:
             raise UserError(

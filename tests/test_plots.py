@@ -312,6 +312,7 @@ def test_a_group_without_a_feasible_trial_shows_its_infeasible_one_at_the_lowest
     lost = [trial(n, lr, outcome="diverged", measured=curve()) for n, lr in enumerate((0.4, 0.2, 0.8))]
     info = norms_info(lost)
     assert [panel.number for panel in info.panels] == [1]
+    assert sum(trace.marker.symbol == "x-thin" for trace in norms_figure(info).data) == 1
     assert any("trial 1 (diverged)" in note.text for note in norms_figure(info).layout.annotations)
     assert norms_info([trial(0, 0.1, outcome="crashed")]).panels == ()
 
@@ -322,6 +323,7 @@ def test_groups_of_one_optimizer_share_the_scale_of_norms_and_thresholds() -> No
     assert info.scale == (0.1, pytest.approx(3.3))  # the smaller threshold, the largest norm: 1 + 2.3
     figure = norms_figure(info)
     assert figure.layout.yaxis.range == figure.layout.yaxis3.range
+    assert figure.layout.xaxis.range == figure.layout.xaxis3.range
     assert norms_info([*thresholds, trial(2, 0.1, 0.1, measured=curve(), optimizer="adam")]).scale is None
 
 
@@ -406,10 +408,19 @@ def test_losses_are_laid_over_one_another_where_nothing_is_tuned() -> None:
     assert (line.seed, line.infeasible, line.sparse_steps) == (1, True, (0, 50, 100, 150))
     assert line.sparse_loss == tuple(FALLING[::50])
     figure = loss_figure(info)
-    assert sum(trace.mode == "lines" for trace in figure.data) == 4
+    assert sum(trace.mode == "lines" for trace in figure.data) == 8  # every step, and the running median
     assert sum(trace.mode == "lines+markers" for trace in figure.data) == 4
     assert [trace.name for trace in figure.data if trace.showlegend] == ["post", "pre"]
     assert "4 trials, 2 seeds per colour" in figure.layout.annotations[-1].text
+
+
+@given(st.integers(20, 160), st.floats(1, 1e6))
+def test_the_running_median_ignores_one_spike_that_the_thin_line_keeps(at: int, height: float) -> None:
+    loss = np.full(STEPS, 1.0)
+    loss[at] += height
+    [group] = loss_info([trial(0, 0.1, 0.1, measured=curve(loss))], []).groups
+    assert max(group.lines[0].typical_loss) == 1.0
+    assert max(group.lines[0].loss) == 1.0 + height
 
 
 def test_a_trial_without_a_curve_is_counted_under_the_losses() -> None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ..analysis import group_trials, repetitions
-from ..trial import Group, Trial
+from ..trial import Curve, Group, Trial
 from .curves import OUT_OF_FRAME, frame
 from .style import (
     MUTED,
@@ -26,15 +27,19 @@ from .style import (
 )
 from .thin import thin
 
+TYPICAL_SHARE = 0.02  # of the planned updates: the window of the running median that stands out of minibatch noise
+
 
 @dataclass(frozen=True)
 class LossLine:
-    """One trial, every step of it (thinned) and every `sparse_every`-th; `ended` if it is infeasible."""
+    """One trial: every step of it (thinned), the running median where it is long, and every `sparse_every`-th step."""
 
     seed: int
     infeasible: bool
     steps: tuple[int, ...]
     loss: tuple[float, ...]
+    typical_steps: tuple[int, ...]
+    typical_loss: tuple[float, ...]
     sparse_steps: tuple[int, ...]
     sparse_loss: tuple[float, ...]
 
@@ -97,9 +102,25 @@ def _line(trial: Trial, log_steps: bool, sparse_every: int) -> LossLine:
         trial.point.seed,
         trial.verdict.infeasible,
         *thin(loss, log_steps),
+        *_typical(trial.curve, log_steps),
         tuple(seen.tolist()),
         tuple(loss[seen].tolist()),
     )
+
+
+def _typical(curve: Curve, log_steps: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The median over TYPICAL_SHARE of the planned updates around each step, thinned.
+
+    Within half a window of either end the losses themselves, so that a start and a blow-up stay as they were.
+    Empty where the window is less than three steps, too short to need a median.
+    """
+    half = int(TYPICAL_SHARE * curve.total_steps) // 2
+    if half < 1:
+        return (), ()
+    typical = curve.loss.copy()
+    if len(typical) > 2 * half:
+        typical[half:-half] = np.median(sliding_window_view(curve.loss, 2 * half + 1), axis=1)
+    return thin(typical, log_steps)
 
 
 # --- drawing -----------------------------------------------------------------------------------------------
@@ -114,8 +135,13 @@ def loss_figure(info: LossInfo) -> go.Figure:
         titles[row, 1] = panel_title(label, "every step")
         if info.sparse_every:
             titles[row, 2] = panel_title("", f"the same runs, every {info.sparse_every}th step")
+    names = ", ".join(name for name, _ in info.groups[0].group.scientific)
+    long = any(line.typical_steps for one in info.groups for line in one.lines)
     figure = panel_figure(
-        "Training loss", "one line per seed; a cross ends what did not train; dashed: a constant predictor", titles
+        f"Training loss, by {escape(names)}",
+        ("thin: every step of every seed; bold: median around each step; " if long else "one line per seed; ")
+        + "a cross ends what did not train; dashed: a constant predictor",
+        titles,
     )
     styles = list(dict.fromkeys(one.group.scientific for one in info.groups))
     shades = dict(zip(styles, colours([dict(scientific) for scientific in styles]), strict=True))
@@ -137,7 +163,7 @@ def loss_figure(info: LossInfo) -> go.Figure:
         f"{sum(len(one.lines) for one in info.groups)} trials, {seeds} seed{'s' * (seeds != 1)} per colour"
         + (f"; no curve of {missing} more" if missing else ""),
     )
-    right_legend(figure, ", ".join(name for name, _ in info.groups[0].group.scientific))
+    right_legend(figure, names)
     return figure
 
 
@@ -146,17 +172,27 @@ def _traces(line: LossLine, info: LossInfo, colour: str, sparse: bool) -> list[g
     steps, loss = (line.sparse_steps, line.sparse_loss) if sparse else (line.steps, line.loss)
     x = np.array(steps) + info.log_steps
     y = np.clip(loss, low if info.log_loss else None, OUT_OF_FRAME * high)
+    long = bool(line.typical_steps) and not sparse
     traces = [
         go.Scatter(
             x=x,
             y=y,
             mode="lines+markers" if sparse else "lines",
-            line={"color": colour, "width": 1.5},
+            line={"color": colour, "width": 1 if long else 1.5},
             marker={"size": 6},
-            opacity=0.85,
+            opacity=0.3 if long else 0.85,
             hovertemplate=f"seed {line.seed}, step %{{x}}, loss %{{y:.3g}}<extra></extra>",
         )
     ]
+    if long:
+        typical = go.Scatter(
+            x=np.array(line.typical_steps) + info.log_steps,
+            y=np.clip(line.typical_loss, low if info.log_loss else None, OUT_OF_FRAME * high),
+            mode="lines",
+            line={"color": colour, "width": 2.5},
+            hoverinfo="skip",
+        )
+        traces.insert(0, typical)  # first: the legend shows it
     if line.infeasible and len(x):
         traces.append(
             go.Scatter(

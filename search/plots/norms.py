@@ -57,7 +57,7 @@ class NormsInfo:
     """Gradient norms of one trial of each group; `missing` names the groups that have none to show.
 
     scale   lowest and highest norm or threshold of all panels, if they are of one optimizer and batch size
-            and so can be compared; else None, and every panel has its own
+            and so can be compared, also step by step; else None, and every panel has its own
     """
 
     panels: tuple[NormsPanel, ...]
@@ -146,7 +146,10 @@ def norms_figure(info: NormsInfo) -> go.Figure:
         low, high = info.scale or (min(_marks(panel)), max(_marks(panel)))
         figure.update_yaxes(row=row, **log_axis(low / 1.1, high * 1.1))
         figure.update_yaxes(row=row, col=2, showticklabels=False)
-        figure.update_xaxes(row=row, col=1, range=[-0.02 * panel.steps[-1], 1.02 * panel.steps[-1]])
+        last = max(one.steps[-1] for one in info.panels) if info.scale else panel.steps[-1]
+        figure.update_xaxes(row=row, col=1, range=[-0.02 * last, 1.02 * last])
+        if panel.outcome != "feasible":
+            figure.add_trace(_end(panel), row=row, col=1)
         figure.update_xaxes(row=row, col=2, range=[0, 1.05 * max(panel.counts)], nticks=4)
     figure.update_yaxes(col=1, title_text="gradient norm")
     figure.update_xaxes(row=max(1, len(info.panels)), col=1, title_text="step")
@@ -176,6 +179,19 @@ def _line(panel: NormsPanel) -> go.Scatter:
         line={"color": BLUE, "width": 1},
         showlegend=False,
         hovertemplate="step %{x}, norm %{y:.3g}<extra></extra>",
+    )
+
+
+def _end(panel: NormsPanel) -> go.Scatter:
+    """A cross where an infeasible training ended."""
+    return go.Scatter(
+        x=panel.steps[-1:],
+        y=panel.norms[-1:],
+        mode="markers",
+        marker={"symbol": "x-thin", "size": 11, "line": {"width": 2.5, "color": BLUE}},
+        showlegend=False,
+        cliponaxis=False,
+        hoverinfo="skip",
     )
 
 

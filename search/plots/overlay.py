@@ -132,9 +132,10 @@ def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
 def overlay_figure(info: OverlayInfo) -> go.Figure:
     """The figure: lines through the means, small marks for the seeds, crosses on a rail for what did not train."""
     places = _places(info)
+    names = ", ".join(name for name, _ in info.lines[0].group.scientific)
     rows = sorted({(place, group.optimizer, group.batch_size) for group, place in places.items()})
     figure = panel_figure(
-        f"Best {escape(info.objective)} against base_lr",
+        f"Best {escape(info.objective)} against base_lr, by {escape(names)}",
         "line: mean over seeds; star: lr_star; a cross on the rail: a seed that did not train, and the line ends",
         {place: panel_title(f"batch size {batch_size}, {optimizer}", "") for place, optimizer, batch_size in rows},
     )
@@ -151,7 +152,6 @@ def overlay_figure(info: OverlayInfo) -> go.Figure:
             figure.add_trace(trace, row=row, col=column)
         named.add(style)
     _draw_axes(figure, info, places, head)
-    names = ", ".join(name for name, _ in info.lines[0].group.scientific)
     footnote(figure, _footnote(info))
     right_legend(figure, names)
     return figure
