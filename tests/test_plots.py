@@ -448,4 +448,5 @@ def test_linear_ticks_are_few_and_inside(low: float, span: float) -> None:
 
 def test_log_ticks_are_1_2_5_over_few_decades_and_powers_over_many() -> None:
     assert log_ticks(0.01, 0.3) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2])
+    assert log_ticks(1.6, 8.0) == [2, 4, 6, 8]
     assert log_ticks(1e-5, 1) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1])

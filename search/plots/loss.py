@@ -111,8 +111,8 @@ def _line(trial: Trial, log_steps: bool, sparse_every: int) -> LossLine:
 def _typical(curve: Curve, log_steps: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The median over TYPICAL_SHARE of the planned updates around each step, thinned.
 
-    Within half a window of either end the losses themselves, so that a start and a blow-up stay as they were.
-    Empty where the window is less than three steps, too short to need a median.
+    Within half a window of the start, and of the end of a training that was stopped, the losses themselves, so that
+    a blow-up stays as it was. Empty where the window is less than three steps, too short to need a median.
     """
     half = int(TYPICAL_SHARE * curve.total_steps) // 2
     if half < 1:
@@ -120,6 +120,8 @@ def _typical(curve: Curve, log_steps: bool) -> tuple[tuple[int, ...], tuple[floa
     typical = curve.loss.copy()
     if len(typical) > 2 * half:
         typical[half:-half] = np.median(sliding_window_view(curve.loss, 2 * half + 1), axis=1)
+        if len(typical) == curve.total_steps:
+            typical[-half:] = typical[-half - 1]
     return thin(typical, log_steps)
 
 
