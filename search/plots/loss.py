@@ -15,6 +15,7 @@ from ..trial import Curve, Group, Trial
 from .curves import OUT_OF_FRAME, frame
 from .style import (
     MUTED,
+    SEPARATOR,
     colours,
     escape,
     footnote,
@@ -137,7 +138,7 @@ def loss_figure(info: LossInfo) -> go.Figure:
         titles[row, 1] = panel_title(label, "every step")
         if info.sparse_every:
             titles[row, 2] = panel_title("", f"the same runs, every {info.sparse_every}th step")
-    names = ", ".join(name for name, _ in info.groups[0].group.scientific)
+    names = SEPARATOR.join(name for name, _ in info.groups[0].group.scientific)
     long = any(line.typical_steps for one in info.groups for line in one.lines)
     figure = panel_figure(
         f"Training loss, by {escape(names)}",

@@ -14,6 +14,7 @@ from ..trial import Group, Trial
 from .axis import FOOT, HEAD, at_height, scale
 from .style import (
     MUTED,
+    SEPARATOR,
     colours,
     escape,
     footnote,
@@ -132,7 +133,7 @@ def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
 def overlay_figure(info: OverlayInfo) -> go.Figure:
     """The figure: lines through the means, small marks for the seeds, crosses on a rail for what did not train."""
     places = _places(info)
-    names = ", ".join(name for name, _ in info.lines[0].group.scientific)
+    names = SEPARATOR.join(name for name, _ in info.lines[0].group.scientific)
     rows = sorted({(place, group.optimizer, group.batch_size) for group, place in places.items()})
     figure = panel_figure(
         f"Best {escape(info.objective)} against base_lr, by {escape(names)}",

@@ -33,6 +33,7 @@ PANEL_HEIGHT, ONE_PANEL_HEIGHT = 300, 380  # pixels
 TITLE_SPACE, PANEL_GAP, FOOT_SPACE, FOOT_LINE, LEGEND_AT = 115, 105, 60, 18, 46  # pixels
 COLUMN_GAP = 0.06  # of the figure's width
 HOVER_WIDTH, FOOT_WIDTH = 70, 150  # characters
+SEPARATOR = " · "  # between scientific values and between their names: a value may hold commas
 FEWEST_TICKS = 3  # of an axis that can be read
 TICK_DECADES = 3.0  # over more, an axis is marked at powers of ten alone
 
@@ -131,7 +132,7 @@ def footnote(figure: go.Figure, text: str) -> None:
 
 def scientific_label(group: Group) -> str:
     """A group's scientific values, for a legend whose title names them."""
-    return ", ".join(readable(value) for _, value in group.scientific)
+    return SEPARATOR.join(readable(value) for _, value in group.scientific)
 
 
 def colours(choices: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -194,7 +195,7 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 × 10^k within [low, high]; powers of ten alone over more than three decades, round numbers in a fraction."""
+    """1, 2, 5 × 10^k within [low, high]; powers of ten over more than three decades, round numbers in part of one."""
     factors = (1, 2, 5) if math.log10(high / low) <= TICK_DECADES else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [factor * 10.0**k for k in exponents for factor in factors]
