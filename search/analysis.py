@@ -157,7 +157,11 @@ def repetitions(trials: Iterable[Trial]) -> list[list[Trial]]:
     for trial in trials:
         if not trial.verdict.crashed:
             found.setdefault(trial.point.configuration, []).append(trial)
-    return [sorted(seeds, key=lambda trial: (trial.point.seed, trial.point.number)) for seeds in found.values()]
+
+    def place(trial: Trial) -> tuple[float, ...]:
+        return trial.point.seed, trial.point.number, trial.best_value
+
+    return [sorted(seeds, key=place) for seeds in found.values()]
 
 
 def mean_value(seeds: Sequence[Trial]) -> float:
