@@ -2,6 +2,10 @@
 
 Pure functions of `list[Trial]`. The objective is minimized. Crashed trials are no evidence and count
 only as crashed; infeasible trials are evidence and never move lr_star.
+
+Where a study repeats its configurations with several seeds, a configuration is as good as the mean of its
+seeds, and it is infeasible as soon as one of them is: the edge of stability is random, and a learning rate
+that trains only with some luck is beyond it.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from .trial import Group, Point, Trial, group_of
@@ -29,24 +34,32 @@ GroupVerdict = Literal["unstable at the edge", "boundary", "stable", "no feasibl
 class GroupSummary:
     """One row of the results.
 
-    lr_star            base_lr of the best feasible trial; nan if there is none
+    lr_star            base_lr of the best feasible configuration; nan if there is none
     unstable_base_lr   (largest base_lr known feasible, smallest infeasible one above lr_star): the edge
                        lies between. The second is inf if nothing above lr_star is infeasible; the first
                        is 0 if nothing is feasible
+    unstable_trials    (infeasible, judged) trials at that smallest infeasible base_lr; (0, 0) if there is none
     good_region        feasible trials whose base_lr is within half a decade of lr_star (S5)
+    best_values        best value of each seed of the best configuration, in the order of the seeds
+    best_value         their mean; inf if nothing is feasible
+    best_step, best_point   of its best seed
+    seeds              the most that any configuration has
     """
 
     group: Group
     lr_star: float
     unstable_base_lr: tuple[float, float]
+    unstable_trials: tuple[int, int]
     trials: int
     feasible: int
     infeasible: int
     crashed: int
     good_region: int
+    best_values: tuple[float, ...]
     best_value: float
     best_step: int
     best_point: Point | None
+    seeds: int
     verdict: GroupVerdict
 
     @property
@@ -66,9 +79,11 @@ class GroupSummary:
         return self.good_region / self.feasible if self.feasible else math.nan
 
     def record(self) -> dict[str, Any]:
-        """Plain values for summary.json, the derived ones among them."""
+        """Plain values for summary.json, the derived ones among them; what is about seeds only if there are several."""
         values = asdict(self)
         group = values.pop("group")
+        if self.seeds == 1:
+            del values["seeds"], values["best_values"], values["unstable_trials"]
         derived = ("headroom", "infeasible_fraction", "good_region_fraction")
         return (
             {**group, "scientific": dict(self.group.scientific)}
@@ -131,14 +146,49 @@ def group_trials(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> dic
     return {group: groups[group] for group in sorted(groups, key=place)}
 
 
+def trained(trial: Trial) -> bool:
+    """Whether a trial is feasible and its objective was finite at least once."""
+    return trial.feasible and math.isfinite(trial.best_value)
+
+
+def repetitions(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials by configuration, in the order of their seeds; crashed ones, which are no evidence, left out."""
+    found: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
+    for trial in trials:
+        if not trial.verdict.crashed:
+            found.setdefault(trial.point.configuration, []).append(trial)
+
+    def place(trial: Trial) -> tuple[float, ...]:
+        return trial.point.seed, trial.point.number, trial.best_value
+
+    return [sorted(seeds, key=place) for seeds in found.values()]
+
+
+def mean_value(seeds: Sequence[Trial]) -> float:
+    """The mean best value over the seeds of one configuration."""
+    return fmean(trial.best_value for trial in seeds)
+
+
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """The feasible trials, best first; on a tie the smaller base_lr, which is farther from the edge."""
-    usable = [trial for trial in trials if trial.feasible and math.isfinite(trial.best_value)]
-    return sorted(usable, key=lambda trial: (trial.best_value, trial.point.base_lr, trial.point.number))
+    """The best seed of every feasible configuration, in the order of the configurations' mean values.
+
+    On a tie the smaller base_lr comes first, which is farther from the edge.
+    """
+    return [_best_seed(seeds) for seeds in _ranking(trials)]
+
+
+def _ranking(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The feasible configurations, best mean first."""
+    usable = [seeds for seeds in repetitions(trials) if all(map(trained, seeds))]
+    return sorted(usable, key=lambda seeds: (mean_value(seeds), seeds[0].point.base_lr, seeds[0].point.number))
+
+
+def _best_seed(seeds: Sequence[Trial]) -> Trial:
+    return min(seeds, key=lambda trial: (trial.best_value, trial.point.number))
 
 
 def best_few(trials: Iterable[Trial]) -> list[Trial]:
-    """The best 3 or the best 10 % of the feasible trials, whichever is more (S4)."""
+    """Of the feasible configurations, the best 3 or the best 10 %, whichever is more: their best seeds (S4)."""
     ranking = ranked(trials)
     return ranking[: max(BEST_FEW, math.ceil(BEST_SHARE * len(ranking)))]
 
@@ -179,22 +229,27 @@ def summarize(
 
 
 def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSummary:
-    ranking = ranked(trials)
-    best = ranking[0] if ranking else None
+    best_seeds = next(iter(_ranking(trials)), [])
+    best = _best_seed(best_seeds) if best_seeds else None
     lr_star = best.point.base_lr if best else math.nan
     low, high = lr_star / GOOD_REGION, lr_star * GOOD_REGION
+    edge = unstable_interval(trials)
+    at_edge = [trial for trial in trials if trial.point.base_lr == edge[1] and not trial.verdict.crashed]
     return GroupSummary(
         group=group,
         lr_star=lr_star,
-        unstable_base_lr=unstable_interval(trials),
+        unstable_base_lr=edge,
+        unstable_trials=(sum(trial.verdict.infeasible for trial in at_edge), len(at_edge)),
         trials=len(trials),
         feasible=sum(trial.feasible for trial in trials),
         infeasible=sum(trial.verdict.infeasible for trial in trials),
         crashed=sum(trial.verdict.crashed for trial in trials),
         good_region=sum(low <= trial.point.base_lr <= high for trial in trials if trial.feasible),
-        best_value=best.best_value if best else math.inf,
+        best_values=tuple(trial.best_value for trial in best_seeds),
+        best_value=mean_value(best_seeds) if best_seeds else math.inf,
         best_step=best.best_step if best else 0,
         best_point=best.point if best else None,
+        seeds=max((len({trial.point.seed for trial in seeds}) for seeds in repetitions(trials)), default=1),
         verdict=_group_verdict(group, trials, space),
     )
 

@@ -136,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
 
     run = command("run", _run, "Run studies, or go on with them where they stopped, in one pool of worker processes.")
+    check.epilog = run.epilog = (
+        "A study's `trials` counts configurations per batch size; with `seeds = 3` each is trained three times."
+    )
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     run.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per core)")
     run.add_argument("--threads", type=_positive, metavar="N", help="torch threads per worker (default: measured)")

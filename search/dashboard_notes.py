@@ -85,12 +85,12 @@ def _cells(row: GroupSummary) -> tuple[str, ...]:
     none = "–"
     return (
         _name(row.group),
-        readable(row.lr_star) if row.feasible else none,
+        readable(row.lr_star) if row.best_point else none,
         f"{readable(last_feasible)} – {readable(unstable)}" if seen else f"> {readable(last_feasible)}",
-        f"{readable(row.headroom)} ×" if row.feasible and seen else none,
+        f"{readable(row.headroom)} ×" if row.best_point and seen else none,
         none if math.isnan(row.infeasible_fraction) else f"{row.infeasible_fraction:.0%}",
-        readable(row.best_value) if row.feasible else none,
-        str(row.best_step) if row.feasible else none,
+        readable(row.best_value) if row.best_point else none,
+        str(row.best_step) if row.best_point else none,
         f"**{row.verdict}**",
     )
 

@@ -46,7 +46,8 @@ class Progress:
 
     def plan(self, study: Study, points: int) -> None:
         """The number of trials known so far, or planned in all."""
-        self._bars.update(self._tasks[study.name], total=max(points, (study.trials or 0) * len(study.batch_sizes)))
+        planned = (study.trials or 0) * study.seeds * len(study.batch_sizes)
+        self._bars.update(self._tasks[study.name], total=max(points, planned))
 
     def finished(self, study: Study, trial: Trial) -> None:
         counts = self._counts[study.name]

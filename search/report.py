@@ -31,17 +31,25 @@ from .flags import checkpoint_note, curve_flags
 from .plots import (
     axis_figure,
     axis_info,
+    comparable,
     curves_figure,
     curves_info,
+    loss_figure,
+    loss_info,
     norms_figure,
     norms_info,
+    overlay_figure,
+    overlay_info,
+    untuned,
 )
 from .storage import Store, read_trials
+from .study import Figure
 from .tables import summary_cells
 from .trial import Trial
 
+PLAIN = Figure()
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG
+PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one is as wide as two
 PANEL_WIDTH, MARGIN_WIDTH = 300, 160  # pixels: narrower figures scroll instead of shrinking
 SUMMARY_COLUMNS = (
     "group", "trials", "infeasible", "crashed", "near lr_star", "lr_star", "unstable_base_lr", "headroom",
@@ -84,9 +92,11 @@ def build_report(store: Store, png: bool = False) -> Path:
         space=study.ranges,
         scientific=study.scientific_names,
         environment=json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else None,
+        figure=study.figure,
     )
     if png:
-        write_pictures(store.folder / "plots", pictures(trials, study.objective, log_axes, study.scientific_names))
+        found = pictures(trials, study.objective, log_axes, study.scientific_names, study.figure)
+        write_pictures(store.folder / "plots", found)
     return path
 
 
@@ -102,7 +112,7 @@ def write_report(
     scientific: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
-    log_steps: bool = False,
+    figure: Figure = PLAIN,
 ) -> None:
     """Write the report of a study's finished trials to `path`, all of it or nothing.
 
@@ -119,8 +129,9 @@ def write_report(
         counts=_counts(trials),
         summaries=[_summary_row(row, varied(trials)) for row in summaries],
         summary_columns=SUMMARY_COLUMNS,
+        seeds=max((row.seeds for row in summaries), default=1),
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
-        sections=_sections(pictures(trials, objective, log_axes, scientific, log_steps)),
+        sections=_sections(pictures(trials, objective, log_axes, scientific, figure)),
         trial_columns=["number", *names, *OUTCOMES],
         text_columns=TEXT_COLUMNS,
         trials=[_trial_row(trial, names) for trial in trials],
@@ -177,13 +188,20 @@ def pictures(
     objective: str,
     log_axes: Collection[str],
     scientific: Sequence[str] = (),
-    log_steps: bool = False,
+    figure: Figure = PLAIN,
 ) -> list[Picture]:
     """Every figure about some trials, in the order of the report."""
     if not trials:
         return []
     batch_sizes = len({trial.point.batch_size for trial in trials})
-    found = [
+    found = []
+    if comparable(trials, scientific):
+        overlay = overlay_figure(overlay_info(trials, objective, scientific))
+        found.append(Picture("Comparison", "comparison", overlay, 2 * batch_sizes))
+    if untuned(trials, scientific):
+        losses = loss_info(trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0)
+        found.append(Picture("Comparison", "training_loss", loss_figure(losses), 2))
+    found += [
         Picture(
             "Axis plots",
             f"axis_{axis}",
@@ -192,7 +210,7 @@ def pictures(
         )
         for axis in sorted(varied(trials), key=lambda axis: axis != "base_lr")
     ]
-    curves = curves_info(trials, objective, log_steps=log_steps, scientific=scientific)
+    curves = curves_info(trials, objective, log_steps=figure.log_steps, scientific=scientific)
     found.append(Picture("Training curves", "training_curves", curves_figure(curves), batch_sizes))
     norms = norms_info(trials, scientific=scientific)
     if norms.panels:
@@ -205,7 +223,7 @@ def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
     for picture in found:
         try:
             image = picture.figure.to_image(
-                "png", width=MARGIN_WIDTH + PICTURE_WIDTH * picture.columns, scale=PIXELS_PER_UNIT
+                "png", width=MARGIN_WIDTH + PICTURE_WIDTH * max(picture.columns, 2), scale=PIXELS_PER_UNIT
             )
         except (ValueError, RuntimeError, ImportError) as error:
             raise UserError(

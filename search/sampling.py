@@ -2,7 +2,8 @@
 
 Every group (batch size, optimizer, scientific values) gets an equal share of the trials and a sequence of its
 own, seeded by the study's seed and the group's name. Point n of a batch size is the next one of group
-n mod G, so a study that is given more trials later keeps the points it has.
+n mod G, so a study that is given more trials later keeps the points it has. With several seeds what is drawn
+are configurations: number n becomes the points n · seeds + i, i < seeds, which differ in their seed alone.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -38,14 +40,14 @@ class Told:
 
 def plan(study: Study) -> list[Point]:
     """Every point of a non-adaptive study, in the order of training; the same list on every call."""
-    return [point for batch_size in study.batch_sizes for point in _plan(study, batch_size)]
+    return _repeated(study, (point for batch_size in study.batch_sizes for point in _plan(study, batch_size)))
 
 
 def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
     """The points that can be trained now, given the finished trials; those already trained are among them.
 
-    A non-adaptive study has them all from the start. TPE and GP propose ROUND points of each group when all
-    points of its earlier rounds are told, so what they propose depends on the results alone, not on the
+    A non-adaptive study has them all from the start. TPE and GP propose ROUND configurations of each group when
+    all seeds of its earlier rounds are told, so what they propose depends on the results alone, not on the
     number of workers or on interruptions.
     """
     if study.sampler not in ADAPTIVE:
@@ -56,7 +58,7 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
         assert study.trials is not None  # for every sampler but grid (Study.problems)
         for index, group in enumerate(groups):
             numbers = range(index, study.trials, len(groups))
-            known = {t.point.number: t for t in told if t.point.batch_size == batch_size}
+            known = _configurations(study, [t for t in told if t.point.batch_size == batch_size])
             for start in range(0, len(numbers), ROUND):
                 earlier, now = numbers[:start], numbers[start : start + ROUND]
                 if not all(number in known for number in earlier):
@@ -66,7 +68,35 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
                     continue
                 proposals = _propose(study, group, [known[number] for number in earlier], len(now))
                 points += [_point(study, group, n, values) for n, values in zip(now, proposals, strict=True)]
-    return points
+    return _repeated(study, points)
+
+
+def _repeated(study: Study, configurations: Iterable[Point]) -> list[Point]:
+    """The points of numbered configurations: each with every seed."""
+    return [
+        replace(point, number=point.number * study.seeds + i, seed=point.seed + i)
+        for point in configurations
+        for i in range(study.seeds)
+    ]
+
+
+def _configurations(study: Study, told: Iterable[Told]) -> dict[int, Told]:
+    """The inverse of _repeated: configurations of one batch size, all of whose seeds are told, by number.
+
+    Told of one is the mean of its values; it diverged as soon as its first seed did.
+    """
+    seeds: dict[int, list[Told]] = {}
+    for one in told:
+        seeds.setdefault(one.point.number // study.seeds, []).append(one)
+    return {
+        number: Told(
+            replace(each[0].point, number=number, seed=study.seed),
+            value=fmean(one.value for one in each),
+            diverged=max(one.diverged for one in each),
+        )
+        for number, each in seeds.items()
+        if len(each) == study.seeds
+    }
 
 
 def _plan(study: Study, batch_size: int) -> list[Point]:

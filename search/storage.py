@@ -114,7 +114,7 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     """Make or reopen a study's results folder and its Optuna studies.
 
     Raises UserError if the folder cannot be written, or if it holds results of a different study file; the
-    message then shows what changed. `trials` may grow and `question` may change: the points stay the same.
+    message then shows what changed. `trials` may grow, `question` and [figure] may change: the points stay the same.
     """
     folder = results / study.name
     try:
@@ -181,7 +181,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
-        if was == is_now or key == "question" or (key == "trials" and was != "(absent)" and is_now > was):
+        free = key == "question" or key.startswith("figure.")
+        if was == is_now or free or (key == "trials" and was != "(absent)" and is_now > was):
             continue
         lines.append(f"{key}: was {was}, is {is_now}")
     return lines

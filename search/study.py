@@ -150,6 +150,15 @@ class Space(_Axes):
     optimizer: _Optimizers  # type: ignore[valid-type]
 
 
+class Figure(_Strict):
+    """How the curves of a study are drawn."""
+
+    log_steps: Annotated[bool, Field(description="A logarithmic step axis, on which the first steps have room")] = False
+    sparse_every: Annotated[
+        int | None, Field(ge=2, description="Draw the losses once more, at every n-th step: what rare evaluation shows")
+    ] = None
+
+
 class Study(_Strict):
     """A validated study file. `name` is the file's stem."""
 
@@ -162,9 +171,12 @@ class Study(_Strict):
     objective: str = Field(description="A metric that evaluate() returns; minimized")
     max_train_steps: PositiveInt = Field(description="Optimizer updates of the baseline schedule")
     batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    trials: PositiveInt | None = Field(None, description="Trials per batch size; the grid sampler counts its own")
+    trials: PositiveInt | None = Field(
+        None, description="Configurations per batch size, each trained with every seed; the grid sampler counts its own"
+    )
     sampler: Sampler = "halton"
     seed: Annotated[int, Field(ge=0)] = 0
+    seeds: PositiveInt = Field(1, description="Trials of each configuration, with seed, seed + 1, ... (S9)")
     evaluations: PositiveInt = Field(50, description="Evaluations per trial, at regular step intervals")
     accumulation: PositiveInt = Field(
         1, description="Passes whose gradients are averaged for one update; batch sizes count examples per update"
@@ -175,9 +187,10 @@ class Study(_Strict):
     prepend_warmup: bool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
     scientific: tuple[str, ...] = Field((), description="Axes whose effect is the question, besides the optimizer")
     space: Space
+    figure: Figure = Figure()
     source: str = Field("", exclude=True, repr=False, description="The file's text, comments and all")
 
-    @field_validator("max_train_steps", "seed", mode="before")
+    @field_validator("max_train_steps", "seed", "seeds", mode="before")
     @classmethod
     def _never_an_axis(cls, value: object) -> object:
         if isinstance(value, list | dict):
@@ -336,7 +349,7 @@ def _explain(detail: Any) -> str:
 
 def _unknown_key(keys: list[str]) -> str:
     *parents, key = keys
-    if key in ("max_train_steps", "seed"):
+    if key in ("max_train_steps", "seed", "seeds"):
         return "is never an axis (S8): it stands at the top of the file, with one value"
     if key in ("batch_size", "batch_sizes"):
         return "every batch size is tuned on its own (R20): list them in batch_sizes at the top of the file"
@@ -349,6 +362,8 @@ def _unknown_key(keys: list[str]) -> str:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
             known = [*COMMON, *RULES[optimizer].defaults]
+        case ["figure"]:
+            known = list(Figure.model_fields)
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)

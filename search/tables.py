@@ -49,6 +49,11 @@ def summary_cells(row: GroupSummary, varied: Collection[str]) -> dict[str, str]:
     else:
         edge = f"{readable(last_feasible)} – {readable(unstable)}"
         headroom = _or_dash(row.headroom, "{:.2g} ×")
+    if row.seeds > 1 and row.unstable_trials[1]:
+        edge += " ({} of {})".format(*row.unstable_trials)
+    best_value = readable(row.best_value) if row.best_point else "–"
+    if row.seeds > 1 and row.best_values:
+        best_value += f" ({readable(min(row.best_values))} – {readable(max(row.best_values))})"
     held = "".join(f", {name} = {readable(value)}" for name, value in row.group.scientific)
     return {
         "group": row.group.label,
@@ -57,12 +62,12 @@ def summary_cells(row: GroupSummary, varied: Collection[str]) -> dict[str, str]:
         "trials": str(row.trials),
         "infeasible": _or_dash(row.infeasible_fraction, "{:.0%}"),
         "crashed": str(row.crashed),
-        "near lr_star": f"{row.good_region} ({row.good_region_fraction:.0%})" if row.feasible else "–",
+        "near lr_star": f"{row.good_region} ({row.good_region_fraction:.0%})" if row.best_point else "–",
         "lr_star": _or_dash(row.lr_star),
         "unstable_base_lr": edge,
         "headroom": headroom,
-        "best value": readable(row.best_value) if row.feasible else "–",
-        "at step": str(row.best_step) if row.feasible else "–",
+        "best value": best_value,
+        "at step": str(row.best_step) if row.best_point else "–",
         "best point": "–" if row.best_point is None else _in_words(row.best_point, row.group, varied),
         "verdict": row.verdict,
     }
@@ -102,13 +107,19 @@ def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[
             f"{name} {_axis_in_words(axis)}" for name, axis in axes.items() if isinstance(axis, Range) or len(axis) > 1
         ]
         updates = [total_steps(point, study.max_train_steps, study.prepend_warmup) for point in members]
-        trials = len(members)
+        trials = len(members) // study.seeds
         if study.sampler in ADAPTIVE and study.trials is not None:
             trials = math.ceil(study.trials / len(study.groups(group.batch_size)))
-        seconds = sum(updates) / len(updates) * trials * seconds_per_step[group.batch_size]
+        seconds = sum(updates) / len(updates) * trials * study.seeds * seconds_per_step[group.batch_size]
         span = f"{min(updates)}" if min(updates) == max(updates) else f"{min(updates)} to {max(updates)}"
-        table.add_row(group.label, "; ".join(varied) or "nothing", str(trials), span, _duration(seconds))
+        table.add_row(
+            group.label, "; ".join(varied) or "nothing", _times_seeds(trials, study.seeds), span, _duration(seconds)
+        )
     return table
+
+
+def _times_seeds(configurations: int, seeds: int) -> str:
+    return str(configurations) if seeds == 1 else f"{configurations} × {seeds} seeds"
 
 
 def _axis_in_words(axis: Range | tuple[object, ...]) -> str:

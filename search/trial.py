@@ -22,7 +22,8 @@ class Point:
 
     `settings` holds the optimizer's own hyperparameters (momentum, beta1, ...), `workload_args` the
     keyword arguments of the workload's factory. `number` is the position in the plan of its batch
-    size, so that (batch_size, number) names the point.
+    size, so that (batch_size, number) names the point. Points that differ in number and seed alone are
+    one configuration, repeated.
     """
 
     number: int
@@ -41,6 +42,11 @@ class Point:
         """Every hyperparameter by its name, flat."""
         own = ("batch_size", "optimizer", "base_lr", "warmup_steps", "clip_norm", "decay", "seed")
         return {name: getattr(self, name) for name in own} | {**self.settings} | {**self.workload_args}
+
+    @cached_property
+    def configuration(self) -> tuple[tuple[str, str], ...]:
+        """Every hyperparameter but the seed, hashable: what repetitions of a point have in common."""
+        return tuple((name, repr(value)) for name, value in self.values.items() if name != "seed")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,5 @@
 import math
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,12 @@ def figure_7a() -> list[Trial]:
 
 rates = st.floats(1e-6, 1e2)
 feasible_trials = st.builds(trial, rates, st.floats(0, 1))
-lost_trials = st.builds(
-    trial, rates, st.floats(0, 1), st.sampled_from(["non_finite", "diverged", "collapsed", "crashed"])
+lost_trials = st.builds(  # of other configurations than those of the feasible ones
+    trial,
+    rates,
+    st.floats(0, 1),
+    st.sampled_from(["non_finite", "diverged", "collapsed", "crashed"]),
+    clip_norm=st.just(1),
 )
 
 
@@ -78,6 +83,61 @@ def test_every_trial_is_counted_once_and_the_edge_lies_above_lr_star(trials: lis
         assert row.lr_star <= row.unstable_base_lr[0] < row.unstable_base_lr[1]
         assert row.headroom > 1
         assert row.good_region >= 1
+
+
+def repeated(base_lr: float, *values: float, infeasible: int = 0) -> list[Trial]:
+    """One configuration: a feasible trial per value, then infeasible ones, with seeds 0, 1, ..."""
+    outcomes: list[Outcome] = ["feasible"] * len(values) + ["diverged"] * infeasible
+    best = [*values, *[0.01] * infeasible]
+    return [trial(base_lr, best[seed], outcomes[seed], number=seed, seed=seed) for seed in range(len(best))]
+
+
+several = st.lists(st.floats(0, 1), min_size=3, max_size=3)
+
+
+@given(st.dictionaries(rates, several, min_size=1, max_size=6))
+def test_lr_star_is_the_base_lr_of_the_best_mean_over_seeds(values: dict[float, list[float]]) -> None:
+    [row] = summarize([one for base_lr, own in values.items() for one in repeated(base_lr, *own)])
+    means = {base_lr: fmean(own) for base_lr, own in values.items()}
+    assert means[row.lr_star] == row.best_value == min(means.values())
+    assert list(row.best_values) == values[row.lr_star]
+    assert row.seeds == 3
+
+
+@given(st.dictionaries(rates, several, min_size=1, max_size=6), rates)
+def test_a_configuration_with_an_infeasible_seed_is_never_the_best(
+    values: dict[float, list[float]], edge: float
+) -> None:
+    kept = [one for base_lr, own in values.items() for one in repeated(base_lr, *own) if base_lr != edge]
+    partly = repeated(edge, 0.0, 0.0, infeasible=1)
+    [row] = summarize(kept + partly)
+    assert row.lr_star != edge
+    assert row.unstable_base_lr[1] == (edge if edge > row.lr_star or not kept else math.inf)
+
+
+def test_the_edge_is_the_first_base_lr_with_any_infeasible_seed_and_its_share_is_reported() -> None:
+    trials = [*repeated(0.01, 0.3, 0.3, 0.3), *repeated(0.1, 0.1, 0.2, 0.3), *repeated(0.2, 0.1, 0.1, infeasible=1)]
+    [row] = summarize([*trials, *repeated(0.4, infeasible=3)])
+    assert (row.lr_star, row.best_value) == (0.1, pytest.approx(0.2))
+    assert (row.unstable_base_lr, row.unstable_trials) == ((0.1, 0.2), (1, 3))
+    assert row.best_point == Point(0, 32, "momentum", 0.1)  # the best seed's
+    assert row.record()["best_values"] == (0.1, 0.2, 0.3)
+
+
+def test_a_crashed_seed_is_no_evidence_about_its_configuration() -> None:
+    [row] = summarize([*repeated(0.1, 0.2, 0.3), trial(0.1, outcome="crashed", number=2, seed=2)])
+    assert (row.lr_star, row.best_values) == (0.1, (0.2, 0.3))
+
+
+def test_one_seed_adds_nothing_to_the_summary() -> None:
+    [row] = summarize(figure_7a())
+    assert row.seeds == 1
+    assert not {"seeds", "best_values", "unstable_trials"} & row.record().keys()
+
+
+def test_the_best_few_are_configurations_not_seeds() -> None:
+    trials = [one for lr in (0.1, 0.2, 0.3, 0.4) for one in repeated(lr, lr, lr + 0.01)]
+    assert [one.point.base_lr for one in best_few(trials)] == [0.1, 0.2, 0.3]
 
 
 def test_figure_7a_is_unstable_at_the_edge() -> None:
@@ -160,7 +220,7 @@ def test_a_hyperparameter_is_varied_if_it_differs_within_one_optimizer() -> None
 
 
 def test_the_best_few_are_three_or_a_tenth() -> None:
-    assert [len(best_few([trial(0.1, i) for i in range(n)])) for n in (2, 10, 64)] == [2, 3, 7]
+    assert [len(best_few([trial(0.1 + i, i) for i in range(n)])) for n in (2, 10, 64)] == [2, 3, 7]
 
 
 def test_just_above_lr_star_are_the_next_three_learning_rates() -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,6 +21,11 @@ def run(values: Array, loss: Array | None = None, verdict: Verdict = STABLE) -> 
 
 def names(trial: Trial) -> list[str]:
     return [flag.name for flag in curve_flags(trial, "val_error")]
+
+
+def three_of(trial: Trial) -> list[Trial]:
+    """The same curve at three learning rates."""
+    return [replace(trial, point=replace(trial.point, base_lr=lr)) for lr in (0.1, 0.2, 0.3)]
 
 
 def noise(scale: float, count: int = EVALUATIONS, seed: int = 1) -> Array:
@@ -82,14 +88,14 @@ def test_a_best_checkpoint_in_the_first_tenth_means_far_too_long() -> None:
 
 def test_best_checkpoints_in_the_last_quarter_mean_too_short() -> None:
     late = run(np.linspace(1, 0.5, EVALUATIONS))
-    assert checkpoint_note([late] * 3, "val_error").endswith("train longer and retune the decay (S8)")
+    assert checkpoint_note(three_of(late), "val_error").endswith("train longer and retune the decay (S8)")
     assert checkpoint_note([late], "val_error") == ""  # one is not "consistently"
 
 
 def test_a_saturated_run_is_not_told_to_train_longer() -> None:
     flat = run(np.exp(-np.linspace(0, 20, EVALUATIONS)))
     assert flat.best_step == STEPS
-    assert checkpoint_note([flat] * 3, "val_error") == ""
+    assert checkpoint_note(three_of(flat), "val_error") == ""
 
 
 def test_without_curves_there_is_no_note() -> None:

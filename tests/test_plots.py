@@ -11,13 +11,20 @@ from hypothesis import strategies as st
 from tunewright.search.plots import (
     axis_figure,
     axis_info,
+    comparable,
     curves_figure,
     curves_info,
+    loss_figure,
+    loss_info,
     norms_figure,
     norms_info,
+    overlay_figure,
+    overlay_info,
+    untuned,
 )
 from tunewright.search.plots.axis import AxisInfo, Mark
-from tunewright.search.plots.style import linear_ticks, log_ticks
+from tunewright.search.plots.overlay import Repeated
+from tunewright.search.plots.style import colours, linear_ticks, log_ticks
 from tunewright.search.plots.thin import thin
 from tunewright.search.trial import EMPTY_CURVE, Array, Curve, Group, Outcome, Point, Trial, Verdict
 
@@ -295,16 +302,138 @@ def test_norms_that_no_log_axis_shows_are_counted() -> None:
 def test_groups_without_norms_are_named() -> None:
     info = norms_info([trial(0, 0.1, 0.1), trial(1, 0.1, outcome="diverged", optimizer="adam")])
     assert info.missing == (
-        "batch size 32, adam: no feasible trial",
+        "batch size 32, adam: no curve for trial 1",
         "batch size 32, momentum: no curve for trial 0",
     )
     assert norms_figure(info).layout.annotations[-1].text == "; ".join(info.missing)
+
+
+def test_a_group_without_a_feasible_trial_shows_its_infeasible_one_at_the_lowest_base_lr() -> None:
+    lost = [trial(n, lr, outcome="diverged", measured=curve()) for n, lr in enumerate((0.4, 0.2, 0.8))]
+    info = norms_info(lost)
+    assert [panel.number for panel in info.panels] == [1]
+    assert sum(trace.marker.symbol == "x-thin" for trace in norms_figure(info).data) == 1
+    assert any("trial 1 (diverged)" in note.text for note in norms_figure(info).layout.annotations)
+    assert norms_info([trial(0, 0.1, outcome="crashed")]).panels == ()
+
+
+def test_groups_of_one_optimizer_share_the_scale_of_norms_and_thresholds() -> None:
+    thresholds = [trial(n, 0.1, 0.1, measured=curve(), clip_norm=clip) for n, clip in enumerate((0.1, math.inf))]
+    info = norms_info(thresholds, scientific=["clip_norm"])
+    assert info.scale == (0.1, pytest.approx(3.3))  # the smaller threshold, the largest norm: 1 + 2.3
+    figure = norms_figure(info)
+    assert figure.layout.yaxis.range == figure.layout.yaxis3.range
+    assert figure.layout.xaxis.range == figure.layout.xaxis3.range
+    assert norms_info([*thresholds, trial(2, 0.1, 0.1, measured=curve(), optimizer="adam")]).scale is None
 
 
 def test_clipping_more_than_half_of_the_updates_is_pointed_out() -> None:
     clipped = replace(trial(0, 0.1, 0.1, measured=curve(), clip_norm=1.0), clip_fraction=0.6)
     texts = [note.text for note in norms_figure(norms_info([clipped])).layout.annotations]
     assert any("cut 60% of updates: lower base_lr instead (R17)" in text for text in texts)
+
+
+# --- groups over one another -------------------------------------------------------------------------------
+
+
+def repeated(base_lr: float, norm: str, *values: float, infeasible: int = 0) -> list[Trial]:
+    """One configuration: a feasible seed per value, then infeasible ones."""
+    all_values = [*values, *[0.0] * infeasible]
+    return [
+        trial(seed, base_lr, value, "feasible" if seed < len(values) else "diverged",
+              measured=curve(), seed=seed, workload_args={"norm": norm})
+        for seed, value in enumerate(all_values)
+    ]  # fmt: skip
+
+
+PRE_AND_POST = [
+    *repeated(0.1, "pre", 0.2, 0.4),
+    *repeated(0.2, "pre", 0.1, 0.1),
+    *repeated(0.1, "post", 0.3, 0.5),
+    *repeated(0.2, "post", 0.1, infeasible=1),
+]
+
+
+def test_an_overlay_has_a_line_per_group_through_means_that_one_infeasible_seed_ends() -> None:
+    info = overlay_info(PRE_AND_POST, "val_error", ["norm"])
+    post, pre = info.lines
+    assert (post.lr_star, pre.lr_star) == (0.1, 0.2)
+    assert [point.mean for point in pre.points] == pytest.approx([0.3, 0.1])
+    assert post.points == (Repeated(0.1, (0.3, 0.5), 0), Repeated(0.2, (0.1,), 1))
+    assert math.isnan(post.points[1].mean)
+    assert (info.seeds, info.y_range, info.outdone) == (2, (0.1, 0.5), 0)
+
+
+@given(st.lists(any_trial, min_size=1, max_size=12))
+def test_an_overlay_accounts_for_every_trial(trials: list[Trial]) -> None:
+    info = overlay_info(trials, "val_error", ["clip_norm"])
+    shown = sum(len(point.values) + point.infeasible for line in info.lines for point in line.points)
+    assert shown + info.outdone + info.crashed == len(trials)
+
+
+def test_every_seed_of_an_overlay_is_a_mark_in_the_colour_of_its_line() -> None:
+    figure = overlay_figure(overlay_info(PRE_AND_POST, "val_error", ["norm"]))
+    crosses = [trace for trace in figure.data if trace.marker.symbol == "x-thin"]
+    assert [len(trace.x) for trace in crosses] == [1, 0]
+    assert crosses[0].y[0] > 0.5  # on the rail
+    seeds = [trace for trace in figure.data if trace.marker.opacity == 0.45]
+    assert [len(trace.x) for trace in seeds] == [3, 4]
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["post", "pre"]
+    assert "8 trials, 2 seeds" in figure.layout.annotations[-1].text
+
+
+def test_at_each_base_lr_the_best_configuration_is_drawn_and_the_others_are_counted() -> None:
+    worse = [replace(one, point=replace(one.point, clip_norm=1.0), best_value=0.9) for one in PRE_AND_POST[:2]]
+    info = overlay_info([*PRE_AND_POST, *worse], "val_error", ["norm"])
+    assert info.lines == overlay_info(PRE_AND_POST, "val_error", ["norm"]).lines
+    assert info.outdone == 2
+    assert "2 trials of others not drawn" in overlay_figure(info).layout.annotations[-1].text
+
+
+def test_groups_are_comparable_if_they_were_tried_at_the_same_base_lrs() -> None:
+    assert comparable(PRE_AND_POST, ["norm"])
+    assert not comparable(PRE_AND_POST, [])
+    assert not comparable(PRE_AND_POST[:-2], ["norm"])
+    assert not comparable(PRE_AND_POST[:2] + PRE_AND_POST[4:6], ["norm"])  # one base_lr is no curve
+
+
+def test_losses_are_laid_over_one_another_where_nothing_is_tuned() -> None:
+    at_one_lr = [one for one in PRE_AND_POST if one.point.base_lr == 0.2]
+    assert untuned(at_one_lr, ["norm"])
+    assert not untuned(PRE_AND_POST, ["norm"])
+    assert not untuned(at_one_lr[:2], ["norm"])  # one group
+    info = loss_info(at_one_lr, ["norm"], sparse_every=50)
+    assert [dict(one.group.scientific)["norm"] for one in info.groups] == ["post", "pre"]
+    line = info.groups[0].lines[1]
+    assert (line.seed, line.infeasible, line.sparse_steps) == (1, True, (0, 50, 100, 150))
+    assert line.sparse_loss == tuple(FALLING[::50])
+    figure = loss_figure(info)
+    assert sum(trace.mode == "lines" for trace in figure.data) == 8  # every step, and the running median
+    assert sum(trace.mode == "lines+markers" for trace in figure.data) == 4
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["post", "pre"]
+    assert "4 trials, 2 seeds per colour" in figure.layout.annotations[-1].text
+
+
+@given(st.integers(20, 160), st.floats(1, 1e6))
+def test_the_running_median_ignores_one_spike_that_the_thin_line_keeps(at: int, height: float) -> None:
+    loss = np.full(STEPS, 1.0)
+    loss[at] += height
+    [group] = loss_info([trial(0, 0.1, 0.1, measured=curve(loss))], []).groups
+    assert max(group.lines[0].typical_loss) == 1.0
+    assert max(group.lines[0].loss) == 1.0 + height
+
+
+def test_a_trial_without_a_curve_is_counted_under_the_losses() -> None:
+    at_one_lr = [*repeated(0.1, "pre", 0.2), replace(repeated(0.1, "post", 0.2)[0], curve=EMPTY_CURVE)]
+    info = loss_info(at_one_lr, ["norm"])
+    assert [one.missing for one in info.groups] == [1, 0]
+    assert "no curve of 1 more" in loss_figure(info).layout.annotations[-1].text
+
+
+def test_one_numeric_scientific_axis_goes_from_dark_to_light_and_names_are_clearly_different() -> None:
+    ordered = colours([{"warmup_steps": steps} for steps in (0, 10, 100)])
+    assert len(set(ordered)) == 3
+    assert ordered != colours([{"norm": name} for name in ("pre", "post", "none")])
 
 
 # --- ticks -------------------------------------------------------------------------------------------------
@@ -319,4 +448,5 @@ def test_linear_ticks_are_few_and_inside(low: float, span: float) -> None:
 
 def test_log_ticks_are_1_2_5_over_few_decades_and_powers_over_many() -> None:
     assert log_ticks(0.01, 0.3) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2])
+    assert log_ticks(1.6, 8.0) == [2, 4, 6, 8]
     assert log_ticks(1e-5, 1) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1])

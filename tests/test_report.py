@@ -1,4 +1,5 @@
 import io
+import itertools
 import math
 import re
 import time
@@ -14,9 +15,10 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from tunewright.search.analysis import summarize
-from tunewright.search.report import build_report, write_report
+from tunewright.search.report import build_report, pictures, write_report
+from tunewright.search.sampling import plan
 from tunewright.search.storage import Store
-from tunewright.search.tables import summary_table
+from tunewright.search.tables import plan_table, summary_cells, summary_table
 from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, measured
 
 STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
@@ -165,6 +167,45 @@ def test_the_summary_fits_140_columns() -> None:
     assert max(map(len, lines)) <= 140
     assert "unstable_base_lr" in file.getvalue()
     assert "…" not in file.getvalue()
+
+
+def seeded(number: int, base_lr: float, seed: int, error: float, verdict: Verdict = STABLE, **point: Any) -> Trial:
+    curve = Curve(np.full(9, 2.0), np.ones(9), np.array([0, 9]), {"val_error": np.array([0.9, error])}, 9)
+    return measured(Point(number, 32, "adam", base_lr, seed=seed, **point), verdict, curve, "val_error", 1.0)
+
+
+def test_scientific_groups_are_compared_in_one_picture() -> None:
+    clips = [
+        seeded(number, lr, 0, lr, clip_norm=clip)
+        for number, (lr, clip) in enumerate(itertools.product((0.1, 0.2), (1.0, math.inf)))
+    ]
+
+    def names(finished: list[Trial], scientific: list[str]) -> list[str]:
+        return [picture.name for picture in pictures(finished, "val_error", ["base_lr"], scientific)]
+
+    rest = ["axis_clip_norm", "training_curves", "gradient_norms"]
+    assert names(clips, []) == ["axis_base_lr", *rest]
+    assert names(clips, ["clip_norm"]) == ["comparison", "axis_base_lr", *rest]  # tuned over the same base LRs
+    assert names(clips[:2], ["clip_norm"]) == ["training_loss", *rest]  # nothing tuned
+
+
+def test_several_seeds_show_their_mean_their_spread_and_their_share_at_the_edge(tmp_path: Path) -> None:
+    finished = [seeded(s, 0.1, s, 0.1 + 0.1 * s) for s in range(3)]
+    finished += [seeded(3 + s, 0.4, s, 0.5, STABLE if s else DIVERGED) for s in range(3)]
+    [row] = summarize(finished)
+    cells = summary_cells(row, [])
+    assert cells["best value"] == "0.2 (0.1 – 0.3)"
+    assert cells["unstable_base_lr"] == "0.1 – 0.4 (1 of 3)"
+    assert "Every configuration was trained with 3 seeds" in write(tmp_path / "three.html", finished)
+    assert "seeds" not in write(tmp_path / "one.html", finished[::3]).split("</table>")[0]
+
+
+def test_the_plan_counts_configurations_and_says_how_many_seeds() -> None:
+    study = parse(trials=6, seeds=3)
+    file = io.StringIO()
+    Console(file=file, width=140).print(plan_table(study, plan(study), {32: 0.001, 256: 0.002}))
+    assert file.getvalue().count("3 × 3 seeds") == 4
+    assert "9 s" in file.getvalue()  # 3 configurations × 3 seeds × 1000 updates × 1 ms
 
 
 def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:

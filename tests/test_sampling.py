@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -86,6 +87,41 @@ def test_scientific_values_reach_the_points():
         (c, d): 4 for c in (math.inf, 1.0) for d in (2, 4)
     }
     assert all(p.workload_args["width"] == 8 for p in points)
+
+
+def grid(**changes):
+    return parse(sampler="grid", trials=..., space__optimizer={"adam": {"base_lr": [0.1, 0.2]}}, **changes)
+
+
+@pytest.mark.parametrize("study", [parse, grid])
+def test_every_configuration_is_trained_with_every_seed(study):
+    once, thrice = plan(study(seed=5)), plan(study(seed=5, seeds=3))
+    assert [p.seed for p in thrice] == [5, 6, 7] * len(once)
+    assert [replace(p, number=p.number // 3, seed=5) for p in thrice[::3]] == once
+    assert [(p.batch_size, p.number) for p in thrice] == [
+        (p.batch_size, 3 * p.number + i) for p in once for i in range(3)
+    ]
+    assert len({p.configuration for p in thrice}) == len({p.configuration for p in once})
+
+
+def test_more_trials_keep_the_points_there_were_with_all_their_seeds():
+    few, more = plan(parse(trials=9, seeds=3)), plan(parse(trials=40, seeds=3))
+    assert [p for p in more if p.number < 27] == few
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_an_adaptive_round_waits_for_every_seed_and_learns_from_their_mean(sampler):
+    study = parse(sampler=sampler, trials=ROUND + 4, seeds=2, batch_sizes=[32], space__optimizer__adam=...)
+
+    def told(points, noise):
+        return [Told(p, round(8 * p.base_lr) + noise * (1, -1)[p.seed], diverged=-1.0) for p in points]
+
+    first = next_points(study, [])
+    assert [p.seed for p in first] == [0, 1] * ROUND
+    assert next_points(study, told(first, 0.0)[:-1]) == first
+    every = next_points(study, told(first, 0.0))
+    assert [p.number for p in every] == list(range(2 * study.trials))
+    assert every == next_points(study, told(first, noise=0.5))
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])

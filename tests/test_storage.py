@@ -263,6 +263,15 @@ def test_the_question_may_be_put_differently(store: Store) -> None:
     create_store(small_study(), store.folder.parent)
 
 
+def test_a_study_may_be_drawn_differently(store: Store) -> None:
+    create_store(small_study(figure={"log_steps": True, "sparse_every": 5}), store.folder.parent)
+    create_store(small_study(), store.folder.parent)
+
+
+def test_seeds_can_neither_grow_nor_shrink(store: Store) -> None:
+    assert "seeds: was (absent), is 2" in refusal(small_study(seeds=2), store.folder.parent)
+
+
 def test_a_refusal_leaves_the_results_as_they_were(store: Store) -> None:
     tell(store, TRAINED)
     refusal(small_study(seed=2), store.folder.parent)

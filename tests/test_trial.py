@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,13 @@ def test_point_values_name_every_hyperparameter():
         "depth": 2,
     }
     assert group_of(point, ["depth"]).label == "batch size 32, adam, depth=2"
+
+
+def test_a_configuration_is_a_point_without_its_number_and_seed():
+    point = Point(3, 32, "adam", 0.1, settings={"beta1": 0.9}, workload_args={"depth": 2})
+    assert replace(point, number=4, seed=1).configuration == point.configuration
+    others = [replace(point, clip_norm=1.0), replace(point, settings={}), replace(point, workload_args={"depth": 3})]
+    assert all(other.configuration != point.configuration for other in others)
 
 
 def example(values=(1.0, math.nan, 0.5)):

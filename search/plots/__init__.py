@@ -2,16 +2,26 @@
 
 from .axis import AxisInfo, axis_figure, axis_info
 from .curves import CurvesInfo, curves_figure, curves_info
+from .loss import LossInfo, loss_figure, loss_info, untuned
 from .norms import NormsInfo, norms_figure, norms_info
+from .overlay import OverlayInfo, comparable, overlay_figure, overlay_info
 
 __all__ = [
     "AxisInfo",
     "CurvesInfo",
+    "LossInfo",
     "NormsInfo",
+    "OverlayInfo",
     "axis_figure",
     "axis_info",
+    "comparable",
     "curves_figure",
     "curves_info",
+    "loss_figure",
+    "loss_info",
     "norms_figure",
     "norms_info",
+    "overlay_figure",
+    "overlay_info",
+    "untuned",
 ]

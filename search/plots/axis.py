@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-from ..analysis import group_trials, in_order, ranked, readable, summarize, varied
+from ..analysis import group_trials, in_order, ranked, readable, summarize, trained, varied
 from ..trial import Group, Trial
 from .style import (
     BLUE,
@@ -101,7 +101,7 @@ def axis_info(
     values = [trial.point.values[axis] for trial in shown]
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
-    log_y, low, high = _scale([trial.best_value for trial in ranked(shown)])
+    log_y, low, high = scale([trial.best_value for trial in shown if trained(trial)])
     return AxisInfo(
         axis=axis,
         objective=objective,
@@ -113,7 +113,7 @@ def axis_info(
             Panel(
                 group,
                 _note(members, axis),
-                tuple(_marks(members, axis, objective, categories, lambda h: _at(h, low, high, log_y))),
+                tuple(_marks(members, axis, objective, categories, lambda h: at_height(h, low, high, log_y))),
             )
             for group, members in _panels(shown, axis, scientific).items()
         ),
@@ -146,7 +146,7 @@ def _categories(values: list[Any], log: bool) -> list[Any]:
     return distinct if few or not scale else []
 
 
-def _scale(values: list[float]) -> tuple[bool, float, float]:
+def scale(values: list[float]) -> tuple[bool, float, float]:
     """Whether the y axis is logarithmic, and the lowest and highest value on it (0 to 1 if there is none)."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     if low == high:
@@ -154,7 +154,7 @@ def _scale(values: list[float]) -> tuple[bool, float, float]:
     return low > 0 and math.log10(high / low) > LOG_SPAN, low, high
 
 
-def _at(height: float, low: float, high: float, log: bool) -> float:
+def at_height(height: float, low: float, high: float, log: bool) -> float:
     """The value at a height: 0 is low, 1 is high, evenly or in log."""
     return low * (high / low) ** height if log else low + (high - low) * height
 
@@ -179,7 +179,7 @@ def _marks(
         number, value = trial.point.number, trial.point.values[axis]
         kind: Kind
         x = categories.index(value) + JITTER * _jitter(number) if categories else float(value)
-        if trial.feasible and math.isfinite(trial.best_value):
+        if trained(trial):
             y, kind = trial.best_value, ("best" if trial is best else "feasible")
         else:
             kind = "crashed" if trial.verdict.crashed else "infeasible"
@@ -252,7 +252,7 @@ def _head(kinds: set[Kind]) -> float:
 
 def _draw_axes(figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int, int]], kinds: set[Kind]) -> None:
     low, high = info.y_range
-    y_axis = _y_axis(info, *(_at(height, low, high, info.log_y) for height in (FOOT, _head(kinds))))
+    y_axis = _y_axis(info, *(at_height(height, low, high, info.log_y) for height in (FOOT, _head(kinds))))
     for panel in info.panels:
         row, column = places[panel.group]
         in_row = [mark.x for other in info.panels if places[other.group][0] == row for mark in other.marks]

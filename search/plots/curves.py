@@ -36,7 +36,7 @@ ABOVE_COLOURS = (ORANGE, PURPLE, SKY)  # the next three learning rates above lr_
 class Line:
     """One training, thinned.
 
-    rank          0 for lr_star, 1, 2, 3 for the next learning rates above it, −1 for all others
+    rank          0 for lr_star, with all its seeds, 1, 2, 3 for the next learning rates above it, −1 for all others
     steps, loss   updates done before the loss was measured, and the loss
     """
 
@@ -74,22 +74,28 @@ def curves_info(
 ) -> CurvesInfo:
     """What the training curves show: a panel per group, a line per trial that has a curve (S3, R3)."""
     panels = tuple(_panel(group, own, objective, log_steps) for group, own in group_trials(trials, scientific).items())
-    losses = [line.loss for panel in panels for line in panel.lines if line.loss]
+    log_loss, low, high = frame([line.loss for panel in panels for line in panel.lines if line.loss])
+    return CurvesInfo(log_steps, log_loss, loss_range=(low, high), panels=panels)
+
+
+def frame(losses: Sequence[Sequence[float]]) -> tuple[bool, float, float]:
+    """Whether the loss axis is logarithmic, and its lowest and highest value: what blows up does not set them."""
     lowest, highest = min(map(min, losses), default=0.1), max(map(max, losses), default=1.0)
     high = min(highest, CEILING * max((loss[0] for loss in losses), default=1.0))
     low = min((value for loss in losses for value in loss if value > 0), default=0.1) if lowest >= 0 else lowest
-    return CurvesInfo(log_steps, log_loss=0 < low < high, loss_range=(low, high), panels=panels)
+    return 0 < low < high, low, high
 
 
 def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -> CurvesPanel:
     ranking = ranked(trials)
+    best = ranking[0].point.configuration if ranking else ()
     above = sorted({trial.point.base_lr for trial in just_above(trials)})
     lines = []
     for trial in trials:
         if not len(trial.curve.loss):
             continue
         base_lr = trial.point.base_lr
-        rank = 0 if ranking and trial is ranking[0] else above.index(base_lr) + 1 if base_lr in above else -1
+        rank = 0 if trial.point.configuration == best else above.index(base_lr) + 1 if base_lr in above else -1
         text = hover(trial, objective)
         lines.append(
             Line(

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..analysis import group_trials, ranked, readable
-from ..trial import Array, Group, Trial
+from ..trial import Array, Group, Outcome, Trial
 from .style import (
     BLUE,
     COLUMN_GAP,
@@ -35,6 +35,7 @@ class NormsPanel:
 
     edges, counts   histogram of the positive finite norms over all steps: len(edges) = len(counts) + 1
     unshown         steps whose norm is 0 or non-finite: on no log axis
+    outcome         the trial's verdict: an infeasible one stands for a group without a feasible one
     """
 
     group: Group
@@ -48,28 +49,47 @@ class NormsPanel:
     edges: tuple[float, ...]
     counts: tuple[int, ...]
     unshown: int
+    outcome: Outcome
 
 
 @dataclass(frozen=True)
 class NormsInfo:
-    """Gradient norms of lr_star's trial in each group; `missing` names the groups that have none to show."""
+    """Gradient norms of one trial of each group; `missing` names the groups that have none to show.
+
+    scale   lowest and highest norm or threshold of all panels, if they are of one optimizer and batch size
+            and so can be compared, also step by step; else None, and every panel has its own
+    """
 
     panels: tuple[NormsPanel, ...]
     missing: tuple[str, ...]
+    scale: tuple[float, float] | None = None
 
 
 def norms_info(trials: Iterable[Trial], *, scientific: Sequence[str] = ()) -> NormsInfo:
-    """What the norms plot shows: the best feasible trial of each group (R15)."""
+    """What the norms plot shows: the best trial of each group, feasible if there is one (R15)."""
     panels, missing = [], []
     for group, own in group_trials(trials, scientific).items():
-        best = next(iter(ranked(own)), None)
-        if best is None:
-            missing.append(f"{group.label}: no feasible trial")
-        elif not len(_shown(best.curve.grad_norm)):
-            missing.append(f"{group.label}: no curve for trial {best.point.number}")
+        trial = next(iter(ranked(own)), None) or _first_infeasible(own)
+        if trial is None:
+            missing.append(f"{group.label}: no feasible or infeasible trial")
+        elif not len(_shown(trial.curve.grad_norm)):
+            missing.append(f"{group.label}: no curve for trial {trial.point.number}")
         else:
-            panels.append(_panel(group, best))
-    return NormsInfo(tuple(panels), tuple(missing))
+            panels.append(_panel(group, trial))
+    one_kind = len({(panel.group.batch_size, panel.group.optimizer) for panel in panels}) == 1
+    marks = [mark for panel in panels for mark in _marks(panel)]
+    return NormsInfo(tuple(panels), tuple(missing), (min(marks), max(marks)) if one_kind else None)
+
+
+def _first_infeasible(trials: Iterable[Trial]) -> Trial | None:
+    """The infeasible trial at the lowest base_lr: the nearest to one that trains."""
+    infeasible = (trial for trial in trials if trial.verdict.infeasible)
+    return min(infeasible, key=lambda trial: (trial.point.base_lr, trial.point.number), default=None)
+
+
+def _marks(panel: NormsPanel) -> list[float]:
+    """What the norm axis of a panel must hold."""
+    return [*panel.edges, panel.percentile, *([panel.clip_norm] if math.isfinite(panel.clip_norm) else [])]
 
 
 def _shown(norms: Array) -> Array:
@@ -94,6 +114,7 @@ def _panel(group: Group, trial: Trial) -> NormsPanel:
         edges=tuple(edges.tolist()),
         counts=tuple(counts.tolist()),
         unshown=len(norms) - len(shown),
+        outcome=trial.verdict.outcome,
     )
 
 
@@ -122,12 +143,13 @@ def norms_figure(info: NormsInfo) -> go.Figure:
                 trace.showlegend = trace.name not in named
                 named.add(trace.name)
                 figure.add_trace(trace, row=row, col=column)
-        marks = [panel.edges[0], panel.edges[-1], panel.percentile, panel.clip_norm]
-        marks = [mark for mark in marks if math.isfinite(mark)]
-        y_axis = log_axis(min(marks) / 1.1, max(marks) * 1.1)
-        figure.update_yaxes(row=row, **y_axis)
+        low, high = info.scale or (min(_marks(panel)), max(_marks(panel)))
+        figure.update_yaxes(row=row, **log_axis(low / 1.1, high * 1.1))
         figure.update_yaxes(row=row, col=2, showticklabels=False)
-        figure.update_xaxes(row=row, col=1, range=[-0.02 * panel.steps[-1], 1.02 * panel.steps[-1]])
+        last = max(one.steps[-1] for one in info.panels) if info.scale else panel.steps[-1]
+        figure.update_xaxes(row=row, col=1, range=[-0.02 * last, 1.02 * last])
+        if panel.outcome != "feasible":
+            figure.add_trace(_end(panel), row=row, col=1)
         figure.update_xaxes(row=row, col=2, range=[0, 1.05 * max(panel.counts)], nticks=4)
     figure.update_yaxes(col=1, title_text="gradient norm")
     figure.update_xaxes(row=max(1, len(info.panels)), col=1, title_text="step")
@@ -137,7 +159,8 @@ def norms_figure(info: NormsInfo) -> go.Figure:
 
 
 def _note(panel: NormsPanel) -> str:
-    note = f"trial {panel.number}, base_lr = {readable(panel.base_lr)}"
+    note = f"trial {panel.number}" + ("" if panel.outcome == "feasible" else f" ({panel.outcome})")
+    note += f", base_lr = {readable(panel.base_lr)}"
     note += f", 90th percentile = {readable(panel.percentile)}"
     if math.isfinite(panel.clip_norm):
         note += f", clip_norm = {readable(panel.clip_norm)} cut {panel.clip_fraction:.0%} of updates"
@@ -156,6 +179,19 @@ def _line(panel: NormsPanel) -> go.Scatter:
         line={"color": BLUE, "width": 1},
         showlegend=False,
         hovertemplate="step %{x}, norm %{y:.3g}<extra></extra>",
+    )
+
+
+def _end(panel: NormsPanel) -> go.Scatter:
+    """A cross where an infeasible training ended."""
+    return go.Scatter(
+        x=panel.steps[-1:],
+        y=panel.norms[-1:],
+        mode="markers",
+        marker={"symbol": "x-thin", "size": 11, "line": {"width": 2.5, "color": BLUE}},
+        showlegend=False,
+        cliponaxis=False,
+        hoverinfo="skip",
     )
 
 

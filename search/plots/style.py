@@ -5,10 +5,11 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
 from ..analysis import in_order, readable
@@ -23,6 +24,8 @@ BLUE, GREEN, VERMILLION, ORANGE, PURPLE, SKY = (
     "#CC79A7",
     "#56B4E9",
 )
+PALETTE = (VERMILLION, BLUE, ORANGE, GREEN, PURPLE, SKY)  # for lines in one panel, in this order
+LIGHTEST = 0.85  # of a colour scale: beyond it yellow fades into the paper
 INK, MUTED, PALE, GRID = "#222222", "#6B7280", "#AEB5BF", "#ECEEF1"
 FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 
@@ -30,6 +33,8 @@ PANEL_HEIGHT, ONE_PANEL_HEIGHT = 300, 380  # pixels
 TITLE_SPACE, PANEL_GAP, FOOT_SPACE, FOOT_LINE, LEGEND_AT = 115, 105, 60, 18, 46  # pixels
 COLUMN_GAP = 0.06  # of the figure's width
 HOVER_WIDTH, FOOT_WIDTH = 70, 150  # characters
+SEPARATOR = " · "  # between scientific values and between their names: a value may hold commas
+FEWEST_TICKS = 3  # of an axis that can be read
 TICK_DECADES = 3.0  # over more, an axis is marked at powers of ten alone
 
 AXIS = {
@@ -125,6 +130,31 @@ def footnote(figure: go.Figure, text: str) -> None:
     )  # fmt: skip
 
 
+def scientific_label(group: Group) -> str:
+    """A group's scientific values, for a legend whose title names them."""
+    return SEPARATOR.join(readable(value) for _, value in group.scientific)
+
+
+def colours(choices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A colour for each choice of scientific values: dark to light along one numeric axis, else clearly different."""
+    values = [value for choice in choices for value in choice.values()]
+    ordered = len(values) == len(choices) and all(isinstance(value, int | float) for value in values)
+    if not ordered or len(choices) == 1:
+        return [PALETTE[i % len(PALETTE)] for i in range(len(choices))]
+    places = [LIGHTEST * i / (len(choices) - 1) for i in range(len(choices))]
+    return [str(colour) for colour in sample_colorscale("Viridis", places)]
+
+
+def right_legend(figure: go.Figure, title: str) -> None:
+    """The legend as a column at the right, where long names push nothing out of place."""
+    figure.update_layout(
+        legend={
+            "orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "top",
+            "title": {"text": escape(title), "font": {"size": 12}},
+        }
+    )  # fmt: skip
+
+
 def escape(value: Any) -> str:
     return html.escape(readable(value), quote=False)
 
@@ -165,8 +195,9 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 × 10^k within [low, high]; powers of ten alone over more than three decades."""
+    """1, 2, 5 × 10^k within [low, high]; powers of ten over more than three decades, round numbers in part of one."""
     factors = (1, 2, 5) if math.log10(high / low) <= TICK_DECADES else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [factor * 10.0**k for k in exponents for factor in factors]
-    return [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    within = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    return within if len(within) >= FEWEST_TICKS else linear_ticks(low, high)
