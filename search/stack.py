@@ -143,7 +143,7 @@ class Stack:
                 if slots < self.slots:
                     held[name] = held[name][index]
                 else:  # in blocks, never two copies of all
-                    for block in held[name].view(self.slots, -1).split(UPDATED_AT_ONCE, dim=1):
+                    for block in torch.split(held[name].view(self.slots, -1), UPDATED_AT_ONCE, dim=1):
                         block.copy_(block[index])
         self.slots = slots
         self._bind()
