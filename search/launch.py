@@ -32,7 +32,7 @@ from .errors import UserError
 from .files import atomic, checkpoint_path, curve_path, name_of, write_json
 from .progress import Progress
 from .sampling import next_points
-from .storage import Store, as_told, create_store, environment, read_trials, tell, write_table
+from .storage import Store, as_told, create_store, environment, now, read_trials, tell, write_table
 from .study import Study
 from .threads import torch_threads
 from .training import ALONE, Engine, train
@@ -65,6 +65,7 @@ def run_studies(
     before anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
     """
     check_studies(studies)
+    provenance = environment(sys.argv)
     with ExitStack() as stack:
         stores = [stack.enter_context(_exclusive(create_store(study, results, storage))) for study in studies]
         driver = _Driver(stores, workers, device, slots, threads)
@@ -74,7 +75,8 @@ def run_studies(
         finally:
             for store in stores:
                 engines = {size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()}
-                write_results(store, workers=driver.workers, device=device, engines=engines)
+                how = {"finished": now(), "workers": driver.workers, "device": device, "engines": engines}
+                write_results(store, provenance | how)
     return stores
 
 
@@ -112,14 +114,14 @@ def run_study(study: Study, **options: object) -> list[Trial]:
     return read_trials(store)
 
 
-def write_results(store: Store, **environment_entries: object) -> None:
-    """trials.csv, summary.json and the dashboard's notes; environment.json if entries for it are given."""
+def write_results(store: Store, provenance: Mapping[str, object] | None = None) -> None:
+    """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to put in it."""
     trials = read_trials(store)
     write_table(store.folder / "trials.csv", trials)
     summaries = summarize(trials, store.study.scientific_names, store.study.ranges)
     write_json(store.folder / "summary.json", [row.record() for row in summaries])
-    if environment_entries:
-        write_json(store.folder / "environment.json", environment(sys.argv, **environment_entries))
+    if provenance:
+        write_json(store.folder / "environment.json", provenance)
     annotate(store, trials)
     crashes = [trial for trial in trials if trial.verdict.crashed]
     log = store.folder / "crashed.log"

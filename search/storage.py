@@ -329,18 +329,24 @@ def write_table(path: Path, trials: Sequence[Trial]) -> None:
             )
 
 
-def environment(command: Sequence[str], **more: Any) -> dict[str, Any]:
-    """What a result depends on besides the study file: versions, machine, git revision, command."""
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """What a result depends on besides the study file: versions, machine, git revision, command.
+
+    To be asked before a run: its results change the working tree, and then the revision is one "with changes".
+    """
     return {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": now(),
         "command": " ".join([Path(command[0]).name, *command[1:]]),
         "python": sys.version.split()[0],
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),
         "git_revision": _git_revision(),
         "versions": {name: version(name) for name in PACKAGES},
-        **more,
     }
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _git_revision() -> str:
