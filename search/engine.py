@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import UserError
 from .schedule import total_steps
@@ -30,10 +30,9 @@ from .workload import Workload
 
 WORTH_UPDATES = 500  # in all: a choice costs up to 50, whatever their length
 WORTH_SECONDS = 15.0  # of training one after the other: below, a study is over before a choice has paid
-WORTH_STACKING = 1.2  # times the rate of one after the other: less is within the noise of a measurement
-WORTH_WIDENING = 1.1  # times the rate of the last K
+WORTH_STACKING = 1.1  # times the rate of one after the other: less is within the noise of a measurement
+WORTH_WIDENING = 1.05  # times the rate so far; a stack of 4 that gains less than this gains nothing by being wider
 WORTH_THREADS = 1.1  # times the rate of one thread per process
-LONG_UPDATES = 100.0  # per second: shorter ones gain nothing from threads, beyond what processes do
 WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
 SECONDS = 0.1  # of one run that is measured, or as long as its start takes
 REPEATS = 3  # the fastest counts: what else the machine does can only slow a measurement down
@@ -88,15 +87,16 @@ def choose(
         return replace(alone, reason="gradients are accumulated, for models too large to stack")
     if trouble := why_not_stacked(study, workload, points, device):
         return replace(alone, reason=trouble)
-    best, most = alone, min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
-    found = rate
+    best, found = alone, rate
+    most = min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
     for slots in sorted({min(width, most) for width in WIDTHS}):
         engine = Engine(stacked=True, slots=slots)
         measured = _rate(study, workload, points, engine, device, traces)
-        if best.stacked and measured < found * WORTH_WIDENING:
-            break
+        worth_widening = measured > WORTH_WIDENING * found
         if measured > found:
             best, found = engine, measured
+        if not worth_widening:
+            break
     if found < WORTH_STACKING * rate:
         return replace(alone, reason=f"{rate:.0f} updates/s; the best stack is only {found / rate:.2f} times as fast")
     return replace(best, reason=f"{found:.0f} updates/s stacked, {one_thread:.0f} one after the other")
@@ -107,11 +107,12 @@ def _with_threads(
 ) -> tuple[Engine, float]:
     """One after the other with the number of threads that is fastest over all processes, and its rate per worker.
 
-    More threads than one are tried only where they can win: points are fewer than workers, or updates are long.
+    Where there is a point for every worker, processes win: on none of the networks of tests/benchmarks did one
+    process with two threads reach what two with one thread do.
     """
     busy = min(workers, len(points))
     best, found = ALONE, rate
-    if busy == workers and rate > LONG_UPDATES:
+    if busy == workers:
         return best, found
     for threads in sorted({cores // busy, cores} - {0, 1}):
         processes = min(max(1, cores // threads), len(points))
@@ -159,6 +160,20 @@ class _Double:
         return self.workload.build_model(seed).double()
 
 
+@dataclass
+class _Unevaluated:
+    """A workload whose evaluation is not worth mentioning: on a large validation set it would take most of a rate."""
+
+    workload: Workload
+    objective: str
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.workload, name)
+
+    def evaluate(self, model: nn.Module) -> dict[str, Tensor]:
+        return {self.objective: next(model.parameters()).new_zeros(())}
+
+
 def _frozen(workload: Workload) -> bytes:
     """A workload's state as bytes; empty if it cannot be pickled."""
     try:
@@ -191,11 +206,11 @@ def _rate(
 ) -> float:
     """Updates of single trials per second: of a longer run less a shorter one, so that the start does not count."""
     some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
-    traces = {} if traces is None else traces
+    own: Traces = {}
 
     def run(steps: int) -> float:
         began = time.perf_counter()
-        for _ in train(_short(study, steps), workload, some, engine, device, traces=traces):
+        for _ in train(_short(study, steps), _Unevaluated(workload, study.objective), some, engine, device, traces=own):
             pass
         return time.perf_counter() - began
 
@@ -210,6 +225,8 @@ def _rate(
         one = max((longer - once) / steps, 1e-6)
         steps = int(min(max(SECONDS, once) / one + steps, MOST_STEPS))
         longer = fastest(1 + steps)
+    if traces is not None:
+        traces |= {key: recorded for key, recorded in own.items() if key[0] == "loss"}
     return len(some) * steps / max(longer - once, START_SHARE * longer)
 
 
