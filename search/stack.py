@@ -31,7 +31,6 @@ Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # recordings o
 
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
-CONVOLUTION = 4  # dimensions of the weights of a convolution of images
 FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbour
 
 
@@ -99,20 +98,11 @@ class Stack:
         self._bind()
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
-        """The model's tensors, as parts of rows.
-
-        A convolution's weights stand there with the input channels last: kernels for that layout are faster, and
-        activations take it over.
-        """
-        views = {}
-        for name, (start, stop) in self._offsets.items():
-            part, shape = rows_KP[:, start:stop], self._shapes[name]
-            if len(shape) == CONVOLUTION:
-                outputs, inputs, *kernel = shape
-                views[name] = part.view(-1, outputs, *kernel, inputs).movedim(-1, 2)
-            else:
-                views[name] = part.view(-1, *shape)
-        return views
+        """The model's tensors, as parts of rows."""
+        return {
+            name: rows_KP[:, start:stop].view(len(rows_KP), *self._shapes[name])
+            for name, (start, stop) in self._offsets.items()
+        }
 
     def _bind(self) -> None:
         """Tie the views, and the model itself if it is alone, to the current rows."""

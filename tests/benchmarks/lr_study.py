@@ -1,7 +1,7 @@
 """A whole learning-rate study: what the user waits for, by hand and with `run_studies`.
 
 By hand: joblib's loky processes on all cores, one torch thread each; a plain loop per trial with a fused optimizer,
-clip_grad_norm_, loss and norm of every update kept as tensors, 50 evaluations; a row per trial written to a CSV file.
+clip_grad_norm_, loss and norm of every update kept as tensors, evaluations; a row per trial written to a CSV file.
 No checkpoints, no verdicts, and every trial is trained to its end. `hand, stops` is the same by somebody who thought of
 that, too: a look every 20 updates ends a trial whose loss is not finite.
 
@@ -36,7 +36,6 @@ from typing import Any
 from measure import Spread, interleaved, print_footer, print_header, print_table, ratio, walls
 
 CHECK_EVERY = 20  # updates between two looks at the loss, by hand as in the library
-EVALUATIONS = 50
 MOMENTUM = 0.9
 BATCH_SIZE = 32
 MATMUL_SIZE = 1024
@@ -51,6 +50,7 @@ class Case:
     steps: int
     low: float
     points: int = 64
+    evaluations: int = 50  # on both sides
     clip_norm: float = math.inf
     slots: int | None = None  # ours only; None: as the library chooses
 
@@ -62,8 +62,8 @@ class Case:
 CASES = (
     Case("digits:mlp", 5.0, 5000, 5e-4),
     Case("residual_mlp:digits", 4.0, 3000, 1e-3),
-    Case("wide_resnet:digits", 1.8, 400, 1e-2),
-    Case("transformer:characters", 1.4, 120, 1e-3),
+    Case("wide_resnet:digits", 1.8, 200, 1e-2, evaluations=10),
+    Case("transformer:characters", 1.4, 120, 1e-3, evaluations=6),
 )
 QUICK = {"points": 12, "steps": 100}
 
@@ -86,7 +86,7 @@ def train_by_hand(workload: Any, case: Case, base_lr: float, stops: bool) -> dic
     model = workload.build_model(0)
     batches = iter(workload.train_batches(BATCH_SIZE, 0))
     optimizer = torch.optim.SGD(model.parameters(), lr=base_lr, momentum=MOMENTUM, fused=True)
-    every = math.ceil(case.steps / EVALUATIONS)
+    every = math.ceil(case.steps / case.evaluations)
     losses, norms, values = [], [], [evaluate(workload, model)]
     for step in range(1, case.steps + 1):
         optimizer.zero_grad()
@@ -148,7 +148,7 @@ def study_document(case: Case) -> dict[str, Any]:
         "workload": f"tunewright.models.{case.workload}",
         "objective": "val_loss",
         "max_train_steps": case.steps,
-        "evaluations": EVALUATIONS,
+        "evaluations": case.evaluations,
         "batch_sizes": [BATCH_SIZE],
         "sampler": "grid",
         "space": {"clip_norm": case.clip_norm, "optimizer": {"momentum": {"base_lr": base_lr, "momentum": MOMENTUM}}},
