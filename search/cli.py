@@ -107,6 +107,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from .compare import baseline_of_point, baseline_of_study, compare
+    from .report import build_report
     from .storage import open_store
     from .tables import comparison_tables, print_table
 
@@ -127,6 +128,7 @@ def _compare(options: argparse.Namespace) -> int:
         print_table(table)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    print(f"report: {build_report(store)}")
     print(f"decision: {result.decision}")
     return 1 if options.require_better and result.decision != "adopt" else 0
 

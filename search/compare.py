@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,7 +21,6 @@ from .analysis import ranked, readable, repetitions
 from .best_of import best_of
 from .checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .comparison import (
-    ALPHA,
     Candidate,
     Checkpoint,
     Comparison,
@@ -33,11 +32,11 @@ from .comparison import (
 )
 from .engine import devices
 from .errors import UnfinishedError, UserError
-from .files import checkpoint_path, name_of, write_json
+from .files import checkpoint_path, name_of
 from .launch import run_studies
 from .sampling import next_points
 from .schedule import total_steps
-from .storage import STUDY_FILE, Store, as_told, create_store, open_store, read_trials
+from .storage import STUDY_FILE, Store, as_told, create_store, open_store, read_trials, write_comparison
 from .study import ADAPTIVE, Study, load_study, parse_study
 from .tables import space_in_words
 from .threads import torch_threads
@@ -45,7 +44,6 @@ from .trial import Point, Trial
 from .workload import Workload, load_workload
 
 SEEDS = 10  # of each side by default: enough for a gain as large as its spread between seeds (power 0.9)
-COMPARISON_FILE = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ def compare(
     if result.decision != "not enough evidence":  # looked at once, after the decision
         chosen = found[sides.index(result.final.side)]
         result = replace(result, test=_on_test(chosen, runs, fits, model, device))
-    write_json(store.folder / COMPARISON_FILE, {"decision": result.decision, "error_rate": ALPHA, **asdict(result)})
+    write_comparison(store.folder, result)
     return result
 
 

@@ -31,15 +31,18 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import TypeAdapter
 from sqlalchemy import URL
 
+from .comparison import ALPHA, Comparison
 from .errors import UserError
-from .files import atomic, curve_path, read_curve
+from .files import atomic, curve_path, read_curve, write_json
 from .sampling import Told, distribution, plan
 from .study import ADAPTIVE, Range, Study, load_study
 from .trial import EMPTY_CURVE, Curve, Point, Trial
 
 STUDY_FILE = "study.toml"
+COMPARISON_FILE = "comparison.json"
 LARGE = float(np.finfo(np.float32).max)  # for a trial whose objective was never finite, not even untrained
 RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
@@ -330,6 +333,18 @@ def write_table(path: Path, trials: Sequence[Trial]) -> None:
                     "seconds": round(trial.seconds, 3),
                 }
             )
+
+
+def write_comparison(folder: Path, result: Comparison) -> None:
+    """comparison.json, with the decision first."""
+    record = {"decision": result.decision, "error_rate": ALPHA, **asdict(result)}
+    write_json(folder / COMPARISON_FILE, record)
+
+
+def read_comparison(folder: Path) -> Comparison | None:
+    """The latest comparison of a study with a baseline; None if there was none."""
+    path = folder / COMPARISON_FILE
+    return TypeAdapter(Comparison).validate_json(path.read_bytes()) if path.exists() else None
 
 
 def environment(command: Sequence[str], **more: Any) -> dict[str, Any]:
