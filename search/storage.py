@@ -117,8 +117,8 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     """Make or reopen a study's results folder and its Optuna studies.
 
     Raises UserError if the folder cannot be written, or if it holds results of a different study file; the
-    message then shows what changed. `trials` may grow, `seeds` if `trials` is 1, `question` and [figure] may change:
-    the points stay the same.
+    message then shows what changed. `trials` may grow, `seeds` if `trials` is 1, `question`,
+    `keep_checkpoints` and [figure] may change: the points stay the same.
     """
     folder = results / study.name
     try:
@@ -187,7 +187,7 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
-        free = key == "question" or key.startswith("figure.")
+        free = key in ("question", "keep_checkpoints") or key.startswith("figure.")
         if was == is_now or free or (key in may_grow and was != "(absent)" and is_now > was):
             continue
         lines.append(f"{key}: was {was}, is {is_now}")
