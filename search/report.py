@@ -101,7 +101,8 @@ def build_report(store: Store, png: bool = False) -> Path:
         comparison=comparison,
     )
     if png:
-        found = pictures(trials, study.objective, log_axes, study.scientific_names, study.figure)
+        baseline = comparison.checkpoint.value if comparison else None
+        found = pictures(trials, study.objective, log_axes, study.scientific_names, study.figure, baseline)
         found += [_versus(comparison)] if comparison else []
         write_pictures(store.folder / "plots", found)
     return path
@@ -131,6 +132,7 @@ def write_report(
     trials = sorted(trials, key=lambda trial: (trial.point.batch_size, trial.point.number))
     summaries = summarize(trials, scientific, space)
     names = _hyperparameters(trials)
+    baseline = comparison.checkpoint.value if comparison else None
     document = _template().render(
         name=name,
         question=question,
@@ -141,7 +143,7 @@ def write_report(
         seeds=max((row.seeds for row in summaries), default=1),
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
         comparison=_chapter(comparison) if comparison else None,
-        sections=_sections(pictures(trials, objective, log_axes, scientific, figure)),
+        sections=_sections(pictures(trials, objective, log_axes, scientific, figure, baseline)),
         trial_columns=["number", *names, *OUTCOMES],
         text_columns=TEXT_COLUMNS,
         trials=[_trial_row(trial, names) for trial in trials],
@@ -199,8 +201,9 @@ def pictures(
     log_axes: Collection[str],
     scientific: Sequence[str] = (),
     figure: Figure = PLAIN,
+    baseline: float | None = None,
 ) -> list[Picture]:
-    """Every figure about some trials, in the order of the report."""
+    """Every figure about some trials, in the order of the report; `baseline` is a line on the axis plots."""
     if not trials:
         return []
     batch_sizes = len({trial.point.batch_size for trial in trials})
@@ -215,7 +218,9 @@ def pictures(
         Picture(
             "Axis plots",
             f"axis_{axis}",
-            axis_figure(axis_info(trials, axis, objective, log=axis in log_axes, scientific=scientific)),
+            axis_figure(
+                axis_info(trials, axis, objective, log=axis in log_axes, scientific=scientific, baseline=baseline)
+            ),
             batch_sizes,
         )
         for axis in sorted(varied(trials), key=lambda axis: axis != "base_lr")

@@ -465,3 +465,13 @@ def test_a_comparison_shows_every_run_and_the_best_of_n_where_there_was_a_search
     marks = [trace for trace in figure.data if trace.mode == "markers"]
     assert [tuple(trace.y) for trace in marks] == [side.values for side in info.sides]
     assert len(figure.data) == 2 * len(info.sides) + 2 * 2
+
+
+def test_the_baseline_is_a_dashed_line_that_the_range_holds() -> None:
+    finished = [trial(0, 0.1, 0.3), trial(1, 0.2, 0.2)]
+    assert axis_info(finished, "base_lr", "val_error").y_range == (0.2, 0.3)
+    info = axis_info(finished, "base_lr", "val_error", baseline=0.35)
+    assert info.y_range == (0.2, 0.35)
+    lines = [shape for shape in axis_figure(info).layout.shapes if shape.type == "line"]
+    assert [(line.y0, line.line.dash) for line in lines] == [(0.35, "dash")]
+    assert not [shape for shape in axis_figure(replace(info, baseline=None)).layout.shapes if shape.type == "line"]
