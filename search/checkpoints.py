@@ -114,7 +114,9 @@ def metrics_of(
 
 
 def finite(path: Path, metrics: Mapping[str, float], objective: str) -> float:
-    """The objective of a checkpoint. Raises UserError if it is nan or inf: nothing can be compared with that."""
+    """The objective of a checkpoint. Raises UserError if it was not measured, or is nan or inf: nothing to compare."""
+    if objective not in metrics:
+        raise UserError(f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}")
     value = metrics[objective]
     if not math.isfinite(value):
         raise UserError(f"{path}: its {objective} must be finite, got {value}")

@@ -59,6 +59,16 @@ class Settings:
         return total_steps(self.point, self.study.max_train_steps, self.study.prepend_warmup)
 
     @property
+    def training(self) -> tuple[object, ...]:
+        """What two settings that train alike have in common."""
+        study = self.study
+        return study.workload, self.point.configuration, self.total_steps, study.precision, study.accumulation
+
+    @property
+    def bfloat16(self) -> bool:
+        return self.study.precision == "bfloat16"
+
+    @property
     def label(self) -> str:
         return f"{self.study.name}, batch size {self.point.batch_size}, trial {self.point.number}"
 
@@ -113,7 +123,10 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
             f"{path}: has several configurations and no results in {results / study.name}: run it first, or leave "
             "the one that the baseline was trained with"
         )
-    return min(candidates(store), key=lambda side: ranked(side.searched)[0].best_value)
+    trials = read_trials(store)
+    for best in ranked(trials)[:1]:
+        return Settings(store.study, best.point, trials)
+    raise UserError(f"{store.folder}: has no feasible trial to take the baseline's settings from")
 
 
 # --- the comparison ----------------------------------------------------------------------------------------
@@ -133,14 +146,10 @@ def compare(
     if baseline and baseline.study.objective != store.study.objective:
         raise UserError(f"{baseline.study.name}: objective: must be {store.study.objective!r} as in {store.folder}")
     fits, model = _fitted(checkpoint, [baseline] if baseline else _architectures(found), device)
-    objective = store.study.objective
     with torch_threads():
-        metrics = metrics_of(fits.workload().evaluate, model, fits.study.precision == "bfloat16")
-    if objective not in metrics:
-        raise UserError(f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}")
-    value = finite(checkpoint, metrics, objective)
-    if baseline:
-        found = [side for side in found if side.point.configuration != baseline.point.configuration]
+        metrics = metrics_of(fits.workload().evaluate, model, fits.bfloat16)
+    value = finite(checkpoint, metrics, store.study.objective)
+    found = [side for side in found if baseline is None or side.training != baseline.training]
     if not found:
         raise UserError(f"{store.folder}: its best trial has the settings of the baseline: there is nothing to compare")
     seeds = seeds or max(SEEDS, fewest_seeds(paired=baseline is not None, candidates=len(found)))
@@ -150,7 +159,7 @@ def compare(
     base = _side(baseline, runs.trials(baseline)) if baseline else None
     evidences = [evidence(side.values, base.values if base else [value]) for side in sides]
     result = Comparison(
-        objective=objective,
+        objective=store.study.objective,
         first_seed=runs.first_seed,
         seeds=seeds,
         checkpoint=Checkpoint(str(checkpoint), sha256(checkpoint), value),
@@ -292,7 +301,7 @@ def _on_test(
     pair = {"baseline": (fits, model), "candidate": (candidate, trained)}
     with torch_threads():
         return {
-            name: metrics_of(test, own, settings.study.precision == "bfloat16")
+            name: metrics_of(test, own, settings.bfloat16)
             for name, (settings, own) in pair.items()
             if (test := getattr(settings.workload(), "test", None)) is not None
         }

@@ -113,3 +113,5 @@ def test_a_checkpoint_that_is_worth_nan_is_refused(tmp_path):
     fit(model, tensors, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="its val_loss must be finite, got nan"):
         finite(tmp_path / "b.safetensors", metrics_of(mlp().evaluate, model), "val_loss")
+    with pytest.raises(UserError, match="returns val_error, val_loss; got 'val_eror'"):
+        finite(tmp_path / "b.safetensors", metrics_of(mlp().evaluate, model), "val_eror")

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -149,3 +151,55 @@ def test_require_better_is_the_exit_status(folder, paired, tmp_path, capsys, bet
     out = capsys.readouterr().out
     assert f"decision: {'adopt' if better else 'keep baseline'}" in out
     assert np.isfinite(json.loads((folder / "found" / "comparison.json").read_text())["checkpoint"]["value"])
+
+
+FRAGILE = """
+import itertools
+import os
+
+import torch
+
+
+class Fragile:
+    def build_model(self, seed):
+        if seed > 0 and not os.path.exists("mended"):
+            raise RuntimeError(f"seed {seed} is unlucky")
+        torch.manual_seed(seed)
+        return torch.nn.Linear(1, 1)
+
+    def train_batches(self, batch_size, seed):
+        return itertools.repeat(torch.ones(batch_size, 1))
+
+    def loss(self, model, batch):
+        return ((model(batch) - 1) ** 2).mean()
+
+    def evaluate(self, model):
+        return {"val_loss": self.loss(model, torch.ones(1, 1))}
+"""
+
+
+def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(tmp_path):
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    (tmp_path / "s.toml").write_text(
+        'workload = "fragile:Fragile"\nobjective = "val_loss"\nmax_train_steps = 9\nbatch_sizes = [4]\n'
+        "trials = 1\n[space.optimizer.sgd]\nbase_lr = 0.1\n"
+    )
+    torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "b.pt")
+
+    def run(*arguments):
+        words = [sys.executable, "-m", "tunewright.search.cli", *arguments, "--workers", "1", "--slots", "1"]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert run("run", "s.toml").returncode == 0
+    compared = ("compare", "results/s", "--baseline", "b.pt", "--seeds", "2")
+    first = run(*compared)
+    assert first.returncode == 1
+    assert "is unlucky" in first.stderr
+    assert "The same command tries again." in first.stderr
+    assert "Traceback" not in first.stderr
+    assert not (tmp_path / "results" / "s" / "comparison.json").exists()
+    (tmp_path / "mended").touch()
+    second = run(*compared)
+    assert second.returncode == 0, second.stderr
+    assert "2 seeds cannot decide" in second.stderr
+    assert "decision: not enough evidence" in second.stdout
