@@ -24,6 +24,7 @@ COLUMNS = (
     *("at step", "best point", "verdict"),
 )
 COMPARED = ("side", "mean", "spread", "range", "gain", "P(better)", "p", "decision")  # of `comparison_rows`
+UNKNOWN = "unknown"
 LEFT = ("optimizer", "best point", "verdict", "side", "search space", "decision")
 
 
@@ -96,8 +97,11 @@ def comparison_tables(result: Comparison) -> list[Table]:
         caption="gain = baseline − candidate, with its 95 % bootstrap interval; p: corrected for all candidates.",
         caption_justify="left",
     )
-    costs = Table(box=box.SIMPLE_HEAD, title="What each side cost", title_justify="left")
-    for table, rows in ((values, comparison_rows(result)), (costs, cost_rows(result))):
+    costs = Table(box=box.SIMPLE_HEAD, title="What each side cost", title_justify="left", caption_justify="left")
+    costs_rows = cost_rows(result)
+    spaces = dict.fromkeys(row.pop("search space") for row in costs_rows)  # too long for a column of the terminal
+    costs.caption = "\n".join(f"Searched: {space}." for space in spaces if space != UNKNOWN)
+    for table, rows in ((values, comparison_rows(result)), (costs, costs_rows)):
         for column in rows[0]:
             table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
         for row in rows:
@@ -111,7 +115,7 @@ def comparison_rows(result: Comparison) -> list[dict[str, str]]:
         _row(
             side=f"checkpoint {Path(result.checkpoint.path).name}",
             mean=readable(result.checkpoint.value),
-            spread="" if result.baseline else "unknown",
+            spread="" if result.baseline else UNKNOWN,
         )
     ]
     if result.baseline:
@@ -178,7 +182,7 @@ def cost_rows(result: Comparison) -> list[dict[str, str]]:
         for name, side in named
     ]
     if result.baseline is None:
-        rows.insert(0, dict.fromkeys(rows[0], "unknown") | {"side": "baseline"})
+        rows.insert(0, dict.fromkeys(rows[0], UNKNOWN) | {"side": "baseline"})
     return rows
 
 
