@@ -309,6 +309,18 @@ def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
         return Trial.from_record(record, curve)
 
 
+def write_comparison(folder: Path, result: Comparison) -> None:
+    """comparison.json, with the decision first."""
+    record = {"decision": result.decision, "error_rate": ALPHA, **asdict(result)}
+    write_json(folder / COMPARISON_FILE, record)
+
+
+def read_comparison(folder: Path) -> Comparison | None:
+    """The latest comparison of a study with a baseline; None if there was none."""
+    path = folder / COMPARISON_FILE
+    return TypeAdapter(Comparison).validate_json(path.read_bytes()) if path.exists() else None
+
+
 def write_table(path: Path, trials: Sequence[Trial]) -> None:
     """trials.csv: a row per finished trial, a column per hyperparameter and per result."""
     hyperparameters = list(dict.fromkeys(name for trial in trials for name in trial.point.values))
@@ -333,18 +345,6 @@ def write_table(path: Path, trials: Sequence[Trial]) -> None:
                     "seconds": round(trial.seconds, 3),
                 }
             )
-
-
-def write_comparison(folder: Path, result: Comparison) -> None:
-    """comparison.json, with the decision first."""
-    record = {"decision": result.decision, "error_rate": ALPHA, **asdict(result)}
-    write_json(folder / COMPARISON_FILE, record)
-
-
-def read_comparison(folder: Path) -> Comparison | None:
-    """The latest comparison of a study with a baseline; None if there was none."""
-    path = folder / COMPARISON_FILE
-    return TypeAdapter(Comparison).validate_json(path.read_bytes()) if path.exists() else None
 
 
 def environment(command: Sequence[str], **more: Any) -> dict[str, Any]:
