@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import UserError
+from .errors import UnfinishedError, UserError
 
 if TYPE_CHECKING:
     from .storage import Store
 
 # Imports of torch, Optuna and plotly take seconds, and stand in the commands that need them.
 CRASHES_SHOWN = 5  # the rest are in crashed.log
+INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on from here."
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -65,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
             storage=options.storage,
         )
     except KeyboardInterrupt:
-        print("Interrupted. Finished trials are kept; the same command goes on from here.", file=sys.stderr)
+        print(INTERRUPTED, file=sys.stderr)
         return 1
     return max(_show(store) for store in stores)
 
@@ -104,6 +105,34 @@ def _report(options: argparse.Namespace) -> int:
     return _show(store, options.png)
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from .compare import baseline_of_point, baseline_of_study, compare
+    from .report import build_report
+    from .storage import open_store
+    from .tables import comparison_tables, print_table
+
+    _quiet_optuna()
+    store = open_store(options.folder, options.storage)
+    baseline = None
+    if options.baseline_point is not None:
+        baseline = baseline_of_point(store, options.baseline_point)
+    elif options.baseline_study is not None:
+        baseline = baseline_of_study(options.baseline_study, store.folder.parent)
+    pool = {name: getattr(options, name) for name in ("workers", "threads", "device", "slots")}
+    try:
+        result = compare(store, options.baseline, baseline, options.seeds, **pool)
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 1
+    for table in comparison_tables(result):
+        print_table(table)
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"report: {build_report(store)}")
+    print(f"decision: {result.decision}")
+    return 1 if options.require_better and result.decision != "adopt" else 0
+
+
 def _dashboard(options: argparse.Namespace) -> int:
     from .dashboard import serve
     from .storage import open_store
@@ -132,6 +161,19 @@ def _parser() -> argparse.ArgumentParser:
             help="Optuna storage to use instead of the results folder's study.db, as postgresql://user@host/database",
         )
 
+    def pool(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per core)")
+        sub.add_argument("--threads", type=_positive, metavar="N", help="torch threads per worker (default: measured)")
+        sub.add_argument(
+            "--device", default="cpu", metavar="D", help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)"
+        )
+        sub.add_argument(
+            "--slots",
+            type=_positive,
+            metavar="K",
+            help="trials that a worker trains at once; 1 = one after the other (default: what is measured faster)",
+        )
+
     check = command("check", _check, "Validate studies and print their plans.")
     check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
 
@@ -140,17 +182,7 @@ def _parser() -> argparse.ArgumentParser:
         "A study's `trials` counts configurations per batch size; with `seeds = 3` each is trained three times."
     )
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
-    run.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per core)")
-    run.add_argument("--threads", type=_positive, metavar="N", help="torch threads per worker (default: measured)")
-    run.add_argument(
-        "--device", default="cpu", metavar="D", help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)"
-    )
-    run.add_argument(
-        "--slots",
-        type=_positive,
-        metavar="K",
-        help="trials that a worker trains at once; 1 = one after the other (default: what is measured to be faster)",
-    )
+    pool(run)
     run.add_argument(
         "--results",
         type=Path,
@@ -164,6 +196,29 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="RESULTS_DIR", type=Path)
     report.add_argument("--png", action="store_true", help="also draw the plots as plots/*.png (needs tunewright[png])")
     storage(report)
+
+    compare = command("compare", _compare, "Rerun the best trials on fresh seeds, and decide against a baseline.")
+    compare.epilog = (
+        "A decision against a checkpoint of unknown settings takes 19 seeds or more; with its settings known, both "
+        "sides are trained on the same seeds, and fewer do."
+    )
+    compare.add_argument("folder", metavar="RESULTS_DIR", type=Path)
+    compare.add_argument(
+        "--baseline", required=True, type=Path, metavar="CHECKPOINT", help="*.safetensors, or a torch.save state_dict"
+    )
+    known = compare.add_mutually_exclusive_group()
+    known.add_argument(
+        "--baseline-point", metavar="[B:]N", help="trial N (of batch size B) of the results has the baseline's settings"
+    )
+    known.add_argument(
+        "--baseline-study", type=Path, metavar="STUDY.toml", help="so has this study's only configuration, or its best"
+    )
+    compare.add_argument(
+        "--seeds", type=_several, metavar="N", help="runs of each side (default: 10, or as many as it takes to decide)"
+    )
+    compare.add_argument("--require-better", action="store_true", help="exit status 1 unless the decision is to adopt")
+    pool(compare)
+    storage(compare)
 
     dashboard = command("dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked.")
     dashboard.add_argument("folder", metavar="RESULTS_DIR", type=Path)
@@ -181,6 +236,13 @@ def _positive(text: str) -> int:
     return number
 
 
+def _several(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"must be at least 2, got {text}: one run has no spread")
+    return number
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
@@ -188,6 +250,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except UnfinishedError as error:
+        print(f"{error}. The same command tries again.", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

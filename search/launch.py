@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from .analysis import summarize
+from .analysis import summarize, trained
 from .dashboard_notes import annotate
 from .engine import devices
 from .errors import UserError
@@ -117,6 +117,7 @@ def run_study(study: Study, **options: object) -> list[Trial]:
 def write_results(store: Store, provenance: Mapping[str, object] | None = None) -> None:
     """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to put in it."""
     trials = read_trials(store)
+    _drop_checkpoints(store, trials)
     write_table(store.folder / "trials.csv", trials)
     summaries = summarize(trials, store.study.scientific_names, store.study.ranges)
     write_json(store.folder / "summary.json", [row.record() for row in summaries])
@@ -287,13 +288,17 @@ class _Driver:
         The record goes last: killed anywhere in between, the next run finds it and completes the move.
         """
         with self.collecting:
-            for store in self.stores:
+            for store, trials in zip(self.stores, self.trials, strict=True):
+                moved = False
                 for trial, path in posted(_inbox(store)):
                     self.record(store, trial)
                     for source, target in ((".npz", curve_path), (".safetensors", checkpoint_path)):
                         if path.with_suffix(source).exists():
                             path.with_suffix(source).replace(target(store.folder, trial.point))
                     path.unlink()
+                    moved = True
+                if moved:
+                    _drop_checkpoints(store, trials.values())
 
     def record(self, store: Store, trial: Trial) -> None:
         trials = self.trials[self.stores.index(store)]
@@ -304,6 +309,17 @@ class _Driver:
             tell(store, trial)
             trials[_key(trial.point)] = trial
             self.show.finished(store.study, trial)
+
+
+def _drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
+    """Keep the checkpoints of the best `keep_checkpoints` trials at each batch size (S10); infeasible ones go first."""
+    if store.study.keep_checkpoints is None:
+        return
+    ranking = sorted(trials, key=lambda trial: (not trained(trial), trial.best_value, trial.point.number))
+    for batch_size in store.study.batch_sizes:
+        own = [trial for trial in ranking if trial.point.batch_size == batch_size]
+        for trial in own[store.study.keep_checkpoints :]:
+            checkpoint_path(store.folder, trial.point).unlink(missing_ok=True)
 
 
 def _raise_errors(futures: Iterable[Future[None]]) -> None:

@@ -25,6 +25,7 @@ from .analysis import (
     summarize,
     varied,
 )
+from .comparison import Comparison, Decision
 from .errors import UserError
 from .files import atomic
 from .flags import checkpoint_note, curve_flags
@@ -41,10 +42,12 @@ from .plots import (
     overlay_figure,
     overlay_info,
     untuned,
+    versus_figure,
+    versus_info,
 )
-from .storage import Store, read_trials
+from .storage import Store, read_comparison, read_trials
 from .study import Figure
-from .tables import summary_cells
+from .tables import LEFT, comparison_rows, cost_rows, summary_cells
 from .trial import Trial
 
 PLAIN = Figure()
@@ -66,6 +69,8 @@ COLOURS: dict[GroupVerdict, str] = {
     "no feasible trial": "bad",
 }
 
+DECISION_COLOURS: dict[Decision, str] = {"adopt": "good", "keep baseline": "bad", "not enough evidence": "warn"}
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -80,7 +85,7 @@ def build_report(store: Store, png: bool = False) -> Path:
     """Write report.html of a results folder, with `png` also plots/*.png, and return the report's path."""
     study, path = store.study, store.folder / "report.html"
     environment = store.folder / "environment.json"
-    trials = read_trials(store)
+    trials, comparison = read_trials(store), read_comparison(store.folder)
     log_axes = {"base_lr"} | {axis for own in study.ranges.values() for axis, (_, _, log) in own.items() if log}
     write_report(
         path,
@@ -93,9 +98,12 @@ def build_report(store: Store, png: bool = False) -> Path:
         scientific=study.scientific_names,
         environment=json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else None,
         figure=study.figure,
+        comparison=comparison,
     )
     if png:
-        found = pictures(trials, study.objective, log_axes, study.scientific_names, study.figure)
+        baseline = comparison.checkpoint.value if comparison else None
+        found = pictures(trials, study.objective, log_axes, study.scientific_names, study.figure, baseline)
+        found += [_versus(comparison)] if comparison else []
         write_pictures(store.folder / "plots", found)
     return path
 
@@ -113,15 +121,18 @@ def write_report(
     environment: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     figure: Figure = PLAIN,
+    comparison: Comparison | None = None,
 ) -> None:
     """Write the report of a study's finished trials to `path`, all of it or nothing.
 
     `space` bounds the axes, as in `analysis.boundary_checks`; `notes` are sentences of the caller, put
-    first among those to look at; `environment` is the provenance. The same arguments give the same bytes.
+    first among those to look at; `environment` is the provenance; `comparison` is that with a baseline. The same
+    arguments give the same bytes.
     """
     trials = sorted(trials, key=lambda trial: (trial.point.batch_size, trial.point.number))
     summaries = summarize(trials, scientific, space)
     names = _hyperparameters(trials)
+    baseline = comparison.checkpoint.value if comparison else None
     document = _template().render(
         name=name,
         question=question,
@@ -131,7 +142,8 @@ def write_report(
         summary_columns=SUMMARY_COLUMNS,
         seeds=max((row.seeds for row in summaries), default=1),
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
-        sections=_sections(pictures(trials, objective, log_axes, scientific, figure)),
+        comparison=_chapter(comparison) if comparison else None,
+        sections=_sections(pictures(trials, objective, log_axes, scientific, figure, baseline)),
         trial_columns=["number", *names, *OUTCOMES],
         text_columns=TEXT_COLUMNS,
         trials=[_trial_row(trial, names) for trial in trials],
@@ -189,8 +201,9 @@ def pictures(
     log_axes: Collection[str],
     scientific: Sequence[str] = (),
     figure: Figure = PLAIN,
+    baseline: float | None = None,
 ) -> list[Picture]:
-    """Every figure about some trials, in the order of the report."""
+    """Every figure about some trials, in the order of the report; `baseline` is a line on the axis plots."""
     if not trials:
         return []
     batch_sizes = len({trial.point.batch_size for trial in trials})
@@ -205,7 +218,9 @@ def pictures(
         Picture(
             "Axis plots",
             f"axis_{axis}",
-            axis_figure(axis_info(trials, axis, objective, log=axis in log_axes, scientific=scientific)),
+            axis_figure(
+                axis_info(trials, axis, objective, log=axis in log_axes, scientific=scientific, baseline=baseline)
+            ),
             batch_sizes,
         )
         for axis in sorted(varied(trials), key=lambda axis: axis != "base_lr")
@@ -232,6 +247,25 @@ def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
             ) from error
         with atomic(folder / f"{picture.name}.png") as temporary:
             temporary.write_bytes(image)
+
+
+def _versus(result: Comparison) -> Picture:
+    return Picture("Against the baseline", "versus", versus_figure(versus_info(result)), 2)
+
+
+def _chapter(result: Comparison) -> dict[str, Any]:
+    """The comparison with a baseline, for the template."""
+    return {
+        "decision": result.decision,
+        "colour": DECISION_COLOURS[result.decision],
+        "checkpoint": result.checkpoint,
+        "seeds": range(result.first_seed, result.first_seed + result.seeds),
+        "tables": [comparison_rows(result), cost_rows(result)],
+        "text_columns": LEFT,
+        "test": {side: {name: readable(value) for name, value in own.items()} for side, own in result.test.items()},
+        "warnings": result.warnings,
+        "figure": _div(_versus(result)),
+    }
 
 
 def _sections(found: Iterable[Picture]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -31,15 +31,18 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from pydantic import TypeAdapter
 from sqlalchemy import URL
 
+from .comparison import ALPHA, Comparison
 from .errors import UserError
-from .files import atomic, curve_path, read_curve
+from .files import atomic, curve_path, read_curve, write_json
 from .sampling import Told, distribution, plan
 from .study import ADAPTIVE, Range, Study, load_study
 from .trial import EMPTY_CURVE, Curve, Point, Trial
 
 STUDY_FILE = "study.toml"
+COMPARISON_FILE = "comparison.json"
 LARGE = float(np.finfo(np.float32).max)  # for a trial whose objective was never finite, not even untrained
 RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
@@ -114,7 +117,8 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     """Make or reopen a study's results folder and its Optuna studies.
 
     Raises UserError if the folder cannot be written, or if it holds results of a different study file; the
-    message then shows what changed. `trials` may grow, `question` and [figure] may change: the points stay the same.
+    message then shows what changed. `trials` may grow, `seeds` if `trials` is 1, `question`,
+    `keep_checkpoints` and [figure] may change: the points stay the same.
     """
     folder = results / study.name
     try:
@@ -178,11 +182,13 @@ def _fingerprint(study: Study) -> str:
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two study files, a line per key, apart from what may differ."""
     old, new = dict(_flat(before)), dict(_flat(now))
+    # A point's number counts configurations first, then seeds: with one configuration, more seeds keep all numbers.
+    may_grow = ("trials", "seeds") if old.get("trials") == new.get("trials") == 1 else ("trials",)
     lines = []
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
-        free = key == "question" or key.startswith("figure.")
-        if was == is_now or free or (key == "trials" and was != "(absent)" and is_now > was):
+        free = key in ("question", "keep_checkpoints") or key.startswith("figure.")
+        if was == is_now or free or (key in may_grow and was != "(absent)" and is_now > was):
             continue
         lines.append(f"{key}: was {was}, is {is_now}")
     return lines
@@ -301,6 +307,18 @@ def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
         values = np.array(list(frozen.intermediate_values.values()))
         curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
         return Trial.from_record(record, curve)
+
+
+def write_comparison(folder: Path, result: Comparison) -> None:
+    """comparison.json, with the decision first."""
+    record = {"decision": result.decision, "error_rate": ALPHA, **asdict(result)}
+    write_json(folder / COMPARISON_FILE, record)
+
+
+def read_comparison(folder: Path) -> Comparison | None:
+    """The latest comparison of a study with a baseline; None if there was none."""
+    path = folder / COMPARISON_FILE
+    return TypeAdapter(Comparison).validate_json(path.read_bytes()) if path.exists() else None
 
 
 def write_table(path: Path, trials: Sequence[Trial]) -> None:

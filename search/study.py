@@ -185,6 +185,9 @@ class Study(_Strict):
         "float32", description="bfloat16: torch.autocast of loss and evaluation; parameters stay as they are"
     )
     prepend_warmup: bool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
+    keep_checkpoints: PositiveInt | None = Field(
+        None, description="Checkpoints kept at each batch size, those of the best trials; default: all"
+    )
     scientific: tuple[str, ...] = Field((), description="Axes whose effect is the question, besides the optimizer")
     space: Space
     figure: Figure = Figure()

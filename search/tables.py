@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -11,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .analysis import GroupSummary, readable
+from .comparison import Comparison, Evidence, Side, holm
 from .schedule import total_steps
 from .study import ADAPTIVE, Range, Study
 from .trial import Group, Point, group_of
@@ -20,7 +23,9 @@ COLUMNS = (
     *("batch size", "optimizer", "lr_star", "unstable_base_lr", "headroom", "infeasible", "best value"),
     *("at step", "best point", "verdict"),
 )
-LEFT = ("optimizer", "best point", "verdict")
+COMPARED = ("side", "mean", "spread", "range", "gain", "P(better)", "p", "decision")  # of `comparison_rows`
+UNKNOWN = "unknown"
+LEFT = ("optimizer", "best point", "verdict", "side", "search space", "decision")
 
 
 def print_table(table: Table) -> None:
@@ -83,6 +88,104 @@ def _or_dash(value: float, form: str = "{:.3g}") -> str:
     return "–" if math.isnan(value) else form.format(value)
 
 
+def comparison_tables(result: Comparison) -> list[Table]:
+    """What `tunewright compare` shows: the values with the decision on each candidate, and what each side cost."""
+    values = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{result.objective}: {result.seeds} runs per side, seeds from {result.first_seed}",
+        title_justify="left",
+        caption="gain = baseline − candidate, with its 95 % bootstrap interval; p: corrected for all candidates.",
+        caption_justify="left",
+    )
+    costs = Table(box=box.SIMPLE_HEAD, title="What each side cost", title_justify="left", caption_justify="left")
+    costs_rows = cost_rows(result)
+    spaces = dict.fromkeys(row.pop("search space") for row in costs_rows)  # too long for a column of the terminal
+    costs.caption = "\n".join(f"Searched: {space}." for space in spaces if space != UNKNOWN)
+    for table, rows in ((values, comparison_rows(result)), (costs, costs_rows)):
+        for column in rows[0]:
+            table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row.values()))
+    return [values, costs]
+
+
+def comparison_rows(result: Comparison) -> list[dict[str, str]]:
+    """A row for the checkpoint, one for its retrained settings if they are known, and one for each candidate."""
+    rows = [
+        _row(
+            side=f"checkpoint {Path(result.checkpoint.path).name}",
+            mean=readable(result.checkpoint.value),
+            spread="" if result.baseline else UNKNOWN,
+        )
+    ]
+    if result.baseline:
+        rows.append(_row(side=f"baseline: {result.baseline.name}", **_spread_cells(result.baseline)))
+    corrected = holm([one.evidence.p_better for one in result.candidates])
+    for one, p in zip(result.candidates, corrected, strict=True):
+        more = "" if math.isinf(one.seeds_needed) else f"; {one.seeds_needed:.0f} seeds would settle it"
+        rows.append(
+            _row(
+                side=one.side.name,
+                **_spread_cells(one.side),
+                **_evidence_cells(one.evidence),
+                p=readable(p),
+                decision=one.decision + (more if one.decision == "not enough evidence" else ""),
+            )
+        )
+        if one.equal_steps:
+            rows.append(
+                _row(
+                    side=f"– against the baseline at {one.side.total_steps} updates",
+                    **_evidence_cells(one.equal_steps),
+                    p=readable(one.equal_steps.p_better),
+                )
+            )
+    return rows
+
+
+def _row(**cells: str) -> dict[str, str]:
+    return dict.fromkeys(COMPARED, "") | cells
+
+
+def _spread_cells(side: Side) -> dict[str, str]:
+    return {
+        "mean": readable(statistics.fmean(side.values)),
+        "spread": readable(statistics.stdev(side.values)),
+        "range": f"{readable(min(side.values))} – {readable(max(side.values))}",
+    }
+
+
+def _evidence_cells(one: Evidence) -> dict[str, str]:
+    low, high = map(readable, one.gain_interval)
+    return {
+        "gain": f"{readable(one.gain)} ({low} – {high})",
+        "P(better)": "{:.0%} ({:.0%} – {:.0%})".format(one.better_fraction, *one.better_interval),
+    }
+
+
+def cost_rows(result: Comparison) -> list[dict[str, str]]:
+    """The fairness of a comparison: what finding and training each side took (S9)."""
+    named = [(one.side.name, one.side) for one in result.candidates]
+    if result.baseline:
+        named.insert(0, (f"baseline: {result.baseline.name}", result.baseline))
+    rows = [
+        {
+            "side": name,
+            "trials": str(side.trials),
+            "search space": side.space,
+            "batch size": str(side.point.batch_size),
+            "updates": str(side.max_train_steps),
+            "with warmup": str(side.total_steps),
+            "time of search": _duration(side.search_seconds),
+            "time of a run": _duration(side.run_seconds),
+        }
+        for name, side in named
+    ]
+    if result.baseline is None:
+        rows.insert(0, dict.fromkeys(rows[0], UNKNOWN) | {"side": "baseline"})
+    return rows
+
+
 def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[int, float]) -> Table:
     """What `tunewright check` shows: every group with its ranges, trials, updates and estimated time.
 
@@ -101,11 +204,6 @@ def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[
     for point in points:
         by_group.setdefault(group_of(point, study.scientific_names), []).append(point)
     for group, members in by_group.items():
-        held = dict(group.scientific)
-        axes = {name: axis for name, axis in study.axes(group.optimizer).items() if name not in held}
-        varied = [
-            f"{name} {_axis_in_words(axis)}" for name, axis in axes.items() if isinstance(axis, Range) or len(axis) > 1
-        ]
         updates = [total_steps(point, study.max_train_steps, study.prepend_warmup) for point in members]
         trials = len(members) // study.seeds
         if study.sampler in ADAPTIVE and study.trials is not None:
@@ -113,9 +211,32 @@ def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[
         seconds = sum(updates) / len(updates) * trials * study.seeds * seconds_per_step[group.batch_size]
         span = f"{min(updates)}" if min(updates) == max(updates) else f"{min(updates)} to {max(updates)}"
         table.add_row(
-            group.label, "; ".join(varied) or "nothing", _times_seeds(trials, study.seeds), span, _duration(seconds)
+            group.label,
+            _varied_in_words(study, group) or "nothing",
+            _times_seeds(trials, study.seeds),
+            span,
+            _duration(seconds),
         )
     return table
+
+
+def _varied_in_words(study: Study, group: Group) -> str:
+    held = dict(group.scientific)
+    axes = {name: axis for name, axis in study.axes(group.optimizer).items() if name not in held}
+    return "; ".join(
+        f"{name} {_axis_in_words(axis)}" for name, axis in axes.items() if isinstance(axis, Range) or len(axis) > 1
+    )
+
+
+def space_in_words(study: Study) -> str:
+    """The ranges of every group, as `tunewright check` shows them."""
+    groups = study.groups(study.batch_sizes[0])
+    held = ["".join(f", {name}={value}" for name, value in group.scientific) for group in groups]
+    spaces = [
+        f"{group.optimizer}{values}: {_varied_in_words(study, group) or 'nothing'}"
+        for group, values in zip(groups, held, strict=True)
+    ]
+    return ". ".join(spaces)
 
 
 def _times_seeds(configurations: int, seeds: int) -> str:

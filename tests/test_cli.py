@@ -40,6 +40,7 @@ def test_schema_is_json_with_the_study_keys(capsys):
         (["dashboard", "tests"], "tests: is not a results folder"),
         (["run", STUDY, STUDY], "the studies must differ in name"),
         (["run", STUDY, "--results", "/proc/nowhere"], "cannot be written"),
+        (["compare", "tests", "--baseline", "b.pt"], "tests: is not a results folder"),
     ],
 )
 def test_a_mistake_is_one_message_and_status_2(arguments, message, capsys, monkeypatch):
@@ -51,7 +52,8 @@ def test_a_mistake_is_one_message_and_status_2(arguments, message, capsys, monke
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run"], ["rnu"], ["run", STUDY, "--workers", "0"], ["run", STUDY, "--wrokers", "2"]]
+    "arguments",
+    [["run"], ["rnu"], ["run", STUDY, "--workers", "0"], ["run", STUDY, "--wrokers", "2"], ["compare", "r"]],
 )
 def test_a_wrong_option_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from operator import attrgetter
 
 import optuna
 import pytest
@@ -14,6 +15,7 @@ from filelock import FileLock
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
+from tunewright.search.files import name_of
 from tunewright.search.launch import _Driver, run_studies, run_study
 from tunewright.search.progress import Progress
 from tunewright.search.storage import create_store
@@ -148,6 +150,16 @@ def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file
     assert all("updates/s stacked" in engine.reason for engine in engines)
     driver.pool = None  # measured once only
     assert driver.engines(missing) == engines
+
+
+def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):
+    path = study_file()
+    path.write_text("keep_checkpoints = 2\n" + path.read_text())
+    trials = run_study(load_study(path), results=tmp_path, workers=1, slots=8, progress=False)
+    ranking = sorted((trial for trial in trials if trial.feasible), key=attrgetter("best_value"))
+    best = [name_of(t.point) for size in (16, 64) for t in [t for t in ranking if t.point.batch_size == size][:2]]
+    kept = (tmp_path / "small" / "checkpoints").iterdir()
+    assert sorted(file.name for file in kept) == sorted(f"{name}.safetensors" for name in best)
 
 
 def test_two_studies_share_one_pool(study_file, tmp_path):

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from compared import comparison
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ from tunewright.search.plots import (
     overlay_figure,
     overlay_info,
     untuned,
+    versus_figure,
+    versus_info,
 )
 from tunewright.search.plots.axis import AxisInfo, Mark
 from tunewright.search.plots.overlay import Repeated
@@ -450,3 +453,25 @@ def test_log_ticks_are_1_2_5_over_few_decades_and_powers_over_many() -> None:
     assert log_ticks(0.01, 0.3) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2])
     assert log_ticks(1.6, 8.0) == [2, 4, 6, 8]
     assert log_ticks(1e-5, 1) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1])
+
+
+@pytest.mark.parametrize("baseline", [None, [0.31, 0.29]])
+def test_a_comparison_shows_every_run_and_the_best_of_n_where_there_was_a_search(baseline: list[float] | None) -> None:
+    info = versus_info(comparison([[0.2, 0.21], [0.4, 0.01]], baseline))
+    assert [side.values for side in info.sides] == ([(0.31, 0.29)] if baseline else []) + [(0.2, 0.21), (0.4, 0.01)]
+    assert [side.best_of is None for side in info.sides] == ([True] if baseline else []) + [False, False]
+    assert (info.checkpoint, info.y_range) == (0.3, (0.01, 0.9))
+    figure = versus_figure(info)
+    marks = [trace for trace in figure.data if trace.mode == "markers"]
+    assert [tuple(trace.y) for trace in marks] == [side.values for side in info.sides]
+    assert len(figure.data) == 2 * len(info.sides) + 2 * 2
+
+
+def test_the_baseline_is_a_dashed_line_that_the_range_holds() -> None:
+    finished = [trial(0, 0.1, 0.3), trial(1, 0.2, 0.2)]
+    assert axis_info(finished, "base_lr", "val_error").y_range == (0.2, 0.3)
+    info = axis_info(finished, "base_lr", "val_error", baseline=0.35)
+    assert info.y_range == (0.2, 0.35)
+    lines = [shape for shape in axis_figure(info).layout.shapes if shape.type == "line"]
+    assert [(line.y0, line.line.dash) for line in lines] == [(0.35, "dash")]
+    assert not [shape for shape in axis_figure(replace(info, baseline=None)).layout.shapes if shape.type == "line"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from compared import comparison
 from examples import parse
 from plotly.offline import get_plotlyjs
 from rich.console import Console
@@ -143,6 +144,21 @@ def test_128_trials_of_1000_steps_take_seconds_and_a_few_megabytes(tmp_path: Pat
     text = write(tmp_path / "report.html", many)
     assert time.perf_counter() - begin < 5
     assert len(text) - len(get_plotlyjs()) < 3_000_000
+
+
+@pytest.mark.parametrize("baseline", [None, [0.30, 0.31, 0.29, 0.30, 0.32, 0.30]])
+def test_a_comparison_is_a_chapter_with_its_decision_its_costs_and_its_warnings(
+    tmp_path: Path, baseline: list[float] | None
+) -> None:
+    found = comparison([[0.2, 0.21, 0.22, 0.2, 0.19, 0.2]], baseline, warning="Mind <this>.")
+    text = write(tmp_path / "report.html", trials(), comparison=found)
+    outline = Outline(text)
+    assert outline.headings[2:5] == ["What to look at", "Against the baseline", "Axis plots"]
+    assert f">{found.decision}</b>" in text
+    assert found.decision == ("adopt" if baseline else "not enough evidence")
+    for words in ("Mind &lt;this&gt;.", "test_error 0.21", "runs/&lt;best&gt;.pt", "base_lr 0.001 to 10"):
+        assert words in text
+    assert (">unknown</td>" in text) == (baseline is None)
 
 
 def test_the_report_of_a_store_uses_the_study(tmp_path: Path) -> None:

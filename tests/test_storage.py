@@ -16,7 +16,7 @@ from stored import EVALUATIONS, UNTRAINED, diverged, feasible, point, small_stud
 
 from tunewright.search.errors import UserError
 from tunewright.search.files import curve_path, write_curve
-from tunewright.search.sampling import ROUND, Told, _point, _propose, next_points
+from tunewright.search.sampling import ROUND, Told, _point, _propose, next_points, plan
 from tunewright.search.storage import (
     Store,
     as_told,
@@ -270,6 +270,14 @@ def test_a_study_may_be_drawn_differently(store: Store) -> None:
 
 def test_seeds_can_neither_grow_nor_shrink(store: Store) -> None:
     assert "seeds: was (absent), is 2" in refusal(small_study(seeds=2), store.folder.parent)
+
+
+def test_seeds_of_a_single_configuration_may_grow_but_not_shrink(tmp_path: Path) -> None:
+    few, more = small_study(trials=1, seeds=2), small_study(trials=1, seeds=3)
+    assert plan(more)[:2] == plan(few)
+    create_store(few, tmp_path)
+    create_store(more, tmp_path)
+    assert "seeds: was 3, is 2" in refusal(few, tmp_path)
 
 
 def test_a_refusal_leaves_the_results_as_they_were(store: Store) -> None:

@@ -5,6 +5,7 @@ from .curves import CurvesInfo, curves_figure, curves_info
 from .loss import LossInfo, loss_figure, loss_info, untuned
 from .norms import NormsInfo, norms_figure, norms_info
 from .overlay import OverlayInfo, comparable, overlay_figure, overlay_info
+from .versus import VersusInfo, versus_figure, versus_info
 
 __all__ = [
     "AxisInfo",
@@ -12,6 +13,7 @@ __all__ = [
     "LossInfo",
     "NormsInfo",
     "OverlayInfo",
+    "VersusInfo",
     "axis_figure",
     "axis_info",
     "comparable",
@@ -24,4 +26,6 @@ __all__ = [
     "overlay_figure",
     "overlay_info",
     "untuned",
+    "versus_figure",
+    "versus_info",
 ]

@@ -15,6 +15,7 @@ from ..trial import Group, Trial
 from .style import (
     BLUE,
     GREEN,
+    INK,
     MUTED,
     VERMILLION,
     escape,
@@ -69,8 +70,9 @@ class AxisInfo:
     """An axis plot as plain data.
 
     categories   tick labels at x = 0, 1, ...; empty if the axis is a scale
-    y_range      lowest and highest feasible value: they alone set the scale; infeasible and crashed trials
-                 stand on rails above it
+    y_range      lowest and highest feasible value, the baseline's included: they alone set the scale;
+                 infeasible and crashed trials stand on rails above it
+    baseline     value of the checkpoint that the study was compared with, a dashed line
     not_varied   (optimizer, trials) not drawn: that optimizer has one value of the hyperparameter, or none
     """
 
@@ -82,10 +84,17 @@ class AxisInfo:
     y_range: tuple[float, float]
     panels: tuple[Panel, ...]
     not_varied: tuple[tuple[str, int], ...] = ()
+    baseline: float | None = None
 
 
 def axis_info(
-    trials: Iterable[Trial], axis: str, objective: str, *, log: bool = False, scientific: Sequence[str] = ()
+    trials: Iterable[Trial],
+    axis: str,
+    objective: str,
+    *,
+    log: bool = False,
+    scientific: Sequence[str] = (),
+    baseline: float | None = None,
 ) -> AxisInfo:
     """What an axis plot shows: a panel per group, a mark per trial.
 
@@ -101,7 +110,8 @@ def axis_info(
     values = [trial.point.values[axis] for trial in shown]
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
-    log_y, low, high = scale([trial.best_value for trial in shown if trained(trial)])
+    drawn = [trial.best_value for trial in shown if trained(trial)]
+    log_y, low, high = scale(drawn if baseline is None else [*drawn, baseline])
     return AxisInfo(
         axis=axis,
         objective=objective,
@@ -118,6 +128,7 @@ def axis_info(
             for group, members in _panels(shown, axis, scientific).items()
         ),
         not_varied=tuple(sorted(left_out.items())),
+        baseline=baseline,
     )
 
 
@@ -216,11 +227,16 @@ def axis_figure(info: AxisInfo) -> go.Figure:
                 legend = False
     _draw_axes(figure, info, places, kinds)
     _draw_rails(figure, places, kinds)
+    if info.baseline is not None:
+        figure.add_hline(info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="below")
     footnote(
         figure,
         "; ".join(
-            f"not drawn: {trials} trials of {escape(optimizer)}, which does not vary {escape(info.axis)}"
-            for optimizer, trials in info.not_varied
+            [f"dashed: the baseline's checkpoint, {readable(info.baseline)}"] * (info.baseline is not None)
+            + [
+                f"not drawn: {trials} trials of {escape(optimizer)}, which does not vary {escape(info.axis)}"
+                for optimizer, trials in info.not_varied
+            ]
         ),
     )
     return figure

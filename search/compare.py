@@ -1,0 +1,339 @@
+"""The tuned result against a baseline checkpoint: rerun both sides on fresh seeds, decide, write comparison.json.
+
+The best feasible configuration of each batch size is a candidate (R20). The reruns are ordinary studies of one
+point each, in `<results>/comparison/`: interrupted, they go on where they stopped, and more seeds or another baseline
+train only what is not there yet. Their seeds are fresh: on those of the search, the winner also won by luck.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import tomli_w
+from torch import nn
+
+from .analysis import ranked, readable, repetitions
+from .best_of import best_of
+from .checkpoints import finite, fit, metrics_of, read_tensors, sha256
+from .comparison import (
+    Candidate,
+    Checkpoint,
+    Comparison,
+    Side,
+    decide,
+    evidence,
+    fewest_seeds,
+    settles,
+)
+from .engine import devices
+from .errors import UnfinishedError, UserError
+from .files import checkpoint_path, name_of
+from .launch import run_studies
+from .sampling import next_points
+from .schedule import total_steps
+from .storage import STUDY_FILE, Store, as_told, create_store, open_store, read_trials, write_comparison
+from .study import ADAPTIVE, Study, load_study, parse_study
+from .tables import space_in_words
+from .threads import torch_threads
+from .trial import Point, Trial
+from .workload import Workload, load_workload
+
+SEEDS = 10  # of each side by default: enough for a gain as large as its spread between seeds (power 0.9)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one side is trained: a point of a study, and the trials of the search that found it (none: it was given)."""
+
+    study: Study
+    point: Point
+    searched: Sequence[Trial] = ()
+
+    @property
+    def total_steps(self) -> int:
+        return total_steps(self.point, self.study.max_train_steps, self.study.prepend_warmup)
+
+    @property
+    def training(self) -> tuple[object, ...]:
+        """What two settings that train alike have in common."""
+        study = self.study
+        return study.workload, self.point.configuration, self.total_steps, study.precision, study.accumulation
+
+    @property
+    def bfloat16(self) -> bool:
+        return self.study.precision == "bfloat16"
+
+    @property
+    def label(self) -> str:
+        return f"{self.study.name}, batch size {self.point.batch_size}, trial {self.point.number}"
+
+    def workload(self) -> Workload:
+        return load_workload(self.study.workload, self.point.workload_args)
+
+
+# --- which settings are compared ---------------------------------------------------------------------------
+
+
+def candidates(store: Store) -> list[Settings]:
+    """The best feasible configuration of each batch size, whatever its optimizer. Raises UserError if there is none."""
+    trials = read_trials(store)
+    found = []
+    for batch_size in store.study.batch_sizes:
+        own = [trial for trial in trials if trial.point.batch_size == batch_size]
+        found += [Settings(store.study, best.point, own) for best in ranked(own)[:1]]
+    if not found:
+        raise UserError(f"{store.folder}: has no feasible trial to compare with the baseline")
+    return found
+
+
+def baseline_of_point(store: Store, text: str) -> Settings:
+    """The settings of a trial, `[BATCH_SIZE:]NUMBER`. Raises UserError unless it names one trial of the results."""
+    batch_size, _, number = text.rpartition(":")
+    points = [trial.point for trial in read_trials(store)]
+    found = [p for p in points if str(p.number) == number and batch_size in ("", str(p.batch_size))]
+    if not found:
+        raise UserError(f"--baseline-point: must be [BATCH_SIZE:]NUMBER of a trial in {store.folder}, got {text!r}")
+    if len(found) > 1:
+        choices = ", ".join(f"{point.batch_size}:{point.number}" for point in found)
+        raise UserError(f"--baseline-point: {text} is a trial of several batch sizes: write one of {choices}")
+    return Settings(store.study, found[0])
+
+
+def baseline_of_study(path: Path, results: Path) -> Settings:
+    """The only configuration of a study, or the best of its results (beside the file, or in `results`).
+
+    Raises UserError if it has several configurations and no results, or none of them is feasible.
+    """
+    beside = (path.parent / "study.db").is_file()
+    study = load_study(path, name=path.resolve().parent.name if beside else "")
+    points = next_points(study, [])
+    if len({point.configuration for point in points}) == 1 and len(points) == study.seeds:
+        return Settings(study, points[0])
+    if beside:
+        store = open_store(path.parent)
+    elif (results / study.name / "study.db").is_file():
+        store = create_store(study, results)
+    else:
+        raise UserError(
+            f"{path}: has several configurations and no results in {results / study.name}: run it first, or leave "
+            "the one that the baseline was trained with"
+        )
+    trials = read_trials(store)
+    for best in ranked(trials)[:1]:
+        return Settings(store.study, best.point, trials)
+    raise UserError(f"{store.folder}: has no feasible trial to take the baseline's settings from")
+
+
+# --- the comparison ----------------------------------------------------------------------------------------
+
+
+def compare(
+    store: Store, checkpoint: Path, baseline: Settings | None = None, seeds: int | None = None, **options: Any
+) -> Comparison:
+    """Compare the results of a study with a baseline checkpoint, and write comparison.json into their folder.
+
+    `seeds` defaults to SEEDS, or to the fewest with which the rule can decide. `options` are those of `run_studies`.
+    Raises UserError, before anything is trained, if the checkpoint cannot be read or does not fit; UnfinishedError if
+    a run crashed; KeyboardInterrupt passes through, with all finished runs kept.
+    """
+    device = str(options.get("device") or "cpu")
+    found = candidates(store)
+    if baseline and baseline.study.objective != store.study.objective:
+        raise UserError(f"{baseline.study.name}: objective: must be {store.study.objective!r} as in {store.folder}")
+    fits, model = _fitted(checkpoint, [baseline] if baseline else _architectures(found), device)
+    with torch_threads():
+        metrics = metrics_of(fits.workload().evaluate, model, fits.bfloat16)
+    value = finite(checkpoint, metrics, store.study.objective)
+    found = [side for side in found if baseline is None or side.training != baseline.training]
+    if not found:
+        raise UserError(f"{store.folder}: its best trial has the settings of the baseline: there is nothing to compare")
+    seeds = seeds or max(SEEDS, fewest_seeds(paired=baseline is not None, candidates=len(found)))
+    controls = [_control(side, baseline) for side in found]
+    runs = _Runs([side for side in (*found, baseline, *controls) if side], store.folder / "comparison", seeds, options)
+    sides = [_side(side, runs.trials(side)) for side in found]
+    base = _side(baseline, runs.trials(baseline)) if baseline else None
+    evidences = [evidence(side.values, base.values if base else [value]) for side in sides]
+    result = Comparison(
+        objective=store.study.objective,
+        first_seed=runs.first_seed,
+        seeds=seeds,
+        checkpoint=Checkpoint(str(checkpoint), sha256(checkpoint), value),
+        baseline=base,
+        candidates=tuple(
+            Candidate(
+                side=side,
+                evidence=one,
+                decision=decision,
+                seeds_needed=settles(one, len(found)),
+                equal_steps=evidence(side.values, _values(runs.trials(control))) if control else None,
+            )
+            for side, control, one, decision in zip(sides, controls, evidences, decide(evidences), strict=True)
+        ),
+        test={},
+        warnings=(),
+    )
+    result = replace(result, warnings=tuple(_warnings(result)))
+    if result.decision != "not enough evidence":  # looked at once, after the decision
+        chosen = found[sides.index(result.final.side)]
+        result = replace(result, test=_on_test(chosen, runs, fits, model, device))
+    write_comparison(store.folder, result)
+    return result
+
+
+def _architectures(found: Sequence[Settings]) -> list[Settings]:
+    """One setting for each combination of workload arguments that the search tried."""
+    tried = [replace(side, point=trial.point) for side in found for trial in side.searched]
+    return list({json.dumps(side.point.workload_args, sort_keys=True): side for side in reversed(tried)}.values())
+
+
+def _fitted(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Settings, nn.Module]:
+    """The settings whose model the checkpoint fits, and that model. Raises UserError unless there is exactly one."""
+    tensors, fits, errors = read_tensors(checkpoint), [], []
+    for settings in choices:
+        model = settings.workload().build_model(settings.point.seed)
+        try:
+            fit(model, tensors, checkpoint)
+        except UserError as error:
+            errors.append(error)
+        else:
+            fits.append((settings, model.to(devices(device)[0])))
+    if not fits:
+        raise errors[0]
+    if len(fits) > 1:
+        several = "; ".join(str(settings.point.workload_args) for settings, _ in fits)
+        raise UserError(f"{checkpoint}: fits several models: {several}. Say which: --baseline-point N")
+    return fits[0]
+
+
+class _Runs:
+    """Every side trained with the same fresh seeds, as a study of one point each, in one pool of workers."""
+
+    def __init__(self, sides: Sequence[Settings], folder: Path, seeds: int, options: dict[str, Any]) -> None:
+        self.first_seed = max(side.study.seed + side.study.seeds for side in sides)
+        self.seeds, self.folder = seeds, folder
+        studies = {self.name(side): self.study(side) for side in sides}
+        stores = run_studies(list(studies.values()), results=folder, **options)
+        self.stores = dict(zip(studies, stores, strict=True))
+
+    def name(self, side: Settings) -> str:
+        return f"{side.study.name}-{name_of(side.point)}-steps={side.total_steps}-seed={self.first_seed}"
+
+    def study(self, side: Settings) -> Study:
+        point, origin = side.point, side.study
+        own = {name: getattr(point, name) for name in ("base_lr", "warmup_steps", "clip_norm", "decay")}
+        document = {
+            "question": f"What other seeds make of {side.label}",
+            "workload": origin.workload,
+            "workload_args": dict(point.workload_args),
+            "objective": origin.objective,
+            "max_train_steps": origin.max_train_steps,
+            "batch_sizes": [point.batch_size],
+            "trials": 1,
+            "seed": self.first_seed,
+            "seeds": max(self.seeds, self.stored_seeds(side)),
+            "evaluations": origin.evaluations,
+            "accumulation": origin.accumulation,
+            "precision": origin.precision,
+            "prepend_warmup": origin.prepend_warmup,
+            "space": {"optimizer": {point.optimizer: own | dict(point.settings)}},
+        }
+        return parse_study(document, self.name(side), place=side.label, source=tomli_w.dumps(document))
+
+    def stored_seeds(self, side: Settings) -> int:
+        """How many seeds an earlier comparison planned: they stay, and this one looks at the first of them."""
+        path = self.folder / self.name(side) / STUDY_FILE
+        return load_study(path).seeds if path.is_file() else 0
+
+    def trials(self, side: Settings) -> list[Trial]:
+        """The runs of a side, by seed. Raises UnfinishedError if one crashed."""
+        trials = read_trials(self.stores[self.name(side)])[: self.seeds]
+        for trial in trials:
+            if trial.verdict.crashed:
+                log = self.stores[self.name(side)].folder / "crashed.log"
+                place = f"{side.label}, seed {trial.point.seed}"
+                raise UnfinishedError(f"{place}: crashed: {trial.verdict.evidence}; see {log}")
+        return trials
+
+
+def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
+    searched = repetitions(settings.searched)
+    values = [fmean(as_told(trial).value for trial in seeds) for seeds in searched]
+    return Side(
+        name=settings.label,
+        point=settings.point,
+        trials=max(len(searched), 1),
+        space=space_in_words(settings.study) if searched else "one point",
+        search_seconds=sum(trial.seconds for trial in settings.searched),
+        max_train_steps=settings.study.max_train_steps,
+        total_steps=settings.total_steps,
+        values=_values(runs),
+        infeasible=sum(not trial.feasible for trial in runs),
+        run_seconds=fmean(trial.seconds for trial in runs),
+        best_of=best_of(values) if len(values) > 1 and settings.study.sampler not in ADAPTIVE else None,
+    )
+
+
+def _values(runs: Sequence[Trial]) -> tuple[float, ...]:
+    """What each run is worth, as samplers are told it: an infeasible one as much as its untrained model."""
+    return tuple(as_told(trial).value for trial in runs)
+
+
+def _control(candidate: Settings, baseline: Settings | None) -> Settings | None:
+    """The baseline trained for as many updates in all as a candidate that has more (R11)."""
+    if baseline is None or candidate.total_steps <= baseline.total_steps:
+        return None
+    steps = baseline.study.max_train_steps + candidate.total_steps - baseline.total_steps
+    return replace(baseline, study=baseline.study.model_copy(update={"max_train_steps": steps}))
+
+
+def _on_test(
+    candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module, device: str
+) -> dict[str, dict[str, float]]:
+    """Metrics on the test split of the baseline and of the candidate's best run; empty without a test split."""
+    best = min(runs.trials(candidate), key=lambda trial: (as_told(trial).value, trial.point.seed))
+    path = checkpoint_path(runs.stores[runs.name(candidate)].folder, best.point)
+    _, trained = _fitted(path, [candidate], device)
+    pair = {"baseline": (fits, model), "candidate": (candidate, trained)}
+    with torch_threads():
+        return {
+            name: metrics_of(test, own, settings.bfloat16)
+            for name, (settings, own) in pair.items()
+            if (test := getattr(settings.workload(), "test", None)) is not None
+        }
+
+
+# --- what makes it unfair ----------------------------------------------------------------------------------
+
+
+def _warnings(result: Comparison) -> Iterator[str]:
+    """What a reader must know before believing the decision (S9)."""
+    needed = fewest_seeds(result.baseline is not None, len(result.candidates))
+    if result.seeds < needed:
+        yield f"{result.seeds} seeds cannot decide, whatever they show: it takes {needed}"
+    for side in [*(one.side for one in result.candidates), *([result.baseline] if result.baseline else [])]:
+        if side.infeasible:
+            yield f"{side.name}: {side.infeasible} of {result.seeds} runs are infeasible, and count as untrained"
+    base = result.baseline
+    if base is None:
+        yield (
+            "the baseline is one checkpoint of unknown settings: how much another run of it would differ, and how "
+            "well it was tuned, is not known. --baseline-point or --baseline-study name its settings"
+        )
+        return
+    if not min(base.values) <= result.checkpoint.value <= max(base.values):
+        yield (
+            f"the checkpoint's {readable(result.checkpoint.value)} is not among the values of its retrained settings, "
+            f"{readable(min(base.values))} to {readable(max(base.values))}: are these its settings?"
+        )
+    for side in (one.side for one in result.candidates):
+        if base.trials < side.trials:
+            yield f"{side.name}: the best of {side.trials} trials, the baseline of {base.trials}: tune it as well (S9)"
+        if base.total_steps < side.total_steps:
+            yield f"the baseline trains for {base.total_steps} updates, {side.name} for {side.total_steps}"
+        if base.point.batch_size != side.point.batch_size:
+            yield f"{side.name}: paired by seed alone: its batch size is not the baseline's, and so its batches differ"

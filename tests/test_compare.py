@@ -1,0 +1,205 @@
+"""Both sides are rerun on the same fresh seeds, once, and the checkpoint is never trusted blindly."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from baseline_script import save, train
+
+from tunewright.models.digits import mlp
+from tunewright.search.cli import main
+from tunewright.search.compare import baseline_of_point, baseline_of_study, candidates, compare
+from tunewright.search.errors import UserError
+from tunewright.search.launch import run_study
+from tunewright.search.storage import open_store, read_comparison, read_trials
+from tunewright.search.study import load_study
+
+QUIET = {"workers": 1, "slots": 10, "progress": False}
+STUDY = """
+workload = "tunewright.models.digits:mlp"
+objective = "val_loss"
+max_train_steps = 100
+batch_sizes = {sizes}
+sampler = "grid"
+evaluations = 10
+prepend_warmup = true
+[space]
+warmup_steps = {warmup}
+[space.optimizer.momentum]
+base_lr = {rates}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Results of a study in which base_lr 0.03 is far better than 0.0003, and 1000 diverges; a baseline beside it."""
+    top = tmp_path_factory.mktemp("results")
+    (top / "found.toml").write_text(STUDY.format(sizes=[32], warmup=[10], rates=[0.0003, 0.03, 1000.0]))
+    run_study(load_study(top / "found.toml"), results=top, **QUIET)
+    save(train(epochs=1, lr=0.0003, seed=0), top / "baseline.pt")
+    return top
+
+
+@pytest.fixture(scope="module")
+def paired(folder):
+    store = open_store(folder / "found")
+    return compare(store, folder / "baseline.pt", baseline_of_point(store, "0"), seeds=6, **QUIET)
+
+
+def test_a_clear_gain_is_adopted_with_the_tests_split_looked_at_for_the_final_pair(folder, paired):
+    assert paired.decision == "adopt"
+    (one,) = paired.candidates
+    assert one.side.point.base_lr == 0.03
+    assert (one.evidence.p_better, one.evidence.better_fraction) == (1 / 64, 1.0)
+    assert paired.baseline.point.base_lr == 0.0003
+    assert paired.test["candidate"]["test_loss"] < paired.test["baseline"]["test_loss"]
+    assert paired.checkpoint.value == pytest.approx(float(mlp().evaluate(train(1, 0.0003, 0))["val_loss"]))
+
+
+def test_the_sides_have_the_same_seeds_none_of_which_the_search_saw(folder, paired):
+    assert paired.first_seed == 1
+    reruns = sorted((folder / "found" / "comparison").iterdir())
+    seeds = {path.name: [trial.point.seed for trial in read_trials(open_store(path))] for path in reruns}
+    assert all(own == list(range(1, 7)) for own in seeds.values())
+    assert len(seeds) == 2
+    values = {path.name: [trial.best_value for trial in read_trials(open_store(path))] for path in reruns}
+    assert sorted(values.values()) == sorted([list(paired.baseline.values), list(paired.candidates[0].side.values)])
+
+
+def test_the_file_holds_the_whole_comparison(folder, paired):
+    assert json.loads((folder / "found" / "comparison.json").read_bytes())["decision"] == "adopt"
+    assert read_comparison(folder / "found") == paired
+
+
+def test_more_seeds_train_only_what_is_not_there_yet(folder, paired):
+    store = open_store(folder / "found")
+    curves = {path: path.stat().st_mtime_ns for path in (folder / "found" / "comparison").glob("*/curves/*")}
+    again = compare(store, folder / "baseline.pt", baseline_of_point(store, "0"), seeds=7, **QUIET)
+    assert again.baseline.values[:6] == paired.baseline.values
+    assert {path: path.stat().st_mtime_ns for path in curves} == curves
+    assert len(list((folder / "found" / "comparison").glob("*/curves/*"))) == len(curves) + 2
+
+
+def test_a_checkpoint_of_unknown_settings_takes_19_seeds_and_has_no_spread(folder):
+    result = compare(open_store(folder / "found"), folder / "baseline.pt", **QUIET)
+    assert (result.seeds, result.decision) == (19, "adopt")
+    assert math.isnan(result.candidates[0].evidence.baseline_spread)
+    assert "unknown settings" in result.warnings[0]
+    (few,) = compare(open_store(folder / "found"), folder / "baseline.pt", seeds=19, **QUIET).candidates
+    assert few == result.candidates[0]
+
+
+def test_a_prepended_warmup_is_compared_at_equal_steps_too(folder):
+    (folder / "plain.toml").write_text(STUDY.format(sizes=[32], warmup=0, rates=[0.0003]))
+    settings = baseline_of_study(folder / "plain.toml", folder)
+    result = compare(open_store(folder / "found"), folder / "baseline.pt", settings, seeds=5, **QUIET)
+    (one,) = result.candidates
+    assert (result.baseline.total_steps, one.side.total_steps) == (100, 110)
+    assert 0 < one.equal_steps.gain < one.evidence.gain
+    assert any("trains for 100 updates" in warning for warning in result.warnings)
+    assert any("the baseline of 1" in warning for warning in result.warnings)
+
+
+def test_a_baseline_study_gives_its_only_configuration_or_its_best(folder):
+    (folder / "plain.toml").write_text(STUDY.format(sizes=[32], warmup=0, rates=[0.0003]))
+    assert baseline_of_study(folder / "plain.toml", folder).searched == ()
+    for path in (folder / "found.toml", folder / "found" / "study.toml"):
+        best = baseline_of_study(path, folder)
+        assert (best.point.base_lr, len(best.searched)) == (0.03, 3)
+    with pytest.raises(UserError, match="has several configurations and no results"):
+        baseline_of_study(folder / "found.toml", folder / "elsewhere")
+
+
+def test_every_batch_size_has_a_candidate_and_a_point_needs_its_own(tmp_path):
+    (tmp_path / "two.toml").write_text(STUDY.format(sizes=[16, 64], warmup=0, rates=[0.001, 0.03]))
+    run_study(load_study(tmp_path / "two.toml"), results=tmp_path, **QUIET)
+    store = open_store(tmp_path / "two")
+    assert [side.point.batch_size for side in candidates(store)] == [16, 64]
+    assert baseline_of_point(store, "64:1").point.batch_size == 64
+    for text, message in (("1", "write one of 16:1, 64:1"), ("7", "must be"), ("16:x", "must be")):
+        with pytest.raises(UserError, match=message):
+            baseline_of_point(store, text)
+
+
+def test_the_baseline_may_not_be_the_candidate_itself(folder):
+    store = open_store(folder / "found")
+    with pytest.raises(UserError, match="nothing to compare"):
+        compare(store, folder / "baseline.pt", baseline_of_point(store, "1"), **QUIET)
+
+
+def test_a_wrong_checkpoint_is_status_2_before_anything_is_trained(folder, tmp_path, capsys):
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+    before = sorted((folder / "found").rglob("*"))
+    assert main(["compare", str(folder / "found"), "--baseline", str(tmp_path / "other.pt")]) == 2
+    err = capsys.readouterr().err
+    assert "missing: layers.1.weight" in err
+    assert "unexpected: weight" in err
+    assert sorted((folder / "found").rglob("*")) == before
+
+
+@pytest.mark.parametrize(("better", "status"), [(True, 0), (False, 1)])
+def test_require_better_is_the_exit_status(folder, paired, tmp_path, capsys, better, status):
+    """A baseline that is worth nothing; then one far better than 100 updates can be."""
+    path = tmp_path / "b.safetensors"
+    save(train(epochs=0, lr=0.1, seed=0) if better else train(epochs=20, lr=0.05, seed=0), path)
+    options = ["--workers", "1", "--slots", "10", "--require-better"]
+    assert main(["compare", str(folder / "found"), "--baseline", str(path), *options]) == status
+    out = capsys.readouterr().out
+    assert f"decision: {'adopt' if better else 'keep baseline'}" in out
+    assert np.isfinite(json.loads((folder / "found" / "comparison.json").read_text())["checkpoint"]["value"])
+
+
+FRAGILE = """
+import itertools
+import os
+
+import torch
+
+
+class Fragile:
+    def build_model(self, seed):
+        if seed > 0 and not os.path.exists("mended"):
+            raise RuntimeError(f"seed {seed} is unlucky")
+        torch.manual_seed(seed)
+        return torch.nn.Linear(1, 1)
+
+    def train_batches(self, batch_size, seed):
+        return itertools.repeat(torch.ones(batch_size, 1))
+
+    def loss(self, model, batch):
+        return ((model(batch) - 1) ** 2).mean()
+
+    def evaluate(self, model):
+        return {"val_loss": self.loss(model, torch.ones(1, 1))}
+"""
+
+
+def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(tmp_path):
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    (tmp_path / "s.toml").write_text(
+        'workload = "fragile:Fragile"\nobjective = "val_loss"\nmax_train_steps = 9\nbatch_sizes = [4]\n'
+        "trials = 1\n[space.optimizer.sgd]\nbase_lr = 0.1\n"
+    )
+    torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "b.pt")
+
+    def run(*arguments):
+        words = [sys.executable, "-m", "tunewright.search.cli", *arguments, "--workers", "1", "--slots", "1"]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert run("run", "s.toml").returncode == 0
+    compared = ("compare", "results/s", "--baseline", "b.pt", "--seeds", "2")
+    first = run(*compared)
+    assert first.returncode == 1
+    assert "is unlucky" in first.stderr
+    assert "The same command tries again." in first.stderr
+    assert "Traceback" not in first.stderr
+    assert not (tmp_path / "results" / "s" / "comparison.json").exists()
+    (tmp_path / "mended").touch()
+    second = run(*compared)
+    assert second.returncode == 0, second.stderr
+    assert "2 seeds cannot decide" in second.stderr
+    assert "decision: not enough evidence" in second.stdout
