@@ -11,7 +11,6 @@ import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .errors import UserError
+from .workload import autocast
 
 NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the model beside other things
 UNREADABLE = (
@@ -108,8 +108,7 @@ def metrics_of(
 ) -> dict[str, float]:
     """What a workload's `evaluate` or `test` says about a model in evaluation mode, as it is measured in training."""
     model.eval()
-    device = next(model.parameters()).device.type
-    with torch.autocast(device, torch.bfloat16) if bfloat16 else nullcontext():
+    with autocast(model, bfloat16):
         return {name: float(value) for name, value in method(model).items()}
 
 

@@ -7,7 +7,6 @@ train only what is not there yet. Their seeds are fresh: on those of the search,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -188,7 +187,7 @@ def compare(
 def _architectures(found: Sequence[Settings]) -> list[Settings]:
     """One setting for each combination of workload arguments that the search tried."""
     tried = [replace(side, point=trial.point) for side in found for trial in side.searched]
-    return list({json.dumps(side.point.workload_args, sort_keys=True): side for side in reversed(tried)}.values())
+    return list({side.point.workload_key: side for side in reversed(tried)}.values())
 
 
 def _fitted(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Settings, nn.Module]:

@@ -258,6 +258,12 @@ class Comparison:
         return "keep baseline" if set(decisions) == {"keep baseline"} else "not enough evidence"
 
     @property
+    def sides(self) -> list[tuple[str, Side]]:
+        """The retrained sides under the names they are shown by: the baseline first, if it was retrained."""
+        baseline = [(f"baseline: {self.baseline.name}", self.baseline)] if self.baseline else []
+        return baseline + [(one.side.name, one.side) for one in self.candidates]
+
+    @property
     def final(self) -> Candidate:
         """The candidate of the final pair: of those decided like the whole, the one with the largest mean gain."""
         alike = [candidate for candidate in self.candidates if candidate.decision == self.decision]

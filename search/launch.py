@@ -6,7 +6,6 @@ were in training, nothing else; the same command goes on where it stopped.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import threading
@@ -197,7 +196,7 @@ class _Driver:
             self.show.plan(store.study, len(points))
             for point in points:
                 if _key(point) not in finished and (store.study.name, name_of(point)) not in self.tried:
-                    key = (store.study.name, point.batch_size, _kept(point.workload_args))
+                    key = (store.study.name, point.batch_size, point.workload_key)
                     missing.setdefault(key, (store, []))[1].append(point)
         return list(missing.values())
 
@@ -329,19 +328,14 @@ def _raise_errors(futures: Iterable[Future[None]]) -> None:
 
 def _engine_before(store: Store, points: Sequence[Point]) -> Engine | None:
     """How the points of this batch size and workload were trained in an earlier run."""
-    found = store.optuna_studies[points[0].batch_size].user_attrs.get("engines", {}).get(_kept(points[0].workload_args))
+    found = store.optuna_studies[points[0].batch_size].user_attrs.get("engines", {}).get(points[0].workload_key)
     return Engine(**found) if found else None
 
 
 def _remember_engine(store: Store, points: Sequence[Point], engine: Engine) -> None:
     optuna_study = store.optuna_studies[points[0].batch_size]
-    engines = optuna_study.user_attrs.get("engines", {}) | {_kept(points[0].workload_args): asdict(engine)}
+    engines = optuna_study.user_attrs.get("engines", {}) | {points[0].workload_key: asdict(engine)}
     optuna_study.set_user_attr("engines", engines)
-
-
-def _kept(workload_args: Mapping[str, object]) -> str:
-    """Workload arguments as a key that survives in JSON."""
-    return json.dumps(workload_args, sort_keys=True)
 
 
 def _key(point: Point) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from .clipping import clip_, global_norm
 from .errors import UserError
 from .optimizers import RULES
 from .tracing import record
-from .workload import Workload
+from .workload import Workload, autocast
 
 Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # recordings of one workload, by what they depend on
 
@@ -39,12 +39,10 @@ class _Call(nn.Module):
 
     def __init__(self, workload: Workload, model: nn.Module, bfloat16: bool) -> None:
         super().__init__()
-        self.model, self.workload, self.autocast = model, workload, bfloat16
+        self.model, self.workload, self.in_bfloat16 = model, workload, bfloat16
 
     def forward(self, method: str, *arguments: Any) -> Any:
-        if not self.autocast:
-            return getattr(self.workload, method)(self.model, *arguments)
-        with torch.autocast(next(self.model.parameters()).device.type, torch.bfloat16):
+        with autocast(self.model, self.in_bfloat16):
             return getattr(self.workload, method)(self.model, *arguments)
 
 
@@ -174,7 +172,7 @@ class Stack:
     def _traced(self, method: str, *arguments: Any, into: Sequence[Tensor] = ()) -> Any:
         """The result of a stacked call, from its recording for the current K."""
         kinds = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(arguments[-1]))
-        key = (method, self.slots, self.dtype, self.device, self._call.autocast, kinds)
+        key = (method, self.slots, self.dtype, self.device, self._call.in_bfloat16, kinds)
         if key not in self._traces:
             call = self._loss_and_gradients if method == "loss" else self._metrics
             # Recording runs the call: on copies of the buffers, because training writes into them (running statistics).

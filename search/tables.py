@@ -165,9 +165,6 @@ def _evidence_cells(one: Evidence) -> dict[str, str]:
 
 def cost_rows(result: Comparison) -> list[dict[str, str]]:
     """The fairness of a comparison: what finding and training each side took (S9)."""
-    named = [(one.side.name, one.side) for one in result.candidates]
-    if result.baseline:
-        named.insert(0, (f"baseline: {result.baseline.name}", result.baseline))
     rows = [
         {
             "side": name,
@@ -179,7 +176,7 @@ def cost_rows(result: Comparison) -> list[dict[str, str]]:
             "time of search": _duration(side.search_seconds),
             "time of a run": _duration(side.run_seconds),
         }
-        for name, side in named
+        for name, side in result.sides
     ]
     if result.baseline is None:
         rows.insert(0, dict.fromkeys(rows[0], UNKNOWN) | {"side": "baseline"})

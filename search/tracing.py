@@ -61,7 +61,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.written: set[int] = set()  # memory that an operation changed in place
         self.copies: list[tuple[fx.Node, set[int]]] = []  # multiplications by 1, and the memory of both sides
         for i, tensor in enumerate(inputs):
-            self._made(tensor, self.graph.placeholder(f"input_{i}"))
+            self.nodes[tensor] = self.graph.placeholder(f"input_{i}")
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -71,7 +71,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
         if self._is_the_same(operation, args, result):
-            self._made(result, self._node(args[0]))
+            self.nodes[result] = self._node(args[0])
             return result
         node = self.graph.call_function(operation, *tree_map(self._node, (args, dict(kwargs))))
         if operation is aten.mul.Scalar and args[1] == 1 and result.dtype == args[0].dtype:
@@ -81,20 +81,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 changed = args[i] if i < len(args) else kwargs[argument.name]
                 self.written |= {_memory(leaf) for leaf in tree_leaves(changed) if isinstance(leaf, Tensor)}
         if isinstance(result, Tensor):
-            self._made(result, node)
+            self.nodes[result] = node
         elif isinstance(result, tuple | list):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._made(part, self.graph.call_function(_item, (node, i)))
+                    self.nodes[part] = self.graph.call_function(_item, (node, i))
         return result
 
     @staticmethod
     def _is_the_same(operation: Any, args: tuple[Any, ...], result: Any) -> bool:
         """Whether an operation returns its argument under another name; vmap and autograd do many of them."""
         return operation is aten.detach.default or (operation in RESHAPES and result.shape == args[0].shape)
-
-    def _made(self, tensor: Tensor, node: fx.Node) -> None:
-        self.nodes[tensor] = node
 
     def _node(self, value: Any) -> Any:
         """What stands for a value in the graph; a tensor that nothing recorded made is a constant."""
@@ -103,7 +100,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if value not in self.nodes:
             name = f"constant_{len(self.constants)}"
             self.constants[name] = value.detach()
-            self._made(value, self.graph.get_attr(name))
+            self.nodes[value] = self.graph.get_attr(name)
         return self.nodes[value]
 
     def program(self, outputs: Sequence[Tensor], parts: Sequence[Tensor]) -> Callable[..., list[Tensor]]:

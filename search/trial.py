@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,6 +43,11 @@ class Point:
         """Every hyperparameter by its name, flat."""
         own = ("batch_size", "optimizer", "base_lr", "warmup_steps", "clip_norm", "decay", "seed")
         return {name: getattr(self, name) for name in own} | {**self.settings} | {**self.workload_args}
+
+    @cached_property
+    def workload_key(self) -> str:
+        """The workload's arguments as one text, the same for the same arguments, that survives in JSON."""
+        return json.dumps(self.workload_args, sort_keys=True)
 
     @cached_property
     def configuration(self) -> tuple[tuple[str, str], ...]:

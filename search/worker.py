@@ -103,7 +103,7 @@ def _load(study: Study, points: Sequence[Point]) -> Workload:
 
 def _known(study: Study, points: Sequence[Point]) -> tuple[Workload, Traces]:
     """A workload that can be stacked keeps no state: this process keeps it and its recordings for its next task."""
-    key = study.workload + json.dumps(points[0].workload_args, sort_keys=True)
+    key = study.workload + points[0].workload_key
     if key not in _KNOWN:
         _KNOWN[key] = (_load(study, points), {})
     return _KNOWN[key]

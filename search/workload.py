@@ -7,6 +7,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,13 @@ from torch import Tensor, nn
 from .errors import UserError
 
 METHODS = ("build_model", "train_batches", "loss", "evaluate")
+
+
+def autocast(model: nn.Module, bfloat16: bool) -> AbstractContextManager[object]:
+    """In which a model runs, trained and measured alike: bfloat16 autocast on its own device, or as it is."""
+    if not bfloat16:
+        return nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
 
 
 class Workload(Protocol):

@@ -267,8 +267,7 @@ def _head(kinds: set[Kind]) -> float:
 
 
 def _draw_axes(figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int, int]], kinds: set[Kind]) -> None:
-    low, high = info.y_range
-    y_axis = _y_axis(info, *(at_height(height, low, high, info.log_y) for height in (FOOT, _head(kinds))))
+    y_axis = value_axis(info.y_range, info.log_y, _head(kinds))
     for panel in info.panels:
         row, column = places[panel.group]
         in_row = [mark.x for other in info.panels if places[other.group][0] == row for mark in other.marks]
@@ -278,11 +277,12 @@ def _draw_axes(figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int,
     figure.update_xaxes(row=max((row for row, _ in places.values()), default=1), title_text=escape(info.axis))
 
 
-def _y_axis(info: AxisInfo, foot: float, head: float) -> dict[str, Any]:
-    """Ticks for the feasible values only: the rails above them are not to scale."""
-    if info.log_y:
-        return log_axis(foot, head, marked=info.y_range)
-    return {"range": [foot, head], "tickvals": linear_ticks(*info.y_range)}
+def value_axis(y_range: tuple[float, float], log_y: bool, head: float) -> dict[str, Any]:
+    """An axis of objective values, from FOOT up to height `head` of their range, marked within the range."""
+    foot, top = (at_height(height, *y_range, log_y) for height in (FOOT, head))
+    if log_y:
+        return log_axis(foot, top, marked=y_range)
+    return {"range": [foot, top], "tickvals": linear_ticks(*y_range)}
 
 
 def _x_axis(info: AxisInfo, values: list[float]) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from numpy.typing import NDArray
 
 from ..analysis import group_trials, just_above, ranked, readable
 from ..trial import Group, Trial
@@ -166,12 +168,17 @@ def _depth(line: Line) -> tuple[bool, int]:
     return line.rank >= 0, -line.rank
 
 
+def in_frame(loss: Sequence[float], log_loss: bool, loss_range: tuple[float, float]) -> NDArray[np.float64]:
+    """Losses as they are drawn: on the frame's edge where a log axis has no place, not far above what leaves it."""
+    low, high = loss_range
+    return np.asarray(np.clip(loss, low if log_loss else None, OUT_OF_FRAME * high))
+
+
 def _trace(line: Line, info: CurvesInfo) -> go.Scatter:
-    low, high = info.loss_range
     chosen = line.rank >= 0
     return go.Scatter(
         x=np.array(line.steps) + info.log_steps,
-        y=np.clip(line.loss, low if info.log_loss else None, OUT_OF_FRAME * high).astype(np.float32),
+        y=in_frame(line.loss, info.log_loss, info.loss_range).astype(np.float32),
         mode="lines",
         line={"color": _colour(line), "width": 1.6 if chosen else 1},
         opacity=1.0 if chosen else 0.35 if line.infeasible else 0.6,
@@ -197,17 +204,23 @@ def _ends(lines: list[Line], info: CurvesInfo) -> go.Scatter:
 
 
 def _draw_axes(figure: go.Figure, info: CurvesInfo, rows: int) -> None:
-    low, high = info.loss_range
-    if info.log_loss:
-        margin = (high / low) ** 0.04
-        figure.update_yaxes(**log_axis(low / margin, high * margin))
-    else:
-        margin = 0.04 * (high - low) or 0.5
-        figure.update_yaxes(range=[low - margin, high + margin])
+    figure.update_yaxes(**loss_axis(info.log_loss, info.loss_range))
     last = max((line.steps[-1] for panel in info.panels for line in panel.lines if line.steps), default=1)
-    if info.log_steps:
-        figure.update_xaxes(**log_axis(1, (last + 1) * 1.05))
-    else:
-        figure.update_xaxes(range=[-0.02 * last, 1.02 * last])
+    figure.update_xaxes(**step_axis(info.log_steps, last))
     figure.update_yaxes(col=1, title_text="training loss")
     figure.update_xaxes(row=rows, title_text="step + 1" if info.log_steps else "step")
+
+
+def loss_axis(log_loss: bool, loss_range: tuple[float, float]) -> dict[str, Any]:
+    """An axis of losses, with a margin around the frame."""
+    low, high = loss_range
+    if log_loss:
+        margin = (high / low) ** 0.04
+        return log_axis(low / margin, high * margin)
+    margin = 0.04 * (high - low) or 0.5
+    return {"range": [low - margin, high + margin]}
+
+
+def step_axis(log_steps: bool, last: int, start: float = 1.0) -> dict[str, Any]:
+    """An axis of steps up to the last one; a log axis counts them from 1, and begins at `start`."""
+    return log_axis(start, (last + 1) * 1.05) if log_steps else {"range": [-0.02 * last, 1.02 * last]}

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ..analysis import group_trials, repetitions
 from ..trial import Curve, Group, Trial
-from .curves import OUT_OF_FRAME, frame
+from .curves import frame, in_frame, loss_axis, step_axis
 from .style import (
     MUTED,
     SEPARATOR,
@@ -20,7 +20,6 @@ from .style import (
     escape,
     footnote,
     linear_ticks,
-    log_axis,
     panel_figure,
     panel_title,
     right_legend,
@@ -174,7 +173,7 @@ def _traces(line: LossLine, info: LossInfo, colour: str, sparse: bool) -> list[g
     low, high = info.loss_range
     steps, loss = (line.sparse_steps, line.sparse_loss) if sparse else (line.steps, line.loss)
     x = np.array(steps) + info.log_steps
-    y = np.clip(loss, low if info.log_loss else None, OUT_OF_FRAME * high)
+    y = in_frame(loss, info.log_loss, info.loss_range)
     long = bool(line.typical_steps) and not sparse
     traces = [
         go.Scatter(
@@ -190,7 +189,7 @@ def _traces(line: LossLine, info: LossInfo, colour: str, sparse: bool) -> list[g
     if long:
         typical = go.Scatter(
             x=np.array(line.typical_steps) + info.log_steps,
-            y=np.clip(line.typical_loss, low if info.log_loss else None, OUT_OF_FRAME * high),
+            y=in_frame(line.typical_loss, info.log_loss, info.loss_range),
             mode="lines",
             line={"color": colour, "width": 2.5},
             hoverinfo="skip",
@@ -212,17 +211,10 @@ def _traces(line: LossLine, info: LossInfo, colour: str, sparse: bool) -> list[g
 
 def _draw_axes(figure: go.Figure, info: LossInfo, rows: int) -> None:
     low, high = info.loss_range
-    if info.log_loss:
-        margin = (high / low) ** 0.04
-        figure.update_yaxes(**log_axis(low / margin, high * margin))
-    else:
-        margin = 0.04 * (high - low) or 0.5
-        figure.update_yaxes(range=[low - margin, high + margin], tickvals=linear_ticks(low, high))
+    ticks = {} if info.log_loss else {"tickvals": linear_ticks(low, high)}
+    figure.update_yaxes(**loss_axis(info.log_loss, info.loss_range), **ticks)
     last = max((line.steps[-1] for one in info.groups for line in one.lines if line.steps), default=1)
-    if info.log_steps:
-        figure.update_xaxes(**log_axis(0.95, (last + 1) * 1.05))
-    else:
-        figure.update_xaxes(range=[-0.02 * last, 1.02 * last])
+    figure.update_xaxes(**step_axis(info.log_steps, last, start=0.95))
     if low <= info.chance_loss <= high:
         figure.add_hline(y=info.chance_loss, line={"color": MUTED, "width": 1, "dash": "dash"}, layer="below")
     figure.update_yaxes(col=1, title_text="training loss (one minibatch)")

@@ -11,14 +11,13 @@ import plotly.graph_objects as go
 
 from ..analysis import group_trials, mean_value, ranked, readable, repetitions, trained
 from ..trial import Group, Trial
-from .axis import FOOT, HEAD, at_height, scale
+from .axis import FOOT, HEAD, at_height, scale, value_axis
 from .style import (
     MUTED,
     SEPARATOR,
     colours,
     escape,
     footnote,
-    linear_ticks,
     log_axis,
     panel_figure,
     panel_title,
@@ -234,12 +233,7 @@ def _ways_out(line: OverlayLine, rail: float, colour: str, shared: dict[str, Any
 
 
 def _draw_axes(figure: go.Figure, info: OverlayInfo, places: dict[Group, tuple[int, int]], head: float) -> None:
-    low, high = info.y_range
-    foot, top = (at_height(height, low, high, info.log_y) for height in (FOOT, head))
-    if info.log_y:
-        figure.update_yaxes(**log_axis(foot, top, marked=info.y_range))
-    else:
-        figure.update_yaxes(range=[foot, top], tickvals=linear_ticks(low, high))
+    figure.update_yaxes(**value_axis(info.y_range, info.log_y, head))
     rates = [point.base_lr for line in info.lines for point in line.points]
     margin = (max(rates) / min(rates)) ** 0.05
     figure.update_xaxes(**log_axis(min(rates) / margin, max(rates) * margin))

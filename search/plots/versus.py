@@ -12,8 +12,8 @@ from plotly.colors import hex_to_rgb
 from ..analysis import readable
 from ..best_of import BAND, BestOf
 from ..comparison import Comparison
-from .axis import FOOT, HEAD, at_height, scale
-from .style import INK, PALETTE, escape, linear_ticks, log_axis, panel_figure, panel_title, right_legend
+from .axis import HEAD, scale, value_axis
+from .style import INK, PALETTE, escape, log_axis, panel_figure, panel_title, right_legend
 
 BAND_OPACITY = 0.15
 SPREAD = 0.25  # of a side's column: how far apart the marks of its runs stand
@@ -41,10 +41,7 @@ class VersusInfo:
 
 def versus_info(result: Comparison) -> VersusInfo:
     """What the figure shows: the retrained baseline first, if there is one, then the candidates."""
-    named = [(one.side.name, one.side) for one in result.candidates]
-    if result.baseline:
-        named.insert(0, (f"baseline: {result.baseline.name}", result.baseline))
-    sides = [VersusSide(name, side.values, side.best_of) for name, side in named]
+    sides = [VersusSide(name, side.values, side.best_of) for name, side in result.sides]
     drawn = [result.checkpoint.value, *(value for side in sides for value in _drawn(side))]
     log_y, low, high = scale(drawn)
     return VersusInfo(result.objective, result.checkpoint.value, tuple(sides), log_y, (low, high))
@@ -76,11 +73,7 @@ def versus_figure(info: VersusInfo) -> go.Figure:
         for trace in _curve_traces(side, colour) if side.best_of else ():
             figure.add_trace(trace, row=1, col=2)
     figure.add_hline(info.checkpoint, line={"color": INK, "width": 1.5, "dash": "dash"})
-    foot, head = (at_height(height, *info.y_range, info.log_y) for height in (FOOT, HEAD))
-    if info.log_y:
-        figure.update_yaxes(**log_axis(foot, head, marked=info.y_range))
-    else:
-        figure.update_yaxes(range=[foot, head], tickvals=linear_ticks(*info.y_range))
+    figure.update_yaxes(**value_axis(info.y_range, info.log_y, HEAD))
     figure.update_yaxes(col=1, title_text=escape(info.objective))
     figure.update_xaxes(col=1, range=[-0.5, len(info.sides) - 0.5], tickvals=[], showgrid=False)
     if curves:
