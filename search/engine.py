@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .errors import UserError
-from .schedule import total_steps
 from .stack import Traces
 from .study import Study
 from .threads import torch_threads
@@ -70,7 +69,7 @@ def choose(
     The points are shared by `workers` processes with one torch thread each, or by fewer with more threads, which
     together fill the `cores`. `traces` keeps the recordings of the stacks that were tried.
     """
-    updates = sum(total_steps(point, study.max_train_steps, study.prepend_warmup) for point in points)
+    updates = sum(map(study.updates, points))
     if updates < WORTH_UPDATES:
         return replace(ALONE, reason=f"only {updates} updates in all: a choice would not pay")
     began = time.perf_counter()
@@ -183,7 +182,9 @@ def _frozen(workload: Workload) -> bytes:
 
 
 def _short(study: Study, steps: int) -> Study:
-    return study.model_copy(update={"max_train_steps": steps, "evaluations": 1, "prepend_warmup": False})
+    return study.model_copy(
+        update={"max_train_steps": steps, "evaluations": 1, "prepend_warmup": False, "stop_after": None}
+    )
 
 
 def _first_steps(

@@ -92,8 +92,8 @@ def check_studies(studies: Sequence[Study]) -> None:
 
 def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
     """Measured seconds of one update of one trial, evaluation included, by batch size."""
-    every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every), "prepend_warmup": False}
-    short = study.model_copy(update=every)
+    every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every)}
+    short = study.model_copy(update=every | {"prepend_warmup": False, "stop_after": None})
     result = {}
     for batch_size in study.batch_sizes:
         point = next(p for p in next_points(study, []) if p.batch_size == batch_size)

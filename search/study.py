@@ -31,8 +31,8 @@ from pydantic import (
 
 from .errors import UserError
 from .optimizers import RULES
-from .schedule import DECAYS, longest_warmup, orders_of_magnitude
-from .trial import Group
+from .schedule import DECAYS, longest_warmup, orders_of_magnitude, total_steps
+from .trial import Group, Point
 
 Scalar = bool | int | float | str
 Sampler = Literal["halton", "sobol", "grid", "random", "tpe", "gp"]
@@ -185,6 +185,9 @@ class Study(_Strict):
         "float32", description="bfloat16: torch.autocast of loss and evaluation; parameters stay as they are"
     )
     prepend_warmup: bool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
+    stop_after: PositiveInt | None = Field(
+        None, description="Updates after which every trial ends, short of its schedule: a screening run (R9)"
+    )
     keep_checkpoints: PositiveInt | None = Field(
         None, description="Checkpoints kept at each batch size, those of the best trials; default: all"
     )
@@ -204,6 +207,11 @@ class Study(_Strict):
     def evaluate_every(self) -> int:
         """Updates between two evaluations (S10)."""
         return math.ceil(self.max_train_steps / self.evaluations)
+
+    def updates(self, point: Point) -> int:
+        """Updates of a trial: its whole schedule, or as many as `stop_after` allows."""
+        whole = total_steps(point, self.max_train_steps, self.prepend_warmup)
+        return min(whole, self.stop_after or whole)
 
     @property
     def optimizers(self) -> list[str]:

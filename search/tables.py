@@ -14,7 +14,6 @@ from rich.text import Text
 
 from .analysis import GroupSummary, readable
 from .comparison import Comparison, Evidence, Side, holm
-from .schedule import total_steps
 from .study import ADAPTIVE, Range, Study
 from .trial import Group, Point, group_of
 
@@ -201,7 +200,7 @@ def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[
     for point in points:
         by_group.setdefault(group_of(point, study.scientific_names), []).append(point)
     for group, members in by_group.items():
-        updates = [total_steps(point, study.max_train_steps, study.prepend_warmup) for point in members]
+        updates = [study.updates(point) for point in members]
         trials = len(members) // study.seeds
         if study.sampler in ADAPTIVE and study.trials is not None:
             trials = math.ceil(study.trials / len(study.groups(group.batch_size)))

@@ -245,12 +245,13 @@ class _Loop:
             self.stack.arrange(order, shrink=not self.queue)
 
     def _start(self, point: Point, batches: _Batches) -> _Slot:
-        total = total_steps(point, self.study.max_train_steps, self.study.prepend_warmup)
+        total = self.study.updates(point)
+        schedule = total_steps(point, self.study.max_train_steps, self.study.prepend_warmup)
         return _Slot(
             point=point,
             batches=batches,
             total=total,
-            columns=coefficients(point.optimizer, point.settings, learning_rates(point, total)),
+            columns=coefficients(point.optimizer, point.settings, learning_rates(point, schedule)),
             loss=np.empty(total),
             grad_norm=np.empty(total),
         )

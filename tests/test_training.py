@@ -310,3 +310,14 @@ def test_float32_numbers_do_not_depend_on_the_width_of_the_stack_to_the_last_bit
     for slots in (2, 3):
         for one, other in zip(wide, trained(a_study, workload(name), some[::-1], slots)[::-1], strict=True):
             assert one.trial.curve == other.trial.curve
+
+
+def test_a_run_stopped_after_n_updates_is_the_first_n_of_the_whole_schedule():
+    whole = study(60).model_copy(update={"evaluations": 6})
+    point = [Point(0, 16, "adam", 1e-3, warmup_steps=6, decay="cosine")]
+    (full,), (short,) = (
+        trained(one, workload("mlp"), point, 1) for one in (whole, whole.model_copy(update={"stop_after": 25}))
+    )
+    np.testing.assert_array_equal(short.trial.curve.loss, full.trial.curve.loss[:25])
+    assert short.trial.curve.total_steps == 25
+    np.testing.assert_array_equal(short.trial.curve.eval_step, [0, 10, 20, 25])
