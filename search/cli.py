@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -133,6 +134,43 @@ def _compare(options: argparse.Namespace) -> int:
     return 1 if options.require_better and result.decision != "adopt" else 0
 
 
+def _diagnose(options: argparse.Namespace) -> int:
+    from .diagnose import diagnose, plan_of
+    from .launch import check_studies, seconds_per_step
+    from .report import build_report
+    from .storage import create_store
+    from .study import load_study
+    from .tables import diagnosis_plan_table, diagnosis_table, print_table
+
+    _quiet_optuna()
+    study = load_study(options.study)
+    check_studies([study])
+    print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
+    pool = {name: getattr(options, name) for name in ("workers", "threads", "device", "slots")}
+    try:
+        result = diagnose(
+            study,
+            results=options.results,
+            seeds=options.seeds,
+            budget=options.budget,
+            say=lambda text: print(text, file=sys.stderr),
+            **pool,
+        )
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 1
+    for found in result.groups:
+        print_table(diagnosis_table(found, result.objective))
+        print(f"{found.group.label}: {found.summary}")
+    if result.skipped:
+        print(f"left out for budget: {', '.join(result.skipped)}")
+    store = create_store(study, options.results)
+    print(f"report: {build_report(store)}")
+    for recipe in result.recipes.values():
+        print(f"recipe: {store.folder / recipe}")
+    return 0
+
+
 def _dashboard(options: argparse.Namespace) -> int:
     from .dashboard import serve
     from .storage import open_store
@@ -174,6 +212,15 @@ def _parser() -> argparse.ArgumentParser:
             help="trials that a worker trains at once; 1 = one after the other (default: what is measured faster)",
         )
 
+    def results(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--results",
+            type=Path,
+            default=Path("results"),
+            metavar="DIR",
+            help="where results go (default: results)",
+        )
+
     check = command("check", _check, "Validate studies and print their plans.")
     check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
 
@@ -183,14 +230,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     pool(run)
-    run.add_argument(
-        "--results",
-        type=Path,
-        default=Path("results"),
-        metavar="DIR",
-        help="where results go (default: results)",
-    )
+    results(run)
     storage(run)
+
+    diagnose = command(
+        "diagnose", _diagnose, "Say whether training is unstable, of which kind, and what helps; write a recipe."
+    )
+    diagnose.add_argument("study", metavar="STUDY.toml", type=Path)
+    diagnose.add_argument(
+        "--seeds", type=_several, default=5, metavar="N", help="trainings that a finding rests on (default: 5)"
+    )
+    diagnose.add_argument(
+        "--budget",
+        type=_positive,
+        default=math.inf,
+        metavar="TRAININGS",
+        help="how many trainings may be spent, counted in updates: TRAININGS × max_train_steps (default: no limit)",
+    )
+    pool(diagnose)
+    results(diagnose)
 
     report = command("report", _report, "Build plots, tables and report.html again from stored results.")
     report.add_argument("folder", metavar="RESULTS_DIR", type=Path)

@@ -35,6 +35,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import URL
 
 from .comparison import ALPHA, Comparison
+from .diagnosis import Diagnosis
 from .errors import UserError
 from .files import atomic, curve_path, read_curve, write_json
 from .sampling import Told, distribution, plan
@@ -43,6 +44,8 @@ from .trial import EMPTY_CURVE, Curve, Point, Trial
 
 STUDY_FILE = "study.toml"
 COMPARISON_FILE = "comparison.json"
+DIAGNOSIS_FILE = "diagnosis.json"
+STEPS = "steps"  # the folder in a study's results that holds those of the steps of its diagnosis
 LARGE = float(np.finfo(np.float32).max)  # for a trial whose objective was never finite, not even untrained
 RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
@@ -128,11 +131,12 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
             pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    storage = open_storage(url or URL.create("sqlite", database=str(folder / "study.db")))
+    storage = open_storage(url or URL.create("sqlite", database=str(_database(folder))))
     names = {batch_size: f"{study.name}/batch_size={batch_size}" for batch_size in study.batch_sizes}
-    strangers = {summary.study_name for summary in optuna.get_all_study_summaries(storage, False)} - set(names.values())
-    if strangers and url is None and not any(name.startswith(f"{study.name}/") for name in strangers):
-        raise UserError(f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(strangers))}")
+    stored = set(optuna.get_all_study_names(storage))
+    is_own = url is not None or _database(folder).parent != folder
+    if stored and not is_own and not any(name.startswith(f"{study.name}/") for name in stored):
+        raise UserError(f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(stored))}")
     store = Store(
         study,
         folder,
@@ -148,11 +152,17 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     return store
 
 
+def _database(folder: Path) -> Path:
+    """A study's own database; the steps of a diagnosis share that of the study, so that one dashboard shows all."""
+    home = folder.parent.parent if folder.parent.name == STEPS else folder
+    return home / "study.db"
+
+
 def open_store(folder: Path, url: str | None = None) -> Store:
     """A results folder as it stands, by its own copy of the study file. Raises UserError if it has none."""
     if not (folder / STUDY_FILE).is_file():
         raise UserError(f"{folder}: is not a results folder: it has no {STUDY_FILE}")
-    if url is None and not (folder / "study.db").is_file():
+    if url is None and not _database(folder).is_file():
         raise UserError(f"{folder}: has no study.db (git does not keep it); run the study, or name its --storage")
     return create_store(load_study(folder / STUDY_FILE, name=folder.resolve().name), folder.resolve().parent, url)
 
@@ -319,6 +329,17 @@ def read_comparison(folder: Path) -> Comparison | None:
     """The latest comparison of a study with a baseline; None if there was none."""
     path = folder / COMPARISON_FILE
     return TypeAdapter(Comparison).validate_json(path.read_bytes()) if path.exists() else None
+
+
+def write_diagnosis(folder: Path, result: Diagnosis) -> None:
+    """diagnosis.json, of which `read_diagnosis` is the inverse."""
+    write_json(folder / DIAGNOSIS_FILE, asdict(result))
+
+
+def read_diagnosis(folder: Path) -> Diagnosis | None:
+    """The latest diagnosis of a study; None if there was none."""
+    path = folder / DIAGNOSIS_FILE
+    return TypeAdapter(Diagnosis).validate_json(path.read_bytes()) if path.exists() else None
 
 
 def write_table(path: Path, trials: Sequence[Trial]) -> None:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .analysis import GroupSummary, readable
 from .comparison import Comparison, Evidence, Side, holm
+from .diagnosis import GroupDiagnosis
 from .study import ADAPTIVE, Range, Study
 from .trial import Group, Point, group_of
 
@@ -24,7 +25,7 @@ COLUMNS = (
 )
 COMPARED = ("side", "mean", "spread", "range", "gain", "P(better)", "p", "decision")  # of `comparison_rows`
 UNKNOWN = "unknown"
-LEFT = ("optimizer", "best point", "verdict", "side", "search space", "decision")
+LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
 
 
 def print_table(table: Table) -> None:
@@ -140,6 +141,56 @@ def comparison_rows(result: Comparison) -> list[dict[str, str]]:
                 )
             )
     return rows
+
+
+def diagnosis_plan_table(plan: Mapping[Group, Iterable[tuple[str, int, int]]], seconds: Mapping[int, float]) -> Table:
+    """What a diagnosis may take at most: a row per group and step; `seconds` of one update by batch size."""
+    table = Table(box=box.SIMPLE_HEAD, title="At most", title_justify="left", caption_justify="left")
+    table.caption = "Time: one core, one trial after the other. A healthy group stops after the confirmation."
+    for column in ("group", "step", "trainings", "updates", "time"):
+        table.add_column(column, justify="left" if column in ("group", "step") else "right")
+    for group, rows in plan.items():
+        for i, (step, trainings, updates) in enumerate(rows):
+            time = _duration(updates * seconds[group.batch_size])
+            cells = (group.label if i == 0 else "", step, str(trainings), str(updates), time)
+            table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def diagnosis_table(found: GroupDiagnosis, objective: str) -> Table:
+    """The remedies of a group, for the terminal."""
+    rows = remedy_rows(found)
+    table = Table(box=box.SIMPLE_HEAD, title=f"{found.group.label}: {objective}", title_justify="left", padding=(0, 1))
+    for column in rows[0] if rows else ():
+        table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row.values()))
+    return table
+
+
+def remedy_rows(found: GroupDiagnosis) -> list[dict[str, str]]:
+    """A row per way to train: tuned, rerun, and decided."""
+    return [
+        {
+            "remedy": ("→ " if one.name == found.adopted else "") + one.name,
+            "base_lr": readable(one.point.base_lr),
+            "trains up to": readable(one.highest_base_lr),
+            "usable decades": _or_dash(one.usable_decades, "{:.2f}"),
+            "LR sensitivity": _or_dash(one.lr_sensitivity, "{:.2f}"),
+            "clipped": f"{one.clip_fraction:.0%}" if one.clip_fraction else "",
+            "updates": str(one.updates),
+            "tuned": readable(one.tuned_value),
+            "rerun": readable(one.mean) if one.values else "",
+            "gain": _gain(one.evidence) if one.evidence else "",
+            "gain at equal updates": _gain(one.equal_steps) if one.equal_steps else "",
+            "decision": one.decision or "",
+        }
+        for one in found.remedies
+    ]
+
+
+def _gain(one: Evidence) -> str:
+    return _evidence_cells(one)["gain"]
 
 
 def _row(**cells: str) -> dict[str, str]:

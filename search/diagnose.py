@@ -1,0 +1,309 @@
+"""`tunewright diagnose`: run the playbook's procedure for every group of a study, and write what came of it.
+
+Every step is an ordinary study in `results/<study>/steps/`, all of them in the study's own database. Nothing is kept
+in memory that is not on disk: interrupted, the same command reads what is there and goes on.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from .analysis import readable
+from .checkpoints import fit, read_tensors
+from .comparison import fewest_seeds
+from .curvature import largest_eigenvalue, some_batches, stability_limit
+from .diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
+from .errors import UnfinishedError, UserError
+from .files import atomic, checkpoint_path
+from .launch import RESULTS, check_studies, run_studies
+from .procedure import (
+    CONFIRM_MULTIPLES,
+    EDGE_ROUNDS,
+    MOST_EXTENSIONS,
+    PER_DECADE,
+    PROBE_STEPS,
+    diagnosis_of,
+)
+from .remedies import BEST_FEW, HIGHER, LADDER, OWN_WAYS, PERCENTILES, TUNED, screened_updates, warmup_lengths
+from .sampling import next_points
+from .steps import SCREENING_SEEDS, Asking, Case, label, sweep_of, together
+from .storage import STEPS, Store, create_store, read_trials, write_diagnosis
+from .study import Study
+from .threads import torch_threads
+from .trial import Group, Trial, group_of
+from .workload import load_workload
+
+SEEDS = 5  # trainings that a finding rests on
+CURVATURE_EXAMPLES = 512
+RECIPE_FILE = "recipe.toml"
+TRACKING_FILE = "tracking.csv"
+
+Say = Callable[[str], None]
+
+
+def diagnose(
+    study: Study,
+    results: Path = RESULTS,
+    seeds: int = SEEDS,
+    budget: float = math.inf,
+    say: Say = lambda text: None,
+    **options: Any,
+) -> Diagnosis:
+    """Diagnose every group of a study; write diagnosis.json, recipes and tracking.csv into its results folder.
+
+    `budget` is how many trainings may be spent, each max_train_steps updates; what does not fit is left out and
+    named. `say` is told what is asked for next; `options` are those of `run_studies`. Raises UserError before
+    anything is trained if the study, its workload or the budget will not do; UnfinishedError if a run crashed.
+    """
+    check_studies([study])
+    sweep = sweep_of(study)
+    cost = updates_of(sweep)
+    if cost > budget * study.max_train_steps:
+        raise UserError(
+            f"--budget: must be at least {math.ceil(cost / study.max_train_steps)} trainings, the sweep alone, "
+            f"got {budget:g}"
+        )
+    create_store(study, results)  # the folder and its database
+    runs = _Runs(study, results, budget * study.max_train_steps, options, say)
+    procedures = [
+        diagnosis_of(study, group, seeds, _architectures(study, dict(group.scientific)))
+        for batch_size in study.batch_sizes
+        for group in sweep.groups(batch_size)
+    ]
+    found = [one for one in runs.follow(together(*procedures)) if one]
+    found = [_with_curvature(study, runs, one) for one in found]
+    result = Diagnosis(
+        study=study.name,
+        objective=study.objective,
+        seeds=seeds,
+        updates=runs.spent,
+        budget=budget,
+        skipped=tuple(runs.skipped),
+        groups=tuple(found),
+        recipes={},
+    )
+    result = replace(result, recipes=_write_recipes(study, results / study.name, result))
+    write_diagnosis(results / study.name, result)
+    _write_tracking(results / study.name / TRACKING_FILE, runs, result)
+    return result
+
+
+def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]:
+    """What a diagnosis may take at most, by group: (step, trainings, updates) in the order of the procedure."""
+    sweep, steps = sweep_of(study), study.max_train_steps
+    lengths = warmup_lengths(steps)
+    screening = SCREENING_SEEDS * (len(LADDER) + len(HIGHER))
+    plan = {}
+    for batch_size in study.batch_sizes:
+        for group in sweep.groups(batch_size):
+            points = [p for p in next_points(sweep, []) if group_of(p, sweep.scientific_names) == group]
+            others = len(_architectures(study, dict(group.scientific))) + max(1, len(study.optimizers) - 1)
+            confirmed = (len(LADDER) + len(HIGHER)) * len(lengths) * seeds
+            rerun = max(seeds, fewest_seeds(paired=True, candidates=BEST_FEW))
+            whole = {
+                "sweep": len(points),
+                "boundary": MOST_EXTENSIONS * PER_DECADE * study.seeds,
+                "edge": EDGE_ROUNDS * 3 * seeds,
+                "confirm": len(CONFIRM_MULTIPLES) * seeds,
+                "clipping": SCREENING_SEEDS * (len(PERCENTILES) * len(LADDER) + 1),
+                "tuning": (OWN_WAYS + others) * TUNED * SCREENING_SEEDS,
+                "tournament": (BEST_FEW + 2) * rerun,
+            }
+            short = {
+                "probe": (SCREENING_SEEDS, min(PROBE_STEPS, steps)),
+                **{f"warmup {length}": (screening, screened_updates(length, steps)) for length in lengths},
+                "warmup, confirmed": (confirmed, steps + max(lengths, default=0)),
+            }
+            rows = [(name, count, count * steps) for name, count in whole.items()]
+            plan[group] = rows + [(name, count, count * updates) for name, (count, updates) in short.items()]
+    return plan
+
+
+def updates_of(study: Study) -> int:
+    """Updates of all trials of a study, as planned."""
+    return sum(map(study.updates, next_points(study, [])))
+
+
+def _architectures(study: Study, scientific: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """What the workload declares as `architectures`, an optional attribute: name → other arguments of its factory."""
+    arguments = {name: scientific.get(name, value) for name, value in study.workload_args.items()}
+    declared: Mapping[str, Mapping[str, Any]] = getattr(load_workload(study.workload, arguments), "architectures", {})
+    return declared
+
+
+class _Runs:
+    """Trains the studies that procedures ask for, as far as the budget goes, and counts what they cost."""
+
+    def __init__(self, study: Study, results: Path, budget: float, options: Mapping[str, Any], say: Say) -> None:
+        self.study, self.results, self.budget, self.options, self.say = study, results, budget, options, say
+        self.spent = 0
+        self.skipped: list[str] = []
+        self.stores: dict[str, Store] = {}
+        self.trials: dict[str, list[Trial]] = {}
+        self.engines: dict[int, dict[str, Any]] = {}  # by batch size: what one study measured holds for the next
+
+    def follow(self, asking: Asking[list[GroupDiagnosis | None]]) -> list[GroupDiagnosis | None]:
+        """Answer a procedure until it returns."""
+        answers: dict[str, list[Trial]] | None = None
+        while True:
+            try:
+                asked = next(asking) if answers is None else asking.send(answers)
+            except StopIteration as done:
+                found: list[GroupDiagnosis | None] = done.value
+                return found
+            self.train([study for study in asked if self.affords(study)])
+            answers = {study.name: self.trials.get(study.name, []) for study in asked}
+
+    def affords(self, study: Study) -> bool:
+        """Whether the budget has room for a study that is new; then its cost is taken from it."""
+        if study.name in self.trials:
+            return False
+        cost = updates_of(study)
+        if self.spent + cost > self.budget:
+            self.skipped.append(study.name)
+            return False
+        self.spent += cost
+        return True
+
+    def train(self, studies: list[Study]) -> None:
+        if not studies:
+            return
+        names = ", ".join(study.name for study in studies)
+        trainings = sum(len(next_points(study, [])) for study in studies)
+        self.say(f"{names}: {trainings} trainings")
+        whole = [study for study in studies if study.name == self.study.name]
+        steps = [study for study in studies if study.name != self.study.name]
+        for own, folder in ((whole, self.results), (steps, self.results / self.study.name / STEPS)):
+            if own:
+                self._hand_on_engines(own, folder)
+                for store in run_studies(own, results=folder, **self.options):
+                    self._keep(store)
+
+    def _hand_on_engines(self, studies: list[Study], folder: Path) -> None:
+        for study in studies:
+            for batch_size, optuna_study in create_store(study, folder).optuna_studies.items():
+                known = self.engines.get(batch_size)
+                if known and "engines" not in optuna_study.user_attrs:
+                    optuna_study.set_user_attr("engines", known)
+
+    def _keep(self, store: Store) -> None:
+        trials = read_trials(store)
+        for trial in trials:
+            if trial.verdict.crashed:
+                log = store.folder / "crashed.log"
+                raise UnfinishedError(f"{store.study.name}: a training crashed: {trial.verdict.evidence}; see {log}")
+        for batch_size, optuna_study in store.optuna_studies.items():
+            measured = optuna_study.user_attrs.get("engines", {})
+            self.engines[batch_size] = measured | self.engines.get(batch_size, {})
+        self.stores[store.study.name], self.trials[store.study.name] = store, trials
+
+
+# --- curvature (Gilmer et al. 2021) --------------------------------------------------------------------------
+
+
+def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDiagnosis:
+    """The group with λ₁ before training and at lr_star's best checkpoint, and what they predict of the edge."""
+    if not found.remedies:
+        return found
+    best = found.remedies[0]
+    store = runs.stores[best.rerun_in or best.tuned_in]
+    trials = runs.trials[store.study.name]
+    trial = min((one for one in trials if one.feasible), key=lambda one: one.best_value, default=None)
+    path = checkpoint_path(store.folder, trial.point) if trial else None
+    if trial is None or path is None or not path.exists():
+        return found
+    workload = load_workload(study.workload, trial.point.workload_args)
+    model = workload.build_model(trial.point.seed)
+    batches = some_batches(workload, trial.point.batch_size, trial.point.seed, CURVATURE_EXAMPLES)
+    try:
+        with torch_threads():
+            at_start = largest_eigenvalue(workload, model, batches)
+            fit(model, read_tensors(path), path)
+            at_best = largest_eigenvalue(workload, model, batches)
+    except ValueError as error:
+        return replace(found, steps=(*found.steps, Step("curvature", ("R6",), (f"λ₁ is not known: {error}.",))))
+    limits = [stability_limit(trial.point.optimizer, trial.point.settings, value) for value in (at_start, at_best)]
+    curvature = Curvature(at_start, at_best, *limits)
+    step = Step("curvature", ("R6",), (_curvature_sentence(found, curvature),), (store.study.name,))
+    steps = list(found.steps)
+    steps.insert(1 + next(i for i, one in enumerate(steps) if one.name == "kind"), step)
+    return replace(found, steps=tuple(steps), curvature=curvature)
+
+
+def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
+    at_start, at_best = readable(curvature.eigenvalue_at_start), readable(curvature.eigenvalue_at_best)
+    words = (
+        f"The largest eigenvalue of the training loss's Hessian, λ₁, is {at_start} before training and {at_best} at "
+        "the best checkpoint of plain training"
+    )
+    if math.isnan(curvature.limit_at_start):
+        return f"{words}. For {found.group.optimizer} it sets no limit: the preconditioned Hessian would."
+    limits = f"{readable(curvature.limit_at_start)} and {readable(curvature.limit_at_best)}"
+    seen = f"found: {readable(found.edge.unstable_base_lr)}" if found.edge.found else "found: no edge"
+    return f"{words}. Full-batch descent would be unstable above {limits}; {seen}."
+
+
+# --- what a diagnosis leaves behind ----------------------------------------------------------------------------
+
+
+def _write_recipes(study: Study, folder: Path, result: Diagnosis) -> dict[str, str]:
+    """A runnable study for each batch size: its best group, at the settings that were adopted. Returns their files."""
+    recipes = {}
+    for batch_size in study.batch_sizes:
+        best = result.best(batch_size)
+        if best is None or best.winner is None:
+            continue
+        name = RECIPE_FILE if len(study.batch_sizes) == 1 else f"recipe-batch_size={batch_size}.toml"
+        case = Case(study, best.group, 1, best.winner.point)
+        recipe = case.ask("recipe", [best.winner.point.base_lr], 1, first_seed=study.seed)
+        document = recipe.model_dump(exclude={"name", "source", "question"}, exclude_defaults=True, exclude_none=True)
+        document = {"question": f"Adopted for {best.group.label}: {best.adopted}"} | document
+        with atomic(folder / name) as temporary:
+            temporary.write_text(_announcement(result, best.winner) + tomli_w.dumps(document), encoding="utf-8")
+        recipes[str(batch_size)] = name
+    return recipes
+
+
+def _announcement(result: Diagnosis, winner: Remedy) -> str:
+    low, high = winner.next_run
+    if math.isnan(low):
+        return f"# {result.objective} {readable(winner.tuned_value)} where it was tuned; not rerun on fresh seeds.\n"
+    return (
+        f"# {result.objective} {readable(winner.mean)} over {len(winner.values)} fresh seeds; one more run falls "
+        f"between {readable(low)} and {readable(high)} (95 %).\n"
+    )
+
+
+def _write_tracking(path: Path, runs: _Runs, result: Diagnosis) -> None:
+    """A row per group (S13)."""
+    columns = ("study", "batch_size", "optimizer", "configuration", "notes", "trials", "best", "command")
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        for one in result.groups:
+            winner, prefix = one.winner, label(one.group)
+            own = [name for name in runs.trials if name.startswith(f"{prefix}-")]
+            writer.writerow(
+                {
+                    "study": result.study,
+                    "batch_size": one.group.batch_size,
+                    "optimizer": one.group.optimizer,
+                    "configuration": _configuration(winner) if winner else "",
+                    "notes": one.summary,
+                    "trials": sum(len(runs.trials[name]) for name in own),
+                    "best": winner.mean if winner and winner.values else "",
+                    "command": " ".join(["tunewright", *sys.argv[1:]]),
+                }
+            )
+
+
+def _configuration(winner: Remedy) -> str:
+    return ", ".join(f"{name}={readable(value)}" for name, value in winner.point.values.items() if name != "seed")

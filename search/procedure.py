@@ -1,0 +1,297 @@
+"""The playbook's procedure for one group: sweep, boundary, edge, kind, remedies, tournament (R1–R19, S4, S9).
+
+A generator (see `steps`): it yields studies, is sent their trials, and returns a GroupDiagnosis. What it concludes
+depends on trials alone, so a procedure that was interrupted comes to the same end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from .analysis import ranked, readable, unstable_interval
+from .diagnosis import Edge, GroupDiagnosis, Kind, Step
+from .edge import bracket, tries
+from .remedies import remedied, rerun_plain
+from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
+from .study import Study
+from .trial import Group, Trial, group_of
+
+MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
+PER_DECADE = 4  # base LRs of an extension
+EDGE_DECADES = 0.15  # how narrow unstable_base_lr is bracketed: a factor of 1.4
+EDGE_ROUNDS = 8  # a decade is halved to 0.15 in three; the rest is for an edge that was not where one seed said
+PROBE_MULTIPLE, PROBE_STEPS = 2.0, 500  # R5
+CONFIRM_MULTIPLES = (5.0, 10.0)  # R7
+MOVED = 0.05  # of the first loss: a training that has fallen by more has begun to learn
+
+
+def diagnosis_of(
+    study: Study, group: Group, seeds: int, architectures: Mapping[str, Mapping[str, Any]]
+) -> Asking[GroupDiagnosis | None]:
+    """Diagnose one group of `sweep_of(study)`. None if the budget did not reach for the sweep."""
+    (swept,) = yield from trained(sweep := sweep_of(study))
+    names = sweep.scientific_names
+    own = [trial for trial in swept if group_of(trial.point, names) == group]
+    if not own:
+        return None
+    first = ranked(own)[0].point if ranked(own) else own[0].point
+    case = Case(study, group, seeds, plain(first), architectures)
+    own, boundary = yield from _extended(case, own)
+    if not ranked(own):
+        return _nothing_trains(case, own, sweep, boundary)
+    best = ranked(own)[0]
+    case = replace(case, point=plain(best.point))
+    (edge, edge_step), probes = yield from both(_edge(case, own), _probes(case))
+    kind, onsets, kind_step = _kind(case, edge, [*own, *probes])
+    steps = [_sweep_step(own, sweep), boundary, edge_step, kind_step]
+    if kind in ("none", "unknown"):
+        remedies, adopted, more = yield from rerun_plain(case, own, sweep.name)
+    else:
+        remedies, adopted, more = yield from remedied(case, edge, own)
+    found = GroupDiagnosis(
+        group=group,
+        kind=kind,
+        lr_star=best.point.base_lr,
+        edge=edge,
+        onset_steps=tuple(onsets),
+        steps=(*steps, *more),
+        remedies=tuple(remedies),
+        adopted=adopted,
+        summary="",
+    )
+    return replace(found, summary=summary_of(found))
+
+
+def summary_of(found: GroupDiagnosis) -> str:
+    """The verdict in a sentence or two."""
+    low, high = found.headroom
+    edge = (
+        f"half of the trainings diverge between base_lr {readable(found.edge.interval[0])} and "
+        f"{readable(found.edge.interval[1])}, {readable(low)} to {readable(high)} × lr_star = {readable(found.lr_star)}"
+        if found.edge.found
+        else f"lr_star = {readable(found.lr_star)}, and no base LR tried above it diverges"
+    )
+    words = {
+        "none": "Stable: ",
+        "early": "Unstable from the first steps: ",
+        "mid_training": "Unstable in mid-training: ",
+        "edge": "Unstable at high base LR, without a blow-up: ",
+        "unknown": "",
+    }
+    winner = found.winner
+    if winner is None or winner.evidence is None:
+        adopted = "no remedy is shown to be better" if len(found.remedies) > 1 else "no remedy is needed"
+        return f"{words[found.kind]}{edge}; {adopted if found.kind != 'unknown' else 'the kind is not known'}."
+    gain, interval = winner.evidence.gain, winner.evidence.gain_interval
+    return (
+        f"{words[found.kind]}{edge}. Adopt {winner.name}: {readable(winner.mean)} instead of "
+        f"{readable(found.remedies[0].mean)}, gain {readable(gain)} ({readable(interval[0])} to "
+        f"{readable(interval[1])}, {len(winner.values)} seeds)."
+    )
+
+
+# --- the sweep and its boundaries (R3, R6, S4) --------------------------------------------------------------
+
+
+def _sweep_step(trials: Sequence[Trial], sweep: Study) -> Step:
+    best = ranked(trials)[0]
+    infeasible = sum(trial.verdict.infeasible for trial in trials)
+    tried = [trial.point.base_lr for trial in trials]
+    sentence = (
+        f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
+        f"infeasible: lr_star = {readable(best.point.base_lr)} with {sweep.objective} {readable(best.best_value)} "
+        f"(trial {best.point.number})."
+    )
+    return Step("sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name,))
+
+
+def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
+    """Trials of the sweep, and of what lies beyond its border where the best one stands there or nothing trains."""
+    trials = list(trials)
+    sentences: list[str] = []
+    studies: list[str] = []
+    for _ in range(MOST_EXTENSIONS):
+        side = _beyond(trials)
+        if side is None:
+            break
+        tried = [trial.point.base_lr for trial in trials]
+        border, sign = (max(tried), 1) if side == "above" else (min(tried), -1)
+        base_lrs = [border * 10 ** (sign * i / PER_DECADE) for i in range(1, PER_DECADE + 1)]
+        asked = case.ask(f"{side}-{len(studies) + 1}", base_lrs, case.study.seeds, first_seed=case.study.seed)
+        (more,) = yield from trained(asked)
+        if not more:
+            sentences.append(f"The budget ended before the range could be extended {side} {readable(border)}.")
+            break
+        why = {
+            "above": f"Nothing above lr_star = {_star(trials)} is infeasible: the range ends before stability does",
+            "below": "Nothing trains" if not ranked(trials) else f"lr_star = {_star(trials)} is the lowest tried",
+        }[side]
+        sentences.append(f"{why}; extended to {readable(base_lrs[-1])} (S4).")
+        studies.append(asked.name)
+        trials += more
+    if ranked(trials):
+        last, first = unstable_interval(trials)
+        above = [trial for trial in trials if trial.point.base_lr >= first]
+        bad = sum(trial.verdict.infeasible for trial in above)
+        sentences.append(
+            f"Feasible up to {readable(last)}; {bad} of {len(above)} trainings at {readable(first)} and above are "
+            f"infeasible: the edge of stability, not a border of the range (S4)."
+            if above
+            else f"Feasible up to {readable(last)}, the highest base LR tried."
+        )
+    return trials, Step("boundary", ("S4", "R6"), tuple(sentences), tuple(studies))
+
+
+def _star(trials: Sequence[Trial]) -> str:
+    return readable(ranked(trials)[0].point.base_lr) if ranked(trials) else "?"
+
+
+def _beyond(trials: Sequence[Trial]) -> str | None:
+    """On which side of the range the answer lies, if it is not within: at the top, "above" until something diverges."""
+    ranking = ranked(trials)
+    if not ranking or ranking[0].point.base_lr == min(trial.point.base_lr for trial in trials):
+        return "below"
+    return "above" if math.isinf(unstable_interval(trials)[1]) else None
+
+
+def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary: Step) -> GroupDiagnosis:
+    """What was seen where no trial is feasible, and where to look next."""
+    seen = Counter(trial.verdict.outcome for trial in trials)
+    tried = [trial.point.base_lr for trial in trials]
+    words = ", ".join(f"{count} {outcome}" for outcome, count in seen.most_common())
+    if all(len(trial.curve.loss) and not math.isfinite(trial.curve.loss[0]) for trial in trials):
+        advice = "the loss is not finite before the first update: look at the data and the initialization, not the LR"
+    elif moved := [trial.point.base_lr for trial in trials if _moved(trial)]:
+        low, high = readable(min(moved) / 100), readable(min(moved))
+        advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
+    else:
+        advice = "at no base LR did the loss move: look at the loss and the data before the learning rate"
+    sentence = (
+        f"No feasible trial from base_lr {readable(min(tried))} to {readable(max(tried))} ({words}); {advice} (R1)."
+    )
+    return GroupDiagnosis(
+        group=case.group,
+        kind="unknown",
+        lr_star=math.nan,
+        edge=Edge((0.0, min(tried)), tuple(tries(trials)), 0),
+        onset_steps=(),
+        steps=(Step("sweep", ("R1", "R3"), (sentence,), (sweep.name,)), boundary),
+        remedies=(),
+        adopted="",
+        summary=sentence,
+    )
+
+
+def _moved(trial: Trial) -> bool:
+    loss = trial.curve.loss[np.isfinite(trial.curve.loss)]
+    return bool(len(loss) and loss.min() < loss[0] - MOVED * abs(loss[0]))
+
+
+# --- the edge (R6) -------------------------------------------------------------------------------------------
+
+
+def _edge(case: Case, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
+    """Bracket the base LR at which half of the trainings diverge, by halving on the log axis.
+
+    The two ends get as many seeds as what lies between them, so that one unlucky seed of the sweep cannot place the
+    edge: if an end turns out to be on the other side, the bracket moves.
+    """
+    lr_star = case.point.base_lr
+    own = [trial for trial in trials if _alike(trial, case)]
+    low, high = unstable_interval(own) if any(trial.verdict.infeasible for trial in own) else unstable_interval(trials)
+    spent, exhausted = 0, False
+    studies: list[str] = []
+    while len(studies) < EDGE_ROUNDS and math.isfinite(high):
+        seen = {one.base_lr: one.trials for one in tries(own)}
+        ends = [low, high] if low > 0 else [high]
+        wanted = [rate for rate in ends if seen.get(rate, 0) < case.seeds]
+        if low == 0:
+            wanted.append(high * 10 ** (-1 / PER_DECADE))
+        elif math.log10(high / low) > EDGE_DECADES:
+            wanted.append(math.sqrt(low * high))
+        if not wanted:
+            break
+        asked = case.ask(f"edge-{len(studies) + 1}", wanted, case.seeds)
+        (more,) = yield from trained(asked)
+        if not more:
+            exhausted = True
+            break
+        own, spent = own + more, spent + len(more)
+        studies.append(asked.name)
+        low, high = bracket(tries(own), above=min(lr_star, *wanted))
+        if math.isinf(high) and (top := max(one.base_lr for one in tries(own))) and len(studies) < EDGE_ROUNDS:
+            high = top * 10 ** (1 / PER_DECADE)  # the infeasible seed of the sweep was an unlucky one
+    edge = Edge((low, high), tuple(tries(own)), spent)
+    return edge, Step("edge", ("R6",), tuple(_edge_sentences(case, edge, exhausted)), tuple(studies))
+
+
+def _alike(trial: Trial, case: Case) -> bool:
+    """Whether a trial differs from the case's point in base LR and seed alone."""
+    same = replace(trial.point, base_lr=case.point.base_lr, seed=case.point.seed, number=case.point.number)
+    return same.configuration == case.point.configuration
+
+
+def _edge_sentences(case: Case, edge: Edge, exhausted: bool) -> Iterable[str]:
+    low, high = edge.interval
+    if not edge.found:
+        yield f"No base LR up to {readable(low)} diverges in half of its trainings: there is no edge to bracket."
+        return
+    star = case.point.base_lr
+    yield (
+        f"unstable_base_lr lies between {readable(low)} and {readable(high)} ({edge.decades:.2f} decades): headroom "
+        f"{readable(low / star)} to {readable(high / star)}. {edge.trainings} trainings besides the sweep."
+    )
+    if edge.decades > EDGE_DECADES:
+        why = "the budget ended" if exhausted else f"{EDGE_ROUNDS} rounds did not suffice"
+        yield f"Wider than {EDGE_DECADES} decades: {why}."
+
+
+# --- which kind (R2, R5, R7) -----------------------------------------------------------------------------------
+
+
+def _probes(case: Case) -> Asking[list[Trial]]:
+    """Runs at 2 × lr_star, evaluated at every step, and at 5 and 10 × lr_star."""
+    star = case.point.base_lr
+    probe = case.ask("probe", [PROBE_MULTIPLE * star], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
+    confirm = case.ask("confirm", [multiple * star for multiple in CONFIRM_MULTIPLES], case.seeds)
+    probed, confirmed = yield from trained(probe, confirm)
+    return probed + confirmed
+
+
+def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[float], Step]:
+    """What happens above lr_star, up to the highest multiple of it that the playbook looks at."""
+    star = case.point.base_lr
+    reach = CONFIRM_MULTIPLES[-1] * star * (1 + 1e-9)
+    above = [t for t in trials if star < t.point.base_lr <= reach and not t.verdict.crashed]
+    blown = [t for t in above if t.verdict.instability != "none"]
+    infeasible = [t for t in above if t.verdict.infeasible]
+    counts = Counter(trial.verdict.instability for trial in blown)
+    onsets = sorted(trial.verdict.onset_step for trial in blown)
+    kind: Kind
+    if not above:
+        kind = "unknown"
+    elif edge.interval[1] > reach and len(infeasible) + len(blown) < len(above) / 2:
+        kind = "none"
+    elif not blown:
+        kind = "edge"
+    else:
+        kind = "early" if counts["early"] >= counts["mid_training"] else "mid_training"
+    sentences = [
+        f"Of {len(above)} trainings between lr_star and {readable(CONFIRM_MULTIPLES[-1])} × lr_star, {len(infeasible)} "
+        f"are infeasible; {counts['early']} blew up in the first steps, {counts['mid_training']} in mid-training."
+    ]
+    if onsets:
+        sentences.append(
+            f"Onset at step {onsets[0]:.0f} to {onsets[-1]:.0f}, half of them by step {np.median(onsets):.0f}."
+        )
+    recovered = sum(trial.feasible for trial in blown)
+    if recovered:
+        sentences.append(f"{recovered} of those recovered (R5): rare evaluation would not have shown them.")
+    studies = tuple(case.ask(name, [star], 1).name for name in ("probe", "confirm"))
+    return kind, onsets, Step("kind", ("R2", "R3", "R5", "R7"), tuple(sentences), studies)

@@ -1,0 +1,457 @@
+"""The playbook's remedies (R8–R19): each found by its own procedure, tuned alike, then rerun against plain training.
+
+Every remedy is tuned at TUNED base LRs on the same seeds, the same base LRs wherever the optimizer is plain
+training's; the best few are rerun on fresh seeds, paired, and `comparison.decide` says which are shown to be better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from .analysis import mean_value, ranked, readable, repetitions
+from .comparison import ALPHA, Evidence, decide, evidence, fewest_seeds
+from .diagnosis import PLAIN, Edge, Remedy, Step, adopt
+from .optimizers import RULES
+from .schedule import longest_warmup, orders_of_magnitude
+from .sensitivity import lr_sensitivity, usable_decades
+from .steps import SCREENING_SEEDS, Asking, Case, both, together, trained
+from .storage import as_told
+from .study import Range, Study
+from .trial import Array, Point, Trial
+
+LADDER = (10.0, 5.0, 3.0, 1.0)  # multiples of unstable_base_lr for a warmup to reach, the first that works (R8)
+HIGHER = (100.0, 30.0)  # tried where 10 × worked (R8)
+SCREENED = 3  # times warmup_steps: how long a screening run is, post_warmup_steps = 2 × warmup_steps (R9)
+FEWEST_SCREENED = 200  # updates of a screening run: below about 100, its verdict and the whole run's disagree
+WARMUP_NOTICE = 0.05  # of max_train_steps: above, the run may have to be longer (R12)
+PERCENTILES = (90, 75, 50, 25)  # of the norms: where a clip threshold starts, and goes on while unstable (R16)
+CLIPPED_TOO_MUCH = 0.50  # of the updates: a strange way of cutting the learning rate (R17)
+ADAPTIVE_Z = 2.5  # running standard deviations above the running mean; Kumar et al. 2025, arXiv 2504.02507
+TUNED = 10  # base LRs of each remedy
+OWN_WAYS = 5  # plain, warmup, clipping, adaptive clipping, warmup and clipping
+BELOW_STAR = 3.0  # the lowest of them is lr_star divided by this, the highest 10 × unstable_base_lr
+BEST_FEW = 4  # remedies that are rerun, besides plain training
+FRESH_SEEDS = 1000  # the first seed of the reruns, after the study's own: none that has chosen anything
+OTHER_OPTIMIZER = {True: "momentum", False: "adam"}  # where the study has a single one, by whether that is adaptive
+OTHER_RANGE = {"momentum": (1e-3, 1.0), "adam": (1e-4, 1e-1)}  # base LRs it is tuned at
+
+Found = tuple[list[Remedy], str, list[Step]]
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A remedy before it is tuned: its name, a point that has its settings, and the base LRs to tune it at."""
+
+    name: str
+    point: Point
+    base_lrs: tuple[float, ...]
+
+    @property
+    def file(self) -> str:
+        return self.name.replace(" ", "_")
+
+
+def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Found]:
+    """Plain training on fresh seeds: what its value is worth where nothing needs a remedy."""
+    asked = _rerun(case, PLAIN, case.point, case.seeds)
+    (trials,) = yield from trained(asked)
+    remedy = _with_runs(_remedy(PLAIN, case.study, sweep, swept_in), asked, trials)
+    return [remedy], PLAIN, [Step("outcome", ("S9",), tuple(_in_words(remedy)), (asked.name,) if trials else ())]
+
+
+def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
+    """All remedies for an unstable group, and the one to adopt."""
+    base_lrs = _grid(case, edge)
+    (warmup, warmup_step), (clip_norm, clip_step) = yield from both(_warmup(case, edge), _clipping(case, edge, sweep))
+    ways = [_Way(PLAIN, case.point, base_lrs)]
+    if warmup:
+        ways.append(_Way("warmup", replace(case.point, warmup_steps=warmup), base_lrs))
+    if clip_norm < math.inf:
+        ways.append(_Way("clipping", replace(case.point, clip_norm=clip_norm), base_lrs))
+    # ways.append(_Way("adaptive clipping", replace(case.point, clip_z=ADAPTIVE_Z), base_lrs))
+    if warmup and clip_norm < math.inf:  # R19
+        joint = replace(case.point, warmup_steps=warmup, clip_norm=clip_norm)
+        ways.append(_Way("warmup and clipping", joint, base_lrs))
+    arms = [*_other_optimizers(case), *_architectures(case, base_lrs)]
+    tuned = yield from together(*(_tuned(case, way) for way in [*ways, *arms]))
+    remedies = [remedy for remedy in tuned if remedy]
+    arms_step = _arms_step(case, arms, remedies)
+    if not remedies or remedies[0].name != PLAIN:
+        return remedies, "", [warmup_step, clip_step, arms_step]
+    remedies, adopted, final_step = yield from _tournament(case, remedies)
+    return remedies, adopted, [warmup_step, clip_step, arms_step, final_step]
+
+
+def _grid(case: Case, edge: Edge) -> tuple[float, ...]:
+    top = LADDER[0] * (edge.unstable_base_lr if edge.found else case.point.base_lr)
+    return tuple(float(rate) for rate in np.geomspace(case.point.base_lr / BELOW_STAR, top, TUNED))
+
+
+def _all_train(trials: Sequence[Trial]) -> bool:
+    return bool(trials) and all(trial.feasible for trial in trials)
+
+
+# --- warmup (R8–R13) -----------------------------------------------------------------------------------------
+
+
+def warmup_lengths(max_train_steps: int) -> list[int]:
+    """10, 100, … and a tenth of max_train_steps (R10); empty where that is less than a step."""
+    return sorted({*orders_of_magnitude(max_train_steps), longest_warmup(max_train_steps)} - {0})
+
+
+def screened_updates(warmup_steps: int, max_train_steps: int) -> int:
+    """How long a screening run of a warmup is (R9)."""
+    return min(max(SCREENED * warmup_steps, FEWEST_SCREENED), max_train_steps + warmup_steps)
+
+
+def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
+    """The shortest warmup that reaches the highest multiple of unstable_base_lr; 0 if none does.
+
+    Screening runs of SCREENED × warmup_steps choose what is confirmed by whole ones, with the warmup prepended.
+    """
+    steps = case.study.max_train_steps
+    lengths = warmup_lengths(steps)
+    sentences: list[str] = []
+    studies: list[str] = []
+    found: tuple[float, int] | None = None
+    exhausted = False
+    for ladder in (LADDER, HIGHER):
+        screens = {
+            length: case.ask(
+                f"warmup-{length}-screen-{ladder[0]:g}x",
+                [multiple * edge.unstable_base_lr for multiple in ladder],
+                SCREENING_SEEDS,
+                warmup_steps=[length],
+                stop_after=screened_updates(length, steps),
+            )
+            for length in lengths
+        }
+        screened = yield from trained(*screens.values())
+        studies += [asked.name for asked, trials in zip(screens.values(), screened, strict=True) if trials]
+        exhausted = exhausted or not all(screened)
+        works = [
+            (multiple, length)
+            for multiple in ladder
+            for length, trials in zip(screens, screened, strict=True)
+            if _all_train([t for t in trials if t.point.base_lr == multiple * edge.unstable_base_lr])
+        ]
+        confirmed = None
+        for multiple, length in works:
+            asked = case.ask(
+                f"warmup-{length}-at-{multiple:g}x",
+                [multiple * edge.unstable_base_lr],
+                case.seeds,
+                warmup_steps=[length],
+            )
+            (trials,) = yield from trained(asked)
+            exhausted = exhausted or not trials
+            if trials:
+                studies.append(asked.name)
+            if _all_train(trials):
+                confirmed = multiple, length
+                break
+        found = confirmed or found
+        if confirmed is None or confirmed[0] < LADDER[0]:
+            break
+    sentences += _warmup_sentences(case, edge, found, lengths, exhausted)
+    step = Step("warmup", ("R8", "R9", "R10", "R11", "R12"), tuple(sentences), tuple(studies))
+    return (found[1] if found else 0), step
+
+
+def _warmup_sentences(
+    case: Case, edge: Edge, found: tuple[float, int] | None, lengths: Sequence[int], exhausted: bool
+) -> Iterator[str]:
+    if exhausted:
+        yield "The budget left out a part of it."
+    tried = ", ".join(map(str, lengths))
+    if found is None:
+        yield (
+            f"No warmup of {tried} steps reaches even 1 × unstable_base_lr = {readable(edge.unstable_base_lr)} on "
+            "every seed."
+        )
+        return
+    multiple, length = found
+    yield (
+        f"{length} steps are the shortest of {tried} that reach {multiple:g} × unstable_base_lr, base_lr "
+        f"{readable(multiple * edge.unstable_base_lr)}, on {case.seeds} of {case.seeds} seeds."
+    )
+    share = length / case.study.max_train_steps
+    if share > WARMUP_NOTICE:
+        yield f"That is {share:.0%} of max_train_steps: it may have to grow (R12)."
+
+
+# --- clipping (R14–R17) ---------------------------------------------------------------------------------------
+
+
+def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[float, Step]]:
+    """The threshold that lets training reach the highest multiple of unstable_base_lr, the largest if several do.
+
+    inf if none does better than plain training.
+    """
+    norms = _norms(case, sweep)
+    if not len(norms):
+        return math.inf, Step("clipping", ("R15", "R16"), ("The norms of the runs at lr_star are not stored.",))
+    thresholds = [float(np.percentile(norms, percentile)) for percentile in PERCENTILES]
+    asked = case.ask(
+        "clipping",
+        [multiple * edge.unstable_base_lr for multiple in LADDER],
+        SCREENING_SEEDS,
+        clip_norm=thresholds,
+    )
+    (trials,) = yield from trained(asked)
+    sentences = [
+        f"Norms at lr_star: 90th percentile {readable(thresholds[0])} over the whole run, "
+        f"{readable(float(np.percentile(_norms(case, sweep, last_half=True), 90)))} over its last half."
+    ]
+    step = Step("clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ())
+    if not trials:
+        return math.inf, replace(step, sentences=(*sentences, "The budget left out the clipped runs."))
+    reached = {threshold: _reached(trials, edge, threshold) for threshold in thresholds}
+    best = max(reached.values())
+    if best == 0:
+        words = ", ".join(readable(threshold) for threshold in thresholds)
+        sentences.append(f"None of the thresholds {words} trains at 1 × unstable_base_lr on every seed.")
+        return math.inf, replace(step, sentences=tuple(sentences))
+    chosen = next(threshold for threshold in thresholds if reached[threshold] == best)
+    percentile = PERCENTILES[thresholds.index(chosen)]
+    sentences.append(
+        f"Clipping at {readable(chosen)}, their {percentile}th percentile, is the largest threshold that reaches "
+        f"{best:g} × unstable_base_lr on every seed."
+    )
+    at_it = [t for t in trials if t.point.clip_norm == chosen and t.point.base_lr == best * edge.unstable_base_lr]
+    fraction = fmean(trial.clip_fraction for trial in at_it)
+    sentences.append(f"There it clips {fraction:.0%} of the updates, measured again (R17).")
+    studies = [asked.name]
+    if fraction > CLIPPED_TOO_MUCH:
+        base_lr = _cut(at_it, chosen)
+        control = case.ask("clipping-control", [base_lr], SCREENING_SEEDS)
+        (cut,) = yield from trained(control)
+        sentences.append("More than half: a strange way of cutting the learning rate (R17).")
+        if cut:
+            studies.append(control.name)
+            sentences.append(
+                f"With the base LR cut to {readable(base_lr)} instead, by the mean factor that clipping leaves of an "
+                f"update, {case.study.objective} is {_mean_words(cut)}; clipped it is {_mean_words(at_it)}."
+            )
+    return chosen, replace(step, sentences=tuple(sentences), studies=tuple(studies))
+
+
+def _norms(case: Case, sweep: Sequence[Trial], last_half: bool = False) -> Array:
+    """Unclipped norms of the runs at lr_star, all seeds together."""
+    own = [t.curve.grad_norm for t in sweep if t.feasible and t.point.base_lr == case.point.base_lr]
+    parts = [norms[len(norms) // 2 :] if last_half else norms for norms in own]
+    norms = np.concatenate(parts) if parts else np.empty(0)
+    return np.asarray(norms[np.isfinite(norms) & (norms > 0)])
+
+
+def _reached(trials: Sequence[Trial], edge: Edge, threshold: float) -> float:
+    """The highest multiple of unstable_base_lr up to which every seed trains with a threshold; 0 if none does."""
+    reached = 0.0
+    for multiple in sorted(LADDER):
+        at_it = [t for t in trials if t.point.clip_norm == threshold]
+        if not _all_train([t for t in at_it if t.point.base_lr == multiple * edge.unstable_base_lr]):
+            break
+        reached = multiple
+    return reached
+
+
+def _cut(clipped: Sequence[Trial], threshold: float) -> float:
+    """The base LR times the mean factor that clipping leaves of the updates."""
+    norms = np.concatenate([trial.curve.grad_norm for trial in clipped])
+    return float(clipped[0].point.base_lr * np.minimum(1.0, threshold / norms[norms > 0]).mean())
+
+
+def _mean_words(trials: Sequence[Trial]) -> str:
+    return readable(fmean(as_told(trial).value for trial in trials))
+
+
+# --- other optimizers and architectures (R18) -----------------------------------------------------------------
+
+
+def _other_optimizers(case: Case) -> list[_Way]:
+    """The study's other optimizers, in their own ranges; another one where it has none."""
+    study, own = case.study, case.point.optimizer
+    names = [name for name in study.optimizers if name != own] or [OTHER_OPTIMIZER["beta2" in RULES[own].defaults]]
+    ways = []
+    for name in names:
+        point = replace(case.point, optimizer=name, settings=_settings(study, name))
+        low, high = _range(study, name)
+        ways.append(_Way(name, point, tuple(float(rate) for rate in np.geomspace(low, high, TUNED))))
+    return ways
+
+
+def _settings(study: Study, optimizer: str) -> Mapping[str, float]:
+    """An optimizer's own hyperparameters: what the study fixes of them, and the rule's defaults."""
+    axes = study.axes(optimizer) if optimizer in study.optimizers else {}
+    fixed = {name: axis[0] for name, axis in axes.items() if isinstance(axis, tuple) and len(axis) == 1}
+    return {name: float(fixed.get(name, default)) for name, default in RULES[optimizer].defaults.items()}
+
+
+def _range(study: Study, optimizer: str) -> tuple[float, float]:
+    """The base LRs of an optimizer: as in the study, or usual ones."""
+    if optimizer not in study.optimizers:
+        return OTHER_RANGE[optimizer]
+    axis = study.axes(optimizer)["base_lr"]
+    return (axis.low, axis.high) if isinstance(axis, Range) else (min(map(float, axis)), max(map(float, axis)))
+
+
+def _architectures(case: Case, base_lrs: tuple[float, ...]) -> list[_Way]:
+    """What the workload declares as other architectures."""
+    ways = []
+    for name, changed in case.architectures.items():
+        arguments = {**case.point.workload_args, **changed}
+        if arguments != dict(case.point.workload_args):
+            ways.append(_Way(name, replace(case.point, workload_args=arguments), base_lrs))
+    return ways
+
+
+def _arms_step(case: Case, arms: Sequence[_Way], remedies: Sequence[Remedy]) -> Step:
+    tuned = {remedy.name: remedy for remedy in remedies}
+    sentences = [
+        f"{way.name}: {case.study.objective} {readable(tuned[way.name].tuned_value)} at base_lr "
+        f"{readable(tuned[way.name].point.base_lr)}."
+        if way.name in tuned
+        else f"{way.name}: no base LR from {readable(way.base_lrs[0])} to {readable(way.base_lrs[-1])} trains."
+        for way in arms
+    ]
+    return Step(
+        "arms", ("R18",), tuple(sentences), tuple(tuned[way.name].tuned_in for way in arms if way.name in tuned)
+    )
+
+
+# --- tuning and tournament (S9) ---------------------------------------------------------------------------------
+
+
+def _tuned(case: Case, way: _Way) -> Asking[Remedy | None]:
+    """A way at its best base LR; None if it trains at none, or was left out for budget."""
+    asked = case.ask(f"tune-{way.file}", way.base_lrs, SCREENING_SEEDS, point=way.point)
+    (trials,) = yield from trained(asked)
+    return _remedy(way.name, asked, trials, asked.name) if ranked(trials) else None
+
+
+def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str) -> Remedy:
+    """A remedy at the best configuration of its sweep."""
+    best = ranked(trials)[0].point
+    seeds = next(own for own in repetitions(trials) if own[0].point.configuration == best.configuration)
+    return Remedy(
+        name=name,
+        point=best,
+        updates=study.updates(best),
+        highest_base_lr=_highest(trials),
+        usable_decades=usable_decades(trials),
+        lr_sensitivity=lr_sensitivity(trials),
+        clip_fraction=fmean(trial.clip_fraction for trial in seeds),
+        tuned_value=mean_value(seeds),
+        tuned_in=tuned_in,
+    )
+
+
+def _highest(trials: Sequence[Trial]) -> float:
+    """The highest base LR up to which every seed trains, from the best one on."""
+    best = ranked(trials)[0].point.base_lr
+    by_rate: dict[float, bool] = {}
+    for trial in trials:
+        by_rate[trial.point.base_lr] = by_rate.get(trial.point.base_lr, True) and trial.feasible
+    highest = best
+    for rate in sorted(rate for rate in by_rate if rate > best):
+        if not by_rate[rate]:
+            break
+        highest = rate
+    return highest
+
+
+def _rerun(case: Case, name: str, point: Point, seeds: int, max_train_steps: int | None = None) -> Study:
+    step = f"rerun-{name.replace(' ', '_')}" + (f"-{max_train_steps}" if max_train_steps else "")
+    first_seed = case.study.seed + FRESH_SEEDS
+    return case.ask(step, [point.base_lr], seeds, point=point, first_seed=first_seed, max_train_steps=max_train_steps)
+
+
+def _tournament(case: Case, remedies: Sequence[Remedy]) -> Asking[tuple[list[Remedy], str, Step]]:
+    """Rerun plain training and the best few remedies on fresh seeds, and decide."""
+    control, others = remedies[0], sorted(remedies[1:], key=lambda one: one.tuned_value)
+    chosen = [remedy for remedy in remedies if remedy is control or remedy in others[:BEST_FEW]]
+    seeds = max(case.seeds, fewest_seeds(paired=True, candidates=max(1, len(chosen) - 1)))
+    reruns = {one.name: _rerun(case, one.name, one.point, seeds) for one in chosen}
+    longer = {
+        one.updates: _rerun(case, PLAIN, control.point, seeds, max_train_steps=one.updates)
+        for one in chosen
+        if one.updates > control.updates
+    }
+    found = yield from trained(*reruns.values(), *longer.values())
+    trials = dict(zip([*reruns, *longer], found, strict=True))
+    rerun = [_with_runs(one, reruns[one.name], trials[one.name]) for one in chosen if trials[one.name]]
+    names = tuple(asked.name for asked in (*reruns.values(), *longer.values()))
+    if len(rerun) < 2 or rerun[0].name != PLAIN:
+        why = (
+            "The budget left out the reruns: no remedy is shown to be better."
+            if len(chosen) > 1
+            else "No remedy trains."
+        )
+        return list(remedies), PLAIN, Step("tournament", ("S9",), (why,), names)
+    plain_runs = rerun[0].values
+    evidences = [evidence(one.values, plain_runs) for one in rerun[1:]]
+    judged = [
+        replace(one, evidence=its, decision=decision, equal_steps=_at_equal_steps(one, trials))
+        for one, its, decision in zip(rerun[1:], evidences, decide(evidences), strict=True)
+    ]
+    better = {(a.name, b.name): evidence(a.values, b.values).p_better for a in judged for b in judged if a is not b}
+    adopted = adopt([rerun[0], *judged], better)
+    by_name = {one.name: one for one in (rerun[0], *judged)}
+    final = [by_name.get(one.name, one) for one in remedies]
+    sentences = tuple(_tournament_sentences(case, final, adopted, seeds))
+    return final, adopted, Step("tournament", ("S9", "R11"), sentences, names)
+
+
+def _with_runs(remedy: Remedy, asked: Study, trials: Sequence[Trial]) -> Remedy:
+    return replace(
+        remedy,
+        rerun_in=asked.name if trials else "",
+        values=tuple(as_told(trial).value for trial in trials),
+        infeasible=sum(not trial.feasible for trial in trials),
+    )
+
+
+def _at_equal_steps(remedy: Remedy, trials: Mapping[Any, Sequence[Trial]]) -> Evidence | None:
+    longer = trials.get(remedy.updates, ())
+    return evidence(remedy.values, [as_told(trial).value for trial in longer]) if longer else None
+
+
+def _tournament_sentences(case: Case, remedies: Sequence[Remedy], adopted: str, seeds: int) -> Iterator[str]:
+    rerun = [one for one in remedies if one.values]
+    yield (
+        f"Each of {len(remedies)} ways to train was tuned at {TUNED} base LRs on {SCREENING_SEEDS} seeds; plain "
+        f"training and the best {len(rerun) - 1} others were rerun on {seeds} fresh seeds."
+    )
+    for one in rerun:
+        yield from _in_words(one)
+    winner = next(one for one in remedies if one.name == adopted)
+    if winner.name == PLAIN:
+        yield (
+            "Not enough evidence that any remedy is better than plain training at lr_star: keep it, and its base LR "
+            "(the last resort, R18, is what it already is)."
+        )
+        return
+    yield f"Adopt {adopted}: the simplest that the best is not shown to beat (p ≤ {ALPHA} would show it)."
+    if winner.equal_steps and winner.equal_steps.p_better > ALPHA:
+        yield (
+            f"Against plain training for as many updates ({winner.updates}) the gain is not shown (p = "
+            f"{readable(winner.equal_steps.p_better)}): it may be that of training longer (R11)."
+        )
+
+
+def _in_words(one: Remedy) -> Iterator[str]:
+    low, high = one.next_run
+    words = f"{one.name}: {readable(one.mean)} at base_lr {readable(one.point.base_lr)}"
+    if not math.isnan(low):
+        words += f", one more run between {readable(low)} and {readable(high)}"
+    if one.infeasible:
+        words += f", {one.infeasible} of {len(one.values)} infeasible"
+    if one.evidence:
+        words += f"; gain {readable(one.evidence.gain)}, p = {readable(one.evidence.p_better)}"
+    yield words + "."

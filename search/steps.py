@@ -1,0 +1,145 @@
+"""Steps of a diagnosis as generators: they yield the studies that they need next, and go on when these are trained.
+
+So a procedure reads like the playbook, knows nothing of workers, files or budgets, and what does not depend on one
+another is asked for `together` and trained side by side. A study that was left out for budget is answered by no trials.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, TypeVar
+
+import tomli_w
+
+from .study import Study, parse_study
+from .trial import Group, Point, Trial
+
+T = TypeVar("T")
+U = TypeVar("U")
+Answers: TypeAlias = Mapping[str, list[Trial]]  # trials by the name of the study that was asked for
+Asking: TypeAlias = Generator[list[Study], Answers, T]
+
+SCREENING_SEEDS = 3  # of runs that only choose what is looked at more closely
+
+
+@dataclass(frozen=True)
+class Case:
+    """A group under diagnosis.
+
+    point          the best of its sweep: its hyperparameters are those of every step that does not change them
+    seeds          trainings of whatever a finding rests on
+    architectures  other arguments of the workload by name, each a possible remedy
+    """
+
+    study: Study
+    group: Group
+    seeds: int
+    point: Point
+    architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def ask(
+        self,
+        step: str,
+        base_lrs: Iterable[float],
+        seeds: int,
+        *,
+        point: Point | None = None,
+        first_seed: int | None = None,
+        max_train_steps: int | None = None,
+        stop_after: int | None = None,
+        every_step: bool = False,
+        **axes: Sequence[float],
+    ) -> Study:
+        """A study of these base LRs, and of every combination with the values of other `axes`, on `seeds` seeds each.
+
+        All else is `point`'s, by default the case's own. Warmup is prepended (R11); `every_step` evaluates at each.
+        Seeds begin after those of the sweep, so that nothing is trained twice.
+        """
+        origin, point = self.study, point or self.point
+        steps = max_train_steps or origin.max_train_steps
+        own: dict[str, Any] = {name: getattr(point, name) for name in ("warmup_steps", "clip_norm", "decay")}
+        own |= dict(point.settings) | {name: list(dict.fromkeys(values)) for name, values in axes.items()}
+        document = {
+            "question": f"{self.group.label}: {step}",
+            "workload": origin.workload,
+            "workload_args": dict(point.workload_args),
+            "objective": origin.objective,
+            "max_train_steps": steps,
+            "stop_after": stop_after,
+            "batch_sizes": [self.group.batch_size],
+            "sampler": "grid",
+            "seed": origin.seed + origin.seeds if first_seed is None else first_seed,
+            "seeds": seeds,
+            "evaluations": steps if every_step else math.ceil(steps / origin.evaluate_every),
+            "accumulation": origin.accumulation,
+            "precision": origin.precision,
+            "prepend_warmup": True,
+            "keep_checkpoints": 1,
+            "space": {"optimizer": {point.optimizer: {"base_lr": list(dict.fromkeys(base_lrs))} | own}},
+        }
+        document = {key: value for key, value in document.items() if value is not None}
+        name = f"{label(self.group)}-{step}"
+        return parse_study(document, name, place=name, source=tomli_w.dumps(document))
+
+
+def label(group: Group) -> str:
+    """A group's name as part of a file's."""
+    values = [group.optimizer, str(group.batch_size), *(f"{name}={value}" for name, value in group.scientific)]
+    return re.sub(r"[^\w.=+-]", "_", "-".join(values))
+
+
+def sweep_of(study: Study) -> Study:
+    """The study without warmup and clipping, all else as it is; the study itself if it has neither."""
+    axes = [study.axes(optimizer) for optimizer in study.optimizers]
+    if all(own["warmup_steps"] == (0,) and own["clip_norm"] == (math.inf,) for own in axes):
+        return study
+    document = study.model_dump(exclude={"name", "source"}, exclude_defaults=True, exclude_none=True)
+    for table in (document["space"], *document["space"]["optimizer"].values()):
+        for axis in ("warmup_steps", "clip_norm"):
+            table.pop(axis, None)
+    document["scientific"] = [name for name in study.scientific if name not in ("warmup_steps", "clip_norm")]
+    if study.trials is not None and study.sampler in ("tpe", "gp"):
+        document["sampler"] = "halton"
+    return parse_study(document, "sweep", place=f"{study.name}: sweep", source=tomli_w.dumps(document))
+
+
+def trained(*studies: Study) -> Asking[list[list[Trial]]]:
+    """The trials of each study."""
+    answers = yield list(studies)
+    return [answers[study.name] for study in studies]
+
+
+def together(*parts: Asking[T]) -> Asking[list[T]]:
+    """What each of several procedures returns. Whatever they ask for at the same time is asked for at once."""
+    results: dict[int, T] = {}
+    asked: dict[int, list[Study]] = {}
+
+    def go_on(i: int, answers: Answers | None) -> None:
+        try:
+            asked[i] = next(parts[i]) if answers is None else parts[i].send(answers)
+        except StopIteration as done:
+            results[i] = done.value
+            asked.pop(i, None)
+
+    for i in range(len(parts)):
+        go_on(i, None)
+    while asked:
+        answers = yield list({study.name: study for own in asked.values() for study in own}.values())
+        for i in list(asked):
+            go_on(i, {study.name: answers[study.name] for study in asked[i]})
+    return [results[i] for i in range(len(parts))]
+
+
+def both(first: Asking[T], second: Asking[U]) -> Asking[tuple[T, U]]:
+    """`together` of two procedures that return different things."""
+    parts: list[Asking[Any]] = [first, second]
+    found = yield from together(*parts)
+    return found[0], found[1]
+
+
+def plain(point: Point) -> Point:
+    """A point without warmup and clipping."""
+    return replace(point, warmup_steps=0, clip_norm=math.inf)
