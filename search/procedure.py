@@ -10,17 +10,21 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from .analysis import ranked, readable, unstable_interval
+from .comparison import ALPHA, evidence
 from .diagnosis import Edge, GroupDiagnosis, Kind, Step
 from .edge import bracket, tries
 from .remedies import remedied, rerun_plain
+from .sensitivity import TOLERANCE
 from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
+from .storage import as_told
 from .study import Study
-from .trial import Group, Trial, group_of
+from .trial import Group, Point, Trial, group_of
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
@@ -28,6 +32,7 @@ EDGE_DECADES = 0.15  # how narrow unstable_base_lr is bracketed: a factor of 1.4
 EDGE_ROUNDS = 8  # a decade is halved to 0.15 in three; the rest is for an edge that was not where one seed said
 PROBE_MULTIPLE, PROBE_STEPS = 2.0, 500  # R5
 CONFIRM_MULTIPLES = (5.0, 10.0)  # R7
+MOST_CLOSE = 8  # base LRs of the sweep that lr_star is chosen from
 MOVED = 0.05  # of the first loss: a training that has fallen by more has begun to learn
 
 
@@ -45,11 +50,11 @@ def diagnosis_of(
     own, boundary = yield from _extended(case, own)
     if not ranked(own):
         return _nothing_trains(case, own, sweep, boundary)
-    best = ranked(own)[0]
-    case = replace(case, point=plain(best.point))
+    own, star = yield from _star_of(replace(case, point=plain(ranked(own)[0].point)), own)
+    case = replace(case, point=star)
     (edge, edge_step), probes = yield from both(_edge(case, own), _probes(case))
     kind, onsets, kind_step = _kind(case, edge, [*own, *probes])
-    steps = [_sweep_step(own, sweep), boundary, edge_step, kind_step]
+    steps = [_sweep_step(case, own, sweep), boundary, edge_step, kind_step]
     if kind in ("none", "unknown"):
         remedies, adopted, more = yield from rerun_plain(case, own, sweep.name)
     else:
@@ -57,7 +62,7 @@ def diagnosis_of(
     found = GroupDiagnosis(
         group=group,
         kind=kind,
-        lr_star=best.point.base_lr,
+        lr_star=star.base_lr,
         edge=edge,
         onset_steps=tuple(onsets),
         steps=(*steps, *more),
@@ -99,16 +104,43 @@ def summary_of(found: GroupDiagnosis) -> str:
 # --- the sweep and its boundaries (R3, R6, S4) --------------------------------------------------------------
 
 
-def _sweep_step(trials: Sequence[Trial], sweep: Study) -> Step:
-    best = ranked(trials)[0]
+def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], Point]]:
+    """The sweep with more seeds at its best base LRs, and the point of lr_star.
+
+    Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge by luck alone. So
+    every base LR that came within TOLERANCE of the best is trained on the same seeds, and lr_star is the smallest that
+    is not shown to be worse than the best of them (p > ALPHA): what is as good farther from the edge is better.
+    """
+    ranking = ranked(trials)
+    best = ranking[0]
+    limit = best.best_value + TOLERANCE * (best.initial_value - best.best_value)
+    close = [trial for trial in ranking if trial.best_value <= limit][:MOST_CLOSE]
+    base_lrs = sorted({trial.point.base_lr for trial in close})
+    if len(base_lrs) == 1:
+        return list(trials), case.point
+    (more,) = yield from trained(case.ask("close", base_lrs, case.seeds))
+    values = {rate: [as_told(t).value for t in more if t.point.base_lr == rate] for rate in base_lrs if more}
+    if not values:
+        return list(trials), case.point
+    means = {rate: fmean(own) for rate, own in values.items()}
+    lowest = min(means, key=lambda rate: (means[rate], rate))
+    as_good = (r for r in base_lrs if r == lowest or evidence(values[r], values[lowest]).p_worse > ALPHA)
+    return [*trials, *more], replace(case.point, base_lr=next(as_good))
+
+
+def _sweep_step(case: Case, trials: Sequence[Trial], sweep: Study) -> Step:
     infeasible = sum(trial.verdict.infeasible for trial in trials)
-    tried = [trial.point.base_lr for trial in trials]
+    tried, star = [trial.point.base_lr for trial in trials], case.point.base_lr
+    at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
+    close = case.ask("close", [star], 1).name
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
-        f"infeasible: lr_star = {readable(best.point.base_lr)} with {sweep.objective} {readable(best.best_value)} "
-        f"(trial {best.point.number})."
+        f"infeasible: lr_star = {readable(star)} with {sweep.objective} {readable(fmean(at_star))}, the smallest base LR "
+        "that is not shown to be worse than the best."
     )
-    return Step("sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name,))
+    return Step(
+        "sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name, close) if len(at_star) > sweep.seeds else (sweep.name,)
+    )
 
 
 def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
