@@ -140,7 +140,7 @@ def stability_limit(optimizer: str, settings: Mapping[str, float], eigenvalue: f
     batches makes training diverge earlier; clipping and warmup, later. Raises KeyError for an unknown rule.
 
     Source: Gilmer et al. 2021 (arXiv 2110.04369); Cohen et al. 2021, "Gradient Descent on Neural Networks Typically
-    Occurs at the Edge of Stability" (arXiv 2103.00065), appendix B for momentum and Nesterov.
+    Occurs at the Edge of Stability" (arXiv 2103.00065).
     """
     own = {**RULES[optimizer].defaults, **settings}
     if optimizer not in ("sgd", "momentum", "nesterov"):

@@ -123,7 +123,7 @@ FAMILIES = {
 def test_every_family_of_models_agrees_with_its_dense_hessian(family):
     workload = FAMILIES[family]
     model = workload.build_model(3).double()
-    batches = some_batches(workload, 8, 0, 16)
+    batches = some_batches(workload, 8, 0, 8)
     found = largest_eigenvalue(workload, model, batches)
     dense = dense_hessian(workload, model, batches)
     assert found == pytest.approx(float(torch.linalg.eigvalsh(dense)[-1]), rel=1e-4)
