@@ -9,12 +9,15 @@ from compared import comparison
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunewright.search.edge import Tried
 from tunewright.search.plots import (
     axis_figure,
     axis_info,
     comparable,
     curves_figure,
     curves_info,
+    edge_figure,
+    edge_info,
     loss_figure,
     loss_info,
     norms_figure,
@@ -437,6 +440,87 @@ def test_one_numeric_scientific_axis_goes_from_dark_to_light_and_names_are_clear
     ordered = colours([{"warmup_steps": steps} for steps in (0, 10, 100)])
     assert len(set(ordered)) == 3
     assert ordered != colours([{"norm": name} for name in ("pre", "post", "none")])
+
+
+# --- the edge of stability ---------------------------------------------------------------------------------
+
+
+def seeds_at(base_lr: float, feasible: int, infeasible: int, **point: Any) -> list[Trial]:
+    return [
+        trial(seed, base_lr, 1 / base_lr, "feasible" if seed < feasible else "diverged", seed=seed, **point)
+        for seed in range(feasible + infeasible)
+    ]
+
+
+EDGE = [
+    *seeds_at(1e-4, 0, 3),  # too slow to train
+    *seeds_at(0.01, 4, 0),
+    *seeds_at(0.1, 4, 0),
+    *seeds_at(1.0, 3, 1),
+    *seeds_at(10.0, 1, 3),
+]
+LIMITS = {Group(32, "momentum"): {"2/λ₁ at initialization": 20.0, "flat": math.inf, "adaptive": math.nan}}
+
+
+def test_the_edge_is_fitted_from_lr_star_on_and_bracketed_where_half_diverge() -> None:
+    info = edge_info(EDGE, limits=LIMITS)
+    [panel] = info.panels
+    assert panel.tried[0] == Tried(1e-4, 3, 3)
+    assert panel.lr_star == 0.1
+    assert panel.fitted == ((0.1, 0.0), (1.0, 0.25), (10.0, 0.75))
+    assert (panel.bracket, panel.decades) == ((1.0, 10.0), 1.0)
+    assert panel.limits == (("2/λ₁ at initialization", 20.0),)
+    assert edge_info(reversed(EDGE), limits=LIMITS).panels == info.panels
+
+
+def test_every_base_lr_has_a_dot_with_its_confidence_and_every_finite_limit_a_line() -> None:
+    figure = edge_figure(edge_info(EDGE, limits=LIMITS))
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces) == ["lr_star", "2/λ₁ at initialization", "non-decreasing fit", "share that diverged"]
+    dots = traces["share that diverged"]
+    assert list(dots.x) == [1e-4, 0.01, 0.1, 1.0, 10.0]
+    assert list(dots.y) == [1.0, 0.0, 0.0, 0.25, 0.75]
+    assert dots.y[1] + dots.error_y.array[1] == pytest.approx(1 - 0.025 ** (1 / 4))
+    assert dots.marker.size[0] < dots.marker.size[1]  # three trials, four
+    assert "<br>1 of 4 infeasible<br>95 %: 0.01 to 0.81" in dots.hovertext[3]
+    assert {traces[name].x[0] for name in ("lr_star", "2/λ₁ at initialization")} == {0.1, 20.0}
+    [band] = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+    assert (band.x0, band.x1) == (1.0, 10.0)
+    texts = [note.text for note in figure.layout.annotations]
+    assert "1.00 decades" in texts
+    assert any("lr_star = 0.1, unstable_base_lr 1 to 10" in text for text in texts)
+    low, high = figure.layout.xaxis.range
+    assert 10**low < 1e-4 < 20 < 10**high
+
+
+def test_an_open_bracket_is_shaded_to_the_border_and_a_single_trial_has_no_bar() -> None:
+    stable = edge_info([trial(0, 0.1, 0.2), trial(1, 1.0, 0.3)])
+    figure = edge_figure(stable)
+    assert (stable.panels[0].bracket, stable.panels[0].decades) == ((1.0, math.inf), math.inf)
+    assert math.log10(figure.layout.shapes[0].x1) == pytest.approx(figure.layout.xaxis.range[1])
+    assert list(figure.data[-1].error_y.array) == [0, 0]
+    texts = [note.text for note in figure.layout.annotations]
+    assert "½ not reached" in texts
+    assert "no bar where one trial stands alone" in texts[-1]
+    lost = edge_info([trial(0, 0.1, outcome="diverged"), trial(1, 1.0, outcome="non_finite")])
+    assert (lost.panels[0].bracket, lost.panels[0].fitted) == ((0.0, 0.1), ((0.1, 1.0), (1.0, 1.0)))
+    figure = edge_figure(lost)
+    assert math.log10(figure.layout.shapes[0].x0) == pytest.approx(figure.layout.xaxis.range[0])
+    assert any("no feasible trial, unstable_base_lr at most 0.1" in note.text for note in figure.layout.annotations)
+
+
+@settings(deadline=None, max_examples=30)  # figures of many panels are slow
+@given(st.lists(any_trial, min_size=1, max_size=12))
+def test_an_edge_accounts_for_every_trial(trials: list[Trial]) -> None:
+    info = edge_info(trials, ["clip_norm"])
+    assert sum(one.trials for panel in info.panels for one in panel.tried) + info.crashed == len(trials)
+    for panel in info.panels:
+        low, high = panel.bracket
+        assert low < high
+        assert math.isnan(panel.lr_star) or low >= panel.lr_star or low == 0
+    dots = [trace for trace in edge_figure(info).data if trace.name == "share that diverged"]
+    assert sum(len(trace.x) for trace in dots) == sum(len(panel.tried) for panel in info.panels)
+    assert sum(bool(trace.showlegend) for trace in dots) == bool(dots)
 
 
 # --- ticks -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from .axis import AxisInfo, axis_figure, axis_info
 from .curves import CurvesInfo, curves_figure, curves_info
+from .edge import EdgeInfo, edge_figure, edge_info
 from .loss import LossInfo, loss_figure, loss_info, untuned
 from .norms import NormsInfo, norms_figure, norms_info
 from .overlay import OverlayInfo, comparable, overlay_figure, overlay_info
@@ -10,6 +11,7 @@ from .versus import VersusInfo, versus_figure, versus_info
 __all__ = [
     "AxisInfo",
     "CurvesInfo",
+    "EdgeInfo",
     "LossInfo",
     "NormsInfo",
     "OverlayInfo",
@@ -19,6 +21,8 @@ __all__ = [
     "comparable",
     "curves_figure",
     "curves_info",
+    "edge_figure",
+    "edge_info",
     "loss_figure",
     "loss_info",
     "norms_figure",
