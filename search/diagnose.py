@@ -42,7 +42,7 @@ from .trial import Group, Trial, group_of
 from .workload import load_workload
 
 SEEDS = 5  # trainings that a finding rests on
-CURVATURE_EXAMPLES = 512
+CURVATURE_EXAMPLES = 128  # λ₁ then scatters by a tenth or two; more takes a minute for a small Transformer
 RECIPE_FILE = "recipe.toml"
 TRACKING_FILE = "tracking.csv"
 
@@ -248,7 +248,7 @@ def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
         return f"{words}. For {found.group.optimizer} it sets no limit: the preconditioned Hessian would."
     limits = f"{readable(curvature.limit_at_start)} and {readable(curvature.limit_at_best)}"
     seen = f"found: {readable(found.edge.unstable_base_lr)}" if found.edge.found else "found: no edge"
-    return f"{words}. Full-batch descent would be unstable above {limits}; {seen}."
+    return f"{words}. Full-batch descent is unstable above {limits}, noise of minibatches earlier; {seen}."
 
 
 # --- what a diagnosis leaves behind ----------------------------------------------------------------------------

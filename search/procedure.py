@@ -132,15 +132,13 @@ def _sweep_step(case: Case, trials: Sequence[Trial], sweep: Study) -> Step:
     infeasible = sum(trial.verdict.infeasible for trial in trials)
     tried, star = [trial.point.base_lr for trial in trials], case.point.base_lr
     at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
-    close = case.ask("close", [star], 1).name
+    value = f"{sweep.objective} {readable(fmean(at_star))}"
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
-        f"infeasible: lr_star = {readable(star)} with {sweep.objective} {readable(fmean(at_star))}, the smallest base LR "
-        "that is not shown to be worse than the best."
+        f"infeasible: lr_star = {readable(star)} with {value}, the smallest base LR not shown to be worse than the best."
     )
-    return Step(
-        "sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name, close) if len(at_star) > sweep.seeds else (sweep.name,)
-    )
+    close = [case.ask("close", [star], 1).name] if len(at_star) > sweep.seeds else []
+    return Step("sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name, *close))
 
 
 def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:

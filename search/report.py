@@ -26,6 +26,7 @@ from .analysis import (
     varied,
 )
 from .comparison import Comparison, Decision
+from .diagnosis import GroupDiagnosis
 from .errors import UserError
 from .files import atomic
 from .flags import checkpoint_note, curve_flags
@@ -45,9 +46,10 @@ from .plots import (
     versus_figure,
     versus_info,
 )
-from .storage import Store, read_comparison, read_trials
+from .storage import Store, read_comparison, read_diagnosis, read_trials
+from .story import Scene, colour, story
 from .study import Figure
-from .tables import LEFT, comparison_rows, cost_rows, summary_cells
+from .tables import LEFT, comparison_rows, cost_rows, remedy_rows, summary_cells
 from .trial import Trial
 
 PLAIN = Figure()
@@ -85,7 +87,8 @@ def build_report(store: Store, png: bool = False) -> Path:
     """Write report.html of a results folder, with `png` also plots/*.png, and return the report's path."""
     study, path = store.study, store.folder / "report.html"
     environment = store.folder / "environment.json"
-    trials, comparison = read_trials(store), read_comparison(store.folder)
+    trials, comparison, diagnosis = read_trials(store), read_comparison(store.folder), read_diagnosis(store.folder)
+    scenes = list(story(store, diagnosis)) if diagnosis else []
     log_axes = {"base_lr"} | {axis for own in study.ranges.values() for axis, (_, _, log) in own.items() if log}
     write_report(
         path,
@@ -99,11 +102,13 @@ def build_report(store: Store, png: bool = False) -> Path:
         environment=json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else None,
         figure=study.figure,
         comparison=comparison,
+        diagnosis=scenes,
     )
     if png:
         baseline = comparison.checkpoint.value if comparison else None
         found = pictures(trials, study.objective, log_axes, study.scientific_names, study.figure, baseline)
         found += [_versus(comparison)] if comparison else []
+        found += [_picture(scene) for scene in scenes if scene.figure]
         write_pictures(store.folder / "plots", found)
     return path
 
@@ -122,12 +127,13 @@ def write_report(
     notes: Sequence[str] = (),
     figure: Figure = PLAIN,
     comparison: Comparison | None = None,
+    diagnosis: Sequence[Scene] = (),
 ) -> None:
     """Write the report of a study's finished trials to `path`, all of it or nothing.
 
     `space` bounds the axes, as in `analysis.boundary_checks`; `notes` are sentences of the caller, put
-    first among those to look at; `environment` is the provenance; `comparison` is that with a baseline. The same
-    arguments give the same bytes.
+    first among those to look at; `environment` is the provenance; `comparison` is that with a baseline;
+    `diagnosis` the steps of one. The same arguments give the same bytes.
     """
     trials = sorted(trials, key=lambda trial: (trial.point.batch_size, trial.point.number))
     summaries = summarize(trials, scientific, space)
@@ -143,6 +149,7 @@ def write_report(
         seeds=max((row.seeds for row in summaries), default=1),
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
         comparison=_chapter(comparison) if comparison else None,
+        diagnosis=[_told(found, list(own)) for found, own in groupby(diagnosis, key=lambda scene: scene.group)],
         sections=_sections(pictures(trials, objective, log_axes, scientific, figure, baseline)),
         trial_columns=["number", *names, *OUTCOMES],
         text_columns=TEXT_COLUMNS,
@@ -265,6 +272,32 @@ def _chapter(result: Comparison) -> dict[str, Any]:
         "test": {side: {name: readable(value) for name, value in own.items()} for side, own in result.test.items()},
         "warnings": result.warnings,
         "figure": _div(_versus(result)),
+    }
+
+
+def _picture(scene: Scene) -> Picture:
+    assert scene.figure is not None  # the caller looks
+    return Picture("Diagnosis", scene.name, scene.figure, scene.columns)
+
+
+def _told(found: GroupDiagnosis, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """The diagnosis of a group, for the template."""
+    return {
+        "label": found.group.label,
+        "summary": found.summary,
+        "colour": colour(found),
+        "rows": remedy_rows(found),
+        "text_columns": LEFT,
+        "steps": [
+            {
+                "title": scene.step.title,
+                "rules": scene.step.rules,
+                "sentences": scene.step.sentences,
+                "studies": scene.step.studies,
+                "figure": _div(_picture(scene)) if scene.figure else None,
+            }
+            for scene in scenes
+        ],
     }
 
 
