@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from .analysis import ranked, readable, unstable_interval
-from .comparison import ALPHA, evidence
 from .diagnosis import Edge, GroupDiagnosis, Kind, Step
 from .edge import bracket, tries
 from .remedies import remedied, rerun_plain
@@ -108,8 +107,9 @@ def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], P
     """The sweep with more seeds at its best base LRs, and the point of lr_star.
 
     Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge by luck alone. So
-    every base LR that came within TOLERANCE of the best is trained on the same seeds, and lr_star is the smallest that
-    is not shown to be worse than the best of them (p > ALPHA): what is as good farther from the edge is better.
+    every base LR that came within TOLERANCE of the best is trained on the same seeds, and lr_star is the smallest whose
+    mean is within one standard error of the best mean, seed by seed: what is as good farther from the edge is better.
+    Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression Trees".
     """
     ranking = ranked(trials)
     best = ranking[0]
@@ -124,8 +124,14 @@ def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], P
         return list(trials), case.point
     means = {rate: fmean(own) for rate, own in values.items()}
     lowest = min(means, key=lambda rate: (means[rate], rate))
-    as_good = (r for r in base_lrs if r == lowest or evidence(values[r], values[lowest]).p_worse > ALPHA)
+    as_good = (rate for rate in base_lrs if _within_error(values[rate], values[lowest]))
     return [*trials, *more], replace(case.point, base_lr=next(as_good))
+
+
+def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether the mean of paired values is no more than one standard error above that of the best."""
+    above = np.subtract(values, best)
+    return bool(above.mean() <= above.std(ddof=1) / math.sqrt(len(above)))
 
 
 def _sweep_step(case: Case, trials: Sequence[Trial], sweep: Study) -> Step:
@@ -135,7 +141,7 @@ def _sweep_step(case: Case, trials: Sequence[Trial], sweep: Study) -> Step:
     value = f"{sweep.objective} {readable(fmean(at_star))}"
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
-        f"infeasible: lr_star = {readable(star)} with {value}, the smallest base LR not shown to be worse than the best."
+        f"infeasible: lr_star = {readable(star)} with {value}, the smallest base LR within a standard error of the best."
     )
     close = [case.ask("close", [star], 1).name] if len(at_star) > sweep.seeds else []
     return Step("sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name, *close))
