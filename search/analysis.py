@@ -23,6 +23,7 @@ GOOD_REGION = math.sqrt(10)  # S5: half a decade of base_lr to each side of lr_s
 BEST_FEW, BEST_SHARE = 3, 0.10  # S4: "the best points" are the top 3 or the top 10 %, whichever is more
 BORDER = 0.10  # S4: the outermost 10 % of an axis (the width is ours)
 JUST_ABOVE = 3  # R3: this many learning rates above lr_star are looked at
+CLIP_TOO_MUCH = 0.50  # R17: clipping more of the updates is a strange way of cutting the learning rate
 NOT_TUNED = ("batch_size", "seed")  # a facet of every plot; a repetition, not a hyperparameter (R20)
 
 Bound: TypeAlias = tuple[float, float, bool]  # low, high, log

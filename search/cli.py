@@ -13,6 +13,8 @@ from .errors import UnfinishedError, UserError
 
 if TYPE_CHECKING:
     from .storage import Store
+    from .study import Study
+    from .trial import Trial
 
 # Imports of torch, Optuna and plotly take seconds, and stand in the commands that need them.
 CRASHES_SHOWN = 5  # the rest are in crashed.log
@@ -20,16 +22,33 @@ INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on f
 
 
 def _check(options: argparse.Namespace) -> int:
+    from .advice import advise
     from .launch import check_studies, seconds_per_step
     from .sampling import next_points
     from .study import load_study
     from .tables import plan_table, print_table
 
+    _quiet_optuna()
     for path in options.studies:
         study = load_study(path)
         check_studies([study])
         print_table(plan_table(study, next_points(study, []), seconds_per_step(study)))
+        for one in advise(study, _finished(study, options.results / study.name, options.storage)):
+            print(f"warning: {path}: {one.place}: {one.sentence}")
     return 0
+
+
+def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
+    """The trials that a study has in its results folder; none, and a word, if they are of another study file."""
+    from .storage import has_results, is_continued, open_store, read_trials
+
+    if not has_results(folder, url):
+        return []
+    store = open_store(folder, url)
+    if not is_continued(store, study):
+        print(f"note: {folder}: holds results of a different study file, which say nothing of this one")
+        return []
+    return read_trials(store)
 
 
 def _schema(options: argparse.Namespace) -> int:
@@ -212,17 +231,15 @@ def _parser() -> argparse.ArgumentParser:
             help="trials that a worker trains at once; 1 = one after the other (default: what is measured faster)",
         )
 
-    def results(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument(
-            "--results",
-            type=Path,
-            default=Path("results"),
-            metavar="DIR",
-            help="where results go (default: results)",
-        )
+    def results(sub: argparse.ArgumentParser, summary: str) -> None:
+        sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=summary)
 
-    check = command("check", _check, "Validate studies and print their plans.")
+    check = command(
+        "check", _check, "Validate studies, print their plans, and warn where they break rules of the playbook."
+    )
     check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
+    results(check, "where results go; what is there already is judged, too (default: results)")
+    storage(check)
 
     run = command("run", _run, "Run studies, or go on with them where they stopped, in one pool of worker processes.")
     check.epilog = run.epilog = (
@@ -230,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     pool(run)
-    results(run)
+    results(run, "where results go (default: results)")
     storage(run)
 
     diagnose = command(
@@ -248,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how many trainings may be spent, counted in updates: TRAININGS × max_train_steps (default: no limit)",
     )
     pool(diagnose)
-    results(diagnose)
+    results(diagnose, "where results go (default: results)")
 
     report = command("report", _report, "Build plots, tables and report.html again from stored results.")
     report.add_argument("folder", metavar="RESULTS_DIR", type=Path)

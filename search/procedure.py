@@ -141,7 +141,7 @@ def _sweep_step(case: Case, trials: Sequence[Trial], sweep: Study) -> Step:
     value = f"{sweep.objective} {readable(fmean(at_star))}"
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
-        f"infeasible: lr_star = {readable(star)} with {value}, the smallest base LR within a standard error of the best."
+        f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a standard error of the best."
     )
     close = [case.ask("close", [star], 1).name] if len(at_star) > sweep.seeds else []
     return Step("sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name, *close))

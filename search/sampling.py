@@ -102,11 +102,10 @@ def _configurations(study: Study, told: Iterable[Told]) -> dict[int, Told]:
 def _plan(study: Study, batch_size: int) -> list[Point]:
     groups = study.groups(batch_size)
     if study.sampler == "grid":
-        rows = [(group, values) for group in groups for values in _grid(_free(study, group))]
+        rows = [(group, values) for group in groups for values in _grid(free_axes(study, group))]
         return [_point(study, group, number, values) for number, (group, values) in enumerate(rows)]
     assert study.trials is not None  # for every sampler but grid (Study.problems)
-    shares = [len(range(index, study.trials, len(groups))) for index in range(len(groups))]
-    sequences = [_sequence(study, group, share) for group, share in zip(groups, shares, strict=True)]
+    sequences = [_sequence(study, group, share) for group, share in shares(study, batch_size).items()]
     return [
         _point(
             study,
@@ -118,7 +117,16 @@ def _plan(study: Study, batch_size: int) -> list[Point]:
     ]
 
 
-def _free(study: Study, group: Group) -> dict[str, Axis]:
+def shares(study: Study, batch_size: int) -> dict[Group, int]:
+    """How many configurations each group of a batch size gets in all."""
+    groups = study.groups(batch_size)
+    if study.sampler == "grid":
+        return {group: len(_grid(free_axes(study, group))) for group in groups}
+    assert study.trials is not None  # for every sampler but grid (Study.problems)
+    return {group: len(range(index, study.trials, len(groups))) for index, group in enumerate(groups)}
+
+
+def free_axes(study: Study, group: Group) -> dict[str, Axis]:
     """The axes of a group that vary: neither fixed nor scientific."""
     held = dict(group.scientific)
     return {
@@ -153,7 +161,7 @@ def _entropy(study: Study, group: Group, *more: int) -> np.random.SeedSequence:
 
 def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
     """The first `count` points of a group's sequence."""
-    axes = _free(study, group)
+    axes = free_axes(study, group)
     rng = np.random.default_rng(_entropy(study, group))
     if not axes:
         return [{}] * count
@@ -207,7 +215,7 @@ def _propose(study: Study, group: Group, told: Sequence[Told], count: int) -> li
     """
     if not told:
         return _sequence(study, group, count)
-    axes = _free(study, group)
+    axes = free_axes(study, group)
     seed = int(_entropy(study, group, len(told)).generate_state(1)[0])
     sampler: optuna.samplers.BaseSampler
     if study.sampler == "gp":

@@ -169,7 +169,7 @@ def open_store(folder: Path, url: str | None = None) -> Store:
 
 def _claim(store: Store) -> None:
     """Write the study file's content into its Optuna studies, or refuse if they hold another."""
-    document = store.study.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    document = _document(store.study)
     for optuna_study in store.optuna_studies.values():
         known = optuna_study.user_attrs.get("study", document)
         if changes := _changes(known, document):
@@ -187,6 +187,20 @@ def _fingerprint(study: Study) -> str:
     """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the same."""
     points = [] if study.sampler in ADAPTIVE else [asdict(point) for point in plan(study)]
     return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
+
+
+def _document(study: Study) -> dict[str, Any]:
+    return study.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+
+
+def is_continued(store: Store, study: Study) -> bool:
+    """Whether a study file as it is now goes on with the results of a store: only what may change did."""
+    return not _changes(_document(store.study), _document(study))
+
+
+def has_results(folder: Path, url: str | None = None) -> bool:
+    """Whether `open_store` finds a study there."""
+    return (folder / STUDY_FILE).is_file() and (url is not None or (folder / "study.db").is_file())
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -276,11 +290,8 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
     for name, axis in study.axes(point.optimizer).items():
         if not isinstance(axis, Range) and len(axis) == 1:
             continue
-        shared = (
-            getattr(study.space, name, None) is not None
-            and getattr(getattr(study.space.optimizer, point.optimizer), name) is None
-        )
-        label = name if shared or len(study.optimizers) == 1 else f"{point.optimizer}.{name}"
+        shared = len(study.optimizers) == 1 or study.is_common(point.optimizer, name)
+        label = name if shared else f"{point.optimizer}.{name}"
         parameters[label], distributions[label] = point.values[name], distribution(axis, name)
     for name in study.scientific_workload_args:
         parameters[name] = point.workload_args[name]

@@ -228,6 +228,11 @@ class Study(_Strict):
                 specs[name] = self._resolve(spec)
         return specs
 
+    def is_common(self, optimizer: str, name: str) -> bool:
+        """Whether an optimizer takes an axis from [space], having none of its own."""
+        own = getattr(self.space.optimizer, optimizer)
+        return getattr(self.space, name, None) is not None and getattr(own, name) is None
+
     def _resolve(self, spec: Any) -> Axis:
         if isinstance(spec, OrdersOfMagnitude):
             return tuple(orders_of_magnitude(self.max_train_steps))

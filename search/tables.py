@@ -15,7 +15,8 @@ from rich.text import Text
 from .analysis import GroupSummary, readable
 from .comparison import Comparison, Evidence, Side, holm
 from .diagnosis import GroupDiagnosis
-from .study import ADAPTIVE, Range, Study
+from .sampling import free_axes, shares
+from .study import Axis, Range, Study
 from .trial import Group, Point, group_of
 
 # What the terminal shows of `summary_cells`.
@@ -252,9 +253,7 @@ def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[
         by_group.setdefault(group_of(point, study.scientific_names), []).append(point)
     for group, members in by_group.items():
         updates = [study.updates(point) for point in members]
-        trials = len(members) // study.seeds
-        if study.sampler in ADAPTIVE and study.trials is not None:
-            trials = math.ceil(study.trials / len(study.groups(group.batch_size)))
+        trials = shares(study, group.batch_size)[group]
         seconds = sum(updates) / len(updates) * trials * study.seeds * seconds_per_step[group.batch_size]
         span = f"{min(updates)}" if min(updates) == max(updates) else f"{min(updates)} to {max(updates)}"
         table.add_row(
@@ -268,11 +267,7 @@ def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[
 
 
 def _varied_in_words(study: Study, group: Group) -> str:
-    held = dict(group.scientific)
-    axes = {name: axis for name, axis in study.axes(group.optimizer).items() if name not in held}
-    return "; ".join(
-        f"{name} {_axis_in_words(axis)}" for name, axis in axes.items() if isinstance(axis, Range) or len(axis) > 1
-    )
+    return "; ".join(f"{name} {axis_in_words(axis)}" for name, axis in free_axes(study, group).items())
 
 
 def space_in_words(study: Study) -> str:
@@ -290,9 +285,12 @@ def _times_seeds(configurations: int, seeds: int) -> str:
     return str(configurations) if seeds == 1 else f"{configurations} × {seeds} seeds"
 
 
-def _axis_in_words(axis: Range | tuple[object, ...]) -> str:
+def axis_in_words(axis: Axis) -> str:
+    """A range as `low to high (log)`, values to choose from as `{a, b}`, a fixed value as it is."""
     if isinstance(axis, Range):
         return f"{readable(axis.low)} to {readable(axis.high)}" + (" (log)" if axis.log else "")
+    if len(axis) == 1:
+        return readable(axis[0])
     return "{" + ", ".join(readable(value) for value in axis) + "}"
 
 

@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from stored import feasible
 
 from tunewright.search.cli import main
+from tunewright.search.storage import create_store, tell
+from tunewright.search.study import load_study
 
 ROOT = Path(__file__).parents[1]
 STUDY = str(ROOT / "studies" / "digits_mlp.toml")
@@ -24,6 +27,44 @@ def test_check_prints_the_plan_of_every_group(capsys):
     out = capsys.readouterr().out
     for words in ("batch size 32, momentum", "batch size 256, adam", "warmup_steps {0, 10, 100}", "1000"):
         assert words in out
+
+
+def test_check_warns_of_a_broken_rule_after_the_plan_and_ends_with_0(tmp_path, capsys):
+    path = small_study(tmp_path, evaluations=5)
+    assert main(["check", path, "--results", str(tmp_path)]) == 0
+    plan, warning = capsys.readouterr().out.split("warning: ")
+    assert "batch size 32, momentum" in plan
+    assert warning == (
+        f"{path}: evaluations: 5 are too few: luck decides which is a trial's best, and the shape of its curve cannot "
+        "be judged; give 10 or more (S10)\n"
+    )
+
+
+def test_check_warns_of_what_results_show_unless_they_are_of_another_file(tmp_path, capsys):
+    path = small_study(tmp_path, evaluations=50)
+    store = create_store(load_study(path), tmp_path)
+    for number, (base_lr, value) in enumerate([(0.01, 0.5), (0.1, 0.3), (9.9, 0.1)]):
+        tell(store, feasible(number, base_lr, value))
+    expected = f"{path}: space.optimizer.momentum.base_lr: batch size 32, momentum: expand base_lr above 10:"
+    assert main(["check", path, "--results", str(tmp_path)]) == 0
+    assert expected in capsys.readouterr().out
+    assert main(["check", path, "--results", str(tmp_path / "elsewhere")]) == 0
+    assert "warning" not in capsys.readouterr().out
+    small_study(tmp_path, evaluations=25)
+    assert main(["check", path, "--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert f"note: {tmp_path / 'small'}: holds results of a different study file" in out
+    assert "warning" not in out
+
+
+def small_study(folder: Path, evaluations: int) -> str:
+    path = folder / "small.toml"
+    path.write_text(
+        'workload = "tunewright.models.digits:mlp"\nobjective = "val_error"\nmax_train_steps = 100\n'
+        f"batch_sizes = [32]\ntrials = 4\nevaluations = {evaluations}\n"
+        "[space.optimizer.momentum]\nbase_lr = { low = 1e-3, high = 10.0, log = true }\n"
+    )
+    return str(path)
 
 
 def test_schema_is_json_with_the_study_keys(capsys):

@@ -8,16 +8,27 @@ import numpy as np
 import pytest
 from examples import parse
 
-from tunewright.search.sampling import ROUND, Told, next_points, plan
+from tunewright.search.sampling import ROUND, Told, next_points, plan, shares
+from tunewright.search.trial import group_of
 
 
 @pytest.mark.parametrize("sampler", ["halton", "sobol", "random"])
 def test_points_drawn_equal_trials_and_every_group_gets_its_share(sampler):
     points = plan(parse(sampler=sampler, trials=15))
     assert Counter(p.batch_size for p in points) == {32: 15, 256: 15}
-    shares = Counter((p.batch_size, p.optimizer) for p in points)
-    assert set(shares.values()) == {7, 8}
+    counts = Counter((p.batch_size, p.optimizer) for p in points)
+    assert set(counts.values()) == {7, 8}
     assert [p.number for p in points if p.batch_size == 32] == list(range(15))
+
+
+@pytest.mark.parametrize("sampler", ["halton", "grid"])
+def test_shares_count_the_configurations_that_are_planned(sampler):
+    base_lr = {"low": 0.1, "high": 1.0, "points": 4}
+    trials = ... if sampler == "grid" else 15
+    study = parse(sampler=sampler, trials=trials, seeds=2, space__optimizer__momentum__base_lr=base_lr,
+                  space__optimizer__adam__base_lr=base_lr, workload_args={"depth": [1, 2]})  # fmt: skip
+    planned = Counter(group_of(p, study.scientific_names) for p in plan(study) if p.batch_size == 32)
+    assert {group: 2 * share for group, share in shares(study, 32).items()} == planned
 
 
 @pytest.mark.parametrize("sampler", ["halton", "sobol", "random"])

@@ -21,6 +21,8 @@ from tunewright.search.storage import (
     Store,
     as_told,
     create_store,
+    has_results,
+    is_continued,
     open_storage,
     open_store,
     read_trials,
@@ -252,6 +254,11 @@ def test_a_changed_study_file_is_refused_with_what_changed(store: Store) -> None
     ]
 
 
+def test_a_study_goes_on_with_its_results_as_long_as_it_would_not_be_refused(store: Store) -> None:
+    assert is_continued(store, small_study(trials=9, question="Which?"))
+    assert not is_continued(store, small_study(seed=2))
+
+
 def test_trials_may_grow_but_not_shrink(store: Store) -> None:
     results = store.folder.parent
     create_store(small_study(trials=6), results)
@@ -322,12 +329,14 @@ base_lr = { low = 1e-3, high = 10.0, log = true }
     store = create_store(load_study(tmp_path / "small.toml"), tmp_path / "results")
     tell(store, TRAINED)
     assert (store.folder / "study.toml").read_text() == text
+    assert has_results(store.folder)
     again = open_store(tmp_path / "results" / "small")
     assert again.study == store.study
     assert len(read_trials(again)) == 1
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    assert not has_results(tmp_path)
     with pytest.raises(UserError, match=r"is not a results folder: it has no study.toml$"):
         open_store(tmp_path)
 

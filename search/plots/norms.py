@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from ..analysis import group_trials, ranked, readable
+from ..analysis import CLIP_TOO_MUCH, group_trials, ranked, readable
 from ..trial import Array, Group, Outcome, Trial
 from .style import (
     BLUE,
@@ -25,7 +25,6 @@ from .thin import thin
 
 CLIP_PERCENTILE = 0.90  # R16: where the threshold starts
 BINS = 30  # of the histogram, equal in log
-CLIP_TOO_MUCH = 0.50  # R17: clipping more of the updates is a strange way of cutting the learning rate
 STEP_WIDTH, HISTOGRAM_WIDTH = 0.72, 0.28  # shares of the figure's width
 
 
