@@ -22,6 +22,16 @@ from torch import Tensor, nn
 PLACEMENTS = ("pre", "branch_out", "post", "none")
 
 
+def other_architectures(normalization: str, rezero: bool) -> dict[str, dict[str, object]]:
+    """What may mend an unstable network of residual branches, as arguments of its factory (R18)."""
+    found: dict[str, dict[str, object]] = {}
+    if normalization != "pre":
+        found["pre-norm"] = {"normalization": "pre"}
+    if not rezero:
+        found["ReZero"] = {"rezero": True}
+    return found
+
+
 class Residual(nn.Module):
     """x_…F → x_…F, a residual branch `f` with its normalization and, if `rezero`, its scale."""
 

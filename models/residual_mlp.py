@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .arguments import at_least, one_of
 from .digits import CLASSES, SIDE, load
-from .residual import PLACEMENTS, Residual, last_norm
+from .residual import PLACEMENTS, Residual, last_norm, other_architectures
 from .supervised import Classification
 
 
@@ -50,4 +50,5 @@ def digits(width: int = 64, depth: int = 4, normalization: str = "pre", rezero: 
     return Classification(
         load,
         functools.partial(ResidualMLP, SIDE * SIDE, CLASSES, width, depth, normalization, rezero),
+        other_architectures(normalization, rezero),
     )

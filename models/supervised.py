@@ -11,8 +11,8 @@ Nothing here branches on a tensor's value, so that loss and evaluate run under t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,12 @@ class Supervised(ABC):
 
     load          → the data; a module-level function that keeps its result, or a partial of one
     architecture  → a new model with torch's default initialization; picklable likewise
+    architectures   other arguments of the factory, by name, that may mend an unstable training (R18)
     """
 
     load: Callable[[], Split]
     architecture: Callable[[], nn.Module]
+    architectures: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Examples) -> Tensor:

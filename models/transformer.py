@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import at_least, one_of
-from .residual import PLACEMENTS, Residual, last_norm
+from .residual import PLACEMENTS, Residual, last_norm, other_architectures
 from .supervised import Classification
 from .text import VOCABULARY, load
 
@@ -118,4 +118,4 @@ def characters(
     one_of((False, True), rezero=rezero, qk_norm=qk_norm)
     sizes = (VOCABULARY, context, d_model, layers, heads)
     network = functools.partial(Transformer, *sizes, normalization, rezero, qk_norm, temperature)
-    return Classification(functools.partial(load, context), network)
+    return Classification(functools.partial(load, context), network, other_architectures(normalization, rezero))

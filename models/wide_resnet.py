@@ -21,6 +21,7 @@ from .supervised import Classification
 CHANNELS = (16, 32, 64)  # of the three groups, at width 1
 NORMALIZATIONS = ("batch", "none")
 STRIDES = ("1", "2")
+STANDARD_STRIDES = "1,2,2"
 
 
 class WideResNet(nn.Module):
@@ -119,7 +120,7 @@ def checked_depth(depth: int) -> int:
 def digits(
     depth: int = 10,
     width: int = 1,
-    strides: str = "1,2,2",
+    strides: str = STANDARD_STRIDES,
     normalization: str = "batch",
     image_size: int = 8,
 ) -> Classification:
@@ -134,4 +135,6 @@ def digits(
     network = functools.partial(
         WideResNet, 1, CLASSES, checked_depth(depth), width, parsed_strides(strides), normalization
     )
-    return Classification(functools.partial(load, image_size), network)
+    standard = parsed_strides(strides) == parsed_strides(STANDARD_STRIDES)
+    other = {} if standard else {"standard strides": {"strides": STANDARD_STRIDES}}
+    return Classification(functools.partial(load, image_size), network, other)
