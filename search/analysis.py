@@ -83,6 +83,7 @@ class GroupSummary:
         """Plain values for summary.json, the derived ones among them; what is about seeds only if there are several."""
         values = asdict(self)
         group = values.pop("group")
+        values["best_point"] = self.best_point.record() if self.best_point else None
         if self.seeds == 1:
             del values["seeds"], values["best_values"], values["unstable_trials"]
         derived = ("headroom", "infeasible_fraction", "good_region_fraction")
@@ -133,6 +134,12 @@ def varied(trials: Iterable[Trial]) -> list[str]:
         for name, values in seen.items()
         if name not in NOT_TUNED and len(values) > len({owner for owner, _ in values})
     ]
+
+
+def hyperparameters(trials: Sequence[Trial]) -> list[str]:
+    """Names of the hyperparameters that trials have, each worth a column, in the order they first appear."""
+    shown = {name for trial in trials for name in trial.point.shown}
+    return [name for name in dict.fromkeys(name for trial in trials for name in trial.point.values) if name in shown]
 
 
 def group_trials(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> dict[Group, list[Trial]]:

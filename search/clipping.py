@@ -1,9 +1,47 @@
-"""Clipping by the global gradient norm."""
+"""Clipping by the global gradient norm: at a fixed threshold, at one that follows the norms, or at the smaller of them.
+
+The threshold that follows the norms is our answer to a question the playbook leaves open (R19). With the running
+mean m and standard deviation s of the norms so far, the norm n_t of update t is clipped to
+
+    λ_t = min(clip_norm, m + clip_z · s),    after which min(n_t, λ_t) enters m and s²,
+
+so that what the threshold learns from a spike is the clipped norm, and one spike does not open the gate for the
+next. m and s² are means with weights β^age, which sum to 1 from the first update on (bias-corrected):
+
+    w = (1 − β) / (1 − β^(t+1)),    d = min(n_t, λ_t) − m,    m ← m + w d,    s² ← (1 − w)(s² + w d²).
+
+The first Z_GATHERS updates (the early ones, when norms fall fast) only enter; clip_norm clips them, too. As long as
+all norms were equal, s = 0, there is no z-score, and clip_z does not clip. A norm that is not finite makes m and s²
+of its own trial meaningless; it is divergence, and ends that trial (verdict.py).
+
+Source: ZClip, Kumar et al. 2025, arXiv:2504.02507: the z-score, β, the number of first updates, and that clipped
+norms enter clipped. Departures: (1) a clipped norm is put *at* the threshold, which is clipping as R14 defines it;
+the paper recommends to put a norm of z-score z > clip_z below it, at m + clip_z² s / z, the lower the farther out.
+(2) m and s² run from the first update on; the paper's start as plain mean and variance of the first norms.
+(3) s² is the exact weighted variance; the paper's code takes both factors of d² from the mean after the update.
+(4) What clip_norm clips enters clipped, too; (5) s = 0 does not clip, where the paper's code adds 1e-6 to s.
+
+Values of 2 to 3 are usual, 2.5 is the paper's. A small clip_z cuts the learning rate (R17), and below about 1 the
+threshold cannot follow norms that rise: clipped over and over, s² shrinks, as (1 − w)(1 + w clip_z²) < 1.
+
+Shapes: K slots of a stack, T updates of one trial.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+
+Z_DECAY = 0.97  # β: half of what m and s² hold is from the last 23 updates; ZClip's α
+Z_GATHERS = 25  # first updates that enter m and s² and are not clipped for them; ZClip's warmup steps
+
+Number = TypeVar("Number", float, Tensor)
 
 
 def global_norm(gradient_KP: Tensor) -> Tensor:
@@ -20,3 +58,58 @@ def clip_(gradient_KP: Tensor, norm_K1: Tensor, clip_norm_K1: Tensor) -> None:
     λ = inf never clips. Source: Tuning Playbook, "Gradient clipping" (R14); Pascanu et al. 2013.
     """
     gradient_KP.mul_((clip_norm_K1 / norm_K1).clamp_(max=1.0))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What the thresholds of one update depend on besides the norms so far, [K, 1] each, in float64.
+
+    clip_norm   the fixed threshold; inf = off
+    clip_z      inf = off, or not yet on
+    share       w: what the update's norm contributes to m and s²
+    """
+
+    clip_norm: Tensor
+    clip_z: Tensor
+    share: Tensor
+
+
+def clip_z_of(update: NDArray[np.int64], clip_z: ArrayLike) -> NDArray[np.float64]:
+    """clip_z at update 0, 1, …: off during the first ones."""
+    return np.where(update < Z_GATHERS, math.inf, clip_z)
+
+
+def share_of(update: NDArray[np.int64]) -> NDArray[np.float64]:
+    """What the norm of update 0, 1, … contributes to m and s²: all of it at first, 1 − β after a while."""
+    return (1.0 - Z_DECAY) / (1.0 - np.power(Z_DECAY, update + 1, dtype=np.float64))
+
+
+def entered(mean: Number, variance: Number, norm: Number, share: Number) -> tuple[Number, Number]:
+    """Mean and variance of the norms after one more of them."""
+    distance = norm - mean
+    change = share * distance
+    return mean + change, (1.0 - share) * (variance + change * distance)
+
+
+def limit(mean_K1: Tensor, variance_K1: Tensor, gate: Gate) -> Tensor:
+    """The threshold of each slot, [K, 1], without a look at its values, which would wait for the device."""
+    z_limit_K1 = torch.where(variance_K1 > 0, mean_K1 + gate.clip_z * variance_K1.sqrt(), math.inf)
+    return torch.minimum(gate.clip_norm, z_limit_K1)
+
+
+def limits(norm_T: NDArray[np.float64], clip_norm: float, clip_z: float) -> NDArray[np.float64]:
+    """The thresholds of a whole trial, [T], from its unclipped norms.
+
+    The recurrence of training again, where m and s² are held in float64 as well: the thresholds that were used, up to
+    the last bit of a square root (torch does not round it as the standard says).
+    """
+    if clip_z == math.inf:
+        return np.full(len(norm_T), clip_norm)
+    update_T = np.arange(len(norm_T))
+    found, mean, variance = [], 0.0, 0.0
+    columns = (norm_T, clip_z_of(update_T, clip_z), share_of(update_T))
+    for norm, z, share in zip(*(column.tolist() for column in columns), strict=True):
+        z_limit = mean + z * math.sqrt(variance) if variance > 0 else math.inf
+        found.append(min(clip_norm, z_limit))
+        mean, variance = entered(mean, variance, min(norm, found[-1]), share)
+    return np.array(found)

@@ -36,7 +36,7 @@ from .launch import run_studies
 from .sampling import next_points
 from .schedule import total_steps
 from .storage import STUDY_FILE, Store, as_told, create_store, open_store, read_trials, write_comparison
-from .study import ADAPTIVE, Study, load_study, parse_study
+from .study import ADAPTIVE, COMMON, Study, load_study, parse_study
 from .tables import space_in_words
 from .threads import torch_threads
 from .trial import Point, Trial
@@ -224,7 +224,7 @@ class _Runs:
 
     def study(self, side: Settings) -> Study:
         point, origin = side.point, side.study
-        own = {name: getattr(point, name) for name in ("base_lr", "warmup_steps", "clip_norm", "decay")}
+        own = {name: getattr(point, name) for name in COMMON if name in point.shown}
         document = {
             "question": f"What other seeds make of {side.label}",
             "workload": origin.workload,

@@ -201,7 +201,8 @@ class _Runs:
                 log = store.folder / "crashed.log"
                 raise UnfinishedError(f"{store.study.name}: a training crashed: {trial.verdict.evidence}; see {log}")
         for batch_size, optuna_study in store.optuna_studies.items():
-            measured = optuna_study.user_attrs.get("engines", {})
+            found = optuna_study.user_attrs.get("engines", {})
+            measured = {key: engine for key, engine in found.items() if engine.get("measured")}
             self.engines[batch_size] = measured | self.engines.get(batch_size, {})
         self.stores[store.study.name], self.trials[store.study.name] = store, trials
 
@@ -306,4 +307,4 @@ def _write_tracking(path: Path, runs: _Runs, result: Diagnosis) -> None:
 
 
 def _configuration(winner: Remedy) -> str:
-    return ", ".join(f"{name}={readable(value)}" for name, value in winner.point.values.items() if name != "seed")
+    return ", ".join(f"{name}={readable(value)}" for name, value in winner.point.shown.items() if name != "seed")

@@ -83,9 +83,9 @@ def choose(
     if device == "cpu":
         alone, rate = _with_threads(study, workload, points, workers, cores, rate)
     if study.accumulation > 1:
-        return replace(alone, reason="gradients are accumulated, for models too large to stack")
+        return replace(alone, measured=True, reason="gradients are accumulated, for models too large to stack")
     if trouble := why_not_stacked(study, workload, points, device):
-        return replace(alone, reason=trouble)
+        return replace(alone, measured=True, reason=trouble)
     best, found = alone, rate
     most = min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
     for slots in sorted({min(width, most) for width in WIDTHS}):
@@ -97,8 +97,9 @@ def choose(
         if not worth_widening:
             break
     if found < WORTH_STACKING * rate:
-        return replace(alone, reason=f"{rate:.0f} updates/s; the best stack is only {found / rate:.2f} times as fast")
-    return replace(best, reason=f"{found:.0f} updates/s stacked, {one_thread:.0f} one after the other")
+        reason = f"{rate:.0f} updates/s; the best stack is only {found / rate:.2f} times as fast"
+        return replace(alone, measured=True, reason=reason)
+    return replace(best, measured=True, reason=f"{found:.0f} updates/s stacked, {one_thread:.0f} one after the other")
 
 
 def _with_threads(

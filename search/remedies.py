@@ -74,7 +74,7 @@ def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
         ways.append(_Way("warmup", replace(case.point, warmup_steps=warmup), base_lrs))
     if clip_norm < math.inf:
         ways.append(_Way("clipping", replace(case.point, clip_norm=clip_norm), base_lrs))
-    # ways.append(_Way("adaptive clipping", replace(case.point, clip_z=ADAPTIVE_Z), base_lrs))
+    ways.append(_Way("adaptive clipping", replace(case.point, clip_z=ADAPTIVE_Z), base_lrs))
     if warmup and clip_norm < math.inf:  # R19
         joint = replace(case.point, warmup_steps=warmup, clip_norm=clip_norm)
         ways.append(_Way("warmup and clipping", joint, base_lrs))

@@ -20,6 +20,7 @@ from .analysis import (
     Space,
     boundary_checks,
     group_trials,
+    hyperparameters,
     ranked,
     readable,
     summarize,
@@ -137,7 +138,7 @@ def write_report(
     """
     trials = sorted(trials, key=lambda trial: (trial.point.batch_size, trial.point.number))
     summaries = summarize(trials, scientific, space)
-    names = _hyperparameters(trials)
+    names = hyperparameters(trials)
     baseline = comparison.checkpoint.value if comparison else None
     document = _template().render(
         name=name,
@@ -330,11 +331,6 @@ def _summary_row(row: GroupSummary, names: Collection[str]) -> dict[str, Any]:
         "colour": COLOURS[row.verdict],
         "best": cells["best point"],
     }
-
-
-def _hyperparameters(trials: list[Trial]) -> list[str]:
-    """Names of all hyperparameters that any trial has, in the order they first appear."""
-    return list(dict.fromkeys(name for trial in trials for name in trial.point.values))
 
 
 def _trial_row(trial: Trial, names: list[str]) -> list[Cell]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.stats import qmc
 
-from .study import ADAPTIVE, Axis, Range, Study
+from .study import ADAPTIVE, COMMON, Axis, Range, Study
 from .threads import torch_threads
 from .trial import Group, Point
 
@@ -142,8 +142,8 @@ def _point(study: Study, group: Group, number: int, values: Mapping[str, Any]) -
     held = dict(group.scientific)
     chosen = fixed | {name: value for name, value in held.items() if name not in study.workload_args} | dict(values)
     chosen["warmup_steps"] = round(chosen["warmup_steps"])
-    common = {name: chosen.pop(name) for name in ("base_lr", "warmup_steps", "clip_norm", "decay")}
-    common |= {name: float(common[name]) for name in ("base_lr", "clip_norm")}
+    common = {name: chosen.pop(name) for name in COMMON}
+    common |= {name: float(common[name]) for name in ("base_lr", "clip_norm", "clip_z")}
     return Point(
         number=number,
         batch_size=group.batch_size,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .clipping import clip_, global_norm
+from .clipping import Gate, clip_, entered, global_norm, limit
 from .errors import UserError
 from .optimizers import RULES
 from .tracing import record
@@ -58,10 +58,12 @@ class Stack:
         traces: Traces | None = None,
         accumulation: int = 1,
         bfloat16: bool = False,
+        follows_norms: bool = False,
     ) -> None:
         """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier stacks.
 
-        Not stacked, an update's gradient may be the mean over `accumulation` parts of its batch.
+        Not stacked, an update's gradient may be the mean over `accumulation` parts of its batch. With `follows_norms`
+        a slot may have a threshold that follows its gradient norms (`limit`).
 
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
@@ -91,6 +93,9 @@ class Stack:
         fixed |= {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
         self._buffers = {name: torch.stack([tensor] * self.slots) for name, tensor in fixed.items()}
         self._best_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        # float64: the host repeats their recurrence (clipping.limits), and must find the same updates clipped.
+        norms = ("norm_mean", "norm_variance") if follows_norms else ()
+        self._norms = {name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64) for name in norms}
         self._traces: Traces = {} if traces is None else traces
         self._evaluates_stacked = True
         self._bind()
@@ -123,6 +128,8 @@ class Stack:
             rows[slot].copy_(initial[name])
         for name in ("m", "v"):
             self._rows[name][slot] = RULES[optimizer].state.get(name, 0.0)
+        for rows in self._norms.values():
+            rows[slot] = 0.0
 
     def arrange(self, order: Sequence[int], shrink: bool) -> None:
         """Move the slots named to the front, in this order; to shrink, drop half of the rows while they are idle.
@@ -137,7 +144,7 @@ class Stack:
         idle = [k for k in range(self.slots) if k not in order]
         index = torch.tensor([*order, *idle][:slots], device=self.device)
         self._values, self._gradients = {}, {}  # views that would keep the old rows alive
-        for held in (self._rows, self._buffers, self._best_buffers):
+        for held in (self._rows, self._norms, self._buffers, self._best_buffers):
             for name in held:
                 if slots < self.slots:
                     held[name] = held[name][index]
@@ -198,6 +205,16 @@ class Stack:
         return result, []
 
     @torch.no_grad()
+    def limit(self, norm_K1: Tensor, gate: Gate) -> Tensor:
+        """The clip thresholds of this update, [K, 1]; its norms enter those of the next."""
+        mean_K1, variance_K1 = self._norms["norm_mean"], self._norms["norm_variance"]
+        limit_K1 = limit(mean_K1, variance_K1, gate)
+        clipped_K1 = torch.minimum(norm_K1.to(torch.float64), limit_K1)
+        mean_K1, variance_K1 = entered(mean_K1, variance_K1, clipped_K1, gate.share)
+        self._norms = {"norm_mean": mean_K1, "norm_variance": variance_K1}
+        return limit_K1.to(self.dtype)
+
+    @torch.no_grad()
     def update(
         self,
         norm_K1: Tensor,
@@ -255,6 +272,7 @@ class Stack:
     def state(self, slot: int) -> dict[str, Tensor]:
         """All that a slot holds, on the host, for `restore`."""
         held = {name: rows[slot] for name, rows in self._rows.items() if name != "gradient"}
+        held |= {name: rows[slot] for name, rows in self._norms.items()}
         held |= {f"buffer/{name}": rows[slot] for name, rows in self._buffers.items()}
         held |= {f"best_buffer/{name}": rows[slot] for name, rows in self._best_buffers.items()}
         return {name: tensor.to("cpu", copy=True) for name, tensor in held.items()}
@@ -264,6 +282,8 @@ class Stack:
         """Put back what `state` returned."""
         for name in ("theta", "m", "v", "best"):
             self._rows[name][slot].copy_(state[name])
+        for name in self._norms.keys() & state.keys():  # not there if no neighbour's threshold followed its norms then
+            self._norms[name][slot].copy_(state[name])
         for name in self._buffers:
             self._buffers[name][slot].copy_(state[f"buffer/{name}"])
             self._best_buffers[name][slot].copy_(state[f"best_buffer/{name}"])

@@ -22,6 +22,7 @@ U = TypeVar("U")
 Answers: TypeAlias = Mapping[str, list[Trial]]  # trials by the name of the study that was asked for
 Asking: TypeAlias = Generator[list[Study], Answers, T]
 
+OFF = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf}  # what a sweep does without
 SCREENING_SEEDS = 3  # of runs that only choose what is looked at more closely
 
 
@@ -60,7 +61,7 @@ class Case:
         """
         origin, point = self.study, point or self.point
         steps = max_train_steps or origin.max_train_steps
-        own: dict[str, Any] = {name: getattr(point, name) for name in ("warmup_steps", "clip_norm", "decay")}
+        own: dict[str, Any] = {name: getattr(point, name) for name in (*OFF, "decay")}
         own |= dict(point.settings) | {name: list(dict.fromkeys(values)) for name, values in axes.items()}
         document = {
             "question": f"{self.group.label}: {step}",
@@ -94,13 +95,13 @@ def label(group: Group) -> str:
 def sweep_of(study: Study) -> Study:
     """The study without warmup and clipping, all else as it is; the study itself if it has neither."""
     axes = [study.axes(optimizer) for optimizer in study.optimizers]
-    if all(own["warmup_steps"] == (0,) and own["clip_norm"] == (math.inf,) for own in axes):
+    if all(own[axis] == (off,) for own in axes for axis, off in OFF.items()):
         return study
     document = study.model_dump(exclude={"name", "source"}, exclude_defaults=True, exclude_none=True)
     for table in (document["space"], *document["space"]["optimizer"].values()):
-        for axis in ("warmup_steps", "clip_norm"):
+        for axis in OFF:
             table.pop(axis, None)
-    document["scientific"] = [name for name in study.scientific if name not in ("warmup_steps", "clip_norm")]
+    document["scientific"] = [name for name in study.scientific if name not in OFF]
     if study.trials is not None and study.sampler in ("tpe", "gp"):
         document["sampler"] = "halton"
     return parse_study(document, "sweep", place=f"{study.name}: sweep", source=tomli_w.dumps(document))
@@ -142,4 +143,4 @@ def both(first: Asking[T], second: Asking[U]) -> Asking[tuple[T, U]]:
 
 def plain(point: Point) -> Point:
     """A point without warmup and clipping."""
-    return replace(point, warmup_steps=0, clip_norm=math.inf)
+    return replace(point, warmup_steps=0, clip_norm=math.inf, clip_z=math.inf)

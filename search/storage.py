@@ -34,6 +34,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import TypeAdapter
 from sqlalchemy import URL
 
+from .analysis import hyperparameters
 from .comparison import ALPHA, Comparison
 from .diagnosis import Diagnosis
 from .errors import UserError
@@ -185,7 +186,7 @@ def _claim(store: Store) -> None:
 
 def _fingerprint(study: Study) -> str:
     """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the same."""
-    points = [] if study.sampler in ADAPTIVE else [asdict(point) for point in plan(study)]
+    points = [] if study.sampler in ADAPTIVE else [point.record() for point in plan(study)]
     return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
 
 
@@ -355,20 +356,20 @@ def read_diagnosis(folder: Path) -> Diagnosis | None:
 
 def write_table(path: Path, trials: Sequence[Trial]) -> None:
     """trials.csv: a row per finished trial, a column per hyperparameter and per result."""
-    hyperparameters = list(dict.fromkeys(name for trial in trials for name in trial.point.values))
+    columns = hyperparameters(trials)
     results = [
         *("verdict", "instability", "onset_step", "best_value", "best_step", "initial_value", "last_loss"),
         *("clip_fraction", "seconds", "reason"),
     ]
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["number", *hyperparameters, *results])
+        writer = csv.DictWriter(file, ["number", *columns, *results])
         writer.writeheader()
         for trial in trials:
             verdict = trial.verdict
             writer.writerow(
                 {
                     "number": trial.point.number,
-                    **trial.point.values,
+                    **{name: value for name, value in trial.point.values.items() if name in columns},
                     **{name: getattr(trial, name) for name in results if hasattr(trial, name)},
                     "verdict": verdict.outcome,
                     "instability": verdict.instability,

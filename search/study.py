@@ -46,14 +46,15 @@ VALUE_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "base_lr": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
     "warmup_steps": ("an integer ≥ 0", lambda v: _number(v) and v == int(v) and v >= 0),
     "clip_norm": ("a number > 0 (inf = never clip)", lambda v: _number(v) and v > 0),
+    "clip_z": ("a number > 0 (inf = no threshold that follows the norms)", lambda v: _number(v) and v > 0),
     "decay": (f"one of {', '.join(DECAYS)}", lambda v: v in DECAYS),
     "weight_decay": ("a number ≥ 0", lambda v: _number(v) and 0 <= v < math.inf),
     "epsilon": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
     "momentum": ("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1),
 }
 VALUE_RULES |= dict.fromkeys(("rho", "beta1", "beta2"), VALUE_RULES["momentum"])
-COMMON = ("base_lr", "warmup_steps", "clip_norm", "decay")  # axes that every optimizer has
-DEFAULTS: dict[str, Scalar] = {"warmup_steps": 0, "clip_norm": math.inf, "decay": "constant"}
+COMMON = ("base_lr", "warmup_steps", "clip_norm", "clip_z", "decay")  # axes that every optimizer has
+DEFAULTS: dict[str, Scalar] = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf, "decay": "constant"}
 
 
 def _number(value: Any) -> bool:
@@ -146,6 +147,7 @@ class Space(_Axes):
     base_lr: AxisSpec | None = None
     warmup_steps: AxisSpec | None = None
     clip_norm: AxisSpec | None = None
+    clip_z: AxisSpec | None = None
     decay: AxisSpec | None = None
     optimizer: _Optimizers  # type: ignore[valid-type]
 

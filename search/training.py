@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .clipping import Gate, clip_z_of, share_of
 from .optimizers import coefficients
 from .schedule import learning_rates, total_steps
 from .stack import Stack, Traces
@@ -37,13 +38,14 @@ SAVE_SECONDS = 60.0  # between two savings of what is in training: the most that
 class Engine:
     """How points are trained: one after the other, or `slots` of them stacked, each process with `threads` threads.
 
-    `reason` says why.
+    `reason` says why; `measured`, whether it was measured, and so holds for any number of such points.
     """
 
     stacked: bool
     slots: int
     reason: str = ""
     threads: int = 1
+    measured: bool = False
 
 
 ALONE = Engine(stacked=False, slots=1)
@@ -182,6 +184,7 @@ class _Loop:
             self.traces,
             self.study.accumulation,
             self.study.precision == "bfloat16",
+            follows_norms=any(point.clip_z < np.inf for point in self.queue),
         )
         self.saved = time.monotonic()
         while self.slots or self.queue:
@@ -278,9 +281,9 @@ class _Loop:
             )
             for rows in self._blocks()
         ]
-        idle = [np.inf] * (self.stack.slots - len(self.slots))
-        clip_norms = [slot.point.clip_norm for slot in self.slots] + idle
+        clip_norms, clip_zs = self._each("clip_norm"), self._each("clip_z")
         clip_norm_K1 = tensor(clip_norms)[:, None] if min(clip_norms) < np.inf else None
+        gates = self._gates(steps) if min(clip_zs) < np.inf else None
         shape = (steps, self.stack.slots)
         losses, norms = (torch.empty(shape, device=self.device, dtype=self.stack.dtype) for _ in range(2))
         for i in range(steps):
@@ -288,7 +291,7 @@ class _Loop:
             losses[i], norms[i] = loss_K, norm_K1[:, 0]
             self.stack.update(
                 norm_K1,
-                clip_norm_K1,
+                self.stack.limit(norm_K1, gates[i]) if gates else clip_norm_K1,
                 [(name, rows, {c: table[i] for c, table in columns.items()}) for name, rows, columns in blocks],
             )
         for slot, loss, norm in zip(self.slots, losses.T.tolist(), norms.T.tolist(), strict=False):
@@ -296,12 +299,25 @@ class _Loop:
             slot.grad_norm[slot.step : slot.step + steps] = norm
             slot.step += steps
 
+    def _each(self, name: str) -> list[float]:
+        """A clip threshold of every slot; those of idle ones never clip."""
+        return [getattr(slot.point, name) for slot in self.slots] + [np.inf] * (self.stack.slots - len(self.slots))
+
+    def _gates(self, steps: int) -> list[Gate]:
+        """What the thresholds of the next updates depend on besides the norms, prepared on the host."""
+        first_K = [slot.step for slot in self.slots] + [0] * (self.stack.slots - len(self.slots))
+        update_SK = np.arange(steps)[:, None] + np.array(first_K)
+        clip_norm_K1 = self._tensor(self._each("clip_norm"), torch.float64)[:, None]
+        tables = (clip_z_of(update_SK, self._each("clip_z")), share_of(update_SK))
+        each = zip(*(self._tensor(table, torch.float64)[:, :, None] for table in tables), strict=True)
+        return [Gate(clip_norm_K1, clip_z_K1, share_K1) for clip_z_K1, share_K1 in each]
+
     @staticmethod
     def _ahead(slot: _Slot, name: str, steps: int) -> NDArray[np.float64]:
         return slot.columns[name][slot.step : slot.step + steps]
 
-    def _tensor(self, values: Any) -> Tensor:
-        return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(self.device, self.stack.dtype)
+    def _tensor(self, values: Any, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(self.device, dtype or self.stack.dtype)
 
     def _blocks(self) -> list[list[int]]:
         """Rows of the same optimizer."""

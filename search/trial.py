@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .clipping import limits
+
 Array: TypeAlias = NDArray[np.float64]
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed"]
 Instability = Literal["none", "early", "mid_training"]
@@ -33,6 +35,7 @@ class Point:
     base_lr: float
     warmup_steps: int = 0
     clip_norm: float = math.inf
+    clip_z: float = math.inf
     decay: str = "constant"
     seed: int = 0
     settings: Mapping[str, float] = field(default_factory=dict)
@@ -41,8 +44,24 @@ class Point:
     @cached_property
     def values(self) -> dict[str, Any]:
         """Every hyperparameter by its name, flat."""
-        own = ("batch_size", "optimizer", "base_lr", "warmup_steps", "clip_norm", "decay", "seed")
+        own = ("batch_size", "optimizer", "base_lr", "warmup_steps", "clip_norm", "clip_z", "decay", "seed")
         return {name: getattr(self, name) for name in own} | {**self.settings} | {**self.workload_args}
+
+    @cached_property
+    def shown(self) -> dict[str, Any]:
+        """`values` without those that hardly any study uses and this point leaves off: what is worth a column."""
+        return {name: value for name, value in self.values.items() if name not in self._left_off}
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; `Point(**record)` is the inverse.
+
+        A point without clip_z has the record, and so the hashes, that it had before there was one.
+        """
+        return {name: value for name, value in asdict(self).items() if name not in self._left_off}
+
+    @property
+    def _left_off(self) -> tuple[str, ...]:
+        return ("clip_z",) if self.clip_z == math.inf else ()
 
     @cached_property
     def workload_key(self) -> str:
@@ -150,7 +169,7 @@ class Trial:
     best_step      updates done when it was measured
     initial_value  the objective of the untrained model
     last_loss      last finite training loss; nan if there is none
-    clip_fraction  share of updates whose gradient was clipped (R17)
+    clip_fraction  share of updates whose gradient was clipped, by clip_norm or clip_z (R17)
     seconds        wall time of training, evaluation included
     traceback      of a crashed trial; empty otherwise
     """
@@ -173,9 +192,9 @@ class Trial:
     def record(self) -> dict[str, Any]:
         """Everything but the curve, as plain values for `json.dumps`, which writes nan and inf too."""
         return {
-            name: asdict(value) if name in ("point", "verdict") else value
-            for name, value in vars(self).items()
-            if name != "curve"
+            **{name: value for name, value in vars(self).items() if name != "curve"},
+            "point": self.point.record(),
+            "verdict": asdict(self.verdict),
         }
 
     @classmethod
@@ -190,6 +209,7 @@ EMPTY_CURVE = Curve(loss=np.empty(0), grad_norm=np.empty(0), eval_step=np.empty(
 
 def measured(point: Point, verdict: Verdict, curve: Curve, objective: str, seconds: float) -> Trial:
     """The trial of a training that ran: scalars derived from its curve."""
+    clipped = curve.grad_norm > limits(curve.grad_norm, point.clip_norm, point.clip_z)
     values = curve.metrics[objective]
     finite = np.flatnonzero(np.isfinite(values))
     best = finite[np.argmin(values[finite])] if len(finite) else -1
@@ -202,7 +222,7 @@ def measured(point: Point, verdict: Verdict, curve: Curve, objective: str, secon
         best_step=int(curve.eval_step[best]) if len(finite) else 0,
         initial_value=float(values[0]),
         last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
-        clip_fraction=float(np.mean(curve.grad_norm > point.clip_norm)) if len(curve.loss) else 0.0,
+        clip_fraction=float(np.mean(clipped)) if len(curve.loss) else 0.0,
         seconds=seconds,
     )
 

@@ -34,18 +34,29 @@ def rule_step(name, own, theta, g, state, eta, t):
     return theta - step
 
 
+def threshold(point, entered):
+    """R14, R19: the fixed one, or mean and standard deviation of what entered so far, with weights 0.97^age."""
+    if math.isinf(point.clip_z) or len(entered) < 25:
+        return point.clip_norm
+    weights = [0.97**age for age in reversed(range(len(entered)))]
+    mean = sum(w * n for w, n in zip(weights, entered, strict=True)) / sum(weights)
+    variance = sum(w * (n - mean) ** 2 for w, n in zip(weights, entered, strict=True)) / sum(weights)
+    return min(point.clip_norm, mean + point.clip_z * math.sqrt(variance))
+
+
 def train(workload, point, own, etas, dtype):
     """Losses and unclipped gradient norms of every update, and the trained model."""
     torch.manual_seed(point.seed)
     model = workload.build_model(point.seed).to(dtype)
     batches = iter(workload.train_batches(point.batch_size, point.seed))
     states = [{} for _ in model.parameters()]
-    losses, norms = [], []
+    losses, norms, entered = [], [], []
     for t, eta in enumerate(etas):
         loss = workload.loss(model, next(batches))
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         norm = torch.sqrt(sum((g * g).sum() for g in gradients))
-        factor = min(1.0, point.clip_norm / float(norm))
+        factor = min(1.0, threshold(point, entered) / float(norm))
+        entered.append(factor * float(norm))
         with torch.no_grad():
             for parameter, g, state in zip(model.parameters(), gradients, states, strict=True):
                 parameter.copy_(rule_step(point.optimizer, own, parameter, g * factor, state, float(eta), t))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from tunewright.search.clipping import clip_, global_norm
 from tunewright.search.optimizers import RULES, coefficients
 
 T, P = 30, 5
@@ -116,16 +115,3 @@ def test_rules_that_torch_shares_equal_torch(name, make):
         parameter.grad = torch.tensor(gradients(parameter.detach().numpy(), t))
         optimizer.step()
     np.testing.assert_allclose(stacked(name, OWN[name][:1], [start])[0], parameter.detach().numpy(), rtol=1e-12)
-
-
-def test_clipping_gives_the_threshold_and_is_idempotent():
-    g = torch.tensor([[3.0, 4.0], [0.3, 0.4], [30.0, 40.0], [0.0, 0.0]], dtype=torch.float64)
-    limit = torch.tensor([[1.0], [1.0], [math.inf], [1.0]], dtype=torch.float64)
-    before = g.clone()
-    clip_(g, global_norm(g), limit)
-    torch.testing.assert_close(global_norm(g)[:, 0], torch.tensor([1.0, 0.5, 50.0, 0.0], dtype=torch.float64))
-    torch.testing.assert_close(g[0] / g[0, 0], before[0] / before[0, 0])
-    assert torch.equal(g[1:3], before[1:3])
-    once = g.clone()
-    clip_(g, global_norm(g), limit)
-    torch.testing.assert_close(g, once)

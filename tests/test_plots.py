@@ -339,6 +339,17 @@ def test_clipping_more_than_half_of_the_updates_is_pointed_out() -> None:
     assert any("cut 60% of updates: lower base_lr instead (R17)" in text for text in texts)
 
 
+def test_what_cut_the_updates_is_named() -> None:
+    def note(**thresholds: float) -> str:
+        clipped = replace(trial(0, 0.1, 0.1, measured=curve(), **thresholds), clip_fraction=0.25)
+        return norms_figure(norms_info([clipped])).layout.annotations[0].text
+
+    assert "clip_" not in note()
+    assert "clip_norm = 1 cut 25% of updates" in note(clip_norm=1.0)
+    assert "clip_z = 2.5 cut 25% of updates" in note(clip_z=2.5)
+    assert "clip_norm = 1 and clip_z = 2.5 cut 25% of updates" in note(clip_norm=1.0, clip_z=2.5)
+
+
 # --- groups over one another -------------------------------------------------------------------------------
 
 

@@ -29,6 +29,15 @@ def test_axes_are_conditional_on_the_optimizer_and_its_own_table_wins():
     assert study.axes("momentum")["decay"] == ("constant",)
 
 
+def test_clip_z_is_an_axis_as_clip_norm_is_and_off_by_default():
+    assert parse().axes("adam")["clip_z"] == (math.inf,)
+    assert parse(space__clip_z=2.5).axes("adam")["clip_z"] == (2.5,)
+    assert parse(space__clip_z=[math.inf, 2.5]).axes("adam")["clip_z"] == (math.inf, 2.5)
+    study = parse(space__optimizer__adam__clip_z={"low": 1.5, "high": 4.0})
+    assert study.axes("adam")["clip_z"] == Range(low=1.5, high=4.0)
+    assert study.axes("momentum")["clip_z"] == (math.inf,)
+
+
 def test_groups_are_optimizers_times_scientific_values():
     study = parse(scientific=["clip_norm"], workload_args={"depth": [2, 4], "width": 8})
     labels = [group.label for group in study.groups(32)]
@@ -52,6 +61,13 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"space__batch_size": [1]}, "every batch size is tuned on its own (R20)"),
         ({"space__clip_norm": [0, 1]}, "space.clip_norm: must be a number > 0 (inf = never clip), got 0"),
         ({"space__clip_norm": [1.0, 1.0]}, "values must differ"),
+        ({"space__clip_z": 0}, "space.clip_z: must be a number > 0 (inf = no threshold that follows the norms), got 0"),
+        ({"space__clip_z": [2.5, -1.0]}, "space.clip_z: must be a number > 0"),
+        (
+            {"space__optimizer__adam__clip_z": {"low": 0.0, "high": 3.0}},
+            "space.optimizer.adam.clip_z: must be a number",
+        ),
+        ({"space__clip_z": {"orders_of_magnitude": True}}, "space.clip_z: orders_of_magnitude is for warmup_steps"),
         ({"space__warmup_stps": 3}, "space.warmup_stps: unknown key; did you mean 'warmup_steps'?"),
         ({"space__decay": "step"}, "space.decay: must be one of constant, linear, cosine, got 'step'"),
         ({"space__optimizer__adm": {}}, "space.optimizer.adm: unknown key; did you mean 'adam'?"),

@@ -15,6 +15,7 @@ from examples import parse
 from tunewright.search import training
 from tunewright.search.optimizers import RULES
 from tunewright.search.schedule import learning_rates
+from tunewright.search.stack import Stack
 from tunewright.search.training import ALONE, CHECK_EVERY, Engine, train
 from tunewright.search.trial import Point
 from tunewright.search.workload import load_workload
@@ -142,7 +143,65 @@ def test_float32_agrees_with_a_plain_loop_over_the_first_fifty_steps(name):
         np.testing.assert_allclose(got.trial.curve.grad_norm, norms, rtol=1e-5)
 
 
-def test_neighbours_that_die_and_slots_that_refill_change_nothing():
+def followers():
+    """Thresholds that follow the norms: alone, with a fixed one far above, with one that is the smaller at first."""
+    momentum, adam, rmsprop, sgd = points(("momentum", "adam", "rmsprop", "sgd"), clip_norm=math.inf)
+    return [
+        dataclasses.replace(momentum, clip_z=1.5),
+        dataclasses.replace(adam, clip_z=2.0, clip_norm=100.0),
+        dataclasses.replace(rmsprop, clip_z=1.0, clip_norm=1.0),
+        sgd,
+        *(dataclasses.replace(point, number=4 + i) for i, point in enumerate(points(("adam", "momentum")))),
+    ]
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_a_threshold_that_follows_the_norms_equals_a_plain_float64_loop(name, slots):
+    """More points than slots: what refills a slot does not meet the norms of the one before."""
+    steps, work = 200, Double(workload(name))
+    for got in trained(study(steps), work, followers(), slots):
+        point = got.trial.point
+        own, etas = RULES[point.optimizer].defaults, learning_rates(point, steps)
+        losses, norms, _ = plain.train(work, point, own, etas, torch.float64)
+        np.testing.assert_allclose(got.trial.curve.loss, losses, rtol=1e-9)
+        np.testing.assert_allclose(got.trial.curve.grad_norm, norms, rtol=1e-9)
+        if point.clip_z < math.inf:
+            without = np.mean(got.trial.curve.grad_norm > point.clip_norm)
+            assert without < got.trial.clip_fraction < 1
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_the_updates_counted_as_clipped_are_those_that_were(slots, monkeypatch):
+    clipped = []
+
+    def update(stack, norm_K1, limit_K1, blocks):
+        clipped.append((norm_K1 > limit_K1)[:, 0].tolist())
+        original(stack, norm_K1, limit_K1, blocks)
+
+    original = Stack.update
+    monkeypatch.setattr(Stack, "update", update)
+    some = sorted(followers()[:4], key=lambda point: point.optimizer)  # the order of rows
+    if slots == 1:
+        some = [next(point for point in some if point.clip_z == 1.5)]
+    for k, got in enumerate(trained(study(120), workload("mlp"), some, slots)):
+        assert got.trial.clip_fraction == np.mean([row[k] for row in clipped])
+
+
+def test_off_is_bit_identical_to_a_stack_in_which_no_threshold_follows_the_norms():
+    some, a_study = followers(), study(60)
+    off = [dataclasses.replace(point, clip_z=math.inf) for point in some]
+    mixed, plainer = (trained(a_study, workload("mlp"), stack, 4) for stack in (some, off))
+    for one, other in zip(mixed, plainer, strict=True):
+        if one.trial.point.clip_z == math.inf:
+            assert one.trial == dataclasses.replace(other.trial, seconds=one.trial.seconds)
+            assert all(torch.equal(one.checkpoint[name], other.checkpoint[name]) for name in other.checkpoint)
+        else:
+            assert one.trial.curve != other.trial.curve
+
+
+@pytest.mark.parametrize("clip_z", [math.inf, 1.5])
+def test_neighbours_that_die_and_slots_that_refill_change_nothing(clip_z):
     work, a_study = Double(workload("residual_mlp")), study(60)
     healthy = points(("momentum", "adam", "sgd", "rmsprop"))
     doomed = [
@@ -152,6 +211,7 @@ def test_neighbours_that_die_and_slots_that_refill_change_nothing():
     other_seed = [dataclasses.replace(p, number=20 + i, seed=5) for i, p in enumerate(healthy[:2])]
     mixed = [doomed[0], healthy[0], doomed[1], healthy[1], other_seed[0], healthy[2], doomed[2], *healthy[3:]]
     mixed += other_seed[1:]
+    mixed = [dataclasses.replace(point, clip_z=clip_z) for point in mixed]
     alone = {p.number: trained(a_study, work, [p], 1)[0] for p in mixed}
     for slots in (2, 3, len(mixed)):
         for got in trained(a_study, work, mixed, slots):
@@ -164,7 +224,7 @@ def test_neighbours_that_die_and_slots_that_refill_change_nothing():
                 for tensor, other in zip(got.checkpoint.values(), want.checkpoint.values(), strict=True):
                     torch.testing.assert_close(tensor, other, rtol=1e-8, atol=1e-10)
             else:
-                assert got.trial.point in doomed
+                assert got.trial.point.number in {point.number for point in doomed}
                 assert len(got.trial.curve.loss) == len(want.trial.curve.loss)
 
 
@@ -255,14 +315,15 @@ class Dropout:
         return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.2), self.workload.build_model(seed))
 
 
+@pytest.mark.parametrize("clip_z", [math.inf, 1.0])
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("name", ["mlp", "wide_resnet", "dropout"])
-def test_an_interrupted_trial_goes_on_where_it_was_and_ends_bit_equal(name, slots, monkeypatch):
+def test_an_interrupted_trial_goes_on_where_it_was_and_ends_bit_equal(name, slots, clip_z, monkeypatch):
     if name == "dropout" and slots > 1:
         pytest.skip("a model that draws random numbers trains alone")
     work = Dropout(workload("mlp")) if name == "dropout" else workload(name)
     a_study = study(40).model_copy(update={"evaluations": 8})
-    some = points(("adam", "momentum", "rmsprop"))
+    some = [dataclasses.replace(point, clip_z=clip_z) for point in points(("adam", "momentum", "rmsprop"))]
     whole = trained(a_study, work, some, slots)
     monkeypatch.setattr(training, "SAVE_SECONDS", 0.0)
     memory = Memory(savings=5)
@@ -304,8 +365,8 @@ def test_bfloat16_is_close_to_float32_and_not_equal(slots):
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "wide_resnet"])
 def test_float32_numbers_do_not_depend_on_the_width_of_the_stack_to_the_last_bit(name):
-    some, a_study = points(("adam", "momentum", "rmsprop", "sgd", "adam")), study(20)
-    some = [dataclasses.replace(point, number=i) for i, point in enumerate(some)]
+    some, a_study = points(("adam", "momentum", "rmsprop", "sgd", "adam")), study(40)
+    some = [dataclasses.replace(point, number=i, clip_z=(math.inf, 1.0)[i % 2]) for i, point in enumerate(some)]
     wide = trained(a_study, workload(name), some, 5)
     for slots in (2, 3):
         for one, other in zip(wide, trained(a_study, workload(name), some[::-1], slots)[::-1], strict=True):

@@ -17,12 +17,38 @@ def test_point_values_name_every_hyperparameter():
         "base_lr": 0.1,
         "warmup_steps": 0,
         "clip_norm": math.inf,
+        "clip_z": math.inf,
         "decay": "constant",
         "seed": 0,
         "beta1": 0.9,
         "depth": 2,
     }
     assert group_of(point, ["depth"]).label == "batch size 32, adam, depth=2"
+
+
+def test_a_point_that_leaves_clip_z_off_is_shown_and_recorded_as_before_there_was_one():
+    point = Point(3, 32, "adam", 0.1, clip_norm=1.0, settings={"beta1": 0.9}, workload_args={"depth": 2})
+    before = {
+        "number": 3,
+        "batch_size": 32,
+        "optimizer": "adam",
+        "base_lr": 0.1,
+        "warmup_steps": 0,
+        "clip_norm": 1.0,
+        "decay": "constant",
+        "seed": 0,
+        "settings": {"beta1": 0.9},
+        "workload_args": {"depth": 2},
+    }
+    assert point.record() == before
+    assert list(point.record()) == list(before)
+    assert Point(**before) == point
+    assert "clip_z" not in point.shown
+    on = replace(point, clip_z=2.5)
+    assert Point(**on.record()) == on
+    assert on.record() == before | {"clip_z": 2.5}
+    assert on.shown == on.values
+    assert on.configuration != point.configuration
 
 
 def test_a_configuration_is_a_point_without_its_number_and_seed():
@@ -46,6 +72,19 @@ def test_scalars_come_from_the_finite_part_of_the_curve():
     assert trial.clip_fraction == 0.5  # 3 and 5 exceed 2; a norm equal to the threshold is not clipped
     nothing = example(values=(math.nan, math.nan, math.nan))
     assert (nothing.best_value, nothing.best_step) == (math.inf, 0)
+
+
+def test_clipped_by_either_threshold_counts_once():
+    norms = np.where(np.arange(400) % 2, 1.0, 1.1)
+    norms[[3, 200, 300]] = 5.0, 5.0, 2.0  # the first updates are clipped by clip_norm alone
+    curve = Curve(norms, norms, np.arange(1), {"v": np.ones(1)}, 400, math.nan)
+    verdict = Verdict("feasible", "none", math.inf, "because")
+    shares = [
+        measured(Point(0, 8, "sgd", 0.1, clip_norm=clip_norm, clip_z=clip_z), verdict, curve, "v", 1.0).clip_fraction
+        for clip_norm in (math.inf, 3.0)
+        for clip_z in (math.inf, 4.0)
+    ]
+    assert shares == [0.0, 2 / 400, 2 / 400, 3 / 400]
 
 
 def test_record_and_curve_round_trip():

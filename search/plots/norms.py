@@ -41,6 +41,7 @@ class NormsPanel:
     number: int
     base_lr: float
     clip_norm: float
+    clip_z: float
     clip_fraction: float
     percentile: float
     steps: tuple[int, ...]
@@ -106,6 +107,7 @@ def _panel(group: Group, trial: Trial) -> NormsPanel:
         number=trial.point.number,
         base_lr=trial.point.base_lr,
         clip_norm=trial.point.clip_norm,
+        clip_z=trial.point.clip_z,
         clip_fraction=trial.clip_fraction,
         percentile=float(np.quantile(norms[np.isfinite(norms)], CLIP_PERCENTILE)),
         steps=steps,
@@ -161,8 +163,10 @@ def _note(panel: NormsPanel) -> str:
     note = f"trial {panel.number}" + ("" if panel.outcome == "feasible" else f" ({panel.outcome})")
     note += f", base_lr = {readable(panel.base_lr)}"
     note += f", 90th percentile = {readable(panel.percentile)}"
-    if math.isfinite(panel.clip_norm):
-        note += f", clip_norm = {readable(panel.clip_norm)} cut {panel.clip_fraction:.0%} of updates"
+    thresholds = {"clip_norm": panel.clip_norm, "clip_z": panel.clip_z}
+    in_use = [f"{name} = {readable(value)}" for name, value in thresholds.items() if math.isfinite(value)]
+    if in_use:
+        note += f", {' and '.join(in_use)} cut {panel.clip_fraction:.0%} of updates"
         if panel.clip_fraction > CLIP_TOO_MUCH:
             note += ": lower base_lr instead (R17)"
     if panel.unshown:

@@ -166,7 +166,7 @@ def hover(trial: Trial, objective: str) -> str:
     unstable = f", {verdict.instability} instability" if verdict.instability != "none" else ""
     lines = [
         f"<b>trial {trial.point.number}: {verdict.outcome}{unstable}{onset}</b>",
-        *(f"{escape(name)} = {escape(value)}" for name, value in trial.point.values.items()),
+        *(f"{escape(name)} = {escape(value)}" for name, value in trial.point.shown.items()),
         f"best {escape(objective)} = {readable(trial.best_value)} at step {trial.best_step}",
         *textwrap.wrap(escape(verdict.evidence), HOVER_WIDTH),
     ]
