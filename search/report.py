@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -23,9 +24,10 @@ from .analysis import (
     ranked,
     readable,
     summarize,
+    trained,
     varied,
 )
-from .comparison import Comparison, Decision
+from .comparison import DELTA, Comparison, Decision
 from .errors import UserError
 from .files import atomic
 from .flags import checkpoint_note, curve_flags
@@ -47,7 +49,7 @@ from .plots import (
 )
 from .storage import Store, read_comparison, read_trials
 from .study import Figure
-from .tables import LEFT, comparison_rows, cost_rows, summary_cells
+from .tables import LEFT, baseline_cells, comparison_rows, cost_rows, signed, summary_cells, with_delta
 from .trial import Trial
 
 PLAIN = Figure()
@@ -138,15 +140,20 @@ def write_report(
         question=question,
         objective=objective,
         counts=_counts(trials),
-        summaries=[_summary_row(row, varied(trials)) for row in summaries],
-        summary_columns=SUMMARY_COLUMNS,
+        summaries=[_summary_row(row, varied(trials), comparison) for row in summaries],
+        baseline=_baseline_summary(comparison) if comparison and summaries else None,
+        summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
+        delta=DELTA if comparison else "",
         seeds=max((row.seeds for row in summaries), default=1),
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
         comparison=_chapter(comparison) if comparison else None,
         sections=_sections(pictures(trials, objective, log_axes, scientific, figure, baseline)),
-        trial_columns=["number", *names, *OUTCOMES],
+        trial_columns=["number", *names, *with_delta(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
-        trials=[_trial_row(trial, names) for trial in trials],
+        trials=[
+            *([_baseline_row(comparison, names)] if comparison else []),
+            *(_trial_row(trial, names, comparison) for trial in trials),
+        ],
         provenance=list((environment or {}).items()),
         plotly_js=Markup(get_plotlyjs()),
     )
@@ -289,14 +296,19 @@ def _div(picture: Picture) -> dict[str, Any]:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def _summary_row(row: GroupSummary, names: Collection[str]) -> dict[str, Any]:
-    cells = summary_cells(row, names)
+def _summary_row(row: GroupSummary, names: Collection[str], comparison: Comparison | None) -> dict[str, Any]:
+    cells = summary_cells(row, names, comparison)
     return {
-        "cells": [cells[column] for column in SUMMARY_COLUMNS[:-1]],
+        "cells": [cells[column] for column in with_delta(SUMMARY_COLUMNS, comparison)[:-1]],
         "verdict": row.verdict,
         "colour": COLOURS[row.verdict],
         "best": cells["best point"],
     }
+
+
+def _baseline_summary(comparison: Comparison) -> list[str]:
+    cells = baseline_cells(comparison)
+    return [cells.get(column, "") for column in with_delta(SUMMARY_COLUMNS, comparison)]
 
 
 def _hyperparameters(trials: list[Trial]) -> list[str]:
@@ -304,7 +316,20 @@ def _hyperparameters(trials: list[Trial]) -> list[str]:
     return list(dict.fromkeys(name for trial in trials for name in trial.point.values))
 
 
-def _trial_row(trial: Trial, names: list[str]) -> list[Cell]:
+def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
+    """The baseline as the first of all trials, with what is known of it."""
+    checkpoint, settings = comparison.checkpoint, comparison.known_settings
+    known = settings | {
+        "number": "baseline",
+        "best_value": checkpoint.value,
+        "delta": 0.0,
+        "reason": f"checkpoint {checkpoint.path}",
+    }
+    return [_cell(known.get(column, "")) for column in ["number", *names, *with_delta(OUTCOMES, comparison)]]
+
+
+def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) -> list[Cell]:
+    delta = comparison.delta(trial.best_value) if comparison and trained(trial) else math.nan
     verdict, values = trial.verdict, trial.point.values
     style = "good" if trial.feasible else "off" if verdict.crashed else "bad"
     return [
@@ -314,6 +339,7 @@ def _trial_row(trial: Trial, names: list[str]) -> list[Cell]:
         _cell(verdict.instability),
         _cell(verdict.onset_step),
         _cell(trial.best_value),
+        *([Cell(signed(delta), delta)] if comparison else []),
         _cell(trial.best_step),
         _cell(trial.clip_fraction),
         _cell(trial.seconds),

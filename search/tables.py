@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .analysis import GroupSummary, readable
-from .comparison import Comparison, Evidence, Side, holm
+from .comparison import DELTA, Comparison, Evidence, Side, holm
 from .schedule import total_steps
 from .study import ADAPTIVE, Range, Study
 from .trial import Group, Point, group_of
@@ -34,18 +34,52 @@ def print_table(table: Table) -> None:
     (console if console.is_terminal else Console(width=140)).print(table)
 
 
-def summary_table(summaries: Iterable[GroupSummary], varied: Collection[str], title: str = "") -> Table:
-    """One row per group: batch size, optimizer and scientific values. Best points show what is varied."""
+def summary_table(
+    summaries: Iterable[GroupSummary],
+    varied: Collection[str],
+    title: str = "",
+    comparison: Comparison | None = None,
+) -> Table:
+    """One row per group: batch size, optimizer and scientific values. Best points show what is varied.
+
+    With a comparison its baseline comes first, and a column says how far from it each best value is.
+    """
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", padding=(0, 1))
-    for column in COLUMNS:
+    table.caption, table.caption_justify = (DELTA if comparison else None), "left"
+    columns = with_delta(COLUMNS, comparison)
+    for column in columns:
         table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
-    for row in summaries:
-        cells = summary_cells(row, varied)
-        table.add_row(*(Text(cells[column]) for column in COLUMNS))
+    rows = [baseline_cells(comparison)] if comparison else []
+    for cells in [*rows, *(summary_cells(row, varied, comparison) for row in summaries)]:
+        table.add_row(*(Text(cells.get(column, "")) for column in columns))
     return table
 
 
-def summary_cells(row: GroupSummary, varied: Collection[str]) -> dict[str, str]:
+def with_delta(columns: Sequence[str], comparison: Comparison | None) -> list[str]:
+    """Columns of a table of best values; `delta` comes after them once there is a baseline."""
+    value = next(place for place, column in enumerate(columns, start=1) if column in ("best value", "best_value"))
+    return [*columns[:value], *(["delta"] if comparison else []), *columns[value:]]
+
+
+def signed(delta: float) -> str:
+    """A difference for people: + or −, three significant digits; a dash for what has none."""
+    return "–" if math.isnan(delta) else f"{'+' if delta > 0 else ''}{readable(delta)}"
+
+
+def baseline_cells(comparison: Comparison) -> dict[str, str]:
+    """The row of the baseline in a summary, by column: what is known of a checkpoint."""
+    known, name = comparison.known_settings, Path(comparison.checkpoint.path).name
+    return {
+        "group": f"baseline: {name}",
+        "batch size": str(known.get("batch_size", "")),
+        "optimizer": "baseline",
+        "best value": readable(comparison.checkpoint.value),
+        "delta": "0",
+        "best point": f"checkpoint {name}",
+    }
+
+
+def summary_cells(row: GroupSummary, varied: Collection[str], comparison: Comparison | None = None) -> dict[str, str]:
     """A summary in words, by column. Of the best point, what is varied and not in another column."""
     last_feasible, unstable = row.unstable_base_lr
     if math.isinf(unstable):
@@ -72,6 +106,7 @@ def summary_cells(row: GroupSummary, varied: Collection[str]) -> dict[str, str]:
         "unstable_base_lr": edge,
         "headroom": headroom,
         "best value": best_value,
+        "delta": signed(comparison.delta(row.best_value)) if comparison else "",
         "at step": str(row.best_step) if row.best_point else "–",
         "best point": "–" if row.best_point is None else _in_words(row.best_point, row.group, varied),
         "verdict": row.verdict,
@@ -122,14 +157,15 @@ def comparison_rows(result: Comparison) -> list[dict[str, str]]:
         rows.append(_row(side=f"baseline: {result.baseline.name}", **_spread_cells(result.baseline)))
     corrected = holm([one.evidence.p_better for one in result.candidates])
     for one, p in zip(result.candidates, corrected, strict=True):
-        more = "" if math.isinf(one.seeds_needed) else f"; {one.seeds_needed:.0f} seeds would settle it"
+        needed = "no number of" if math.isinf(one.seeds_needed) else f"{one.seeds_needed:.0f}"
         rows.append(
             _row(
                 side=one.side.name,
                 **_spread_cells(one.side),
                 **_evidence_cells(one.evidence),
                 p=readable(p),
-                decision=one.decision + (more if one.decision == "not enough evidence" else ""),
+                decision=one.decision
+                + (f"; {needed} seeds would settle it" if one.decision == "not enough evidence" else ""),
             )
         )
         if one.equal_steps:
