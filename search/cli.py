@@ -75,12 +75,12 @@ def _show(store: Store, png: bool = False) -> int:
     """Print a study's results and build its report. Returns 1 if a trial crashed, else 0."""
     from .analysis import summarize, varied
     from .report import build_report
-    from .storage import read_trials
+    from .storage import read_comparison, read_trials
     from .tables import print_table, summary_table
 
     study, trials = store.study, read_trials(store)
     summaries = summarize(trials, study.scientific_names, study.ranges)
-    print_table(summary_table(summaries, varied(trials), study.name))
+    print_table(summary_table(summaries, varied(trials), study.name, read_comparison(store.folder)))
     print(f"report: {build_report(store, png)}")
     crashes = [trial for trial in trials if trial.verdict.crashed]
     for trial in crashes[:CRASHES_SHOWN]:
@@ -106,20 +106,27 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from .compare import baseline_of_point, baseline_of_study, compare
+    from .compare import baseline_of_point, baseline_of_study, compare, train_recipe
     from .report import build_report
     from .storage import open_store
     from .tables import comparison_tables, print_table
 
     _quiet_optuna()
-    store = open_store(options.folder, options.storage)
-    baseline = None
-    if options.baseline_point is not None:
-        baseline = baseline_of_point(store, options.baseline_point)
-    elif options.baseline_study is not None:
-        baseline = baseline_of_study(options.baseline_study, store.folder.parent)
     pool = {name: getattr(options, name) for name in ("workers", "threads", "device", "slots")}
+    recipe = options.candidate.is_file()
+    baseline = None
+    if options.baseline_study is not None:
+        beside = options.results if recipe else options.candidate.resolve().parent
+        baseline = baseline_of_study(options.baseline_study, beside)
     try:
+        if recipe:
+            store = train_recipe(
+                options.candidate, options.baseline, baseline, options.results, options.storage, **pool
+            )
+        else:
+            store = open_store(options.candidate, options.storage)
+        if options.baseline_point is not None:
+            baseline = baseline_of_point(store, options.baseline_point)
         result = compare(store, options.baseline, baseline, options.seeds, **pool)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
@@ -174,6 +181,15 @@ def _parser() -> argparse.ArgumentParser:
             help="trials that a worker trains at once; 1 = one after the other (default: what is measured faster)",
         )
 
+    def results(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--results",
+            type=Path,
+            default=Path("results"),
+            metavar="DIR",
+            help="where the results of studies go (default: results)",
+        )
+
     check = command("check", _check, "Validate studies and print their plans.")
     check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
 
@@ -183,13 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     pool(run)
-    run.add_argument(
-        "--results",
-        type=Path,
-        default=Path("results"),
-        metavar="DIR",
-        help="where results go (default: results)",
-    )
+    results(run)
     storage(run)
 
     report = command("report", _report, "Build plots, tables and report.html again from stored results.")
@@ -202,7 +212,12 @@ def _parser() -> argparse.ArgumentParser:
         "A decision against a checkpoint of unknown settings takes 19 seeds or more; with its settings known, both "
         "sides are trained on the same seeds, and fewer do."
     )
-    compare.add_argument("folder", metavar="RESULTS_DIR", type=Path)
+    compare.add_argument(
+        "candidate",
+        metavar="RESULTS_DIR|STUDY.toml",
+        type=Path,
+        help="a study's results; or a study of one configuration per batch size, which is trained first",
+    )
     compare.add_argument(
         "--baseline", required=True, type=Path, metavar="CHECKPOINT", help="*.safetensors, or a torch.save state_dict"
     )
@@ -218,6 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--require-better", action="store_true", help="exit status 1 unless the decision is to adopt")
     pool(compare)
+    results(compare)
     storage(compare)
 
     dashboard = command("dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked.")
