@@ -49,7 +49,7 @@ from .plots import (
 )
 from .storage import Store, read_comparison, read_trials
 from .study import Figure
-from .tables import LEFT, baseline_cells, comparison_rows, cost_rows, signed, summary_cells, with_delta
+from .tables import LEFT, baseline_cells, comparison_rows, cost_rows, on_test_split, signed, summary_cells, with_delta
 from .trial import Trial
 
 PLAIN = Figure()
@@ -269,7 +269,7 @@ def _chapter(result: Comparison) -> dict[str, Any]:
         "seeds": range(result.first_seed, result.first_seed + result.seeds),
         "tables": [comparison_rows(result), cost_rows(result)],
         "text_columns": LEFT,
-        "test": {side: {name: readable(value) for name, value in own.items()} for side, own in result.test.items()},
+        "test": on_test_split(result),
         "warnings": result.warnings,
         "figure": _div(_versus(result)),
     }

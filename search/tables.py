@@ -44,7 +44,7 @@ def summary_table(
 
     With a comparison its baseline comes first, and a column says how far from it each best value is.
     """
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", padding=(0, 1))
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", collapse_padding=True)
     table.caption, table.caption_justify = (DELTA if comparison else None), "left"
     columns = with_delta(COLUMNS, comparison)
     for column in columns:
@@ -129,7 +129,8 @@ def comparison_tables(result: Comparison) -> list[Table]:
         box=box.SIMPLE_HEAD,
         title=f"{result.objective}: {result.seeds} runs per side, seeds from {result.first_seed}",
         title_justify="left",
-        caption="gain = baseline − candidate, with its 95 % bootstrap interval; p: corrected for all candidates.",
+        caption="gain = baseline − candidate, with its 95 % bootstrap interval; p: corrected for all candidates.\n"
+        + on_test_split(result),
         caption_justify="left",
     )
     costs = Table(box=box.SIMPLE_HEAD, title="What each side cost", title_justify="left", caption_justify="left")
@@ -142,6 +143,18 @@ def comparison_tables(result: Comparison) -> list[Table]:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row.values()))
     return [values, costs]
+
+
+def on_test_split(result: Comparison) -> str:
+    """The final pair on the test split, in words; empty while undecided, or without a test split."""
+    if not result.test:
+        return ""
+    names = {"baseline": "the checkpoint", "candidate": result.final.side.name}
+    sides = [
+        f"{names[side]} has " + ", ".join(f"{name} {readable(value)}" for name, value in metrics.items())
+        for side, metrics in result.test.items()
+    ]
+    return f"On the test split, looked at once after the decision, {'; '.join(sides)}."
 
 
 def comparison_rows(result: Comparison) -> list[dict[str, str]]:
