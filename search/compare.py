@@ -302,12 +302,21 @@ class _Runs:
             "prepend_warmup": origin.prepend_warmup,
             "space": {"optimizer": {point.optimizer: own | dict(point.settings)}},
         }
+        if origin.keep_checkpoints is not None:  # whose disk is full with a search's checkpoints has no room for these
+            document["keep_checkpoints"] = origin.keep_checkpoints
         return parse_study(document, self.name(side), place=side.label, source=tomli_w.dumps(document))
 
     def stored_seeds(self, side: Settings) -> int:
         """How many seeds an earlier comparison planned: they stay, and this one looks at the first of them."""
         path = self.folder / self.name(side) / STUDY_FILE
         return load_study(path).seeds if path.is_file() else 0
+
+    def best_checkpoint(self, side: Settings) -> Path:
+        """The checkpoint of the best run of a side; of one with a further seed if only that is kept."""
+        store = self.stores[self.name(side)]
+        ranking = sorted(read_trials(store), key=lambda trial: (as_told(trial).value, trial.point.seed))
+        paths = (checkpoint_path(store.folder, trial.point) for trial in ranking)
+        return next(path for path in paths if path.exists())
 
     def trials(self, side: Settings) -> list[Trial]:
         """The runs of a side, by seed. Raises UnfinishedError if one crashed."""
@@ -356,9 +365,7 @@ def _control(candidate: Settings, baseline: Settings | None) -> Settings | None:
 
 def _on_test(candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module) -> dict[str, dict[str, float]]:
     """Metrics on the test split of the baseline and of the candidate's best run; empty without a test split."""
-    best = min(runs.trials(candidate), key=lambda trial: (as_told(trial).value, trial.point.seed))
-    path = checkpoint_path(runs.stores[runs.name(candidate)].folder, best.point)
-    _, trained = _fitted(path, [candidate], runs.device)
+    _, trained = _fitted(runs.best_checkpoint(candidate), [candidate], runs.device)
     pair = {"baseline": (fits, model), "candidate": (candidate, trained)}
     with torch_threads():
         return {

@@ -201,6 +201,20 @@ def test_a_recipe_is_trained_in_the_ordinary_way_and_then_compared(tmp_path, cap
     assert trial.point == one.side.point
 
 
+def test_runs_keep_as_many_checkpoints_as_the_study_and_the_best_run_is_among_them(tmp_path):
+    text = "keep_checkpoints = 1" + STUDY.format(sizes=[32], warmup=0, rates=[0.0003, 0.03])
+    (tmp_path / "s.toml").write_text(text)
+    run_study(load_study(tmp_path / "s.toml"), results=tmp_path, **QUIET)
+    save(train(epochs=1, lr=0.0003, seed=0), tmp_path / "b.pt")
+    store = open_store(tmp_path / "s")
+    for seeds in (7, 5):  # then of fewer seeds, the best of which may be none that was kept
+        result = compare(store, tmp_path / "b.pt", baseline_of_point(store, "0"), seeds=seeds, **QUIET)
+        assert result.decision == "adopt"
+        assert result.test["candidate"]["test_loss"] < result.test["baseline"]["test_loss"]
+    kept = [len(list((path / "checkpoints").iterdir())) for path in (tmp_path / "s" / "comparison").iterdir()]
+    assert kept == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("sizes", "rates", "more"),
     [([32], [0.01, 0.03], ""), ([16, 32], [0.01, 0.03], ""), ([32], 0.01, 'trials = 2\nsampler = "halton"')],
