@@ -95,12 +95,12 @@ def _show(store: Store, png: bool = False) -> int:
     """Print a study's results and build its report. Returns 1 if a trial crashed, else 0."""
     from .analysis import summarize, varied
     from .report import build_report
-    from .storage import read_trials
+    from .storage import read_comparison, read_trials
     from .tables import print_table, summary_table
 
     study, trials = store.study, read_trials(store)
     summaries = summarize(trials, study.scientific_names, study.ranges)
-    print_table(summary_table(summaries, varied(trials), study.name))
+    print_table(summary_table(summaries, varied(trials), study.name, read_comparison(store.folder)))
     print(f"report: {build_report(store, png)}")
     crashes = [trial for trial in trials if trial.verdict.crashed]
     for trial in crashes[:CRASHES_SHOWN]:
@@ -126,20 +126,27 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from .compare import baseline_of_point, baseline_of_study, compare
+    from .compare import baseline_of_point, baseline_of_study, compare, train_recipe
     from .report import build_report
     from .storage import open_store
     from .tables import comparison_tables, print_table
 
     _quiet_optuna()
-    store = open_store(options.folder, options.storage)
-    baseline = None
-    if options.baseline_point is not None:
-        baseline = baseline_of_point(store, options.baseline_point)
-    elif options.baseline_study is not None:
-        baseline = baseline_of_study(options.baseline_study, store.folder.parent)
     pool = {name: getattr(options, name) for name in ("workers", "threads", "device", "slots")}
+    recipe = options.candidate.is_file()
+    baseline = None
+    if options.baseline_study is not None:
+        beside = options.results if recipe else options.candidate.resolve().parent
+        baseline = baseline_of_study(options.baseline_study, beside)
     try:
+        if recipe:
+            store = train_recipe(
+                options.candidate, options.baseline, baseline, options.results, options.storage, **pool
+            )
+        else:
+            store = open_store(options.candidate, options.storage)
+        if options.baseline_point is not None:
+            baseline = baseline_of_point(store, options.baseline_point)
         result = compare(store, options.baseline, baseline, options.seeds, **pool)
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
@@ -277,7 +284,12 @@ def _parser() -> argparse.ArgumentParser:
         "A decision against a checkpoint of unknown settings takes 19 seeds or more; with its settings known, both "
         "sides are trained on the same seeds, and fewer do."
     )
-    compare.add_argument("folder", metavar="RESULTS_DIR", type=Path)
+    compare.add_argument(
+        "candidate",
+        metavar="RESULTS_DIR|STUDY.toml",
+        type=Path,
+        help="a study's results; or a study of one configuration per batch size, which is trained first",
+    )
     compare.add_argument(
         "--baseline", required=True, type=Path, metavar="CHECKPOINT", help="*.safetensors, or a torch.save state_dict"
     )
@@ -293,6 +305,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--require-better", action="store_true", help="exit status 1 unless the decision is to adopt")
     pool(compare)
+    results(compare, "where the results of a STUDY.toml go (default: results)")
     storage(compare)
 
     dashboard = command("dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked.")

@@ -1,13 +1,14 @@
 """The tuned result against a baseline checkpoint: rerun both sides on fresh seeds, decide, write comparison.json.
 
-The best feasible configuration of each batch size is a candidate (R20). The reruns are ordinary studies of one
+The best feasible configuration of each batch size is a candidate (R20); a study with one configuration only, such as
+a recipe, is trained first. The reruns are ordinary studies of one
 point each, in `<results>/comparison/`: interrupted, they go on where they stopped, and more seeds or another baseline
 train only what is not there yet. Their seeds are fresh: on those of the search, the winner also won by luck.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +18,7 @@ import tomli_w
 from torch import nn
 
 from .analysis import ranked, readable, repetitions
+from .baseline import tell_baseline
 from .best_of import best_of
 from .checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .comparison import (
@@ -32,7 +34,7 @@ from .comparison import (
 from .engine import devices
 from .errors import UnfinishedError, UserError
 from .files import checkpoint_path, name_of
-from .launch import run_studies
+from .launch import RESULTS, check_studies, exclusive, run_studies, write_results
 from .sampling import next_points
 from .schedule import total_steps
 from .storage import STUDY_FILE, Store, as_told, create_store, open_store, read_trials, write_comparison
@@ -110,8 +112,8 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
     """
     beside = (path.parent / "study.db").is_file()
     study = load_study(path, name=path.resolve().parent.name if beside else "")
-    points = next_points(study, [])
-    if len({point.configuration for point in points}) == 1 and len(points) == study.seeds:
+    points = _only_points(study)
+    if len(points) == 1:
         return Settings(study, points[0])
     if beside:
         store = open_store(path.parent)
@@ -128,26 +130,69 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
     raise UserError(f"{store.folder}: has no feasible trial to take the baseline's settings from")
 
 
+def _only_points(study: Study) -> list[Point]:
+    """The configuration of each batch size, if each has one only; else none."""
+    points = next_points(study, [])
+    sizes = len(study.batch_sizes)
+    alone = len({point.configuration for point in points}) == sizes and len(points) == sizes * study.seeds
+    return points[:: study.seeds] if alone else []
+
+
+def train_recipe(
+    path: Path,
+    checkpoint: Path,
+    baseline: Settings | None = None,
+    results: Path = RESULTS,
+    storage: str | None = None,
+    **options: Any,
+) -> Store:
+    """Train a study of one configuration per batch size as `tunewright run` does, and return its results.
+
+    Raises UserError, before anything is trained, if it has several, or if the baseline's checkpoint cannot be compared
+    with it; UnfinishedError if a trial crashed.
+    """
+    study = load_study(path)
+    points = _only_points(study)
+    if not points:
+        raise UserError(
+            f"{path}: must have exactly one configuration per batch size to be a candidate, trained once with each "
+            f"seed. Run it first, and compare the best of its results: tunewright compare {results / study.name}"
+        )
+    check_studies([study])
+    _measured(checkpoint, [baseline or Settings(study, points[0])], study.objective, options)
+    (store,) = run_studies([study], results=results, storage=storage, **options)
+    for trial in read_trials(store):
+        _raise_if_crashed(trial, store, f"{study.name}, batch size {trial.point.batch_size}")
+    return store
+
+
 # --- the comparison ----------------------------------------------------------------------------------------
 
 
 def compare(
     store: Store, checkpoint: Path, baseline: Settings | None = None, seeds: int | None = None, **options: Any
 ) -> Comparison:
-    """Compare the results of a study with a baseline checkpoint, and write comparison.json into their folder.
+    """Compare the results of a study with a baseline checkpoint, and write what came of it into their folder.
 
+    That is comparison.json, a trial for the baseline in each Optuna study, and the tables with a row for it.
     `seeds` defaults to SEEDS, or to the fewest with which the rule can decide. `options` are those of `run_studies`.
     Raises UserError, before anything is trained, if the checkpoint cannot be read or does not fit; UnfinishedError if
     a run crashed; KeyboardInterrupt passes through, with all finished runs kept.
     """
-    device = str(options.get("device") or "cpu")
+    with exclusive(store):
+        result = _compared(store, checkpoint, baseline, seeds, options)
+        write_comparison(store.folder, result)
+        tell_baseline(store, result.checkpoint)
+        write_results(store)
+    return result
+
+
+def _compared(
+    store: Store, checkpoint: Path, baseline: Settings | None, seeds: int | None, options: dict[str, Any]
+) -> Comparison:
     found = candidates(store)
-    if baseline and baseline.study.objective != store.study.objective:
-        raise UserError(f"{baseline.study.name}: objective: must be {store.study.objective!r} as in {store.folder}")
-    fits, model = _fitted(checkpoint, [baseline] if baseline else _architectures(found), device)
-    with torch_threads():
-        metrics = metrics_of(fits.workload().evaluate, model, fits.bfloat16)
-    value = finite(checkpoint, metrics, store.study.objective)
+    choices = [baseline] if baseline else _architectures(found)
+    fits, model, measured = _measured(checkpoint, choices, store.study.objective, options)
     found = [side for side in found if baseline is None or side.training != baseline.training]
     if not found:
         raise UserError(f"{store.folder}: its best trial has the settings of the baseline: there is nothing to compare")
@@ -156,12 +201,12 @@ def compare(
     runs = _Runs([side for side in (*found, baseline, *controls) if side], store.folder / "comparison", seeds, options)
     sides = [_side(side, runs.trials(side)) for side in found]
     base = _side(baseline, runs.trials(baseline)) if baseline else None
-    evidences = [evidence(side.values, base.values if base else [value]) for side in sides]
+    evidences = [evidence(side.values, base.values if base else [measured.value]) for side in sides]
     result = Comparison(
         objective=store.study.objective,
         first_seed=runs.first_seed,
         seeds=seeds,
-        checkpoint=Checkpoint(str(checkpoint), sha256(checkpoint), value),
+        checkpoint=measured,
         baseline=base,
         candidates=tuple(
             Candidate(
@@ -179,8 +224,7 @@ def compare(
     result = replace(result, warnings=tuple(_warnings(result)))
     if result.decision != "not enough evidence":  # looked at once, after the decision
         chosen = found[sides.index(result.final.side)]
-        result = replace(result, test=_on_test(chosen, runs, fits, model, device))
-    write_comparison(store.folder, result)
+        result = replace(result, test=_on_test(chosen, runs, fits, model))
     return result
 
 
@@ -188,6 +232,23 @@ def _architectures(found: Sequence[Settings]) -> list[Settings]:
     """One setting for each combination of workload arguments that the search tried."""
     tried = [replace(side, point=trial.point) for side in found for trial in side.searched]
     return list({side.point.workload_key: side for side in reversed(tried)}.values())
+
+
+def _measured(
+    path: Path, choices: Sequence[Settings], objective: str, options: Mapping[str, Any]
+) -> tuple[Settings, nn.Module, Checkpoint]:
+    """The one of the choices that the baseline's checkpoint fits, its model, and what it is worth.
+
+    Raises UserError if the checkpoint cannot be read, fits none or several, or has no finite value of the objective.
+    """
+    for settings in choices:
+        if settings.study.objective != objective:
+            raise UserError(f"{settings.study.name}: objective: must be {objective!r} as that of the candidates")
+    fits, model = _fitted(path, choices, str(options.get("device") or "cpu"))
+    digest = sha256(path)  # of what was read now, not of what may be there hours later
+    with torch_threads():
+        metrics = metrics_of(fits.workload().evaluate, model, fits.bfloat16)
+    return fits, model, Checkpoint(str(path), digest, finite(path, metrics, objective))
 
 
 def _fitted(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Settings, nn.Module]:
@@ -214,7 +275,7 @@ class _Runs:
 
     def __init__(self, sides: Sequence[Settings], folder: Path, seeds: int, options: dict[str, Any]) -> None:
         self.first_seed = max(side.study.seed + side.study.seeds for side in sides)
-        self.seeds, self.folder = seeds, folder
+        self.seeds, self.folder, self.device = seeds, folder, str(options.get("device") or "cpu")
         studies = {self.name(side): self.study(side) for side in sides}
         stores = run_studies(list(studies.values()), results=folder, **options)
         self.stores = dict(zip(studies, stores, strict=True))
@@ -241,6 +302,8 @@ class _Runs:
             "prepend_warmup": origin.prepend_warmup,
             "space": {"optimizer": {point.optimizer: own | dict(point.settings)}},
         }
+        if origin.keep_checkpoints is not None:  # whose disk is full with a search's checkpoints has no room for these
+            document["keep_checkpoints"] = origin.keep_checkpoints
         return parse_study(document, self.name(side), place=side.label, source=tomli_w.dumps(document))
 
     def stored_seeds(self, side: Settings) -> int:
@@ -248,15 +311,25 @@ class _Runs:
         path = self.folder / self.name(side) / STUDY_FILE
         return load_study(path).seeds if path.is_file() else 0
 
+    def best_checkpoint(self, side: Settings) -> Path:
+        """The checkpoint of the best run of a side; of one with a further seed if only that is kept."""
+        store = self.stores[self.name(side)]
+        ranking = sorted(read_trials(store), key=lambda trial: (as_told(trial).value, trial.point.seed))
+        paths = (checkpoint_path(store.folder, trial.point) for trial in ranking)
+        return next(path for path in paths if path.exists())
+
     def trials(self, side: Settings) -> list[Trial]:
         """The runs of a side, by seed. Raises UnfinishedError if one crashed."""
         trials = read_trials(self.stores[self.name(side)])[: self.seeds]
         for trial in trials:
-            if trial.verdict.crashed:
-                log = self.stores[self.name(side)].folder / "crashed.log"
-                place = f"{side.label}, seed {trial.point.seed}"
-                raise UnfinishedError(f"{place}: crashed: {trial.verdict.evidence}; see {log}")
+            _raise_if_crashed(trial, self.stores[self.name(side)], side.label)
         return trials
+
+
+def _raise_if_crashed(trial: Trial, store: Store, place: str) -> None:
+    if trial.verdict.crashed:
+        log = store.folder / "crashed.log"
+        raise UnfinishedError(f"{place}, seed {trial.point.seed}: crashed: {trial.verdict.evidence}; see {log}")
 
 
 def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
@@ -266,7 +339,7 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
         name=settings.label,
         point=settings.point,
         trials=max(len(searched), 1),
-        space=space_in_words(settings.study) if searched else "one point",
+        space=space_in_words(settings.study) if len(searched) > 1 else "one point",
         search_seconds=sum(trial.seconds for trial in settings.searched),
         max_train_steps=settings.study.max_train_steps,
         total_steps=settings.total_steps,
@@ -290,13 +363,9 @@ def _control(candidate: Settings, baseline: Settings | None) -> Settings | None:
     return replace(baseline, study=baseline.study.model_copy(update={"max_train_steps": steps}))
 
 
-def _on_test(
-    candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module, device: str
-) -> dict[str, dict[str, float]]:
+def _on_test(candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module) -> dict[str, dict[str, float]]:
     """Metrics on the test split of the baseline and of the candidate's best run; empty without a test split."""
-    best = min(runs.trials(candidate), key=lambda trial: (as_told(trial).value, trial.point.seed))
-    path = checkpoint_path(runs.stores[runs.name(candidate)].folder, best.point)
-    _, trained = _fitted(path, [candidate], device)
+    _, trained = _fitted(runs.best_checkpoint(candidate), [candidate], runs.device)
     pair = {"baseline": (fits, model), "candidate": (candidate, trained)}
     with torch_threads():
         return {
@@ -317,6 +386,9 @@ def _warnings(result: Comparison) -> Iterator[str]:
     for side in [*(one.side for one in result.candidates), *([result.baseline] if result.baseline else [])]:
         if side.infeasible:
             yield f"{side.name}: {side.infeasible} of {result.seeds} runs are infeasible, and count as untrained"
+    for side in (one.side for one in result.candidates):
+        if side.trials == 1:
+            yield f"{side.name}: the only configuration of its study: how many trials found it is not known"
     base = result.baseline
     if base is None:
         yield (

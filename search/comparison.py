@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,6 +40,7 @@ CONFIDENCE = 0.95  # of intervals
 POWER = 0.8  # chance of a decision with the number of seeds that `settles` recommends
 RESAMPLES = 9_999  # of a bootstrap or of sign patterns; with the one observed, p has steps of 1/10,000
 MOST_SEEDS = 10_000  # more than this is no recommendation
+DELTA = "delta = best value − that of the baseline checkpoint: below 0 is better. A gain has the other sign."
 
 Decision = Literal["adopt", "keep baseline", "not enough evidence"]
 Interval = tuple[float, float]
@@ -249,6 +250,10 @@ class Comparison:
     test: Mapping[str, Mapping[str, float]]
     warnings: tuple[str, ...]
 
+    def delta(self, value: float) -> float:
+        """value − that of the checkpoint: below 0 is better than the baseline; nan for what never had a value."""
+        return value - self.checkpoint.value if math.isfinite(value) else math.nan
+
     @property
     def decision(self) -> Decision:
         """Adopt if any candidate is to be adopted; keep the baseline if it is better than each of them."""
@@ -256,6 +261,12 @@ class Comparison:
         if "adopt" in decisions:
             return "adopt"
         return "keep baseline" if set(decisions) == {"keep baseline"} else "not enough evidence"
+
+    @property
+    def known_settings(self) -> dict[str, Any]:
+        """Hyperparameters of the baseline, if its settings are known; of its seed they say nothing."""
+        values = self.baseline.point.values if self.baseline else {}
+        return {name: value for name, value in values.items() if name != "seed"}
 
     @property
     def sides(self) -> list[tuple[str, Side]]:

@@ -11,6 +11,7 @@ import copy
 import json
 from collections.abc import Container, Iterable
 from contextlib import suppress
+from pathlib import Path
 from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
@@ -21,6 +22,7 @@ from optuna.storages._cached_storage import _CachedStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from .baseline import artifact_store
 from .dashboard_notes import annotate
 from .errors import UserError
 from .storage import RECORD, Store, read_trials
@@ -38,7 +40,8 @@ def serve(store: Store, port: int) -> None:
     Works while a run is going on. Port 0 is any free one. Raises UserError as `listen`.
     """
     any_study = next(iter(store.optuna_studies.values()))
-    with suppress(KeyboardInterrupt), listen(application(any_study._storage), port) as server:
+    app = application(any_study._storage, store.folder)
+    with suppress(KeyboardInterrupt), listen(app, port) as server:
         annotate(store, read_trials(store))
         print(f"Optuna Dashboard: http://{HOST}:{server.server_port}/dashboard (Ctrl-C stops it)", flush=True)
         server.serve_forever()
@@ -57,9 +60,9 @@ def listen(app: WSGIApplication, port: int) -> WSGIServer:
         raise UserError(f"--port: cannot listen on port {port}: {error.strerror}; 0 = any free port") from error
 
 
-def application(storage: optuna.storages.BaseStorage) -> WSGIApplication:
-    """Optuna Dashboard over a storage of `storage.open_storage`, as a WSGI application."""
-    dashboard = optuna_dashboard.wsgi(_DashboardStorage(_backend(storage)))
+def application(storage: optuna.storages.BaseStorage, folder: Path) -> WSGIApplication:
+    """Optuna Dashboard over a storage of `storage.open_storage` and a folder's artifacts, as a WSGI application."""
+    dashboard = optuna_dashboard.wsgi(_DashboardStorage(_backend(storage)), artifact_store(folder))
 
     def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         note = environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith("/note")

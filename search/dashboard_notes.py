@@ -15,9 +15,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from .analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, readable, summarize, varied
+from .comparison import DELTA, Comparison
 from .plots import axis_figure, axis_info
-from .storage import Store
+from .storage import Store, read_comparison
 from .study import Study
+from .tables import baseline_cells, signed, with_delta
 from .trial import Group, Trial
 
 KEPT = "*What you write below this line stays when the verdict is written anew.*"
@@ -41,27 +43,42 @@ READING = f"""\
   the axis plots, and are never the best trial. The objective value shown for them is that of the untrained
   model."""
 
+BASELINE_TRIAL = "The baseline is a trial of its own, with `verdict` baseline and its checkpoint as artifact."
+
 
 def annotate(store: Store, trials: Sequence[Trial]) -> None:
     """Write the verdict note and the axis plots of each batch size into its Optuna study.
 
     Writing again replaces them, and keeps what somebody wrote below the note.
     """
-    study = store.study
+    study, comparison = store.study, read_comparison(store.folder)
+    baseline = comparison.checkpoint.value if comparison else None
     for batch_size, optuna_study in store.optuna_studies.items():
         own = [trial for trial in trials if trial.point.batch_size == batch_size]
         summaries = summarize(own, study.scientific_names, study.ranges)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna_study.set_metric_names([study.objective])
-        _save_note(optuna_study, verdict_note(study, batch_size, summaries))
+        _save_note(optuna_study, verdict_note(study, batch_size, summaries, comparison))
         for axis in varied(own):
-            info = axis_info(own, axis, study.objective, log=_is_log(study, axis), scientific=study.scientific_names)
+            info = axis_info(
+                own,
+                axis,
+                study.objective,
+                log=_is_log(study, axis),
+                scientific=study.scientific_names,
+                baseline=baseline,
+            )
             save_plotly_graph_object(optuna_study, axis_figure(info), graph_object_id=_figure_id(axis))
 
 
-def verdict_note(study: Study, batch_size: int, summaries: Sequence[GroupSummary]) -> str:
-    """The verdict on one batch size as Markdown: a row per group, and how to read it."""
+def verdict_note(
+    study: Study, batch_size: int, summaries: Sequence[GroupSummary], comparison: Comparison | None = None
+) -> str:
+    """The verdict on one batch size as Markdown: a row per group, and how to read it.
+
+    With a comparison the decision stands first, and the table has the baseline and the distance to it.
+    """
     judged = sum(row.feasible + row.infeasible for row in summaries)
     crashed = sum(row.crashed for row in summaries)
     verdicts = dict.fromkeys(row.verdict for row in summaries)
@@ -69,17 +86,31 @@ def verdict_note(study: Study, batch_size: int, summaries: Sequence[GroupSummary
         f"## {study.objective} at batch size {batch_size}: {judged} trials",
         study.question,
         "",
-        *_table([COLUMNS, *(_cells(row) for row in summaries)]),
+        *([f"Against the baseline: **{comparison.decision}**.", ""] if comparison else []),
+        *_table(
+            [
+                with_delta(COLUMNS, comparison),
+                *([_baseline_row(comparison)] if comparison else []),
+                *(_cells(row, comparison) for row in summaries),
+            ]
+        ),
         "",
         *(f"- **{verdict}**: {MEANING[verdict]}" for verdict in verdicts),
         READING,
     ]
+    if comparison:
+        lines.append(f"- {DELTA} {BASELINE_TRIAL}")
     if crashed:
         lines.append(f"- **crashed**, not counted: {crashed}. `tunewright run` tries them again.")
     return "\n".join(lines)
 
 
-def _cells(row: GroupSummary) -> tuple[str, ...]:
+def _baseline_row(comparison: Comparison) -> list[str]:
+    cells = baseline_cells(comparison)
+    return [cells.get(column, "") for column in with_delta(COLUMNS, comparison)]
+
+
+def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
     last_feasible, unstable = row.unstable_base_lr
     seen = math.isfinite(unstable)
     none = "–"
@@ -90,6 +121,7 @@ def _cells(row: GroupSummary) -> tuple[str, ...]:
         f"{readable(row.headroom)} ×" if row.best_point and seen else none,
         none if math.isnan(row.infeasible_fraction) else f"{row.infeasible_fraction:.0%}",
         readable(row.best_value) if row.best_point else none,
+        *([signed(comparison.delta(row.best_value))] if comparison else []),
         str(row.best_step) if row.best_point else none,
         f"**{row.verdict}**",
     )

@@ -31,7 +31,17 @@ from .errors import UserError
 from .files import atomic, checkpoint_path, curve_path, name_of, write_json
 from .progress import Progress
 from .sampling import next_points
-from .storage import Store, as_told, create_store, environment, now, read_trials, tell, write_table
+from .storage import (
+    Store,
+    as_told,
+    create_store,
+    environment,
+    now,
+    read_comparison,
+    read_trials,
+    tell,
+    write_table,
+)
 from .study import Study
 from .threads import torch_threads
 from .training import ALONE, Engine, train
@@ -66,7 +76,7 @@ def run_studies(
     check_studies(studies)
     provenance = environment(sys.argv)
     with ExitStack() as stack:
-        stores = [stack.enter_context(_exclusive(create_store(study, results, storage))) for study in studies]
+        stores = [stack.enter_context(exclusive(create_store(study, results, storage))) for study in studies]
         driver = _Driver(stores, workers, device, slots, threads)
         try:
             with Progress(stores, shown=progress) as driver.show:
@@ -117,7 +127,7 @@ def write_results(store: Store, provenance: Mapping[str, object] | None = None) 
     """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to put in it."""
     trials = read_trials(store)
     _drop_checkpoints(store, trials)
-    write_table(store.folder / "trials.csv", trials)
+    write_table(store.folder / "trials.csv", trials, read_comparison(store.folder))
     summaries = summarize(trials, store.study.scientific_names, store.study.ranges)
     write_json(store.folder / "summary.json", [row.record() for row in summaries])
     if provenance:
@@ -147,8 +157,8 @@ def _workload_args(study: Study) -> Iterator[dict[str, object]]:
 
 
 @contextmanager
-def _exclusive(store: Store) -> Iterator[Store]:
-    """One driver per results folder. Raises UserError if another run holds it."""
+def exclusive(store: Store) -> Iterator[Store]:
+    """One writer per results folder. Raises UserError if another run or comparison holds it."""
     try:
         with FileLock(store.folder / ".lock", timeout=0):
             yield store

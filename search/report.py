@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,9 +25,10 @@ from .analysis import (
     ranked,
     readable,
     summarize,
+    trained,
     varied,
 )
-from .comparison import Comparison, Decision
+from .comparison import DELTA, Comparison, Decision
 from .diagnosis import GroupDiagnosis
 from .errors import UserError
 from .files import atomic
@@ -50,7 +52,17 @@ from .plots import (
 from .storage import Store, read_comparison, read_diagnosis, read_trials
 from .story import Scene, colour, story
 from .study import Figure
-from .tables import LEFT, comparison_rows, cost_rows, remedy_rows, summary_cells
+from .tables import (
+    LEFT,
+    baseline_cells,
+    comparison_rows,
+    cost_rows,
+    on_test_split,
+    remedy_rows,
+    signed,
+    summary_cells,
+    with_delta,
+)
 from .trial import Trial
 
 PLAIN = Figure()
@@ -145,16 +157,21 @@ def write_report(
         question=question,
         objective=objective,
         counts=_counts(trials),
-        summaries=[_summary_row(row, varied(trials)) for row in summaries],
-        summary_columns=SUMMARY_COLUMNS,
+        summaries=[_summary_row(row, varied(trials), comparison) for row in summaries],
+        baseline=_baseline_summary(comparison) if comparison and summaries else None,
+        summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
+        delta=DELTA if comparison else "",
         seeds=max((row.seeds for row in summaries), default=1),
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
         comparison=_chapter(comparison) if comparison else None,
         diagnosis=[_told(found, list(own)) for found, own in groupby(diagnosis, key=lambda scene: scene.group)],
         sections=_sections(pictures(trials, objective, log_axes, scientific, figure, baseline)),
-        trial_columns=["number", *names, *OUTCOMES],
+        trial_columns=["number", *names, *with_delta(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
-        trials=[_trial_row(trial, names) for trial in trials],
+        trials=[
+            *([_baseline_row(comparison, names)] if comparison else []),
+            *(_trial_row(trial, names, comparison) for trial in trials),
+        ],
         provenance=list((environment or {}).items()),
         plotly_js=Markup(get_plotlyjs()),
     )
@@ -270,7 +287,7 @@ def _chapter(result: Comparison) -> dict[str, Any]:
         "seeds": range(result.first_seed, result.first_seed + result.seeds),
         "tables": [comparison_rows(result), cost_rows(result)],
         "text_columns": LEFT,
-        "test": {side: {name: readable(value) for name, value in own.items()} for side, own in result.test.items()},
+        "test": on_test_split(result),
         "warnings": result.warnings,
         "figure": _div(_versus(result)),
     }
@@ -323,17 +340,35 @@ def _div(picture: Picture) -> dict[str, Any]:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def _summary_row(row: GroupSummary, names: Collection[str]) -> dict[str, Any]:
-    cells = summary_cells(row, names)
+def _summary_row(row: GroupSummary, names: Collection[str], comparison: Comparison | None) -> dict[str, Any]:
+    cells = summary_cells(row, names, comparison)
     return {
-        "cells": [cells[column] for column in SUMMARY_COLUMNS[:-1]],
+        "cells": [cells[column] for column in with_delta(SUMMARY_COLUMNS, comparison)[:-1]],
         "verdict": row.verdict,
         "colour": COLOURS[row.verdict],
         "best": cells["best point"],
     }
 
 
-def _trial_row(trial: Trial, names: list[str]) -> list[Cell]:
+def _baseline_summary(comparison: Comparison) -> list[str]:
+    cells = baseline_cells(comparison)
+    return [cells.get(column, "") for column in with_delta(SUMMARY_COLUMNS, comparison)]
+
+
+def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
+    """The baseline as the first of all trials, with what is known of it."""
+    checkpoint, settings = comparison.checkpoint, comparison.known_settings
+    known = settings | {
+        "number": "baseline",
+        "best_value": checkpoint.value,
+        "delta": 0.0,
+        "reason": f"checkpoint {checkpoint.path}",
+    }
+    return [_cell(known.get(column, "")) for column in ["number", *names, *with_delta(OUTCOMES, comparison)]]
+
+
+def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) -> list[Cell]:
+    delta = comparison.delta(trial.best_value) if comparison and trained(trial) else math.nan
     verdict, values = trial.verdict, trial.point.values
     style = "good" if trial.feasible else "off" if verdict.crashed else "bad"
     return [
@@ -343,6 +378,7 @@ def _trial_row(trial: Trial, names: list[str]) -> list[Cell]:
         _cell(verdict.instability),
         _cell(verdict.onset_step),
         _cell(trial.best_value),
+        *([Cell(signed(delta), delta)] if comparison else []),
         _cell(trial.best_step),
         _cell(trial.clip_fraction),
         _cell(trial.seconds),

@@ -31,10 +31,10 @@ import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import URL
 
-from .analysis import hyperparameters
+from .analysis import hyperparameters, trained
 from .comparison import ALPHA, Comparison
 from .diagnosis import Diagnosis
 from .errors import UserError
@@ -338,9 +338,15 @@ def write_comparison(folder: Path, result: Comparison) -> None:
 
 
 def read_comparison(folder: Path) -> Comparison | None:
-    """The latest comparison of a study with a baseline; None if there was none."""
+    """The latest comparison of a study with a baseline; None if there was none.
+
+    Raises UserError if the file is damaged, or of another version.
+    """
     path = folder / COMPARISON_FILE
-    return TypeAdapter(Comparison).validate_json(path.read_bytes()) if path.exists() else None
+    try:
+        return TypeAdapter(Comparison).validate_json(path.read_bytes()) if path.exists() else None
+    except ValidationError as error:
+        raise UserError(f"{path}: is damaged, or of another version: remove it, and compare again") from error
 
 
 def write_diagnosis(folder: Path, result: Diagnosis) -> None:
@@ -354,30 +360,52 @@ def read_diagnosis(folder: Path) -> Diagnosis | None:
     return TypeAdapter(Diagnosis).validate_json(path.read_bytes()) if path.exists() else None
 
 
-def write_table(path: Path, trials: Sequence[Trial]) -> None:
-    """trials.csv: a row per finished trial, a column per hyperparameter and per result."""
-    columns = hyperparameters(trials)
+def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | None = None) -> None:
+    """trials.csv: a row per finished trial, a column per hyperparameter and per result.
+
+    With a comparison the first row is the baseline, `baseline` in the place of its number, with the hyperparameters
+    that are known of it; and a column `delta` (`comparison.DELTA`), empty for a trial that did not train.
+    """
+    rows = ([_baseline_row(comparison)] if comparison else []) + [_table_row(trial, comparison) for trial in trials]
     results = [
-        *("verdict", "instability", "onset_step", "best_value", "best_step", "initial_value", "last_loss"),
-        *("clip_fraction", "seconds", "reason"),
+        *("verdict", "instability", "onset_step", "best_value", *(["delta"] if comparison else [])),
+        *("best_step", "initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
     ]
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, ["number", *columns, *results])
+        # A baseline of another study may have hyperparameters that no trial here has.
+        writer = csv.DictWriter(file, ["number", *hyperparameters(trials), *results], extrasaction="ignore")
         writer.writeheader()
-        for trial in trials:
-            verdict = trial.verdict
-            writer.writerow(
-                {
-                    "number": trial.point.number,
-                    **{name: value for name, value in trial.point.values.items() if name in columns},
-                    **{name: getattr(trial, name) for name in results if hasattr(trial, name)},
-                    "verdict": verdict.outcome,
-                    "instability": verdict.instability,
-                    "onset_step": verdict.onset_step,
-                    "reason": verdict.evidence,
-                    "seconds": round(trial.seconds, 3),
-                }
-            )
+        writer.writerows(rows)
+
+
+def _table_row(trial: Trial, comparison: Comparison | None) -> dict[str, Any]:
+    verdict = trial.verdict
+    return {
+        "number": trial.point.number,
+        **trial.point.values,
+        "verdict": verdict.outcome,
+        "instability": verdict.instability,
+        "onset_step": verdict.onset_step,
+        "best_value": trial.best_value,
+        "delta": comparison.delta(trial.best_value) if comparison and trained(trial) else "",
+        "best_step": trial.best_step,
+        "initial_value": trial.initial_value,
+        "last_loss": trial.last_loss,
+        "clip_fraction": trial.clip_fraction,
+        "seconds": round(trial.seconds, 3),
+        "reason": verdict.evidence,
+    }
+
+
+def _baseline_row(comparison: Comparison) -> dict[str, Any]:
+    checkpoint = comparison.checkpoint
+    return {
+        "number": "baseline",
+        **comparison.known_settings,
+        "best_value": checkpoint.value,
+        "delta": comparison.delta(checkpoint.value),
+        "reason": f"checkpoint {checkpoint.path}, sha256 {checkpoint.sha256}",
+    }
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .analysis import GroupSummary, readable
-from .comparison import Comparison, Evidence, Side, holm
+from .comparison import DELTA, Comparison, Evidence, Side, holm
 from .diagnosis import GroupDiagnosis
 from .sampling import free_axes, shares
 from .study import Axis, Range, Study
@@ -35,18 +35,52 @@ def print_table(table: Table) -> None:
     (console if console.is_terminal else Console(width=140)).print(table)
 
 
-def summary_table(summaries: Iterable[GroupSummary], varied: Collection[str], title: str = "") -> Table:
-    """One row per group: batch size, optimizer and scientific values. Best points show what is varied."""
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", padding=(0, 1))
-    for column in COLUMNS:
+def summary_table(
+    summaries: Iterable[GroupSummary],
+    varied: Collection[str],
+    title: str = "",
+    comparison: Comparison | None = None,
+) -> Table:
+    """One row per group: batch size, optimizer and scientific values. Best points show what is varied.
+
+    With a comparison its baseline comes first, and a column says how far from it each best value is.
+    """
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", collapse_padding=True)
+    table.caption, table.caption_justify = (DELTA if comparison else None), "left"
+    columns = with_delta(COLUMNS, comparison)
+    for column in columns:
         table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
-    for row in summaries:
-        cells = summary_cells(row, varied)
-        table.add_row(*(Text(cells[column]) for column in COLUMNS))
+    rows = [baseline_cells(comparison)] if comparison else []
+    for cells in [*rows, *(summary_cells(row, varied, comparison) for row in summaries)]:
+        table.add_row(*(Text(cells.get(column, "")) for column in columns))
     return table
 
 
-def summary_cells(row: GroupSummary, varied: Collection[str]) -> dict[str, str]:
+def with_delta(columns: Sequence[str], comparison: Comparison | None) -> list[str]:
+    """Columns of a table of best values; `delta` comes after them once there is a baseline."""
+    value = next(place for place, column in enumerate(columns, start=1) if column in ("best value", "best_value"))
+    return [*columns[:value], *(["delta"] if comparison else []), *columns[value:]]
+
+
+def signed(delta: float) -> str:
+    """A difference for people: + or −, three significant digits; a dash for what has none."""
+    return "–" if math.isnan(delta) else f"{'+' if delta > 0 else ''}{readable(delta)}"
+
+
+def baseline_cells(comparison: Comparison) -> dict[str, str]:
+    """The row of the baseline in a summary, by column: what is known of a checkpoint."""
+    known, name = comparison.known_settings, Path(comparison.checkpoint.path).name
+    return {
+        "group": f"baseline: {name}",
+        "batch size": str(known.get("batch_size", "")),
+        "optimizer": "baseline",
+        "best value": readable(comparison.checkpoint.value),
+        "delta": "0",
+        "best point": f"checkpoint {name}",
+    }
+
+
+def summary_cells(row: GroupSummary, varied: Collection[str], comparison: Comparison | None = None) -> dict[str, str]:
     """A summary in words, by column. Of the best point, what is varied and not in another column."""
     last_feasible, unstable = row.unstable_base_lr
     if math.isinf(unstable):
@@ -73,6 +107,7 @@ def summary_cells(row: GroupSummary, varied: Collection[str]) -> dict[str, str]:
         "unstable_base_lr": edge,
         "headroom": headroom,
         "best value": best_value,
+        "delta": signed(comparison.delta(row.best_value)) if comparison else "",
         "at step": str(row.best_step) if row.best_point else "–",
         "best point": "–" if row.best_point is None else _in_words(row.best_point, row.group, varied),
         "verdict": row.verdict,
@@ -95,7 +130,8 @@ def comparison_tables(result: Comparison) -> list[Table]:
         box=box.SIMPLE_HEAD,
         title=f"{result.objective}: {result.seeds} runs per side, seeds from {result.first_seed}",
         title_justify="left",
-        caption="gain = baseline − candidate, with its 95 % bootstrap interval; p: corrected for all candidates.",
+        caption="gain = baseline − candidate, with its 95 % bootstrap interval; p: corrected for all candidates.\n"
+        + on_test_split(result),
         caption_justify="left",
     )
     costs = Table(box=box.SIMPLE_HEAD, title="What each side cost", title_justify="left", caption_justify="left")
@@ -108,6 +144,18 @@ def comparison_tables(result: Comparison) -> list[Table]:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row.values()))
     return [values, costs]
+
+
+def on_test_split(result: Comparison) -> str:
+    """The final pair on the test split, in words; empty while undecided, or without a test split."""
+    if not result.test:
+        return ""
+    names = {"baseline": "the checkpoint", "candidate": result.final.side.name}
+    sides = [
+        f"{names[side]} has " + ", ".join(f"{name} {readable(value)}" for name, value in metrics.items())
+        for side, metrics in result.test.items()
+    ]
+    return f"On the test split, looked at once after the decision, {'; '.join(sides)}."
 
 
 def comparison_rows(result: Comparison) -> list[dict[str, str]]:
@@ -123,14 +171,15 @@ def comparison_rows(result: Comparison) -> list[dict[str, str]]:
         rows.append(_row(side=f"baseline: {result.baseline.name}", **_spread_cells(result.baseline)))
     corrected = holm([one.evidence.p_better for one in result.candidates])
     for one, p in zip(result.candidates, corrected, strict=True):
-        more = "" if math.isinf(one.seeds_needed) else f"; {one.seeds_needed:.0f} seeds would settle it"
+        needed = "no number of" if math.isinf(one.seeds_needed) else f"{one.seeds_needed:.0f}"
         rows.append(
             _row(
                 side=one.side.name,
                 **_spread_cells(one.side),
                 **_evidence_cells(one.evidence),
                 p=readable(p),
-                decision=one.decision + (more if one.decision == "not enough evidence" else ""),
+                decision=one.decision
+                + (f"; {needed} seeds would settle it" if one.decision == "not enough evidence" else ""),
             )
         )
         if one.equal_steps:

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 import torch
 from baseline_script import save, train
@@ -77,6 +78,23 @@ def test_a_torch_file_whose_bytes_were_changed_is_one_clear_error(baseline, tmp_
     (tmp_path / "b.pt").write_bytes(content)
     with pytest.raises(UserError, match="is damaged, or not a checkpoint"):
         read_tensors(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_whatever_is_wrong_with_a_torch_file_is_one_clear_error(baseline, tmp_path, zipped):
+    """A hundred torch files with eight bytes of their beginning changed: either read, or refused."""
+    random, path = np.random.default_rng(0), tmp_path / "b.pt"
+    torch.save(baseline.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(100):
+        content = np.frombuffer(whole, np.uint8).copy()
+        content[random.integers(0, 1500, 8)] = random.integers(0, 256, 8)
+        path.write_bytes(content.tobytes())
+        try:
+            read_tensors(path)
+        except UserError as error:
+            refused += "b.pt: " in str(error)
+    assert refused > 80
 
 
 class Payload:

@@ -1,9 +1,11 @@
 """Both sides are rerun on the same fresh seeds, once, and the checkpoint is never trusted blindly."""
 
+import csv
 import json
 import math
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ from tunewright.models.digits import mlp
 from tunewright.search.cli import main
 from tunewright.search.compare import baseline_of_point, baseline_of_study, candidates, compare
 from tunewright.search.errors import UserError
-from tunewright.search.launch import run_study
+from tunewright.search.launch import exclusive, run_study
 from tunewright.search.storage import open_store, read_comparison, read_trials
-from tunewright.search.study import load_study
+from tunewright.search.study import load_study, parse_study
 
 QUIET = {"workers": 1, "slots": 10, "progress": False}
 STUDY = """
@@ -73,6 +75,33 @@ def test_the_sides_have_the_same_seeds_none_of_which_the_search_saw(folder, pair
 def test_the_file_holds_the_whole_comparison(folder, paired):
     assert json.loads((folder / "found" / "comparison.json").read_bytes())["decision"] == "adopt"
     assert read_comparison(folder / "found") == paired
+
+
+def test_the_baseline_is_in_the_results_once_and_no_run_counts_it(folder, paired):
+    def rows():
+        with (folder / "found" / "trials.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def told():
+        return open_store(folder / "found").optuna_studies[32].trials
+
+    first, *rest = rows()
+    assert (first["number"], first["base_lr"]) == ("baseline", "0.0003")
+    assert float(first["best_value"]) == paired.checkpoint.value
+    assert all(float(row["delta"]) == float(row["best_value"]) - paired.checkpoint.value for row in rest[:2])
+    assert [trial.user_attrs["verdict"] for trial in told()].count("baseline") == 1
+    before = told()
+    store = open_store(folder / "found")
+    compare(store, folder / "baseline.pt", baseline_of_point(store, "0"), seeds=6, **QUIET)
+    run_study(load_study(folder / "found.toml"), results=folder, **QUIET)
+    assert told() == before
+    assert [row["number"] for row in rows()] == ["baseline", "0", "1", "2"]
+
+
+def test_while_a_run_is_writing_there_is_nothing_to_compare_yet(folder):
+    store = open_store(folder / "found")
+    with exclusive(store), pytest.raises(UserError, match="another run is writing here"):
+        compare(store, folder / "baseline.pt", **QUIET)
 
 
 def test_more_seeds_train_only_what_is_not_there_yet(folder, paired):
@@ -153,6 +182,70 @@ def test_require_better_is_the_exit_status(folder, paired, tmp_path, capsys, bet
     assert np.isfinite(json.loads((folder / "found" / "comparison.json").read_text())["checkpoint"]["value"])
 
 
+def test_a_recipe_is_trained_in_the_ordinary_way_and_then_compared(tmp_path, capsys):
+    recipe = STUDY.format(sizes=[32], warmup=10, rates=0.03)
+    (tmp_path / "recipe.toml").write_text(recipe)
+    (tmp_path / "plain.toml").write_text(STUDY.format(sizes=[32], warmup=0, rates=[0.0003]))
+    save(train(epochs=1, lr=0.0003, seed=0), tmp_path / "b.pt")
+    words = ["compare", str(tmp_path / "recipe.toml"), "--baseline", str(tmp_path / "b.pt"), "--seeds", "5"]
+    words += ["--baseline-study", str(tmp_path / "plain.toml"), "--results", str(tmp_path / "results")]
+    words += ["--workers", "1", "--slots", "10"]
+    assert main(words) == 0
+    printed = capsys.readouterr()
+    assert "decision: adopt" in printed.out
+    assert "how many trials found it is not known" in printed.err
+    result = read_comparison(tmp_path / "results" / "recipe")
+    (one,) = result.candidates
+    assert (one.side.point.base_lr, one.side.trials, one.side.space) == (0.03, 1, "one point")
+    (trial,) = run_study(parse_study(tomllib.loads(recipe), "recipe", "r"), results=tmp_path / "results", **QUIET)
+    assert trial.point == one.side.point
+
+
+def test_runs_keep_as_many_checkpoints_as_the_study_and_the_best_run_is_among_them(tmp_path):
+    text = "keep_checkpoints = 1" + STUDY.format(sizes=[32], warmup=0, rates=[0.0003, 0.03])
+    (tmp_path / "s.toml").write_text(text)
+    run_study(load_study(tmp_path / "s.toml"), results=tmp_path, **QUIET)
+    save(train(epochs=1, lr=0.0003, seed=0), tmp_path / "b.pt")
+    store = open_store(tmp_path / "s")
+    for seeds in (7, 5):  # then of fewer seeds, the best of which may be none that was kept
+        result = compare(store, tmp_path / "b.pt", baseline_of_point(store, "0"), seeds=seeds, **QUIET)
+        assert result.decision == "adopt"
+        assert result.test["candidate"]["test_loss"] < result.test["baseline"]["test_loss"]
+    kept = [len(list((path / "checkpoints").iterdir())) for path in (tmp_path / "s" / "comparison").iterdir()]
+    assert kept == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rates", "more"),
+    [([32], [0.01, 0.03], ""), ([16, 32], [0.01, 0.03], ""), ([32], 0.01, 'trials = 2\nsampler = "halton"')],
+)
+def test_what_has_several_configurations_is_no_recipe_and_is_not_trained(tmp_path, capsys, sizes, rates, more):
+    text = STUDY.format(sizes=sizes, warmup=0, rates=rates)
+    (tmp_path / "r.toml").write_text(text.replace('sampler = "grid"', more or 'sampler = "grid"'))
+    save(train(epochs=0, lr=0.1, seed=0), tmp_path / "b.pt")
+    words = [
+        "compare",
+        str(tmp_path / "r.toml"),
+        "--baseline",
+        str(tmp_path / "b.pt"),
+        "--results",
+        str(tmp_path / "x"),
+    ]
+    assert main(words) == 2
+    assert "r.toml: must have exactly one configuration per batch size" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_recipe_whose_baseline_does_not_fit_is_not_trained(tmp_path, capsys):
+    (tmp_path / "r.toml").write_text(STUDY.format(sizes=[16, 32], warmup=0, rates=0.01))
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "b.pt")
+    words = ["compare", str(tmp_path / "r.toml"), "--results", str(tmp_path / "x"), "--baseline"]
+    for name, message in (("b.pt", "missing: layers.1.weight"), ("no.pt", "cannot be read")):
+        assert main([*words, str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 FRAGILE = """
 import itertools
 import os
@@ -191,6 +284,9 @@ def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(tmp_path)
         return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert run("run", "s.toml").returncode == 0
+    (tmp_path / "unlucky.toml").write_text("seed = 1\n" + (tmp_path / "s.toml").read_text())
+    recipe = run("compare", "unlucky.toml", "--baseline", "b.pt")
+    assert (recipe.returncode, "is unlucky" in recipe.stderr) == (1, True)
     compared = ("compare", "results/s", "--baseline", "b.pt", "--seeds", "2")
     first = run(*compared)
     assert first.returncode == 1

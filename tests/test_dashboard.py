@@ -17,6 +17,9 @@ import optuna
 import pytest
 from stored import diverged, feasible, small_study
 
+from tunewright.search.baseline import tell_baseline
+from tunewright.search.checkpoints import sha256
+from tunewright.search.comparison import Checkpoint
 from tunewright.search.dashboard import READ_ONLY, application, listen
 from tunewright.search.errors import UserError
 from tunewright.search.storage import Store, create_store, open_storage, tell
@@ -36,15 +39,20 @@ def url_of(store: Store) -> str:
 
 def ask(store: Store, path: str, method: str = "GET") -> tuple[str, Any]:
     """Status and JSON of one request to a fresh dashboard: an old one may answer from its cache."""
-    return request(application(open_storage(url_of(store))), path, method)
+    return request(application(open_storage(url_of(store)), store.folder), path, method)
 
 
 def request(app: Any, path: str, method: str = "GET") -> tuple[str, Any]:
+    status, body = answer(app, path, method)
+    return status, json.loads(body) if body else None
+
+
+def answer(app: Any, path: str, method: str = "GET") -> tuple[str, bytes]:
     environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_METHOD": method}
     setup_testing_defaults(environ)
     statuses: list[str] = []
     body = b"".join(app(environ, lambda status, headers, *_: statuses.append(status)))
-    return statuses[0], json.loads(body) if body else None
+    return statuses[0], body
 
 
 def page(store: Store) -> Any:
@@ -147,6 +155,21 @@ def test_the_page_answers_at_once_while_a_run_writes(store: Store) -> None:
     writer.close()
     tell(store, WORSE)
     assert len(page(store)["trials"]) == 2
+
+
+def test_the_baseline_is_shown_with_its_checkpoint_and_is_never_the_best_trial(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "b.pt").write_bytes(b"weights")
+    tell(store, BEST)
+    tell_baseline(store, Checkpoint(str(tmp_path / "b.pt"), sha256(tmp_path / "b.pt"), 0.001))
+    document = page(store)
+    trial = document["trials"][1]
+    assert {"key": "verdict", "value": "baseline"} in trial["user_attrs"]
+    assert trial["values"] == [0.001]
+    assert [best["number"] for best in document["best_trials"]] == [0]
+    (artifact,) = trial["artifacts"]
+    assert artifact["filename"] == "b.pt"
+    path = f"/artifacts/{trial['study_id']}/{trial['trial_id']}/{artifact['artifact_id']}"
+    assert answer(application(open_storage(url_of(store)), store.folder), path) == ("200 OK", b"weights")
 
 
 # --- the server --------------------------------------------------------------------------------------------

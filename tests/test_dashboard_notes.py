@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compared import comparison
 from optuna_dashboard import get_note, save_note
 from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from stored import diverged, feasible, small_study
 
 from tunewright.search.analysis import summarize
+from tunewright.search.comparison import DELTA
 from tunewright.search.dashboard_notes import KEPT, annotate, verdict_note
-from tunewright.search.storage import Store, create_store
+from tunewright.search.storage import Store, create_store, write_comparison
 from tunewright.search.trial import Trial, crashed
 
 TRIALS = [
@@ -93,6 +95,22 @@ def test_writing_again_replaces_and_the_same_again_changes_nothing(store: Store)
     assert attributes(store) == once
     assert list(figures(store, 32)) == ["axis-base_lr"]
     assert sum(len(trace["x"]) for trace in figures(store, 32)["axis-base_lr"]["data"]) == len(TRIALS)
+
+
+def test_with_a_comparison_the_note_has_the_decision_the_baseline_and_the_distance_to_it(store: Store) -> None:
+    found = comparison([[0.01, 0.02]], None, checkpoint=0.03)
+    write_comparison(store.folder, found)
+    annotate(store, TRIALS)
+    note = get_note(store.optuna_studies[32])
+    header, _, first, row = ([cell.strip() for cell in line.split("|")] for line in note.splitlines() if "|" in line)
+    place = header.index("delta")
+    assert header[place - 1] == "best value"
+    assert (first[1], first[place - 1], first[place]) == ("baseline: <best>.pt", "0.03", "0")
+    assert (row[place - 1], row[place]) == ("0.05", "+0.02")
+    assert f"**{found.decision}**" in note
+    assert DELTA in note
+    lines = figures(store, 32)["axis-base_lr"]["layout"]["shapes"]
+    assert [shape["y0"] for shape in lines if shape["type"] == "line"] == [0.03]
 
 
 def test_what_somebody_wrote_below_the_line_stays(store: Store) -> None:

@@ -3,6 +3,7 @@ import itertools
 import math
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from tunewright.search.analysis import summarize
+from tunewright.search.comparison import DELTA, Comparison
 from tunewright.search.report import build_report, pictures, write_report
 from tunewright.search.sampling import plan
 from tunewright.search.storage import Store
@@ -161,6 +163,28 @@ def test_a_comparison_is_a_chapter_with_its_decision_its_costs_and_its_warnings(
     assert (">unknown</td>" in text) == (baseline is None)
 
 
+def test_with_a_comparison_the_baseline_is_the_first_row_and_delta_a_column_of_both_tables(tmp_path: Path) -> None:
+    found = comparison([[0.2, 0.21]], None, checkpoint=0.25)
+    text, plain = write(tmp_path / "a.html", trials(), comparison=found), write(tmp_path / "b.html", trials())
+    before, after = Outline(plain).rows, Outline(text).rows
+    assert (after[0], after[-1]) == (before[0] + 1, before[-1] + 1)
+    assert text.count(">delta</th>") == 2
+    assert text.count(DELTA) == 2
+    assert "delta" not in plain.replace(get_plotlyjs(), "").replace("deltaX", "")
+    body = text.split("<h2>Result per group</h2>")[1].split("<tbody>")[1]
+    assert re.search(r'^\s*<tr><td class="text">baseline: &lt;best&gt;.pt</td>.*?<td>0.25</td><td>0</td>', body)
+    body = text.split("<h2>All trials</h2>")[1].split("<tbody>")[1]
+    assert body.strip().startswith('<tr><td data-value="baseline" class="text">baseline</td>')
+
+
+def test_delta_is_below_0_for_what_is_better_and_a_dash_where_nothing_trained() -> None:
+    found, only = comparison([[0.2, 0.21]], None, checkpoint=0.25), seeded(0, 0.1, 0, 0.2)
+    for error, delta in ((0.2, "-0.05"), (0.25, "0"), (0.5, "+0.25")):
+        assert summary_cells(summarize([seeded(0, 0.1, 0, error)])[0], [], found)["delta"] == delta
+    [row] = summarize([replace(only, verdict=DIVERGED)])
+    assert summary_cells(row, [], found)["delta"] == "–"
+
+
 def test_the_report_of_a_store_uses_the_study(tmp_path: Path) -> None:
     study = parse(question="Which base LR?")
     empty = {batch_size: optuna.create_study() for batch_size in study.batch_sizes}
@@ -176,10 +200,13 @@ def test_the_space_of_a_study_holds_its_ranges_only() -> None:
     }
 
 
-def test_the_summary_fits_140_columns() -> None:
+@pytest.mark.parametrize("found", [None, comparison([[0.2, 0.21]], None)])
+def test_the_summary_fits_140_columns(found: Comparison | None) -> None:
     file = io.StringIO()
-    Console(file=file, width=140).print(summary_table(summarize(trials(16)), ["base_lr", "clip_norm"]))
+    table = summary_table(summarize(trials(16)), ["base_lr", "clip_norm"], comparison=found)
+    Console(file=file, width=140).print(table)
     lines = file.getvalue().splitlines()
+    assert ("baseline" in file.getvalue()) == (DELTA in file.getvalue()) == (found is not None)
     assert max(map(len, lines)) <= 140
     assert "unstable_base_lr" in file.getvalue()
     assert "…" not in file.getvalue()

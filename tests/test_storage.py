@@ -11,6 +11,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from compared import comparison
 from optuna.trial import TrialState
 from stored import EVALUATIONS, UNTRAINED, diverged, feasible, point, small_study
 
@@ -25,8 +26,10 @@ from tunewright.search.storage import (
     is_continued,
     open_storage,
     open_store,
+    read_comparison,
     read_trials,
     tell,
+    write_comparison,
     write_table,
 )
 from tunewright.search.study import Study, load_study
@@ -260,6 +263,40 @@ def test_clip_z_is_an_optuna_parameter_if_the_study_varies_it(tmp_path: Path, ax
         assert frozen.params == {"base_lr": planned.base_lr, "clip_z": planned.clip_z}
     assert [trial.point for trial in read_trials(store)] == plan(store.study)
     assert len({planned.clip_z for planned in plan(store.study)}) == (2 if isinstance(axis, list) else 4)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_baseline_is_row_0_of_the_table_and_delta_is_the_distance_to_it(tmp_path: Path, known: bool) -> None:
+    found = comparison([[0.2, 0.3]], [0.3, 0.31] if known else None, checkpoint=0.25)
+    write_table(tmp_path / "trials.csv", [TRAINED, EARLY, KILLED], found)
+    first, *rest = table(tmp_path / "trials.csv")
+    assert (first["number"], first["best_value"], first["delta"]) == ("baseline", "0.25", "0.0")
+    assert (first["base_lr"], first["seed"], first["verdict"]) == ("0.1" if known else "", "", "")
+    assert first["reason"] == f"checkpoint runs/<best>.pt, sha256 {'0' * 64}"
+    assert [row["number"] for row in rest] == ["0", "1", "2"]
+    assert float(rest[0]["delta"]) == pytest.approx(0.05 - 0.25)
+    assert [row["delta"] for row in rest[1:]] == ["", ""]  # a value of what did not train is none
+    write_table(tmp_path / "trials.csv", [TRAINED, EARLY, KILLED])
+    assert table(tmp_path / "trials.csv") == [
+        {name: text for name, text in row.items() if name != "delta"} for row in rest
+    ]
+
+
+def test_a_damaged_comparison_is_one_clear_error(tmp_path: Path) -> None:
+    assert read_comparison(tmp_path) is None
+    written = comparison([[0.2, 0.3]], None)
+    write_comparison(tmp_path, written)
+    assert repr(read_comparison(tmp_path)) == repr(written)  # nan is not equal to itself
+    path = tmp_path / "comparison.json"
+    for content in (path.read_bytes()[:-9], b"{}"):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is damaged, or of another version"):
+            read_comparison(tmp_path)
 
 
 # --- whose results are these -------------------------------------------------------------------------------
