@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .analysis import mean_value, ranked, readable, repetitions
+from .analysis import CLIP_TOO_MUCH, mean_value, ranked, readable, repetitions
 from .comparison import ALPHA, Evidence, decide, evidence, fewest_seeds
 from .diagnosis import PLAIN, Edge, Remedy, Step, adopt
 from .optimizers import RULES
@@ -31,7 +31,6 @@ SCREENED = 3  # times warmup_steps: how long a screening run is, post_warmup_ste
 FEWEST_SCREENED = 200  # updates of a screening run: below about 100, its verdict and the whole run's disagree
 WARMUP_NOTICE = 0.05  # of max_train_steps: above, the run may have to be longer (R12)
 PERCENTILES = (90, 75, 50, 25)  # of the norms: where a clip threshold starts, and goes on while unstable (R16)
-CLIPPED_TOO_MUCH = 0.50  # of the updates: a strange way of cutting the learning rate (R17)
 ADAPTIVE_Z = 2.5  # running standard deviations above the running mean; Kumar et al. 2025, arXiv 2504.02507
 TUNED = 10  # base LRs of each remedy
 OWN_WAYS = 5  # plain, warmup, clipping, adaptive clipping, warmup and clipping
@@ -212,24 +211,27 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
     step = Step("clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ())
     if not trials:
         return math.inf, replace(step, sentences=(*sentences, "The budget left out the clipped runs."))
-    reached = {threshold: _reached(trials, edge, threshold) for threshold in thresholds}
-    best = max(reached.values())
-    if best == 0:
+    clipped = [_clipped(trials, edge, threshold) for threshold in thresholds]
+    works = [one for one in clipped if one.reached]
+    if not works:
         words = ", ".join(readable(threshold) for threshold in thresholds)
         sentences.append(f"None of the thresholds {words} trains at 1 × unstable_base_lr on every seed.")
         return math.inf, replace(step, sentences=tuple(sentences))
-    chosen = next(threshold for threshold in thresholds if reached[threshold] == best)
-    percentile = PERCENTILES[thresholds.index(chosen)]
+    # The largest threshold first, and of those that clip no more than half of the updates, if there are any (R17).
+    chosen = max([one for one in works if one.fraction <= CLIP_TOO_MUCH] or works, key=lambda one: one.reached)
+    percentile = PERCENTILES[thresholds.index(chosen.threshold)]
     sentences.append(
-        f"Clipping at {readable(chosen)}, their {percentile}th percentile, is the largest threshold that reaches "
-        f"{best:g} × unstable_base_lr on every seed."
+        f"Clipped at {readable(chosen.threshold)}, their {percentile}th percentile, training reaches {chosen.reached:g} × "
+        f"unstable_base_lr on every seed; there {chosen.fraction:.0%} of the updates are clipped, measured again."
     )
-    at_it = [t for t in trials if t.point.clip_norm == chosen and t.point.base_lr == best * edge.unstable_base_lr]
-    fraction = fmean(trial.clip_fraction for trial in at_it)
-    sentences.append(f"There it clips {fraction:.0%} of the updates, measured again (R17).")
+    furthest = max(works, key=lambda one: one.reached)
+    if furthest.reached > chosen.reached:
+        sentences.append(
+            f"At {readable(furthest.threshold)} it would reach {furthest.reached:g} ×, by clipping {furthest.fraction:.0%}."
+        )
     studies = [asked.name]
-    if fraction > CLIPPED_TOO_MUCH:
-        base_lr = _cut(at_it, chosen)
+    if chosen.fraction > CLIP_TOO_MUCH:
+        base_lr = _cut(chosen.trials, chosen.threshold)
         control = case.ask("clipping-control", [base_lr], SCREENING_SEEDS)
         (cut,) = yield from trained(control)
         sentences.append("More than half: a strange way of cutting the learning rate (R17).")
@@ -237,9 +239,33 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
             studies.append(control.name)
             sentences.append(
                 f"With the base LR cut to {readable(base_lr)} instead, by the mean factor that clipping leaves of an "
-                f"update, {case.study.objective} is {_mean_words(cut)}; clipped it is {_mean_words(at_it)}."
+                f"update, {case.study.objective} is {_mean_words(cut)}; clipped it is {_mean_words(chosen.trials)}."
             )
-    return chosen, replace(step, sentences=tuple(sentences), studies=tuple(studies))
+    return chosen.threshold, replace(step, sentences=tuple(sentences), studies=tuple(studies))
+
+
+@dataclass(frozen=True)
+class _Clipped:
+    """A threshold: the highest multiple of unstable_base_lr up to which every seed trains with it (0: none does).
+
+    There, the mean share of clipped updates, and the trials.
+    """
+
+    threshold: float
+    reached: float
+    fraction: float
+    trials: tuple[Trial, ...]
+
+
+def _clipped(trials: Sequence[Trial], edge: Edge, threshold: float) -> _Clipped:
+    found = _Clipped(threshold, 0.0, 0.0, ())
+    for multiple in sorted(LADDER):
+        base_lr = multiple * edge.unstable_base_lr
+        own = tuple(t for t in trials if (t.point.clip_norm, t.point.base_lr) == (threshold, base_lr))
+        if not _all_train(own):
+            break
+        found = _Clipped(threshold, multiple, fmean(trial.clip_fraction for trial in own), own)
+    return found
 
 
 def _norms(case: Case, sweep: Sequence[Trial], last_half: bool = False) -> Array:
@@ -248,17 +274,6 @@ def _norms(case: Case, sweep: Sequence[Trial], last_half: bool = False) -> Array
     parts = [norms[len(norms) // 2 :] if last_half else norms for norms in own]
     norms = np.concatenate(parts) if parts else np.empty(0)
     return np.asarray(norms[np.isfinite(norms) & (norms > 0)])
-
-
-def _reached(trials: Sequence[Trial], edge: Edge, threshold: float) -> float:
-    """The highest multiple of unstable_base_lr up to which every seed trains with a threshold; 0 if none does."""
-    reached = 0.0
-    for multiple in sorted(LADDER):
-        at_it = [t for t in trials if t.point.clip_norm == threshold]
-        if not _all_train([t for t in at_it if t.point.base_lr == multiple * edge.unstable_base_lr]):
-            break
-        reached = multiple
-    return reached
 
 
 def _cut(clipped: Sequence[Trial], threshold: float) -> float:
@@ -432,10 +447,15 @@ def _tournament_sentences(case: Case, remedies: Sequence[Remedy], adopted: str, 
         yield from _in_words(one)
     winner = next(one for one in remedies if one.name == adopted)
     if winner.name == PLAIN:
-        yield (
-            "Not enough evidence that any remedy is better than plain training at lr_star: keep it, and its base LR "
-            "(the last resort, R18, is what it already is)."
-        )
+        yield "Not enough evidence that any remedy is better than plain training at its best base LR: keep it (S9)."
+        wider = [
+            one for one in rerun[1:] if one.decision != "keep baseline" and one.usable_decades > winner.usable_decades
+        ]
+        for one in sorted(wider, key=lambda one: -one.usable_decades)[:1]:
+            yield (
+                f"{one.name} is not shown to be worse, and makes {readable(one.usable_decades)} decades of base LRs usable "
+                f"instead of {readable(winner.usable_decades)}: worth it where the base LR cannot be tuned."
+            )
         return
     yield f"Adopt {adopted}: the simplest that the best is not shown to beat (p ≤ {ALPHA} would show it)."
     if winner.equal_steps and winner.equal_steps.p_better > ALPHA:
