@@ -193,7 +193,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     store = create_store(study, options.results)
     print(f"report: {build_report(store)}")
     for recipe in result.recipes.values():
-        print(f"recipe: {store.folder / recipe}")
+        print(f"recipe: tunewright run {store.folder / recipe} --results {store.folder}")
     return 0
 
 

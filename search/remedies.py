@@ -221,13 +221,15 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
     chosen = max([one for one in works if one.fraction <= CLIP_TOO_MUCH] or works, key=lambda one: one.reached)
     percentile = PERCENTILES[thresholds.index(chosen.threshold)]
     sentences.append(
-        f"Clipped at {readable(chosen.threshold)}, their {percentile}th percentile, training reaches {chosen.reached:g} × "
-        f"unstable_base_lr on every seed; there {chosen.fraction:.0%} of the updates are clipped, measured again."
+        f"Clipped at {readable(chosen.threshold)}, their {percentile}th percentile, training reaches "
+        f"{chosen.reached:g} × unstable_base_lr on every seed; there {chosen.fraction:.0%} of the updates are clipped, "
+        "measured again."
     )
     furthest = max(works, key=lambda one: one.reached)
     if furthest.reached > chosen.reached:
         sentences.append(
-            f"At {readable(furthest.threshold)} it would reach {furthest.reached:g} ×, by clipping {furthest.fraction:.0%}."
+            f"At {readable(furthest.threshold)} it would reach {furthest.reached:g} ×, by clipping "
+            f"{furthest.fraction:.0%}."
         )
     studies = [asked.name]
     if chosen.fraction > CLIP_TOO_MUCH:
@@ -448,20 +450,23 @@ def _tournament_sentences(case: Case, remedies: Sequence[Remedy], adopted: str, 
     winner = next(one for one in remedies if one.name == adopted)
     if winner.name == PLAIN:
         yield "Not enough evidence that any remedy is better than plain training at its best base LR: keep it (S9)."
-        wider = [
-            one for one in rerun[1:] if one.decision != "keep baseline" and one.usable_decades > winner.usable_decades
-        ]
-        for one in sorted(wider, key=lambda one: -one.usable_decades)[:1]:
-            yield (
-                f"{one.name} is not shown to be worse, and makes {readable(one.usable_decades)} decades of base LRs usable "
-                f"instead of {readable(winner.usable_decades)}: worth it where the base LR cannot be tuned."
-            )
+        yield from _wider(winner, rerun[1:])
         return
     yield f"Adopt {adopted}: the simplest that the best is not shown to beat (p ≤ {ALPHA} would show it)."
     if winner.equal_steps and winner.equal_steps.p_better > ALPHA:
         yield (
             f"Against plain training for as many updates ({winner.updates}) the gain is not shown (p = "
             f"{readable(winner.equal_steps.p_better)}): it may be that of training longer (R11)."
+        )
+
+
+def _wider(control: Remedy, others: Sequence[Remedy]) -> Iterator[str]:
+    """The remedy that makes most base LRs usable, of those not shown to be worse than plain training."""
+    wider = [one for one in others if one.decision != "keep baseline" and one.usable_decades > control.usable_decades]
+    for one in sorted(wider, key=lambda one: -one.usable_decades)[:1]:
+        yield (
+            f"{one.name} is not shown to be worse, and makes {readable(one.usable_decades)} decades of base LRs usable "
+            f"instead of {readable(control.usable_decades)}: worth it where the base LR cannot be tuned."
         )
 
 
