@@ -39,7 +39,7 @@ from .storage import STEPS, Store, create_store, read_trials, write_diagnosis
 from .study import Study
 from .threads import torch_threads
 from .trial import Group, Trial, group_of
-from .workload import load_workload
+from .workload import architectures_of, load_workload
 
 SEEDS = 5  # trainings that a finding rests on
 CURVATURE_EXAMPLES = 128  # λ₁ then scatters by a tenth or two; more takes a minute for a small Transformer
@@ -74,7 +74,7 @@ def diagnose(
     create_store(study, results)  # the folder and its database
     runs = _Runs(study, results, budget * study.max_train_steps, options, say)
     procedures = [
-        diagnosis_of(study, group, seeds, _architectures(study, dict(group.scientific)))
+        diagnosis_of(study, group, seeds, _architectures(study, group))
         for batch_size in study.batch_sizes
         for group in sweep.groups(batch_size)
     ]
@@ -105,7 +105,7 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
     for batch_size in study.batch_sizes:
         for group in sweep.groups(batch_size):
             points = [p for p in next_points(sweep, []) if group_of(p, sweep.scientific_names) == group]
-            others = len(_architectures(study, dict(group.scientific))) + max(1, len(study.optimizers) - 1)
+            others = len(_architectures(study, group)) + max(1, len(study.optimizers) - 1)
             confirmed = (len(LADDER) + len(HIGHER)) * len(lengths) * seeds
             rerun = max(seeds, fewest_seeds(paired=True, candidates=BEST_FEW))
             whole = {
@@ -132,10 +132,13 @@ def updates_of(study: Study) -> int:
     return sum(map(study.updates, next_points(study, [])))
 
 
-def _architectures(study: Study, scientific: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
-    """What the workload declares as `architectures`, an optional attribute: name → other arguments of its factory."""
-    arguments = {name: scientific.get(name, value) for name, value in study.workload_args.items()}
-    declared: Mapping[str, Mapping[str, Any]] = getattr(load_workload(study.workload, arguments), "architectures", {})
+def _architectures(study: Study, group: Group) -> Mapping[str, Mapping[str, Any]]:
+    """What the workload of a group declares. Raises UserError if its factory does not take it."""
+    held = dict(group.scientific)
+    arguments = {name: held.get(name, value) for name, value in study.workload_args.items()}
+    declared = architectures_of(load_workload(study.workload, arguments))
+    for changed in declared.values():
+        load_workload(study.workload, {**arguments, **changed})
     return declared
 
 

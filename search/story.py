@@ -23,7 +23,7 @@ from .plots import (
 )
 from .steps import sweep_of
 from .storage import STEPS, Store, open_store, read_trials
-from .trial import Trial, group_of
+from .trial import Group, Trial, group_of
 
 SPARSE_EVERY = 50  # updates between two looks of somebody who evaluates rarely (R5)
 COLOURS: Mapping[Kind, str] = {
@@ -92,7 +92,8 @@ def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> 
             "limit of λ₁ before training": found.curvature.limit_at_start,
             "limit of λ₁ at the best checkpoint": found.curvature.limit_at_best,
         }
-    return edge_figure(edge_info(own, limits={found.group: limits})) if own else None
+    group = Group(found.group.batch_size, found.group.optimizer)
+    return edge_figure(edge_info(own, limits={group: limits}, lr_stars={group: found.lr_star})) if own else None
 
 
 def _kind(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:

@@ -31,7 +31,8 @@ class Workload(Protocol):
     """What a study trains. Any object with these methods will do; nothing needs to be inherited.
 
     Optional attributes: `chance_loss`, the loss of a constant predictor (without it, a run stuck at
-    chance is recognized only if its loss first rose), and `test(model)`, metrics on the test split.
+    chance is recognized only if its loss first rose); `test(model)`, metrics on the test split; and
+    `architectures`, name → other arguments of the factory, each a possible remedy of an unstable training (R18).
     """
 
     def build_model(self, seed: int) -> nn.Module:
@@ -49,6 +50,14 @@ class Workload(Protocol):
 
 def chance_loss(workload: Workload) -> float:
     return float(getattr(workload, "chance_loss", math.nan))
+
+
+def architectures_of(workload: Workload) -> Mapping[str, Mapping[str, Any]]:
+    """The other architectures that a workload declares. Raises UserError unless they are name → arguments by name."""
+    found = getattr(workload, "architectures", {})
+    if not isinstance(found, Mapping) or not all(isinstance(own, Mapping) for own in found.values()):
+        raise UserError(f"workload: architectures must map names to arguments of the factory, got {found!r}")
+    return found
 
 
 def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:

@@ -76,20 +76,31 @@ def edge_info(
     trials: Iterable[Trial],
     scientific: Sequence[str] = (),
     limits: Mapping[Group, Mapping[str, float]] | None = None,
+    lr_stars: Mapping[Group, float] | None = None,
 ) -> EdgeInfo:
-    """What the figure shows. `limits` are predicted base LRs by group and label; nan and inf are not drawn."""
+    """What the figure shows.
+
+    `limits` are predicted base LRs by group and label; nan and inf are not drawn. `lr_stars` are those found by other
+    means than `analysis.ranked`.
+    """
     trials = list(trials)
-    limits, groups = limits or {}, group_trials(trials, scientific)
-    panels = [_panel(group, own, limits.get(group, {})) for group, own in groups.items()]
+    limits, lr_stars = limits or {}, lr_stars or {}
+    panels = [
+        _panel(group, own, limits.get(group, {}), lr_stars.get(group, _star(own)))
+        for group, own in group_trials(trials, scientific).items()
+    ]
     return EdgeInfo(
         panels=tuple(panel for panel in panels if panel.tried),
         crashed=sum(trial.verdict.crashed for trial in trials),
     )
 
 
-def _panel(group: Group, trials: list[Trial], limits: Mapping[str, float]) -> EdgePanel:
-    tried, ranking = tries(trials), ranked(trials)
-    lr_star = ranking[0].point.base_lr if ranking else math.nan
+def _star(trials: list[Trial]) -> float:
+    return next((trial.point.base_lr for trial in ranked(trials)), math.nan)
+
+
+def _panel(group: Group, trials: list[Trial], limits: Mapping[str, float], lr_star: float) -> EdgePanel:
+    tried = tries(trials)
     counted = [one for one in tried if not one.base_lr < lr_star]  # all of them, if nothing is feasible
     return EdgePanel(
         group=group,
