@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import tomli_w
 from torch import nn
 
 from .analysis import ranked, readable, repetitions
@@ -35,10 +34,11 @@ from .engine import devices
 from .errors import UnfinishedError, UserError
 from .files import checkpoint_path, name_of
 from .launch import RESULTS, check_studies, exclusive, run_studies, write_results
+from .pinned import pinned
 from .sampling import next_points
 from .schedule import total_steps
 from .storage import STUDY_FILE, Store, as_told, create_store, open_store, read_trials, write_comparison
-from .study import ADAPTIVE, COMMON, Study, load_study, parse_study
+from .study import ADAPTIVE, Study, load_study
 from .tables import space_in_words
 from .threads import torch_threads
 from .trial import Point, Trial
@@ -284,27 +284,15 @@ class _Runs:
         return f"{side.study.name}-{name_of(side.point)}-steps={side.total_steps}-seed={self.first_seed}"
 
     def study(self, side: Settings) -> Study:
-        point, origin = side.point, side.study
-        own = {name: getattr(point, name) for name in COMMON if name in point.shown}
-        document = {
-            "question": f"What other seeds make of {side.label}",
-            "workload": origin.workload,
-            "workload_args": dict(point.workload_args),
-            "objective": origin.objective,
-            "max_train_steps": origin.max_train_steps,
-            "batch_sizes": [point.batch_size],
-            "trials": 1,
-            "seed": self.first_seed,
-            "seeds": max(self.seeds, self.stored_seeds(side)),
-            "evaluations": origin.evaluations,
-            "accumulation": origin.accumulation,
-            "precision": origin.precision,
-            "prepend_warmup": origin.prepend_warmup,
-            "space": {"optimizer": {point.optimizer: own | dict(point.settings)}},
-        }
-        if origin.keep_checkpoints is not None:  # whose disk is full with a search's checkpoints has no room for these
-            document["keep_checkpoints"] = origin.keep_checkpoints
-        return parse_study(document, self.name(side), place=side.label, source=tomli_w.dumps(document))
+        return pinned(
+            side.study,
+            side.point,
+            self.name(side),
+            question=f"What other seeds make of {side.label}",
+            trials=1,
+            seed=self.first_seed,
+            seeds=max(self.seeds, self.stored_seeds(side)),
+        )
 
     def stored_seeds(self, side: Settings) -> int:
         """How many seeds an earlier comparison planned: they stay, and this one looks at the first of them."""

@@ -14,8 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from .analysis import readable
 from .checkpoints import fit, read_tensors
 from .comparison import fewest_seeds
@@ -24,6 +22,7 @@ from .diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
 from .errors import UnfinishedError, UserError
 from .files import atomic, checkpoint_path
 from .launch import RESULTS, check_studies, run_studies
+from .pinned import pinned
 from .procedure import (
     CONFIRM_MULTIPLES,
     EDGE_ROUNDS,
@@ -34,7 +33,7 @@ from .procedure import (
 )
 from .remedies import BEST_FEW, HIGHER, LADDER, OWN_WAYS, PERCENTILES, TUNED, screened_updates, warmup_lengths
 from .sampling import next_points
-from .steps import SCREENING_SEEDS, Asking, Case, label, sweep_of, together
+from .steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .storage import STEPS, Store, create_store, read_trials, write_diagnosis
 from .study import Study
 from .threads import torch_threads
@@ -266,12 +265,12 @@ def _write_recipes(study: Study, folder: Path, result: Diagnosis) -> dict[str, s
         if best is None or best.winner is None:
             continue
         name = RECIPE_FILE if len(study.batch_sizes) == 1 else f"recipe-batch_size={batch_size}.toml"
-        case = Case(study, best.group, 1, best.winner.point)
-        recipe = case.ask("recipe", [best.winner.point.base_lr], 1, first_seed=study.seed)
-        document = recipe.model_dump(exclude={"name", "source", "question"}, exclude_defaults=True, exclude_none=True)
-        document = {"question": f"Adopted for {best.group.label}: {best.adopted}"} | document
+        question = f"Adopted for {best.group.label}: {best.adopted}"
+        recipe = pinned(
+            study, best.winner.point, "recipe", question=question, trials=1, seed=study.seed, prepend_warmup=True
+        )
         with atomic(folder / name) as temporary:
-            temporary.write_text(_announcement(result, best.winner) + tomli_w.dumps(document), encoding="utf-8")
+            temporary.write_text(_announcement(result, best.winner) + recipe.source, encoding="utf-8")
         recipes[str(batch_size)] = name
     return recipes
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import tomli_w
 
+from .pinned import pinned
 from .study import Study, parse_study
 from .trial import Group, Point, Trial
 
@@ -59,31 +60,23 @@ class Case:
         All else is `point`'s, by default the case's own. Warmup is prepended (R11); `every_step` evaluates at each.
         Seeds begin after those of the sweep, so that nothing is trained twice.
         """
-        origin, point = self.study, point or self.point
+        origin = self.study
         steps = max_train_steps or origin.max_train_steps
-        own: dict[str, Any] = {name: getattr(point, name) for name in (*OFF, "decay")}
-        own |= dict(point.settings) | {name: list(dict.fromkeys(values)) for name, values in axes.items()}
-        document = {
-            "question": f"{self.group.label}: {step}",
-            "workload": origin.workload,
-            "workload_args": dict(point.workload_args),
-            "objective": origin.objective,
-            "max_train_steps": steps,
-            "stop_after": stop_after,
-            "batch_sizes": [self.group.batch_size],
-            "sampler": "grid",
-            "seed": origin.seed + origin.seeds if first_seed is None else first_seed,
-            "seeds": seeds,
-            "evaluations": steps if every_step else math.ceil(steps / origin.evaluate_every),
-            "accumulation": origin.accumulation,
-            "precision": origin.precision,
-            "prepend_warmup": True,
-            "keep_checkpoints": 1,
-            "space": {"optimizer": {point.optimizer: {"base_lr": list(dict.fromkeys(base_lrs))} | own}},
-        }
-        document = {key: value for key, value in document.items() if value is not None}
-        name = f"{label(self.group)}-{step}"
-        return parse_study(document, name, place=name, source=tomli_w.dumps(document))
+        return pinned(
+            origin,
+            point or self.point,
+            f"{label(self.group)}-{step}",
+            axes={name: list(dict.fromkeys(values)) for name, values in axes.items()} | {"base_lr": list(base_lrs)},
+            question=f"{self.group.label}: {step}",
+            max_train_steps=steps,
+            stop_after=stop_after,
+            sampler="grid",
+            seed=origin.seed + origin.seeds if first_seed is None else first_seed,
+            seeds=seeds,
+            evaluations=steps if every_step else math.ceil(steps / origin.evaluate_every),
+            prepend_warmup=True,
+            keep_checkpoints=1,
+        )
 
 
 def label(group: Group) -> str:
