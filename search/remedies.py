@@ -66,8 +66,9 @@ def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Fou
 
 def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
     """All remedies for an unstable group, and the one to adopt."""
-    base_lrs = _grid(case, edge)
-    (warmup, warmup_step), (clip_norm, clip_step) = yield from both(_warmup(case, edge), _clipping(case, edge, sweep))
+    foot = _foot(case, edge)
+    base_lrs = _grid(case, foot)
+    (warmup, warmup_step), (clip_norm, clip_step) = yield from both(_warmup(case, foot), _clipping(case, foot, sweep))
     ways = [_Way(PLAIN, case.point, base_lrs)]
     if warmup:
         ways.append(_Way("warmup", replace(case.point, warmup_steps=warmup), base_lrs))
@@ -87,9 +88,22 @@ def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
     return remedies, adopted, [warmup_step, clip_step, arms_step, final_step]
 
 
-def _grid(case: Case, edge: Edge) -> tuple[float, ...]:
-    top = LADDER[0] * (edge.unstable_base_lr if edge.found else case.point.base_lr)
-    return tuple(float(rate) for rate in np.geomspace(case.point.base_lr / BELOW_STAR, top, TUNED))
+@dataclass(frozen=True)
+class _Foot:
+    """The base LR that rungs of LADDER are multiples of, and its name."""
+
+    name: str
+    base_lr: float
+
+
+def _foot(case: Case, edge: Edge) -> _Foot:
+    """unstable_base_lr; lr_star where training blows up and recovers at every base LR, so that no edge was found."""
+    return _Foot("unstable_base_lr", edge.unstable_base_lr) if edge.found else _Foot("lr_star", case.point.base_lr)
+
+
+def _grid(case: Case, foot: _Foot) -> tuple[float, ...]:
+    low, high = case.point.base_lr / BELOW_STAR, LADDER[0] * foot.base_lr
+    return tuple(float(rate) for rate in np.geomspace(low, high, TUNED))
 
 
 def _all_train(trials: Sequence[Trial]) -> bool:
@@ -109,8 +123,8 @@ def screened_updates(warmup_steps: int, max_train_steps: int) -> int:
     return min(max(SCREENED * warmup_steps, FEWEST_SCREENED), max_train_steps + warmup_steps)
 
 
-def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
-    """The shortest warmup that reaches the highest multiple of unstable_base_lr; 0 if none does.
+def _warmup(case: Case, foot: _Foot) -> Asking[tuple[int, Step]]:
+    """The shortest warmup that reaches the highest multiple of the foot; 0 if none does.
 
     Screening runs of SCREENED × warmup_steps choose what is confirmed by whole ones, with the warmup prepended.
     """
@@ -124,7 +138,7 @@ def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
         screens = {
             length: case.ask(
                 f"warmup-{length}-screen-{ladder[0]:g}x",
-                [multiple * edge.unstable_base_lr for multiple in ladder],
+                [multiple * foot.base_lr for multiple in ladder],
                 SCREENING_SEEDS,
                 warmup_steps=[length],
                 stop_after=screened_updates(length, steps),
@@ -138,13 +152,13 @@ def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
             (multiple, length)
             for multiple in ladder
             for length, trials in zip(screens, screened, strict=True)
-            if _all_train([t for t in trials if t.point.base_lr == multiple * edge.unstable_base_lr])
+            if _all_train([t for t in trials if t.point.base_lr == multiple * foot.base_lr])
         ]
         confirmed = None
         for multiple, length in works:
             asked = case.ask(
                 f"warmup-{length}-at-{multiple:g}x",
-                [multiple * edge.unstable_base_lr],
+                [multiple * foot.base_lr],
                 case.seeds,
                 warmup_steps=[length],
             )
@@ -158,27 +172,24 @@ def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
         found = confirmed or found
         if confirmed is None or confirmed[0] < LADDER[0]:
             break
-    sentences += _warmup_sentences(case, edge, found, lengths, exhausted)
+    sentences += _warmup_sentences(case, foot, found, lengths, exhausted)
     step = Step("warmup", ("R8", "R9", "R10", "R11", "R12"), tuple(sentences), tuple(studies))
     return (found[1] if found else 0), step
 
 
 def _warmup_sentences(
-    case: Case, edge: Edge, found: tuple[float, int] | None, lengths: Sequence[int], exhausted: bool
+    case: Case, foot: _Foot, found: tuple[float, int] | None, lengths: Sequence[int], exhausted: bool
 ) -> Iterator[str]:
     if exhausted:
         yield "The budget left out a part of it."
     tried = ", ".join(map(str, lengths))
     if found is None:
-        yield (
-            f"No warmup of {tried} steps reaches even 1 × unstable_base_lr = {readable(edge.unstable_base_lr)} on "
-            "every seed."
-        )
+        yield (f"No warmup of {tried} steps reaches even 1 × {foot.name} = {readable(foot.base_lr)} on every seed.")
         return
     multiple, length = found
     yield (
-        f"{length} steps are the shortest of {tried} that reach {multiple:g} × unstable_base_lr, base_lr "
-        f"{readable(multiple * edge.unstable_base_lr)}, on {case.seeds} of {case.seeds} seeds."
+        f"{length} steps are the shortest of {tried} that reach {multiple:g} × {foot.name}, base_lr "
+        f"{readable(multiple * foot.base_lr)}, on {case.seeds} of {case.seeds} seeds."
     )
     share = length / case.study.max_train_steps
     if share > WARMUP_NOTICE:
@@ -188,8 +199,8 @@ def _warmup_sentences(
 # --- clipping (R14–R17) ---------------------------------------------------------------------------------------
 
 
-def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[float, Step]]:
-    """The threshold that lets training reach the highest multiple of unstable_base_lr, the largest if several do.
+def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[float, Step]]:
+    """The threshold that lets training reach the highest multiple of the foot, the largest if several do.
 
     inf if none does better than plain training.
     """
@@ -199,7 +210,7 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
     thresholds = [float(np.percentile(norms, percentile)) for percentile in PERCENTILES]
     asked = case.ask(
         "clipping",
-        [multiple * edge.unstable_base_lr for multiple in LADDER],
+        [multiple * foot.base_lr for multiple in LADDER],
         SCREENING_SEEDS,
         clip_norm=thresholds,
     )
@@ -211,18 +222,18 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
     step = Step("clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ())
     if not trials:
         return math.inf, replace(step, sentences=(*sentences, "The budget left out the clipped runs."))
-    clipped = [_clipped(trials, edge, threshold) for threshold in thresholds]
+    clipped = [_clipped(trials, foot, threshold) for threshold in thresholds]
     works = [one for one in clipped if one.reached]
     if not works:
         words = ", ".join(readable(threshold) for threshold in thresholds)
-        sentences.append(f"None of the thresholds {words} trains at 1 × unstable_base_lr on every seed.")
+        sentences.append(f"None of the thresholds {words} trains at 1 × {foot.name} on every seed.")
         return math.inf, replace(step, sentences=tuple(sentences))
     # The largest threshold first, and of those that clip no more than half of the updates, if there are any (R17).
     chosen = max([one for one in works if one.fraction <= CLIP_TOO_MUCH] or works, key=lambda one: one.reached)
     percentile = PERCENTILES[thresholds.index(chosen.threshold)]
     sentences.append(
         f"Clipped at {readable(chosen.threshold)}, their {percentile}th percentile, training reaches "
-        f"{chosen.reached:g} × unstable_base_lr on every seed; there {chosen.fraction:.0%} of the updates are clipped, "
+        f"{chosen.reached:g} × {foot.name} on every seed; there {chosen.fraction:.0%} of the updates are clipped, "
         "measured again."
     )
     furthest = max(works, key=lambda one: one.reached)
@@ -248,7 +259,7 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
 
 @dataclass(frozen=True)
 class _Clipped:
-    """A threshold: the highest multiple of unstable_base_lr up to which every seed trains with it (0: none does).
+    """A threshold: the highest multiple of the foot up to which every seed trains with it (0: none does).
 
     There, the mean share of clipped updates, and the trials.
     """
@@ -259,10 +270,10 @@ class _Clipped:
     trials: tuple[Trial, ...]
 
 
-def _clipped(trials: Sequence[Trial], edge: Edge, threshold: float) -> _Clipped:
+def _clipped(trials: Sequence[Trial], foot: _Foot, threshold: float) -> _Clipped:
     found = _Clipped(threshold, 0.0, 0.0, ())
     for multiple in sorted(LADDER):
-        base_lr = multiple * edge.unstable_base_lr
+        base_lr = multiple * foot.base_lr
         own = tuple(t for t in trials if (t.point.clip_norm, t.point.base_lr) == (threshold, base_lr))
         if not _all_train(own):
             break
