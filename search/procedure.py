@@ -24,6 +24,7 @@ from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
 from .storage import as_told
 from .study import Study
 from .trial import Group, Point, Trial, group_of
+from .verdict import rose
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
@@ -288,6 +289,11 @@ def _edge_sentences(case: Case, edge: Edge, exhausted: bool) -> Iterable[str]:
         yield f"Wider than {EDGE_DECADES} decades: {why}."
 
 
+def _rose(trial: Trial) -> bool:
+    """Whether a trial that is no longer stable went up (R3), rather than to chance without a rise."""
+    return trial.verdict.outcome != "collapsed" or not len(trial.curve.loss) or rose(trial.curve)
+
+
 # --- which kind (R2, R5, R7) -----------------------------------------------------------------------------------
 
 
@@ -305,14 +311,15 @@ def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[f
     star = case.point.base_lr
     reach = CONFIRM_MULTIPLES[-1] * star * (1 + 1e-9)
     above = [t for t in trials if star < t.point.base_lr <= reach and not t.verdict.crashed]
-    blown = [t for t in above if t.verdict.instability != "none"]
+    ill = [t for t in above if t.verdict.infeasible or t.verdict.instability != "none"]
+    blown = [t for t in ill if _rose(t)]
     infeasible = [t for t in above if t.verdict.infeasible]
     counts = Counter(trial.verdict.instability for trial in blown)
     onsets = sorted(trial.verdict.onset_step for trial in blown)
     kind: Kind
     if not above:
         kind = "unknown"
-    elif edge.interval[1] > reach and len(infeasible) + len(blown) < len(above) / 2:
+    elif edge.interval[1] > reach and len(ill) < len(above) / 2:
         kind = "none"
     elif not blown:
         kind = "edge"
@@ -322,6 +329,8 @@ def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[f
         f"Of {len(above)} trainings between lr_star and {readable(CONFIRM_MULTIPLES[-1])} × lr_star, {len(infeasible)} "
         f"are infeasible; {counts['early']} blew up in the first steps, {counts['mid_training']} in mid-training."
     ]
+    if len(ill) > len(blown):
+        sentences.append(f"{len(ill) - len(blown)} collapsed to chance without a rise of the loss.")
     if onsets:
         sentences.append(
             f"Onset at step {onsets[0]:.0f} to {onsets[-1]:.0f}, half of them by step {np.median(onsets):.0f}."
