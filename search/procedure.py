@@ -50,11 +50,11 @@ def diagnosis_of(
     own, boundary = yield from _extended(case, own)
     if not ranked(own):
         return _nothing_trains(case, own, sweep, boundary)
-    own, star = yield from _star_of(replace(case, point=plain(ranked(own)[0].point)), own)
+    own, star, close = yield from _star_of(replace(case, point=plain(ranked(own)[0].point)), own)
     case = replace(case, point=star)
-    (edge, edge_step), probes = yield from both(_edge(case, own), _probes(case))
-    kind, onsets, kind_step = _kind(case, edge, [*own, *probes])
-    steps = [_sweep_step(case, own, sweep), boundary, edge_step, kind_step]
+    (edge, edge_step), (probes, probed) = yield from both(_edge(case, own), _probes(case))
+    kind, onsets, kind_step = _kind(case, edge, [*own, *probes], probed)
+    steps = [_sweep_step(case, own, (sweep.name, *close)), boundary, edge_step, kind_step]
     if kind in ("none", "unknown"):
         remedies, adopted, more = yield from rerun_plain(case, own, sweep.name)
     else:
@@ -104,8 +104,8 @@ def summary_of(found: GroupDiagnosis) -> str:
 # --- the sweep and its boundaries (R3, R6, S4) --------------------------------------------------------------
 
 
-def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], Point]]:
-    """The sweep with more seeds at its best base LRs, and the point of lr_star.
+def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], Point, tuple[str, ...]]]:
+    """The sweep with more seeds at its best base LRs, the point of lr_star, and the study of those seeds if any.
 
     Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge by luck alone. So
     every base LR that came within TOLERANCE of the best is trained on the same seeds, and lr_star is the smallest whose
@@ -118,15 +118,15 @@ def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], P
     close = [trial for trial in ranking if trial.best_value <= limit][:MOST_CLOSE]
     base_lrs = sorted({trial.point.base_lr for trial in close})
     if len(base_lrs) == 1:
-        return list(trials), case.point
-    (more,) = yield from trained(case.ask("close", base_lrs, case.seeds))
+        return list(trials), case.point, ()
+    (more,) = yield from trained(asked := case.ask("close", base_lrs, case.seeds))
     values = {rate: [as_told(t).value for t in more if t.point.base_lr == rate] for rate in base_lrs if more}
     if not values:
-        return list(trials), case.point
+        return list(trials), case.point, ()
     means = {rate: fmean(own) for rate, own in values.items()}
     lowest = min(means, key=lambda rate: (means[rate], rate))
     as_good = (rate for rate in base_lrs if _within_error(values[rate], values[lowest]))
-    return [*trials, *more], replace(case.point, base_lr=next(as_good))
+    return [*trials, *more], replace(case.point, base_lr=next(as_good)), (asked.name,)
 
 
 def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
@@ -135,17 +135,16 @@ def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
     return bool(above.mean() <= above.std(ddof=1) / math.sqrt(len(above)))
 
 
-def _sweep_step(case: Case, trials: Sequence[Trial], sweep: Study) -> Step:
+def _sweep_step(case: Case, trials: Sequence[Trial], studies: tuple[str, ...]) -> Step:
     infeasible = sum(trial.verdict.infeasible for trial in trials)
     tried, star = [trial.point.base_lr for trial in trials], case.point.base_lr
     at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
-    value = f"{sweep.objective} {readable(fmean(at_star))}"
+    value = f"{case.study.objective} {readable(fmean(at_star))}"
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
         f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a standard error of the best."
     )
-    close = [case.ask("close", [star], 1).name] if len(at_star) > sweep.seeds else []
-    return Step("sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name, *close))
+    return Step("sweep", ("R3", "S2", "S3"), (sentence,), studies)
 
 
 def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
@@ -297,16 +296,17 @@ def _rose(trial: Trial) -> bool:
 # --- which kind (R2, R5, R7) -----------------------------------------------------------------------------------
 
 
-def _probes(case: Case) -> Asking[list[Trial]]:
-    """Runs at 2 × lr_star, evaluated at every step, and at 5 and 10 × lr_star."""
+def _probes(case: Case) -> Asking[tuple[list[Trial], tuple[str, ...]]]:
+    """Runs at 2 × lr_star, evaluated at every step, and at 5 and 10 × lr_star; the studies that were trained."""
     star = case.point.base_lr
     probe = case.ask("probe", [PROBE_MULTIPLE * star], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
     confirm = case.ask("confirm", [multiple * star for multiple in CONFIRM_MULTIPLES], case.seeds)
-    probed, confirmed = yield from trained(probe, confirm)
-    return probed + confirmed
+    found = yield from trained(probe, confirm)
+    names = tuple(asked.name for asked, trials in zip((probe, confirm), found, strict=True) if trials)
+    return [trial for trials in found for trial in trials], names
 
 
-def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[float], Step]:
+def _kind(case: Case, edge: Edge, trials: Sequence[Trial], studies: tuple[str, ...]) -> tuple[Kind, list[float], Step]:
     """What happens above lr_star, up to the highest multiple of it that the playbook looks at."""
     star = case.point.base_lr
     reach = CONFIRM_MULTIPLES[-1] * star * (1 + 1e-9)
@@ -338,5 +338,4 @@ def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[f
     recovered = sum(trial.feasible for trial in blown)
     if recovered:
         sentences.append(f"{recovered} of those recovered (R5): rare evaluation would not have shown them.")
-    studies = tuple(case.ask(name, [star], 1).name for name in ("probe", "confirm"))
     return kind, onsets, Step("kind", ("R2", "R3", "R5", "R7"), tuple(sentences), studies)

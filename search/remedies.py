@@ -414,7 +414,8 @@ def _tournament(case: Case, remedies: Sequence[Remedy]) -> Asking[tuple[list[Rem
     found = yield from trained(*reruns.values(), *longer.values())
     trials = dict(zip([*reruns, *longer], found, strict=True))
     rerun = [_with_runs(one, reruns[one.name], trials[one.name]) for one in chosen if trials[one.name]]
-    names = tuple(asked.name for asked in (*reruns.values(), *longer.values()))
+    asked = [*reruns.values(), *longer.values()]
+    names = tuple(study.name for study, runs in zip(asked, found, strict=True) if runs)
     if len(rerun) < 2 or rerun[0].name != PLAIN:
         why = (
             "The budget left out the reruns: no remedy is shown to be better."
