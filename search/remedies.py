@@ -60,7 +60,7 @@ def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Fou
     """Plain training on fresh seeds: what its value is worth where nothing needs a remedy."""
     asked = _rerun(case, PLAIN, case.point, case.seeds)
     (trials,) = yield from trained(asked)
-    remedy = _with_runs(_remedy(PLAIN, case.study, sweep, swept_in), asked, trials)
+    remedy = _with_runs(_remedy(PLAIN, case.study, sweep, swept_in, case.point), asked, trials)
     return [remedy], PLAIN, [Step("outcome", ("S9",), tuple(_in_words(remedy)), (asked.name,) if trials else ())]
 
 
@@ -360,18 +360,17 @@ def _tuned(case: Case, way: _Way) -> Asking[Remedy | None]:
     """A way at its best base LR; None if it trains at none, or was left out for budget."""
     asked = case.ask(f"tune-{way.file}", way.base_lrs, SCREENING_SEEDS, point=way.point)
     (trials,) = yield from trained(asked)
-    return _remedy(way.name, asked, trials, asked.name) if ranked(trials) else None
+    return _remedy(way.name, asked, trials, asked.name, ranked(trials)[0].point) if ranked(trials) else None
 
 
-def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str) -> Remedy:
-    """A remedy at the best configuration of its sweep."""
-    best = ranked(trials)[0].point
+def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str, best: Point) -> Remedy:
+    """A remedy at the configuration that its sweep chose."""
     seeds = next(own for own in repetitions(trials) if own[0].point.configuration == best.configuration)
     return Remedy(
         name=name,
         point=best,
         updates=study.updates(best),
-        highest_base_lr=_highest(trials),
+        highest_base_lr=_highest(trials, best.base_lr),
         usable_decades=usable_decades(trials),
         lr_sensitivity=lr_sensitivity(trials),
         clip_fraction=fmean(trial.clip_fraction for trial in seeds),
@@ -380,9 +379,8 @@ def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str) -> 
     )
 
 
-def _highest(trials: Sequence[Trial]) -> float:
+def _highest(trials: Sequence[Trial], best: float) -> float:
     """The highest base LR up to which every seed trains, from the best one on."""
-    best = ranked(trials)[0].point.base_lr
     by_rate: dict[float, bool] = {}
     for trial in trials:
         by_rate[trial.point.base_lr] = by_rate.get(trial.point.base_lr, True) and trial.feasible
