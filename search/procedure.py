@@ -91,8 +91,9 @@ def summary_of(found: GroupDiagnosis) -> str:
     }
     winner = found.winner
     if winner is None or winner.evidence is None:
-        adopted = "no remedy is shown to be better" if len(found.remedies) > 1 else "no remedy is needed"
-        return f"{words[found.kind]}{edge}; {adopted if found.kind != 'unknown' else 'the kind is not known'}."
+        adopted = "no remedy is shown to be better" if winner else "no remedy could be compared"
+        instead = {"none": "no remedy is needed", "unknown": "the kind is not known"}
+        return f"{words[found.kind]}{edge}; {instead.get(found.kind, adopted)}."
     gain, interval = winner.evidence.gain, winner.evidence.gain_interval
     return (
         f"{words[found.kind]}{edge}. Adopt {winner.name}: {readable(winner.mean)} instead of "

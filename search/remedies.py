@@ -420,7 +420,8 @@ def _tournament(case: Case, remedies: Sequence[Remedy]) -> Asking[tuple[list[Rem
             if len(chosen) > 1
             else "No remedy trains."
         )
-        return list(remedies), PLAIN, Step("tournament", ("S9",), (why,), names)
+        kept = {one.name: one for one in rerun}
+        return [kept.get(one.name, one) for one in remedies], PLAIN, Step("tournament", ("S9",), (why,), names)
     plain_runs = rerun[0].values
     evidences = [evidence(one.values, plain_runs) for one in rerun[1:]]
     judged = [
@@ -451,6 +452,8 @@ def _at_equal_steps(remedy: Remedy, trials: Mapping[Any, Sequence[Trial]]) -> Ev
 
 def _tournament_sentences(case: Case, remedies: Sequence[Remedy], adopted: str, seeds: int) -> Iterator[str]:
     rerun = [one for one in remedies if one.values]
+    if len(rerun) <= min(BEST_FEW, len(remedies) - 1):
+        yield "The budget left out a part of it."
     yield (
         f"Each of {len(remedies)} ways to train was tuned at {TUNED} base LRs on {SCREENING_SEEDS} seeds; plain "
         f"training and the best {len(rerun) - 1} others were rerun on {seeds} fresh seeds."
@@ -481,6 +484,9 @@ def _wider(control: Remedy, others: Sequence[Remedy]) -> Iterator[str]:
 
 
 def _in_words(one: Remedy) -> Iterator[str]:
+    if not one.values:
+        yield f"{one.name}: the budget left out its rerun."
+        return
     low, high = one.next_run
     words = f"{one.name}: {readable(one.mean)} at base_lr {readable(one.point.base_lr)}"
     if not math.isnan(low):
