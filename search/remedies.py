@@ -80,8 +80,8 @@ def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
         ways.append(_Way("warmup and clipping", joint, base_lrs))
     arms = [*_other_optimizers(case), *_architectures(case, base_lrs)]
     tuned = yield from together(*(_tuned(case, way) for way in [*ways, *arms]))
-    remedies = [remedy for remedy in tuned if remedy]
-    arms_step = _arms_step(case, arms, remedies)
+    remedies = [remedy for remedy, _ in tuned if remedy]
+    arms_step = _arms_step(case, arms, tuned[len(ways) :])
     if not remedies or remedies[0].name != PLAIN:
         return remedies, "", [warmup_step, clip_step, arms_step]
     remedies, adopted, final_step = yield from _tournament(case, remedies)
@@ -339,28 +339,30 @@ def _architectures(case: Case, base_lrs: tuple[float, ...]) -> list[_Way]:
     return ways
 
 
-def _arms_step(case: Case, arms: Sequence[_Way], remedies: Sequence[Remedy]) -> Step:
-    tuned = {remedy.name: remedy for remedy in remedies}
-    sentences = [
-        f"{way.name}: {case.study.objective} {readable(tuned[way.name].tuned_value)} at base_lr "
-        f"{readable(tuned[way.name].point.base_lr)}."
-        if way.name in tuned
-        else f"{way.name}: no base LR from {readable(way.base_lrs[0])} to {readable(way.base_lrs[-1])} trains."
-        for way in arms
-    ]
-    return Step(
-        "arms", ("R18",), tuple(sentences), tuple(tuned[way.name].tuned_in for way in arms if way.name in tuned)
-    )
+def _arms_step(case: Case, arms: Sequence[_Way], tuned: Sequence[tuple[Remedy | None, str]]) -> Step:
+    sentences = []
+    for way, (remedy, study) in zip(arms, tuned, strict=True):
+        if remedy:
+            value, base_lr = readable(remedy.tuned_value), readable(remedy.point.base_lr)
+            sentences.append(f"{way.name}: {case.study.objective} {value} at base_lr {base_lr}.")
+        elif study:
+            low, high = readable(way.base_lrs[0]), readable(way.base_lrs[-1])
+            sentences.append(f"{way.name}: no base LR from {low} to {high} trains.")
+        else:
+            sentences.append(f"{way.name}: left out for budget.")
+    return Step("arms", ("R18",), tuple(sentences), tuple(study for _, study in tuned if study))
 
 
 # --- tuning and tournament (S9) ---------------------------------------------------------------------------------
 
 
-def _tuned(case: Case, way: _Way) -> Asking[Remedy | None]:
-    """A way at its best base LR; None if it trains at none, or was left out for budget."""
+def _tuned(case: Case, way: _Way) -> Asking[tuple[Remedy | None, str]]:
+    """A way at its best base LR, None if it trains at none; and its study, "" if the budget left it out."""
     asked = case.ask(f"tune-{way.file}", way.base_lrs, SCREENING_SEEDS, point=way.point)
     (trials,) = yield from trained(asked)
-    return _remedy(way.name, asked, trials, asked.name, ranked(trials)[0].point) if ranked(trials) else None
+    if not ranked(trials):
+        return None, asked.name if trials else ""
+    return _remedy(way.name, asked, trials, asked.name, ranked(trials)[0].point), asked.name
 
 
 def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str, best: Point) -> Remedy:
