@@ -24,6 +24,7 @@ from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
 from .storage import as_told
 from .study import Study
 from .trial import Group, Point, Trial, group_of
+from .verdict import rose
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
@@ -49,11 +50,11 @@ def diagnosis_of(
     own, boundary = yield from _extended(case, own)
     if not ranked(own):
         return _nothing_trains(case, own, sweep, boundary)
-    own, star = yield from _star_of(replace(case, point=plain(ranked(own)[0].point)), own)
+    own, star, close = yield from _star_of(replace(case, point=plain(ranked(own)[0].point)), own)
     case = replace(case, point=star)
-    (edge, edge_step), probes = yield from both(_edge(case, own), _probes(case))
-    kind, onsets, kind_step = _kind(case, edge, [*own, *probes])
-    steps = [_sweep_step(case, own, sweep), boundary, edge_step, kind_step]
+    (edge, edge_step), (probes, probed) = yield from both(_edge(case, own), _probes(case))
+    kind, onsets, kind_step = _kind(case, edge, [*own, *probes], probed)
+    steps = [_sweep_step(case, own, (sweep.name, *close)), boundary, edge_step, kind_step]
     if kind in ("none", "unknown"):
         remedies, adopted, more = yield from rerun_plain(case, own, sweep.name)
     else:
@@ -90,8 +91,9 @@ def summary_of(found: GroupDiagnosis) -> str:
     }
     winner = found.winner
     if winner is None or winner.evidence is None:
-        adopted = "no remedy is shown to be better" if len(found.remedies) > 1 else "no remedy is needed"
-        return f"{words[found.kind]}{edge}; {adopted if found.kind != 'unknown' else 'the kind is not known'}."
+        adopted = "no remedy is shown to be better" if winner else "no remedy could be compared"
+        instead = {"none": "no remedy is needed", "unknown": "the kind is not known"}
+        return f"{words[found.kind]}{edge}; {instead.get(found.kind, adopted)}."
     gain, interval = winner.evidence.gain, winner.evidence.gain_interval
     return (
         f"{words[found.kind]}{edge}. Adopt {winner.name}: {readable(winner.mean)} instead of "
@@ -103,8 +105,8 @@ def summary_of(found: GroupDiagnosis) -> str:
 # --- the sweep and its boundaries (R3, R6, S4) --------------------------------------------------------------
 
 
-def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], Point]]:
-    """The sweep with more seeds at its best base LRs, and the point of lr_star.
+def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], Point, tuple[str, ...]]]:
+    """The sweep with more seeds at its best base LRs, the point of lr_star, and the study of those seeds if any.
 
     Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge by luck alone. So
     every base LR that came within TOLERANCE of the best is trained on the same seeds, and lr_star is the smallest whose
@@ -117,15 +119,15 @@ def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], P
     close = [trial for trial in ranking if trial.best_value <= limit][:MOST_CLOSE]
     base_lrs = sorted({trial.point.base_lr for trial in close})
     if len(base_lrs) == 1:
-        return list(trials), case.point
-    (more,) = yield from trained(case.ask("close", base_lrs, case.seeds))
+        return list(trials), case.point, ()
+    (more,) = yield from trained(asked := case.ask("close", base_lrs, case.seeds))
     values = {rate: [as_told(t).value for t in more if t.point.base_lr == rate] for rate in base_lrs if more}
     if not values:
-        return list(trials), case.point
+        return list(trials), case.point, ()
     means = {rate: fmean(own) for rate, own in values.items()}
     lowest = min(means, key=lambda rate: (means[rate], rate))
     as_good = (rate for rate in base_lrs if _within_error(values[rate], values[lowest]))
-    return [*trials, *more], replace(case.point, base_lr=next(as_good))
+    return [*trials, *more], replace(case.point, base_lr=next(as_good)), (asked.name,)
 
 
 def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
@@ -134,17 +136,16 @@ def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
     return bool(above.mean() <= above.std(ddof=1) / math.sqrt(len(above)))
 
 
-def _sweep_step(case: Case, trials: Sequence[Trial], sweep: Study) -> Step:
+def _sweep_step(case: Case, trials: Sequence[Trial], studies: tuple[str, ...]) -> Step:
     infeasible = sum(trial.verdict.infeasible for trial in trials)
     tried, star = [trial.point.base_lr for trial in trials], case.point.base_lr
     at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
-    value = f"{sweep.objective} {readable(fmean(at_star))}"
+    value = f"{case.study.objective} {readable(fmean(at_star))}"
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
         f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a standard error of the best."
     )
-    close = [case.ask("close", [star], 1).name] if len(at_star) > sweep.seeds else []
-    return Step("sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name, *close))
+    return Step("sweep", ("R3", "S2", "S3"), (sentence,), studies)
 
 
 def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
@@ -288,31 +289,38 @@ def _edge_sentences(case: Case, edge: Edge, exhausted: bool) -> Iterable[str]:
         yield f"Wider than {EDGE_DECADES} decades: {why}."
 
 
+def _rose(trial: Trial) -> bool:
+    """Whether a trial that is no longer stable went up (R3), rather than to chance without a rise."""
+    return trial.verdict.outcome != "collapsed" or not len(trial.curve.loss) or rose(trial.curve)
+
+
 # --- which kind (R2, R5, R7) -----------------------------------------------------------------------------------
 
 
-def _probes(case: Case) -> Asking[list[Trial]]:
-    """Runs at 2 × lr_star, evaluated at every step, and at 5 and 10 × lr_star."""
+def _probes(case: Case) -> Asking[tuple[list[Trial], tuple[str, ...]]]:
+    """Runs at 2 × lr_star, evaluated at every step, and at 5 and 10 × lr_star; the studies that were trained."""
     star = case.point.base_lr
     probe = case.ask("probe", [PROBE_MULTIPLE * star], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
     confirm = case.ask("confirm", [multiple * star for multiple in CONFIRM_MULTIPLES], case.seeds)
-    probed, confirmed = yield from trained(probe, confirm)
-    return probed + confirmed
+    found = yield from trained(probe, confirm)
+    names = tuple(asked.name for asked, trials in zip((probe, confirm), found, strict=True) if trials)
+    return [trial for trials in found for trial in trials], names
 
 
-def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[float], Step]:
+def _kind(case: Case, edge: Edge, trials: Sequence[Trial], studies: tuple[str, ...]) -> tuple[Kind, list[float], Step]:
     """What happens above lr_star, up to the highest multiple of it that the playbook looks at."""
     star = case.point.base_lr
     reach = CONFIRM_MULTIPLES[-1] * star * (1 + 1e-9)
     above = [t for t in trials if star < t.point.base_lr <= reach and not t.verdict.crashed]
-    blown = [t for t in above if t.verdict.instability != "none"]
+    ill = [t for t in above if t.verdict.infeasible or t.verdict.instability != "none"]
+    blown = [t for t in ill if _rose(t)]
     infeasible = [t for t in above if t.verdict.infeasible]
     counts = Counter(trial.verdict.instability for trial in blown)
     onsets = sorted(trial.verdict.onset_step for trial in blown)
     kind: Kind
     if not above:
         kind = "unknown"
-    elif edge.interval[1] > reach and len(infeasible) + len(blown) < len(above) / 2:
+    elif edge.interval[1] > reach and len(ill) < len(above) / 2:
         kind = "none"
     elif not blown:
         kind = "edge"
@@ -322,6 +330,8 @@ def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[f
         f"Of {len(above)} trainings between lr_star and {readable(CONFIRM_MULTIPLES[-1])} × lr_star, {len(infeasible)} "
         f"are infeasible; {counts['early']} blew up in the first steps, {counts['mid_training']} in mid-training."
     ]
+    if len(ill) > len(blown):
+        sentences.append(f"{len(ill) - len(blown)} collapsed to chance without a rise of the loss.")
     if onsets:
         sentences.append(
             f"Onset at step {onsets[0]:.0f} to {onsets[-1]:.0f}, half of them by step {np.median(onsets):.0f}."
@@ -329,5 +339,4 @@ def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[f
     recovered = sum(trial.feasible for trial in blown)
     if recovered:
         sentences.append(f"{recovered} of those recovered (R5): rare evaluation would not have shown them.")
-    studies = tuple(case.ask(name, [star], 1).name for name in ("probe", "confirm"))
     return kind, onsets, Step("kind", ("R2", "R3", "R5", "R7"), tuple(sentences), studies)

@@ -60,14 +60,15 @@ def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Fou
     """Plain training on fresh seeds: what its value is worth where nothing needs a remedy."""
     asked = _rerun(case, PLAIN, case.point, case.seeds)
     (trials,) = yield from trained(asked)
-    remedy = _with_runs(_remedy(PLAIN, case.study, sweep, swept_in), asked, trials)
+    remedy = _with_runs(_remedy(PLAIN, case.study, sweep, swept_in, case.point), asked, trials)
     return [remedy], PLAIN, [Step("outcome", ("S9",), tuple(_in_words(remedy)), (asked.name,) if trials else ())]
 
 
 def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
     """All remedies for an unstable group, and the one to adopt."""
-    base_lrs = _grid(case, edge)
-    (warmup, warmup_step), (clip_norm, clip_step) = yield from both(_warmup(case, edge), _clipping(case, edge, sweep))
+    foot = _foot(case, edge)
+    base_lrs = _grid(case, foot)
+    (warmup, warmup_step), (clip_norm, clip_step) = yield from both(_warmup(case, foot), _clipping(case, foot, sweep))
     ways = [_Way(PLAIN, case.point, base_lrs)]
     if warmup:
         ways.append(_Way("warmup", replace(case.point, warmup_steps=warmup), base_lrs))
@@ -79,17 +80,30 @@ def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
         ways.append(_Way("warmup and clipping", joint, base_lrs))
     arms = [*_other_optimizers(case), *_architectures(case, base_lrs)]
     tuned = yield from together(*(_tuned(case, way) for way in [*ways, *arms]))
-    remedies = [remedy for remedy in tuned if remedy]
-    arms_step = _arms_step(case, arms, remedies)
+    remedies = [remedy for remedy, _ in tuned if remedy]
+    arms_step = _arms_step(case, arms, tuned[len(ways) :])
     if not remedies or remedies[0].name != PLAIN:
         return remedies, "", [warmup_step, clip_step, arms_step]
     remedies, adopted, final_step = yield from _tournament(case, remedies)
     return remedies, adopted, [warmup_step, clip_step, arms_step, final_step]
 
 
-def _grid(case: Case, edge: Edge) -> tuple[float, ...]:
-    top = LADDER[0] * (edge.unstable_base_lr if edge.found else case.point.base_lr)
-    return tuple(float(rate) for rate in np.geomspace(case.point.base_lr / BELOW_STAR, top, TUNED))
+@dataclass(frozen=True)
+class _Foot:
+    """The base LR that rungs of LADDER are multiples of, and its name."""
+
+    name: str
+    base_lr: float
+
+
+def _foot(case: Case, edge: Edge) -> _Foot:
+    """unstable_base_lr; lr_star where training blows up and recovers at every base LR, so that no edge was found."""
+    return _Foot("unstable_base_lr", edge.unstable_base_lr) if edge.found else _Foot("lr_star", case.point.base_lr)
+
+
+def _grid(case: Case, foot: _Foot) -> tuple[float, ...]:
+    low, high = case.point.base_lr / BELOW_STAR, LADDER[0] * foot.base_lr
+    return tuple(float(rate) for rate in np.geomspace(low, high, TUNED))
 
 
 def _all_train(trials: Sequence[Trial]) -> bool:
@@ -109,8 +123,8 @@ def screened_updates(warmup_steps: int, max_train_steps: int) -> int:
     return min(max(SCREENED * warmup_steps, FEWEST_SCREENED), max_train_steps + warmup_steps)
 
 
-def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
-    """The shortest warmup that reaches the highest multiple of unstable_base_lr; 0 if none does.
+def _warmup(case: Case, foot: _Foot) -> Asking[tuple[int, Step]]:
+    """The shortest warmup that reaches the highest multiple of the foot; 0 if none does.
 
     Screening runs of SCREENED × warmup_steps choose what is confirmed by whole ones, with the warmup prepended.
     """
@@ -124,7 +138,7 @@ def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
         screens = {
             length: case.ask(
                 f"warmup-{length}-screen-{ladder[0]:g}x",
-                [multiple * edge.unstable_base_lr for multiple in ladder],
+                [multiple * foot.base_lr for multiple in ladder],
                 SCREENING_SEEDS,
                 warmup_steps=[length],
                 stop_after=screened_updates(length, steps),
@@ -138,13 +152,13 @@ def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
             (multiple, length)
             for multiple in ladder
             for length, trials in zip(screens, screened, strict=True)
-            if _all_train([t for t in trials if t.point.base_lr == multiple * edge.unstable_base_lr])
+            if _all_train([t for t in trials if t.point.base_lr == multiple * foot.base_lr])
         ]
         confirmed = None
         for multiple, length in works:
             asked = case.ask(
                 f"warmup-{length}-at-{multiple:g}x",
-                [multiple * edge.unstable_base_lr],
+                [multiple * foot.base_lr],
                 case.seeds,
                 warmup_steps=[length],
             )
@@ -158,27 +172,24 @@ def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
         found = confirmed or found
         if confirmed is None or confirmed[0] < LADDER[0]:
             break
-    sentences += _warmup_sentences(case, edge, found, lengths, exhausted)
+    sentences += _warmup_sentences(case, foot, found, lengths, exhausted)
     step = Step("warmup", ("R8", "R9", "R10", "R11", "R12"), tuple(sentences), tuple(studies))
     return (found[1] if found else 0), step
 
 
 def _warmup_sentences(
-    case: Case, edge: Edge, found: tuple[float, int] | None, lengths: Sequence[int], exhausted: bool
+    case: Case, foot: _Foot, found: tuple[float, int] | None, lengths: Sequence[int], exhausted: bool
 ) -> Iterator[str]:
     if exhausted:
         yield "The budget left out a part of it."
     tried = ", ".join(map(str, lengths))
     if found is None:
-        yield (
-            f"No warmup of {tried} steps reaches even 1 × unstable_base_lr = {readable(edge.unstable_base_lr)} on "
-            "every seed."
-        )
+        yield (f"No warmup of {tried} steps reaches even 1 × {foot.name} = {readable(foot.base_lr)} on every seed.")
         return
     multiple, length = found
     yield (
-        f"{length} steps are the shortest of {tried} that reach {multiple:g} × unstable_base_lr, base_lr "
-        f"{readable(multiple * edge.unstable_base_lr)}, on {case.seeds} of {case.seeds} seeds."
+        f"{length} steps are the shortest of {tried} that reach {multiple:g} × {foot.name}, base_lr "
+        f"{readable(multiple * foot.base_lr)}, on {case.seeds} of {case.seeds} seeds."
     )
     share = length / case.study.max_train_steps
     if share > WARMUP_NOTICE:
@@ -188,8 +199,8 @@ def _warmup_sentences(
 # --- clipping (R14–R17) ---------------------------------------------------------------------------------------
 
 
-def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[float, Step]]:
-    """The threshold that lets training reach the highest multiple of unstable_base_lr, the largest if several do.
+def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[float, Step]]:
+    """The threshold that lets training reach the highest multiple of the foot, the largest if several do.
 
     inf if none does better than plain training.
     """
@@ -199,7 +210,7 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
     thresholds = [float(np.percentile(norms, percentile)) for percentile in PERCENTILES]
     asked = case.ask(
         "clipping",
-        [multiple * edge.unstable_base_lr for multiple in LADDER],
+        [multiple * foot.base_lr for multiple in LADDER],
         SCREENING_SEEDS,
         clip_norm=thresholds,
     )
@@ -211,18 +222,18 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
     step = Step("clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ())
     if not trials:
         return math.inf, replace(step, sentences=(*sentences, "The budget left out the clipped runs."))
-    clipped = [_clipped(trials, edge, threshold) for threshold in thresholds]
+    clipped = [_clipped(trials, foot, threshold) for threshold in thresholds]
     works = [one for one in clipped if one.reached]
     if not works:
         words = ", ".join(readable(threshold) for threshold in thresholds)
-        sentences.append(f"None of the thresholds {words} trains at 1 × unstable_base_lr on every seed.")
+        sentences.append(f"None of the thresholds {words} trains at 1 × {foot.name} on every seed.")
         return math.inf, replace(step, sentences=tuple(sentences))
     # The largest threshold first, and of those that clip no more than half of the updates, if there are any (R17).
     chosen = max([one for one in works if one.fraction <= CLIP_TOO_MUCH] or works, key=lambda one: one.reached)
     percentile = PERCENTILES[thresholds.index(chosen.threshold)]
     sentences.append(
         f"Clipped at {readable(chosen.threshold)}, their {percentile}th percentile, training reaches "
-        f"{chosen.reached:g} × unstable_base_lr on every seed; there {chosen.fraction:.0%} of the updates are clipped, "
+        f"{chosen.reached:g} × {foot.name} on every seed; there {chosen.fraction:.0%} of the updates are clipped, "
         "measured again."
     )
     furthest = max(works, key=lambda one: one.reached)
@@ -248,7 +259,7 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
 
 @dataclass(frozen=True)
 class _Clipped:
-    """A threshold: the highest multiple of unstable_base_lr up to which every seed trains with it (0: none does).
+    """A threshold: the highest multiple of the foot up to which every seed trains with it (0: none does).
 
     There, the mean share of clipped updates, and the trials.
     """
@@ -259,10 +270,10 @@ class _Clipped:
     trials: tuple[Trial, ...]
 
 
-def _clipped(trials: Sequence[Trial], edge: Edge, threshold: float) -> _Clipped:
+def _clipped(trials: Sequence[Trial], foot: _Foot, threshold: float) -> _Clipped:
     found = _Clipped(threshold, 0.0, 0.0, ())
     for multiple in sorted(LADDER):
-        base_lr = multiple * edge.unstable_base_lr
+        base_lr = multiple * foot.base_lr
         own = tuple(t for t in trials if (t.point.clip_norm, t.point.base_lr) == (threshold, base_lr))
         if not _all_train(own):
             break
@@ -328,39 +339,40 @@ def _architectures(case: Case, base_lrs: tuple[float, ...]) -> list[_Way]:
     return ways
 
 
-def _arms_step(case: Case, arms: Sequence[_Way], remedies: Sequence[Remedy]) -> Step:
-    tuned = {remedy.name: remedy for remedy in remedies}
-    sentences = [
-        f"{way.name}: {case.study.objective} {readable(tuned[way.name].tuned_value)} at base_lr "
-        f"{readable(tuned[way.name].point.base_lr)}."
-        if way.name in tuned
-        else f"{way.name}: no base LR from {readable(way.base_lrs[0])} to {readable(way.base_lrs[-1])} trains."
-        for way in arms
-    ]
-    return Step(
-        "arms", ("R18",), tuple(sentences), tuple(tuned[way.name].tuned_in for way in arms if way.name in tuned)
-    )
+def _arms_step(case: Case, arms: Sequence[_Way], tuned: Sequence[tuple[Remedy | None, str]]) -> Step:
+    sentences = []
+    for way, (remedy, study) in zip(arms, tuned, strict=True):
+        if remedy:
+            value, base_lr = readable(remedy.tuned_value), readable(remedy.point.base_lr)
+            sentences.append(f"{way.name}: {case.study.objective} {value} at base_lr {base_lr}.")
+        elif study:
+            low, high = readable(way.base_lrs[0]), readable(way.base_lrs[-1])
+            sentences.append(f"{way.name}: no base LR from {low} to {high} trains.")
+        else:
+            sentences.append(f"{way.name}: left out for budget.")
+    return Step("arms", ("R18",), tuple(sentences), tuple(study for _, study in tuned if study))
 
 
 # --- tuning and tournament (S9) ---------------------------------------------------------------------------------
 
 
-def _tuned(case: Case, way: _Way) -> Asking[Remedy | None]:
-    """A way at its best base LR; None if it trains at none, or was left out for budget."""
+def _tuned(case: Case, way: _Way) -> Asking[tuple[Remedy | None, str]]:
+    """A way at its best base LR, None if it trains at none; and its study, "" if the budget left it out."""
     asked = case.ask(f"tune-{way.file}", way.base_lrs, SCREENING_SEEDS, point=way.point)
     (trials,) = yield from trained(asked)
-    return _remedy(way.name, asked, trials, asked.name) if ranked(trials) else None
+    if not ranked(trials):
+        return None, asked.name if trials else ""
+    return _remedy(way.name, asked, trials, asked.name, ranked(trials)[0].point), asked.name
 
 
-def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str) -> Remedy:
-    """A remedy at the best configuration of its sweep."""
-    best = ranked(trials)[0].point
+def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str, best: Point) -> Remedy:
+    """A remedy at the configuration that its sweep chose."""
     seeds = next(own for own in repetitions(trials) if own[0].point.configuration == best.configuration)
     return Remedy(
         name=name,
         point=best,
         updates=study.updates(best),
-        highest_base_lr=_highest(trials),
+        highest_base_lr=_highest(trials, best.base_lr),
         usable_decades=usable_decades(trials),
         lr_sensitivity=lr_sensitivity(trials),
         clip_fraction=fmean(trial.clip_fraction for trial in seeds),
@@ -369,9 +381,8 @@ def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str) -> 
     )
 
 
-def _highest(trials: Sequence[Trial]) -> float:
+def _highest(trials: Sequence[Trial], best: float) -> float:
     """The highest base LR up to which every seed trains, from the best one on."""
-    best = ranked(trials)[0].point.base_lr
     by_rate: dict[float, bool] = {}
     for trial in trials:
         by_rate[trial.point.base_lr] = by_rate.get(trial.point.base_lr, True) and trial.feasible
@@ -403,14 +414,16 @@ def _tournament(case: Case, remedies: Sequence[Remedy]) -> Asking[tuple[list[Rem
     found = yield from trained(*reruns.values(), *longer.values())
     trials = dict(zip([*reruns, *longer], found, strict=True))
     rerun = [_with_runs(one, reruns[one.name], trials[one.name]) for one in chosen if trials[one.name]]
-    names = tuple(asked.name for asked in (*reruns.values(), *longer.values()))
+    asked = [*reruns.values(), *longer.values()]
+    names = tuple(study.name for study, runs in zip(asked, found, strict=True) if runs)
     if len(rerun) < 2 or rerun[0].name != PLAIN:
         why = (
             "The budget left out the reruns: no remedy is shown to be better."
             if len(chosen) > 1
             else "No remedy trains."
         )
-        return list(remedies), PLAIN, Step("tournament", ("S9",), (why,), names)
+        kept = {one.name: one for one in rerun}
+        return [kept.get(one.name, one) for one in remedies], PLAIN, Step("tournament", ("S9",), (why,), names)
     plain_runs = rerun[0].values
     evidences = [evidence(one.values, plain_runs) for one in rerun[1:]]
     judged = [
@@ -441,6 +454,8 @@ def _at_equal_steps(remedy: Remedy, trials: Mapping[Any, Sequence[Trial]]) -> Ev
 
 def _tournament_sentences(case: Case, remedies: Sequence[Remedy], adopted: str, seeds: int) -> Iterator[str]:
     rerun = [one for one in remedies if one.values]
+    if len(rerun) <= min(BEST_FEW, len(remedies) - 1):
+        yield "The budget left out a part of it."
     yield (
         f"Each of {len(remedies)} ways to train was tuned at {TUNED} base LRs on {SCREENING_SEEDS} seeds; plain "
         f"training and the best {len(rerun) - 1} others were rerun on {seeds} fresh seeds."
@@ -471,6 +486,9 @@ def _wider(control: Remedy, others: Sequence[Remedy]) -> Iterator[str]:
 
 
 def _in_words(one: Remedy) -> Iterator[str]:
+    if not one.values:
+        yield f"{one.name}: the budget left out its rerun."
+        return
     low, high = one.next_run
     words = f"{one.name}: {readable(one.mean)} at base_lr {readable(one.point.base_lr)}"
     if not math.isnan(low):

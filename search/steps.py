@@ -97,7 +97,8 @@ def sweep_of(study: Study) -> Study:
     document["scientific"] = [name for name in study.scientific if name not in OFF]
     if study.trials is not None and study.sampler in ("tpe", "gp"):
         document["sampler"] = "halton"
-    return parse_study(document, "sweep", place=f"{study.name}: sweep", source=tomli_w.dumps(document))
+    name = "sweep" if study.name != "sweep" else "plain-sweep"
+    return parse_study(document, name, place=f"{study.name}: {name}", source=tomli_w.dumps(document))
 
 
 def trained(*studies: Study) -> Asking[list[list[Trial]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -23,6 +23,7 @@ from .plots import (
 )
 from .steps import sweep_of
 from .storage import STEPS, Store, open_store, read_trials
+from .study import Study
 from .trial import Group, Trial, group_of
 
 SPARSE_EVERY = 50  # updates between two looks of somebody who evaluates rarely (R5)
@@ -61,11 +62,13 @@ def story(store: Store, result: Diagnosis) -> Iterator[Scene]:
         return tuple(read_trials(home))
 
     for found in result.groups:
-        names = sweep_of(store.study).scientific_names
+        sweep = sweep_of(store.study)
 
-        def trials(studies: Iterable[str], found: GroupDiagnosis = found, names: Sequence[str] = names) -> list[Trial]:
-            own = [trial for study in studies for trial in of(study)]
-            return [trial for trial in own if group_of(trial.point, names) == found.group]
+        def trials(studies: Iterable[str], group: Group = found.group, sweep: Study = sweep) -> list[Trial]:
+            """The sweep is shared by all groups; any other study is the group's own, remedies of it included."""
+            own = [(study, trial) for study in studies for trial in of(study)]
+            names = sweep.scientific_names
+            return [trial for study, trial in own if study != sweep.name or group_of(trial.point, names) == group]
 
         for step in found.steps:
             draw = DRAWN.get(step.name)
@@ -115,7 +118,8 @@ def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -
 
 
 def _clipping(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
-    own = [trial for trial in trials(_studies(found, "sweep")) if trial.point.base_lr == found.lr_star]
+    own = trials(_studies(found, "sweep") + _studies(found, "boundary"))
+    own = [trial for trial in own if trial.point.base_lr == found.lr_star]
     info = norms_info(own)
     return norms_figure(info) if info.panels else None
 

@@ -100,6 +100,13 @@ def hopeless(loss: Array, grad_norm: Array, total_steps: int, chance_loss: float
     return bool(typical.min() > floor and _collapse(loss, grad_norm, chance, steps))
 
 
+def rose(curve: Curve) -> bool:
+    """Whether the loss blew up, or became non-finite: not so where it collapsed to chance at once, or slowly (R3)."""
+    finite = np.isfinite(curve.loss) & np.isfinite(curve.grad_norm)
+    start, _ = _levels(curve.loss, curve.chance_loss)
+    return not finite.all() or math.isfinite(_first_rise(curve.loss, start))
+
+
 def ceiling(start: float) -> float:
     """Above this a loss is far above its start."""
     return start + DIVERGED_FACTOR * abs(start)
