@@ -23,7 +23,6 @@ CHANCE = math.log(10)
 UNTRAINED = 0.9  # the objective before training
 STEPS = 400  # warmups of 10 and 40 steps are within a tenth of it
 BEST = 0.1  # the objective at best_base_lr
-CURVED = 0.2  # what a decade to either side of it costs, squared decades beyond
 SCATTER = 0.3  # of the logarithm of gradient norms
 ONSET = 5  # updates of an early blow-up after the end of warmup
 
@@ -32,6 +31,7 @@ ONSET = 5  # updates of an early blow-up after the end of warmup
 class Simulated:
     """A model that trains below unstable_base_lr, and above it ends as `blow_up` says.
 
+    curved    what a decade above or below best_base_lr costs; n decades cost n² of it
     spread    standard deviation between seeds of log10 unstable_base_lr
     raised    factor by which a point's warmup, clipping, optimizer or architecture raise unstable_base_lr
     noise     standard deviation of values between seeds
@@ -44,6 +44,7 @@ class Simulated:
     unstable_base_lr: float = math.inf
     best_base_lr: float = 0.1
     blow_up: Literal["early", "mid_training", "collapse", "recovers"] = "early"
+    curved: float = 0.2
     spread: float = 0.02
     noise: float = 0.003
     raised: Callable[[Point], float] = lambda point: 1.0
@@ -74,7 +75,7 @@ class Simulated:
         if not self.learns:
             return UNTRAINED
         away = math.log10(point.base_lr / self.best_base_lr)
-        return min(BEST + CURVED * away**2, 0.85) - self.better(point, updates)
+        return min(BEST + self.curved * away**2, 0.85) - self.better(point, updates)
 
     def _edge(self, point: Point) -> float:
         """Every seed has an edge of its own."""

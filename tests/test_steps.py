@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from examples import parse
-from simulated import Simulated, diagnosed, follow, study_of
+from simulated import Simulated, diagnosed, follow, steps_asked, study_of
 
 from tunewright.search.sampling import plan
 from tunewright.search.steps import Case, both, label, plain, sweep_of, together, trained
@@ -151,13 +151,13 @@ def asks(*names, result):
 def test_together_asks_for_everything_at_once_and_keeps_results_in_order():
     procedure = together(asks("a", "bb", "ccc", result=1), asks(result=2), asks("dddd", result=3))
     rounds = []
-    answers = None
+    asked = next(procedure)
+    for _ in range(2):
+        rounds.append(steps_asked(asked))
+        asked = procedure.send({study.name: MODEL.trials_of(study) for study in asked})
+    assert [*rounds, steps_asked(asked)] == [["a", "dddd"], ["bb"], ["ccc"]]
     with pytest.raises(StopIteration) as done:
-        while True:
-            asked = next(procedure) if answers is None else procedure.send(answers)
-            rounds.append([study.name.removeprefix("momentum-32-") for study in asked])
-            answers = {study.name: MODEL.trials_of(study) for study in asked}
-    assert rounds == [["a", "dddd"], ["bb"], ["ccc"]]
+        procedure.send({study.name: MODEL.trials_of(study) for study in asked})
     assert done.value.value == [(1, [1, 2, 3]), (2, []), (3, [4])]
 
 
