@@ -80,7 +80,8 @@ def test_where_nothing_diverges_the_range_is_extended_above_until_something_does
     found, asked = of(Simulated(50.0, best_base_lr=8.0))
     assert [name for name in steps_asked(asked) if "above" in name] == ["above-1"]
     assert max(point.base_lr for point in points(asked[1])) == pytest.approx(100.0)
-    assert found.edge.interval[0] <= 60 and found.edge.interval[1] >= 40
+    assert found.edge.interval[0] <= 60
+    assert found.edge.interval[1] >= 40
     assert "extended to 100 (S4)" in sentences(found, "boundary")
 
 
@@ -104,7 +105,8 @@ def test_an_edge_below_the_range_is_found_by_extending_it():
     found, asked = of(Simulated(3e-4, best_base_lr=1.0))
     assert "below-1" in steps_asked(asked)
     assert found.kind == "early"
-    assert found.edge.interval[0] <= 3.3e-4 and found.edge.interval[1] >= 2.7e-4
+    assert found.edge.interval[0] <= 3.3e-4
+    assert found.edge.interval[1] >= 2.7e-4
 
 
 # --- nothing trains -----------------------------------------------------------------------------------------
@@ -159,8 +161,9 @@ def test_a_single_unlucky_seed_in_the_sweep_does_not_place_the_edge():
     def unlucky(point):
         return point.seed == 0 and 0.03 < point.base_lr < 0.04
 
-    found, asked = of(Simulated(2.0, best_base_lr=0.01, unlucky=unlucky))
-    assert found.edge.interval[0] <= 2.1 and found.edge.interval[1] >= 1.9
+    found, _ = of(Simulated(2.0, best_base_lr=0.01, unlucky=unlucky))
+    assert found.edge.interval[0] <= 2.1
+    assert found.edge.interval[1] >= 1.9
     assert found.edge.decades <= EDGE_DECADES
     assert found.kind == "none"
     assert any(one.base_lr < 0.04 and one.infeasible for one in found.edge.tried)
@@ -169,7 +172,8 @@ def test_a_single_unlucky_seed_in_the_sweep_does_not_place_the_edge():
 def test_a_lucky_seed_in_the_sweep_does_not_place_the_edge_either():
     edges = Simulated(0.25, best_base_lr=0.03, raised=lambda point: 100.0 if point.seed == 0 else 1.0)
     found, _ = of(edges)
-    assert found.edge.interval[0] <= 0.26 and found.edge.interval[1] >= 0.24
+    assert found.edge.interval[0] <= 0.26
+    assert found.edge.interval[1] >= 0.24
 
 
 def test_seeds_of_an_end_of_the_bracket_are_as_many_as_of_what_lies_between():
