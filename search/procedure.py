@@ -316,7 +316,7 @@ def _kind(case: Case, edge: Edge, trials: Sequence[Trial], studies: tuple[str, .
     blown = [t for t in ill if _rose(t)]
     infeasible = [t for t in above if t.verdict.infeasible]
     counts = Counter(trial.verdict.instability for trial in blown)
-    onsets = sorted(trial.verdict.onset_step for trial in blown)
+    onsets = sorted(float(trial.verdict.onset_step) for trial in blown)
     kind: Kind
     if not above:
         kind = "unknown"
