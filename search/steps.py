@@ -82,14 +82,19 @@ class Case:
             "space": {"optimizer": {point.optimizer: {"base_lr": list(dict.fromkeys(base_lrs))} | own}},
         }
         document = {key: value for key, value in document.items() if value is not None}
-        name = f"{label(self.group)}-{step}"
+        name = f"{label(self.group)}-{as_file(step)}"
         return parse_study(document, name, place=name, source=tomli_w.dumps(document))
 
 
 def label(group: Group) -> str:
     """A group's name as part of a file's."""
     values = [group.optimizer, str(group.batch_size), *(f"{name}={value}" for name, value in group.scientific)]
-    return re.sub(r"[^\w.=+-]", "_", "-".join(values))
+    return as_file("-".join(values))
+
+
+def as_file(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^\w.=+-]", "_", text)
 
 
 def sweep_of(study: Study) -> Study:

@@ -84,6 +84,10 @@ def test_a_label_is_a_part_of_a_file_name():
     assert label(Group(32, "momentum")) == "momentum-32"
 
 
+def test_a_step_may_have_any_name_and_still_is_a_file():
+    assert case().ask("tune-pre/post norm", [0.1], 1).name == "momentum-32-tune-pre_post_norm"
+
+
 def test_plain_is_without_warmup_and_clipping_and_else_the_same():
     assert plain(replace(POINT, warmup_steps=10, clip_norm=1.0, clip_z=2.5)) == POINT
 
