@@ -56,8 +56,13 @@ def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Fou
     """Plain training on fresh seeds: what its value is worth where nothing needs a remedy."""
     asked = _rerun(case, PLAIN, case.point, case.seeds)
     (trials,) = yield from trained(asked)
-    remedy = _with_runs(_remedy(PLAIN, case.study, sweep, swept_in, case.point), asked, trials)
+    remedy = _with_runs(as_swept(case, sweep, swept_in), asked, trials)
     return [remedy], PLAIN, [Step("outcome", ("S9",), tuple(_in_words(remedy)), (asked.name,) if trials else ())]
+
+
+def as_swept(case: Case, sweep: Sequence[Trial], swept_in: str) -> Remedy:
+    """Plain training at lr_star, by the trials of the sweep."""
+    return _remedy(PLAIN, case.study, sweep, swept_in, case.point)
 
 
 def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:

@@ -393,11 +393,20 @@ def test_reruns_that_the_budget_left_out_leave_plain_training():
     assert found.summary.endswith("no remedy is shown to be better.")
 
 
-def test_where_plain_training_was_not_tuned_no_remedy_is_adopted():
+def test_where_plain_training_was_not_tuned_it_is_kept_at_lr_star():
     model = warmed((10, 13.0))
     _, asked = of(model)
     names = steps_asked(asked)
     before = sum(study.updates(p) for study in asked[: names.index("tune-plain")] for p in plan(study))
     found, _ = diagnosed(model, budget=before)
+    assert found.adopted == "plain"
+    assert found.winner.point.base_lr == found.lr_star
+    assert found.summary.endswith("no remedy is shown to be better.")
+
+
+def test_what_trains_on_a_lucky_seed_alone_is_no_recipe():
+    model = Simulated(0.012, best_base_lr=1.0, raised=lambda point: 30.0 if point.seed == 0 else 1.0)
+    found, _ = diagnosed(model)
+    assert found.edge.interval[1] < found.lr_star
     assert (found.adopted, found.winner) == ("", None)
     assert found.summary.endswith("no remedy could be compared.")
