@@ -26,6 +26,7 @@ from .pinned import pinned
 from .procedure import (
     CONFIRM_MULTIPLES,
     EDGE_ROUNDS,
+    MOST_CLOSE,
     MOST_EXTENSIONS,
     PER_DECADE,
     PROBE_STEPS,
@@ -110,6 +111,7 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
             whole = {
                 "sweep": len(points),
                 "boundary": MOST_EXTENSIONS * PER_DECADE * study.seeds,
+                "close": MOST_CLOSE * seeds,
                 "edge": EDGE_ROUNDS * 3 * seeds,
                 "confirm": len(CONFIRM_MULTIPLES) * seeds,
                 "clipping": SCREENING_SEEDS * (len(PERCENTILES) * len(LADDER) + 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Literal
 
 from scipy import stats
@@ -139,7 +139,7 @@ class Remedy:
         count = len(self.values)
         if count < 2:
             return math.nan, math.nan
-        middle, spread = self.mean, stats.tstd(self.values)
+        middle, spread = self.mean, stdev(self.values)
         reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread * math.sqrt(1 + 1 / count))
         return middle - reach, middle + reach
 

@@ -138,6 +138,8 @@ def training_loss_rising(loss: Array) -> CurveFlag | None:
 
     Batches differ, so the loss is read as medians of blocks of at least 20 steps.
     """
+    if not len(loss):  # the curve's file is missing
+        return None
     medians = np.array([np.median(block) for block in np.array_split(loss, max(1, min(50, len(loss) // BLOCK)))])
     it = shape(medians)
     rise = it.end - it.best

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from .analysis import ranked, readable, unstable_interval
-from .diagnosis import Edge, GroupDiagnosis, Kind, Step
+from .diagnosis import PLAIN, Edge, GroupDiagnosis, Kind, Step
 from .edge import bracket, tries
-from .remedies import remedied, rerun_plain
+from .remedies import as_swept, remedied, rerun_plain
 from .sensitivity import TOLERANCE
 from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
 from .storage import as_told
@@ -59,6 +59,8 @@ def diagnosis_of(
         remedies, adopted, more = yield from rerun_plain(case, own, sweep.name)
     else:
         remedies, adopted, more = yield from remedied(case, edge, own)
+        if not adopted and edge.interval[0] >= star.base_lr:  # the budget ended before plain training was tuned
+            remedies, adopted = [as_swept(case, own, sweep.name), *remedies], PLAIN
     found = GroupDiagnosis(
         group=group,
         kind=kind,
@@ -316,7 +318,7 @@ def _kind(case: Case, edge: Edge, trials: Sequence[Trial], studies: tuple[str, .
     blown = [t for t in ill if _rose(t)]
     infeasible = [t for t in above if t.verdict.infeasible]
     counts = Counter(trial.verdict.instability for trial in blown)
-    onsets = sorted(trial.verdict.onset_step for trial in blown)
+    onsets = sorted(float(trial.verdict.onset_step) for trial in blown)
     kind: Kind
     if not above:
         kind = "unknown"

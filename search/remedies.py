@@ -51,17 +51,18 @@ class _Way:
     point: Point
     base_lrs: tuple[float, ...]
 
-    @property
-    def file(self) -> str:
-        return self.name.replace(" ", "_")
-
 
 def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Found]:
     """Plain training on fresh seeds: what its value is worth where nothing needs a remedy."""
     asked = _rerun(case, PLAIN, case.point, case.seeds)
     (trials,) = yield from trained(asked)
-    remedy = _with_runs(_remedy(PLAIN, case.study, sweep, swept_in, case.point), asked, trials)
+    remedy = _with_runs(as_swept(case, sweep, swept_in), asked, trials)
     return [remedy], PLAIN, [Step("outcome", ("S9",), tuple(_in_words(remedy)), (asked.name,) if trials else ())]
+
+
+def as_swept(case: Case, sweep: Sequence[Trial], swept_in: str) -> Remedy:
+    """Plain training at lr_star, by the trials of the sweep."""
+    return _remedy(PLAIN, case.study, sweep, swept_in, case.point)
 
 
 def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
@@ -358,7 +359,7 @@ def _arms_step(case: Case, arms: Sequence[_Way], tuned: Sequence[tuple[Remedy | 
 
 def _tuned(case: Case, way: _Way) -> Asking[tuple[Remedy | None, str]]:
     """A way at its best base LR, None if it trains at none; and its study, "" if the budget left it out."""
-    asked = case.ask(f"tune-{way.file}", way.base_lrs, SCREENING_SEEDS, point=way.point)
+    asked = case.ask(f"tune-{way.name}", way.base_lrs, SCREENING_SEEDS, point=way.point)
     (trials,) = yield from trained(asked)
     if not ranked(trials):
         return None, asked.name if trials else ""
@@ -395,7 +396,7 @@ def _highest(trials: Sequence[Trial], best: float) -> float:
 
 
 def _rerun(case: Case, name: str, point: Point, seeds: int, max_train_steps: int | None = None) -> Study:
-    step = f"rerun-{name.replace(' ', '_')}" + (f"-{max_train_steps}" if max_train_steps else "")
+    step = f"rerun-{name}" + (f"-{max_train_steps}" if max_train_steps else "")
     first_seed = case.study.seed + FRESH_SEEDS
     return case.ask(step, [point.base_lr], seeds, point=point, first_seed=first_seed, max_train_steps=max_train_steps)
 

@@ -27,7 +27,7 @@ def usable_decades(trials: Iterable[Trial]) -> float:
     rates = sorted(worth)
     best = min(worth.values())
     limit = best + TOLERANCE * (start - best)
-    at = rates.index(min(worth, key=lambda rate: worth[rate]))
+    at = rates.index(min(rates, key=lambda rate: worth[rate]))
     low = high = at
     while low > 0 and worth[rates[low - 1]] <= limit:
         low -= 1

@@ -65,8 +65,9 @@ class Case:
         return pinned(
             origin,
             point or self.point,
-            f"{label(self.group)}-{step}",
-            axes={name: list(dict.fromkeys(values)) for name, values in axes.items()} | {"base_lr": list(base_lrs)},
+            f"{label(self.group)}-{as_file(step)}",
+            axes={name: list(dict.fromkeys(values)) for name, values in axes.items()}
+            | {"base_lr": list(dict.fromkeys(base_lrs))},
             question=f"{self.group.label}: {step}",
             max_train_steps=steps,
             stop_after=stop_after,
@@ -82,7 +83,12 @@ class Case:
 def label(group: Group) -> str:
     """A group's name as part of a file's."""
     values = [group.optimizer, str(group.batch_size), *(f"{name}={value}" for name, value in group.scientific)]
-    return re.sub(r"[^\w.=+-]", "_", "-".join(values))
+    return as_file("-".join(values))
+
+
+def as_file(text: str) -> str:
+    """A text as part of a file's name."""
+    return re.sub(r"[^\w.=+-]", "_", text)
 
 
 def sweep_of(study: Study) -> Study:

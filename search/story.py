@@ -21,7 +21,7 @@ from .plots import (
     overlay_figure,
     overlay_info,
 )
-from .steps import sweep_of
+from .steps import label, sweep_of
 from .storage import STEPS, Store, open_store, read_trials
 from .study import Study
 from .trial import Group, Trial, group_of
@@ -48,9 +48,8 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """The figure's, as a file."""
-        group = self.group.group
-        return f"diagnosis_{group.optimizer}_{group.batch_size}_{self.step.name}"
+        """The figure's, as a file; none of another group's."""
+        return f"diagnosis_{label(self.group.group)}_{self.step.name}"
 
 
 def story(store: Store, result: Diagnosis) -> Iterator[Scene]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tunewright.search.trial import Curve
-from tunewright.search.verdict import EARLY_STEPS, hopeless, judge, patience
+from tunewright.search.verdict import EARLY_STEPS, hopeless, judge, patience, rose
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "curves.npz")
 CHANCE = math.log(10)
@@ -160,6 +160,16 @@ def test_a_gradient_that_vanished_at_chance_is_a_collapse():
     verdict = judge(curve(loss, grad_norm))
     assert verdict.outcome == "collapsed"
     assert "vanished gradient" in verdict.evidence
+
+
+def test_what_blew_up_rose_and_what_collapsed_at_once_or_trained_did_not():
+    assert not rose(curve(decline(400)))
+    flat = CHANCE + 0.03 * np.random.default_rng(0).standard_normal(400)
+    vanished = curve(flat, np.concatenate([np.full(5, 2.0), np.full(395, 0.01)]))
+    assert judge(vanished).outcome == "collapsed"
+    assert not rose(vanished)
+    for name in ("mlp_slow_collapse", "mlp_collapse_at_once", "cue_nan_late", "branch_out_early_blow_up_recovers"):
+        assert rose(real(name))
 
 
 def test_losses_below_zero_are_judged_by_the_same_rules():

@@ -1,0 +1,379 @@
+"""`tunewright diagnose` on a real study, small: what it leaves behind, and that it goes on where it stopped."""
+
+import csv
+import math
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+
+import optuna
+import pytest
+from simulated import Simulated, follow, steps_asked, study_of
+
+from tunewright.search.cli import main
+from tunewright.search.diagnose import diagnose, plan_of, updates_of
+from tunewright.search.errors import UserError
+from tunewright.search.launch import run_study
+from tunewright.search.procedure import diagnosis_of
+from tunewright.search.report import build_report
+from tunewright.search.sampling import plan
+from tunewright.search.storage import create_store, open_store, read_diagnosis, read_trials
+from tunewright.search.study import load_study, parse_study
+from tunewright.search.tables import diagnosis_plan_table, diagnosis_table
+
+QUIET = {"workers": 1, "slots": 12, "progress": False}
+TINY = """
+workload = "tunewright.models.digits:mlp"
+workload_args = { width = 16 }
+objective = "val_loss"
+max_train_steps = 40
+batch_sizes = [32]
+sampler = "grid"
+evaluations = 4
+keep_checkpoints = 1
+[space.optimizer.momentum]
+base_lr = [0.01, 0.1, 1.0, 10.0]
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    path = tmp_path_factory.mktemp("studies") / "tiny.toml"
+    path.write_text(TINY)
+    return load_study(path)
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory):
+    """The results of a whole diagnosis: beyond base_lr 1 the digits MLP blows up at once."""
+    results = tmp_path_factory.mktemp("results")
+    said = []
+    result = diagnose(study, results, seeds=2, say=said.append, **QUIET)
+    return results / "tiny", result, said
+
+
+def trained_files(folder):
+    """Every curve with the time it was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("curves/*.npz")}
+
+
+# --- what it leaves behind ----------------------------------------------------------------------------------
+
+
+def test_it_finds_the_instability_and_the_file_holds_all_of_it(whole):
+    folder, result, _ = whole
+    (found,) = result.groups
+    assert found.kind in ("early", "edge")
+    assert found.edge.found
+    assert found.lr_star < found.edge.interval[1] <= 10.0
+    assert found.remedies[0].name == "plain"
+    assert repr(read_diagnosis(folder)) == repr(result)
+    assert (result.skipped, result.budget, result.seeds) == ((), math.inf, 2)
+
+
+def test_updates_are_those_of_all_its_studies(whole):
+    folder, result, _ = whole
+    homes = [folder, *(folder / "steps").iterdir()]
+    assert result.updates == sum(updates_of(open_store(home).study) for home in homes)
+
+
+def test_every_step_is_an_ordinary_study_in_the_one_database(whole):
+    folder, result, said = whole
+    named = {name for step in result.groups[0].steps for name in step.studies}
+    homes = {path.name: open_store(path) for path in (folder / "steps").iterdir()}
+    assert named <= homes.keys() | {"tiny"}
+    for home in homes.values():
+        assert len(read_trials(home)) == len(plan(home.study))
+        assert not (home.folder / "study.db").exists()
+    url = f"sqlite:///{folder / 'study.db'}"
+    stored = set(optuna.get_all_study_names(url))
+    assert stored == {f"{name}/batch_size=32" for name in [*homes, "tiny"]}
+    assert all(any(name in words for words in said) for name in homes)
+
+
+def test_the_recipe_is_a_study_that_trains_what_was_adopted(whole, tmp_path):
+    folder, result, _ = whole
+    assert result.recipes == {"32": "recipe.toml"}
+    recipe = load_study(folder / "recipe.toml")
+    winner = result.groups[0].winner
+    (trial,) = run_study(recipe, results=tmp_path, **QUIET)
+    assert trial.point.configuration == winner.point.configuration
+    assert recipe.updates(trial.point) == winner.updates
+    first = (folder / "recipe.toml").read_text().splitlines()[0]
+    assert first.startswith("# val_loss ")
+    assert "fresh seeds" in first
+    assert tomllib.loads((folder / "recipe.toml").read_text())["question"] == (
+        f"Adopted for batch size 32, momentum: {winner.name}"
+    )
+
+
+def test_tracking_has_a_row_per_group(whole):
+    folder, result, _ = whole
+    with (folder / "tracking.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    found = result.groups[0]
+    assert (row["study"], row["batch_size"], row["optimizer"]) == ("tiny", "32", "momentum")
+    assert row["notes"] == found.summary
+    assert float(row["best"]) == found.winner.mean
+    steps = sum(len(read_trials(open_store(path))) for path in (folder / "steps").iterdir())
+    assert int(row["trials"]) == steps
+
+
+def test_curvature_is_a_step_after_the_kind(whole):
+    _, result, _ = whole
+    (found,) = result.groups
+    names = [step.name for step in found.steps]
+    assert names.index("curvature") == names.index("kind") + 1
+    assert 0 < found.curvature.eigenvalue_at_start < math.inf
+    assert found.curvature.limit_at_start == pytest.approx((2 + 2 * 0.9) / found.curvature.eigenvalue_at_start)
+
+
+def test_the_report_has_the_chapter_with_a_figure_per_step(whole):
+    folder, result, _ = whole
+    text = build_report(open_store(folder)).read_text(encoding="utf-8")
+    assert "Diagnosis: batch size 32, momentum" in text
+    for step in result.groups[0].steps:
+        drawn = step.name in ("sweep", "edge", "kind", "warmup", "clipping", "tournament")
+        assert text.count(f'id="diagnosis_momentum-32_{step.name}"') == drawn
+        assert all(name in text for name in step.studies)
+
+
+def test_tables_have_a_row_per_remedy_and_per_step_of_the_plan(study, whole):
+    _, result, _ = whole
+    (found,) = result.groups
+    assert diagnosis_table(found, "val_loss").row_count == len(found.remedies)
+    planned = plan_of(study, 2)
+    assert diagnosis_plan_table(planned, {32: 0.001}).row_count == sum(map(len, planned.values()))
+
+
+# --- going on -----------------------------------------------------------------------------------------------
+
+
+def test_run_again_it_trains_nothing_and_says_the_same(study, whole):
+    folder, result, _ = whole
+    before, written = trained_files(folder), (folder / "diagnosis.json").read_bytes()
+    again = diagnose(study, folder.parent, seeds=2, **QUIET)
+    assert repr(again) == repr(result)
+    assert trained_files(folder) == before
+    assert (folder / "diagnosis.json").read_bytes() == written
+
+
+BUDGET = 20  # trainings: the sweep, the edge, and not all of what comes after
+
+
+@pytest.fixture(scope="module")
+def short(study, tmp_path_factory):
+    results = tmp_path_factory.mktemp("short")
+    return results / "tiny", diagnose(study, results, seeds=2, budget=BUDGET, **QUIET)
+
+
+def test_interrupted_between_any_two_steps_it_comes_to_the_same_end(study, short, tmp_path):
+    folder, _ = short
+
+    def interrupt(words):
+        if not words.startswith("tiny"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(study, tmp_path, seeds=2, budget=BUDGET, say=interrupt, **QUIET)
+    assert not (tmp_path / "tiny" / "diagnosis.json").exists()
+    swept = trained_files(tmp_path / "tiny")
+    assert len(swept) == 4
+    diagnose(study, tmp_path, seeds=2, budget=BUDGET, **QUIET)
+    after = trained_files(tmp_path / "tiny")
+    assert {path: after[path] for path in swept} == swept
+    for name in ("diagnosis.json", "recipe.toml"):
+        assert (tmp_path / "tiny" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_what_the_budget_left_out_is_named_and_the_rest_is_told(short):
+    folder, result = short
+    assert result.skipped
+    assert result.updates <= BUDGET * 40
+    assert not any((folder / "steps" / name).exists() for name in result.skipped)
+    text = build_report(open_store(folder)).read_text(encoding="utf-8")
+    assert "Diagnosis: batch size 32, momentum" in text
+    assert result.groups[0].summary
+
+
+def test_with_a_larger_budget_it_goes_on_from_there(study, short):
+    folder, result = short
+    before = trained_files(folder)
+    more = diagnose(study, folder.parent, seeds=2, budget=BUDGET + 10, **QUIET)
+    assert len(more.skipped) <= len(result.skipped) or more.updates > result.updates
+    after = trained_files(folder)
+    assert {path: after[path] for path in before} == before
+    assert len(after) > len(before)
+
+
+# --- the plan -----------------------------------------------------------------------------------------------
+
+ROWS = {
+    "simulated": "sweep", "above": "boundary", "below": "boundary", "close": "close", "edge": "edge", "probe": "probe",
+    "confirm": "confirm", "clipping": "clipping", "tune": "tuning", "rerun": "tournament",
+}  # fmt: skip
+
+
+def row_of(name):
+    """The row of the plan that a step is counted in."""
+    if name.startswith("warmup"):
+        return f"warmup {name.split('-')[1]}" if "-screen-" in name else "warmup, confirmed"
+    return ROWS[name.split("-")[0]]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Simulated(5.0, curved=0.001, noise=0.05),
+        Simulated(),
+        Simulated(3e-4, best_base_lr=1.0, blow_up="mid_training"),
+        Simulated(0.08, best_base_lr=1.0, raised=lambda point: 200.0 if point.warmup_steps >= 40 else 1.0),
+        Simulated(0.08, best_base_lr=1.0, raised=lambda p: 13.0 if p.warmup_steps or p.clip_norm < 2 else 1.0),
+        Simulated(1e-9),
+    ],
+)
+def test_no_step_takes_more_trainings_than_was_planned(model):
+    study = study_of(workload="tunewright.models.digits:mlp", seeds=2)
+    (group,) = study.groups(32)
+    planned = {row: trainings for row, trainings, _ in plan_of(study, 4)[group]}
+    _, asked = follow(diagnosis_of(study, group, 4, {}), model.trials_of)
+    taken = Counter()
+    for name, own in zip(steps_asked(asked), asked, strict=True):
+        taken[row_of(name)] += len(plan(own))
+    assert {row: count for row, count in taken.items() if count > planned[row]} == {}
+
+
+# --- mistakes -----------------------------------------------------------------------------------------------
+
+
+def test_a_budget_below_the_sweep_is_refused_before_anything_is_trained(study, tmp_path):
+    with pytest.raises(UserError, match="--budget: must be at least 4 trainings, the sweep alone, got 3"):
+        diagnose(study, tmp_path, budget=3, **QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_in_the_steps_counts_without_its_warmup(tmp_path):
+    """Four base LRs, three clip thresholds: twelve trials, of which the sweep is four."""
+    document = tomllib.loads(TINY)
+    document["space"]["clip_norm"] = [math.inf, 1.0, 0.1]
+    study = parse_study(document, "clipped", place="clipped.toml")
+    result = diagnose(study, tmp_path, seeds=2, budget=4, **QUIET)
+    assert result.updates == 160
+    assert len(read_trials(open_store(tmp_path / "clipped" / "steps" / "sweep"))) == 4
+    assert read_trials(create_store(study, tmp_path)) == []
+    assert read_diagnosis(tmp_path / "clipped").groups[0].summary
+
+
+def command(tmp_path, *options):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    own = ["--results", str(tmp_path), "--workers", "1", "--slots", "12", "--seeds", "2"]
+    return main(["diagnose", str(tmp_path / "tiny.toml"), *own, *options])
+
+
+def test_the_command_prints_plan_verdict_and_recipe_and_ends_with_0(tmp_path, capsys):
+    assert command(tmp_path, "--budget", "6") == 0
+    out = capsys.readouterr().out
+    assert "At most" in out
+    assert "batch size 32, momentum: " in out
+    assert "left out for budget: momentum-32-" in out
+    assert f"report: {tmp_path / 'tiny' / 'report.html'}" in out
+    assert f"recipe: tunewright run {tmp_path / 'tiny' / 'recipe.toml'}" in out
+    assert (tmp_path / "tiny" / "report.html").exists()
+
+
+def test_too_small_a_budget_is_status_2_with_the_number_that_it_takes(tmp_path, capsys):
+    assert command(tmp_path, "--budget", "3") == 2
+    err = capsys.readouterr().err
+    assert "--budget: must be at least 4 trainings" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_interrupted_the_command_ends_with_1_and_says_how_to_go_on(tmp_path, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tunewright.search.diagnose.run_studies", interrupted)
+    assert command(tmp_path) == 1
+    assert "the same command goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no/such.toml"], "no/such.toml: cannot be read"),
+        (["pyproject.toml"], "workload: is required"),
+    ],
+)
+def test_a_mistake_is_one_message_and_status_2(arguments, message, capsys, tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    path = arguments[0] if arguments[0].startswith("no/") else str(tmp_path / arguments[0])
+    assert main(["diagnose", path]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--seeds", "1"], ["--budget", "0"], ["--budgets", "9"], []])
+def test_a_wrong_option_is_status_2(options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["diagnose", *(["s.toml"] if options else []), *options])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["diagnose", "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--seeds", "--budget", "--workers", "--threads", "--device", "--slots", "--results"):
+        assert option in out
+
+
+FRAGILE = """
+import itertools
+import os
+
+import torch
+
+
+class Fragile:
+    def build_model(self, seed):
+        if seed > 0 and not os.path.exists("mended"):
+            raise RuntimeError(f"seed {seed} is unlucky")
+        torch.manual_seed(seed)
+        return torch.nn.Linear(1, 1)
+
+    def train_batches(self, batch_size, seed):
+        return itertools.repeat(torch.ones(batch_size, 1))
+
+    def loss(self, model, batch):
+        return ((model(batch) - 1) ** 2).mean()
+
+    def evaluate(self, model):
+        return {"val_loss": self.loss(model, torch.ones(1, 1))}
+"""
+
+
+def test_a_crashed_training_is_status_1_and_the_same_command_tries_it_again(tmp_path):
+    (tmp_path / "fragile.py").write_text(FRAGILE)
+    (tmp_path / "s.toml").write_text(
+        'workload = "fragile:Fragile"\nobjective = "val_loss"\nmax_train_steps = 9\nbatch_sizes = [4]\n'
+        'sampler = "grid"\n[space.optimizer.sgd]\nbase_lr = [0.01, 0.3, 3.0]\n'
+    )
+
+    def run():
+        words = [sys.executable, "-m", "tunewright.search.cli", "diagnose", "s.toml", "--seeds", "2"]
+        words += ["--budget", "12", "--workers", "1", "--slots", "1"]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    first = run()
+    assert first.returncode == 1
+    assert "is unlucky" in first.stderr
+    assert "The same command tries again." in first.stderr
+    assert "Traceback" not in first.stderr
+    assert not (tmp_path / "results" / "s" / "diagnosis.json").exists()
+    (tmp_path / "mended").touch()
+    second = run()
+    assert second.returncode == 0, second.stderr
+    assert (tmp_path / "results" / "s" / "diagnosis.json").exists()
