@@ -49,8 +49,9 @@ def diagnosis_of(
     own, boundary = yield from _extended(case, own)
     if not ranked(own):
         return _nothing_trains(case, own, sweep, boundary)
-    own, star = yield from _star_of(replace(case, point=plain(ranked(own)[0].point)), own)
-    case = replace(case, point=star)
+    own, star = yield from _star_of(case.at(ranked(own)[0].point, own), own)
+    case = case.at(star, own)
+    own = case.judged(own)
     (edge, edge_step), probes = yield from both(_edge(case, own), _probes(case))
     kind, onsets, kind_step = _kind(case, edge, [*own, *probes])
     steps = [_sweep_step(case, own, sweep), boundary, edge_step, kind_step]
@@ -149,7 +150,7 @@ def _sweep_step(case: Case, trials: Sequence[Trial], sweep: Study) -> Step:
 
 def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
     """Trials of the sweep, and of what lies beyond its border where the best one stands there or nothing trains."""
-    trials = list(trials)
+    trials = _as_seen_from_best(case, trials)
     sentences: list[str] = []
     studies: list[str] = []
     for _ in range(MOST_EXTENSIONS):
@@ -170,7 +171,7 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
         }[side]
         sentences.append(f"{why}; extended to {readable(base_lrs[-1])} (S4).")
         studies.append(asked.name)
-        trials += more
+        trials = _as_seen_from_best(case, [*trials, *more])
     if ranked(trials):
         last, first = unstable_interval(trials)
         above = [trial for trial in trials if trial.point.base_lr >= first]
@@ -182,6 +183,11 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
             else f"Feasible up to {readable(last)}, the highest base LR tried."
         )
     return trials, Step("boundary", ("S4", "R6"), tuple(sentences), tuple(studies))
+
+
+def _as_seen_from_best(case: Case, trials: Sequence[Trial]) -> list[Trial]:
+    ranking = ranked(trials)
+    return case.at(ranking[0].point, trials).judged(trials) if ranking else list(trials)
 
 
 def _star(trials: Sequence[Trial]) -> str:
@@ -258,7 +264,7 @@ def _edge(case: Case, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
         if not more:
             exhausted = True
             break
-        own, spent = own + more, spent + len(more)
+        own, spent = own + case.judged(more), spent + len(more)
         studies.append(asked.name)
         low, high = bracket(tries(own), above=min(lr_star, *wanted))
         if math.isinf(high) and (top := max(one.base_lr for one in tries(own))) and len(studies) < EDGE_ROUNDS:
@@ -297,7 +303,7 @@ def _probes(case: Case) -> Asking[list[Trial]]:
     probe = case.ask("probe", [PROBE_MULTIPLE * star], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
     confirm = case.ask("confirm", [multiple * star for multiple in CONFIRM_MULTIPLES], case.seeds)
     probed, confirmed = yield from trained(probe, confirm)
-    return probed + confirmed
+    return case.judged(probed + confirmed)
 
 
 def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[float], Step]:

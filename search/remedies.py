@@ -92,8 +92,8 @@ def _grid(case: Case, edge: Edge) -> tuple[float, ...]:
     return tuple(float(rate) for rate in np.geomspace(case.point.base_lr / BELOW_STAR, top, TUNED))
 
 
-def _all_train(trials: Sequence[Trial]) -> bool:
-    return bool(trials) and all(trial.feasible for trial in trials)
+def _all_train(case: Case, trials: Sequence[Trial]) -> bool:
+    return bool(trials) and all(trial.feasible for trial in case.judged(trials))
 
 
 # --- warmup (R8–R13) -----------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
             (multiple, length)
             for multiple in ladder
             for length, trials in zip(screens, screened, strict=True)
-            if _all_train([t for t in trials if t.point.base_lr == multiple * edge.unstable_base_lr])
+            if _all_train(case, [t for t in trials if t.point.base_lr == multiple * edge.unstable_base_lr])
         ]
         confirmed = None
         for multiple, length in works:
@@ -152,7 +152,7 @@ def _warmup(case: Case, edge: Edge) -> Asking[tuple[int, Step]]:
             exhausted = exhausted or not trials
             if trials:
                 studies.append(asked.name)
-            if _all_train(trials):
+            if _all_train(case, trials):
                 confirmed = multiple, length
                 break
         found = confirmed or found
@@ -211,7 +211,7 @@ def _clipping(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[tuple[fl
     step = Step("clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ())
     if not trials:
         return math.inf, replace(step, sentences=(*sentences, "The budget left out the clipped runs."))
-    clipped = [_clipped(trials, edge, threshold) for threshold in thresholds]
+    clipped = [_clipped(case, trials, edge, threshold) for threshold in thresholds]
     works = [one for one in clipped if one.reached]
     if not works:
         words = ", ".join(readable(threshold) for threshold in thresholds)
@@ -259,12 +259,12 @@ class _Clipped:
     trials: tuple[Trial, ...]
 
 
-def _clipped(trials: Sequence[Trial], edge: Edge, threshold: float) -> _Clipped:
+def _clipped(case: Case, trials: Sequence[Trial], edge: Edge, threshold: float) -> _Clipped:
     found = _Clipped(threshold, 0.0, 0.0, ())
     for multiple in sorted(LADDER):
         base_lr = multiple * edge.unstable_base_lr
         own = tuple(t for t in trials if (t.point.clip_norm, t.point.base_lr) == (threshold, base_lr))
-        if not _all_train(own):
+        if not _all_train(case, own):
             break
         found = _Clipped(threshold, multiple, fmean(trial.clip_fraction for trial in own), own)
     return found
@@ -349,6 +349,7 @@ def _tuned(case: Case, way: _Way) -> Asking[Remedy | None]:
     """A way at its best base LR; None if it trains at none, or was left out for budget."""
     asked = case.ask(f"tune-{way.file}", way.base_lrs, SCREENING_SEEDS, point=way.point)
     (trials,) = yield from trained(asked)
+    trials = case.judged(trials)
     return _remedy(way.name, asked, trials, asked.name) if ranked(trials) else None
 
 
