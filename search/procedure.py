@@ -91,7 +91,10 @@ def summary_of(found: GroupDiagnosis) -> str:
     }
     winner = found.winner
     if winner is None or winner.evidence is None:
-        adopted = "no remedy is shown to be better" if len(found.remedies) > 1 else "no remedy is needed"
+        if len(found.remedies) > 1:
+            adopted = "no remedy is shown to be better"
+        else:
+            adopted = "no remedy is needed" if found.kind == "none" else "no remedy was found"
         return f"{words[found.kind]}{edge}; {adopted if found.kind != 'unknown' else 'the kind is not known'}."
     gain, interval = winner.evidence.gain, winner.evidence.gain_interval
     return (

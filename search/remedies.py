@@ -79,8 +79,8 @@ def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
         ways.append(_Way("warmup and clipping", joint, base_lrs))
     arms = [*_other_optimizers(case), *_architectures(case, base_lrs)]
     tuned = yield from together(*(_tuned(case, way) for way in [*ways, *arms]))
-    remedies = [remedy for remedy in tuned if remedy]
-    arms_step = _arms_step(case, arms, remedies)
+    remedies = [remedy for remedy in tuned if isinstance(remedy, Remedy)]
+    arms_step = _arms_step(case, arms, tuned[len(ways) :])
     if not remedies or remedies[0].name != PLAIN:
         return remedies, "", [warmup_step, clip_step, arms_step]
     remedies, adopted, final_step = yield from _tournament(case, remedies)
@@ -170,9 +170,9 @@ def _warmup_sentences(
         yield "The budget left out a part of it."
     tried = ", ".join(map(str, lengths))
     if found is None:
+        which = "that was tried" if exhausted else f"of {tried} steps"
         yield (
-            f"No warmup of {tried} steps reaches even 1 × unstable_base_lr = {readable(edge.unstable_base_lr)} on "
-            "every seed."
+            f"No warmup {which} reaches even 1 × unstable_base_lr = {readable(edge.unstable_base_lr)} on every seed."
         )
         return
     multiple, length = found
@@ -328,29 +328,29 @@ def _architectures(case: Case, base_lrs: tuple[float, ...]) -> list[_Way]:
     return ways
 
 
-def _arms_step(case: Case, arms: Sequence[_Way], remedies: Sequence[Remedy]) -> Step:
-    tuned = {remedy.name: remedy for remedy in remedies}
+def _arms_step(case: Case, arms: Sequence[_Way], tuned: Sequence[Remedy | str]) -> Step:
     sentences = [
-        f"{way.name}: {case.study.objective} {readable(tuned[way.name].tuned_value)} at base_lr "
-        f"{readable(tuned[way.name].point.base_lr)}."
-        if way.name in tuned
-        else f"{way.name}: no base LR from {readable(way.base_lrs[0])} to {readable(way.base_lrs[-1])} trains."
-        for way in arms
+        f"{way.name}: {case.study.objective} {readable(one.tuned_value)} at base_lr {readable(one.point.base_lr)}."
+        if isinstance(one, Remedy)
+        else f"{way.name}: {one}."
+        for way, one in zip(arms, tuned, strict=True)
     ]
-    return Step(
-        "arms", ("R18",), tuple(sentences), tuple(tuned[way.name].tuned_in for way in arms if way.name in tuned)
-    )
+    return Step("arms", ("R18",), tuple(sentences), tuple(one.tuned_in for one in tuned if isinstance(one, Remedy)))
 
 
 # --- tuning and tournament (S9) ---------------------------------------------------------------------------------
 
 
-def _tuned(case: Case, way: _Way) -> Asking[Remedy | None]:
-    """A way at its best base LR; None if it trains at none, or was left out for budget."""
+def _tuned(case: Case, way: _Way) -> Asking[Remedy | str]:
+    """A way at its best base LR; in words why it has none."""
     asked = case.ask(f"tune-{way.file}", way.base_lrs, SCREENING_SEEDS, point=way.point)
     (trials,) = yield from trained(asked)
+    if not trials:
+        return "left out for the budget"
     trials = case.judged(trials)
-    return _remedy(way.name, asked, trials, asked.name) if ranked(trials) else None
+    if not ranked(trials):
+        return f"no base LR from {readable(way.base_lrs[0])} to {readable(way.base_lrs[-1])} trains"
+    return _remedy(way.name, asked, trials, asked.name)
 
 
 def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str) -> Remedy:
