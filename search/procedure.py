@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from .analysis import ranked, readable, unstable_interval
 from .diagnosis import Edge, GroupDiagnosis, Kind, Step
@@ -24,6 +25,7 @@ from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
 from .storage import as_told
 from .study import Study
 from .trial import Group, Point, Trial, group_of
+from .verdict import EARLY_STEPS, WINDOW
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
@@ -32,7 +34,8 @@ EDGE_ROUNDS = 8  # a decade is halved to 0.15 in three; the rest is for an edge 
 PROBE_MULTIPLE, PROBE_STEPS = 2.0, 500  # R5
 CONFIRM_MULTIPLES = (5.0, 10.0)  # R7
 MOST_CLOSE = 8  # base LRs of the sweep that lr_star is chosen from
-MOVED = 0.05  # of the first loss: a training that has fallen by more has begun to learn
+MOVED = 0.05  # of the first losses: a training that has fallen by more has begun to learn
+SAME_STEP = 1.25  # times the earliest onset: within it, onsets at base LRs a decade or more apart are one and the same
 
 
 def diagnosis_of(
@@ -212,6 +215,11 @@ def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary:
     words = ", ".join(f"{count} {outcome}" for outcome, count in seen.most_common())
     if all(len(trial.curve.loss) and not math.isfinite(trial.curve.loss[0]) for trial in trials):
         advice = "the loss is not finite before the first update: look at the data and the initialization, not the LR"
+    elif at := _same_step(trials):
+        advice = (
+            f"training goes wrong at step {at[0]:.0f} to {at[1]:.0f} whatever the base LR: look at what happens there, "
+            "in the data, the loss or the model, not at the LR"
+        )
     elif moved := [trial.point.base_lr for trial in trials if _moved(trial)]:
         low, high = readable(min(moved) / 100), readable(min(moved))
         advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
@@ -233,9 +241,22 @@ def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary:
     )
 
 
+def _same_step(trials: Sequence[Trial]) -> tuple[float, float] | None:
+    """The first and the last onset of trainings that all go wrong at the same later step, over a decade of base LRs."""
+    onsets = [trial.verdict.onset_step for trial in trials]
+    tried = [trial.point.base_lr for trial in trials]
+    first, last = min(onsets), max(onsets)
+    same = EARLY_STEPS < first <= last <= SAME_STEP * first < math.inf
+    return (first, last) if same and max(tried) >= 10 * min(tried) else None
+
+
 def _moved(trial: Trial) -> bool:
+    """Whether the loss ever fell, by more than the scatter of minibatches."""
     loss = trial.curve.loss[np.isfinite(trial.curve.loss)]
-    return bool(len(loss) and loss.min() < loss[0] - MOVED * abs(loss[0]))
+    if not len(loss):
+        return False
+    typical = median_filter(loss, min(WINDOW, len(loss)), mode="mirror")
+    return bool(typical.min() < typical[0] - MOVED * abs(typical[0]))
 
 
 # --- the edge (R6) -------------------------------------------------------------------------------------------
