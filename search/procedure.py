@@ -337,12 +337,13 @@ def _kind(case: Case, edge: Edge, trials: Sequence[Trial]) -> tuple[Kind, list[f
     above = [t for t in trials if star < t.point.base_lr <= reach and not t.verdict.crashed]
     blown = [t for t in above if t.verdict.instability != "none"]
     infeasible = [t for t in above if t.verdict.infeasible]
+    ill = [t for t in above if t.verdict.infeasible or t.verdict.instability != "none"]
     counts = Counter(trial.verdict.instability for trial in blown)
     onsets = sorted(trial.verdict.onset_step for trial in blown)
     kind: Kind
     if not above:
         kind = "unknown"
-    elif edge.interval[1] > reach and len(infeasible) + len(blown) < len(above) / 2:
+    elif edge.interval[1] > reach and len(ill) < len(above) / 2:
         kind = "none"
     elif not blown:
         kind = "edge"
