@@ -21,7 +21,17 @@ from .diagnosis import Edge, GroupDiagnosis, Kind, Step
 from .edge import bracket, tries
 from .remedies import remedied, rerun_plain
 from .sensitivity import TOLERANCE
-from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
+from .steps import (
+    NEXT_TO_NOTHING,
+    SCREENING_SEEDS,
+    Asking,
+    Case,
+    both,
+    collapsed_beside_star,
+    plain,
+    sweep_of,
+    trained,
+)
 from .storage import as_told
 from .study import Study
 from .trial import Group, Point, Trial, group_of
@@ -150,8 +160,14 @@ def _sweep_step(case: Case, trials: Sequence[Trial], sweep: Study) -> Step:
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
         f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a standard error of the best."
     )
+    sentences = [sentence]
+    if beside := sum(map(collapsed_beside_star, trials)):
+        sentences.append(
+            f"{beside} of these look no worse than too slow by themselves, but end with {NEXT_TO_NOTHING}, a lower "
+            "base LR: they count as collapsed (R6)."
+        )
     close = [case.ask("close", [star], 1).name] if len(at_star) > sweep.seeds else []
-    return Step("sweep", ("R3", "S2", "S3"), (sentence,), (sweep.name, *close))
+    return Step("sweep", ("R3", "S2", "S3"), tuple(sentences), (sweep.name, *close))
 
 
 def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:

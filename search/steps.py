@@ -27,6 +27,7 @@ Asking: TypeAlias = Generator[list[Study], Answers, T]
 
 OFF = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf}  # what a sweep does without
 SAME_SCALE = ("optimizer", "settings", "workload_args")  # of points whose base LRs are compared with one another
+NEXT_TO_NOTHING = "next to nothing of what is learned at lr_star"
 SCREENING_SEEDS = 3  # of runs that only choose what is looked at more closely
 
 
@@ -186,5 +187,10 @@ def _ends_at(curve: Curve) -> float:
 
 
 def _collapsed(trial: Trial) -> Trial:
-    evidence = f"{trial.verdict.evidence}; next to nothing of what is learned at lr_star"
+    evidence = f"{trial.verdict.evidence}; {NEXT_TO_NOTHING}"
     return replace(trial, verdict=replace(trial.verdict, outcome="collapsed", evidence=evidence))
+
+
+def collapsed_beside_star(trial: Trial) -> bool:
+    """Whether a trial is infeasible by `Case.judged` alone, not by its own curve."""
+    return trial.verdict.evidence.endswith(NEXT_TO_NOTHING)
