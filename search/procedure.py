@@ -14,17 +14,28 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import median_filter
 
 from .analysis import ranked, readable, unstable_interval
 from .diagnosis import PLAIN, Edge, GroupDiagnosis, Kind, Step
 from .edge import bracket, tries
 from .remedies import as_swept, remedied, rerun_plain
 from .sensitivity import TOLERANCE
-from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
+from .steps import (
+    NEXT_TO_NOTHING,
+    SCREENING_SEEDS,
+    Asking,
+    Case,
+    both,
+    collapsed_beside_star,
+    plain,
+    sweep_of,
+    trained,
+)
 from .storage import as_told
 from .study import Study
 from .trial import Group, Point, Trial, group_of
-from .verdict import rose
+from .verdict import EARLY_STEPS, WINDOW, rose
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
@@ -33,7 +44,8 @@ EDGE_ROUNDS = 8  # a decade is halved to 0.15 in three; the rest is for an edge 
 PROBE_MULTIPLE, PROBE_STEPS = 2.0, 500  # R5
 CONFIRM_MULTIPLES = (5.0, 10.0)  # R7
 MOST_CLOSE = 8  # base LRs of the sweep that lr_star is chosen from
-MOVED = 0.05  # of the first loss: a training that has fallen by more has begun to learn
+MOVED = 0.05  # of the first losses: a training that has fallen by more has begun to learn
+SAME_STEP = 1.25  # times the earliest onset: within it, onsets at base LRs a decade or more apart are one and the same
 
 
 def diagnosis_of(
@@ -50,8 +62,9 @@ def diagnosis_of(
     own, boundary = yield from _extended(case, own)
     if not ranked(own):
         return _nothing_trains(case, own, sweep, boundary)
-    own, star, close = yield from _star_of(replace(case, point=plain(ranked(own)[0].point)), own)
-    case = replace(case, point=star)
+    own, star, close = yield from _star_of(case.at(ranked(own)[0].point, own), own)
+    case = case.at(star, own)
+    own = case.judged(own)
     (edge, edge_step), (probes, probed) = yield from both(_edge(case, own), _probes(case))
     kind, onsets, kind_step = _kind(case, edge, [*own, *probes], probed)
     steps = [_sweep_step(case, own, (sweep.name, *close)), boundary, edge_step, kind_step]
@@ -147,12 +160,18 @@ def _sweep_step(case: Case, trials: Sequence[Trial], studies: tuple[str, ...]) -
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
         f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a standard error of the best."
     )
-    return Step("sweep", ("R3", "S2", "S3"), (sentence,), studies)
+    sentences = [sentence]
+    if beside := sum(map(collapsed_beside_star, trials)):
+        sentences.append(
+            f"{beside} of these look no worse than too slow by themselves, but end with {NEXT_TO_NOTHING}, a lower "
+            "base LR: they count as collapsed (R6)."
+        )
+    return Step("sweep", ("R3", "S2", "S3"), tuple(sentences), studies)
 
 
 def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
     """Trials of the sweep, and of what lies beyond its border where the best one stands there or nothing trains."""
-    trials = list(trials)
+    trials = _as_seen_from_best(case, trials)
     sentences: list[str] = []
     studies: list[str] = []
     for _ in range(MOST_EXTENSIONS):
@@ -173,7 +192,7 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
         }[side]
         sentences.append(f"{why}; extended to {readable(base_lrs[-1])} (S4).")
         studies.append(asked.name)
-        trials += more
+        trials = _as_seen_from_best(case, [*trials, *more])
     if ranked(trials):
         last, first = unstable_interval(trials)
         above = [trial for trial in trials if trial.point.base_lr >= first]
@@ -185,6 +204,11 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
             else f"Feasible up to {readable(last)}, the highest base LR tried."
         )
     return trials, Step("boundary", ("S4", "R6"), tuple(sentences), tuple(studies))
+
+
+def _as_seen_from_best(case: Case, trials: Sequence[Trial]) -> list[Trial]:
+    ranking = ranked(trials)
+    return case.at(ranking[0].point, trials).judged(trials) if ranking else list(trials)
 
 
 def _star(trials: Sequence[Trial]) -> str:
@@ -206,6 +230,11 @@ def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary:
     words = ", ".join(f"{count} {outcome}" for outcome, count in seen.most_common())
     if all(len(trial.curve.loss) and not math.isfinite(trial.curve.loss[0]) for trial in trials):
         advice = "the loss is not finite before the first update: look at the data and the initialization, not the LR"
+    elif at := _same_step(trials):
+        advice = (
+            f"training goes wrong at step {at[0]:.0f} to {at[1]:.0f} whatever the base LR: look at what happens there, "
+            "in the data, the loss or the model, not at the LR"
+        )
     elif moved := [trial.point.base_lr for trial in trials if _moved(trial)]:
         low, high = readable(min(moved) / 100), readable(min(moved))
         advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
@@ -227,9 +256,22 @@ def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary:
     )
 
 
+def _same_step(trials: Sequence[Trial]) -> tuple[float, float] | None:
+    """The first and the last onset of trainings that all go wrong at the same later step, over a decade of base LRs."""
+    onsets = [trial.verdict.onset_step for trial in trials]
+    tried = [trial.point.base_lr for trial in trials]
+    first, last = min(onsets), max(onsets)
+    same = EARLY_STEPS < first <= last <= SAME_STEP * first < math.inf
+    return (first, last) if same and max(tried) >= 10 * min(tried) else None
+
+
 def _moved(trial: Trial) -> bool:
+    """Whether the loss ever fell, by more than the scatter of minibatches."""
     loss = trial.curve.loss[np.isfinite(trial.curve.loss)]
-    return bool(len(loss) and loss.min() < loss[0] - MOVED * abs(loss[0]))
+    if not len(loss):
+        return False
+    typical = median_filter(loss, min(WINDOW, len(loss)), mode="mirror")
+    return bool(typical.min() < typical[0] - MOVED * abs(typical[0]))
 
 
 # --- the edge (R6) -------------------------------------------------------------------------------------------
@@ -261,7 +303,7 @@ def _edge(case: Case, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
         if not more:
             exhausted = True
             break
-        own, spent = own + more, spent + len(more)
+        own, spent = own + case.judged(more), spent + len(more)
         studies.append(asked.name)
         low, high = bracket(tries(own), above=min(lr_star, *wanted))
         if math.isinf(high) and (top := max(one.base_lr for one in tries(own))) and len(studies) < EDGE_ROUNDS:
@@ -306,7 +348,7 @@ def _probes(case: Case) -> Asking[tuple[list[Trial], tuple[str, ...]]]:
     confirm = case.ask("confirm", [multiple * star for multiple in CONFIRM_MULTIPLES], case.seeds)
     found = yield from trained(probe, confirm)
     names = tuple(asked.name for asked, trials in zip((probe, confirm), found, strict=True) if trials)
-    return [trial for trials in found for trial in trials], names
+    return case.judged(trial for trials in found for trial in trials), names
 
 
 def _kind(case: Case, edge: Edge, trials: Sequence[Trial], studies: tuple[str, ...]) -> tuple[Kind, list[float], Step]:

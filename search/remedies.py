@@ -107,8 +107,8 @@ def _grid(case: Case, foot: _Foot) -> tuple[float, ...]:
     return tuple(float(rate) for rate in np.geomspace(low, high, TUNED))
 
 
-def _all_train(trials: Sequence[Trial]) -> bool:
-    return bool(trials) and all(trial.feasible for trial in trials)
+def _all_train(case: Case, trials: Sequence[Trial]) -> bool:
+    return bool(trials) and all(trial.feasible for trial in case.judged(trials))
 
 
 # --- warmup (R8–R13) -----------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ def _warmup(case: Case, foot: _Foot) -> Asking[tuple[int, Step]]:
             (multiple, length)
             for multiple in ladder
             for length, trials in zip(screens, screened, strict=True)
-            if _all_train([t for t in trials if t.point.base_lr == multiple * foot.base_lr])
+            if _all_train(case, [t for t in trials if t.point.base_lr == multiple * foot.base_lr])
         ]
         confirmed = None
         for multiple, length in works:
@@ -167,7 +167,7 @@ def _warmup(case: Case, foot: _Foot) -> Asking[tuple[int, Step]]:
             exhausted = exhausted or not trials
             if trials:
                 studies.append(asked.name)
-            if _all_train(trials):
+            if _all_train(case, trials):
                 confirmed = multiple, length
                 break
         found = confirmed or found
@@ -185,7 +185,8 @@ def _warmup_sentences(
         yield "The budget left out a part of it."
     tried = ", ".join(map(str, lengths))
     if found is None:
-        yield (f"No warmup of {tried} steps reaches even 1 × {foot.name} = {readable(foot.base_lr)} on every seed.")
+        which = "that was tried" if exhausted else f"of {tried} steps"
+        yield f"No warmup {which} reaches even 1 × {foot.name} = {readable(foot.base_lr)} on every seed."
         return
     multiple, length = found
     yield (
@@ -223,7 +224,7 @@ def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[f
     step = Step("clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ())
     if not trials:
         return math.inf, replace(step, sentences=(*sentences, "The budget left out the clipped runs."))
-    clipped = [_clipped(trials, foot, threshold) for threshold in thresholds]
+    clipped = [_clipped(case, trials, foot, threshold) for threshold in thresholds]
     works = [one for one in clipped if one.reached]
     if not works:
         words = ", ".join(readable(threshold) for threshold in thresholds)
@@ -271,12 +272,12 @@ class _Clipped:
     trials: tuple[Trial, ...]
 
 
-def _clipped(trials: Sequence[Trial], foot: _Foot, threshold: float) -> _Clipped:
+def _clipped(case: Case, trials: Sequence[Trial], foot: _Foot, threshold: float) -> _Clipped:
     found = _Clipped(threshold, 0.0, 0.0, ())
     for multiple in sorted(LADDER):
         base_lr = multiple * foot.base_lr
         own = tuple(t for t in trials if (t.point.clip_norm, t.point.base_lr) == (threshold, base_lr))
-        if not _all_train(own):
+        if not _all_train(case, own):
             break
         found = _Clipped(threshold, multiple, fmean(trial.clip_fraction for trial in own), own)
     return found
@@ -360,7 +361,8 @@ def _arms_step(case: Case, arms: Sequence[_Way], tuned: Sequence[tuple[Remedy | 
 def _tuned(case: Case, way: _Way) -> Asking[tuple[Remedy | None, str]]:
     """A way at its best base LR, None if it trains at none; and its study, "" if the budget left it out."""
     asked = case.ask(f"tune-{way.name}", way.base_lrs, SCREENING_SEEDS, point=way.point)
-    (trials,) = yield from trained(asked)
+    (found,) = yield from trained(asked)
+    trials = case.judged(found)
     if not ranked(trials):
         return None, asked.name if trials else ""
     return _remedy(way.name, asked, trials, asked.name, ranked(trials)[0].point), asked.name
