@@ -231,8 +231,9 @@ def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary:
     if all(len(trial.curve.loss) and not math.isfinite(trial.curve.loss[0]) for trial in trials):
         advice = "the loss is not finite before the first update: look at the data and the initialization, not the LR"
     elif at := _same_step(trials):
+        step = f"{at[0]:.0f}" if at[0] == at[1] else f"{at[0]:.0f} to {at[1]:.0f}"
         advice = (
-            f"training goes wrong at step {at[0]:.0f} to {at[1]:.0f} whatever the base LR: look at what happens there, "
+            f"training goes wrong at step {step} whatever the base LR: look at what happens there, "
             "in the data, the loss or the model, not at the LR"
         )
     elif moved := [trial.point.base_lr for trial in trials if _moved(trial)]:

@@ -19,7 +19,7 @@ import tomli_w
 from .pinned import pinned
 from .study import Study, parse_study
 from .trial import Curve, Group, Point, Trial
-from .verdict import LOST_FRACTION, patience
+from .verdict import LEARNED_FRACTION, LOST_FRACTION, patience
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -74,6 +74,8 @@ class Case:
         if not (alike and trial.feasible and point.base_lr > self.point.base_lr and len(curve.loss)):
             return False
         chance = float(curve.loss[0]) if math.isnan(curve.chance_loss) else curve.chance_loss
+        if not chance - self.learned > LEARNED_FRACTION * abs(chance):  # next to nothing is learned there, either
+            return False
         lost = chance - (1 - LOST_FRACTION) * (chance - self.learned)
         return len(curve.loss) >= self.study.max_train_steps and _ends_at(curve) > lost
 
