@@ -37,12 +37,12 @@ from tunewright.search.trial import Trial
 GOLDEN = Path(__file__).parents[1] / "golden" / "edges.json"
 MODELS = ("healthy", "no_norm", "post_norm", "branch_out")
 FINE_DECADES = 0.05  # from one base LR of the fine grid to the next
-FINE_REACH = 8  # base LRs of it to either side of where the procedure finds the edge
-FINE_SEEDS, FINE_CHUNK = 24, 4  # trainings of each base LR, and how many of them are one job
+FINE_REACH = 6  # base LRs of it to either side of where the procedure finds the edge
+FINE_SEEDS, FINE_CHUNK = 16, 4  # trainings of each base LR, and how many of them are one job
 FIRST_FINE_SEED = 50_000  # and on; the procedure's are below, none is used twice
 TO_THE_EDGE = ("sweep", "close", "above", "below", "edge")
 GRID_REACH = 0.5  # decades to either side of the golden edge in which a grid is trained
-REPETITIONS, QUICK_REPETITIONS = 10, 2
+REPETITIONS, QUICK_REPETITIONS = 6, 1
 FACTOR = 1.5  # by which an interval is widened
 RESAMPLINGS = 1000
 
