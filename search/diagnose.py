@@ -177,6 +177,13 @@ class _Runs:
         self.spent += cost
         return True
 
+    def trials_of(self, group: Group) -> int:
+        """How many trials a group took: its share of the sweep, and its steps."""
+        sweep = sweep_of(self.study)
+        swept = [t for t in self.trials[sweep.name] if group_of(t.point, sweep.scientific_names) == group]
+        steps = [own for name, own in self.trials.items() if name.startswith(f"{label(group)}-")]
+        return len(swept) + sum(map(len, steps))
+
     def train(self, studies: list[Study]) -> None:
         if not studies:
             return
@@ -294,8 +301,7 @@ def _write_tracking(path: Path, runs: _Runs, result: Diagnosis) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for one in result.groups:
-            winner, prefix = one.winner, label(one.group)
-            own = [name for name in runs.trials if name.startswith(f"{prefix}-")]
+            winner = one.winner
             writer.writerow(
                 {
                     "study": result.study,
@@ -303,7 +309,7 @@ def _write_tracking(path: Path, runs: _Runs, result: Diagnosis) -> None:
                     "optimizer": one.group.optimizer,
                     "configuration": _configuration(winner) if winner else "",
                     "notes": one.summary,
-                    "trials": sum(len(runs.trials[name]) for name in own),
+                    "trials": runs.trials_of(one.group),
                     "best": winner.mean if winner and winner.values else "",
                     "command": " ".join(["tunewright", *sys.argv[1:]]),
                 }

@@ -43,7 +43,7 @@ EDGE_DECADES = 0.15  # how narrow unstable_base_lr is bracketed: a factor of 1.4
 EDGE_ROUNDS = 8  # a decade is halved to 0.15 in three; the rest is for an edge that was not where one seed said
 PROBE_MULTIPLE, PROBE_STEPS = 2.0, 500  # R5
 CONFIRM_MULTIPLES = (5.0, 10.0)  # R7
-MOST_CLOSE = 8  # base LRs of the sweep that lr_star is chosen from
+FEWEST_CLOSE, MOST_CLOSE = 3, 8  # base LRs of the sweep that lr_star is chosen from
 MOVED = 0.05  # of the first losses: a training that has fallen by more has begun to learn
 SAME_STEP = 1.25  # times the earliest onset: within it, onsets at base LRs a decade or more apart are one and the same
 
@@ -124,14 +124,15 @@ def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], P
     """The sweep with more seeds at its best base LRs, the point of lr_star, and the study of those seeds if any.
 
     Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge by luck alone. So
-    every base LR that came within TOLERANCE of the best is trained on the same seeds, and lr_star is the smallest whose
-    mean is within one standard error of the best mean, seed by seed: what is as good farther from the edge is better.
+    the best FEWEST_CLOSE base LRs, and every other within TOLERANCE of the best, are trained on the same seeds, and
+    lr_star is the smallest whose mean is within one standard error of the best mean, seed by seed: what is as good
+    farther from the edge is better.
     Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression Trees".
     """
     ranking = ranked(trials)
     best = ranking[0]
     limit = best.best_value + TOLERANCE * (best.initial_value - best.best_value)
-    close = [trial for trial in ranking if trial.best_value <= limit][:MOST_CLOSE]
+    close = [t for i, t in enumerate(ranking) if i < FEWEST_CLOSE or t.best_value <= limit][:MOST_CLOSE]
     base_lrs = sorted({trial.point.base_lr for trial in close})
     if len(base_lrs) == 1:
         return list(trials), case.point, ()

@@ -45,11 +45,15 @@ Found = tuple[list[Remedy], str, list[Step]]
 
 @dataclass(frozen=True)
 class _Way:
-    """A remedy before it is tuned: its name, a point that has its settings, and the base LRs to tune it at."""
+    """A remedy before it is tuned: its name, a point that has its settings, and the base LRs to tune it at.
+
+    Of these only what is not above `highest` can be its best: plain training that was lucky on the edge is no baseline.
+    """
 
     name: str
     point: Point
     base_lrs: tuple[float, ...]
+    highest: float = math.inf
 
 
 def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Found]:
@@ -70,7 +74,7 @@ def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
     foot = _foot(case, edge)
     base_lrs = _grid(case, foot)
     (warmup, warmup_step), (clip_norm, clip_step) = yield from both(_warmup(case, foot), _clipping(case, foot, sweep))
-    ways = [_Way(PLAIN, case.point, base_lrs)]
+    ways = [_Way(PLAIN, case.point, base_lrs, edge.interval[0] if edge.found else math.inf)]
     if warmup:
         ways.append(_Way("warmup", replace(case.point, warmup_steps=warmup), base_lrs))
     if clip_norm < math.inf:
@@ -98,8 +102,10 @@ class _Foot:
 
 
 def _foot(case: Case, edge: Edge) -> _Foot:
-    """unstable_base_lr; lr_star where training blows up and recovers at every base LR, so that no edge was found."""
-    return _Foot("unstable_base_lr", edge.unstable_base_lr) if edge.found else _Foot("lr_star", case.point.base_lr)
+    """The upper end of unstable_base_lr, where half of the trainings or more diverge: lower, a useless remedy would seem
+    to work. lr_star where training recovers at every base LR, so that there is no edge.
+    """
+    return _Foot("unstable_base_lr", edge.interval[1]) if edge.found else _Foot("lr_star", case.point.base_lr)
 
 
 def _grid(case: Case, foot: _Foot) -> tuple[float, ...]:
@@ -363,9 +369,10 @@ def _tuned(case: Case, way: _Way) -> Asking[tuple[Remedy | None, str]]:
     asked = case.ask(f"tune-{way.name}", way.base_lrs, SCREENING_SEEDS, point=way.point)
     (found,) = yield from trained(asked)
     trials = case.judged(found)
-    if not ranked(trials):
+    ranking = [trial for trial in ranked(trials) if trial.point.base_lr <= way.highest]
+    if not ranking:
         return None, asked.name if trials else ""
-    return _remedy(way.name, asked, trials, asked.name, ranked(trials)[0].point), asked.name
+    return _remedy(way.name, asked, trials, asked.name, ranking[0].point), asked.name
 
 
 def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str, best: Point) -> Remedy:
