@@ -102,8 +102,8 @@ class _Foot:
 
 
 def _foot(case: Case, edge: Edge) -> _Foot:
-    """The upper end of unstable_base_lr, where half of the trainings or more diverge: lower, a useless remedy would seem
-    to work. lr_star where training recovers at every base LR, so that there is no edge.
+    """The upper end of unstable_base_lr, where half of the trainings or more diverge: lower, a useless remedy would
+    seem to work. lr_star where training recovers at every base LR, so that there is no edge.
     """
     return _Foot("unstable_base_lr", edge.interval[1]) if edge.found else _Foot("lr_star", case.point.base_lr)
 
