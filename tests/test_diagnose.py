@@ -46,7 +46,7 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(study, tmp_path_factory):
-    """The results of a whole diagnosis of a healthy model; unstable ones are simulated."""
+    """The results of a whole diagnosis: in 40 updates this model needs a base LR so high that it stands at the edge."""
     results = tmp_path_factory.mktemp("results")
     said = []
     result = diagnose(study, results, seeds=2, say=said.append, **QUIET)
@@ -64,9 +64,11 @@ def trained_files(folder):
 def test_it_comes_to_a_verdict_and_the_file_holds_all_of_it(whole):
     folder, result, _ = whole
     (found,) = result.groups
-    assert found.kind == "none"
+    assert found.kind == "early"
     assert found.lr_star == 0.1
+    assert found.edge.found
     assert found.remedies[0].name == "plain"
+    assert found.adopted in {one.name for one in found.remedies if one.values}
     assert repr(read_diagnosis(folder)) == repr(result)
     assert (result.skipped, result.budget, result.seeds) == ((), math.inf, 2)
 
@@ -115,8 +117,8 @@ def test_tracking_has_a_row_per_group(whole):
     assert (row["study"], row["batch_size"], row["optimizer"]) == ("tiny", "32", "momentum")
     assert row["notes"] == found.summary
     assert float(row["best"]) == found.winner.mean
-    steps = sum(len(read_trials(open_store(path))) for path in (folder / "steps").iterdir())
-    assert int(row["trials"]) == steps
+    homes = [folder, *(folder / "steps").iterdir()]  # the sweep, and every step
+    assert int(row["trials"]) == sum(len(read_trials(open_store(home))) for home in homes)
 
 
 def test_curvature_is_a_step_after_the_kind(whole):
