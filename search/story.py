@@ -10,10 +10,11 @@ import plotly.graph_objects as go
 
 from .diagnosis import Diagnosis, GroupDiagnosis, Kind, Step, StepName
 from .plots import (
+    EdgeInfo,
     axis_figure,
     axis_info,
     edge_figure,
-    edge_info,
+    edge_panel,
     loss_figure,
     loss_info,
     norms_figure,
@@ -84,18 +85,15 @@ def _sweep(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) ->
 
 
 def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
-    """Only what the edge was found from: one configuration but for base LR and seed."""
-    own = trials(_studies(found, "sweep") + _studies(found, "boundary") + step.studies)
-    tried = {one.base_lr for one in found.edge.tried}
-    own = [trial for trial in own if trial.point.base_lr in tried]
+    """By the record itself: beside lr_star more trials may count as collapsed than by their own curves."""
     limits = {}
     if found.curvature:
         limits = {
             "limit of λ₁ before training": found.curvature.limit_at_start,
             "limit of λ₁ at the best checkpoint": found.curvature.limit_at_best,
         }
-    group = Group(found.group.batch_size, found.group.optimizer)
-    return edge_figure(edge_info(own, limits={group: limits}, lr_stars={group: found.lr_star})) if own else None
+    panel = edge_panel(found.group, found.edge.tried, found.lr_star, limits)
+    return edge_figure(EdgeInfo((panel,), crashed=0)) if panel.tried else None
 
 
 def _kind(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
@@ -124,8 +122,9 @@ def _clipping(found: GroupDiagnosis, step: Step, objective: str, trials: Trials)
 
 
 def _tournament(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+    """The sweeps of those that were rerun: of more than these few the lines cannot be told apart."""
     own: list[Trial] = []
-    for remedy in found.remedies:
+    for remedy in [one for one in found.remedies if one.values] or found.remedies:
         for trial in trials([remedy.tuned_in]):
             named = {**trial.point.workload_args, "remedy": remedy.name}
             own.append(replace(trial, point=replace(trial.point, workload_args=named)))

@@ -2,7 +2,7 @@
 
 from .axis import AxisInfo, axis_figure, axis_info
 from .curves import CurvesInfo, curves_figure, curves_info
-from .edge import EdgeInfo, edge_figure, edge_info
+from .edge import EdgeInfo, edge_figure, edge_info, edge_panel
 from .loss import LossInfo, loss_figure, loss_info, untuned
 from .norms import NormsInfo, norms_figure, norms_info
 from .overlay import OverlayInfo, comparable, overlay_figure, overlay_info
@@ -23,6 +23,7 @@ __all__ = [
     "curves_info",
     "edge_figure",
     "edge_info",
+    "edge_panel",
     "loss_figure",
     "loss_info",
     "norms_figure",

@@ -76,17 +76,11 @@ def edge_info(
     trials: Iterable[Trial],
     scientific: Sequence[str] = (),
     limits: Mapping[Group, Mapping[str, float]] | None = None,
-    lr_stars: Mapping[Group, float] | None = None,
 ) -> EdgeInfo:
-    """What the figure shows.
-
-    `limits` are predicted base LRs by group and label; nan and inf are not drawn. `lr_stars` are those found by other
-    means than `analysis.ranked`.
-    """
-    trials = list(trials)
-    limits, lr_stars = limits or {}, lr_stars or {}
+    """What the figure shows. `limits` are predicted base LRs by group and label."""
+    trials, limits = list(trials), limits or {}
     panels = [
-        _panel(group, own, limits.get(group, {}), lr_stars.get(group, _star(own)))
+        edge_panel(group, tries(own), _star(own), limits.get(group, {}))
         for group, own in group_trials(trials, scientific).items()
     ]
     return EdgeInfo(
@@ -99,8 +93,8 @@ def _star(trials: list[Trial]) -> float:
     return next((trial.point.base_lr for trial in ranked(trials)), math.nan)
 
 
-def _panel(group: Group, trials: list[Trial], limits: Mapping[str, float], lr_star: float) -> EdgePanel:
-    tried = tries(trials)
+def edge_panel(group: Group, tried: Sequence[Tried], lr_star: float, limits: Mapping[str, float]) -> EdgePanel:
+    """The edge of a group by what became of its trials; limits that are nan or inf are not drawn."""
     counted = [one for one in tried if not one.base_lr < lr_star]  # all of them, if nothing is feasible
     return EdgePanel(
         group=group,
