@@ -135,7 +135,7 @@ def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_a
         run_study(study, results=tmp_path / name, workers=workers, slots=slots, progress=False)
         environment = json.loads((tmp_path / name / "small" / "environment.json").read_text())
         engines = [engine for of in environment["engines"].values() for engine in of.values()]
-        assert engines == [{"stacked": True, "slots": slots, "reason": "forced", "threads": 1}] * 2
+        assert engines == [{"stacked": True, "slots": slots, "reason": "forced", "threads": 1, "measured": False}] * 2
     assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
 
 
