@@ -226,7 +226,8 @@ def test_a_slow_request_does_not_hold_up_another() -> None:
 def test_serve_prints_its_address_answers_and_ends_with_ctrl_c(store: Store) -> None:
     tell(store, BEST)
     program = (
-        "import pathlib, sys\n"
+        "import pathlib, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
         "from stored import small_study\n"
         "from tunewright.search.dashboard import serve\n"
         "from tunewright.search.storage import create_store\n"
