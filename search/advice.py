@@ -14,8 +14,8 @@ from .analysis import BEST_FEW, CLIP_TOO_MUCH, boundary_checks, group_trials, ra
 from .flags import ENOUGH, checkpoint_note
 from .optimizers import RULES
 from .sampling import ROUND, free_axes, shares
-from .schedule import longest_warmup
-from .study import ADAPTIVE, COMMON, Axis, Range, Study
+from .schedule import LONG_WARMUP, longest_warmup
+from .study import ADAPTIVE, COMMON, Axis, Range, Study, ends
 from .tables import axis_in_words
 from .trial import Trial
 
@@ -24,7 +24,6 @@ KIN = {"nesterov": "momentum", "rmsprop": "adam", "nadam": "adam", "adamw": "ada
 TUNED_PER_BATCH_SIZE = ("base_lr", "momentum", "weight_decay")  # R20: learning rate, momentum, regularization
 CONTROLS = {"warmup_steps": (0, "R9"), "clip_norm": (math.inf, "S9")}  # the value that is none, and who asks for it
 ORDER = 10.0  # R10: an order of magnitude; R3, R6: the least that a sweep of base_lr spans (its width is ours)
-LONG_WARMUP = 0.05  # R12: of max_train_steps; where more is needed, those may have to grow
 GRID_AXES = 2  # S2: grids are for one or two dimensions
 LESS_TUNED = 0.5  # S9: half as many values or configurations as another side (the share is ours)
 ADAM_BUDGETS = {"beta1": 10, "epsilon": 26, "beta2": 50}  # S11: fewest configurations; "far more" than 25: twice (ours)
@@ -65,12 +64,6 @@ def _fixed(axis: Axis) -> bool:
     return isinstance(axis, tuple) and len(axis) == 1
 
 
-def _ends(axis: Axis) -> tuple[float, float]:
-    """The smallest and the largest value."""
-    values = (axis.low, axis.high) if isinstance(axis, Range) else tuple(map(float, axis))
-    return min(values), max(values)
-
-
 def _wide(low: float, high: float) -> bool:
     """Whether an order of magnitude lies between two numbers, or more."""
     return high / low > ORDER or math.isclose(high / low, ORDER)
@@ -104,7 +97,7 @@ def _base_lr_range(study: Study) -> Iterator[Advice]:
     if "base_lr" in study.scientific:
         return
     for place, axis in _places(study, "base_lr").items():
-        low, high = _ends(axis)
+        low, high = ends(axis)
         if isinstance(axis, Range) and not axis.log and _wide(low, high):
             yield _advice(
                 "R6",
@@ -144,7 +137,7 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
         axes = {name: (value,) for name, value in RULES[optimizer].defaults.items()} | study.axes(optimizer)
         for name in TUNED_PER_BATCH_SIZE:
             axis = axes.get(name, (0,))
-            if _fixed(axis) and any(_ends(axis)):
+            if _fixed(axis) and any(ends(axis)):
                 yield _advice(
                     "R20",
                     _place(study, optimizer, name),
@@ -187,7 +180,7 @@ def _warmup_spread(study: Study) -> Iterator[Advice]:
 
 def _long_warmup(study: Study) -> Iterator[Advice]:
     for place, axis in _places(study, "warmup_steps").items():
-        if _ends(axis)[0] > LONG_WARMUP * study.max_train_steps and not study.prepend_warmup:
+        if ends(axis)[0] > LONG_WARMUP * study.max_train_steps and not study.prepend_warmup:
             yield _advice(
                 "R12",
                 place,

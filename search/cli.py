@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import UnfinishedError, UserError
 
@@ -67,6 +67,11 @@ def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
+def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What a command that trains says of its workers, as `run_studies` takes it."""
+    return {name: getattr(options, name) for name in ("workers", "threads", "device", "slots")}
+
+
 def _run(options: argparse.Namespace) -> int:
     from .launch import run_studies
     from .study import load_study
@@ -79,11 +84,8 @@ def _run(options: argparse.Namespace) -> int:
         stores = run_studies(
             studies,
             results=options.results,
-            workers=options.workers,
-            threads=options.threads,
-            device=options.device,
-            slots=options.slots,
             storage=options.storage,
+            **_pool_options(options),
         )
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
@@ -132,7 +134,7 @@ def _compare(options: argparse.Namespace) -> int:
     from .tables import comparison_tables, print_table
 
     _quiet_optuna()
-    pool = {name: getattr(options, name) for name in ("workers", "threads", "device", "slots")}
+    pool = _pool_options(options)
     recipe = options.candidate.is_file()
     baseline = None
     if options.baseline_study is not None:
@@ -172,7 +174,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     study = load_study(options.study)
     check_studies([study])
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
-    pool = {name: getattr(options, name) for name in ("workers", "threads", "device", "slots")}
+    pool = _pool_options(options)
     try:
         result = diagnose(
             study,

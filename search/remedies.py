@@ -18,18 +18,17 @@ from .analysis import CLIP_TOO_MUCH, mean_value, ranked, readable, repetitions
 from .comparison import ALPHA, Evidence, decide, evidence, fewest_seeds
 from .diagnosis import PLAIN, Edge, Remedy, Step, adopt
 from .optimizers import RULES
-from .schedule import longest_warmup, orders_of_magnitude
+from .schedule import LONG_WARMUP, longest_warmup, orders_of_magnitude
 from .sensitivity import lr_sensitivity, usable_decades
 from .steps import SCREENING_SEEDS, Asking, Case, both, together, trained
 from .storage import as_told
-from .study import Range, Study
+from .study import Study, ends
 from .trial import Array, Point, Trial
 
 LADDER = (10.0, 5.0, 3.0, 1.0)  # multiples of unstable_base_lr for a warmup to reach, the first that works (R8)
 HIGHER = (100.0, 30.0)  # tried where 10 × worked (R8)
 SCREENED = 3  # times warmup_steps: how long a screening run is, post_warmup_steps = 2 × warmup_steps (R9)
 FEWEST_SCREENED = 200  # updates of a screening run: below about 100, its verdict and the whole run's disagree
-WARMUP_NOTICE = 0.05  # of max_train_steps: above, the run may have to be longer (R12)
 PERCENTILES = (90, 75, 50, 25)  # of the norms: where a clip threshold starts, and goes on while unstable (R16)
 ADAPTIVE_Z = 2.5  # running standard deviations above the running mean; Kumar et al. 2025, arXiv 2504.02507
 TUNED = 10  # base LRs of each remedy
@@ -200,7 +199,7 @@ def _warmup_sentences(
         f"{readable(multiple * foot.base_lr)}, on {case.seeds} of {case.seeds} seeds."
     )
     share = length / case.study.max_train_steps
-    if share > WARMUP_NOTICE:
+    if share > LONG_WARMUP:
         yield f"That is {share:.0%} of max_train_steps: it may have to grow (R12)."
 
 
@@ -333,8 +332,7 @@ def _range(study: Study, optimizer: str) -> tuple[float, float]:
     """The base LRs of an optimizer: as in the study, or usual ones."""
     if optimizer not in study.optimizers:
         return OTHER_RANGE[optimizer]
-    axis = study.axes(optimizer)["base_lr"]
-    return (axis.low, axis.high) if isinstance(axis, Range) else (min(map(float, axis)), max(map(float, axis)))
+    return ends(study.axes(optimizer)["base_lr"])
 
 
 def _architectures(case: Case, base_lrs: tuple[float, ...]) -> list[_Way]:

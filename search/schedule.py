@@ -13,6 +13,7 @@ Decay = Literal["constant", "linear", "cosine"]
 DECAYS: tuple[Decay, ...] = get_args(Decay)
 
 MAX_WARMUP_FRACTION = 0.10  # of max_train_steps (R10)
+LONG_WARMUP = 0.05  # of max_train_steps; where more is needed, those may have to grow (R12)
 
 
 def longest_warmup(max_train_steps: int) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import tomli_w
 
 from .pinned import pinned
-from .study import Study, parse_study
+from .study import ADAPTIVE, Study, parse_study
 from .trial import Curve, Group, Point, Trial
 from .verdict import LEARNED_FRACTION, LOST_FRACTION, patience
 
@@ -26,7 +26,7 @@ U = TypeVar("U")
 Answers: TypeAlias = Mapping[str, list[Trial]]  # trials by the name of the study that was asked for
 Asking: TypeAlias = Generator[list[Study], Answers, T]
 
-OFF = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf}  # what a sweep does without
+OFF: Mapping[str, Any] = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf}  # what a sweep does without
 SAME_SCALE = ("optimizer", "settings", "workload_args")  # of points whose base LRs are compared with one another
 NEXT_TO_NOTHING = "next to nothing of what is learned at lr_star"
 SCREENING_SEEDS = 3  # of runs that only choose what is looked at more closely
@@ -138,7 +138,7 @@ def sweep_of(study: Study) -> Study:
         for axis in OFF:
             table.pop(axis, None)
     document["scientific"] = [name for name in study.scientific if name not in OFF]
-    if study.trials is not None and study.sampler in ("tpe", "gp"):
+    if study.sampler in ADAPTIVE:
         document["sampler"] = "halton"
     name = "sweep" if study.name != "sweep" else "plain-sweep"
     return parse_study(document, name, place=f"{study.name}: {name}", source=tomli_w.dumps(document))
@@ -180,7 +180,7 @@ def both(first: Asking[T], second: Asking[U]) -> Asking[tuple[T, U]]:
 
 def plain(point: Point) -> Point:
     """A point without warmup and clipping."""
-    return replace(point, warmup_steps=0, clip_norm=math.inf, clip_z=math.inf)
+    return replace(point, **OFF)
 
 
 def _ends_at(curve: Curve) -> float:

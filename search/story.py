@@ -24,7 +24,6 @@ from .plots import (
 )
 from .steps import label, sweep_of
 from .storage import STEPS, Store, open_store, read_trials
-from .study import Study
 from .trial import Group, Trial, group_of
 
 SPARSE_EVERY = 50  # updates between two looks of somebody who evaluates rarely (R5)
@@ -61,13 +60,13 @@ def story(store: Store, result: Diagnosis) -> Iterator[Scene]:
         home = store if name == store.study.name else open_store(store.folder / STEPS / name)
         return tuple(read_trials(home))
 
+    sweep = sweep_of(store.study)
+    names = sweep.scientific_names
     for found in result.groups:
-        sweep = sweep_of(store.study)
 
-        def trials(studies: Iterable[str], group: Group = found.group, sweep: Study = sweep) -> list[Trial]:
+        def trials(studies: Iterable[str], group: Group = found.group) -> list[Trial]:
             """The sweep is shared by all groups; any other study is the group's own, remedies of it included."""
             own = [(study, trial) for study in studies for trial in of(study)]
-            names = sweep.scientific_names
             return [trial for study, trial in own if study != sweep.name or group_of(trial.point, names) == group]
 
         for step in found.steps:

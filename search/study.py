@@ -107,6 +107,12 @@ AxisSpec = Annotated[
 Axis = Range | tuple[Scalar, ...]  # as used: a range, or the values to choose from (one value: fixed)
 
 
+def ends(axis: Axis) -> tuple[float, float]:
+    """The smallest and the largest value of an axis of numbers."""
+    values = (axis.low, axis.high) if isinstance(axis, Range) else tuple(map(float, axis))
+    return min(values), max(values)
+
+
 class _Axes(_Strict):
     """Axes whose values are checked against VALUE_RULES."""
 
@@ -292,7 +298,7 @@ class Study(_Strict):
             if "base_lr" not in axes:
                 yield f"{place}.base_lr", "is required (here, or in [space] for every optimizer)"
             warmup = axes["warmup_steps"]
-            largest = float(warmup.high if isinstance(warmup, Range) else max(map(float, warmup)))
+            largest = ends(warmup)[1]
             if largest > longest:
                 yield (
                     f"{place}.warmup_steps",

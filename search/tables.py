@@ -139,10 +139,7 @@ def comparison_tables(result: Comparison) -> list[Table]:
     spaces = dict.fromkeys(row.pop("search space") for row in costs_rows)  # too long for a column of the terminal
     costs.caption = "\n".join(f"Searched: {space}." for space in spaces if space != UNKNOWN)
     for table, rows in ((values, comparison_rows(result)), (costs, costs_rows)):
-        for column in rows[0]:
-            table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row.values()))
+        _fill(table, rows)
     return [values, costs]
 
 
@@ -211,11 +208,16 @@ def diagnosis_table(found: GroupDiagnosis, objective: str) -> Table:
     """The remedies of a group, for the terminal."""
     rows = remedy_rows(found)
     table = Table(box=box.SIMPLE_HEAD, title=f"{found.group.label}: {objective}", title_justify="left", padding=(0, 1))
+    _fill(table, rows)
+    return table
+
+
+def _fill(table: Table, rows: Sequence[Mapping[str, str]]) -> None:
+    """A column for each key, which all rows have, and the rows; no rows, no columns."""
     for column in rows[0] if rows else ():
         table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row.values()))
-    return table
 
 
 def remedy_rows(found: GroupDiagnosis) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""A study file that several tests vary."""
+"""A study file and a workload that several tests use."""
 
 import copy
 import tomllib
@@ -37,3 +37,29 @@ def parse(**changes) -> Study:
         else:
             table[key] = value
     return parse_study(document, name="s", place="s.toml")
+
+
+# A module whose workload crashes with every seed but 0, until a file named "mended" is there.
+FRAGILE = """
+import itertools
+import os
+
+import torch
+
+
+class Fragile:
+    def build_model(self, seed):
+        if seed > 0 and not os.path.exists("mended"):
+            raise RuntimeError(f"seed {seed} is unlucky")
+        torch.manual_seed(seed)
+        return torch.nn.Linear(1, 1)
+
+    def train_batches(self, batch_size, seed):
+        return itertools.repeat(torch.ones(batch_size, 1))
+
+    def loss(self, model, batch):
+        return ((model(batch) - 1) ** 2).mean()
+
+    def evaluate(self, model):
+        return {"val_loss": self.loss(model, torch.ones(1, 1))}
+"""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from baseline_script import save, train
+from examples import FRAGILE
 
 from tunewright.models.digits import mlp
 from tunewright.search.cli import main
@@ -244,31 +245,6 @@ def test_a_recipe_whose_baseline_does_not_fit_is_not_trained(tmp_path, capsys):
         assert main([*words, str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
-
-
-FRAGILE = """
-import itertools
-import os
-
-import torch
-
-
-class Fragile:
-    def build_model(self, seed):
-        if seed > 0 and not os.path.exists("mended"):
-            raise RuntimeError(f"seed {seed} is unlucky")
-        torch.manual_seed(seed)
-        return torch.nn.Linear(1, 1)
-
-    def train_batches(self, batch_size, seed):
-        return itertools.repeat(torch.ones(batch_size, 1))
-
-    def loss(self, model, batch):
-        return ((model(batch) - 1) ** 2).mean()
-
-    def evaluate(self, model):
-        return {"val_loss": self.loss(model, torch.ones(1, 1))}
-"""
 
 
 def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(tmp_path):

@@ -9,6 +9,7 @@ from collections import Counter
 
 import optuna
 import pytest
+from examples import FRAGILE
 from simulated import Simulated, follow, steps_asked, study_of
 
 from tunewright.search.cli import main
@@ -329,31 +330,6 @@ def test_help_names_every_option(capsys):
     out = capsys.readouterr().out
     for option in ("--seeds", "--budget", "--workers", "--threads", "--device", "--slots", "--results"):
         assert option in out
-
-
-FRAGILE = """
-import itertools
-import os
-
-import torch
-
-
-class Fragile:
-    def build_model(self, seed):
-        if seed > 0 and not os.path.exists("mended"):
-            raise RuntimeError(f"seed {seed} is unlucky")
-        torch.manual_seed(seed)
-        return torch.nn.Linear(1, 1)
-
-    def train_batches(self, batch_size, seed):
-        return itertools.repeat(torch.ones(batch_size, 1))
-
-    def loss(self, model, batch):
-        return ((model(batch) - 1) ** 2).mean()
-
-    def evaluate(self, model):
-        return {"val_loss": self.loss(model, torch.ones(1, 1))}
-"""
 
 
 def test_a_crashed_training_is_status_1_and_the_same_command_tries_it_again(tmp_path):
