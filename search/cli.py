@@ -69,7 +69,7 @@ def _quiet_optuna() -> None:
 
 def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
     """What a command that trains says of its workers, as `run_studies` takes it."""
-    return {name: getattr(options, name) for name in ("workers", "threads", "device", "slots")}
+    return {name: getattr(options, name) for name in ("workers", "threads", "device", "slots", "compiled")}
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -233,11 +233,18 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--device", default="cpu", metavar="D", help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)"
         )
-        sub.add_argument(
+        how = sub.add_mutually_exclusive_group()
+        how.add_argument(
             "--slots",
             type=_positive,
             metavar="K",
             help="trials that a worker trains at once; 1 = one after the other (default: what is measured faster)",
+        )
+        how.add_argument(
+            "--compile",
+            dest="compiled",
+            action=argparse.BooleanOptionalAction,
+            help="try torch.compile, however short training is, or do not (default: try it where it may pay)",
         )
 
     def results(sub: argparse.ArgumentParser, summary: str) -> None:

@@ -213,9 +213,14 @@ class _Runs:
                 raise UnfinishedError(f"{store.study.name}: a training crashed: {trial.verdict.evidence}; see {log}")
         for batch_size, optuna_study in store.optuna_studies.items():
             found = optuna_study.user_attrs.get("engines", {})
-            measured = {key: engine for key, engine in found.items() if engine.get("measured")}
+            measured = {key: _for_few_points(engine) for key, engine in found.items() if engine.get("measured")}
             self.engines[batch_size] = measured | self.engines.get(batch_size, {})
         self.stores[store.study.name], self.trials[store.study.name] = store, trials
+
+
+def _for_few_points(engine: dict[str, Any]) -> dict[str, Any]:
+    """An engine's record for a study of a few points: a compiled stack would have more slots than these fill."""
+    return engine | {"compiled": engine.get("compiled", False) and not engine["stacked"]}
 
 
 # --- curvature (Gilmer et al. 2021) --------------------------------------------------------------------------

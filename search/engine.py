@@ -2,7 +2,7 @@
 
 Measured, not guessed, on a few updates of the study's own points, in the process that will train them. A model
 that cannot be stacked, or whose numbers change when it is, trains one after the other, and the engine's `reason`
-says why.
+says why. A long study tries torch's compiler, too.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ WORTH_SECONDS = 15.0  # of training one after the other: below, a study is over 
 WORTH_STACKING = 1.1  # times the rate of one after the other: less is within the noise of a measurement
 WORTH_WIDENING = 1.05  # times the rate so far; a stack of 4 that gains less than this gains nothing by being wider
 WORTH_THREADS = 1.1  # times the rate of one thread per process
+WORTH_COMPILING = 1.1  # times the rate that is not compiled
+COMPILED_SECONDS = 400.0  # of training per worker, or more: compiling takes 20 to 40, and saves a quarter to a half
+COMPILED_SLOTS = 16  # at the most: compiled, a wider stack gains nothing, and more of it is idle at the end
 WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
 SECONDS = 0.1  # of one run that is measured, or as long as its start takes
 REPEATS = 3  # the fastest counts: what else the machine does can only slow a measurement down
@@ -63,29 +66,78 @@ def choose(
     cores: int = 1,
     device: str = "cpu",
     traces: Traces | None = None,
+    compiled: bool | None = None,
 ) -> Engine:
     """The faster engine for points of one batch size and one workload, measured on the first of them.
 
     The points are shared by `workers` processes with one torch thread each, or by fewer with more threads, which
-    together fill the `cores`. `traces` keeps the recordings of the stacks that were tried.
+    together fill the `cores`. `traces` keeps the recordings of the stacks that were tried. `compiled`: whether to try
+    torch's compiler also where training is short, or never; by default, where it may pay.
     """
+    traces = {} if traces is None else traces
+    engine, rate = _not_compiled(study, workload, points, workers, cores, device, traces)
+    if compiled is None:
+        busy = min(workers, len(points))
+        compiled = rate > 0 and sum(map(study.updates, points)) / rate / busy > COMPILED_SECONDS
+    if rate == 0 or not compiled:
+        return engine
+    return _compiled(study, workload, points, engine, device, traces)
+
+
+def _compiled(
+    study: Study,
+    workload: Workload,
+    points: Sequence[Point],
+    engine: Engine,
+    device: str,
+    traces: Traces,
+) -> Engine:
+    """The same engine compiled, if that is faster and computes the same numbers."""
+    candidate = replace(engine, slots=min(engine.slots, COMPILED_SLOTS), compiled=True)
+    some = [replace(point, base_lr=point.base_lr * 1e-3) for point in points[: candidate.slots]]
+    try:
+        with torch_threads(engine.threads):
+            alone = _first_steps(study, workload, some, ALONE, device)
+            difference = _difference(alone, _first_steps(study, workload, some, candidate, device, traces))
+            if not difference <= TOLERANCE[torch.float32]:
+                raise RuntimeError(f"losses or gradients differ by {difference:.1e} from the model as it is")
+            both = (engine, candidate)
+            turns = [[_rate(study, workload, points, one, device, traces) for one in both] for _ in range(REPEATS)]
+            rate, found = map(max, zip(*turns, strict=True))
+    except Exception as error:  # there is no C++ compiler, say
+        return replace(engine, reason=f"{engine.reason}; cannot be compiled: {_line(error)}")
+    if found < WORTH_COMPILING * rate:
+        return replace(engine, reason=f"{engine.reason}; compiled only {found / rate:.2f} times as fast")
+    return replace(candidate, reason=f"{engine.reason}; {found:.0f} compiled")
+
+
+def _not_compiled(
+    study: Study,
+    workload: Workload,
+    points: Sequence[Point],
+    workers: int,
+    cores: int,
+    device: str,
+    traces: Traces,
+) -> tuple[Engine, float]:
+    """The faster engine without a compiler, and its updates per second; 0 where nothing could be compiled, either."""
     updates = sum(map(study.updates, points))
     if updates < WORTH_UPDATES:
-        return replace(ALONE, reason=f"only {updates} updates in all: a choice would not pay")
+        return replace(ALONE, reason=f"only {updates} updates in all: a choice would not pay"), 0.0
     began = time.perf_counter()
     list(train(_short(study, 1), workload, points[:1], ALONE, device))
     if updates * (time.perf_counter() - began) < WORTH_SECONDS:
-        return replace(ALONE, reason=f"{updates} short updates in all: over before a choice has paid")
+        return replace(ALONE, reason=f"{updates} short updates in all: over before a choice has paid"), 0.0
     one_thread = rate = _rate(study, workload, points, ALONE, device)
     if updates / rate < WORTH_SECONDS:
-        return replace(ALONE, reason=f"{updates} updates at {rate:.0f}/s: over before a choice has paid")
+        return replace(ALONE, reason=f"{updates} updates at {rate:.0f}/s: over before a choice has paid"), 0.0
     alone = ALONE
     if device == "cpu":
         alone, rate = _with_threads(study, workload, points, workers, cores, rate)
     if study.accumulation > 1:
-        return replace(alone, measured=True, reason="gradients are accumulated, for models too large to stack")
+        return replace(alone, measured=True, reason="gradients are accumulated, for models too large to stack"), 0.0
     if trouble := why_not_stacked(study, workload, points, device):
-        return replace(alone, measured=True, reason=trouble)
+        return replace(alone, measured=True, reason=trouble), 0.0
     best, found = alone, rate
     most = min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
     for slots in sorted({min(width, most) for width in WIDTHS}):
@@ -98,8 +150,9 @@ def choose(
             break
     if found < WORTH_STACKING * rate:
         reason = f"{rate:.0f} updates/s; the best stack is only {found / rate:.2f} times as fast"
-        return replace(alone, measured=True, reason=reason)
-    return replace(best, measured=True, reason=f"{found:.0f} updates/s stacked, {one_thread:.0f} one after the other")
+        return replace(alone, measured=True, reason=reason), rate
+    reason = f"{found:.0f} updates/s stacked, {one_thread:.0f} one after the other"
+    return replace(best, measured=True, reason=reason), found
 
 
 def _with_threads(
@@ -137,11 +190,10 @@ def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], d
     try:
         stacked = _first_steps(study, work, some, Engine(stacked=True, slots=2), device)
     except Exception as error:
-        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return f"cannot be stacked: {line}"
+        return f"cannot be stacked: {_line(error)}"
     if _frozen(workload) != before:
         return "cannot be stacked: the workload keeps state between calls"
-    difference = float(np.max(np.abs(alone - stacked) / np.maximum(np.abs(alone), 1e-12)))
+    difference = _difference(alone, stacked)
     if not difference <= tolerance:
         return f"cannot be stacked: losses or gradients differ by {difference:.1e} from the model alone"
     return ""
@@ -174,6 +226,16 @@ class _Unevaluated:
         return {self.objective: next(model.parameters()).new_zeros(())}
 
 
+def _difference(ours: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """The largest relative difference."""
+    return float(np.max(np.abs(ours - others) / np.maximum(np.abs(ours), 1e-12)))
+
+
+def _line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def _frozen(workload: Workload) -> bytes:
     """A workload's state as bytes; empty if it cannot be pickled."""
     try:
@@ -189,11 +251,16 @@ def _short(study: Study, steps: int) -> Study:
 
 
 def _first_steps(
-    study: Study, workload: Workload, points: Sequence[Point], engine: Engine, device: str
+    study: Study,
+    workload: Workload,
+    points: Sequence[Point],
+    engine: Engine,
+    device: str,
+    traces: Traces | None = None,
 ) -> NDArray[np.float64]:
     """Losses and gradient norms of the first updates of each point, a row each, in the order of the points."""
     exact = _short(study, CHECKED_STEPS).model_copy(update={"precision": "float32"})
-    trained = train(exact, workload, points, engine, device)
+    trained = train(exact, workload, points, engine, device, traces=traces)
     curves = [one.trial.curve for one in sorted(trained, key=lambda one: one.trial.point.number)]
     return np.array([[*curve.loss, *curve.grad_norm] for curve in curves])
 
@@ -208,7 +275,7 @@ def _rate(
 ) -> float:
     """Updates of single trials per second: of a longer run less a shorter one, so that the start does not count."""
     some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
-    own: Traces = {}
+    own: Traces = {} if traces is None else {key: recorded for key, recorded in traces.items() if key[0] == "loss"}
 
     def run(steps: int) -> float:
         began = time.perf_counter()

@@ -62,6 +62,7 @@ def run_studies(
     threads: int | None = None,
     device: str = "cpu",
     slots: int | None = None,
+    compiled: bool | None = None,
     storage: str | None = None,
     progress: bool = True,
 ) -> list[Store]:
@@ -69,7 +70,8 @@ def run_studies(
 
     `workers` defaults to one per processor core, or per device if `device` names others. `slots` forces how many
     trials a worker trains at once (1: one after the other), `threads` how many torch threads it has; by default
-    both are measured (`engine.choose`), and fewer workers train where each has more threads. Tables and summaries
+    both are measured (`engine.choose`), and fewer workers train where each has more threads. `compiled`: whether to
+    try torch.compile, also where training is short, or never; by default, where it may pay. Tables and summaries
     are written at the end, also after an interruption. Raises UserError for a mistake in a study or its workload,
     before anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
     """
@@ -77,7 +79,7 @@ def run_studies(
     provenance = environment(sys.argv)
     with ExitStack() as stack:
         stores = [stack.enter_context(exclusive(create_store(study, results, storage))) for study in studies]
-        driver = _Driver(stores, workers, device, slots, threads)
+        driver = _Driver(stores, workers, device, slots, threads, compiled)
         try:
             with Progress(stores, shown=progress) as driver.show:
                 driver.run()
@@ -172,9 +174,16 @@ class _Driver:
     show: Progress
 
     def __init__(
-        self, stores: Sequence[Store], workers: int | None, names: str, slots: int | None, threads: int | None
+        self,
+        stores: Sequence[Store],
+        workers: int | None,
+        names: str,
+        slots: int | None,
+        threads: int | None,
+        compiled: bool | None,
     ) -> None:
-        self.stores, self.slots, self.threads, self.devices = stores, slots, threads, devices(names)
+        self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
+        self.devices = devices(names)
         self.device = self.devices[0]
         self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
         self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
@@ -227,11 +236,11 @@ class _Driver:
 
     def engines(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """How points of one batch size and workload train: as forced, as before, or as a worker measures now."""
-        found = [self.forced(store) or _engine_before(store, points) for store, points in missing]
+        found = [self.forced(store) or self.before(store, points) for store, points in missing]
         try:
             measured = {
                 i: self.pool(self.workers).submit(
-                    measure, store.study, points, self.workers, joblib.cpu_count(), self.device
+                    measure, store.study, points, self.workers, joblib.cpu_count(), self.device, self.compiled
                 )
                 for i, (store, points) in enumerate(missing)
                 if found[i] is None
@@ -253,6 +262,12 @@ class _Driver:
         if self.slots is None or store.study.accumulation > 1:
             return None
         return Engine(stacked=self.slots > 1, slots=self.slots, reason="forced")
+
+    def before(self, store: Store, points: Sequence[Point]) -> Engine | None:
+        """How the points of this batch size and workload were trained in an earlier run, if it may stay so."""
+        found = store.optuna_studies[points[0].batch_size].user_attrs.get("engines", {}).get(points[0].workload_key)
+        engine = Engine(**found) if found else None
+        return engine if engine and self.compiled in (None, engine.compiled) else None
 
     @staticmethod
     def pool(workers: int) -> Any:
@@ -334,12 +349,6 @@ def _drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
 def _raise_errors(futures: Iterable[Future[None]]) -> None:
     for future in futures:
         future.result()
-
-
-def _engine_before(store: Store, points: Sequence[Point]) -> Engine | None:
-    """How the points of this batch size and workload were trained in an earlier run."""
-    found = store.optuna_studies[points[0].batch_size].user_attrs.get("engines", {}).get(points[0].workload_key)
-    return Engine(**found) if found else None
 
 
 def _remember_engine(store: Store, points: Sequence[Point], engine: Engine) -> None:

@@ -9,6 +9,8 @@ Stacked, the model's forward and backward pass run under torch.func.vmap, every 
 without what vmap, autograd and the modules cost in Python. A slot's numbers depend neither on K nor on its
 neighbours, to the last bit, as long as K ≥ 2: below that, kernels differ.
 Not stacked (K = 1), the model runs as it is.
+Compiled, the recording of a stack's loss and gradients, or of the lone model's, is made machine code: other rounding,
+and again the same for every neighbour.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # recordings o
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
 FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbour
+MOST_COMPILED = 4  # kinds of batches, each for half a minute: whole and last ones, and both in another precision
 
 
 class _Call(nn.Module):
@@ -59,11 +62,12 @@ class Stack:
         accumulation: int = 1,
         bfloat16: bool = False,
         follows_norms: bool = False,
+        compiled: bool = False,
     ) -> None:
         """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier stacks.
 
-        Not stacked, an update's gradient may be the mean over `accumulation` parts of its batch. With `follows_norms`
-        a slot may have a threshold that follows its gradient norms (`limit`).
+        Not stacked, an update's gradient may be the mean over `accumulation` parts of its batch, if it is not
+        compiled. With `follows_norms` a slot may have a threshold that follows its gradient norms (`limit`).
 
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
@@ -82,6 +86,7 @@ class Stack:
             self._offsets[name] = (width, width + p.numel())
             width += p.numel()
         self.slots = max(slots, FEWEST_STACKED) if stacked else 1
+        self.compiled = compiled
         shape = (self.slots, width)
         self._rows = {
             name: torch.zeros(shape, device=self.device, dtype=self.dtype) for name in ("theta", "m", "v", "best")
@@ -159,14 +164,15 @@ class Stack:
 
         Stacked, the batch's tensors have a leading slot dimension.
         """
-        if not self.stacked:
+        if not self.stacked and not self.compiled:
             self._rows["gradient"].zero_()
             loss = sum(self._backward(part) for part in _parts(batch, self.accumulation))
             return cast(Tensor, loss)[None], global_norm(self._rows["gradient"])
         with torch.no_grad():
-            into = list(self._gradients.values())
-            loss_K = self._traced("loss", self._values, self._buffers, batch, into=into)
-            return loss_K, global_norm(self._rows["gradient"])
+            held = (self._values, self._buffers, list(self._gradients.values()))
+            values, buffers, into = held if self.stacked else tree_map(lambda rows: rows[0], held)
+            loss = self._traced("loss", values, buffers, batch, into=into)
+            return loss.view(self.slots), global_norm(self._rows["gradient"])
 
     def _backward(self, part: Any) -> Tensor:
         """Add the gradient of one part of a batch; its share of the batch's loss."""
@@ -179,21 +185,23 @@ class Stack:
     def _traced(self, method: str, *arguments: Any, into: Sequence[Tensor] = ()) -> Any:
         """The result of a stacked call, from its recording for the current K."""
         kinds = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(arguments[-1]))
-        key = (method, self.slots, self.dtype, self.device, self._call.in_bfloat16, kinds)
+        compiled = method == "loss" and self.compiled
+        key = (method, self.slots, self.dtype, self.device, self._call.in_bfloat16, kinds, compiled)
         if key not in self._traces:
+            compiled = compiled and sum(bool(known[-1]) for known in self._traces) < MOST_COMPILED
             call = self._loss_and_gradients if method == "loss" else self._metrics
             # Recording runs the call: on copies of the buffers, because training writes into them (running statistics).
             values, buffers, *batch = arguments
             with torch.enable_grad():
-                self._traces[key] = record(call, values, tree_map(torch.clone, buffers), *batch)
+                self._traces[key] = record(call, values, tree_map(torch.clone, buffers), *batch, compiled=compiled)
         return self._traces[key](*arguments, into=into)
 
     def _loss_and_gradients(self, values: Any, buffers: Any, batch: Any) -> tuple[Tensor, list[Tensor]]:
+        def loss(own: Any, buffers: Any, batch: Any) -> Any:
+            return functional_call(self._call, _inside(own, buffers), ("loss", batch))
+
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-        loss_K = vmap(
-            lambda own, buffers, batch: functional_call(self._call, _inside(own, buffers), ("loss", batch)),
-            randomness="error",
-        )(leaves, buffers, batch)
+        loss_K = (vmap(loss, randomness="error") if self.stacked else loss)(leaves, buffers, batch)
         gradients = torch.autograd.grad(loss_K.sum(), list(leaves.values()), materialize_grads=True)
         return loss_K.detach(), list(gradients)
 

@@ -2,7 +2,9 @@
 
 Replaying skips what modules, autograd and vmap cost in Python, and computes the same numbers: the operations are
 those that ran, in their order, with their arguments. Recorded with a TorchDispatchMode, not with make_fx, because
-that imports torch's compiler: seconds in each worker process, for nothing that is used here.
+that imports torch's compiler: seconds in each worker process, for nothing that a short study uses.
+
+A recording can also be compiled: torch's compiler fuses its operations, for half a minute once, and rounds differently.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ aten = torch.ops.aten
 RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default}
 
 
-def record(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
+def record(function: Callable[..., Any], *arguments: Any, compiled: bool = False) -> Callable[..., Any]:
     """Call a function of nested tensors once; return `replay`, which repeats its operations on new arguments.
 
     The new arguments must have the nesting, shapes, dtypes and devices of the first ones. Tensors that the
@@ -28,6 +30,8 @@ def record(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
 
     The function returns (result, parts). `replay(*arguments, into=tensors)` returns the result, and copies each of
     the parts into a tensor as soon as it is computed: never are all parts held twice.
+
+    With `compiled`, torch.compile makes machine code of it when it is first replayed.
 
     Raises what the function raises. A function whose operations depend on values of tensors fails here, with
     RuntimeError, if it reads them by `.item()` or `bool()`.
@@ -37,7 +41,10 @@ def record(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]:
     with recorder:
         result, parts = function(*tree_unflatten(leaves, nesting))
     outputs, result_nesting = tree_flatten(result)
-    program = recorder.program(outputs, parts)
+    module = recorder.program(outputs, parts)
+    program: Callable[..., list[Tensor]] = module.forward
+    if compiled:  # by one thread: worker processes share the machine
+        program = torch.compile(module, dynamic=False, fullgraph=True, options={"compile_threads": 1})
 
     def replay(*arguments: Any, into: Sequence[Tensor] = ()) -> Any:
         return tree_unflatten(program(*tree_leaves(arguments), *into), result_nesting)
@@ -103,8 +110,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.nodes[value] = self.graph.get_attr(name)
         return self.nodes[value]
 
-    def program(self, outputs: Sequence[Tensor], parts: Sequence[Tensor]) -> Callable[..., list[Tensor]]:
-        """The graph as a Python function, without what nobody reads."""
+    def program(self, outputs: Sequence[Tensor], parts: Sequence[Tensor]) -> fx.GraphModule:
+        """The graph as a module, without what nobody reads."""
         self.graph.output([self._node(tensor) for tensor in outputs])
         first = next(node for node in self.graph.nodes if node.op != "placeholder")
         for i, part in enumerate(parts):
@@ -117,8 +124,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not memory & self.written:
                 node.replace_all_uses_with(node.all_input_nodes[0])
         self.graph.eliminate_dead_code()
-        module = fx.GraphModule(self.constants, self.graph)
-        return module.forward
+        return fx.GraphModule(self.constants, self.graph)
 
 
 def _item(values: Any, index: int) -> Any:

@@ -38,7 +38,8 @@ SAVE_SECONDS = 60.0  # between two savings of what is in training: the most that
 class Engine:
     """How points are trained: one after the other, or `slots` of them stacked, each process with `threads` threads.
 
-    `reason` says why; `measured`, whether it was measured, and so holds for any number of such points.
+    `compiled`: by torch's compiler, which rounds differently. `reason` says why; `measured`, whether it was
+    measured, and so holds for any number of such points.
     """
 
     stacked: bool
@@ -46,6 +47,7 @@ class Engine:
     reason: str = ""
     threads: int = 1
     measured: bool = False
+    compiled: bool = False
 
 
 ALONE = Engine(stacked=False, slots=1)
@@ -167,7 +169,9 @@ class _Loop:
         self.study, self.workload, self.device = study, workload, device
         self.queue = deque(points)
         self.slots: list[_Slot] = []
-        self.capacity = min(engine.slots, len(self.queue))
+        # Compiled for one K: then slots stay, idle ones too, and who else is there does not change a trial's rounding.
+        self.compiled = engine.compiled
+        self.capacity = engine.slots if self.compiled else min(engine.slots, len(self.queue))
         self.stacked = engine.stacked
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
@@ -185,6 +189,7 @@ class _Loop:
             self.study.accumulation,
             self.study.precision == "bfloat16",
             follows_norms=any(point.clip_z < np.inf for point in self.queue),
+            compiled=self.compiled,
         )
         self.saved = time.monotonic()
         while self.slots or self.queue:
@@ -245,7 +250,7 @@ class _Loop:
         order = sorted(kept, key=lambda k: (self.slots[k].point.optimizer, k))
         self.slots = [self.slots[k] for k in order]
         if order:
-            self.stack.arrange(order, shrink=not self.queue)
+            self.stack.arrange(order, shrink=not self.queue and not self.compiled)
 
     def _start(self, point: Point, batches: _Batches) -> _Slot:
         total = self.study.updates(point)

@@ -6,6 +6,7 @@ record is there is complete, and outlives whatever happens to the worker or the 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -46,6 +47,7 @@ class Task:
 def follow_driver(driver: int) -> None:
     """Make this process the driver's: Ctrl-C is the driver's to answer, and it ends when the driver does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    atexit.register(os._exit, 0)  # at once: all is in files, and torch takes a second to tidy up
 
     def watch() -> None:
         while os.getppid() == driver:
@@ -55,7 +57,9 @@ def follow_driver(driver: int) -> None:
     threading.Thread(target=watch, name="watch-driver", daemon=True).start()
 
 
-def measure(study: Study, points: Sequence[Point], workers: int, cores: int, device: str) -> Engine:
+def measure(
+    study: Study, points: Sequence[Point], workers: int, cores: int, device: str, compiled: bool | None = None
+) -> Engine:
     """The engine for points of one batch size and workload (`engine.choose`).
 
     A workload that fails while it is measured trains one after the other: there the failure is a trial's.
@@ -63,7 +67,7 @@ def measure(study: Study, points: Sequence[Point], workers: int, cores: int, dev
     torch.set_num_threads(1)
     workload, traces = _known(study, points)
     try:
-        return choose(study, workload, points, workers, cores, device, traces)
+        return choose(study, workload, points, workers, cores, device, traces, compiled)
     except Exception as error:
         return replace(ALONE, reason=f"not measured: {type(error).__name__}: {error}")
 
@@ -71,30 +75,35 @@ def measure(study: Study, points: Sequence[Point], workers: int, cores: int, dev
 def work(task: Task) -> None:
     """Train a task's points and post each to its inbox.
 
-    An exception stops a whole stack, and does not say whose it is: the unfinished points are trained again in
-    stacks of half the size (memory may have run out), at last alone, and then it is posted as that point's crash.
+    An exception stops a whole stack, and does not say whose it is: the unfinished points are trained again, not
+    compiled, then in stacks of half the size (memory may have run out), at last alone, and then it is posted as that
+    point's crash.
     """
     torch.set_num_threads(task.engine.threads)
     study, points = task.study, task.points
-    workload, traces = _known(study, points) if task.engine.stacked else (_load(study, points), None)
+    recorded = task.engine.stacked or task.engine.compiled
+    workload, traces = _known(study, points) if recorded else (_load(study, points), None)
     unfinished = {point.number: point for point in task.points}
-    slots = task.engine.slots
+    engine = task.engine
     while unfinished:
         began = time.perf_counter()
-        points, engine = list(unfinished.values()), replace(task.engine, slots=slots)
+        points = list(unfinished.values())
         try:
             for trained in train(study, workload, points, engine, task.device, _InboxKeeper(task.inbox), traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
         except Exception as error:
-            if slots > 1:
-                slots //= 2
+            if engine.compiled:
+                engine = replace(engine, compiled=False)
+                continue
+            if engine.slots > 1:
+                engine = replace(engine, slots=engine.slots // 2)
                 continue
             point = next(iter(unfinished.values()))
             reason, seconds = f"{type(error).__name__}: {error}", time.perf_counter() - began
             _post(task.inbox, crashed(point, reason, traceback.format_exc(), seconds), {})
             del unfinished[point.number]
-            slots = task.engine.slots
+            engine = task.engine
 
 
 def _load(study: Study, points: Sequence[Point]) -> Workload:

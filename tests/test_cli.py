@@ -94,7 +94,14 @@ def test_a_mistake_is_one_message_and_status_2(arguments, message, capsys, monke
 
 @pytest.mark.parametrize(
     "arguments",
-    [["run"], ["rnu"], ["run", STUDY, "--workers", "0"], ["run", STUDY, "--wrokers", "2"], ["compare", "r"]],
+    [
+        ["run"],
+        ["rnu"],
+        ["run", STUDY, "--workers", "0"],
+        ["run", STUDY, "--wrokers", "2"],
+        ["compare", "r"],
+        ["run", STUDY, "--slots", "2", "--compile"],
+    ],
 )
 def test_a_wrong_option_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
+from dataclasses import asdict
 
 import optuna
 import pytest
@@ -13,7 +14,7 @@ from examples import FRAGILE
 from simulated import Simulated, follow, steps_asked, study_of
 
 from tunewright.search.cli import main
-from tunewright.search.diagnose import diagnose, plan_of, updates_of
+from tunewright.search.diagnose import _for_few_points, diagnose, plan_of, updates_of
 from tunewright.search.errors import UserError
 from tunewright.search.launch import run_study
 from tunewright.search.procedure import diagnosis_of
@@ -22,6 +23,7 @@ from tunewright.search.sampling import plan
 from tunewright.search.storage import create_store, open_store, read_diagnosis, read_trials
 from tunewright.search.study import load_study, parse_study
 from tunewright.search.tables import diagnosis_plan_table, diagnosis_table
+from tunewright.search.training import Engine
 
 QUIET = {"workers": 1, "slots": 12, "progress": False}
 TINY = """
@@ -323,12 +325,19 @@ def test_a_wrong_option_is_status_2(options, capsys):
     assert capsys.readouterr().err
 
 
+def test_a_compiled_stack_is_not_handed_on_to_studies_of_a_few_points_but_a_compiled_model_is():
+    stack = asdict(Engine(stacked=True, slots=16, measured=True, compiled=True))
+    alone = asdict(Engine(stacked=False, slots=1, measured=True, compiled=True))
+    assert _for_few_points(stack) == stack | {"compiled": False}
+    assert _for_few_points(alone) == alone
+
+
 def test_help_names_every_option(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["diagnose", "--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    for option in ("--seeds", "--budget", "--workers", "--threads", "--device", "--slots", "--results"):
+    for option in ("--seeds", "--budget", "--workers", "--threads", "--device", "--slots", "--no-compile", "--results"):
         assert option in out
 
 

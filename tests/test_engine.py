@@ -164,6 +164,59 @@ def test_threads_take_the_place_of_processes_where_these_are_slower(monkeypatch,
     assert torch.get_num_threads() == 1
 
 
+def long(monkeypatch):
+    """Makes the choice as in a study that trains for long."""
+    for name in ("WORTH_UPDATES", "WORTH_SECONDS", "COMPILED_SECONDS"):
+        monkeypatch.setattr(engine, name, 0)
+
+
+def test_a_long_study_is_compiled_where_it_is_faster_and_trains_the_same(monkeypatch):
+    long(monkeypatch)
+    monkeypatch.setattr(engine, "WORTH_COMPILING", 0.0)
+    chosen = choose(study(60), Regression(), points(), workers=1)
+    assert chosen.compiled
+    assert chosen.reason.endswith(" compiled")
+    trained = {t.trial.point.number: t.trial for t in train(study(60), Regression(), points(), chosen)}
+    for alone in train(study(60), Regression(), points()):
+        loss = trained[alone.trial.point.number].curve.loss
+        torch.testing.assert_close(loss, alone.trial.curve.loss, rtol=1e-3, atol=1e-6)
+    monkeypatch.setattr(engine, "WORTH_COMPILING", 1e9)
+    chosen = choose(study(60), Regression(), points(), workers=1)
+    assert not chosen.compiled
+    assert "compiled only" in chosen.reason
+
+
+def no_compiler(module, **options):
+    raise RuntimeError("No working C++ compiler found")
+
+
+def other_numbers(module, **options):
+    return lambda *arguments: [1.01 * tensor for tensor in module(*arguments)]
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"),
+    [
+        (no_compiler, "cannot be compiled: No working C++ compiler found"),
+        (other_numbers, "cannot be compiled: losses or gradients differ by 1.0e-02 from the model as it is"),
+    ],
+)
+def test_what_cannot_be_compiled_is_trained_as_it_is_and_says_why(monkeypatch, compiler, reason):
+    long(monkeypatch)
+    monkeypatch.setattr(torch, "compile", compiler)
+    chosen = choose(study(), Regression(), points(), workers=1)
+    assert not chosen.compiled
+    assert chosen.reason.endswith(reason)
+
+
+@pytest.mark.parametrize("compiled", [None, False])
+def test_a_short_study_is_not_compiled_and_nor_is_one_that_must_not_be(monkeypatch, compiled):
+    long(monkeypatch)
+    monkeypatch.setattr(engine, "COMPILED_SECONDS", 0.0 if compiled is False else 1e9)
+    monkeypatch.setattr(torch, "compile", None)
+    assert not choose(study(), Regression(), points(), workers=1, compiled=compiled).compiled
+
+
 def test_more_slots_than_points_and_none_of_them_lost():
     trained = list(train(study(), Regression(), points(3), Engine(stacked=True, slots=64)))
     assert sorted(t.trial.point.number for t in trained) == [0, 1, 2]

@@ -135,14 +135,15 @@ def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_a
         run_study(study, results=tmp_path / name, workers=workers, slots=slots, progress=False)
         environment = json.loads((tmp_path / name / "small" / "environment.json").read_text())
         engines = [engine for of in environment["engines"].values() for engine in of.values()]
-        assert engines == [{"stacked": True, "slots": slots, "reason": "forced", "threads": 1, "measured": False}] * 2
+        forced = {"stacked": True, "slots": slots, "reason": "forced", "threads": 1, "measured": False}
+        assert engines == [forced | {"compiled": False}] * 2
     assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
 
 
 def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file, tmp_path):
     study = load_study(study_file(trials=24, steps=20_000))
     (store,) = [create_store(study, tmp_path)]
-    driver = _Driver([store], 1, "cpu", None, None)
+    driver = _Driver([store], 1, "cpu", None, None, None)
     driver.show = Progress([store], shown=False)
     missing = driver.missing()
     engines = driver.engines(missing)
@@ -150,6 +151,10 @@ def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file
     assert all("updates/s stacked" in engine.reason for engine in engines)
     driver.pool = None  # measured once only
     assert driver.engines(missing) == engines
+    driver.compiled = False
+    assert driver.engines(missing) == engines
+    driver.compiled = True  # asked for: to be tried
+    assert driver.before(*missing[0]) is None
 
 
 def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):

@@ -50,6 +50,25 @@ def test_gradients_of_a_stacked_model_with_running_statistics_replay_to_the_last
     assert (own[1]["1.num_batches_tracked"] == 2).all()
 
 
+def test_a_compiled_recording_gives_what_the_function_gives_and_writes_what_it_writes():
+    def function(kept, x):
+        kept.add_(x.mean())
+        return (x.softmax(-1) * kept).sum(), [x.exp().t()]
+
+    replay = record(function, torch.zeros(1).double(), rows(3, 2).double(), compiled=True)
+    x, own, others, into = (
+        rows(3, 2, seed=1).double(),
+        torch.ones(1).double(),
+        torch.ones(1).double(),
+        torch.zeros(2, 3),
+    )
+    for _ in range(2):
+        expected, (part,) = function(own, x)
+        torch.testing.assert_close(replay(others, x, into=[into]), expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(into, part.float())
+        torch.testing.assert_close(others, own, rtol=1e-12, atol=0)
+
+
 def test_a_product_with_one_is_left_out_unless_somebody_writes_into_it():
     def kept(x):
         return x * 1 + 2, []

@@ -16,7 +16,7 @@ from tunewright.search import training
 from tunewright.search.optimizers import RULES
 from tunewright.search.schedule import learning_rates
 from tunewright.search.stack import Stack
-from tunewright.search.training import ALONE, CHECK_EVERY, Engine, train
+from tunewright.search.training import CHECK_EVERY, Engine, train
 from tunewright.search.trial import Point
 from tunewright.search.workload import load_workload
 
@@ -86,12 +86,12 @@ def points(optimizers=tuple(RULES), clip_norm=0.3, batch_size=16):
     ]
 
 
-def engine(slots):
-    return Engine(stacked=True, slots=slots) if slots > 1 else ALONE
+def engine(slots, compiled=False):
+    return Engine(stacked=slots > 1, slots=slots, compiled=compiled)
 
 
-def trained(a_study, a_workload, some_points, slots):
-    result = {t.trial.point.number: t for t in train(a_study, a_workload, some_points, engine(slots))}
+def trained(a_study, a_workload, some_points, slots, compiled=False):
+    result = {t.trial.point.number: t for t in train(a_study, a_workload, some_points, engine(slots, compiled))}
     assert len(result) == len(some_points)
     return [result[point.number] for point in some_points]
 
@@ -123,7 +123,18 @@ def test_every_rule_equals_a_plain_float64_loop(name, slots):
     steps = 200
     alone = one_after_the_other(name, steps)
     stack = trained(study(steps), Double(workload(name)), points(), slots) if slots > 1 else alone
-    for got, lone in zip(stack, alone, strict=True):
+    equals_a_plain_loop(name, steps, stack, alone)
+
+
+@pytest.mark.parametrize(("name", "slots"), [("mlp", 4), ("wide_resnet", 3), ("transformer", 1)])
+def test_compiled_every_rule_equals_a_plain_float64_loop(name, slots):
+    steps = 200
+    compiled = trained(study(steps), Double(workload(name)), points(), slots, compiled=True)
+    equals_a_plain_loop(name, steps, compiled, one_after_the_other(name, steps))
+
+
+def equals_a_plain_loop(name, steps, some, alone):
+    for got, lone in zip(some, alone, strict=True):
         losses, norms, metrics = plainly_in_float64(name, got.trial.point.optimizer, steps)
         np.testing.assert_allclose(got.trial.curve.loss, losses, rtol=1e-9)
         np.testing.assert_allclose(got.trial.curve.grad_norm, norms, rtol=1e-9)
@@ -371,6 +382,20 @@ def test_float32_numbers_do_not_depend_on_the_width_of_the_stack_to_the_last_bit
     for slots in (2, 3):
         for one, other in zip(wide, trained(a_study, workload(name), some[::-1], slots)[::-1], strict=True):
             assert one.trial.curve == other.trial.curve
+
+
+def test_compiled_numbers_do_not_depend_on_the_neighbours_to_the_last_bit():
+    """Whether they die, are others, or are not there at all."""
+    some, a_study = points(("adam", "momentum", "rmsprop")), study(40)
+    doomed = dataclasses.replace(some[1], number=9, base_lr=1e12, clip_norm=math.inf, warmup_steps=0)
+    among = {t.trial.point.number: t.trial for t in trained(a_study, workload("mlp"), some, 3, compiled=True)}
+    others = [doomed, dataclasses.replace(some[0], number=8, seed=5), some[1], some[2]]
+    with_others = train(a_study, workload("mlp"), others, engine(3, compiled=True))
+    (alone,) = train(a_study, workload("mlp"), some[:1], engine(3, compiled=True))
+    found = [t.trial for t in (*with_others, alone) if t.trial.point.number in among]
+    assert sorted(trial.point.number for trial in found) == [0, 1, 2]
+    for trial in found:
+        assert trial.curve == among[trial.point.number].curve
 
 
 def test_a_run_stopped_after_n_updates_is_the_first_n_of_the_whole_schedule():

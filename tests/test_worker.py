@@ -36,6 +36,20 @@ def test_every_point_is_posted_once_with_its_curve_and_nothing_else_is_left(tmp_
         assert interrupted(inbox) == set()
 
 
+def test_what_fails_compiled_is_trained_as_it_is(tmp_path, monkeypatch):
+    asked = []
+
+    def compiler(module, **options):
+        asked.append(module)
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    work(task(tmp_path, Engine(stacked=True, slots=2, compiled=True)))
+    assert asked
+    assert all(trial.feasible for trial, _ in posted(tmp_path))
+    assert len(list(posted(tmp_path))) == 3
+
+
 def test_a_point_whose_training_began_is_known_and_its_state_survives(tmp_path, monkeypatch):
     keeper = _InboxKeeper(tmp_path)
     assert keeper.begin(POINTS[1]) is None
