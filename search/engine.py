@@ -7,6 +7,7 @@ says why. A long study tries torch's compiler, too.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import time
@@ -36,11 +37,10 @@ WORTH_COMPILING = 1.1  # times the rate that is not compiled
 COMPILED_SECONDS = 400.0  # of training per worker, or more: compiling takes 20 to 40, and saves a quarter to a half
 COMPILED_SLOTS = 16  # at the most: compiled, a wider stack gains nothing, and more of it is idle at the end
 WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
-SECONDS = 0.1  # of one run that is measured, or as long as its start takes
+SECONDS = 0.2  # of one run that is measured
 REPEATS = 3  # the fastest counts: what else the machine does can only slow a measurement down
 NOT_REPEATED = 1.0  # seconds: a run that is longer is measured once
-MOST_STEPS, FEWEST_STEPS = 100, 3  # of one run
-START_SHARE = 0.1  # of a run is training at the least: where the machine is busy, a difference may come out as nothing
+MOST_STEPS, FEWEST_STEPS = 400, 3  # of one run
 MEMORY_SHARE = 0.5  # of what is free, over all workers
 ROWS = 6  # copies of the parameters a slot holds: θ, gradient (twice while it is copied), m, v, best
 CHECKED_STEPS = 3
@@ -273,30 +273,26 @@ def _rate(
     device: str,
     traces: Traces | None = None,
 ) -> float:
-    """Updates of single trials per second: of a longer run less a shorter one, so that the start does not count."""
+    """Updates of single trials per second, by the seconds that trials say they were in training: starts do not count."""
     some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
     own: Traces = {} if traces is None else {key: recorded for key, recorded in traces.items() if key[0] == "loss"}
 
     def run(steps: int) -> float:
-        began = time.perf_counter()
-        for _ in train(_short(study, steps), _Unevaluated(workload, study.objective), some, engine, device, traces=own):
-            pass
-        return time.perf_counter() - began
-
-    def fastest(steps: int) -> float:
-        first = run(steps)
-        return first if first > NOT_REPEATED else min(first, *(run(steps) for _ in range(REPEATS - 1)))
+        unevaluated = _Unevaluated(workload, study.objective)
+        trained = train(_short(study, steps), unevaluated, some, engine, device, traces=own)
+        return sum(one.trial.seconds for one in trained)
 
     run(1)
-    once, steps = fastest(1), FEWEST_STEPS
-    longer = fastest(1 + steps)
-    if longer - once < max(SECONDS, once):
-        one = max((longer - once) / steps, 1e-6)
-        steps = int(min(max(SECONDS, once) / one + steps, MOST_STEPS))
-        longer = fastest(1 + steps)
+    steps = FEWEST_STEPS
+    seconds = run(steps)
+    if seconds < SECONDS:
+        steps = min(math.ceil(steps * SECONDS / seconds), MOST_STEPS)
+        seconds = run(steps)
+    if seconds < NOT_REPEATED:
+        seconds = min(seconds, *(run(steps) for _ in range(REPEATS - 1)))
     if traces is not None:
         traces |= {key: recorded for key, recorded in own.items() if key[0] == "loss"}
-    return len(some) * steps / max(longer - once, START_SHARE * longer)
+    return len(some) * steps / seconds
 
 
 def _slots_in_memory(workload: Workload, workers: int, device: str) -> int:

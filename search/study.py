@@ -289,6 +289,9 @@ class Study(_Strict):
                 "trials",
                 ("is required" if self.trials is None else "the grid sampler counts its own points: remove trials"),
             )
+        own = {"batch_size", "optimizer", "seed", *(name for o in self.optimizers for name in self.axes(o))}
+        for name in sorted(own & self.workload_args.keys()):
+            yield f"workload_args.{name}", "is also a hyperparameter of this study; rename the factory's argument"
         uneven = [size for size in self.batch_sizes if size % self.accumulation]
         if uneven:
             yield "accumulation", f"must divide every batch size, got {self.accumulation} for {uneven}"

@@ -89,6 +89,10 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"space__warmup_steps": [0, 200]}, "must not exceed 10 % of max_train_steps = 100 (R10), got 200"),
         ({"batch_sizes": [8, 8]}, "batch_sizes: must differ from one another"),
         ({"accumulation": 3}, "accumulation: must divide every batch size, got 3 for [32, 256]"),
+        (
+            {"workload_args": {"width": 8, "seed": 1}},
+            "workload_args.seed: is also a hyperparameter of this study; rename the factory's argument",
+        ),
         ({"trials": 1}, "trials: must be at least the number of groups per batch size, 2, got 1"),
         ({"trials": ...}, "trials: is required"),
         ({"sampler": "grid"}, "trials: the grid sampler counts its own points"),
