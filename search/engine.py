@@ -273,7 +273,7 @@ def _rate(
     device: str,
     traces: Traces | None = None,
 ) -> float:
-    """Updates of single trials per second, by the seconds that trials say they were in training: starts do not count."""
+    """Updates of single trials per second, by what trials say of their seconds in training: starts do not count."""
     some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
     own: Traces = {} if traces is None else {key: recorded for key, recorded in traces.items() if key[0] == "loss"}
 
