@@ -289,7 +289,7 @@ class Study(_Strict):
                 "trials",
                 ("is required" if self.trials is None else "the grid sampler counts its own points: remove trials"),
             )
-        own = {"batch_size", "optimizer", "seed", *(name for o in self.optimizers for name in self.axes(o))}
+        own = {"optimizer", "seed", *(name for o in self.optimizers for name in self.axes(o))}  # batch_size: advice.py
         for name in sorted(own & self.workload_args.keys()):
             yield f"workload_args.{name}", "is also a hyperparameter of this study; rename the factory's argument"
         uneven = [size for size in self.batch_sizes if size % self.accumulation]
