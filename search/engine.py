@@ -76,12 +76,12 @@ def choose(
     """
     traces = {} if traces is None else traces
     engine, rate = _not_compiled(study, workload, points, workers, cores, device, traces)
+    if rate == 0:
+        return engine
     if compiled is None:
         busy = min(workers, len(points))
-        compiled = rate > 0 and sum(map(study.updates, points)) / rate / busy > COMPILED_SECONDS
-    if rate == 0 or not compiled:
-        return engine
-    return _compiled(study, workload, points, engine, device, traces)
+        compiled = sum(map(study.updates, points)) / rate / busy > COMPILED_SECONDS
+    return _compiled(study, workload, points, engine, device, traces) if compiled else engine
 
 
 def _compiled(
@@ -276,9 +276,9 @@ def _rate(
     """Updates of single trials per second, by what trials say of their seconds in training: starts do not count."""
     some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
     own: Traces = {} if traces is None else {key: recorded for key, recorded in traces.items() if key[0] == "loss"}
+    unevaluated = _Unevaluated(workload, study.objective)
 
     def run(steps: int) -> float:
-        unevaluated = _Unevaluated(workload, study.objective)
         trained = train(_short(study, steps), unevaluated, some, engine, device, traces=own)
         return sum(one.trial.seconds for one in trained)
 

@@ -34,7 +34,7 @@ Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # recordings o
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
 FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbour
-MOST_COMPILED = 4  # kinds of batches, each for half a minute: whole and last ones, and both in another precision
+MOST_COMPILED = 2  # kinds of batches, each for half a minute: whole ones and a last one; others are replayed
 
 
 class _Call(nn.Module):
@@ -86,7 +86,8 @@ class Stack:
             self._offsets[name] = (width, width + p.numel())
             width += p.numel()
         self.slots = max(slots, FEWEST_STACKED) if stacked else 1
-        self.compiled = compiled
+        self._compiled = compiled
+        self._compiled_kinds: set[object] = set()
         shape = (self.slots, width)
         self._rows = {
             name: torch.zeros(shape, device=self.device, dtype=self.dtype) for name in ("theta", "m", "v", "best")
@@ -139,10 +140,11 @@ class Stack:
     def arrange(self, order: Sequence[int], shrink: bool) -> None:
         """Move the slots named to the front, in this order; to shrink, drop half of the rows while they are idle.
 
-        Halving, not fitting: every K that is used costs a trace.
+        Halving, not fitting: every K that is used costs a trace. A stack that is compiled keeps its K: what another
+        rounds, a trial's numbers would depend on.
         """
         slots = self.slots
-        while shrink and self.stacked and slots // 2 >= max(len(order), FEWEST_STACKED):
+        while shrink and self.stacked and not self._compiled and slots // 2 >= max(len(order), FEWEST_STACKED):
             slots //= 2
         if slots == self.slots and list(order) == list(range(len(order))):
             return
@@ -164,7 +166,7 @@ class Stack:
 
         Stacked, the batch's tensors have a leading slot dimension.
         """
-        if not self.stacked and not self.compiled:
+        if not self.stacked and not self._compiled:
             self._rows["gradient"].zero_()
             loss = sum(self._backward(part) for part in _parts(batch, self.accumulation))
             return cast(Tensor, loss)[None], global_norm(self._rows["gradient"])
@@ -185,10 +187,11 @@ class Stack:
     def _traced(self, method: str, *arguments: Any, into: Sequence[Tensor] = ()) -> Any:
         """The result of a stacked call, from its recording for the current K."""
         kinds = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(arguments[-1]))
-        compiled = method == "loss" and self.compiled
+        if self._compiled and method == "loss" and len(self._compiled_kinds) < MOST_COMPILED:
+            self._compiled_kinds.add(kinds)
+        compiled = method == "loss" and kinds in self._compiled_kinds
         key = (method, self.slots, self.dtype, self.device, self._call.in_bfloat16, kinds, compiled)
         if key not in self._traces:
-            compiled = compiled and sum(bool(known[-1]) for known in self._traces) < MOST_COMPILED
             call = self._loss_and_gradients if method == "loss" else self._metrics
             # Recording runs the call: on copies of the buffers, because training writes into them (running statistics).
             values, buffers, *batch = arguments

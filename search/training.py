@@ -169,10 +169,9 @@ class _Loop:
         self.study, self.workload, self.device = study, workload, device
         self.queue = deque(points)
         self.slots: list[_Slot] = []
-        # Compiled for one K: then slots stay, idle ones too, and who else is there does not change a trial's rounding.
-        self.compiled = engine.compiled
-        self.capacity = engine.slots if self.compiled else min(engine.slots, len(self.queue))
-        self.stacked = engine.stacked
+        self.engine = engine
+        # What is compiled is so for one K, however few its points: see `Stack.arrange`.
+        self.capacity = engine.slots if engine.compiled else min(engine.slots, len(self.queue))
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
 
@@ -184,12 +183,12 @@ class _Loop:
             self.workload,
             model,
             self.capacity,
-            self.stacked,
+            self.engine.stacked,
             self.traces,
             self.study.accumulation,
             self.study.precision == "bfloat16",
             follows_norms=any(point.clip_z < np.inf for point in self.queue),
-            compiled=self.compiled,
+            compiled=self.engine.compiled,
         )
         self.saved = time.monotonic()
         while self.slots or self.queue:
@@ -250,7 +249,7 @@ class _Loop:
         order = sorted(kept, key=lambda k: (self.slots[k].point.optimizer, k))
         self.slots = [self.slots[k] for k in order]
         if order:
-            self.stack.arrange(order, shrink=not self.queue and not self.compiled)
+            self.stack.arrange(order, shrink=not self.queue)
 
     def _start(self, point: Point, batches: _Batches) -> _Slot:
         total = self.study.updates(point)
@@ -333,7 +332,7 @@ class _Loop:
         """The next batch of every slot; stacked, with a leading slot dimension. Idle slots get some batch."""
         sources = list({id(slot.batches): slot.batches for slot in self.slots}.values())
         drawn = [source.draw() for source in sources]
-        if not self.stacked:
+        if not self.engine.stacked:
             return drawn[0]
         place = {id(source): i for i, source in enumerate(sources)}
         each = [place[id(slot.batches)] for slot in self.slots]

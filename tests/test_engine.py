@@ -209,6 +209,31 @@ def test_what_cannot_be_compiled_is_trained_as_it_is_and_says_why(monkeypatch, c
     assert chosen.reason.endswith(reason)
 
 
+class Lengths(Regression):
+    """Batches of four sizes in turn."""
+
+    def train_batches(self, batch_size, seed):
+        return itertools.cycle([torch.ones(batch_size + more, 2) for more in range(4)])
+
+
+def test_every_batch_size_is_compiled_and_of_each_stack_two_kinds_of_batches_at_the_most(monkeypatch):
+    compiled = []
+
+    def compiler(module, **options):
+        compiled.append(module)
+        return module.forward
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    traces, chosen = {}, Engine(stacked=True, slots=2, compiled=True)
+    for batch_size in (2, 3, 4, 5, 6):
+        some = [Point(i, batch_size, "sgd", 1e-2) for i in range(2)]
+        assert len(list(train(study(5), Regression(), some, chosen, traces=traces))) == 2
+    assert len(compiled) == 5
+    for traces in ({}, {}):
+        assert len(list(train(study(9), Lengths(), points(2), chosen, traces=traces))) == 2
+    assert len(compiled) == 9
+
+
 @pytest.mark.parametrize("compiled", [None, False])
 def test_a_short_study_is_not_compiled_and_nor_is_one_that_must_not_be(monkeypatch, compiled):
     long(monkeypatch)

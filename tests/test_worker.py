@@ -1,6 +1,8 @@
 """What a worker leaves in the inbox is complete, or is gone on with."""
 
 import json
+import subprocess
+import sys
 
 import torch
 from examples import parse
@@ -69,6 +71,19 @@ def test_states_are_written_now_and_then_and_removed_with_the_result(tmp_path, m
     work(task(tmp_path, ALONE))
     assert saved == [(number, step) for number in range(3) for step in (10, 20)]
     assert not list(tmp_path.glob("*.state"))
+
+
+def test_what_a_workload_prints_in_a_worker_is_not_lost():
+    program = (
+        "import os\n"
+        "from joblib.externals.loky import get_reusable_executor\n"
+        "from tunewright.search.worker import follow_driver\n"
+        "pool = get_reusable_executor(1, initializer=follow_driver, initargs=(os.getpid(),))\n"
+        "pool.submit(print, 'said').result()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout == "said\n"
+    assert not ended.stderr
 
 
 def test_records_are_plain_json(tmp_path):
