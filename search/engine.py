@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .errors import UserError
+from .randomness import own_random_numbers
 from .stack import Traces
 from .study import Study
 from .threads import torch_threads
 from .training import ALONE, Engine, train
 from .trial import Point
-from .workload import Workload
+from .workload import Workload, built
 
 WORTH_UPDATES = 500  # in all: a choice costs up to 50, whatever their length
 WORTH_SECONDS = 15.0  # of training one after the other: below, a study is over before a choice has paid
@@ -139,7 +140,7 @@ def _not_compiled(
     if trouble := why_not_stacked(study, workload, points, device):
         return replace(alone, measured=True, reason=trouble), 0.0
     best, found = alone, rate
-    most = min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
+    most = min(_slots_in_memory(workload, points[0], workers, device), max(2, len(points) // workers))
     for slots in sorted({min(width, most) for width in WIDTHS}):
         engine = Engine(stacked=True, slots=slots)
         measured = _rate(study, workload, points, engine, device, traces)
@@ -295,9 +296,10 @@ def _rate(
     return len(some) * steps / seconds
 
 
-def _slots_in_memory(workload: Workload, workers: int, device: str) -> int:
+def _slots_in_memory(workload: Workload, point: Point, workers: int, device: str) -> int:
     """How many slots fit into a worker's share of the free memory, by the size of their rows."""
-    model = workload.build_model(0)
+    with own_random_numbers():
+        model = built(workload, point.seed, point.batch_size, torch.device("cpu"))
     row = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     if device == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

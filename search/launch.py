@@ -6,6 +6,7 @@ were in training, nothing else; the same command goes on where it stopped.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -47,7 +48,7 @@ from .threads import torch_threads
 from .training import ALONE, Engine, train
 from .trial import Point, Trial, crashed
 from .worker import Task, follow_driver, interrupted, measure, posted, work
-from .workload import check_workload, load_workload
+from .workload import check_workload, edited_modules_reloaded, load_workload
 
 MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
 TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
@@ -93,11 +94,12 @@ def run_studies(
 
 def check_studies(studies: Sequence[Study]) -> None:
     """Try every workload of the studies once. Raises UserError naming the study and what is wrong."""
+    edited_modules_reloaded(study.workload for study in studies)
     for study in studies:
         for workload_args in _workload_args(study):
             try:
                 workload = load_workload(study.workload, workload_args)
-                check_workload(workload, study.objective, study.batch_sizes)
+                check_workload(workload, study.objective, study.batch_sizes, study.max_train_steps)
             except UserError as error:
                 raise UserError(f"{study.name}: {error}") from error
 
@@ -185,6 +187,7 @@ class _Driver:
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
         self.devices = devices(names)
         self.device = self.devices[0]
+        self.sources = edited_modules_reloaded(store.study.workload for store in stores)
         self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
         self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
         self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
@@ -269,9 +272,10 @@ class _Driver:
         engine = Engine(**found) if found else None
         return engine if engine and self.compiled in (None, engine.compiled) else None
 
-    @staticmethod
-    def pool(workers: int) -> Any:
-        return get_reusable_executor(workers, initializer=follow_driver, initargs=(os.getpid(),))
+    def pool(self, workers: int) -> Any:
+        """Worker processes, those of an earlier run where the workloads' code is the same."""
+        how = (os.getpid(), multiprocessing.get_start_method(allow_none=True), self.sources)
+        return get_reusable_executor(workers, initializer=follow_driver, initargs=how)
 
     def train(self, tasks: Sequence[Task]) -> None:
         """Hand out tasks of equally many threads. A worker that dies ends the pool; what it trained is suspect."""

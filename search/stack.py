@@ -15,6 +15,7 @@ and again the same for every neighbour.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .batches import Parts
 from .clipping import Gate, clip_, entered, global_norm, limit
 from .errors import UserError
 from .optimizers import RULES
 from .tracing import record
-from .workload import Workload, autocast
+from .workload import Workload, autocast, evaluated, numbers
 
 Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # recordings of one workload, by what they depend on
 
@@ -59,15 +61,16 @@ class Stack:
         slots: int,
         stacked: bool,
         traces: Traces | None = None,
-        accumulation: int = 1,
+        parts: Parts | None = None,
         bfloat16: bool = False,
         follows_norms: bool = False,
         compiled: bool = False,
     ) -> None:
         """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier stacks.
 
-        Not stacked, an update's gradient may be the mean over `accumulation` parts of its batch, if it is not
-        compiled. With `follows_norms` a slot may have a threshold that follows its gradient norms (`limit`).
+        Not stacked and not compiled, an update's gradient is the mean over the `parts` of its batch, weighted by their
+        numbers of examples: that of the whole batch, if the loss is a mean over examples. With `follows_norms` a slot
+        may have a threshold that follows its gradient norms (`limit`).
 
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
@@ -76,8 +79,9 @@ class Stack:
         if len(kinds) != 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
             raise UserError(f"workload: the model's parameters must share one device and dtype; found {found}")
-        self.model, self.stacked, self.accumulation = model, stacked, accumulation
+        self.model, self.stacked, self._parts = model, stacked, parts or Parts(1, 0)
         self.device, self.dtype = next(iter(kinds))
+        self.wide = torch.promote_types(self.dtype, torch.float32)  # of norms, coefficients and optimizer states
         self._call = _Call(workload, model, bfloat16)
         self._shapes = {name: p.shape for name, p in trainable.items()}
         self._offsets: dict[str, tuple[int, int]] = {}
@@ -90,7 +94,8 @@ class Stack:
         self._compiled_kinds: set[object] = set()
         shape = (self.slots, width)
         self._rows = {
-            name: torch.zeros(shape, device=self.device, dtype=self.dtype) for name in ("theta", "m", "v", "best")
+            name: torch.zeros(shape, device=self.device, dtype=dtype)
+            for name, dtype in (("theta", self.dtype), ("m", self.wide), ("v", self.wide), ("best", self.dtype))
         }
         # Not written before the first backward pass, which holds all gradients at once while it is recorded.
         self._rows["gradient"] = torch.empty(shape, device=self.device, dtype=self.dtype)
@@ -104,6 +109,7 @@ class Stack:
         self._norms = {name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64) for name in norms}
         self._traces: Traces = {} if traces is None else traces
         self._evaluates_stacked = True
+        self._modes = [(module, module.training) for module in model.modules()]
         self._bind()
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
@@ -136,6 +142,9 @@ class Stack:
             self._rows[name][slot] = RULES[optimizer].state.get(name, 0.0)
         for rows in self._norms.values():
             rows[slot] = 0.0
+        if not self.stacked:  # the trial before may have left others
+            for module, mode in self._modes:
+                module.training = mode
 
     def arrange(self, order: Sequence[int], shrink: bool) -> None:
         """Move the slots named to the front, in this order; to shrink, drop half of the rows while they are idle.
@@ -168,7 +177,7 @@ class Stack:
         """
         if not self.stacked and not self._compiled:
             self._rows["gradient"].zero_()
-            loss = sum(self._backward(part) for part in _parts(batch, self.accumulation))
+            loss = sum(self._backward(part, share) for part, share in self._parts(batch))
             return cast(Tensor, loss)[None], global_norm(self._rows["gradient"])
         with torch.no_grad():
             held = (self._values, self._buffers, list(self._gradients.values()))
@@ -176,11 +185,11 @@ class Stack:
             loss = self._traced("loss", values, buffers, batch, into=into)
             return loss.view(self.slots), global_norm(self._rows["gradient"])
 
-    def _backward(self, part: Any) -> Tensor:
+    def _backward(self, part: Any, share: float) -> Tensor:
         """Add the gradient of one part of a batch; its share of the batch's loss."""
         loss = self._call("loss", part)
-        if self.accumulation > 1:
-            loss = loss / self.accumulation
+        if share < 1.0:
+            loss = loss.to(torch.promote_types(loss.dtype, torch.float32)) * share
         loss.backward()
         return cast(Tensor, loss.detach())
 
@@ -223,7 +232,7 @@ class Stack:
         clipped_K1 = torch.minimum(norm_K1.to(torch.float64), limit_K1)
         mean_K1, variance_K1 = entered(mean_K1, variance_K1, clipped_K1, gate.share)
         self._norms = {"norm_mean": mean_K1, "norm_variance": variance_K1}
-        return limit_K1.to(self.dtype)
+        return limit_K1.to(self.wide)
 
     @torch.no_grad()
     def update(
@@ -241,7 +250,10 @@ class Stack:
             for start in range(0, width, UPDATED_AT_ONCE):
                 part = {name: held[block, start : start + UPDATED_AT_ONCE] for name, held in rows.items()}
                 state = {name: part[name] for name in ("m", "v")}
-                RULES[optimizer].update(part["theta"], part["gradient"], state, columns)
+                theta = part["theta"].to(self.wide)  # itself, unless it is narrower
+                RULES[optimizer].update(theta, part["gradient"].to(self.wide), state, columns)
+                if theta is not part["theta"]:
+                    part["theta"].copy_(theta)
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, list[float]]:
@@ -249,26 +261,25 @@ class Stack:
 
         Stacked if the workload's evaluate() can be; one after the other if it uses .item() or Python numbers.
         """
-        self.model.eval()
-        try:
+        with evaluated(self.model):
             if not self.stacked:
-                return {name: [float(value)] for name, value in self._call("evaluate").items()}
+                return {name: [value] for name, value in numbers(self._call("evaluate")).items()}
             if self._evaluates_stacked:
                 try:
                     metrics = self._traced("evaluate", self._values, self._buffers)
-                    return {name: value.tolist() for name, value in metrics.items()}
+                    if any(values.ndim != 1 for values in metrics.values()):
+                        raise TypeError("a metric is not one number")  # which one, is said below
+                    return {name: values.tolist() for name, values in metrics.items()}
                 except (RuntimeError, ValueError, TypeError, AttributeError):
                     self._evaluates_stacked = False
             return self._evaluate_each()
-        finally:
-            self.model.train()
 
     def _evaluate_each(self) -> dict[str, list[float]]:
         rows: dict[str, list[float]] = {}
         for slot in range(self.slots):
             own = tree_map(lambda part, slot=slot: part[slot], _inside(self._values, self._buffers))
-            for name, value in functional_call(self._call, own, ("evaluate",)).items():
-                rows.setdefault(name, []).append(float(value))
+            for name, value in numbers(functional_call(self._call, own, ("evaluate",))).items():
+                rows.setdefault(name, [math.nan] * self.slots)[slot] = value
         return rows
 
     @torch.no_grad()
@@ -306,16 +317,6 @@ class Stack:
         return {
             name: tensors[name].to("cpu", copy=True).contiguous() for name in self.model.state_dict() if name in tensors
         }
-
-
-def _parts(batch: Any, count: int) -> Iterable[Any]:
-    """A batch cut into equal parts along its examples."""
-    if count == 1:
-        return [batch]
-    return (
-        tree_map(lambda tensor, k=k: tensor[k * len(tensor) // count : (k + 1) * len(tensor) // count], batch)
-        for k in range(count)
-    )
 
 
 def _inside(leaves: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

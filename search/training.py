@@ -6,10 +6,11 @@ slot, whoever its neighbours are. Nothing here knows of Optuna or of files; fini
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -19,14 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .batches import Parts, moved, only_tensors
 from .clipping import Gate, clip_z_of, share_of
 from .optimizers import coefficients
+from .randomness import RandomState, seed_all
 from .schedule import learning_rates, total_steps
 from .stack import Stack, Traces
 from .study import Study
 from .trial import Curve, Point, Trial, measured
 from .verdict import hopeless, judge
-from .workload import Workload, chance_loss
+from .workload import Workload, built, chance_loss, drawn
 
 # Updates between two looks at the losses. Each look waits for the device and costs the host some tens of
 # microseconds; a divergent trial costs at most this many updates too many.
@@ -84,6 +87,7 @@ class _Slot:
     step: int = 0
     eval_step: list[int] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    missing: int = 0  # evaluations without the objective
     seconds: float = 0.0
 
     def curve(self, chance: float) -> Curve:
@@ -96,6 +100,14 @@ class _Slot:
             chance_loss=chance,
         )
 
+    def measured(self, metrics: Mapping[str, float], objective: str) -> None:
+        """Add an evaluation; a metric that it lacks, or that is there for the first time, is nan elsewhere."""
+        for name in {*self.metrics, *metrics, objective}:
+            earlier = self.metrics.setdefault(name, [math.nan] * len(self.eval_step))
+            earlier.append(metrics.get(name, math.nan))
+        self.missing += objective not in metrics
+        self.eval_step.append(self.step)
+
     def state(self) -> dict[str, Tensor]:
         """All that was measured, and torch's random numbers, for `restore`."""
         return {
@@ -103,6 +115,7 @@ class _Slot:
             "grad_norm": torch.from_numpy(self.grad_norm[: self.step]),
             "eval_step": torch.tensor(self.eval_step),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "missing": torch.tensor(self.missing),
             "random": torch.get_rng_state(),
             **{f"metric/{name}": torch.tensor(v, dtype=torch.float64) for name, v in self.metrics.items()},
         }
@@ -113,6 +126,7 @@ class _Slot:
         self.grad_norm[: self.step] = state["grad_norm"].numpy()
         self.eval_step = state["eval_step"].tolist()
         self.seconds = float(state["seconds"])
+        self.missing = int(state.get("missing", 0))
         self.metrics = {
             name.removeprefix("metric/"): values.tolist()
             for name, values in state.items()
@@ -124,14 +138,20 @@ class _Slot:
 class _Batches:
     """The batches of the slots that were loaded together with the same seed: drawn once for all of them."""
 
-    def __init__(self, workload: Workload, point: Point, device: torch.device, skip: int) -> None:
-        self._iterator = iter(workload.train_batches(point.batch_size, point.seed))
-        self._device = device
+    def __init__(self, workload: Workload, point: Point, device: torch.device, skip: int, parts: Parts) -> None:
+        self._iterator = drawn(workload, point.batch_size, point.seed)
+        self._device, self._parts = device, parts
         for _ in range(skip):  # those that an interrupted trial has seen
-            next(self._iterator)
+            self._next()
 
     def draw(self) -> Any:
-        return tree_map(lambda part: part.to(self._device, non_blocking=True), next(self._iterator))
+        return moved(self._next(), self._device)
+
+    def _next(self) -> Any:
+        batch = next(self._iterator)
+        if self._parts.count > 1:
+            self._parts.learn(batch)
+        return batch
 
 
 def train(
@@ -149,9 +169,22 @@ def train(
     `verdict.hopeless` says that it can only be infeasible; its slot then takes the next point, and the stack
     shrinks when there is none. `keeper` is told what is in training and keeps its state now and then; `traces`
     keeps the graphs of a stacked workload from one call to the next. Exceptions of the workload are not caught.
+    Each trial has its own random numbers, of Python, NumPy and torch; the caller's are as they were at each yield.
     """
-    with torch.random.fork_rng(devices=[]):
-        yield from _Loop(study, workload, points, engine, torch.device(device), keeper, traces).run()
+    finished = _Loop(study, workload, points, engine, torch.device(device), keeper, traces).run()
+    inside: RandomState | None = None
+    while True:
+        outside = RandomState.now()
+        try:
+            if inside:
+                inside.restore()
+            one = next(finished, None)
+            inside = RandomState.now()
+        finally:
+            outside.restore()
+        if one is None:
+            return
+        yield one
 
 
 class _Loop:
@@ -178,14 +211,15 @@ class _Loop:
     def run(self) -> Iterator[Trained]:
         if not self.queue:
             return
-        model = self._build(self.queue[0].seed)
+        self.parts = Parts(self.study.accumulation, self.queue[0].batch_size)
+        model = self._build(self.queue[0])
         self.stack = Stack(
             self.workload,
             model,
             self.capacity,
             self.engine.stacked,
             self.traces,
-            self.study.accumulation,
+            self.parts,
             self.study.precision == "bfloat16",
             follows_norms=any(point.clip_z < np.inf for point in self.queue),
             compiled=self.engine.compiled,
@@ -210,16 +244,15 @@ class _Loop:
                     self.keeper.save(slot.point, self.stack.state(k) | slot.state())
                 self.saved = time.monotonic()
 
-    def _build(self, seed: int) -> nn.Module:
-        torch.manual_seed(seed)
-        return self.workload.build_model(seed).to(self.device).train()
+    def _build(self, point: Point) -> nn.Module:
+        return built(self.workload, point.seed, point.batch_size, self.device)
 
-    def _initial(self, seed: int) -> dict[str, Tensor]:
-        """Parameters and buffers of the untrained model of a seed; each seed is built once."""
-        if seed not in self.initial:
-            model = self._build(seed)
-            self.initial[seed] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        return self.initial[seed]
+    def _initial(self, point: Point) -> dict[str, Tensor]:
+        """Parameters and buffers of the untrained model of a point's seed; each seed is built once."""
+        if point.seed not in self.initial:
+            model = self._build(point)
+            self.initial[point.seed] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        return self.initial[point.seed]
 
     def _aligned(self) -> bool:
         """Whether a trial that starts now will be evaluated together with the others."""
@@ -232,11 +265,11 @@ class _Loop:
         while self.queue and len(self.slots) < self.capacity:
             point, k = self.queue.popleft(), len(self.slots)
             state = self.keeper.begin(point) if self.keeper else None
-            self.stack.load(k, self._initial(point.seed), point.optimizer)
-            torch.manual_seed(point.seed)  # a model that draws random numbers trains alone (stack.py)
+            self.stack.load(k, self._initial(point), point.optimizer)
+            seed_all(point.seed)  # what draws random numbers in training trains alone
             step = len(state["loss"]) if state else 0
             if (point.seed, step) not in batches:
-                batches[point.seed, step] = _Batches(self.workload, point, self.device, skip=step)
+                batches[point.seed, step] = _Batches(self.workload, point, self.device, step, self.parts)
             self.slots.append(self._start(point, batches[point.seed, step]))
             if state:
                 self.stack.restore(k, state)
@@ -289,7 +322,10 @@ class _Loop:
         clip_norm_K1 = tensor(clip_norms)[:, None] if min(clip_norms) < np.inf else None
         gates = self._gates(steps) if min(clip_zs) < np.inf else None
         shape = (steps, self.stack.slots)
-        losses, norms = (torch.empty(shape, device=self.device, dtype=self.stack.dtype) for _ in range(2))
+        # Wider than parameters in float16, and than a loss in float64 beside parameters in float32.
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        losses, norms = (torch.empty(shape, device=self.device, dtype=wide) for _ in range(2))
+        before = RandomState.now() if self.engine.stacked else None
         for i in range(steps):
             loss_K, norm_K1 = self.stack.gradients(self._batch())
             losses[i], norms[i] = loss_K, norm_K1[:, 0]
@@ -298,6 +334,8 @@ class _Loop:
                 self.stack.limit(norm_K1, gates[i]) if gates else clip_norm_K1,
                 [(name, rows, {c: table[i] for c, table in columns.items()}) for name, rows, columns in blocks],
             )
+        if before is not None and before != RandomState.now():
+            raise RuntimeError("batches or loss draw from the process's random numbers, which each trial needs alone")
         for slot, loss, norm in zip(self.slots, losses.T.tolist(), norms.T.tolist(), strict=False):
             slot.loss[slot.step : slot.step + steps] = loss
             slot.grad_norm[slot.step : slot.step + steps] = norm
@@ -321,7 +359,7 @@ class _Loop:
         return slot.columns[name][slot.step : slot.step + steps]
 
     def _tensor(self, values: Any, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(self.device, dtype or self.stack.dtype)
+        return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(self.device, dtype or self.stack.wide)
 
     def _blocks(self) -> list[list[int]]:
         """Rows of the same optimizer."""
@@ -331,14 +369,15 @@ class _Loop:
     def _batch(self) -> Any:
         """The next batch of every slot; stacked, with a leading slot dimension. Idle slots get some batch."""
         sources = list({id(slot.batches): slot.batches for slot in self.slots}.values())
-        drawn = [source.draw() for source in sources]
+        each_source = [source.draw() for source in sources]
         if not self.engine.stacked:
-            return drawn[0]
+            return each_source[0]
+        only_tensors(each_source)
         place = {id(source): i for i, source in enumerate(sources)}
         each = [place[id(slot.batches)] for slot in self.slots]
         each += [0] * (self.stack.slots - len(each))
         # Copies also where one batch serves all: some kernels round differently if a tensor has no strides.
-        return tree_map(lambda *parts: torch.stack([parts[i] for i in each]), *drawn)
+        return tree_map(lambda *parts: torch.stack([parts[i] for i in each]), *each_source)
 
     def _evaluate(self, due: Sequence[int]) -> None:
         if not due:
@@ -346,9 +385,7 @@ class _Loop:
         metrics = self.stack.evaluate()
         for k in due:
             slot = self.slots[k]
-            slot.eval_step.append(slot.step)
-            for name, values in metrics.items():
-                slot.metrics.setdefault(name, []).append(values[k])
+            slot.measured({name: values[k] for name, values in metrics.items()}, self.study.objective)
             history = np.array(slot.metrics[self.study.objective])
             if np.isfinite(history[-1]) and not (history[:-1] <= history[-1]).any():
                 self.stack.keep_best(k)
@@ -362,5 +399,9 @@ class _Loop:
         if broken.any():
             slot.step = int(broken.argmax()) + 1
         curve = slot.curve(self.chance)
-        trial = measured(slot.point, judge(curve), curve, self.study.objective, slot.seconds)
+        verdict = judge(curve)
+        if slot.missing:
+            lacking = f"{self.study.objective} was missing in {slot.missing} of {len(slot.eval_step)} evaluations"
+            verdict = replace(verdict, evidence="; ".join(filter(None, [verdict.evidence, lacking])))
+        trial = measured(slot.point, verdict, curve, self.study.objective, slot.seconds)
         return Trained(trial, self.stack.best(k))

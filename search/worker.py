@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -28,7 +29,7 @@ from .stack import Traces
 from .study import Study
 from .training import ALONE, Engine, train
 from .trial import EMPTY_CURVE, Point, Trial, crashed
-from .workload import Workload, load_workload
+from .workload import Workload, load_workload, said
 
 SECONDS_BETWEEN_WATCHES = 0.5
 
@@ -44,17 +45,30 @@ class Task:
     device: str
 
 
-def follow_driver(driver: int) -> None:
-    """Make this process the driver's: Ctrl-C is the driver's to answer, and it ends when the driver does."""
+def follow_driver(driver: int, start_method: str | None = None, sources: str = "") -> None:
+    """Make this process the driver's: Ctrl-C is the driver's to answer, and it ends when the driver does.
+
+    Processes that a workload starts, as those of a DataLoader, are started as the driver would (`start_method` of
+    multiprocessing; None: the platform's default). `sources`: what the driver knows of the workloads' code; the pool
+    starts new processes where it differs, because those that run hold modules imported before.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    atexit.register(os._exit, 0)  # at once: all is in files, and torch takes a second to tidy up
+    multiprocessing.set_start_method(start_method, force=True)  # loky's own is for its workers alone
+    atexit.register(_end, 0)  # at once: all is in files, and torch takes a second to tidy up
 
     def watch() -> None:
         while os.getppid() == driver:
             time.sleep(SECONDS_BETWEEN_WATCHES)
-        os._exit(1)
+        _end(1)
 
     threading.Thread(target=watch, name="watch-driver", daemon=True).start()
+
+
+def _end(status: int) -> None:
+    """End this process and those that a workload started."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)
 
 
 def measure(
@@ -68,8 +82,15 @@ def measure(
     workload, traces = _known(study, points)
     try:
         return choose(study, workload, points, workers, cores, device, traces, compiled)
-    except Exception as error:
-        return replace(ALONE, reason=f"not measured: {type(error).__name__}: {error}")
+    except BaseException as error:
+        if _is_ctrl_c(error):
+            raise
+        return replace(ALONE, reason=f"not measured: {said(error)}")
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether a user interrupts. Not in a worker process, which does not hear Ctrl-C: there a workload raised it."""
+    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def work(task: Task) -> None:
@@ -92,15 +113,18 @@ def work(task: Task) -> None:
             for trained in train(study, workload, points, engine, task.device, _InboxKeeper(task.inbox), traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
-        except Exception as error:
+        except BaseException as error:  # sys.exit() in a workload, too
+            if _is_ctrl_c(error):
+                raise
             if engine.compiled:
                 engine = replace(engine, compiled=False)
                 continue
             if engine.slots > 1:
-                engine = replace(engine, slots=engine.slots // 2)
+                slots = engine.slots // 2
+                engine = replace(engine, slots=slots, stacked=slots > 1)
                 continue
             point = next(iter(unfinished.values()))
-            reason, seconds = f"{type(error).__name__}: {error}", time.perf_counter() - began
+            reason, seconds = said(error), time.perf_counter() - began
             _post(task.inbox, crashed(point, reason, traceback.format_exc(), seconds), {})
             del unfinished[point.number]
             engine = task.engine
