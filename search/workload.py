@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import inspect
 import math
 import os
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +27,8 @@ from .batches import STATED, endless, examples, first, moved
 from .errors import UserError
 from .randomness import own_random_numbers, seed_all
 
-CHECKED_SECONDS = 1.0  # of drawing batches: an epoch of what fits into memory, and no wait that a user would notice
+# Of drawing batches of one size, to see whether they end: hundreds of what lies in memory, and no wait that is noticed.
+CHECKED_SECONDS = 0.2
 SHOWN = 80  # characters of a wrong value in a message
 METHODS = ("build_model", "train_batches", "loss", "evaluate")
 
@@ -107,7 +110,7 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
         raise
     except BaseException as error:  # sys.exit(), too
         raise UserError(f"workload: importing {module_name!r} raised {said(error)}") from error
-    for name in _own_modules(module, {}):
+    for name in _own_modules(module, {}) if module_name not in _IMPORTED else ():
         _IMPORTED.setdefault(name, _stamp(sys.modules[name]))
     factory: Callable[..., Any] | None = getattr(module, factory_name, None)
     if factory is None:
@@ -130,7 +133,7 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
 def edited_modules_reloaded(paths: Iterable[str]) -> str:
     """Import the edited modules of workloads anew; a text that is the same as long as none of the user's was edited.
 
-    Modules count that are neither installed nor part of Python, and that the workload's module or one of those uses.
+    Modules count that are neither installed nor part of Python, and that the workload's module or one of those imports.
     """
     for path in paths:
         module = sys.modules.get(path.partition(":")[0])
@@ -150,20 +153,34 @@ _NOT_OWN = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", 
 
 
 def _own_modules(module: ModuleType, found: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The user's modules that a module uses, and itself, each after those that it uses; name → names that it uses."""
+    """The user's modules that a module imports, and itself, each after those that it imports; name → names of those."""
     if not _is_own(module) or module.__name__ in found:
         return found
     needed: set[str] = set()
-    found[module.__name__] = needed  # now, because modules may use each other
-    for value in list(vars(module).values()):
-        if isinstance(value, ModuleType | FunctionType | type):
-            name = value.__name__ if isinstance(value, ModuleType) else value.__module__
-            other = sys.modules.get(name)
-            if isinstance(other, ModuleType) and other is not module and _is_own(other):
-                needed.add(name)
-                _own_modules(other, found)
+    found[module.__name__] = needed  # now, because modules may import each other
+    for name in _imports(module):
+        other = sys.modules.get(name)
+        if isinstance(other, ModuleType) and other is not module and _is_own(other):
+            needed.add(name)
+            _own_modules(other, found)
     found[module.__name__] = found.pop(module.__name__)
     return found
+
+
+def _imports(module: ModuleType) -> Iterator[str]:
+    """The names in a module's import statements, those inside functions included; some may be no modules."""
+    try:
+        tree = ast.parse(Path(module.__file__ or "").read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, module.__package__ or "")
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def _is_own(module: ModuleType) -> bool:
@@ -264,7 +281,7 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 
 def check_workload(workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int = 1) -> None:
-    """Try every method once, so that a mistake shows before the first training; batches, for a second or `steps`.
+    """Try every method once, so that a mistake shows before the first training; batches, for a moment.
 
     Raises UserError: a batch size that train_batches cannot serve, batches that end, a loss that is not a scalar, an
     objective that evaluate() does not return, a metric that is no number. An exception of the workload is quoted.
