@@ -1,7 +1,7 @@
 """Batches as workloads draw them: nested containers of tensors and of anything else.
 
-Only tensors are moved to a device. Examples are counted and cut only where that is needed: where a workload is
-checked, and where gradients are accumulated over parts of a batch.
+Only tensors are moved to a device. Examples are counted and cut only where that is needed: where a
+workload is checked, and where gradients are accumulated over parts of a batch.
 
     B  batch size     N  examples of one batch: B, or fewer in the last batch of an epoch
 """
@@ -27,11 +27,13 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from .errors import UserError
 
-# A generator is stopped that has no batch after so many passes through its loop for each example wanted, and after so
-# many seconds: both, because one that filters examples may reject most of them, and one that reads them may be slow.
+# A generator is stopped that has no batch after so many passes through its loop for each example
+# wanted, and after so many seconds: both, because one that filters examples may reject most of
+# them, and one that reads them may be slow.
 FRUITLESS_PASSES = 100
 FRUITLESS_SECONDS = 3.0
-# What a batch may hold that is cut into parts; another object might hide tensors that would have to be cut.
+# What a batch may hold that is cut into parts; another object might hide tensors that would have to
+# be cut.
 CUTTABLE = (Tensor, np.ndarray, list, tuple, str, int, float, np.generic, type(None))
 STATED = "train_batches: say how many examples a batch holds, by a method examples(batch) of the workload"
 
@@ -39,7 +41,8 @@ STATED = "train_batches: say how many examples a batch holds, by a method exampl
 def moved(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on a device. Strings, None, numbers and arrays stay what they are.
 
-    An object of another library that has a method `to` is asked to move itself; so do fields of dataclasses.
+    An object of another library that has a method `to` is asked to move itself; so do fields of
+    dataclasses.
     """
 
     def move(leaf: Any) -> Any:
@@ -72,8 +75,8 @@ def only_tensors(batch: Any) -> None:
 def endless(draw: Callable[[], Iterable[Any]], batch_size: int) -> Iterator[Any]:
     """The batches of `train_batches`, without an end.
 
-    What can be iterated again, as a list or a DataLoader, starts again after each epoch. Raises UserError if an
-    iterator ends, or an epoch has no batch.
+    What can be iterated again, as a list or a DataLoader, starts again after each epoch. Raises
+    UserError if an iterator ends, or an epoch has no batch.
     """
     batches = draw()
     count = 0
@@ -95,8 +98,9 @@ def endless(draw: Callable[[], Iterable[Any]], batch_size: int) -> Iterator[Any]
 def first(batches: Iterator[Any], batch_size: int) -> Any:
     """The first batch; what searches for one in vain is stopped.
 
-    `while True: yield from loader` never ends and never yields if the loader is empty. So passes through loops that
-    contain a `yield` are counted, in every generator that takes part. Raises UserError.
+    `while True: yield from loader` never ends and never yields if the loader is empty. So passes
+    through loops that contain a `yield` are counted, in every generator that takes part. Raises
+    UserError.
     """
     if sys.gettrace() is not None:  # a debugger is at work
         return next(batches)
@@ -158,10 +162,11 @@ def _no_batch(batch_size: int) -> str:
 class Parts:
     """Cuts batches into parts along their examples, for accumulated gradients.
 
-    Each tensor's examples lie along its leading dimension, if that has the batch size; else along the first
-    dimension that has it (in the layout (time, batch, feature), the second). Which one that is, is learned from the
-    first batch, and holds for shorter ones. Arrays, and lists without tensors, are cut likewise if they have as many
-    items as there are examples; all else is a part of every part.
+    Each tensor's examples lie along its leading dimension, if that has the batch size; else along
+    the first dimension that has it (in the layout (time, batch, feature), the second). Which one
+    that is, is learned from the first batch, and holds for shorter ones. Arrays, and lists without
+    tensors, are cut likewise if they have as many items as there are examples; all else is a part
+    of every part.
     """
 
     def __init__(self, count: int, batch_size: int) -> None:
@@ -246,9 +251,8 @@ def _described(leaves: Sequence[Any]) -> str:
 def examples(batch: Any, batch_size: int) -> int:
     """How many examples a batch has: `batch_size`, if most of what it holds has that size in one of its dimensions.
 
-    Or if the leading dimension of its first tensor has it. Otherwise the size that is most frequent among the leading
-    dimensions. Raises UserError if nothing has a
-    dimension.
+    Or if the leading dimension of its first tensor has it. Otherwise the size that is most frequent
+    among the leading dimensions. Raises UserError if nothing has a dimension.
     """
     shapes = [shape for leaf in _plain(batch) if (shape := _shape(leaf))]
     if not shapes:

@@ -169,7 +169,8 @@ def train(
     `verdict.hopeless` says that it can only be infeasible; its slot then takes the next point, and the stack
     shrinks when there is none. `keeper` is told what is in training and keeps its state now and then; `traces`
     keeps the graphs of a stacked workload from one call to the next. Exceptions of the workload are not caught.
-    Each trial has its own random numbers, of Python, NumPy and torch; the caller's are as they were at each yield.
+    Each trial has its own random numbers, of Python, NumPy and torch; the caller's are as they were
+    at each yield.
     """
     finished = _Loop(study, workload, points, engine, torch.device(device), keeper, traces).run()
     inside: RandomState | None = None

@@ -48,9 +48,10 @@ class Task:
 def follow_driver(driver: int, start_method: str | None = None, sources: str = "") -> None:
     """Make this process the driver's: Ctrl-C is the driver's to answer, and it ends when the driver does.
 
-    Processes that a workload starts, as those of a DataLoader, are started as the driver would (`start_method` of
-    multiprocessing; None: the platform's default). `sources`: what the driver knows of the workloads' code; the pool
-    starts new processes where it differs, because those that run hold modules imported before.
+    Processes that a workload starts, as those of a DataLoader, are started as the driver would
+    (`start_method` of multiprocessing; None: the platform's default). `sources`: what the driver
+    knows of the workloads' code; the pool starts new processes where it differs, because those that
+    run hold modules imported before.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     multiprocessing.set_start_method(start_method, force=True)  # loky's own is for its workers alone

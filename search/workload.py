@@ -27,7 +27,8 @@ from .batches import STATED, endless, examples, first, moved
 from .errors import UserError
 from .randomness import own_random_numbers, seed_all
 
-# Of drawing batches of one size, to see whether they end: hundreds of what lies in memory, and no wait that is noticed.
+# Of drawing batches of one size, to see whether they end: hundreds of what lies in memory, and no
+# wait that is noticed.
 CHECKED_SECONDS = 0.2
 SHOWN = 80  # characters of a wrong value in a message
 METHODS = ("build_model", "train_batches", "loss", "evaluate")
@@ -45,18 +46,19 @@ class Workload(Protocol):
 
     Optional attributes: `chance_loss`, the loss of a constant predictor (without it, a run stuck at
     chance is recognized only if its loss first rose); `test(model)`, metrics on the test split;
-    `architectures`, name → other arguments of the factory, each a possible remedy of an unstable training (R18); and
-    `examples(batch)`, how many examples a batch holds, where its tensors do not show it.
+    `architectures`, name → other arguments of the factory, each a possible remedy of an unstable
+    training (R18); and `examples(batch)`, how many examples a batch holds, where its tensors do not
+    show it.
 
-    The generators of Python, NumPy and torch are seeded with the trial's seed before each of build_model and
-    training, so that none of these methods needs to.
+    The generators of Python, NumPy and torch are seeded with the trial's seed before each of
+    build_model and training, so that none of these methods needs to.
     """
 
     def build_model(self, seed: int) -> nn.Module:
         """A new model; the same seed gives the same parameters.
 
-        Each of its submodules is trained in the mode in which it is returned: one in eval mode stays so. Lazy modules
-        get their shapes from the loss of a first batch.
+        Each of its submodules is trained in the mode in which it is returned: one in eval mode
+        stays so. Lazy modules get their shapes from the loss of a first batch.
         """
 
     def train_batches(self, batch_size: int, seed: int) -> Iterable[Any]:
@@ -67,7 +69,10 @@ class Workload(Protocol):
         """
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """The training loss on a batch: a scalar that can be differentiated."""
+        """The training loss on a batch: a scalar that can be differentiated.
+
+        A mean over the examples, if the study accumulates gradients over parts of a batch.
+        """
 
     def evaluate(self, model: nn.Module) -> Mapping[str, Tensor | float]:
         """Validation metrics by name, lower is better for the study's objective."""
@@ -133,7 +138,8 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
 def edited_modules_reloaded(paths: Iterable[str]) -> str:
     """Import the edited modules of workloads anew; a text that is the same as long as none of the user's was edited.
 
-    Modules count that are neither installed nor part of Python, and that the workload's module or one of those imports.
+    Modules count that are neither installed nor part of Python, and that the workload's module or
+    one of those imports.
     """
     for path in paths:
         module = sys.modules.get(path.partition(":")[0])
@@ -207,8 +213,8 @@ def drawn(workload: Workload, batch_size: int, seed: int) -> Iterator[Any]:
 def built(workload: Workload, seed: int, batch_size: int, device: torch.device) -> nn.Module:
     """The untrained model of a seed on a device; it takes the process's random numbers, seeded with the same seed.
 
-    Lazy modules get their shapes as in a plain training loop, from the loss of the first batch. Raises UserError if
-    some get none.
+    Lazy modules get their shapes as in a plain training loop, from the loss of the first batch.
+    Raises UserError if some get none.
     """
     seed_all(seed)
     model = workload.build_model(seed).to(device)
@@ -283,8 +289,9 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 def check_workload(workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int = 1) -> None:
     """Try every method once, so that a mistake shows before the first training; batches, for a moment.
 
-    Raises UserError: a batch size that train_batches cannot serve, batches that end, a loss that is not a scalar, an
-    objective that evaluate() does not return, a metric that is no number. An exception of the workload is quoted.
+    Raises UserError: a batch size that train_batches cannot serve, batches that end, a loss that is
+    not a scalar, an objective that evaluate() does not return, a metric that is no number. An
+    exception of the workload is quoted.
     """
     with own_random_numbers():
         _check(workload, objective, batch_sizes, steps)
