@@ -1,6 +1,7 @@
-"""What "any PyTorch model" means: each entry of the zoo trains as a plain loop does, or is refused in a sentence."""
+"""What "any PyTorch model" means: an entry of the zoo trains as a plain loop, or says why not."""
 
 import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ RELATIVE = 1e-9
 NOTHING = 1e-14  # of a loss or a norm: rounding of what is 0
 BATCH_SIZE = 24
 LR = {"adam": 1e-2, "adamw": 1e-2, "momentum": 1e-2, "sgd": 5e-2}
-STACKED = Engine(stacked=True, slots=4)  # fewer than points: a slot is refilled, and the stack shrinks
+STACKED = Engine(stacked=True, slots=3)  # fewer than points: a slot is refilled
 RECORDED = Engine(stacked=False, slots=1, compiled=True)
 
 
@@ -43,16 +44,16 @@ def study(name):
 
 
 def points(name):
-    """Rules and seeds; warmup, clipping and decay differ."""
-    rules = zoo.ZOO[name].optimizers
-    both = [(rule, seed) for seed in (0, 1, 2) for rule in rules][:5]
+    """Rules, seeds, warmup, clipping and decay differ."""
+    rules = itertools.cycle(zoo.ZOO[name].optimizers)
     return [
         Point(
             i, BATCH_SIZE, rule, LR[rule], seed=seed,
-            warmup_steps=(0, 3)[i % 2], clip_norm=(np.inf, 0.5)[i // 2 % 2], decay=("constant", "cosine")[seed % 2],
+            warmup_steps=(0, 3)[i % 2], clip_norm=(np.inf, 0.5)[i // 2 % 2],
+            decay=("constant", "cosine")[seed],
             workload_args={"entry": name},
         )
-        for i, (rule, seed) in enumerate(both)
+        for i, (rule, seed) in enumerate(zip(rules, (0, 1, 0, 1), strict=False))
     ]  # fmt: skip
 
 
@@ -63,13 +64,13 @@ def plainly(name, number):
 
 
 def trained(name, some, engine, inbox):
-    """(trial, checkpoint) of points by number, as a worker process leaves them; no checkpoint of a crash."""
+    """(trial, checkpoint) of points by number, as a worker process leaves them."""
     inbox.mkdir()
     work(Task(study(name), inbox, some, engine, "cpu"))
     found = {}
     for trial, _ in posted(inbox):
-        checkpoint = {} if trial.verdict.crashed else load_file(inbox / f"{name_of(trial.point)}.safetensors")
-        found[trial.point.number] = trial, checkpoint
+        path = inbox / f"{name_of(trial.point)}.safetensors"
+        found[trial.point.number] = trial, {} if trial.verdict.crashed else load_file(path)
     assert found.keys() == {point.number for point in some}
     return found
 
@@ -97,7 +98,7 @@ def is_plain(name, want, trial, checkpoint):
     state = want.states[best]
     assert checkpoint.keys() == state.keys()
     for key, tensor in state.items():
-        torch.testing.assert_close(checkpoint[key], tensor, rtol=1e-8, atol=1e-12, msg=lambda m, k=key: f"{k}: {m}")
+        np.testing.assert_allclose(checkpoint[key], tensor, rtol=1e-8, atol=1e-12, err_msg=key)
 
 
 def is_right(name, number, trial, checkpoint):
@@ -146,7 +147,9 @@ def test_alone_it_equals_a_plain_loop_or_is_refused(name, tmp_path):
 
 def interpreted(module, compile=torch.compile, **options):
     """What the engine compiles is run as it was recorded; what a user compiles is compiled."""
-    return module.forward if isinstance(module, torch.fx.GraphModule) else compile(module, **options)
+    if isinstance(module, torch.fx.GraphModule):
+        return module.forward
+    return compile(module, **options)
 
 
 @pytest.mark.parametrize("engine", [STACKED, RECORDED], ids=["stacked", "recorded"])
@@ -167,11 +170,10 @@ def test_random_evaluations_depend_neither_on_slots_nor_on_neighbours(name, tmp_
         alone |= trained(name, [point], ALONE, tmp_path / str(point.number))
     engines = [ALONE] if why_alone(name) else [ALONE, STACKED, Engine(stacked=True, slots=2)]
     for i, engine in enumerate(engines):
-        for number, (trial, _) in trained(name, some[::-1], engine, tmp_path / f"together {i}").items():
-            equals(trial.curve.metrics["val_loss"], alone[number][0].curve.metrics["val_loss"], f"{engine}")
-    first, _, third, *_ = (trial.curve.metrics["val_loss"] for trial, _ in alone.values())
-    if name == "NoiseInEvaluate":
-        assert first[0] == pytest.approx(third[0], rel=RELATIVE)  # of one seed, untrained: the same random numbers
+        together = trained(name, some[::-1], engine, tmp_path / f"together {i}")
+        for number, (trial, _) in together.items():
+            want = alone[number][0].curve.metrics["val_loss"]
+            equals(trial.curve.metrics["val_loss"], want, f"{engine}")
 
 
 def test_the_zoo_has_every_kind_and_some_of_them_are_stacked():
@@ -182,11 +184,15 @@ def test_the_zoo_has_every_kind_and_some_of_them_are_stacked():
 
 
 @pytest.mark.parametrize(
-    ("name", "slots"), [("Mlp", None), ("ZeroGradInLoss", None), ("AnnealsLate", 4), ("CountsInTheWorkload", 1)]
+    ("name", "slots"),
+    [("Mlp", None), ("ZeroGradInLoss", None), ("AnnealsLate", 4), ("CountsInTheWorkload", 1)],
 )
 def test_a_run_equals_a_plain_loop(name, slots, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parent)  # from which worker processes import the zoo
-    space = {"momentum": {"base_lr": [0.01, 0.02], "clip_norm": 0.5}, "adam": {"base_lr": 0.01, "warmup_steps": 3}}
+    space = {
+        "momentum": {"base_lr": [0.01, 0.02], "clip_norm": 0.5},
+        "adam": {"base_lr": 0.01, "warmup_steps": 3},
+    }
     a_study = parse(
         **{"workload": "zoo:make", "workload_args": {"entry": name}, "objective": "val_loss"},
         max_train_steps=zoo.STEPS, evaluations=zoo.STEPS // zoo.EVERY, batch_sizes=[BATCH_SIZE],

@@ -1,6 +1,7 @@
 """Small models and habits that a user may bring, and the plain loop that their training must equal.
 
-Each entry is a workload in float64. `ZOO` has them by name; `make(entry)` is the factory of a study file.
+Each entry is a workload in float64. `ZOO` has them by name; `make(entry)` is the factory of a
+study file.
 """
 
 import copy
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tunewright.search.optimizers import RULES
 from tunewright.search.schedule import learning_rates
 
-STEPS, EVERY = 40, 8  # updates of a trial, and those between two evaluations
+STEPS, EVERY = 30, 6  # updates of a trial, and those between two evaluations
 FEATURES, EXAMPLES, TRAINED = 6, 64, 48
 D = torch.float64
 ALL = ("adam", "momentum", "sgd", "adamw")
@@ -34,7 +35,7 @@ class Entry:
 
     refusal     a pattern of the sentence that may refuse it; empty: it must train
     optimizers  update rules of its points
-    seeded      its evaluation draws random numbers: its metrics are the trial's own, not those of the plain loop
+    seeded      its evaluation draws random numbers: its metrics are the trial's own
     """
 
     workload: type
@@ -90,11 +91,17 @@ def evaluated(work, model, found):
     torch.set_rng_state(drawn[0])
     np.random.set_state(drawn[1])  # noqa: NPY002
     random.setstate(drawn[2])
-    found.states.append({name: tensor.detach().clone() for name, tensor in model.state_dict().items()})
+    state = model.state_dict()
+    found.states.append({name: tensor.detach().clone() for name, tensor in state.items()})
+
+
+def gradient_of(parameter):
+    gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def train(name, point):
-    """A parameter without a gradient is updated with gradient 0, as after zero_grad(set_to_none=False)."""
+    """Without a gradient a parameter is updated with 0, as after zero_grad(set_to_none=False)."""
     work, found, states, entered = make(name), Plain(), {}, []
     seed_all(point.seed)
     model = work.build_model(point.seed)
@@ -111,15 +118,15 @@ def train(name, point):
         loss = work.loss(model, next(batches))
         loss.backward()
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in trained.items()}
-        gradients = {name: g.to_dense() if g.is_sparse else g for name, g in gradients.items()}
+        gradients = {name: gradient_of(p) for name, p in trained.items()}
         norm = math.sqrt(sum(float(g.abs().square().sum()) for g in gradients.values()))
         factor = min(1.0, plain.threshold(point, entered) / norm)
         entered.append(factor * norm)
         with torch.no_grad():
             for name, p in trained.items():
                 state = states.setdefault(name, {})
-                p.copy_(plain.rule_step(point.optimizer, own, p, gradients[name] * factor, state, float(eta), t))
+                g = gradients[name] * factor
+                p.copy_(plain.rule_step(point.optimizer, own, p, g, state, float(eta), t))
         found.losses.append(float(loss.detach()))
         found.norms.append(norm)
         if (t + 1) % EVERY == 0:
@@ -162,7 +169,8 @@ class Mlp:
     def evaluate(self, model):
         x, y = self.batch(torch.arange(TRAINED, EXAMPLES))
         out = model(x)
-        return {"val_loss": functional.mse_loss(out, y), "val_error": ((out > 0) != (y > 0)).double().mean()}
+        wrong = (out > 0) != (y > 0)
+        return {"val_loss": functional.mse_loss(out, y), "val_error": wrong.double().mean()}
 
 
 # Gradients and parameters that are rebound.
@@ -256,7 +264,7 @@ class LeftInFloatByEvaluate(Mlp):
 @entry(refusal="0.weight")
 class AssignedStateInLoss(Mlp):
     def loss(self, model, batch):
-        state = {name: tensor.clone().requires_grad_() for name, tensor in model.state_dict().items()}
+        state = copy.deepcopy(model.state_dict())
         model.load_state_dict(state, assign=True)
         return super().loss(model, batch)
 
@@ -401,6 +409,9 @@ class Student(nn.Module):
         self.teacher.load_state_dict(self.online.state_dict())
         self.teacher.requires_grad_(False)
 
+    def pairs(self):
+        return zip(self.teacher.parameters(), self.online.parameters(), strict=True)
+
     def forward(self, x):
         return self.online(x)
 
@@ -414,7 +425,7 @@ class TeacherInTheModel(Mlp):
 
     def loss(self, model, batch):
         with torch.no_grad():
-            for slow, fast in zip(model.teacher.parameters(), model.online.parameters(), strict=True):
+            for slow, fast in model.pairs():
                 slow.mul_(0.9).add_(fast, alpha=0.1)
             target = model.teacher(batch[0])
         return super().loss(model, batch) + functional.mse_loss(model(batch[0] + 0.1), target)
@@ -426,9 +437,10 @@ class TeacherByData(Mlp):
         return Student()
 
     def loss(self, model, batch):
-        for slow, fast in zip(model.teacher.parameters(), model.online.parameters(), strict=True):
+        for slow, fast in model.pairs():
             slow.data = 0.9 * slow.data + 0.1 * fast.data
-        return super().loss(model, batch) + functional.mse_loss(model(batch[0] + 0.1), model.teacher(batch[0]))
+        target = model.teacher(batch[0])
+        return super().loss(model, batch) + functional.mse_loss(model(batch[0] + 0.1), target)
 
     def evaluate(self, model):
         x, y = self.batch(torch.arange(TRAINED, EXAMPLES))
@@ -441,7 +453,8 @@ class TeacherByData(Mlp):
 class Recurrent(nn.Module):
     def __init__(self, kind, flatten):
         super().__init__()
-        self.cell, self.head, self.flatten = kind(FEATURES, 5, batch_first=True).to(D), nn.Linear(5, 1).to(D), flatten
+        self.cell = kind(FEATURES, 5, batch_first=True).to(D)
+        self.head, self.flatten = nn.Linear(5, 1).to(D), flatten
 
     def forward(self, x):
         if self.flatten:
@@ -618,7 +631,8 @@ class MixedDtypes(Mlp):
 class Listed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.ParameterList(nn.Parameter(torch.randn(FEATURES, FEATURES, dtype=D) / 3) for _ in range(2))
+        squares = torch.randn(2, FEATURES, FEATURES, dtype=D) / 3
+        self.layers = nn.ParameterList(nn.Parameter(square.clone()) for square in squares)
         self.named = nn.ParameterDict({"out": nn.Parameter(torch.randn(FEATURES, 1, dtype=D))})
 
     def forward(self, x):
@@ -698,7 +712,7 @@ class OwnParametrization(Mlp):
 
 
 def normalized(normalization):
-    """Without a bias that the normalization takes away: Adam would make updates of its gradient's rounding."""
+    """Without a bias that the normalization takes away: Adam would make its rounding updates."""
     first = nn.Linear(FEATURES, 8, bias=False)
     return nn.Sequential(first, normalization, nn.Tanh(), nn.Linear(8, 1)).to(D)
 
@@ -815,7 +829,7 @@ class SharedBuffer(Mlp):
 @entry()
 class Dropout(Mlp):
     def build_model(self, seed):
-        return nn.Sequential(nn.Linear(FEATURES, 8), nn.Dropout(0.3), nn.Tanh(), nn.Linear(8, 1)).to(D)
+        return nn.Sequential(nn.Dropout(0.3), mlp())
 
 
 @entry()
@@ -893,7 +907,8 @@ class OwnGeneratorInBatches(Mlp):
 @entry()
 class ShufflingLoader(Mlp):
     def train_batches(self, batch_size, seed):
-        loader = DataLoader(TensorDataset(self.x[:TRAINED], self.y[:TRAINED]), batch_size, shuffle=True)
+        data = TensorDataset(self.x[:TRAINED], self.y[:TRAINED])
+        loader = DataLoader(data, batch_size, shuffle=True)
         while True:
             yield from loader
 
@@ -926,7 +941,7 @@ class AnnealsEarly(Mlp):
 @entry()
 class AnnealsLate(Mlp):
     def build_model(self, seed):
-        return Anneals(30)
+        return Anneals(22)
 
 
 @entry()
@@ -1295,7 +1310,11 @@ class HookOnAModule(Mlp):
     def build_model(self, seed):
         model = mlp()
         model[0].register_forward_hook(lambda module, inputs, out: out * 0.5)
-        model[2].register_full_backward_hook(lambda module, inputs, outputs: tuple(2 * g for g in inputs))
+
+        def doubled(module, inputs, outputs):
+            return tuple(2 * gradient for gradient in inputs)
+
+        model[2].register_full_backward_hook(doubled)
         return model
 
 
@@ -1384,4 +1403,5 @@ class EncoderLayer(Mlp):
 
     def build_model(self, seed):
         layer = nn.TransformerEncoderLayer(FEATURES, 2, 8, dropout=0.0, batch_first=True)
-        return nn.Sequential(nn.Unflatten(1, (1, FEATURES)), layer, nn.Flatten(), nn.Linear(FEATURES, 1)).to(D)
+        sequence = nn.Unflatten(1, (1, FEATURES))
+        return nn.Sequential(sequence, layer, nn.Flatten(), nn.Linear(FEATURES, 1)).to(D)
