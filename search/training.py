@@ -188,6 +188,11 @@ def train(
         yield one
 
 
+def evaluation_seed(seed: int, step: int) -> int:
+    """Of the random numbers that an evaluation draws: by trial and step, whoever else is evaluated."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
 class _Loop:
     def __init__(
         self,
@@ -266,7 +271,10 @@ class _Loop:
         while self.queue and len(self.slots) < self.capacity:
             point, k = self.queue.popleft(), len(self.slots)
             state = self.keeper.begin(point) if self.keeper else None
-            self.stack.load(k, self._initial(point), point.optimizer)
+            if self.stack.builds_anew:
+                self.stack.adopt(self._build(point), point.optimizer)
+            else:
+                self.stack.load(k, self._initial(point), point.optimizer)
             seed_all(point.seed)  # what draws random numbers in training trains alone
             step = len(state["loss"]) if state else 0
             if (point.seed, step) not in batches:
@@ -383,7 +391,10 @@ class _Loop:
     def _evaluate(self, due: Sequence[int]) -> None:
         if not due:
             return
-        metrics = self.stack.evaluate()
+        seeds = [evaluation_seed(slot.point.seed, slot.step) for slot in self.slots]
+        before = RandomState.now()
+        metrics = self.stack.evaluate([*seeds, *[0] * (self.stack.slots - len(seeds))])
+        before.restore()  # training draws as if there were no evaluations
         for k in due:
             slot = self.slots[k]
             slot.measured({name: values[k] for name, values in metrics.items()}, self.study.objective)

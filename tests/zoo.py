@@ -101,7 +101,7 @@ def gradient_of(parameter):
 
 
 def train(name, point):
-    """Without a gradient a parameter is updated with 0, as after zero_grad(set_to_none=False)."""
+    """A parameter without a gradient is skipped, as torch's optimizers do after zero_grad()."""
     work, found, states, entered = make(name), Plain(), {}, []
     seed_all(point.seed)
     model = work.build_model(point.seed)
@@ -124,6 +124,8 @@ def train(name, point):
         entered.append(factor * norm)
         with torch.no_grad():
             for name, p in trained.items():
+                if p.grad is None:
+                    continue
                 state = states.setdefault(name, {})
                 g = gradients[name] * factor
                 p.copy_(plain.rule_step(point.optimizer, own, p, g, state, float(eta), t))
