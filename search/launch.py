@@ -47,7 +47,7 @@ from .study import Study
 from .threads import torch_threads
 from .training import ALONE, Engine, train
 from .trial import Point, Trial, crashed
-from .worker import Task, follow_driver, interrupted, measure, posted, work
+from .worker import Task, follow_driver, interrupted, measure, posted, saved_state, why_alone, work
 from .workload import check_workload, edited_modules_reloaded, load_workload
 
 MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
@@ -201,12 +201,17 @@ class _Driver:
     def run(self) -> None:
         self.collect()
         for store in self.stores:
-            interrupted(_inbox(store))
+            for stem in sorted(interrupted(_inbox(store))):
+                if not saved_state(_inbox(store), stem).exists():
+                    print(f"{stem} was interrupted, and is trained again from its start", file=sys.stderr)
         while missing := self.missing():
             tasks = self.tasks(missing)
             for threads in sorted({task.engine.threads for task in tasks}):
                 with _every(POLL_SECONDS, self.collect):
                     self.train([task for task in tasks if task.engine.threads == threads])
+            for store, points in missing:
+                if engine := self.ended(store, points):
+                    _remember_engine(store, points, engine)
 
     def missing(self) -> list[tuple[Store, list[Point]]]:
         """The points that can be trained now, over all studies, by batch size and workload arguments."""
@@ -239,11 +244,18 @@ class _Driver:
 
     def engines(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """How points of one batch size and workload train: as forced, as before, or as a worker measures now."""
-        found = [self.forced(store) or self.before(store, points) for store, points in missing]
+        found = [self.ended(store, points) or self.forced() or self.before(store, points) for store, points in missing]
         try:
             measured = {
                 i: self.pool(self.workers).submit(
-                    measure, store.study, points, self.workers, joblib.cpu_count(), self.device, self.compiled
+                    measure,
+                    store.study,
+                    points,
+                    self.workers,
+                    joblib.cpu_count(),
+                    self.device,
+                    self.compiled,
+                    self.slots,
                 )
                 for i, (store, points) in enumerate(missing)
                 if found[i] is None
@@ -261,13 +273,20 @@ class _Driver:
             _remember_engine(store, points, engine)
         return engines
 
-    def forced(self, store: Store) -> Engine | None:
-        if self.slots is None or store.study.accumulation > 1:
-            return None
-        return Engine(stacked=self.slots > 1, slots=self.slots, reason="forced")
+    @staticmethod
+    def ended(store: Store, points: Sequence[Point]) -> Engine | None:
+        """One after the other, if a worker found that a stack computes other numbers."""
+        reason = why_alone(_inbox(store), points[0])
+        return replace(ALONE, measured=True, reason=f"trained alone: {reason}") if reason else None
+
+    def forced(self) -> Engine | None:
+        """One after the other, if that is wanted: it needs no check. Other slots do (`engine.choose`)."""
+        return replace(ALONE, reason="forced") if self.slots == 1 else None
 
     def before(self, store: Store, points: Sequence[Point]) -> Engine | None:
         """How the points of this batch size and workload were trained in an earlier run, if it may stay so."""
+        if self.slots is not None:
+            return None
         found = store.optuna_studies[points[0].batch_size].user_attrs.get("engines", {}).get(points[0].workload_key)
         engine = Engine(**found) if found else None
         return engine if engine and self.compiled in (None, engine.compiled) else None

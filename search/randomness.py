@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,26 @@ class RandomState:
         torch.set_rng_state(self.torch)
         if self.cuda:
             torch.cuda.set_rng_state_all(list(self.cuda))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it as tensors by name, for a file; `from_tensors` is the inverse."""
+        kind, keys, *rest = self.numpy
+        plain = json.dumps([self.python, [kind, keys.tolist(), *rest]]).encode()
+        found = {"random/plain": torch.tensor(list(plain), dtype=torch.uint8), "random/torch": self.torch}
+        return found | {f"random/cuda{i}": state for i, state in enumerate(self.cuda)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> RandomState:
+        """Raises KeyError or ValueError where a file lacks it."""
+        python, (kind, keys, *rest) = json.loads(bytes(tensors["random/plain"].tolist()))
+        version, numbers, gauss = python
+        cuda = sorted(name for name in tensors if name.startswith("random/cuda"))
+        return cls(
+            (version, tuple(numbers), gauss),
+            (kind, np.array(keys, np.uint32), *rest),
+            tensors["random/torch"],
+            tuple(tensors[name] for name in cuda),
+        )
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RandomState):

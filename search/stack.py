@@ -33,7 +33,8 @@ from .ties import Ties, checkpoint_names, fixed_tensors
 from .tracing import record
 from .workload import Workload, autocast, evaluated, numbers
 
-Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # recordings of one workload, by what they depend on
+# Recordings of one workload, by what they depend on, each with the parameters that get no gradient.
+Traces: TypeAlias = dict[tuple[object, ...], tuple[Callable[..., Any], tuple[str, ...]]]
 
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
@@ -41,7 +42,7 @@ FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbo
 MOST_COMPILED = 2  # kinds of batches, each for half a minute: whole ones and a last one; others are replayed
 
 
-class _Call(nn.Module):
+class Call(nn.Module):
     """A workload's method as a module around the model, so that functional_call can swap what it contains."""
 
     def __init__(self, workload: Workload, model: nn.Module, bfloat16: bool) -> None:
@@ -89,7 +90,7 @@ class Stack:
         self.model, self.stacked, self._parts = model, stacked, parts or Parts(1, 0)
         self.device, self.dtype = next(iter(kinds))
         self.wide = torch.promote_types(self.dtype, torch.float32)  # of norms, coefficients and optimizer states
-        self._call = _Call(workload, model, bfloat16)
+        self._call = Call(workload, model, bfloat16)
         self._shapes = {name: p.shape for name, p in trainable.items()}
         self._offsets: dict[str, tuple[int, int]] = {}
         width = 0
@@ -116,7 +117,7 @@ class Stack:
         self._norms = {name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64) for name in norms}
         self._traces: Traces = {} if traces is None else traces
         self._evaluates_stacked = True
-        self._without_gradient: list[str] = []  # of a lone model, in the last update
+        self._without_gradient: list[str] = []  # parameters, in the last update
         self._bind()
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
@@ -138,6 +139,14 @@ class Stack:
         values = {name: rows[0] for name, rows in self._values.items()}
         gradients = {name: rows[0] for name, rows in self._gradients.items()}
         self._ties = Ties(self.model, values, gradients)
+
+    def values(self, slot: int) -> dict[str, Tensor]:
+        """A slot's parameters and buffers, as views."""
+        return {name: rows[slot] for name, rows in self._values.items()} | self.buffers(slot)
+
+    def buffers(self, slot: int) -> dict[str, Tensor]:
+        """A slot's buffers and parameters that are not trained, as views."""
+        return {name: rows[slot] for name, rows in self._buffers.items()}
 
     @property
     def builds_anew(self) -> bool:
@@ -237,8 +246,11 @@ class Stack:
                 replay = record(call, values, tree_map(torch.clone, buffers), *batch, compiled=compiled)
             if RandomState.now() != before:  # recorded, the numbers would be the same at every step
                 raise RuntimeError(f"{method} draws from the process's random numbers")
-            self._traces[key] = replay
-        return self._traces[key](*arguments, into=into)
+            self._traces[key] = replay, tuple(self._without_gradient)
+        replay, missing = self._traces[key]
+        if method == "loss":
+            self._without_gradient = list(missing)
+        return replay(*arguments, into=into)
 
     def _loss_and_gradients(self, values: Any, buffers: Any, batch: Any) -> tuple[Tensor, list[Tensor]]:
         def loss(own: Any, buffers: Any, batch: Any) -> Any:
@@ -246,8 +258,12 @@ class Stack:
 
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         loss_K = (vmap(loss, randomness="error") if self.stacked else loss)(leaves, buffers, batch)
-        gradients = torch.autograd.grad(loss_K.sum(), list(leaves.values()), materialize_grads=True)
-        return loss_K.detach(), list(gradients)
+        found = torch.autograd.grad(loss_K.sum(), list(leaves.values()), allow_unused=True)
+        gradients = dict(zip(leaves, found, strict=True))
+        self._without_gradient = [name for name, gradient in gradients.items() if gradient is None]
+        return loss_K.detach(), [
+            torch.zeros_like(leaves[name]) if gradient is None else gradient for name, gradient in gradients.items()
+        ]
 
     def _metrics(self, values: Any, buffers: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
         result: dict[str, Tensor] = vmap(
@@ -296,7 +312,7 @@ class Stack:
         As torch's optimizers skip a parameter whose gradient is None: its momentum and weight decay rest, too.
         """
         parts = [
-            self._rows[name][0, slice(*self._offsets[parameter])]
+            self._rows[name][:, slice(*self._offsets[parameter])]
             for parameter in self._without_gradient
             for name in ("theta", "m", "v")
         ]
@@ -378,7 +394,7 @@ class Stack:
             tensor.copy_(state[name])
 
     def best(self, slot: int) -> dict[str, Tensor]:
-        """A slot's best checkpoint, named as the model's state_dict, on the host; tied weights under all their names."""
+        """A slot's best checkpoint on the host, under all names of the model's state_dict, tied ones, too."""
         tensors = {name: view[slot] for name, view in self._views(self._rows["best"]).items()}
         tensors |= {name: rows[slot] for name, rows in self._best_buffers.items()}
         return {

@@ -46,9 +46,7 @@ class _Tie:
 class Ties:
     """Ties the trained parameters of a model to views of rows; `gather` and `mend` after each call of a workload."""
 
-    def __init__(
-        self, model: nn.Module, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
-    ) -> None:
+    def __init__(self, model: nn.Module, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
         self._ties = []
         own = dict(model.named_parameters())
         for name, value in values.items():
@@ -74,8 +72,9 @@ class Ties:
         """
         self.mend()
         found = [parameter.grad for parameter in self._parameters]
-        if not add and all(gradient is not None and not gradient.is_sparse for gradient in found):
-            torch._foreach_copy_(self._gradients, found)
+        dense = [gradient for gradient in found if gradient is not None and not gradient.is_sparse]
+        if not add and len(dense) == len(found):
+            torch._foreach_copy_(self._gradients, dense)
             return []
         missing = []
         for tie, gradient in zip(self._ties, found, strict=True):
@@ -84,8 +83,11 @@ class Ties:
                 if not add:
                     tie.gradient.zero_()
                 continue
-            dense = gradient.to_dense() if gradient.is_sparse else gradient
-            tie.gradient.add_(dense) if add else tie.gradient.copy_(dense)
+            strided = gradient.to_dense() if gradient.is_sparse else gradient
+            if add:
+                tie.gradient.add_(strided)
+            else:
+                tie.gradient.copy_(strided)
         return missing
 
     def mend(self) -> None:

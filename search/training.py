@@ -7,6 +7,7 @@ slot, whoever its neighbours are. Nothing here knows of Optuna or of files; fini
 from __future__ import annotations
 
 import math
+import pickle
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .audit import Audit
 from .batches import Parts, moved, only_tensors
 from .clipping import Gate, clip_z_of, share_of
+from .errors import UserError
 from .optimizers import coefficients
+from .python_state import PythonState, content_hash, python_state
 from .randomness import RandomState, seed_all
 from .schedule import learning_rates, total_steps
 from .stack import Stack, Traces
@@ -58,10 +62,11 @@ ALONE = Engine(stacked=False, slots=1)
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished trial, and its best checkpoint by parameter name."""
+    """A finished trial, its best checkpoint by parameter name, and where asked for, its state after the last update."""
 
     trial: Trial
     checkpoint: dict[str, Tensor]
+    state: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Keeper(Protocol):
@@ -73,8 +78,11 @@ class Keeper(Protocol):
     def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
         """Keep a state, in place of an earlier one."""
 
+    def start_again(self, point: Point, reason: str) -> None:
+        """Called when a saved state is of no use: training begins anew, because of the reason given."""
 
-@dataclass
+
+@dataclass(eq=False)
 class _Slot:
     """A trial in training: its point, its schedule as coefficients, and what was measured so far."""
 
@@ -87,6 +95,7 @@ class _Slot:
     step: int = 0
     eval_step: list[int] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    python: PythonState | None = None  # of workload and model at the start, where it can be seen
     missing: int = 0  # evaluations without the objective
     seconds: float = 0.0
 
@@ -109,18 +118,23 @@ class _Slot:
         self.eval_step.append(self.step)
 
     def state(self) -> dict[str, Tensor]:
-        """All that was measured, and torch's random numbers, for `restore`."""
+        """All that was measured, where the process's random numbers stand, and the last batch, for `restore`."""
         return {
             "loss": torch.from_numpy(self.loss[: self.step]),
             "grad_norm": torch.from_numpy(self.grad_norm[: self.step]),
             "eval_step": torch.tensor(self.eval_step),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
             "missing": torch.tensor(self.missing),
-            "random": torch.get_rng_state(),
+            "batch": torch.tensor(list(bytes.fromhex(self.batches.last())), dtype=torch.uint8),
+            **RandomState.now().tensors(),
             **{f"metric/{name}": torch.tensor(v, dtype=torch.float64) for name, v in self.metrics.items()},
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned. Raises ValueError, with nothing changed, if its batches were others."""
+        if bytes(state["batch"].tolist()).hex() != self.batches.last():
+            raise ValueError("its batches come in another order when they are drawn again")
+        random = RandomState.from_tensors(state)
         self.step = len(state["loss"])
         self.loss[: self.step] = state["loss"].numpy()
         self.grad_norm[: self.step] = state["grad_norm"].numpy()
@@ -132,7 +146,7 @@ class _Slot:
             for name, values in state.items()
             if name.startswith("metric/")
         }
-        torch.set_rng_state(state["random"])
+        random.restore()
 
 
 class _Batches:
@@ -141,14 +155,19 @@ class _Batches:
     def __init__(self, workload: Workload, point: Point, device: torch.device, skip: int, parts: Parts) -> None:
         self._iterator = drawn(workload, point.batch_size, point.seed)
         self._device, self._parts = device, parts
+        self._last: Any = None
         for _ in range(skip):  # those that an interrupted trial has seen
             self._next()
+
+    def last(self) -> str:
+        """A hash of the batch that was drawn last."""
+        return content_hash(self._last)
 
     def draw(self) -> Any:
         return moved(self._next(), self._device)
 
     def _next(self) -> Any:
-        batch = next(self._iterator)
+        batch = self._last = next(self._iterator)
         if self._parts.count > 1:
             self._parts.learn(batch)
         return batch
@@ -162,6 +181,7 @@ def train(
     device: str = "cpu",
     keeper: Keeper | None = None,
     traces: Traces | None = None,
+    with_state: bool = False,
 ) -> Iterator[Trained]:
     """Train points of one batch size and one workload; yield each as it finishes.
 
@@ -169,10 +189,12 @@ def train(
     `verdict.hopeless` says that it can only be infeasible; its slot then takes the next point, and the stack
     shrinks when there is none. `keeper` is told what is in training and keeps its state now and then; `traces`
     keeps the graphs of a stacked workload from one call to the next. Exceptions of the workload are not caught.
+    Raises StackingError if what a stack or a recording computes is not what the model alone does (audit.py).
     Each trial has its own random numbers, of Python, NumPy and torch; the caller's are as they were
     at each yield.
     """
-    finished = _Loop(study, workload, points, engine, torch.device(device), keeper, traces).run()
+    loop = _Loop(study, workload, points, engine, torch.device(device), keeper, traces, with_state)
+    finished = loop.run()
     inside: RandomState | None = None
     while True:
         outside = RandomState.now()
@@ -203,8 +225,9 @@ class _Loop:
         device: torch.device,
         keeper: Keeper | None,
         traces: Traces | None,
+        with_state: bool,
     ) -> None:
-        self.keeper, self.traces = keeper, traces
+        self.keeper, self.traces, self.with_state = keeper, traces, with_state
         self.study, self.workload, self.device = study, workload, device
         self.queue = deque(points)
         self.slots: list[_Slot] = []
@@ -230,6 +253,10 @@ class _Loop:
             follows_norms=any(point.clip_z < np.inf for point in self.queue),
             compiled=self.engine.compiled,
         )
+        self.audit: Audit | None = None
+        if not self.stack.builds_anew:
+            bfloat16 = self.study.precision == "bfloat16"
+            self.audit = Audit(self.stack, self.workload, self._build(self.queue[0]), bfloat16)
         self.saved = time.monotonic()
         while self.slots or self.queue:
             if self.queue and len(self.slots) < self.capacity and self._aligned():
@@ -241,14 +268,33 @@ class _Loop:
             for slot in self.slots:
                 slot.seconds += share
             finished = [k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)]
+            if finished:
+                self._prove()
             for k in finished:
                 yield self._finish(k)
             if finished:
                 self._keep([k for k in range(len(self.slots)) if k not in finished])
             if self.keeper and self._aligned() and time.monotonic() - self.saved >= SAVE_SECONDS:
-                for k, slot in enumerate(self.slots):
-                    self.keeper.save(slot.point, self.stack.state(k) | slot.state())
+                self._save(self.keeper)
                 self.saved = time.monotonic()
+
+    def _save(self, keeper: Keeper) -> None:
+        """Save what is in training, if all that it depends on can be saved: otherwise it would begin anew."""
+        for k, slot in enumerate(self.slots):
+            if self.stack.builds_anew and (slot.python is None or self._python_state() != slot.python):
+                continue  # it keeps state in Python
+            try:
+                state = self.stack.state(k) | slot.state()
+            except (TypeError, pickle.PicklingError):  # of a batch that cannot be hashed
+                continue
+            keeper.save(slot.point, state)
+
+    def _python_state(self) -> PythonState | None:
+        """What Python remembers of workload and model; None where that cannot be seen."""
+        try:
+            return python_state(self.workload, self.stack.model, quick=True)
+        except Exception:
+            return None
 
     def _build(self, point: Point) -> nn.Module:
         return built(self.workload, point.seed, point.batch_size, self.device)
@@ -269,22 +315,40 @@ class _Loop:
         batches: dict[tuple[int, int], _Batches] = {}
         first = len(self.slots)
         while self.queue and len(self.slots) < self.capacity:
-            point, k = self.queue.popleft(), len(self.slots)
+            point = self.queue.popleft()
             state = self.keeper.begin(point) if self.keeper else None
-            if self.stack.builds_anew:
-                self.stack.adopt(self._build(point), point.optimizer)
-            else:
-                self.stack.load(k, self._initial(point), point.optimizer)
-            seed_all(point.seed)  # what draws random numbers in training trains alone
-            step = len(state["loss"]) if state else 0
-            if (point.seed, step) not in batches:
-                batches[point.seed, step] = _Batches(self.workload, point, self.device, step, self.parts)
-            self.slots.append(self._start(point, batches[point.seed, step]))
-            if state:
-                self.stack.restore(k, state)
-                self.slots[k].restore(state)
+            if state is None or not self._resumed(point, state, batches):
+                self._append(point, 0, batches)
         self._evaluate([k for k in range(first, len(self.slots)) if self.slots[k].step == 0])
         self._keep(range(len(self.slots)))
+
+    def _append(self, point: Point, step: int, batches: dict[tuple[int, int], _Batches]) -> int:
+        """Load a point into the next slot, with batches of which the first `step` were drawn; the slot."""
+        k = len(self.slots)
+        if self.stack.builds_anew:
+            self.stack.adopt(self._build(point), point.optimizer)
+        else:
+            self.stack.load(k, self._initial(point), point.optimizer)
+        seed_all(point.seed)  # what draws random numbers in training trains alone
+        python = self._python_state() if self.stack.builds_anew and self.keeper else None
+        if (point.seed, step) not in batches:
+            batches[point.seed, step] = _Batches(self.workload, point, self.device, step, self.parts)
+        self.slots.append(replace(self._start(point, batches[point.seed, step]), python=python))
+        return k
+
+    def _resumed(self, point: Point, state: Mapping[str, Tensor], batches: dict[tuple[int, int], _Batches]) -> bool:
+        """Load a point as it was saved, if what can be put back is all that its training depends on."""
+        before = len(self.slots)
+        try:
+            k = self._append(point, len(state["loss"]), batches)
+            self.stack.restore(k, state)
+            self.slots[k].restore(state)
+        except (KeyError, ValueError, UserError) as error:  # UserError: its batches end
+            del self.slots[before:]
+            if self.keeper:
+                self.keeper.start_again(point, str(error))
+            return False
+        return True
 
     def _keep(self, kept: Iterable[int]) -> None:
         """Drop all other slots, and order rows by optimizer."""
@@ -335,8 +399,15 @@ class _Loop:
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         losses, norms = (torch.empty(shape, device=self.device, dtype=wide) for _ in range(2))
         before = RandomState.now() if self.engine.stacked else None
+        self.audited = self._healthiest()
         for i in range(steps):
-            loss_K, norm_K1 = self.stack.gradients(self._batch())
+            batch = self._batch()
+            last = i == steps - 1
+            if last and self.audit and self.audited:
+                self.audit.before(self.slots.index(self.audited), batch)
+            loss_K, norm_K1 = self.stack.gradients(batch)
+            if last and self.audit:
+                self.audit.after(loss_K, norm_K1)
             losses[i], norms[i] = loss_K, norm_K1[:, 0]
             self.stack.update(
                 norm_K1,
@@ -349,6 +420,29 @@ class _Loop:
             slot.loss[slot.step : slot.step + steps] = loss
             slot.grad_norm[slot.step : slot.step + steps] = norm
             slot.step += steps
+            looked = min(CHECK_EVERY, slot.total)
+            if slot.step - steps < looked <= slot.step and not slot.grad_norm[:looked].any():
+                raise UserError(
+                    f"workload: the gradient is exactly 0 at each of the first {looked} updates, so that nothing is "
+                    "trained: does the loss depend on the parameters of the model that build_model returned?"
+                )
+
+    def _healthiest(self) -> _Slot | None:
+        """The slot that has come farthest of those that learn: in others, rounding grows to any size."""
+        learning = [slot for slot in self.slots if slot.step == 0 or slot.loss[slot.step - 1] <= slot.loss[0]]
+        return max(learning, key=lambda slot: slot.step, default=None)
+
+    def _prove(self) -> None:
+        """Compute an update of one slot again, alone, before trials are handed out. Raises StackingError."""
+        slot = self.audited
+        if self.audit is None or slot is None or not slot.loss[slot.step - 1] <= slot.loss[0]:
+            return
+        just_evaluated = bool(slot.eval_step) and slot.eval_step[-1] == slot.step
+        seed = evaluation_seed(slot.point.seed, slot.step)
+        before = RandomState.now()
+        first = float(slot.loss[0]), float(slot.grad_norm[0])
+        self.audit.check(first, slot.metrics if just_evaluated else None, seed)
+        before.restore()
 
     def _each(self, name: str) -> list[float]:
         """A clip threshold of every slot; those of idle ones never clip."""
@@ -416,4 +510,4 @@ class _Loop:
             lacking = f"{self.study.objective} was missing in {slot.missing} of {len(slot.eval_step)} evaluations"
             verdict = replace(verdict, evidence="; ".join(filter(None, [verdict.evidence, lacking])))
         trial = measured(slot.point, verdict, curve, self.study.objective, slot.seconds)
-        return Trained(trial, self.stack.best(k))
+        return Trained(trial, self.stack.best(k), self.stack.state(k) if self.with_state else {})

@@ -7,14 +7,16 @@ record is there is complete, and outlives whatever happens to the worker or the 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .audit import StackingError
 from .engine import choose
 from .files import atomic, name_of, read_curve, write_checkpoint, write_curve
 from .stack import Traces
@@ -73,7 +76,13 @@ def _end(status: int) -> None:
 
 
 def measure(
-    study: Study, points: Sequence[Point], workers: int, cores: int, device: str, compiled: bool | None = None
+    study: Study,
+    points: Sequence[Point],
+    workers: int,
+    cores: int,
+    device: str,
+    compiled: bool | None = None,
+    slots: int | None = None,
 ) -> Engine:
     """The engine for points of one batch size and workload (`engine.choose`).
 
@@ -82,7 +91,7 @@ def measure(
     torch.set_num_threads(1)
     workload, traces = _known(study, points)
     try:
-        return choose(study, workload, points, workers, cores, device, traces, compiled)
+        return choose(study, workload, points, workers, cores, device, traces, compiled, slots)
     except BaseException as error:
         if _is_ctrl_c(error):
             raise
@@ -99,24 +108,35 @@ def work(task: Task) -> None:
 
     An exception stops a whole stack, and does not say whose it is: the unfinished points are trained again, not
     compiled, then in stacks of half the size (memory may have run out), at last alone, and then it is posted as that
-    point's crash.
+    point's crash. Where a stack was found to compute other numbers, here or by another worker, the unfinished points
+    are trained alone from their start.
     """
     torch.set_num_threads(task.engine.threads)
-    study, points = task.study, task.points
-    recorded = task.engine.stacked or task.engine.compiled
-    workload, traces = _known(study, points) if recorded else (_load(study, points), None)
+    study, keeper = task.study, _InboxKeeper(task.inbox)
     unfinished = {point.number: point for point in task.points}
     engine = task.engine
     while unfinished:
         began = time.perf_counter()
         points = list(unfinished.values())
+        if engine.stacked or engine.compiled:
+            workload, traces = _known(study, points)
+        else:  # each with a workload of its own, which may keep state
+            points = points[:1]
+            workload, traces = _load(study, points), None
         try:
-            for trained in train(study, workload, points, engine, task.device, _InboxKeeper(task.inbox), traces):
+            for trained in train(study, workload, points, engine, task.device, keeper, traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
+                if engine.stacked and (reason := why_alone(task.inbox, points[0])):
+                    raise StackingError(reason)
         except BaseException as error:  # sys.exit() in a workload, too
             if _is_ctrl_c(error):
                 raise
+            if isinstance(error, StackingError):
+                _end_stacking(task, unfinished.values(), str(error))
+                engine = replace(ALONE, threads=engine.threads)
+                task = replace(task, engine=engine)
+                continue
             if engine.compiled:
                 engine = replace(engine, compiled=False)
                 continue
@@ -129,6 +149,25 @@ def work(task: Task) -> None:
             _post(task.inbox, crashed(point, reason, traceback.format_exc(), seconds), {})
             del unfinished[point.number]
             engine = task.engine
+
+
+def why_alone(inbox: Path, point: Point) -> str:
+    """Why points of this batch size and workload are no longer stacked; empty if they may be."""
+    mark = _ended(inbox, point)
+    return mark.read_text(encoding="utf-8") if mark.exists() else ""
+
+
+def _end_stacking(task: Task, unfinished: Iterable[Point], reason: str) -> None:
+    """Tell the driver and the other workers; forget what the stack saved of unfinished points."""
+    with atomic(_ended(task.inbox, task.points[0])) as temporary:
+        temporary.write_text(reason, encoding="utf-8")
+    for point in unfinished:
+        saved_state(task.inbox, name_of(point)).unlink(missing_ok=True)
+
+
+def _ended(inbox: Path, point: Point) -> Path:
+    key = hashlib.sha256(point.workload_key.encode()).hexdigest()[:12]
+    return inbox / f"batch_size={point.batch_size}-{key}.alone"
 
 
 def _load(study: Study, points: Sequence[Point]) -> Workload:
@@ -153,7 +192,7 @@ def _post(inbox: Path, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
         write_checkpoint(inbox / f"{stem}.safetensors", checkpoint)
     with atomic(inbox / f"{stem}.json") as temporary:
         temporary.write_text(json.dumps(trial.record()), encoding="utf-8")
-    for left in (_started(inbox, trial.point), _state(inbox, trial.point)):
+    for left in (_started(inbox, trial.point), saved_state(inbox, stem)):
         left.unlink(missing_ok=True)
 
 
@@ -165,19 +204,30 @@ class _InboxKeeper:
 
     def begin(self, point: Point) -> Mapping[str, Tensor] | None:
         _started(self.inbox, point).touch()
-        saved = _state(self.inbox, point)
-        return load_file(saved) if saved.exists() else None
+        saved = saved_state(self.inbox, name_of(point))
+        if not saved.exists():
+            return None
+        try:
+            return load_file(saved)
+        except Exception as error:  # of a damaged file safetensors raises whatever it stumbles over
+            self.start_again(point, f"its saved state is damaged: {error}")
+            return None
 
     def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
-        write_checkpoint(_state(self.inbox, point), state)
+        write_checkpoint(saved_state(self.inbox, name_of(point)), state)
+
+    def start_again(self, point: Point, reason: str) -> None:
+        saved_state(self.inbox, name_of(point)).unlink(missing_ok=True)
+        print(f"{name_of(point)} is trained again from its start: {reason}", file=sys.stderr, flush=True)
 
 
 def _started(inbox: Path, point: Point) -> Path:
     return inbox / f"{name_of(point)}.started"
 
 
-def _state(inbox: Path, point: Point) -> Path:
-    return inbox / f"{name_of(point)}.state"
+def saved_state(inbox: Path, stem: str) -> Path:
+    """Where the state of a trial in training is kept."""
+    return inbox / f"{stem}.state"
 
 
 def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:

@@ -150,7 +150,7 @@ def edited_modules_reloaded(paths: Iterable[str]) -> str:
                 _attempt(f"reloading {name}", partial(importlib.reload, sys.modules[name]))
                 _IMPORTED[name] = _stamp(sys.modules[name])
                 anew.add(name)
-    own = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType) and _is_own(module)]
+    own = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType) and is_own(module)]
     return " ".join(sorted(f"{module.__file__}:{_stamp(module)}" for module in own))
 
 
@@ -160,13 +160,13 @@ _NOT_OWN = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", 
 
 def _own_modules(module: ModuleType, found: dict[str, set[str]]) -> dict[str, set[str]]:
     """The user's modules that a module imports, and itself, each after those that it imports; name → names of those."""
-    if not _is_own(module) or module.__name__ in found:
+    if not is_own(module) or module.__name__ in found:
         return found
     needed: set[str] = set()
     found[module.__name__] = needed  # now, because modules may import each other
     for name in _imports(module):
         other = sys.modules.get(name)
-        if isinstance(other, ModuleType) and other is not module and _is_own(other):
+        if isinstance(other, ModuleType) and other is not module and is_own(other):
             needed.add(name)
             _own_modules(other, found)
     found[module.__name__] = found.pop(module.__name__)
@@ -189,7 +189,7 @@ def _imports(module: ModuleType) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def _is_own(module: ModuleType) -> bool:
+def is_own(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     if not file or module.__name__ == "__main__" or module.__name__.startswith("tunewright."):
         return False
