@@ -47,7 +47,7 @@ def relative_difference(ours: ArrayLike, others: ArrayLike, floor: float = 1e-12
     if not (np.isfinite(a[differing]).all() and np.isfinite(b[differing]).all()):
         return np.inf
     largest = np.abs(a[np.isfinite(a)]).max(initial=floor)
-    return float(np.abs(a - b)[differing].max() / largest)
+    return float(np.abs(a[differing] - b[differing]).max() / largest)
 
 
 @dataclass
