@@ -67,7 +67,7 @@ class Supervised(ABC):
     def _means(self, model: nn.Module, part: Part) -> dict[str, Tensor]:
         examples = self.load().part(part, next(model.parameters()).device)
         means: dict[str, Tensor] = {}
-        was_training = model.training
+        modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             for chunk in zip(*(torch.split(tensor, EVALUATION_EXAMPLES) for tensor in examples), strict=True):
@@ -75,7 +75,8 @@ class Supervised(ABC):
                 for name, mean in self.measure(model, chunk).items():
                     means[name] = means.get(name, 0.0) + share * mean
         finally:
-            model.train(was_training)
+            for module, mode in modes:  # each its own: a frozen normalization stays in evaluation mode
+                module.training = mode
         return means
 
 

@@ -45,8 +45,9 @@ Number = TypeVar("Number", float, Tensor)
 
 
 def global_norm(gradient_KP: Tensor) -> Tensor:
-    """The unclipped L2 norm of each row: [K, P] → [K, 1] (R4, R15)."""
-    norm_K1: Tensor = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True)
+    """The unclipped L2 norm of each row: [K, P] → [K, 1] (R4, R15), in float32 at least: squares overflow float16."""
+    wide = torch.promote_types(gradient_KP.dtype, torch.float32)
+    norm_K1: Tensor = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True, dtype=wide)
     return norm_K1
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
 from torch import nn
 
 from .analysis import ranked, readable, repetitions
@@ -35,6 +36,7 @@ from .errors import UnfinishedError, UserError
 from .files import checkpoint_path, name_of
 from .launch import RESULTS, check_studies, exclusive, run_studies, write_results
 from .pinned import pinned
+from .randomness import own_random_numbers
 from .sampling import next_points
 from .schedule import total_steps
 from .storage import STUDY_FILE, Store, as_told, create_store, open_store, read_trials, write_comparison
@@ -42,7 +44,7 @@ from .study import ADAPTIVE, Study, load_study
 from .tables import space_in_words
 from .threads import torch_threads
 from .trial import Point, Trial
-from .workload import Workload, load_workload
+from .workload import Workload, built, load_workload
 
 SEEDS = 10  # of each side by default: enough for a gain as large as its spread between seeds (power 0.9)
 
@@ -255,7 +257,9 @@ def _fitted(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple
     """The settings whose model the checkpoint fits, and that model. Raises UserError unless there is exactly one."""
     tensors, fits, errors = read_tensors(checkpoint), [], []
     for settings in choices:
-        model = settings.workload().build_model(settings.point.seed)
+        with own_random_numbers():
+            point = settings.point
+            model = built(settings.workload(), point.seed, point.batch_size, torch.device("cpu"))
         try:
             fit(model, tensors, checkpoint)
         except UserError as error:

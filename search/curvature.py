@@ -18,10 +18,10 @@ from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_map
 
+from .batches import moved
 from .optimizers import RULES
-from .workload import Workload
+from .workload import Workload, drawn
 
 EXAMPLES = 512  # see some_batches
 TOLERANCE = 1e-3  # residual relative to λ₁, whose own error is of second order in it; float32 allows about 1e-6
@@ -36,7 +36,7 @@ def some_batches(workload: Workload, batch_size: int, seed: int, examples: int =
     to 40 of them. From fewer examples λ₁ comes out too large, being the largest value of a noisier matrix: of the
     digits MLP in training by 20 to 50 % with 128 examples, by 3 to 10 % with 512, against all 1,077.
     """
-    return list(islice(workload.train_batches(batch_size, seed), max(1, examples // batch_size)))
+    return list(islice(drawn(workload, batch_size, seed), max(1, examples // batch_size)))
 
 
 def largest_eigenvalue(workload: Workload, model: nn.Module, batches: Sequence[Any]) -> float:
@@ -90,8 +90,9 @@ class _Loss(nn.Module):
 @contextmanager
 def _as_in_training(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Training mode, gradients on, random numbers of our own; and attention whose derivative has a derivative."""
-    was_training = model.training
-    model.train()
+    modes = [(module, module.training) for module in model.modules()]
+    if not model.training:  # else a submodule in evaluation mode is trained so
+        model.train()
     accelerators = [] if device.type == "cpu" else [device]
     try:
         with (
@@ -101,7 +102,8 @@ def _as_in_training(model: nn.Module, device: torch.device) -> Iterator[None]:
         ):
             yield
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def _product(call: _Loss, batch: Any, v: Sequence[Tensor]) -> NDArray[np.float64]:
@@ -110,7 +112,7 @@ def _product(call: _Loss, batch: Any, v: Sequence[Tensor]) -> NDArray[np.float64
     # Lent to the model: a forward pass in training mode writes into buffers, and backward() into leaves.
     leaves = {name: p.detach().requires_grad_() for name, p in call.named_parameters() if p.requires_grad}
     buffers = {name: buffer.clone() for name, buffer in call.named_buffers()}
-    batch = tree_map(lambda part: part.to(v[0].device), batch)
+    batch = moved(batch, v[0].device)
     loss = functional_call(call, leaves | buffers, (batch,))
     if not loss.isfinite():
         raise ValueError(f"the training loss is {loss.item()} at these parameters: it has no curvature")

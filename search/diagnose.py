@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .analysis import readable
 from .checkpoints import fit, read_tensors
 from .comparison import fewest_seeds
@@ -32,6 +34,7 @@ from .procedure import (
     PROBE_STEPS,
     diagnosis_of,
 )
+from .randomness import own_random_numbers
 from .remedies import BEST_FEW, HIGHER, LADDER, OWN_WAYS, PERCENTILES, TUNED, screened_updates, warmup_lengths
 from .sampling import next_points
 from .steps import SCREENING_SEEDS, Asking, label, sweep_of, together
@@ -39,7 +42,7 @@ from .storage import STEPS, Store, create_store, read_trials, write_diagnosis
 from .study import Study
 from .threads import torch_threads
 from .trial import Group, Trial, group_of
-from .workload import architectures_of, load_workload
+from .workload import architectures_of, built, load_workload
 
 SEEDS = 5  # trainings that a finding rests on
 CURVATURE_EXAMPLES = 128  # λ₁ then scatters by a tenth or two; more takes a minute for a small Transformer
@@ -238,7 +241,8 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
     if trial is None or path is None or not path.exists():
         return found
     workload = load_workload(study.workload, trial.point.workload_args)
-    model = workload.build_model(trial.point.seed)
+    with own_random_numbers():
+        model = built(workload, trial.point.seed, trial.point.batch_size, torch.device("cpu"))
     batches = some_batches(workload, trial.point.batch_size, trial.point.seed, CURVATURE_EXAMPLES)
     try:
         with torch_threads():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import pickle
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,13 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .audit import relative_difference
 from .errors import UserError
+from .python_state import PythonState, python_state
+from .randomness import own_random_numbers
 from .stack import Traces
 from .study import Study
 from .threads import torch_threads
-from .training import ALONE, Engine, train
+from .training import ALONE, Engine, Trained, train
 from .trial import Point
-from .workload import Workload
+from .workload import Workload, built
 
 WORTH_UPDATES = 500  # in all: a choice costs up to 50, whatever their length
 WORTH_SECONDS = 15.0  # of training one after the other: below, a study is over before a choice has paid
@@ -43,7 +45,10 @@ NOT_REPEATED = 1.0  # seconds: a run that is longer is measured once
 MOST_STEPS, FEWEST_STEPS = 400, 3  # of one run
 MEMORY_SHARE = 0.5  # of what is free, over all workers
 ROWS = 6  # copies of the parameters a slot holds: θ, gradient (twice while it is copied), m, v, best
-CHECKED_STEPS = 3
+MEASURED = ("loss", "gradient norm")
+SMALL_KEPT = 1e-3  # parameters and states below this are compared with it: some move by rounding alone
+ACCUMULATED = "gradients are accumulated, for models too large to stack"
+CHECKED_STEPS = 3  # enough for an optimizer's state to count, and few enough that rounding stays rounding
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; float32 only where float64 cannot run
 
 
@@ -67,13 +72,17 @@ def choose(
     device: str = "cpu",
     traces: Traces | None = None,
     compiled: bool | None = None,
+    slots: int | None = None,
 ) -> Engine:
     """The faster engine for points of one batch size and one workload, measured on the first of them.
 
     The points are shared by `workers` processes with one torch thread each, or by fewer with more threads, which
     together fill the `cores`. `traces` keeps the recordings of the stacks that were tried. `compiled`: whether to try
-    torch's compiler also where training is short, or never; by default, where it may pay.
+    torch's compiler also where training is short, or never; by default, where it may pay. `slots` forces how many
+    trials are stacked, if the workload can be stacked.
     """
+    if slots is not None:
+        return _forced(study, workload, points, device, slots)
     traces = {} if traces is None else traces
     engine, rate = _not_compiled(study, workload, points, workers, cores, device, traces)
     if rate == 0:
@@ -82,6 +91,16 @@ def choose(
         busy = min(workers, len(points))
         compiled = sum(map(study.updates, points)) / rate / busy > COMPILED_SECONDS
     return _compiled(study, workload, points, engine, device, traces) if compiled else engine
+
+
+def _forced(study: Study, workload: Workload, points: Sequence[Point], device: str, slots: int) -> Engine:
+    """A stack of as many slots as a user wants, or alone where that would change numbers."""
+    if slots == 1:
+        return replace(ALONE, reason="forced")
+    trouble = ACCUMULATED if study.accumulation > 1 else why_not_stacked(study, workload, points, device)
+    if trouble:
+        return replace(ALONE, reason=f"{slots} slots were wanted; {trouble}")
+    return Engine(stacked=True, slots=slots, reason="forced")
 
 
 def _compiled(
@@ -98,9 +117,9 @@ def _compiled(
     try:
         with torch_threads(engine.threads):
             alone = _first_steps(study, workload, some, ALONE, device)
-            difference = _difference(alone, _first_steps(study, workload, some, candidate, device, traces))
-            if not difference <= TOLERANCE[torch.float32]:
-                raise RuntimeError(f"losses or gradients differ by {difference:.1e} from the model as it is")
+            first = _first_steps(study, workload, some, candidate, device, traces)
+            if differs := _differs(alone, first, TOLERANCE[torch.float32]):
+                raise RuntimeError(f"{differs} from the model as it is")
             both = (engine, candidate)
             turns = [[_rate(study, workload, points, one, device, traces) for one in both] for _ in range(REPEATS)]
             rate, found = map(max, zip(*turns, strict=True))
@@ -135,11 +154,11 @@ def _not_compiled(
     if device == "cpu":
         alone, rate = _with_threads(study, workload, points, workers, cores, rate)
     if study.accumulation > 1:
-        return replace(alone, measured=True, reason="gradients are accumulated, for models too large to stack"), 0.0
+        return replace(alone, measured=True, reason=ACCUMULATED), 0.0
     if trouble := why_not_stacked(study, workload, points, device):
         return replace(alone, measured=True, reason=trouble), 0.0
     best, found = alone, rate
-    most = min(_slots_in_memory(workload, workers, device), max(2, len(points) // workers))
+    most = min(_slots_in_memory(workload, points[0], workers, device), max(2, len(points) // workers))
     for slots in sorted({min(width, most) for width in WIDTHS}):
         engine = Engine(stacked=True, slots=slots)
         measured = _rate(study, workload, points, engine, device, traces)
@@ -177,39 +196,68 @@ def _with_threads(
 
 
 def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], device: str) -> str:
-    """One sentence on why a workload must train one after the other; empty if it can be stacked."""
-    before = _frozen(workload)
+    """One sentence on why a workload must train one after the other; empty if it can be stacked.
+
+    The first updates of some points are taken alone and stacked. Everything that is measured or kept must be equal:
+    losses, gradient norms, metrics, parameters, optimizer states and buffers; and neither workload nor model may keep
+    state in Python (`python_state`).
+    """
     some = [replace(point, base_lr=point.base_lr * 1e-3) for point in points[:2]]
-    work: Workload
-    work, tolerance = _Double(workload), TOLERANCE[torch.float64]
+    work, tolerance = _Observed(workload, double=True), TOLERANCE[torch.float64]
     try:
         alone = _first_steps(study, work, some, ALONE, device)
     except (RuntimeError, TypeError):  # a loss that cannot take float64
-        work, tolerance = workload, TOLERANCE[torch.float32]
+        work, tolerance = _Observed(workload, double=False), TOLERANCE[torch.float32]
         alone = _first_steps(study, work, some, ALONE, device)
+    if kept := work.kept_state():
+        return f"cannot be stacked: {kept}"
     try:
         stacked = _first_steps(study, work, some, Engine(stacked=True, slots=2), device)
     except Exception as error:
         return f"cannot be stacked: {_line(error)}"
-    if _frozen(workload) != before:
-        return "cannot be stacked: the workload keeps state between calls"
-    difference = _difference(alone, stacked)
-    if not difference <= tolerance:
-        return f"cannot be stacked: losses or gradients differ by {difference:.1e} from the model alone"
+    if differs := _differs(alone, stacked, tolerance):
+        return f"cannot be stacked: {differs} from the model alone"
     return ""
 
 
-@dataclass
-class _Double:
-    """A workload whose model is in float64, where rounding cannot hide a difference."""
+class _Observed:
+    """A workload, and what Python remembers of it and its models at the first loss of each.
 
-    workload: Workload
+    In double precision, where rounding cannot hide a difference.
+    """
+
+    def __init__(self, workload: Workload, double: bool) -> None:
+        self.workload, self._double = workload, double
+        self._models: dict[int, tuple[nn.Module, PythonState]] = {}
+        self._trouble = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.workload, name)
 
     def build_model(self, seed: int) -> nn.Module:
-        return self.workload.build_model(seed).double()
+        model = self.workload.build_model(seed)
+        return model.double() if self._double else model
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        if id(model) not in self._models and torch.is_grad_enabled() and not self._trouble:
+            self._remember(model)
+        return self.workload.loss(model, batch)
+
+    def _remember(self, model: nn.Module) -> None:
+        try:
+            self._models[id(model)] = model, python_state(self.workload, model)
+        except Exception as error:
+            self._trouble = f"workload or model may keep state, which cannot be seen: {_line(error)}"
+
+    def kept_state(self) -> str:
+        """In words, whether workload or models are not as they were; empty if they are."""
+        if self._trouble:
+            return self._trouble
+        for model, before in self._models.values():
+            if python_state(self.workload, model) != before:
+                return "workload or model keeps state in Python between calls"
+        self._models.clear()
+        return ""
 
 
 @dataclass
@@ -226,22 +274,34 @@ class _Unevaluated:
         return {self.objective: next(model.parameters()).new_zeros(())}
 
 
-def _difference(ours: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    """The largest relative difference."""
-    return float(np.max(np.abs(ours - others) / np.maximum(np.abs(ours), 1e-12)))
+def _differs(alone: Sequence[Trained], others: Sequence[Trained], tolerance: float) -> str:
+    """What of the same trials is not equal, in words; empty if all is."""
+    for one, other in zip(alone, others, strict=True):
+        ours, theirs = _all_of(one), _all_of(other)
+        if ours.keys() != theirs.keys():
+            return f"{', '.join(sorted(ours.keys() ^ theirs.keys()))}: not what there is"
+        for name, values in ours.items():
+            measured = name in MEASURED or name.startswith("metric ")
+            difference = relative_difference(values, theirs[name], 1e-12 if measured else SMALL_KEPT)
+            if not difference <= tolerance:
+                return f"{name} differs by {difference:.1e}"
+    return ""
+
+
+def _all_of(one: Trained) -> dict[str, NDArray[np.float64]]:
+    """All that a trial measured and kept, by a name to show."""
+    curve = one.trial.curve
+    found = dict(zip(MEASURED, (curve.loss, curve.grad_norm), strict=True))
+    found |= {f"metric {name}": values for name, values in curve.metrics.items()}
+    kept = {**one.state, **{f"checkpoint {name}": tensor for name, tensor in one.checkpoint.items()}}
+    for name, tensor in kept.items():
+        found[name.replace("/", " ")] = tensor.to(torch.float64).numpy()
+    return found
 
 
 def _line(error: Exception) -> str:
     """What an error says, in a line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _frozen(workload: Workload) -> bytes:
-    """A workload's state as bytes; empty if it cannot be pickled."""
-    try:
-        return pickle.dumps(workload)
-    except Exception:
-        return b""
 
 
 def _short(study: Study, steps: int) -> Study:
@@ -257,12 +317,11 @@ def _first_steps(
     engine: Engine,
     device: str,
     traces: Traces | None = None,
-) -> NDArray[np.float64]:
-    """Losses and gradient norms of the first updates of each point, a row each, in the order of the points."""
+) -> list[Trained]:
+    """The first updates of each point, in the order of the points."""
     exact = _short(study, CHECKED_STEPS).model_copy(update={"precision": "float32"})
-    trained = train(exact, workload, points, engine, device, traces=traces)
-    curves = [one.trial.curve for one in sorted(trained, key=lambda one: one.trial.point.number)]
-    return np.array([[*curve.loss, *curve.grad_norm] for curve in curves])
+    trained = train(exact, workload, points, engine, device, traces=traces, with_state=True)
+    return sorted(trained, key=lambda one: one.trial.point.number)
 
 
 def _rate(
@@ -295,9 +354,10 @@ def _rate(
     return len(some) * steps / seconds
 
 
-def _slots_in_memory(workload: Workload, workers: int, device: str) -> int:
+def _slots_in_memory(workload: Workload, point: Point, workers: int, device: str) -> int:
     """How many slots fit into a worker's share of the free memory, by the size of their rows."""
-    model = workload.build_model(0)
+    with own_random_numbers():
+        model = built(workload, point.seed, point.batch_size, torch.device("cpu"))
     row = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     if device == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -6,6 +6,7 @@ were in training, nothing else; the same command goes on where it stopped.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import threading
@@ -46,8 +47,8 @@ from .study import Study
 from .threads import torch_threads
 from .training import ALONE, Engine, train
 from .trial import Point, Trial, crashed
-from .worker import Task, follow_driver, interrupted, measure, posted, work
-from .workload import check_workload, load_workload
+from .worker import Task, follow_driver, interrupted, measure, posted, saved_state, why_alone, work
+from .workload import check_workload, edited_modules_reloaded, load_workload
 
 MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
 TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
@@ -93,11 +94,12 @@ def run_studies(
 
 def check_studies(studies: Sequence[Study]) -> None:
     """Try every workload of the studies once. Raises UserError naming the study and what is wrong."""
+    edited_modules_reloaded(study.workload for study in studies)
     for study in studies:
         for workload_args in _workload_args(study):
             try:
                 workload = load_workload(study.workload, workload_args)
-                check_workload(workload, study.objective, study.batch_sizes)
+                check_workload(workload, study.objective, study.batch_sizes, study.max_train_steps)
             except UserError as error:
                 raise UserError(f"{study.name}: {error}") from error
 
@@ -185,6 +187,7 @@ class _Driver:
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
         self.devices = devices(names)
         self.device = self.devices[0]
+        self.sources = edited_modules_reloaded(store.study.workload for store in stores)
         self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
         self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
         self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
@@ -198,12 +201,17 @@ class _Driver:
     def run(self) -> None:
         self.collect()
         for store in self.stores:
-            interrupted(_inbox(store))
+            for stem in sorted(interrupted(_inbox(store))):
+                if not saved_state(_inbox(store), stem).exists():
+                    print(f"{stem} was interrupted, and is trained again from its start", file=sys.stderr)
         while missing := self.missing():
             tasks = self.tasks(missing)
             for threads in sorted({task.engine.threads for task in tasks}):
                 with _every(POLL_SECONDS, self.collect):
                     self.train([task for task in tasks if task.engine.threads == threads])
+            for store, points in missing:
+                if engine := self.ended(store, points):
+                    _remember_engine(store, points, engine)
 
     def missing(self) -> list[tuple[Store, list[Point]]]:
         """The points that can be trained now, over all studies, by batch size and workload arguments."""
@@ -236,11 +244,18 @@ class _Driver:
 
     def engines(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """How points of one batch size and workload train: as forced, as before, or as a worker measures now."""
-        found = [self.forced(store) or self.before(store, points) for store, points in missing]
+        found = [self.ended(store, points) or self.forced() or self.before(store, points) for store, points in missing]
         try:
             measured = {
                 i: self.pool(self.workers).submit(
-                    measure, store.study, points, self.workers, joblib.cpu_count(), self.device, self.compiled
+                    measure,
+                    store.study,
+                    points,
+                    self.workers,
+                    joblib.cpu_count(),
+                    self.device,
+                    self.compiled,
+                    self.slots,
                 )
                 for i, (store, points) in enumerate(missing)
                 if found[i] is None
@@ -258,20 +273,28 @@ class _Driver:
             _remember_engine(store, points, engine)
         return engines
 
-    def forced(self, store: Store) -> Engine | None:
-        if self.slots is None or store.study.accumulation > 1:
-            return None
-        return Engine(stacked=self.slots > 1, slots=self.slots, reason="forced")
+    @staticmethod
+    def ended(store: Store, points: Sequence[Point]) -> Engine | None:
+        """One after the other, if a worker found that a stack computes other numbers."""
+        reason = why_alone(_inbox(store), points[0])
+        return replace(ALONE, measured=True, reason=f"trained alone: {reason}") if reason else None
+
+    def forced(self) -> Engine | None:
+        """One after the other, if that is wanted: it needs no check. Other slots do (`engine.choose`)."""
+        return replace(ALONE, reason="forced") if self.slots == 1 else None
 
     def before(self, store: Store, points: Sequence[Point]) -> Engine | None:
         """How the points of this batch size and workload were trained in an earlier run, if it may stay so."""
+        if self.slots is not None:
+            return None
         found = store.optuna_studies[points[0].batch_size].user_attrs.get("engines", {}).get(points[0].workload_key)
         engine = Engine(**found) if found else None
         return engine if engine and self.compiled in (None, engine.compiled) else None
 
-    @staticmethod
-    def pool(workers: int) -> Any:
-        return get_reusable_executor(workers, initializer=follow_driver, initargs=(os.getpid(),))
+    def pool(self, workers: int) -> Any:
+        """Worker processes, those of an earlier run where the workloads' code is the same."""
+        how = (os.getpid(), multiprocessing.get_start_method(allow_none=True), self.sources)
+        return get_reusable_executor(workers, initializer=follow_driver, initargs=how)
 
     def train(self, tasks: Sequence[Task]) -> None:
         """Hand out tasks of equally many threads. A worker that dies ends the pool; what it trained is suspect."""

@@ -15,6 +15,7 @@ and again the same for every neighbour.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -23,13 +24,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .batches import Parts
 from .clipping import Gate, clip_, entered, global_norm, limit
 from .errors import UserError
 from .optimizers import RULES
+from .randomness import RandomState, seed_all
+from .ties import Ties, checkpoint_names, fixed_tensors
 from .tracing import record
-from .workload import Workload, autocast
+from .workload import Workload, autocast, evaluated, numbers
 
-Traces: TypeAlias = dict[tuple[object, ...], Callable[..., Any]]  # recordings of one workload, by what they depend on
+# Recordings of one workload, by what they depend on, each with the parameters that get no gradient.
+Traces: TypeAlias = dict[tuple[object, ...], tuple[Callable[..., Any], tuple[str, ...]]]
 
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
@@ -37,7 +42,7 @@ FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbo
 MOST_COMPILED = 2  # kinds of batches, each for half a minute: whole ones and a last one; others are replayed
 
 
-class _Call(nn.Module):
+class Call(nn.Module):
     """A workload's method as a module around the model, so that functional_call can swap what it contains."""
 
     def __init__(self, workload: Workload, model: nn.Module, bfloat16: bool) -> None:
@@ -59,15 +64,16 @@ class Stack:
         slots: int,
         stacked: bool,
         traces: Traces | None = None,
-        accumulation: int = 1,
+        parts: Parts | None = None,
         bfloat16: bool = False,
         follows_norms: bool = False,
         compiled: bool = False,
     ) -> None:
         """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier stacks.
 
-        Not stacked, an update's gradient may be the mean over `accumulation` parts of its batch, if it is not
-        compiled. With `follows_norms` a slot may have a threshold that follows its gradient norms (`limit`).
+        Not stacked and not compiled, an update's gradient is the mean over the `parts` of its batch, weighted by their
+        numbers of examples: that of the whole batch, if the loss is a mean over examples. With `follows_norms` a slot
+        may have a threshold that follows its gradient norms (`limit`).
 
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
@@ -76,9 +82,15 @@ class Stack:
         if len(kinds) != 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
             raise UserError(f"workload: the model's parameters must share one device and dtype; found {found}")
-        self.model, self.stacked, self.accumulation = model, stacked, accumulation
+        if not next(iter(kinds))[1].is_floating_point:
+            raise UserError(
+                f"workload: the model's parameters are {next(iter(kinds))[1]}, for which there are no update rules: "
+                "keep real and imaginary parts as two real parameters (torch.view_as_complex)"
+            )
+        self.model, self.stacked, self._parts = model, stacked, parts or Parts(1, 0)
         self.device, self.dtype = next(iter(kinds))
-        self._call = _Call(workload, model, bfloat16)
+        self.wide = torch.promote_types(self.dtype, torch.float32)  # of norms, coefficients and optimizer states
+        self._call = Call(workload, model, bfloat16)
         self._shapes = {name: p.shape for name, p in trainable.items()}
         self._offsets: dict[str, tuple[int, int]] = {}
         width = 0
@@ -90,20 +102,22 @@ class Stack:
         self._compiled_kinds: set[object] = set()
         shape = (self.slots, width)
         self._rows = {
-            name: torch.zeros(shape, device=self.device, dtype=self.dtype) for name in ("theta", "m", "v", "best")
+            name: torch.zeros(shape, device=self.device, dtype=dtype)
+            for name, dtype in (("theta", self.dtype), ("m", self.wide), ("v", self.wide), ("best", self.dtype))
         }
         # Not written before the first backward pass, which holds all gradients at once while it is recorded.
         self._rows["gradient"] = torch.empty(shape, device=self.device, dtype=self.dtype)
         # Parameters that are not trained belong to a slot, too: another seed may have drawn others.
-        fixed = dict(model.named_buffers())
-        fixed |= {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
+        fixed = fixed_tensors(model)
         self._buffers = {name: torch.stack([tensor] * self.slots) for name, tensor in fixed.items()}
         self._best_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        self._names = checkpoint_names(model)
         # float64: the host repeats their recurrence (clipping.limits), and must find the same updates clipped.
         norms = ("norm_mean", "norm_variance") if follows_norms else ()
         self._norms = {name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64) for name in norms}
         self._traces: Traces = {} if traces is None else traces
         self._evaluates_stacked = True
+        self._without_gradient: list[str] = []  # parameters, in the last update
         self._bind()
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
@@ -118,16 +132,43 @@ class Stack:
         self._values, self._gradients = self._views(self._rows["theta"]), self._views(self._rows["gradient"])
         if self.stacked:
             return
-        own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-        for name in self._offsets:
-            own[name].data = self._values[name][0]
-            own[name].grad = self._gradients[name][0]
-        for name, buffer in self._buffers.items():
-            own[name].data = buffer[0]
+        if self._compiled:  # its recording reads and writes the rows, its evaluation the model
+            own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+            for name, buffer in self._buffers.items():
+                own[name].data = buffer[0]
+        values = {name: rows[0] for name, rows in self._values.items()}
+        gradients = {name: rows[0] for name, rows in self._gradients.items()}
+        self._ties = Ties(self.model, values, gradients)
+
+    def values(self, slot: int) -> dict[str, Tensor]:
+        """A slot's parameters and buffers, as views."""
+        return {name: rows[slot] for name, rows in self._values.items()} | self.buffers(slot)
+
+    def buffers(self, slot: int) -> dict[str, Tensor]:
+        """A slot's buffers and parameters that are not trained, as views."""
+        return {name: rows[slot] for name, rows in self._buffers.items()}
+
+    @property
+    def builds_anew(self) -> bool:
+        """Whether each trial needs a model of its own, because it runs as it is and may keep state in Python."""
+        return not self.stacked and not self._compiled
+
+    def adopt(self, model: nn.Module, optimizer: str) -> None:
+        """Train a new model, alone, with a fresh optimizer state."""
+        self.model = self._call.model = model
+        initial = {name: p.detach() for name, p in model.named_parameters()}
+        self._fill(0, {**initial, **dict(model.named_buffers())}, optimizer)
+        self._bind()
+        self.keep_best(0)
 
     @torch.no_grad()
     def load(self, slot: int, initial: Mapping[str, Tensor], optimizer: str) -> None:
         """Put a model's parameters and buffers, and a fresh optimizer state, into a slot."""
+        self._fill(slot, initial, optimizer)
+        self.keep_best(slot)
+
+    @torch.no_grad()
+    def _fill(self, slot: int, initial: Mapping[str, Tensor], optimizer: str) -> None:
         for name, values in self._values.items():
             values[slot].copy_(initial[name])
         for name, rows in self._buffers.items():
@@ -167,22 +208,27 @@ class Stack:
         Stacked, the batch's tensors have a leading slot dimension.
         """
         if not self.stacked and not self._compiled:
-            self._rows["gradient"].zero_()
-            loss = sum(self._backward(part) for part in _parts(batch, self.accumulation))
-            return cast(Tensor, loss)[None], global_norm(self._rows["gradient"])
+            return self._lone_gradients(batch)
         with torch.no_grad():
             held = (self._values, self._buffers, list(self._gradients.values()))
             values, buffers, into = held if self.stacked else tree_map(lambda rows: rows[0], held)
             loss = self._traced("loss", values, buffers, batch, into=into)
             return loss.view(self.slots), global_norm(self._rows["gradient"])
 
-    def _backward(self, part: Any) -> Tensor:
-        """Add the gradient of one part of a batch; its share of the batch's loss."""
-        loss = self._call("loss", part)
-        if self.accumulation > 1:
-            loss = loss / self.accumulation
-        loss.backward()
-        return cast(Tensor, loss.detach())
+    def _lone_gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Loss [1] and norm [1, 1] of the model as it is, over the parts of a batch."""
+        total: Tensor | None = None
+        missing: list[set[str]] = []
+        for i, (part, share) in enumerate(self._parts(batch)):
+            self._ties.forget_gradients()
+            loss = self._call("loss", part)
+            if share < 1.0:
+                loss = loss.to(torch.promote_types(loss.dtype, torch.float32)) * share
+            loss.backward()
+            missing.append(set(self._ties.gather(add=i > 0)))
+            total = loss.detach() if total is None else total + loss.detach()
+        self._without_gradient = sorted(set.intersection(*missing))
+        return cast(Tensor, total)[None], global_norm(self._rows["gradient"])
 
     def _traced(self, method: str, *arguments: Any, into: Sequence[Tensor] = ()) -> Any:
         """The result of a stacked call, from its recording for the current K."""
@@ -195,9 +241,16 @@ class Stack:
             call = self._loss_and_gradients if method == "loss" else self._metrics
             # Recording runs the call: on copies of the buffers, because training writes into them (running statistics).
             values, buffers, *batch = arguments
+            before = RandomState.now()
             with torch.enable_grad():
-                self._traces[key] = record(call, values, tree_map(torch.clone, buffers), *batch, compiled=compiled)
-        return self._traces[key](*arguments, into=into)
+                replay = record(call, values, tree_map(torch.clone, buffers), *batch, compiled=compiled)
+            if RandomState.now() != before:  # recorded, the numbers would be the same at every step
+                raise RuntimeError(f"{method} draws from the process's random numbers")
+            self._traces[key] = replay, tuple(self._without_gradient)
+        replay, missing = self._traces[key]
+        if method == "loss":
+            self._without_gradient = list(missing)
+        return replay(*arguments, into=into)
 
     def _loss_and_gradients(self, values: Any, buffers: Any, batch: Any) -> tuple[Tensor, list[Tensor]]:
         def loss(own: Any, buffers: Any, batch: Any) -> Any:
@@ -205,8 +258,12 @@ class Stack:
 
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         loss_K = (vmap(loss, randomness="error") if self.stacked else loss)(leaves, buffers, batch)
-        gradients = torch.autograd.grad(loss_K.sum(), list(leaves.values()), materialize_grads=True)
-        return loss_K.detach(), list(gradients)
+        found = torch.autograd.grad(loss_K.sum(), list(leaves.values()), allow_unused=True)
+        gradients = dict(zip(leaves, found, strict=True))
+        self._without_gradient = [name for name, gradient in gradients.items() if gradient is None]
+        return loss_K.detach(), [
+            torch.zeros_like(leaves[name]) if gradient is None else gradient for name, gradient in gradients.items()
+        ]
 
     def _metrics(self, values: Any, buffers: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
         result: dict[str, Tensor] = vmap(
@@ -223,7 +280,7 @@ class Stack:
         clipped_K1 = torch.minimum(norm_K1.to(torch.float64), limit_K1)
         mean_K1, variance_K1 = entered(mean_K1, variance_K1, clipped_K1, gate.share)
         self._norms = {"norm_mean": mean_K1, "norm_variance": variance_K1}
-        return limit_K1.to(self.dtype)
+        return limit_K1.to(self.wide)
 
     @torch.no_grad()
     def update(
@@ -237,85 +294,118 @@ class Stack:
         if clip_norm_K1 is not None:
             clip_(rows["gradient"], norm_K1, clip_norm_K1)
         width = rows["theta"].shape[1]
+        skipped = self._held_back()
         for optimizer, block, columns in blocks:
             for start in range(0, width, UPDATED_AT_ONCE):
                 part = {name: held[block, start : start + UPDATED_AT_ONCE] for name, held in rows.items()}
                 state = {name: part[name] for name in ("m", "v")}
-                RULES[optimizer].update(part["theta"], part["gradient"], state, columns)
+                theta = part["theta"].to(self.wide)  # itself, unless it is narrower
+                RULES[optimizer].update(theta, part["gradient"].to(self.wide), state, columns)
+                if theta is not part["theta"]:
+                    part["theta"].copy_(theta)
+        for held, values in skipped:
+            held.copy_(values)
+
+    def _held_back(self) -> list[tuple[Tensor, Tensor]]:
+        """Parts of rows that an update must not change, and their values: of parameters without a gradient.
+
+        As torch's optimizers skip a parameter whose gradient is None: its momentum and weight decay rest, too.
+        """
+        parts = [
+            self._rows[name][:, slice(*self._offsets[parameter])]
+            for parameter in self._without_gradient
+            for name in ("theta", "m", "v")
+        ]
+        return [(part, part.clone()) for part in parts]
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, list[float]]:
-        """What `evaluate` returns for every slot, by metric.
+    def evaluate(self, seeds: Sequence[int]) -> dict[str, list[float]]:
+        """What `evaluate` returns for every slot, by metric, with the process's generators seeded for each.
 
-        Stacked if the workload's evaluate() can be; one after the other if it uses .item() or Python numbers.
+        Stacked if the workload's evaluate() can be; one after the other if it uses .item(), Python numbers or random
+        ones.
         """
-        self.model.eval()
-        try:
+        with evaluated(self.model):
             if not self.stacked:
-                return {name: [float(value)] for name, value in self._call("evaluate").items()}
+                seed_all(seeds[0])
+                found = numbers(self._call("evaluate"))
+                self._ties.mend()
+                return {name: [value] for name, value in found.items()}
             if self._evaluates_stacked:
                 try:
                     metrics = self._traced("evaluate", self._values, self._buffers)
-                    return {name: value.tolist() for name, value in metrics.items()}
+                    if any(values.ndim != 1 for values in metrics.values()):
+                        raise TypeError("a metric is not one number")  # which one, is said below
+                    return {name: values.tolist() for name, values in metrics.items()}
                 except (RuntimeError, ValueError, TypeError, AttributeError):
                     self._evaluates_stacked = False
-            return self._evaluate_each()
-        finally:
-            self.model.train()
+            return self._evaluate_each(seeds)
 
-    def _evaluate_each(self) -> dict[str, list[float]]:
+    def _evaluate_each(self, seeds: Sequence[int]) -> dict[str, list[float]]:
         rows: dict[str, list[float]] = {}
         for slot in range(self.slots):
+            seed_all(seeds[slot])
             own = tree_map(lambda part, slot=slot: part[slot], _inside(self._values, self._buffers))
-            for name, value in functional_call(self._call, own, ("evaluate",)).items():
-                rows.setdefault(name, []).append(float(value))
+            for name, value in numbers(functional_call(self._call, own, ("evaluate",))).items():
+                rows.setdefault(name, [math.nan] * self.slots)[slot] = value
         return rows
 
     @torch.no_grad()
     def keep_best(self, slot: int) -> None:
         """Remember a slot's parameters and buffers as its best checkpoint."""
         self._rows["best"][slot].copy_(self._rows["theta"][slot])
-        # A lone model may have replaced its buffers instead of writing into them.
-        own = {} if self.stacked else dict(self.model.named_buffers())
-        for name, rows in self._buffers.items():
-            self._best_buffers[name][slot].copy_(own.get(name, rows[slot]))
+        if self.stacked:
+            for name, rows in self._buffers.items():
+                self._best_buffers[name][slot].copy_(rows[slot])
+            return
+        # A lone model may have replaced its buffers instead of writing into them, and have new ones.
+        own = fixed_tensors(self.model)
+        self._best_buffers = {name: tensor.detach().clone()[None] for name, tensor in own.items()}
+        self._names = checkpoint_names(self.model)
 
     def state(self, slot: int) -> dict[str, Tensor]:
         """All that a slot holds, on the host, for `restore`."""
+        buffers = self._buffers
+        if not self.stacked:
+            buffers = {name: tensor[None] for name, tensor in fixed_tensors(self.model).items()}
         held = {name: rows[slot] for name, rows in self._rows.items() if name != "gradient"}
         held |= {name: rows[slot] for name, rows in self._norms.items()}
-        held |= {f"buffer/{name}": rows[slot] for name, rows in self._buffers.items()}
+        held |= {f"buffer/{name}": rows[slot] for name, rows in buffers.items()}
         held |= {f"best_buffer/{name}": rows[slot] for name, rows in self._best_buffers.items()}
-        return {name: tensor.to("cpu", copy=True) for name, tensor in held.items()}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
 
     @torch.no_grad()
     def restore(self, slot: int, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned."""
-        for name in ("theta", "m", "v", "best"):
-            self._rows[name][slot].copy_(state[name])
-        for name in self._norms.keys() & state.keys():  # not there if no neighbour's threshold followed its norms then
-            self._norms[name][slot].copy_(state[name])
-        for name in self._buffers:
-            self._buffers[name][slot].copy_(state[f"buffer/{name}"])
-            self._best_buffers[name][slot].copy_(state[f"best_buffer/{name}"])
+        """Put back what `state` returned. Raises ValueError, with nothing changed, if it is of another model."""
+        own = {name: rows[slot] for name, rows in self._buffers.items()}
+        if not self.stacked:
+            own = fixed_tensors(self.model)
+        into = {name: self._rows[name][slot] for name in ("theta", "m", "v", "best")}
+        # Not there if no neighbour's threshold followed its norms then.
+        into |= {name: rows[slot] for name, rows in self._norms.items() if name in state}
+        into |= {f"buffer/{name}": tensor for name, tensor in own.items()}
+        into |= {f"best_buffer/{name}": self._best_buffers[name][slot] for name in own}
+        named = {name for name in state if name.startswith(("buffer/", "best_buffer/"))}
+        strangers = named - into.keys()
+        other = [name for name, tensor in into.items() if _shape(state.get(name)) != tensor.shape]
+        if strangers or other:
+            raise ValueError(f"saved state of another model: {', '.join(sorted({*strangers, *other}))}")
+        for name, tensor in into.items():
+            tensor.copy_(state[name])
 
     def best(self, slot: int) -> dict[str, Tensor]:
-        """A slot's best checkpoint, named as the model's state_dict, on the host."""
+        """A slot's best checkpoint on the host, under all names of the model's state_dict, tied ones, too."""
         tensors = {name: view[slot] for name, view in self._views(self._rows["best"]).items()}
         tensors |= {name: rows[slot] for name, rows in self._best_buffers.items()}
         return {
-            name: tensors[name].to("cpu", copy=True).contiguous() for name in self.model.state_dict() if name in tensors
+            name: tensors[first].to("cpu", copy=True).contiguous()
+            for name, first in self._names.items()
+            if first in tensors
         }
 
 
-def _parts(batch: Any, count: int) -> Iterable[Any]:
-    """A batch cut into equal parts along its examples."""
-    if count == 1:
-        return [batch]
-    return (
-        tree_map(lambda tensor, k=k: tensor[k * len(tensor) // count : (k + 1) * len(tensor) // count], batch)
-        for k in range(count)
-    )
+def _shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
 
 
 def _inside(leaves: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:

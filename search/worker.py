@@ -7,13 +7,16 @@ record is there is complete, and outlives whatever happens to the worker or the 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +25,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .audit import StackingError
 from .engine import choose
 from .files import atomic, name_of, read_curve, write_checkpoint, write_curve
 from .stack import Traces
 from .study import Study
 from .training import ALONE, Engine, train
 from .trial import EMPTY_CURVE, Point, Trial, crashed
-from .workload import Workload, load_workload
+from .workload import Workload, load_workload, said
 
 SECONDS_BETWEEN_WATCHES = 0.5
 
@@ -44,21 +48,41 @@ class Task:
     device: str
 
 
-def follow_driver(driver: int) -> None:
-    """Make this process the driver's: Ctrl-C is the driver's to answer, and it ends when the driver does."""
+def follow_driver(driver: int, start_method: str | None = None, sources: str = "") -> None:
+    """Make this process the driver's: Ctrl-C is the driver's to answer, and it ends when the driver does.
+
+    Processes that a workload starts, as those of a DataLoader, are started as the driver would
+    (`start_method` of multiprocessing; None: the platform's default). `sources`: what the driver
+    knows of the workloads' code; the pool starts new processes where it differs, because those that
+    run hold modules imported before.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    atexit.register(os._exit, 0)  # at once: all is in files, and torch takes a second to tidy up
+    multiprocessing.set_start_method(start_method, force=True)  # loky's own is for its workers alone
+    atexit.register(_end, 0)  # at once: all is in files, and torch takes a second to tidy up
 
     def watch() -> None:
         while os.getppid() == driver:
             time.sleep(SECONDS_BETWEEN_WATCHES)
-        os._exit(1)
+        _end(1)
 
     threading.Thread(target=watch, name="watch-driver", daemon=True).start()
 
 
+def _end(status: int) -> None:
+    """End this process and those that a workload started."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)
+
+
 def measure(
-    study: Study, points: Sequence[Point], workers: int, cores: int, device: str, compiled: bool | None = None
+    study: Study,
+    points: Sequence[Point],
+    workers: int,
+    cores: int,
+    device: str,
+    compiled: bool | None = None,
+    slots: int | None = None,
 ) -> Engine:
     """The engine for points of one batch size and workload (`engine.choose`).
 
@@ -67,9 +91,16 @@ def measure(
     torch.set_num_threads(1)
     workload, traces = _known(study, points)
     try:
-        return choose(study, workload, points, workers, cores, device, traces, compiled)
-    except Exception as error:
-        return replace(ALONE, reason=f"not measured: {type(error).__name__}: {error}")
+        return choose(study, workload, points, workers, cores, device, traces, compiled, slots)
+    except BaseException as error:
+        if _is_ctrl_c(error):
+            raise
+        return replace(ALONE, reason=f"not measured: {said(error)}")
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether a user interrupts. Not in a worker process, which does not hear Ctrl-C: there a workload raised it."""
+    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
 
 
 def work(task: Task) -> None:
@@ -77,33 +108,66 @@ def work(task: Task) -> None:
 
     An exception stops a whole stack, and does not say whose it is: the unfinished points are trained again, not
     compiled, then in stacks of half the size (memory may have run out), at last alone, and then it is posted as that
-    point's crash.
+    point's crash. Where a stack was found to compute other numbers, here or by another worker, the unfinished points
+    are trained alone from their start.
     """
     torch.set_num_threads(task.engine.threads)
-    study, points = task.study, task.points
-    recorded = task.engine.stacked or task.engine.compiled
-    workload, traces = _known(study, points) if recorded else (_load(study, points), None)
+    study, keeper = task.study, _InboxKeeper(task.inbox)
     unfinished = {point.number: point for point in task.points}
     engine = task.engine
     while unfinished:
         began = time.perf_counter()
         points = list(unfinished.values())
+        if engine.stacked or engine.compiled:
+            workload, traces = _known(study, points)
+        else:  # each with a workload of its own, which may keep state
+            points = points[:1]
+            workload, traces = _load(study, points), None
         try:
-            for trained in train(study, workload, points, engine, task.device, _InboxKeeper(task.inbox), traces):
+            for trained in train(study, workload, points, engine, task.device, keeper, traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
-        except Exception as error:
+                if engine.stacked and (reason := why_alone(task.inbox, points[0])):
+                    raise StackingError(reason)
+        except BaseException as error:  # sys.exit() in a workload, too
+            if _is_ctrl_c(error):
+                raise
+            if isinstance(error, StackingError):
+                _end_stacking(task, unfinished.values(), str(error))
+                engine = replace(ALONE, threads=engine.threads)
+                task = replace(task, engine=engine)
+                continue
             if engine.compiled:
                 engine = replace(engine, compiled=False)
                 continue
             if engine.slots > 1:
-                engine = replace(engine, slots=engine.slots // 2)
+                slots = engine.slots // 2
+                engine = replace(engine, slots=slots, stacked=slots > 1)
                 continue
             point = next(iter(unfinished.values()))
-            reason, seconds = f"{type(error).__name__}: {error}", time.perf_counter() - began
+            reason, seconds = said(error), time.perf_counter() - began
             _post(task.inbox, crashed(point, reason, traceback.format_exc(), seconds), {})
             del unfinished[point.number]
             engine = task.engine
+
+
+def why_alone(inbox: Path, point: Point) -> str:
+    """Why points of this batch size and workload are no longer stacked; empty if they may be."""
+    mark = _ended(inbox, point)
+    return mark.read_text(encoding="utf-8") if mark.exists() else ""
+
+
+def _end_stacking(task: Task, unfinished: Iterable[Point], reason: str) -> None:
+    """Tell the driver and the other workers; forget what the stack saved of unfinished points."""
+    with atomic(_ended(task.inbox, task.points[0])) as temporary:
+        temporary.write_text(reason, encoding="utf-8")
+    for point in unfinished:
+        saved_state(task.inbox, name_of(point)).unlink(missing_ok=True)
+
+
+def _ended(inbox: Path, point: Point) -> Path:
+    key = hashlib.sha256(point.workload_key.encode()).hexdigest()[:12]
+    return inbox / f"batch_size={point.batch_size}-{key}.alone"
 
 
 def _load(study: Study, points: Sequence[Point]) -> Workload:
@@ -128,7 +192,7 @@ def _post(inbox: Path, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
         write_checkpoint(inbox / f"{stem}.safetensors", checkpoint)
     with atomic(inbox / f"{stem}.json") as temporary:
         temporary.write_text(json.dumps(trial.record()), encoding="utf-8")
-    for left in (_started(inbox, trial.point), _state(inbox, trial.point)):
+    for left in (_started(inbox, trial.point), saved_state(inbox, stem)):
         left.unlink(missing_ok=True)
 
 
@@ -140,19 +204,30 @@ class _InboxKeeper:
 
     def begin(self, point: Point) -> Mapping[str, Tensor] | None:
         _started(self.inbox, point).touch()
-        saved = _state(self.inbox, point)
-        return load_file(saved) if saved.exists() else None
+        saved = saved_state(self.inbox, name_of(point))
+        if not saved.exists():
+            return None
+        try:
+            return load_file(saved)
+        except Exception as error:  # of a damaged file safetensors raises whatever it stumbles over
+            self.start_again(point, f"its saved state is damaged: {error}")
+            return None
 
     def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
-        write_checkpoint(_state(self.inbox, point), state)
+        write_checkpoint(saved_state(self.inbox, name_of(point)), state)
+
+    def start_again(self, point: Point, reason: str) -> None:
+        saved_state(self.inbox, name_of(point)).unlink(missing_ok=True)
+        print(f"{name_of(point)} is trained again from its start: {reason}", file=sys.stderr, flush=True)
 
 
 def _started(inbox: Path, point: Point) -> Path:
     return inbox / f"{name_of(point)}.started"
 
 
-def _state(inbox: Path, point: Point) -> Path:
-    return inbox / f"{name_of(point)}.state"
+def saved_state(inbox: Path, stem: str) -> Path:
+    """Where the state of a trial in training is kept."""
+    return inbox / f"{stem}.state"
 
 
 def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:

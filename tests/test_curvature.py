@@ -12,9 +12,9 @@ from torch.func import functional_call, jacrev
 from torch.nn import functional
 
 from tunewright.models import diabetes, digits, on_cue, residual_mlp, transformer, wide_resnet
+from tunewright.search.batches import examples
 from tunewright.search.curvature import EXAMPLES, largest_eigenvalue, some_batches, stability_limit
 from tunewright.search.optimizers import RULES, coefficients
-from tunewright.search.workload import examples
 
 TINY_TEXT = {"d_model": 2, "layers": 1, "heads": 1, "context": 4}
 
@@ -243,10 +243,10 @@ def test_a_loss_without_curvature_is_refused_with_the_reason(loss, message):
 def test_some_batches_are_the_first_ones_within_the_bound():
     workload = digits.mlp()
     batches = some_batches(workload, 100, 7)
-    assert [examples(batch) for batch in batches] == [100] * (EXAMPLES // 100)
+    assert [examples(batch, 1000) for batch in batches] == [100] * (EXAMPLES // 100)
     first = workload.train_batches(100, 7)
     assert all(torch.equal(x, next(first)[0]) for x, _ in batches)
-    assert [examples(batch) for batch in some_batches(workload, 1000, 0)] == [1000]
+    assert [examples(batch, 1000) for batch in some_batches(workload, 1000, 0)] == [1000]
 
 
 # --- the limit ---------------------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
+from tunewright.search.batches import examples
 from tunewright.search.errors import UserError
-from tunewright.search.workload import check_workload, examples, load_workload
+from tunewright.search.workload import check_workload, load_workload
 
 
 class Line:
@@ -79,4 +80,5 @@ def test_a_factory_that_cannot_be_used_is_refused(path, args, message):
 
 
 def test_examples_counts_the_leading_dimension_of_any_batch():
-    assert examples(torch.ones(3, 2)) == examples((torch.ones(3), 1)) == examples({"x": torch.ones(3, 5)}) == 3
+    for batch in (torch.ones(3, 2), (torch.ones(3), 1), {"x": torch.ones(3, 5)}):
+        assert examples(batch, 4) == 3
