@@ -60,7 +60,7 @@ def alone():
 
 def test_a_few_updates_do_not_show_it_and_an_audit_does():
     assert why_not_stacked(study(), Turns(), points(), "cpu") == ""
-    with pytest.raises(StackingError, match="later in training the loss differs by 1.* from the model alone"):
+    with pytest.raises(StackingError, match=r"later in training the loss differs by 1.* from the model alone"):
         list(train(study(), Turns(), points(), STACKED))
 
 
