@@ -67,7 +67,7 @@ def write_curve(path: Path, curve: Curve) -> None:
 def read_curve(path: Path) -> Curve:
     """Raises FileNotFoundError if there is none; ValueError if the file is not a whole curve."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             curve = Curve.from_arrays(arrays)
     except FileNotFoundError:
         raise

@@ -399,7 +399,8 @@ class _Driver:
         """Whether a record is of this study, and its curve with it, or in the results already."""
         known = self.trials[self.stores.index(store)].get(_key(trial.point))
         own = trial.point.batch_size in store.study.batch_sizes and path.stem == name_of(trial.point)
-        whole = bool(trial.curve.metrics) or trial.verdict.crashed or known is not None
+        told = known is not None and not known.verdict.crashed
+        whole = bool(trial.curve.metrics) or trial.verdict.crashed or told
         if not (own and whole):
             warn_once(f"{path}: is left out: " + ("its curve is missing" if own else "it is of another study"))
         return own and whole
