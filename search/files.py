@@ -35,6 +35,10 @@ def atomic(path: Path) -> Iterator[Path]:
         if path.is_dir():
             _set_aside(path)
         temporary.replace(path)
+    except OSError as error:
+        if error.filename is None:  # a full disk, found by a write
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
