@@ -389,7 +389,12 @@ def _stop(_number: int, _frame: object) -> None:
     for one in SIGNALS:
         if signal.getsignal(one) is _stop:
             signal.signal(one, _quit)
+    threading.excepthook = _unsaid
     raise KeyboardInterrupt
+
+
+def _unsaid(_arguments: threading.ExceptHookArgs) -> None:
+    """What a thread of the pool of workers raises while that is killed tells the user nothing."""
 
 
 def _stopping_in_order() -> AbstractContextManager[None]:

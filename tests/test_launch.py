@@ -116,8 +116,8 @@ def uninterrupted(tmp_path_factory):
 
 def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three_workers(study_file, tmp_path):
     study = load_study(study_file())
-    one = run_study(study, results=tmp_path / "one", workers=1, progress=False)
-    three = run_study(study, results=tmp_path / "three", workers=3, progress=False)
+    one = run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
+    three = run_study(study, results=tmp_path / "three", workers=3, slots=1, progress=False)
     assert len(one) == len(three) == 12
     assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
     assert all(a.curve == b.curve for a, b in zip(one, three, strict=True))
@@ -126,7 +126,7 @@ def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three
     assert {"study.toml", "study.db", "trials.csv", "summary.json", "environment.json", "curves"} <= names
     assert len(list((tmp_path / "one" / "small" / "checkpoints").iterdir())) == 12
     again = time.time()
-    run_study(study, results=tmp_path / "one", workers=1, progress=False)
+    run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
     assert all(p.stat().st_mtime < again for p in (tmp_path / "one" / "small" / "curves").iterdir())
 
 
@@ -148,8 +148,8 @@ def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file
     driver.show = Progress([store], shown=False)
     missing = driver.missing()
     engines = driver.engines(missing)
-    assert [engine.stacked for engine in engines] == [True, True]
-    assert all("updates/s stacked" in engine.reason for engine in engines)
+    assert [engine.measured for engine in engines] == [True, True]  # which is faster is the machine's to say
+    assert all("updates/s" in engine.reason for engine in engines)
     driver.pool = None  # measured once only
     assert driver.engines(missing) == engines
     driver.compiled = False
