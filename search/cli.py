@@ -1,15 +1,22 @@
-"""The command line: parses, calls, prints. Exit status 0 done, 1 the work failed, 2 the user's mistake."""
+"""The command line: parses, calls, prints.
+
+Exit status 0: done; 1: the work failed, or was stopped by Ctrl-C, SIGTERM or SIGHUP; 2: the user's mistake.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from .errors import UnfinishedError, UserError
+from .errors import UnfinishedError, UserError, masked, said
 
 if TYPE_CHECKING:
     from .storage import Store
@@ -18,6 +25,8 @@ if TYPE_CHECKING:
 
 # Imports of torch, Optuna and plotly take seconds, and stand in the commands that need them.
 CRASHES_SHOWN = 5  # the rest are in crashed.log
+STORAGE = "TUNEWRIGHT_STORAGE"  # the environment variable that --storage defaults to
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on from here."
 
 
@@ -44,7 +53,11 @@ def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
 
     if not has_results(folder, url):
         return []
-    store = open_store(folder, url)
+    try:
+        store = open_store(folder, url)
+    except UserError as error:
+        print(f"note: its results are left out: {error}")
+        return []
     if not is_continued(store, study):
         print(f"note: {folder}: holds results of a different study file, which say nothing of this one")
         return []
@@ -80,16 +93,13 @@ def _run(options: argparse.Namespace) -> int:
     studies = [load_study(path) for path in options.studies]
     if len({study.name for study in studies}) < len(studies):
         raise UserError("the studies must differ in name: the results folder is named after the file")
-    try:
+    with _stopping_in_order():
         stores = run_studies(
             studies,
             results=options.results,
             storage=options.storage,
             **_pool_options(options),
         )
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 1
     return max(_show(store) for store in stores)
 
 
@@ -140,7 +150,7 @@ def _compare(options: argparse.Namespace) -> int:
     if options.baseline_study is not None:
         beside = options.results if recipe else options.candidate.resolve().parent
         baseline = baseline_of_study(options.baseline_study, beside)
-    try:
+    with _stopping_in_order():
         if recipe:
             store = train_recipe(
                 options.candidate, options.baseline, baseline, options.results, options.storage, **pool
@@ -150,9 +160,6 @@ def _compare(options: argparse.Namespace) -> int:
         if options.baseline_point is not None:
             baseline = baseline_of_point(store, options.baseline_point)
         result = compare(store, options.baseline, baseline, options.seeds, **pool)
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 1
     for table in comparison_tables(result):
         print_table(table)
     for warning in result.warnings:
@@ -175,7 +182,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     check_studies([study])
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
     pool = _pool_options(options)
-    try:
+    with _stopping_in_order():
         result = diagnose(
             study,
             results=options.results,
@@ -184,9 +191,6 @@ def _diagnose(options: argparse.Namespace) -> int:
             say=lambda text: print(text, file=sys.stderr),
             **pool,
         )
-    except KeyboardInterrupt:
-        print(INTERRUPTED, file=sys.stderr)
-        return 1
     for found in result.groups:
         print_table(diagnosis_table(found, result.objective))
         print(f"{found.group.label}: {found.summary}")
@@ -204,12 +208,19 @@ def _dashboard(options: argparse.Namespace) -> int:
     from .storage import open_store
 
     _quiet_optuna()
-    serve(open_store(options.folder, options.storage), options.port)
+    store = open_store(options.folder, options.storage)
+    with _stopping_in_order():
+        serve(store, options.port)
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(masked(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tunewright",
         description="Hyperparameter-search studies for PyTorch, after the Deep Learning Tuning Playbook.",
     )
@@ -224,7 +235,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--storage",
             metavar="URL",
-            help="Optuna storage to use instead of the results folder's study.db, as postgresql://user@host/database",
+            default=os.environ.get(STORAGE),
+            help="Optuna storage to use instead of the results folder's study.db, as postgresql://user@host/database; "
+            f"a password belongs into PGPASSWORD or ~/.pgpass, or with the whole URL into {STORAGE}",
         )
 
     def pool(sub: argparse.ArgumentParser) -> None:
@@ -340,8 +353,118 @@ def _several(text: str) -> int:
     return number
 
 
+# --- signals, and output that nobody reads ------------------------------------------------------------------
+
+
+Answer = Callable[[int, Any], None]
+
+
+@contextmanager
+def _answering(answer: Answer) -> Iterator[None]:
+    """Answer SIGNALS this way while the block runs; those that are ignored stay so, as under nohup."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {one: signal.getsignal(one) for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
+    for one in before:
+        signal.signal(one, answer)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _quit(_number: int, _frame: object) -> None:
+    """End at once, without a traceback: nothing that is being done has to be ended in order.
+
+    Workers end with this process. `os.write`, as the signal may have come in the middle of a print.
+    """
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{INTERRUPTED}\n".encode())
+    os._exit(1)
+
+
+def _stop(_number: int, _frame: object) -> None:
+    """Unwind as from Ctrl-C, which writes tables; a second signal then ends at once."""
+    for one in SIGNALS:
+        if signal.getsignal(one) is _stop:
+            signal.signal(one, _quit)
+    threading.excepthook = _unsaid
+    raise KeyboardInterrupt
+
+
+def _unsaid(_arguments: threading.ExceptHookArgs) -> None:
+    """What a thread of the pool of workers raises while that is killed tells the user nothing."""
+
+
+def _stopping_in_order() -> AbstractContextManager[None]:
+    return _answering(_stop)
+
+
+class _Forgiving:
+    """A stream that may be closed by its reader, as by `| head`, or lack a character: the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._until_closed():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._until_closed():
+            self._stream.flush()
+
+    @contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # then all that follows goes nowhere, the interpreter's own flush at its end included
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+@contextmanager
+def _forgiving_output() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (_Forgiving(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _hide(secret: str) -> None:
+    """Take a URL that may hold a password out of the process list, where Linux lets a process do so."""
+    with suppress(OSError, ValueError):
+        first, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
+        with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
+            memory.seek(first)
+            words = memory.read(end - first)
+            memory.seek(first)
+            memory.write(words.replace(os.fsencode(secret), b"*" * len(os.fsencode(secret))))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    with _answering(_quit):
+        for word in sys.argv:
+            if masked(word) != word:
+                _hide(word)
+        options = _parser().parse_args(arguments)
+        with _forgiving_output():
+            return _called(options)
+
+
+def _called(options: argparse.Namespace) -> int:
+    """Call a command, and say in a sentence what went wrong."""
     try:
         return int(options.call(options))
     except UserError as error:
@@ -349,6 +472,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except UnfinishedError as error:
         print(f"{error}. The same command tries again.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"{place}{error.strerror or said(error)}. The same command tries again.", file=sys.stderr)
         return 1
 
 

@@ -25,6 +25,7 @@ from optuna.trial import FrozenTrial, TrialState
 from .baseline import artifact_store
 from .dashboard_notes import annotate
 from .errors import UserError
+from .files import parse_trial
 from .storage import RECORD, Store, read_trials
 
 if TYPE_CHECKING:
@@ -122,8 +123,10 @@ def _violation(trial: FrozenTrial) -> float:
 
 def _base_lr(trial: FrozenTrial) -> tuple[float, int]:
     """What breaks a tie, as in `analysis.ranked`: the smaller base_lr, which is farther from the edge."""
-    record = json.loads(trial.user_attrs.get(RECORD, "{}"))
-    return record.get("point", {}).get("base_lr", 0.0), trial.number
+    try:
+        return parse_trial(trial.user_attrs[RECORD]).point.base_lr, trial.number
+    except (KeyError, ValueError):  # somebody else's trial, or a damaged one
+        return 0.0, trial.number
 
 
 class _ThreadedServer(ThreadingMixIn, WSGIServer):

@@ -1,4 +1,13 @@
-"""The one exception that means: the user can mend this."""
+"""What the user can mend, what the same command tries again, and what can be said of any other exception."""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import cache
+
+LOG = logging.getLogger("tunewright")
+MOST_CHARACTERS = 2_000  # of an exception's text, which is a cell of tables; crashed.log has all of it
 
 
 class UserError(Exception):
@@ -11,3 +20,39 @@ class UserError(Exception):
 
 class UnfinishedError(Exception):
     """The work failed, and the same command tries again. Printed without a traceback, with exit status 1."""
+
+
+def printable(text: str) -> str:
+    """A text that every UTF-8 file takes: stray bytes of a file name, say, become backslash escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def said(error: BaseException) -> str:
+    """`Type: text` of any exception, also of one whose text cannot be asked for or written."""
+    name, text = type(error).__name__, _text(error)
+    return f"{name}: {text}" if text else name
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says; its type where it says nothing."""
+    text = _text(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return printable(str(error))[:MOST_CHARACTERS]
+    except Exception:
+        return "its text cannot be shown"
+
+
+def masked(text: str) -> str:
+    """A text without the password and the options of a URL in it, which may hold secrets, too."""
+    text = re.sub(r"(://[^:/?#@]*):.*@", r"\1:***@", text, flags=re.DOTALL)
+    return re.sub(r"(://[^?]*)\?.*", r"\1?***", text, flags=re.DOTALL)
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Say something to the user, once in this process, however often it is found."""
+    LOG.warning("%s", printable(text))

@@ -9,12 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, as_completed, wait
-from contextlib import ExitStack, contextmanager
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,9 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from .analysis import summarize, trained
 from .dashboard_notes import annotate
+from .database import UnansweredError
 from .engine import devices
-from .errors import UserError
+from .errors import UnfinishedError, UserError, said, warn_once
 from .files import atomic, checkpoint_path, curve_path, name_of, write_json
 from .progress import Progress
 from .sampling import next_points
@@ -53,6 +54,7 @@ from .workload import check_workload, edited_modules_reloaded, load_workload
 MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
 TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
 POLL_SECONDS = 0.2  # between two looks into the inboxes
+PATIENCE_SECONDS = 60.0  # with a database that does not answer: a server that is restarted is back sooner
 RESULTS = Path("results")
 
 
@@ -78,18 +80,31 @@ def run_studies(
     """
     check_studies(studies)
     provenance = environment(sys.argv)
-    with ExitStack() as stack:
+    with disk_answers(), ExitStack() as stack:
         stores = [stack.enter_context(exclusive(create_store(study, results, storage))) for study in studies]
         driver = _Driver(stores, workers, device, slots, threads, compiled)
         try:
             with Progress(stores, shown=progress) as driver.show:
                 driver.run()
-        finally:
-            for store in stores:
-                engines = {size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()}
-                how = {"finished": now(), "workers": driver.workers, "device": device, "engines": engines}
-                write_results(store, provenance | how)
+        except (OSError, UnfinishedError):  # of what ended the run, not of what cannot be written for the same reason
+            with suppress(OSError, UnfinishedError, UserError):
+                driver.write(provenance)
+            raise
+        except BaseException:
+            driver.write(provenance)
+            raise
+        driver.write(provenance)
     return stores
+
+
+@contextmanager
+def disk_answers() -> Iterator[None]:
+    """Raise what goes wrong with a file as an UnfinishedError that names it: a full disk, a folder that is gone."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise UnfinishedError(f"{place}{error.strerror or said(error)}") from error
 
 
 def check_studies(studies: Sequence[Study]) -> None:
@@ -97,11 +112,23 @@ def check_studies(studies: Sequence[Study]) -> None:
     edited_modules_reloaded(study.workload for study in studies)
     for study in studies:
         for workload_args in _workload_args(study):
-            try:
+            with _tried(study):
                 workload = load_workload(study.workload, workload_args)
                 check_workload(workload, study.objective, study.batch_sizes, study.max_train_steps)
-            except UserError as error:
-                raise UserError(f"{study.name}: {error}") from error
+
+
+@contextmanager
+def _tried(study: Study) -> Iterator[None]:
+    """Whatever a workload raises here is a UserError of its study, SystemExit included; Ctrl-C stays what it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{study.name}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(f"{study.name}: workload: {said(error)} ({where.filename}, line {where.lineno})") from error
 
 
 def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
@@ -112,8 +139,8 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
     for batch_size in study.batch_sizes:
         point = next(p for p in next_points(study, []) if p.batch_size == batch_size)
         point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
-        workload = load_workload(study.workload, point.workload_args)
-        with torch_threads():
+        with _tried(study), torch_threads():
+            workload = load_workload(study.workload, point.workload_args)
             list(train(short.model_copy(update={"max_train_steps": 5}), workload, [point]))  # allocations, caches
             began = time.perf_counter()
             list(train(short, workload, [point]))
@@ -143,6 +170,7 @@ def write_results(store: Store, provenance: Mapping[str, object] | None = None) 
         temporary.write_text(
             "".join(f"{name_of(t.point)}: {t.verdict.evidence}\n{t.traceback}\n" for t in crashes),
             encoding="utf-8",
+            errors="backslashreplace",
         )
     if not crashes:
         log.unlink()
@@ -162,12 +190,20 @@ def _workload_args(study: Study) -> Iterator[dict[str, object]]:
 
 @contextmanager
 def exclusive(store: Store) -> Iterator[Store]:
-    """One writer per results folder. Raises UserError if another run or comparison holds it."""
-    try:
-        with FileLock(store.folder / ".lock", timeout=0):
-            yield store
-    except Timeout as error:
-        raise UserError(f"{store.folder}: another run is writing here; wait for it or stop it") from error
+    """One writer per results folder, and per study in a database. Raises UserError if another run is at work there."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(store.folder / ".lock", timeout=0))
+        except Timeout as error:
+            raise UserError(f"{store.folder}: another run is writing here; wait for it or stop it") from error
+        if store.lock:
+            if not store.lock.take():
+                raise UserError(
+                    f"{store.folder}: another run is writing here, from another folder into the same database; wait "
+                    "for it or stop it"
+                )
+            held.callback(store.lock.release)
+        yield store
 
 
 class _Driver:
@@ -185,33 +221,44 @@ class _Driver:
         compiled: bool | None,
     ) -> None:
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
-        self.devices = devices(names)
+        self.device_names, self.devices = names, devices(names)
         self.device = self.devices[0]
         self.sources = edited_modules_reloaded(store.study.workload for store in stores)
         self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
         self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
         self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
         self.deaths: Counter[tuple[str, str]] = Counter()
-        self.collecting = threading.Lock()
+        self.deaths_before_training = 0  # one after the other
+        self.unanswered_since: float | None = None  # by the database, in seconds of `time.monotonic`
         for store in stores:
             _inbox(store).mkdir(exist_ok=True)
             for left in _inbox(store).glob(".*.tmp"):  # by a worker that was killed while it wrote
                 left.unlink()
 
     def run(self) -> None:
-        self.collect()
-        for store in self.stores:
-            for stem in sorted(interrupted(_inbox(store))):
-                if not saved_state(_inbox(store), stem).exists():
-                    print(f"{stem} was interrupted, and is trained again from its start", file=sys.stderr)
-        while missing := self.missing():
-            tasks = self.tasks(missing)
-            for threads in sorted({task.engine.threads for task in tasks}):
-                with _every(POLL_SECONDS, self.collect):
+        try:
+            self.collect()
+            for store in self.stores:
+                for stem in sorted(interrupted(_inbox(store))):
+                    if not saved_state(_inbox(store), stem).exists():
+                        warn_once(f"{stem} was interrupted, and is trained again from its start")
+            while missing := self.missing():
+                tasks = self.tasks(missing)
+                for threads in sorted({task.engine.threads for task in tasks}):
                     self.train([task for task in tasks if task.engine.threads == threads])
-            for store, points in missing:
-                if engine := self.ended(store, points):
-                    _remember_engine(store, points, engine)
+                for store, points in missing:
+                    if engine := self.ended(store, points):
+                        _remember_engine(store, points, engine)
+        except KeyboardInterrupt:
+            self.collect()
+            raise
+
+    def write(self, provenance: Mapping[str, object]) -> None:
+        """Tables, summaries and notes of every study, with how it was trained."""
+        for store in self.stores:
+            engines = {size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()}
+            how = {"finished": now(), "workers": self.workers, "device": self.device_names, "engines": engines}
+            write_results(store, {**provenance, **how})
 
     def missing(self) -> list[tuple[Store, list[Point]]]:
         """The points that can be trained now, over all studies, by batch size and workload arguments."""
@@ -303,15 +350,17 @@ class _Driver:
         workers = 1 if suspected else min(side_by_side, len(tasks))
         pool = self.pool(workers)
         try:
-            pending: set[Future[None]] = set()
-            for task in tasks:
-                if len(pending) >= TASKS_AHEAD * workers:
-                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                    _raise_errors(done)
-                pending.add(pool.submit(work, task))
-            _raise_errors(as_completed(pending))
-        except BrokenProcessPool:
+            waiting, pending = deque(tasks), set[Future[None]]()
+            while waiting or pending:
+                while waiting and len(pending) < TASKS_AHEAD * workers:
+                    pending.add(pool.submit(work, waiting.popleft()))
+                done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                self.collect_patiently()
             self.collect()
+        except BrokenProcessPool:
+            self.collect_patiently()
             self.count_deaths(tasks)
         except BaseException:
             pool.shutdown(kill_workers=True)
@@ -319,8 +368,12 @@ class _Driver:
 
     def count_deaths(self, tasks: Sequence[Task]) -> None:
         suspects = {(task.study.name, stem) for task in tasks for stem in interrupted(task.inbox)}
-        if not suspects:
-            raise RuntimeError("worker processes die before they begin to train; see the messages above")
+        self.deaths_before_training = 0 if suspects else self.deaths_before_training + 1
+        if self.deaths_before_training == MOST_DEATHS:
+            raise UnfinishedError(
+                f"worker processes were killed {MOST_DEATHS} times before they began to train (out of memory? fewer "
+                "--workers take less); see the messages above"
+            )
         self.deaths.update(suspects)
         for store in self.stores:
             for point in next_points(store.study, []):
@@ -329,23 +382,51 @@ class _Driver:
                     reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
                     self.record(store, crashed(point, reason))
 
+    def collect_patiently(self) -> None:
+        """Collect, or leave it for later while the database does not answer: what is in the inboxes is safe there.
+
+        Raises UnansweredError when it has not answered for long.
+        """
+        try:
+            self.collect()
+        except UnansweredError as error:
+            since = self.unanswered_since = self.unanswered_since or time.monotonic()
+            warn_once(f"{error}: trials wait in the inbox for up to {PATIENCE_SECONDS:.0f} s")
+            if time.monotonic() - since > PATIENCE_SECONDS:
+                raise
+            time.sleep(POLL_SECONDS)
+        else:
+            self.unanswered_since = None
+
     def collect(self) -> None:
         """Tell the store of finished trials, then move their files into the results.
 
         The record goes last: killed anywhere in between, the next run finds it and completes the move.
         """
-        with self.collecting:
-            for store, trials in zip(self.stores, self.trials, strict=True):
-                moved = False
-                for trial, path in posted(_inbox(store)):
-                    self.record(store, trial)
-                    for source, target in ((".npz", curve_path), (".safetensors", checkpoint_path)):
-                        if path.with_suffix(source).exists():
-                            path.with_suffix(source).replace(target(store.folder, trial.point))
-                    path.unlink()
-                    moved = True
-                if moved:
-                    _drop_checkpoints(store, trials.values())
+        for store, trials in zip(self.stores, self.trials, strict=True):
+            if gone := store.lock and store.lock.missing():
+                raise UnfinishedError(f"{gone}: is gone; finished trials that were in it are lost")
+            found = [(trial, path) for trial, path in posted(_inbox(store)) if self.is_whole(store, trial, path)]
+            if found and store.lock:
+                store.lock.keep()
+            for trial, path in found:
+                self.record(store, trial)
+                for source, target in ((".npz", curve_path), (".safetensors", checkpoint_path)):
+                    if path.with_suffix(source).exists():
+                        path.with_suffix(source).replace(target(store.folder, trial.point))
+                path.unlink()
+            if found:
+                _drop_checkpoints(store, trials.values())
+
+    def is_whole(self, store: Store, trial: Trial, path: Path) -> bool:
+        """Whether a record is of this study, and its curve with it, or in the results already."""
+        known = self.trials[self.stores.index(store)].get(_key(trial.point))
+        own = trial.point.batch_size in store.study.batch_sizes and path.stem == name_of(trial.point)
+        told = known is not None and not known.verdict.crashed
+        whole = bool(trial.curve.metrics) or trial.verdict.crashed or told
+        if not (own and whole):
+            warn_once(f"{path}: is left out: " + ("its curve is missing" if own else "it is of another study"))
+        return own and whole
 
     def record(self, store: Store, trial: Trial) -> None:
         trials = self.trials[self.stores.index(store)]
@@ -369,11 +450,6 @@ def _drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
             checkpoint_path(store.folder, trial.point).unlink(missing_ok=True)
 
 
-def _raise_errors(futures: Iterable[Future[None]]) -> None:
-    for future in futures:
-        future.result()
-
-
 def _remember_engine(store: Store, points: Sequence[Point], engine: Engine) -> None:
     optuna_study = store.optuna_studies[points[0].batch_size]
     engines = optuna_study.user_attrs.get("engines", {}) | {points[0].workload_key: asdict(engine)}
@@ -386,31 +462,3 @@ def _key(point: Point) -> tuple[int, int]:
 
 def _inbox(store: Store) -> Path:
     return store.folder / "inbox"
-
-
-@contextmanager
-def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
-    """Call a function again and again in the background while the block runs, and once more at its end.
-
-    An exception of the function ends the block: it is raised in the main thread.
-    """
-    ended, trouble = threading.Event(), []
-
-    def repeat() -> None:
-        while not ended.wait(seconds):
-            try:
-                call()
-            except BaseException as error:
-                trouble.append(error)
-                return
-
-    thread = threading.Thread(target=repeat, name="collector", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        if trouble:
-            raise trouble[0]
-        call()

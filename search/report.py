@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +28,9 @@ from .analysis import (
     varied,
 )
 from .comparison import DELTA, Comparison, Decision
-from .diagnosis import GroupDiagnosis
-from .errors import UserError
-from .files import atomic
+from .diagnosis import Diagnosis, GroupDiagnosis
+from .errors import UserError, masked, warn_once
+from .files import atomic, read_object
 from .flags import checkpoint_note, curve_flags
 from .plots import (
     axis_figure,
@@ -99,9 +98,8 @@ class Cell:
 def build_report(store: Store, png: bool = False) -> Path:
     """Write report.html of a results folder, with `png` also plots/*.png, and return the report's path."""
     study, path = store.study, store.folder / "report.html"
-    environment = store.folder / "environment.json"
     trials, comparison, diagnosis = read_trials(store), read_comparison(store.folder), read_diagnosis(store.folder)
-    scenes = list(story(store, diagnosis)) if diagnosis else []
+    scenes = _scenes(store, diagnosis) if diagnosis else []
     log_axes = {"base_lr"} | {axis for own in study.ranges.values() for axis, (_, _, log) in own.items() if log}
     write_report(
         path,
@@ -112,7 +110,7 @@ def build_report(store: Store, png: bool = False) -> Path:
         log_axes=log_axes,
         space=study.ranges,
         scientific=study.scientific_names,
-        environment=json.loads(environment.read_text(encoding="utf-8")) if environment.exists() else None,
+        environment=_provenance(store.folder),
         figure=study.figure,
         comparison=comparison,
         diagnosis=scenes,
@@ -124,6 +122,21 @@ def build_report(store: Store, png: bool = False) -> Path:
         found += [_picture(scene) for scene in scenes if scene.figure]
         write_pictures(store.folder / "plots", found)
     return path
+
+
+def _scenes(store: Store, diagnosis: Diagnosis) -> list[Scene]:
+    """The steps of a diagnosis; none, and a word, where the results of one are not there."""
+    try:
+        return list(story(store, diagnosis))
+    except UserError as error:
+        warn_once(f"{store.folder / 'report.html'}: without the diagnosis: {error}")
+        return []
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """environment.json, if it can be read, without the password that earlier versions wrote into it."""
+    found = read_object(folder / "environment.json") or {}
+    return found | {"command": masked(str(found["command"]))} if "command" in found else found
 
 
 def write_report(
@@ -176,7 +189,7 @@ def write_report(
         plotly_js=Markup(get_plotlyjs()),
     )
     with atomic(Path(path)) as temporary:
-        temporary.write_text(document, encoding="utf-8")
+        temporary.write_text(document, encoding="utf-8", errors="backslashreplace")
 
 
 def _template() -> jinja2.Template:

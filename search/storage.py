@@ -14,31 +14,29 @@ import math
 import os
 import platform
 import shutil
-import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
-import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import URL
 
 from .analysis import hyperparameters, trained
 from .comparison import ALPHA, Comparison
+from .database import StudyLock, engine_of, open_storage
 from .diagnosis import Diagnosis
-from .errors import UserError
-from .files import atomic, curve_path, read_curve, write_json
+from .errors import UserError, masked, printable, warn_once
+from .files import atomic, curve_path, find_curve, parse_trial, write_json
 from .sampling import Told, distribution, plan
 from .study import ADAPTIVE, Range, Study, load_study
 from .trial import EMPTY_CURVE, Curve, Point, Trial
@@ -46,75 +44,26 @@ from .trial import EMPTY_CURVE, Curve, Point, Trial
 STUDY_FILE = "study.toml"
 COMPARISON_FILE = "comparison.json"
 DIAGNOSIS_FILE = "diagnosis.json"
+BATCH_SIZE = "/batch_size="  # between the name of a study and the batch size in that of its Optuna study
+PARTS = ("curves", "checkpoints", "plots")  # folders in a study's results
 STEPS = "steps"  # the folder in a study's results that holds those of the steps of its diagnosis
 LARGE = float(np.finfo(np.float32).max)  # for a trial whose objective was never finite, not even untrained
 RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
-SECONDS_TO_WAIT_FOR_A_LOCK = 60
 PACKAGES = ("tunewright", "torch", "optuna", "optuna-dashboard", "numpy", "scipy", "scikit-learn", "joblib")
 
 
-class _TrialStorage(optuna.storages.RDBStorage):
-    """RDBStorage that inserts the values of a new trial without first looking each of them up.
-
-    A trial with fifty intermediate values is otherwise a hundred queries, several times the cost of all else.
-    Nothing is lost by it: every trial is written once, whole, by `tell`.
-    """
-
-    def _set_trial_intermediate_value_without_commit(
-        self, session: Any, trial_id: int, step: int, intermediate_value: float
-    ) -> None:
-        value, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(intermediate_value)
-        session.add(
-            models.TrialIntermediateValueModel(
-                trial_id=trial_id, step=step, intermediate_value=value, intermediate_value_type=kind
-            )
-        )
-
-    def _set_trial_attr_without_commit(self, session: Any, model_cls: Any, trial_id: int, key: str, value: Any) -> None:
-        session.add(model_cls(trial_id=trial_id, key=key, value_json=json.dumps(value)))
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
 class Store:
-    """A study's results folder, and its Optuna studies by batch size."""
+    """A study's results folder, its Optuna studies by batch size, and the lock of who writes them."""
 
     study: Study
     folder: Path
     optuna_studies: Mapping[int, optuna.Study]
-
-
-def open_storage(url: str | URL) -> optuna.storages.BaseStorage:
-    """An Optuna storage by URL; SQLite gets a write-ahead log, so that readers never block the writer.
-
-    Raises UserError if the database cannot be reached or is not an Optuna database of this version; the
-    message never shows a password.
-    """
-    try:
-        url = sqlalchemy.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        raise UserError("storage: must be a URL as postgresql://user:password@host:port/database") from error
-    sqlite = url.get_backend_name() == "sqlite"
-    options = {"connect_args": {"timeout": SECONDS_TO_WAIT_FOR_A_LOCK}} if sqlite else {"pool_pre_ping": True}
-    # Optuna formats the URL it is given, to fill in a schema version: braces stand for themselves when doubled.
-    text = url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}")
-    try:
-        storage = _TrialStorage(text, engine_kwargs=options)
-        if sqlite:
-            sqlalchemy.event.listen(storage.engine, "connect", _write_ahead)
-            storage.engine.dispose()
-    except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, RuntimeError, ImportError) as error:
-        raise UserError(f"storage: cannot open {url.render_as_string()}: {_first_line(error)}") from error
-    return optuna.storages.get_storage(storage)
-
-
-def _write_ahead(connection: sqlite3.Connection, _record: object) -> None:
-    connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=NORMAL")
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lock: StudyLock | None = None
 
 
 def create_store(study: Study, results: Path, url: str | None = None) -> Store:
@@ -125,32 +74,48 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     `keep_checkpoints` and [figure] may change: the points stay the same.
     """
     folder = results / study.name
-    try:
-        for part in ("curves", "checkpoints", "plots"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    storage = open_storage(url or URL.create("sqlite", database=str(_database(folder))))
-    names = {batch_size: f"{study.name}/batch_size={batch_size}" for batch_size in study.batch_sizes}
+    _make(folder)
+    storage = open_storage(url or _own_url(folder))
     stored = set(optuna.get_all_study_names(storage))
     is_own = url is not None or _database(folder).parent != folder
     if stored and not is_own and not any(name.startswith(f"{study.name}/") for name in stored):
         raise UserError(f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(stored))}")
-    store = Store(
-        study,
-        folder,
-        {
-            batch_size: optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
-            for batch_size, name in names.items()
-        },
-    )
-    _claim(store)
+    store = _store(study, folder, storage)
     if study.source:
         with atomic(folder / STUDY_FILE) as temporary:
             temporary.write_text(study.source, encoding="utf-8")
     return store
+
+
+def _make(folder: Path) -> None:
+    """The folders of a study's results. Raises UserError if one of them cannot be made or written."""
+    place = folder
+    try:
+        for part in PARTS:
+            place = folder / part
+            place.mkdir(parents=True, exist_ok=True)
+        place = folder
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        place = place if folder.is_dir() else folder
+        raise UserError(f"{place}: cannot be written: {error.strerror}") from error
+
+
+def _store(study: Study, folder: Path, storage: optuna.storages.BaseStorage) -> Store:
+    names = {batch_size: f"{study.name}{BATCH_SIZE}{batch_size}" for batch_size in study.batch_sizes}
+    optuna_studies = {
+        batch_size: optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+        for batch_size, name in names.items()
+    }
+    engine = engine_of(storage)
+    store = Store(study, folder, optuna_studies, StudyLock(engine, study.name) if engine else None)
+    _claim(store)
+    return store
+
+
+def _own_url(folder: Path) -> URL:
+    return URL.create("sqlite", database=str(_database(folder)))
 
 
 def _database(folder: Path) -> Path:
@@ -163,9 +128,33 @@ def open_store(folder: Path, url: str | None = None) -> Store:
     """A results folder as it stands, by its own copy of the study file. Raises UserError if it has none."""
     if not (folder / STUDY_FILE).is_file():
         raise UserError(f"{folder}: is not a results folder: it has no {STUDY_FILE}")
-    if url is None and not _database(folder).is_file():
-        raise UserError(f"{folder}: has no study.db (git does not keep it); run the study, or name its --storage")
-    return create_store(load_study(folder / STUDY_FILE, name=folder.resolve().name), folder.resolve().parent, url)
+    if not has_results(folder, url):
+        raise UserError(
+            f"{folder}: has no study.db, or an empty one (git does not keep it); run the study, or name its --storage"
+        )
+    study = load_study(folder / STUDY_FILE, name=folder.resolve().name)
+    folder_itself = folder.resolve()
+    storage = open_storage(url or _own_url(folder_itself))
+    name = _stored_name(folder, optuna.get_all_study_names(storage), shared=url is not None)
+    _make(folder_itself)
+    return _store(study.model_copy(update={"name": name}), folder_itself, storage)
+
+
+def _stored_name(folder: Path, optuna_names: Sequence[str], shared: bool) -> str:
+    """The name of the study of a results folder, which may have been renamed since, or be a link to another name.
+
+    Raises UserError if the database has it under neither of the folder's names, and others too, or is `shared`.
+    """
+    stored = {name.rpartition(BATCH_SIZE)[0] for name in optuna_names}
+    for name in (folder.name, folder.resolve().name):
+        if name in stored:
+            return name
+    steps = {path.name for path in (folder / STEPS).iterdir()} if (folder / STEPS).is_dir() else set()
+    others = sorted(stored - steps)
+    if shared or len(others) > 1:
+        known = ", ".join(others) or "none"
+        raise UserError(f"{folder}: its database has no study {folder.name!r}: was the folder renamed? It has {known}")
+    return others[0] if others else folder.resolve().name
 
 
 def _claim(store: Store) -> None:
@@ -201,7 +190,9 @@ def is_continued(store: Store, study: Study) -> bool:
 
 def has_results(folder: Path, url: str | None = None) -> bool:
     """Whether `open_store` finds a study there."""
-    return (folder / STUDY_FILE).is_file() and (url is not None or (folder / "study.db").is_file())
+    database = _database(folder.resolve())
+    stored = url is not None or (database.is_file() and database.stat().st_size > 0)
+    return (folder / STUDY_FILE).is_file() and stored
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -213,7 +204,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
         free = key in ("question", "keep_checkpoints") or key.startswith("figure.")
-        if was == is_now or free or (key in may_grow and was != "(absent)" and is_now > was):
+        grown = isinstance(was, int) and isinstance(is_now, int) and is_now > was
+        if was == is_now or free or (key in may_grow and grown):
             continue
         lines.append(f"{key}: was {was}, is {is_now}")
     return lines
@@ -315,20 +307,20 @@ def read_trials(store: Store) -> list[Trial]:
 
 
 def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
-    """A trial as recorded; None for one that somebody else added to the study."""
+    """A trial as recorded; None for one that somebody else added to the study, or, which is said, a damaged one."""
     if RECORD not in frozen.user_attrs:
         return None
-    record = json.loads(frozen.user_attrs[RECORD])
-    trial = Trial.from_record(record, EMPTY_CURVE)
     try:
-        return Trial.from_record(record, read_curve(curve_path(store.folder, trial.point)))
-    except FileNotFoundError:
-        if trial.verdict.crashed:
-            return trial
+        trial = parse_trial(frozen.user_attrs[RECORD])
+    except ValueError as error:
+        warn_once(f"{store.folder}: trial {frozen.number} of its database is damaged, and left out: {error}")
+        return None
+    curve = find_curve(curve_path(store.folder, trial.point))
+    if curve is None and not trial.verdict.crashed:
         steps = np.array(list(frozen.intermediate_values), np.int64)
         values = np.array(list(frozen.intermediate_values.values()))
         curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
-        return Trial.from_record(record, curve)
+    return replace(trial, curve=curve or EMPTY_CURVE)
 
 
 def write_comparison(folder: Path, result: Comparison) -> None:
@@ -338,15 +330,18 @@ def write_comparison(folder: Path, result: Comparison) -> None:
 
 
 def read_comparison(folder: Path) -> Comparison | None:
-    """The latest comparison of a study with a baseline; None if there was none.
+    """The latest comparison of a study with a baseline; None if there was none, or, which is said, it is damaged."""
+    return _read(folder / COMPARISON_FILE, Comparison, "compare")
 
-    Raises UserError if the file is damaged, or of another version.
-    """
-    path = folder / COMPARISON_FILE
+
+def _read(path: Path, kind: type[_Record], command: str) -> _Record | None:
     try:
-        return TypeAdapter(Comparison).validate_json(path.read_bytes()) if path.exists() else None
-    except ValidationError as error:
-        raise UserError(f"{path}: is damaged, or of another version: remove it, and compare again") from error
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        warn_once(f"{path}: is damaged, or of another version, and left out: `tunewright {command}` writes it anew")
+        return None
 
 
 def write_diagnosis(folder: Path, result: Diagnosis) -> None:
@@ -355,15 +350,15 @@ def write_diagnosis(folder: Path, result: Diagnosis) -> None:
 
 
 def read_diagnosis(folder: Path) -> Diagnosis | None:
-    """The latest diagnosis of a study; None if there was none."""
-    path = folder / DIAGNOSIS_FILE
-    return TypeAdapter(Diagnosis).validate_json(path.read_bytes()) if path.exists() else None
+    """The latest diagnosis of a study; None if there was none, or, which is said, it is damaged."""
+    return _read(folder / DIAGNOSIS_FILE, Diagnosis, "diagnose")
 
 
 def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | None = None) -> None:
     """trials.csv: a row per finished trial, a column per hyperparameter and per result.
 
-    With a comparison the first row is the baseline, `baseline` in the place of its number, with the hyperparameters
+    A table with more trials is left as it is, for its database may have been lost. With a comparison the first row is
+    the baseline, `baseline` in the place of its number, with the hyperparameters
     that are known of it; and a column `delta` (`comparison.DELTA`), empty for a trial that did not train.
     """
     rows = ([_baseline_row(comparison)] if comparison else []) + [_table_row(trial, comparison) for trial in trials]
@@ -371,11 +366,30 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
         *("verdict", "instability", "onset_step", "best_value", *(["delta"] if comparison else [])),
         *("best_step", "initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
     ]
-    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    before = _rows(path)
+    if before > len(trials):
+        warn_once(
+            f"{path}: is kept: it has {before} trials, and the database only {len(trials)}. If you do not want it, "
+            "remove it"
+        )
+        return
+    with (
+        atomic(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         # A baseline of another study may have hyperparameters that no trial here has.
         writer = csv.DictWriter(file, ["number", *hyperparameters(trials), *results], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _rows(path: Path) -> int:
+    """How many trials a table has; 0 if there is none that can be read."""
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            return sum((row.get("number") or "").isdigit() for row in csv.DictReader(file))
+    except (OSError, csv.Error):
+        return 0
 
 
 def _table_row(trial: Trial, comparison: Comparison | None) -> dict[str, Any]:
@@ -415,7 +429,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     """
     return {
         "started": now(),
-        "command": " ".join([Path(command[0]).name, *command[1:]]),
+        "command": printable(" ".join([Path(command[0]).name, *map(masked, command[1:])])),
         "python": sys.version.split()[0],
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),
@@ -432,5 +446,5 @@ def _git_revision() -> str:
     git = shutil.which("git")
     if git is None:
         return "unknown"
-    found = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    found = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, check=False)
+    return found.stdout.decode("utf-8", "replace").strip() or "unknown"

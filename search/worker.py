@@ -12,27 +12,28 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from .audit import StackingError
 from .engine import choose
-from .files import atomic, name_of, read_curve, write_checkpoint, write_curve
+from .errors import UnfinishedError, first_line, printable, said, warn_once
+from .files import atomic, find_curve, name_of, parse_trial, write_checkpoint, write_curve
 from .stack import Traces
 from .study import Study
 from .training import ALONE, Engine, train
 from .trial import EMPTY_CURVE, Point, Trial, crashed
-from .workload import Workload, load_workload, said
+from .workload import Workload, load_workload
 
 SECONDS_BETWEEN_WATCHES = 0.5
 
@@ -49,14 +50,15 @@ class Task:
 
 
 def follow_driver(driver: int, start_method: str | None = None, sources: str = "") -> None:
-    """Make this process the driver's: Ctrl-C is the driver's to answer, and it ends when the driver does.
+    """Make this process the driver's, which answers Ctrl-C and a closed terminal: it ends when the driver does.
 
     Processes that a workload starts, as those of a DataLoader, are started as the driver would
     (`start_method` of multiprocessing; None: the platform's default). `sources`: what the driver
     knows of the workloads' code; the pool starts new processes where it differs, because those that
     run hold modules imported before.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     multiprocessing.set_start_method(start_method, force=True)  # loky's own is for its workers alone
     atexit.register(_end, 0)  # at once: all is in files, and torch takes a second to tidy up
 
@@ -89,8 +91,8 @@ def measure(
     A workload that fails while it is measured trains one after the other: there the failure is a trial's.
     """
     torch.set_num_threads(1)
-    workload, traces = _known(study, points)
     try:
+        workload, traces = _known(study, points)
         return choose(study, workload, points, workers, cores, device, traces, compiled, slots)
     except BaseException as error:
         if _is_ctrl_c(error):
@@ -106,36 +108,41 @@ def _is_ctrl_c(error: BaseException) -> bool:
 def work(task: Task) -> None:
     """Train a task's points and post each to its inbox.
 
-    An exception stops a whole stack, and does not say whose it is: the unfinished points are trained again, not
-    compiled, then in stacks of half the size (memory may have run out), at last alone, and then it is posted as that
-    point's crash. Where a stack was found to compute other numbers, here or by another worker, the unfinished points
-    are trained alone from their start.
+    An exception, SystemExit included, stops a whole stack, and does not say whose it is: the unfinished points are
+    trained again, not compiled, then in stacks of half the size (memory may have run out), at last alone, and then it
+    is posted as that point's crash. Where a stack was found to compute other numbers, here or by another worker, the
+    unfinished points are trained alone from their start. Raises UnfinishedError if the inbox cannot be written.
     """
     torch.set_num_threads(task.engine.threads)
-    study, keeper = task.study, _InboxKeeper(task.inbox)
+    study = task.study
     unfinished = {point.number: point for point in task.points}
     engine = task.engine
     while unfinished:
+        keeper = _InboxKeeper(task.inbox)
         began = time.perf_counter()
         points = list(unfinished.values())
-        if engine.stacked or engine.compiled:
-            workload, traces = _known(study, points)
-        else:  # each with a workload of its own, which may keep state
-            points = points[:1]
-            workload, traces = _load(study, points), None
         try:
+            if engine.stacked or engine.compiled:
+                workload, traces = _known(study, points)
+            else:  # each with a workload of its own, which may keep state
+                points = points[:1]
+                workload, traces = _load(study, points), None
             for trained in train(study, workload, points, engine, task.device, keeper, traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
                 if engine.stacked and (reason := why_alone(task.inbox, points[0])):
                     raise StackingError(reason)
-        except BaseException as error:  # sys.exit() in a workload, too
+        except UnfinishedError:
+            raise
+        except StackingError as error:
+            _end_stacking(task, unfinished.values(), str(error))
+            engine = replace(ALONE, threads=engine.threads)
+            task = replace(task, engine=engine)
+        except BaseException as error:
             if _is_ctrl_c(error):
                 raise
-            if isinstance(error, StackingError):
-                _end_stacking(task, unfinished.values(), str(error))
-                engine = replace(ALONE, threads=engine.threads)
-                task = replace(task, engine=engine)
+            if keeper.resumed:  # the saved state may be what is wrong
+                keeper.forget(error)
                 continue
             if engine.compiled:
                 engine = replace(engine, compiled=False)
@@ -145,8 +152,8 @@ def work(task: Task) -> None:
                 engine = replace(engine, slots=slots, stacked=slots > 1)
                 continue
             point = next(iter(unfinished.values()))
-            reason, seconds = said(error), time.perf_counter() - began
-            _post(task.inbox, crashed(point, reason, traceback.format_exc(), seconds), {})
+            lines, seconds = printable(traceback.format_exc()), time.perf_counter() - began
+            _post(task.inbox, crashed(point, said(error), lines, seconds), {})
             del unfinished[point.number]
             engine = task.engine
 
@@ -159,7 +166,8 @@ def why_alone(inbox: Path, point: Point) -> str:
 
 def _end_stacking(task: Task, unfinished: Iterable[Point], reason: str) -> None:
     """Tell the driver and the other workers; forget what the stack saved of unfinished points."""
-    with atomic(_ended(task.inbox, task.points[0])) as temporary:
+    mark = _ended(task.inbox, task.points[0])
+    with _written(mark), atomic(mark) as temporary:
         temporary.write_text(reason, encoding="utf-8")
     for point in unfinished:
         saved_state(task.inbox, name_of(point)).unlink(missing_ok=True)
@@ -185,15 +193,26 @@ def _known(study: Study, points: Sequence[Point]) -> tuple[Workload, Traces]:
 _KNOWN: dict[str, tuple[Workload, Traces]] = {}
 
 
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Raise what goes wrong with writing a file as the run's failure, not the trial's: the disk is full, say."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise UnfinishedError(f"{path}: cannot be written: {reason}") from error
+
+
 def _post(inbox: Path, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
     stem = name_of(trial.point)
-    if not trial.verdict.crashed:
-        write_curve(inbox / f"{stem}.npz", trial.curve)
-        write_checkpoint(inbox / f"{stem}.safetensors", checkpoint)
-    with atomic(inbox / f"{stem}.json") as temporary:
-        temporary.write_text(json.dumps(trial.record()), encoding="utf-8")
-    for left in (_started(inbox, trial.point), saved_state(inbox, stem)):
-        left.unlink(missing_ok=True)
+    with _written(inbox / stem):
+        if not trial.verdict.crashed:
+            write_curve(inbox / f"{stem}.npz", trial.curve)
+            write_checkpoint(inbox / f"{stem}.safetensors", checkpoint)
+        with atomic(inbox / f"{stem}.json") as temporary:
+            temporary.write_text(json.dumps(trial.record()), encoding="utf-8")
+        for left in (_started(inbox, trial.point), saved_state(inbox, stem)):
+            left.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -201,24 +220,36 @@ class _InboxKeeper:
     """Marks in the inbox what is in training, and keeps its state beside the mark."""
 
     inbox: Path
+    resumed: list[Point] = field(default_factory=list)
 
     def begin(self, point: Point) -> Mapping[str, Tensor] | None:
-        _started(self.inbox, point).touch()
-        saved = saved_state(self.inbox, name_of(point))
-        if not saved.exists():
-            return None
+        with _written(_started(self.inbox, point)):
+            _started(self.inbox, point).touch()
         try:
-            return load_file(saved)
-        except Exception as error:  # of a damaged file safetensors raises whatever it stumbles over
-            self.start_again(point, f"its saved state is damaged: {error}")
+            state = load_file(self._path(point))
+        except FileNotFoundError:
             return None
+        except (OSError, SafetensorError) as error:
+            self.start_again(point, f"it is damaged: {first_line(error)}")
+            return None
+        self.resumed.append(point)
+        return state
 
     def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
-        write_checkpoint(saved_state(self.inbox, name_of(point)), state)
+        with _written(self._path(point)):
+            write_checkpoint(self._path(point), state)
 
     def start_again(self, point: Point, reason: str) -> None:
-        saved_state(self.inbox, name_of(point)).unlink(missing_ok=True)
-        print(f"{name_of(point)} is trained again from its start: {reason}", file=sys.stderr, flush=True)
+        warn_once(f"{self._path(point)}: the trial is trained from its start: {reason}")
+        self._path(point).unlink(missing_ok=True)
+
+    def forget(self, error: BaseException) -> None:
+        """Begin anew with the points whose saved state was gone on with, and say so."""
+        for point in self.resumed:
+            self.start_again(point, f"going on from its saved state raised {said(error)}")
+
+    def _path(self, point: Point) -> Path:
+        return saved_state(self.inbox, name_of(point))
 
 
 def _started(inbox: Path, point: Point) -> Path:
@@ -231,11 +262,14 @@ def saved_state(inbox: Path, stem: str) -> Path:
 
 
 def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:
-    """Finished trials in an inbox, oldest first, with the path of their record."""
-    for path in sorted(inbox.glob("*.json"), key=lambda path: path.stat().st_mtime_ns):
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        curve = path.with_suffix(".npz")
-        yield Trial.from_record(record, read_curve(curve) if curve.exists() else EMPTY_CURVE), path
+    """Finished trials in an inbox, oldest first, with the path of their record. A damaged one counts as missing."""
+    for path in sorted(inbox.glob("*.json"), key=lambda path: path.lstat().st_mtime_ns):
+        try:
+            trial = parse_trial(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            warn_once(f"{path}: is damaged, and left out: {first_line(error)}")
+            continue
+        yield replace(trial, curve=find_curve(path.with_suffix(".npz")) or EMPTY_CURVE), path
 
 
 def interrupted(inbox: Path) -> set[str]:

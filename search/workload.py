@@ -24,7 +24,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from .batches import STATED, endless, examples, first, moved
-from .errors import UserError
+from .errors import UserError, said
 from .randomness import own_random_numbers, seed_all
 
 # Of drawing batches of one size, to see whether they end: hundreds of what lies in memory, and no
@@ -324,11 +324,6 @@ def _attempt(method: str, call: Callable[[], Any]) -> Any:
         raise
     except BaseException as error:  # sys.exit(), too
         raise UserError(f"workload: {method} raised {said(error)}") from error
-
-
-def said(error: BaseException) -> str:
-    """An exception in words: its kind, and its text if it has any."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 def _some_batches(workload: Workload, batch_size: int, steps: int) -> Any:

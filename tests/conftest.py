@@ -38,7 +38,7 @@ def postgresql() -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="tunewright-postgresql-") as folder,
         _server(programs, Path(folder)) as port,
     ):
-        yield f"postgresql+psycopg2://{USER}:{PASSWORD}@{HOST}:{port}/{DATABASE}"
+        yield f"postgresql://{USER}:{PASSWORD}@{HOST}:{port}/{DATABASE}"
 
 
 def _programs() -> Path | None:
@@ -69,7 +69,9 @@ def _server(programs: Path, folder: Path) -> Iterator[int]:
     (folder / "password").write_text(PASSWORD)
     (folder / "password").chmod(0o644)  # of use for this folder's server alone
     with (folder / "log").open("wb") as log:
-        initdb = start("initdb", "-U", USER, "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", log=log)
+        initdb = start(
+            "initdb", "-E", "UTF8", "-U", USER, "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", log=log
+        )
         assert initdb.wait() == 0, (folder / "log").read_text()
         server = start("postgres", "-h", HOST, "-p", str(port), "-k", folder, "-F", log=log)
     try:

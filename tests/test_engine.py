@@ -1,6 +1,7 @@
 """The choice between one after the other and stacked: never a wrong number, and a sentence that says why."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,7 +126,14 @@ def test_seeds_and_metrics_of_their_own_survive_stacking(workload):
             torch.testing.assert_close(got.checkpoint[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_a_short_study_is_not_measured():
+def clock(monkeypatch, seconds):
+    """A stopwatch that has gone on by `seconds` at every look, however busy the machine is."""
+    ticks = itertools.count(step=seconds)
+    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+
+
+def test_a_short_study_is_not_measured(monkeypatch):
+    clock(monkeypatch, 0.001)
     for steps, reason in (
         (30, "only 120 updates in all: a choice would not pay"),
         (300, "1200 short updates in all: over before a choice has paid"),
@@ -133,12 +141,21 @@ def test_a_short_study_is_not_measured():
         assert choose(study(steps), Regression(), points(), workers=1) == Engine(False, 1, reason)
 
 
-def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points():
+@pytest.mark.parametrize(
+    ("rates", "slots", "reason"),
+    [
+        ({1: 100, 4: 300, 16: 800, 24: 900}, 24, "900 updates/s stacked, 100 one after the other"),
+        ({1: 100, 4: 300, 16: 310, 24: 900}, 16, "310 updates/s stacked"),  # too little gained to be wider yet
+        ({1: 100, 4: 109, 16: 108}, 1, "100 updates/s; the best stack is only 1.09 times as fast"),
+    ],
+)
+def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points(monkeypatch, rates, slots, reason):
+    clock(monkeypatch, 1.0)
+    monkeypatch.setattr(engine, "_rate", lambda study, work, points, how, *more: float(rates[how.slots]))
     work = load_workload("tunewright.models.digits:mlp", {})
     chosen = choose(study(steps=20_000), work, points(24), workers=1)
-    assert chosen.stacked
-    assert 2 <= chosen.slots <= 24
-    assert "updates/s" in chosen.reason
+    assert (chosen.stacked, chosen.slots) == (slots > 1, slots)
+    assert reason in chosen.reason
 
 
 @pytest.mark.parametrize(

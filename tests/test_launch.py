@@ -67,6 +67,7 @@ def line(fault="none"):
     return Line(fault)
 """
 NOT_A_RESULT = ("seconds",)
+RUN = ("--workers", 2, "--slots", 2)  # of a stated engine: one that a stopwatch chose may differ from run to run
 
 
 @pytest.fixture
@@ -109,14 +110,14 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     path = folder / "small.toml"
     path.write_text(STUDY.format(steps=600, trials=8))
-    assert finish(command("run", path, "--workers", 2, cwd=folder))[0] == 0
+    assert finish(command("run", path, *RUN, cwd=folder))[0] == 0
     return path, rows(folder / "results" / "small")
 
 
 def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three_workers(study_file, tmp_path):
     study = load_study(study_file())
-    one = run_study(study, results=tmp_path / "one", workers=1, progress=False)
-    three = run_study(study, results=tmp_path / "three", workers=3, progress=False)
+    one = run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
+    three = run_study(study, results=tmp_path / "three", workers=3, slots=1, progress=False)
     assert len(one) == len(three) == 12
     assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
     assert all(a.curve == b.curve for a, b in zip(one, three, strict=True))
@@ -125,7 +126,7 @@ def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three
     assert {"study.toml", "study.db", "trials.csv", "summary.json", "environment.json", "curves"} <= names
     assert len(list((tmp_path / "one" / "small" / "checkpoints").iterdir())) == 12
     again = time.time()
-    run_study(study, results=tmp_path / "one", workers=1, progress=False)
+    run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
     assert all(p.stat().st_mtime < again for p in (tmp_path / "one" / "small" / "curves").iterdir())
 
 
@@ -147,8 +148,8 @@ def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file
     driver.show = Progress([store], shown=False)
     missing = driver.missing()
     engines = driver.engines(missing)
-    assert [engine.stacked for engine in engines] == [True, True]
-    assert all("updates/s stacked" in engine.reason for engine in engines)
+    assert [engine.measured for engine in engines] == [True, True]  # which is faster is the machine's to say
+    assert all("updates/s" in engine.reason for engine in engines)
     driver.pool = None  # measured once only
     assert driver.engines(missing) == engines
     driver.compiled = False
@@ -177,7 +178,7 @@ def test_two_studies_share_one_pool(study_file, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, number):
     path, want = uninterrupted
     folder = tmp_path / "again" / "small"
-    first = command("run", path, "--workers", 2, "--results", tmp_path / "again", cwd=tmp_path)
+    first = command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
     wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 3, first)
     os.kill(first.pid, number)
     status, _, err = finish(first)
@@ -190,7 +191,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, nu
     before = {p: p.stat().st_mtime_ns for p in kept}
     states = {t.state for name in (16, 64) for t in optuna_trials(folder, name)}
     assert states == {optuna.trial.TrialState.COMPLETE}
-    status, _, err = finish(command("run", path, "--workers", 2, "--results", tmp_path / "again", cwd=tmp_path))
+    status, _, err = finish(command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path))
     assert status == 0, err
     assert rows(folder) == want
     assert {p: p.stat().st_mtime_ns for p in kept} == before
@@ -200,7 +201,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, nu
 def test_a_killed_worker_loses_no_finished_trial(uninterrupted, tmp_path):
     path, want = uninterrupted
     folder = tmp_path / "again" / "small"
-    run = command("run", path, "--workers", 2, "--results", tmp_path / "again", cwd=tmp_path)
+    run = command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
     wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 3, run)
     os.kill(workers_of(run.pid)[0], signal.SIGKILL)
     status, _, err = finish(run)

@@ -142,9 +142,9 @@ def test_a_study_without_trials_has_a_report(tmp_path: Path) -> None:
 
 def test_128_trials_of_1000_steps_take_seconds_and_a_few_megabytes(tmp_path: Path) -> None:
     many = trials(128, 1000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     text = write(tmp_path / "report.html", many)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
     assert len(text) - len(get_plotlyjs()) < 3_000_000
 
 

@@ -287,7 +287,7 @@ def test_the_baseline_is_row_0_of_the_table_and_delta_is_the_distance_to_it(tmp_
     ]
 
 
-def test_a_damaged_comparison_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_damaged_comparison_is_named_and_counts_as_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read_comparison(tmp_path) is None
     written = comparison([[0.2, 0.3]], None)
     write_comparison(tmp_path, written)
@@ -295,8 +295,10 @@ def test_a_damaged_comparison_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "comparison.json"
     for content in (path.read_bytes()[:-9], b"{}"):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="is damaged, or of another version"):
-            read_comparison(tmp_path)
+        assert read_comparison(tmp_path) is None
+    assert [record.message for record in caplog.records] == [
+        f"{path}: is damaged, or of another version, and left out: `tunewright compare` writes it anew"
+    ]
 
 
 # --- whose results are these -------------------------------------------------------------------------------

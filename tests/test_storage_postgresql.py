@@ -34,6 +34,8 @@ def test_postgresql_and_sqlite_give_the_same_results(postgresql: str, tmp_path: 
     assert {path.name: path.stat().st_mtime_ns for path in curves.iterdir()} == written
 
     # The study is an ordinary one: Optuna needs nothing of ours to read it.
-    plain = optuna.load_study(study_name="small/batch_size=32", storage=postgresql)
+    storage = optuna.storages.RDBStorage(postgresql)
+    plain = optuna.load_study(study_name="small/batch_size=32", storage=storage)
     assert [trial.params for trial in plain.trials] == [trial.params for trial in trials]
     assert plain.best_trial.user_attrs["verdict"] == "feasible"
+    storage.engine.dispose()
