@@ -178,10 +178,13 @@ class StudyLock:
         if self._connection is None:
             return
         try:
+            if self._connection.closed:  # by an earlier call that the database did not answer
+                raise UnansweredError
             self._connection.scalar(sqlalchemy.text("SELECT 1"))
         except UnansweredError:
-            self._connection.invalidate()
-            self._connection.close()
+            if not self._connection.closed:
+                self._connection.invalidate()
+                self._connection.close()
             if not self.take():
                 raise UserError("storage: the connection was lost, and another run writes this study now") from None
 

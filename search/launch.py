@@ -358,7 +358,8 @@ class _Driver:
                 for future in done:
                     future.result()
                 self.collect_patiently()
-            self.collect()
+            while not self.collect_patiently():
+                time.sleep(POLL_SECONDS)
         except BrokenProcessPool:
             self.collect_patiently()
             self.count_deaths(tasks)
@@ -382,10 +383,10 @@ class _Driver:
                     reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
                     self.record(store, crashed(point, reason))
 
-    def collect_patiently(self) -> None:
+    def collect_patiently(self) -> bool:
         """Collect, or leave it for later while the database does not answer: what is in the inboxes is safe there.
 
-        Raises UnansweredError when it has not answered for long.
+        Returns whether it did. Raises UnansweredError when it has not answered for long.
         """
         try:
             self.collect()
@@ -394,9 +395,9 @@ class _Driver:
             warn_once(f"{error}: trials wait in the inbox for up to {PATIENCE_SECONDS:.0f} s")
             if time.monotonic() - since > PATIENCE_SECONDS:
                 raise
-            time.sleep(POLL_SECONDS)
-        else:
-            self.unanswered_since = None
+            return False
+        self.unanswered_since = None
+        return True
 
     def collect(self) -> None:
         """Tell the store of finished trials, then move their files into the results.

@@ -185,12 +185,10 @@ def test_trials_wait_for_a_database_that_does_not_answer(line, tmp_path, monkeyp
     driver = driver_of(store, monkeypatch)
     tell = launch.tell
 
-    def unanswered(*arguments):
-        if not answers.is_set():
-            raise UnansweredError("storage: x: connection refused")
-        tell(*arguments)
+    def tell_or_not(*arguments):
+        (tell if answers.is_set() else unanswered)(*arguments)
 
-    monkeypatch.setattr(launch, "tell", unanswered)
+    monkeypatch.setattr(launch, "tell", tell_or_not)
     (store.folder / "inbox").mkdir(exist_ok=True)
     work(Task(study, store.folder / "inbox", [next(iter(driver.missing()))[1][0]], ALONE, "cpu"))
     driver.collect_patiently()
@@ -240,6 +238,10 @@ def test_the_database_of_a_results_folder_is_locked_also_for_who_names_it_by_url
             pass
 
 
+def unanswered(*arguments):
+    raise UnansweredError("storage: x: connection refused")
+
+
 def end_connections(url):
     """What a restart of the server does to those who are connected."""
     plain = sqlalchemy.make_url(url)
@@ -250,11 +252,18 @@ def end_connections(url):
     connection.close()
 
 
-def test_a_lock_that_went_with_its_connection_is_taken_again_unless_somebody_else_has_it(postgresql, tmp_path):
+def test_a_lock_that_went_with_its_connection_is_taken_again_unless_another_run_has_it(
+    postgresql, tmp_path, monkeypatch
+):
     study = small_study().model_copy(update={"name": "lost"})
     first, second = (create_store(study, tmp_path / name, postgresql) for name in ("a", "b"))
     with exclusive(first):
         end_connections(postgresql)
+        with monkeypatch.context() as down:  # twice, while nobody answers
+            down.setattr(first.lock, "take", unanswered)
+            for _ in range(2):
+                with pytest.raises(UnansweredError):
+                    first.lock.keep()
         first.lock.keep()
         assert not second.lock.take()
         assert read_trials(first) == []
