@@ -354,7 +354,7 @@ class _Loop:
                 self.stack.keep_best(k)
 
     def _hopeless(self, slot: _Slot) -> bool:
-        return hopeless(slot.loss[: slot.step], slot.grad_norm[: slot.step], slot.total, self.chance)
+        return hopeless(slot.curve(self.chance), self.study.objective, divergence=self.study.divergence)
 
     def _finish(self, k: int) -> Trained:
         slot = self.slots[k]
@@ -362,5 +362,6 @@ class _Loop:
         if broken.any():
             slot.step = int(broken.argmax()) + 1
         curve = slot.curve(self.chance)
-        trial = measured(slot.point, judge(curve), curve, self.study.objective, slot.seconds)
+        verdict = judge(curve, self.study.objective, divergence=self.study.divergence)
+        trial = measured(slot.point, verdict, curve, self.study.objective, slot.seconds)
         return Trained(trial, self.stack.best(k))
