@@ -1,7 +1,7 @@
 """What a trial's neighbours tell of it: where a lower base LR learns, one that learns next to nothing has collapsed.
 
-Seen by itself, a run that learns nothing may as well have a base LR that is too low, and is feasible (`verdict`). Beside
-runs that take shorter steps and learn, its loss is "uncharacteristically high" (R6), and its base LR is too high. The
+Seen by itself, a run that learns nothing may as well have a base LR that is too low, and is feasible (`verdict`).
+Beside runs that take shorter steps and learn, its loss is "uncharacteristically high" (R6), and its base LR is too high. The
 store keeps each trial's own verdict; whoever reads trials sees them beside one another (`storage.read_trials`), so that
 tables, report, axis plots and dashboard agree, as they may change with every trial that is added.
 Source: Tuning Playbook, "How can optimization failures be debugged and mitigated?" (R3, R6).

@@ -31,7 +31,8 @@ RISEN_FRACTION = 0.5  # an early rise is half of what is learned, or of the loss
 RISE_FRACTION = 0.10  # a later one a tenth of what was learned: a language model's spike of 1.2 nats has 15 %
 LASTING_FRACTION = 0.05  # one that is never made good half of that
 ONSET_FRACTION = 0.15  # of such a rise: where it begins to show
-LUCK = 6.0  # deviations that a typical loss does not stray by chance: once in 10⁹ normal ones
+LUCK = 6.0  # deviations that typical losses do not differ by chance: once in 10⁹ normal ones
+MEDIANS = math.sqrt(math.pi / WINDOW)  # deviation of the difference of two medians of WINDOW normal losses
 NORMAL = 1.4826  # standard deviation / median absolute deviation, of normal noise
 TAIL, TAIL_DEVIATIONS = 95, 1.645  # percentile of the scatter that tells of heavy tails, and a normal one's
 TAIL_WINDOW = 101  # updates before a rise that tell how minibatches scatter
@@ -90,14 +91,14 @@ class Levels:
 
     @property
     def luck(self) -> float:
-        """How far a typical loss strays by chance."""
-        return LUCK * self.scatter / math.sqrt(WINDOW)
+        """How far two typical losses differ by chance."""
+        return LUCK * MEDIANS * self.scatter
 
     def above(self, loss: float, level: float) -> bool:
-        """Whether a typical loss lies above a level by more than minibatches make it stray."""
+        """Whether a typical loss lies above a level by more than minibatches make them differ."""
         if loss <= level + self.luck:
             return False
-        return not self.ratio or level <= 0 or math.log(loss / level) > LUCK * self.ratio / math.sqrt(WINDOW)
+        return not self.ratio or level <= 0 or math.log(loss / level) > LUCK * MEDIANS * self.ratio
 
 
 def levels(loss: Array, chance_loss: float) -> Levels:
@@ -160,7 +161,9 @@ def first_rise(loss: Array, level: Levels) -> float:
     A rise in the first steps above the start; a later one above the updates before it; one update out of all bounds,
     or spikes that repeat; a loss that drifted up and never made that good.
     """
-    return min(look(loss, level) for look in (_early, _later, _single, _drift))
+    sudden = min(look(loss, level) for look in (_early, _later, _single))
+    drift = _drift(loss, level)
+    return drift if drift < sudden - WINDOW else sudden  # typical losses place a sudden rise less well
 
 
 def _early(loss: Array, level: Levels) -> float:
@@ -206,14 +209,15 @@ def _later(loss: Array, level: Levels) -> float:
     for lasting, deviations, _, ratios in RISES:
         after = _ahead(loss[WINDOW:], lasting)
         count = len(after)
-        high = after > np.maximum(floor, before + deviations * scatter)[:count]
+        bar = np.maximum(floor, before + deviations * scatter)
+        high = after > bar[:count]
         if logs is not None:
             high &= np.log(after) > (logs[0] + ratios * logs[1])[:count]
         rises = np.flatnonzero(high)
         if len(rises):
             at = int(rises[0])
-            # It starts within the window that shows it: at the first update above what was typical before.
-            found = min(found, at + WINDOW + int(np.argmax(loss[at + WINDOW :] > floor[at])))
+            # It starts within the window that shows it: at the first update that stands out of those before.
+            found = min(found, at + WINDOW + int(np.argmax(loss[at + WINDOW :] > bar[at])))
     return found
 
 

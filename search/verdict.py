@@ -101,11 +101,13 @@ def hopeless(curve: Curve, objective: str = "", *, maximize: bool = False, diver
     recent = np.median(loss[-(steps // window * window) :].reshape(-1, window), axis=1)
     if recent.min() <= _floor(level, STOPPED_FRACTION):
         return False
-    seen = _evaluated_since(curve, steps) and evaluated(curve, objective, maximize).state != "learned"
-    if not seen or not _by_loss(curve, level, first_rise(loss, level)):
+    if not _evaluated_since(curve, steps) or evaluated(curve, objective, maximize).state == "learned":
+        return False
+    rise = first_rise(loss, level)
+    if not _by_loss(curve, level, rise):
         return False
     far = level.highest_start + STOPPED_FACTOR * abs(level.highest_start)
-    return bool(recent.min() > far or _collapse(curve, level, first_rise(loss, level), STOPPED_FRACTION))
+    return bool(recent.min() > far or _collapse(curve, level, rise, STOPPED_FRACTION))
 
 
 def rose(curve: Curve) -> bool:
@@ -204,6 +206,8 @@ def _since(loss: Array, level: Levels, last: float) -> int:
 
 def _stalled(loss: Array, level: Levels, last: float) -> bool:
     """Whether a loss left its start in the first steps, and has not fallen since."""
+    if len(loss) < 2 * EARLY_STEPS:
+        return False
     early, moved = float(np.median(loss[EARLY_STEPS : 2 * EARLY_STEPS])), level.start - last
     if moved < LEARNED_FRACTION * abs(level.start) or not level.above(level.start, last):
         return False
