@@ -38,6 +38,7 @@ class Case:
     seeds          trainings of whatever a finding rests on
     architectures  other arguments of the workload by name, each a possible remedy
     learned        the training loss that `point` ends at; nan: not known
+    value          the objective that it reaches; nan: not known
     """
 
     study: Study
@@ -46,13 +47,16 @@ class Case:
     point: Point
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     learned: float = math.nan
+    value: float = math.nan
 
     def at(self, point: Point, trials: Iterable[Trial]) -> Case:
         """The case at another point of these trials, without its warmup and clipping."""
         point = plain(point)
         own = [t for t in trials if t.feasible and plain(t.point).configuration == point.configuration]
         ends = [ends_at(trial.curve) for trial in own if len(trial.curve.loss)]
-        return replace(self, point=point, learned=fmean(ends) if ends else math.nan)
+        values = [trial.best_value for trial in own if math.isfinite(trial.best_value)]
+        learned, value = (fmean(each) if each else math.nan for each in (ends, values))
+        return replace(self, point=point, learned=learned, value=value)
 
     def judged(self, trials: Iterable[Trial]) -> list[Trial]:
         """Trials as seen from lr_star: above it, a whole training that has learned next to nothing collapsed.
@@ -68,7 +72,7 @@ class Case:
         whole = len(trial.curve.loss) >= study.max_train_steps
         if not (study.divergence and alike and whole and point.base_lr > self.point.base_lr):
             return False
-        return learns_nothing(trial, self.learned, study.objective)
+        return learns_nothing(trial, self.learned, self.value)
 
     def ask(
         self,

@@ -304,7 +304,7 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
 def read_trials(store: Store) -> list[Trial]:
     """Every finished trial, by batch size and number, as seen beside the others of its group (`neighbours`)."""
     trials, study = stored_trials(store), store.study
-    return beside(trials, study.scientific_names, study.objective) if study.divergence else trials
+    return beside(trials, study.scientific_names) if study.divergence else trials
 
 
 def stored_trials(store: Store) -> list[Trial]:
