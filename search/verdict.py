@@ -292,7 +292,8 @@ def _kind(before: Array, level: Levels) -> Instability:
     """Mid-training if the loss had steadily declined before the onset, early otherwise (R2)."""
     if len(before) <= EARLY_STEPS:
         return "early"
-    declined = levels(before, level.chance).learned > LEARNED_FRACTION * level.scale_at_chance
+    then = levels(before, level.chance)
+    declined = then.chance - then.lowest > max(LEARNED_FRACTION * level.scale_at_chance, then.luck / 2)
     return "mid_training" if declined else "early"
 
 
