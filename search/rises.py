@@ -38,9 +38,10 @@ TAIL, TAIL_DEVIATIONS = 95, 1.645  # percentile of the scatter that tells of hea
 TAIL_WINDOW = 101  # updates before a rise that tell how minibatches scatter
 
 # Updates that a rise lasts, and how many deviations it must be high: as differences, where there are no ratios, and as
-# ratios. Of t₂ noise, the heaviest looked at, 0.5 % of values lie beyond 8 deviations and 2 % beyond 4; so two in a
-# row, three of five or eight of fifteen are met less than once in a thousand runs of a thousand updates.
-EARLY_RISES = ((2, 5.0, 8.0, 3.0), (5, 4.0, 6.0, 2.0))
+# ratios. Of t₂ noise, the heaviest looked at, 0.5 % of values lie beyond 8 deviations and 2 % beyond 4: two in a row,
+# three of five or eight of fifteen are met less than once in a thousand runs of a thousand updates. In the first steps
+# little tells of the scatter, so it must be more.
+EARLY_RISES = ((2, 6.0, 12.0, 3.5), (5, 5.0, 8.0, 2.5))
 RISES = ((5, 6.0, 6.0, 3.0), (15, 4.0, 4.0, 2.0))
 # Single updates say more only if noise cannot be that heavy. One in 1,000 deviations of t₂ is met once in 10⁶.
 EXCURSION_DEVIATIONS, EXCURSION_FACTOR = 1000.0, 10.0
@@ -103,17 +104,24 @@ class Levels:
 
 def levels(loss: Array, chance_loss: float) -> Levels:
     """The levels of a curve of finite losses, one at least."""
-    known = not math.isnan(chance_loss)
-    start = min(float(loss[0]), float(np.median(loss[:3]))) if known else _start(loss)
+    start, chance = references(loss, chance_loss)
     center = typical(loss)
     positive = bool(loss.min() > 0)
     return Levels(
         start=start,
-        chance=chance_loss if known else start,
+        chance=chance,
         lowest=float(center.min()),
         scatter=_low_scatter(loss - center),
         ratio=_low_scatter(np.log(loss / center)) if positive else 0.0,
     )
+
+
+def references(loss: Array, chance_loss: float) -> tuple[float, float]:
+    """The losses of the untrained model and of a constant predictor (`Levels.start`, `Levels.chance`)."""
+    if math.isnan(chance_loss):
+        start = _start(loss)
+        return start, start
+    return min(float(loss[0]), float(np.median(loss[:3]))), chance_loss
 
 
 def _low_scatter(away: Array) -> float:

@@ -88,8 +88,8 @@ class _Slot:
 
     def curve(self, chance: float) -> Curve:
         return Curve(
-            loss=self.loss[: self.step].copy(),
-            grad_norm=self.grad_norm[: self.step].copy(),
+            loss=self.loss[: self.step],
+            grad_norm=self.grad_norm[: self.step],
             eval_step=np.array(self.eval_step, np.int64),
             metrics={name: np.array(values) for name, values in self.metrics.items()},
             total_steps=self.total,

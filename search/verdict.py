@@ -38,7 +38,7 @@ import numpy as np
 from scipy.ndimage import median_filter
 
 from .evaluations import Evaluations, evaluated
-from .rises import EARLY_STEPS, LEARNED_FRACTION, WINDOW, Levels, first_rise, last_below, levels, typical
+from .rises import EARLY_STEPS, LEARNED_FRACTION, WINDOW, Levels, first_rise, last_below, levels, references, typical
 from .trial import Array, Curve, Instability, Outcome, Verdict
 
 DIVERGED_FRACTION = 0.5  # of what is learned, above the start: not a constant predictor's minibatches
@@ -49,6 +49,7 @@ MIN_PATIENCE = 100  # updates: four times the span in which early blow-ups happe
 CHANCE_TOLERANCE = 0.05  # a constant predictor's minibatch losses scatter by a few percent
 LOST_FRACTION = 0.5  # of what had been learned: a rise that never recovers (R7); evaluations are held to the same
 STOPPED_FRACTION = 0.75  # of it before training is stopped: what has lost less may recover
+LOOKS = 4  # within the patience, that a run which never learned is looked at for a blow-up
 VANISHED_FRACTION = 0.1  # gradient norm against its initial value: dead units, saturated outputs
 # Memorizing takes the training loss to less than half of itself, or by a fifth of what is learned, while the objective
 # gets worse. A loss that is taken at other weights than those that are evaluated goes on as before.
@@ -88,6 +89,7 @@ def judge(curve: Curve, objective: str = "", *, maximize: bool = False, divergen
 def hopeless(curve: Curve, objective: str = "", *, maximize: bool = False, divergence: bool = True) -> bool:
     """Whether training may stop here: the curve so far can only be judged infeasible.
 
+    To be asked after every evaluation, and between them as often as one likes.
     Stricter than `judge` at the end: every one of the last `patience` updates must agree, so that noise or a slow
     recovery keeps a run alive; and the objective must have been evaluated since, and not have been learned.
     """
@@ -96,18 +98,31 @@ def hopeless(curve: Curve, objective: str = "", *, maximize: bool = False, diver
         return True
     if not divergence or len(loss) <= steps:
         return False
-    level = levels(loss, curve.chance_loss)
     window = min(WINDOW, steps)
-    recent = np.median(loss[-(steps // window * window) :].reshape(-1, window), axis=1)
-    if recent.min() <= _floor(level, STOPPED_FRACTION):
+    recent = np.median(loss[-(steps // window * window) :].reshape(-1, window), axis=1).min()
+    _, chance = references(loss, curve.chance_loss)
+    if recent <= chance - (1.0 - STOPPED_FRACTION) * (chance - loss.min()):  # most runs, at little cost
+        return False
+    level = levels(loss, curve.chance_loss)
+    if recent <= _floor(level, STOPPED_FRACTION):
         return False
     if not _evaluated_since(curve, steps) or evaluated(curve, objective, maximize).state == "learned":
         return False
-    rise = first_rise(loss, level)
-    if not _by_loss(curve, level, rise):
-        return False
     far = level.highest_start + STOPPED_FACTOR * abs(level.highest_start)
-    return bool(recent.min() > far or _collapse(curve, level, rise, STOPPED_FRACTION))
+    last = float(np.median(loss[-steps:]))
+    if recent > far and last > _ceiling(level) and level.above(last, level.highest_start):
+        return True
+    if not _looks_closely(curve, steps):
+        return False
+    rise = first_rise(loss, level)
+    return bool(_by_loss(curve, level, rise) and _collapse(curve, level, rise, STOPPED_FRACTION))
+
+
+def _looks_closely(curve: Curve, steps: int) -> bool:
+    """Whether this is the first evaluation in a while: to look for rises at each would cost as much as training."""
+    before, now = ([0, *curve.eval_step.tolist()])[-2:]
+    every = max(1, steps // LOOKS)
+    return bool(now == len(curve.loss) and now // every > before // every)
 
 
 def rose(curve: Curve) -> bool:

@@ -103,8 +103,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few repetitions: some seconds")
     quick = parser.parse_args().quick
-    of_noise(10 if quick else 300)
-    of_healthy(5 if quick else 100)
+    of_noise(10 if quick else 100)
+    of_healthy(5 if quick else 40)
     of_scripts(2 if quick else 20)
     of_public_runs()
     of_time(100_000 if quick else 1_000_000)
