@@ -121,7 +121,9 @@ def references(loss: Array, chance_loss: float) -> tuple[float, float]:
     if math.isnan(chance_loss):
         start = _start(loss)
         return start, start
-    return min(float(loss[0]), float(np.median(loss[:3]))), chance_loss
+    first = min(float(loss[0]), float(np.median(loss[:3])))
+    far = first > chance_loss + RISEN_FRACTION * abs(chance_loss)  # then chance does not tell of a lucky minibatch
+    return (_start(loss) if far else first), chance_loss
 
 
 def _low_scatter(away: Array) -> float:

@@ -33,6 +33,7 @@ Source: Tuning Playbook, "How can optimization failures be debugged and mitigate
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from scipy.ndimage import median_filter
@@ -49,6 +50,7 @@ MIN_PATIENCE = 100  # updates: four times the span in which early blow-ups happe
 CHANCE_TOLERANCE = 0.05  # a constant predictor's minibatch losses scatter by a few percent
 LOST_FRACTION = 0.5  # of what had been learned: a rise that never recovers (R7); evaluations are held to the same
 STOPPED_FRACTION = 0.75  # of it before training is stopped: what has lost less may recover
+LARGEST = 1e150  # a loss beyond that is no larger
 LOOKS = 4  # within the patience, that a run which never learned is looked at for a blow-up
 VANISHED_FRACTION = 0.1  # gradient norm against its initial value: dead units, saturated outputs
 # Memorizing takes the training loss to less than half of itself, or by a fifth of what is learned, while the objective
@@ -71,6 +73,7 @@ def judge(curve: Curve, objective: str = "", *, maximize: bool = False, divergen
     `objective` names the metric whose evaluations count, and `maximize` says that higher is better; by default that is
     the curve's only metric, if it has just one. Without `divergence` the loss counts only where it is not finite.
     """
+    curve = _bounded(curve)
     loss = curve.loss
     if len(loss) == 0:
         return Verdict("feasible", "none", math.inf, "no training step was taken")
@@ -93,6 +96,7 @@ def hopeless(curve: Curve, objective: str = "", *, maximize: bool = False, diver
     Stricter than `judge` at the end: every one of the last `patience` updates must agree, so that noise or a slow
     recovery keeps a run alive; and the objective must have been evaluated since, and not have been learned.
     """
+    curve = _bounded(curve)
     loss, steps = curve.loss, patience(curve.total_steps)
     if not (np.isfinite(loss).all() and np.isfinite(curve.grad_norm).all()):
         return True
@@ -130,7 +134,16 @@ def rose(curve: Curve) -> bool:
     finite = np.isfinite(curve.loss) & np.isfinite(curve.grad_norm)
     if not finite.all():
         return True
-    return math.isfinite(first_rise(curve.loss, levels(curve.loss, curve.chance_loss)))
+    loss = _bounded(curve).loss
+    return math.isfinite(first_rise(loss, levels(loss, curve.chance_loss)))
+
+
+def _bounded(curve: Curve) -> Curve:
+    """The curve with losses of which the mean of two is finite, too; nan and inf as they are."""
+    loss = curve.loss
+    if not len(loss) or not (np.abs(loss) > LARGEST).any():
+        return curve
+    return replace(curve, loss=np.where(np.isfinite(loss), np.clip(loss, -LARGEST, LARGEST), loss))
 
 
 # --- by the objective ---------------------------------------------------------------------------------------
@@ -139,7 +152,7 @@ def rose(curve: Curve) -> bool:
 def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -> Verdict | None:
     """The verdict where the evaluations alone make a run infeasible."""
     if seen.state == "non_finite":
-        evidence = f"the objective is nan or infinite from step {seen.step} on, at {_ends(curve, level)}"
+        evidence = f"the objective is nan or infinite from step {seen.step} on; {_ends(curve, level)}"
         return Verdict("non_finite", _kind(curve.loss[: seen.step], level), seen.step, evidence)
     if seen.state not in ("lost", "worse") or _overfits(curve, level, seen):
         return None
@@ -223,8 +236,8 @@ def _stalled(loss: Array, level: Levels, last: float) -> bool:
     """Whether a loss left its start in the first steps, and has not fallen since."""
     if len(loss) < 2 * EARLY_STEPS:
         return False
-    early, moved = float(np.median(loss[EARLY_STEPS : 2 * EARLY_STEPS])), level.start - last
-    if moved < LEARNED_FRACTION * abs(level.start) or not level.above(level.start, last):
+    early, moved = float(np.median(loss[EARLY_STEPS : 2 * EARLY_STEPS])), float(loss[0]) - last
+    if moved < LEARNED_FRACTION * abs(loss[0]) or not level.above(float(loss[0]), last):
         return False
     return early - last < max(STALLED_FRACTION * moved, level.luck)
 

@@ -85,3 +85,25 @@ def test_a_very_long_curve_is_judged_in_time_and_memory_that_grow_with_it() -> N
     loss[200_000:] = 50.0
     verdict = judge(curve_of(loss, math.nan))
     assert (verdict.outcome, verdict.onset_step) == ("diverged", 200_000)
+
+
+@pytest.mark.parametrize("scatter", [0.01, 0.03])
+def test_a_loss_far_above_chance_that_never_moved_has_too_low_a_base_lr(scatter: float) -> None:
+    """An unnormalized model may start at 117, whatever a constant predictor has."""
+    loss = 117 * (1 + scatter * np.random.default_rng(0).standard_normal(400))
+    assert judge(curve_of(loss, 2.3)).feasible
+    loss[1:] -= 87
+    verdict = judge(curve_of(loss, 2.3))
+    assert (verdict.outcome, verdict.instability) == ("diverged", "early")
+
+
+def test_losses_at_the_end_of_floating_point_are_judged() -> None:
+    loss = np.concatenate([2.3 * np.exp(-np.arange(200) / 60), np.full(200, 1.7e308)])
+    verdict = judge(curve_of(loss, 2.3))
+    assert (verdict.outcome, verdict.instability, verdict.onset_step) == ("diverged", "mid_training", 200)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 12, 30])
+def test_a_curve_may_be_as_short_as_it_likes(steps: int) -> None:
+    assert judge(curve_of(np.linspace(2.3, 2.2, steps), math.nan)).feasible
+    assert judge(curve_of(np.zeros(steps), math.nan)).feasible
