@@ -131,19 +131,20 @@ def _looks_closely(curve: Curve, steps: int) -> bool:
 
 def rose(curve: Curve) -> bool:
     """Whether the loss blew up, or became non-finite: not so where it collapsed to chance at once, or slowly (R3)."""
-    finite = np.isfinite(curve.loss) & np.isfinite(curve.grad_norm)
-    if not finite.all():
+    curve = _bounded(curve)
+    if not (np.isfinite(curve.loss) & np.isfinite(curve.grad_norm)).all():
         return True
-    loss = _bounded(curve).loss
-    return math.isfinite(first_rise(loss, levels(loss, curve.chance_loss)))
+    return math.isfinite(first_rise(curve.loss, levels(curve.loss, curve.chance_loss)))
 
 
 def _bounded(curve: Curve) -> Curve:
-    """The curve with losses of which the mean of two is finite, too; nan and inf as they are."""
-    loss = curve.loss
-    if not len(loss) or not (np.abs(loss) > LARGEST).any():
-        return curve
-    return replace(curve, loss=np.where(np.isfinite(loss), np.clip(loss, -LARGEST, LARGEST), loss))
+    """The curve with norms of 1 if there are none, and with finite losses of which the mean is finite, too."""
+    loss, norms = curve.loss, curve.grad_norm
+    if len(norms) < len(loss):  # of a log that has none
+        norms = np.ones(len(loss))
+    if (np.abs(loss) > LARGEST).any():
+        loss = np.where(np.isfinite(loss), np.clip(loss, -LARGEST, LARGEST), loss)
+    return replace(curve, loss=loss, grad_norm=norms)
 
 
 # --- by the objective ---------------------------------------------------------------------------------------

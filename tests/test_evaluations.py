@@ -101,6 +101,11 @@ def test_a_curve_that_was_logged_rarely_is_judged_with_the_steps_of_its_evaluati
     assert judge(curve).feasible
 
 
+def test_a_log_without_gradient_norms_is_judged():
+    assert judge(replace(of(FALLS, GOOD), grad_norm=np.empty(0))).feasible
+    assert judge(replace(of(RETURNS, np.full(21, 2.3)), grad_norm=np.empty(0))).outcome == "collapsed"
+
+
 def test_without_divergence_a_loss_may_grow_by_design():
     """Annealed KL: the loss starts near 0 and grows while the model learns."""
     grows = np.concatenate([np.full(20, 0.01), np.linspace(0.01, 12, 180), np.full(200, 12.0)])

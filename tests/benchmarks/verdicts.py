@@ -94,9 +94,9 @@ def of_public_runs() -> None:
 def of_time(steps: int) -> None:
     rng = np.random.default_rng(0)
     loss = 2.3 * np.exp(0.1 * rng.standard_normal(steps))
-    began = time.perf_counter()
+    began = time.process_time()
     judge(Curve(loss, np.ones(steps), np.array([0]), {"value": np.ones(1)}, steps))
-    print(f"\nA curve of {steps} updates is judged in {time.perf_counter() - began:.2f} s")
+    print(f"\nA curve of {steps} updates is judged in {time.process_time() - began:.2f} s of processor time")
 
 
 def main() -> None:
