@@ -36,13 +36,16 @@ def _check(options: argparse.Namespace) -> int:
     from .sampling import next_points
     from .study import load_study
     from .tables import plan_table, print_table
+    from .workload import load_workload
 
     _quiet_optuna()
     for path in options.studies:
         study = load_study(path)
         check_studies([study])
-        print_table(plan_table(study, next_points(study, []), seconds_per_step(study)))
-        for one in advise(study, _finished(study, options.results / study.name, options.storage)):
+        points = next_points(study, [])
+        print_table(plan_table(study, points, seconds_per_step(study)))
+        workload = load_workload(study.workload, points[0].workload_args)
+        for one in advise(study, _finished(study, options.results / study.name, options.storage), workload):
             print(f"warning: {path}: {one.place}: {one.sentence}")
     return 0
 

@@ -41,6 +41,7 @@ from .storage import (
     now,
     read_comparison,
     read_trials,
+    stored_trials,
     tell,
     write_table,
 )
@@ -225,7 +226,7 @@ class _Driver:
         self.device = self.devices[0]
         self.sources = edited_modules_reloaded(store.study.workload for store in stores)
         self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
-        self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
+        self.trials = [{_key(trial.point): trial for trial in stored_trials(store)} for store in stores]
         self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.deaths_before_training = 0  # one after the other

@@ -19,15 +19,15 @@ from scipy.ndimage import median_filter
 from .analysis import ranked, readable, unstable_interval
 from .diagnosis import PLAIN, Edge, GroupDiagnosis, Kind, Step
 from .edge import bracket, tries
+from .neighbours import NEXT_TO_NOTHING, collapsed_beside
 from .remedies import as_swept, remedied, rerun_plain
+from .rises import EARLY_STEPS, WINDOW
 from .sensitivity import TOLERANCE
 from .steps import (
-    NEXT_TO_NOTHING,
     SCREENING_SEEDS,
     Asking,
     Case,
     both,
-    collapsed_beside_star,
     plain,
     sweep_of,
     trained,
@@ -35,7 +35,7 @@ from .steps import (
 from .storage import as_told
 from .study import Study
 from .trial import Group, Point, Trial, group_of
-from .verdict import EARLY_STEPS, WINDOW, rose
+from .verdict import rose
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
@@ -162,10 +162,10 @@ def _sweep_step(case: Case, trials: Sequence[Trial], studies: tuple[str, ...]) -
         f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a standard error of the best."
     )
     sentences = [sentence]
-    if beside := sum(map(collapsed_beside_star, trials)):
+    if beside := sum(map(collapsed_beside, trials)):
         sentences.append(
-            f"{beside} of these look no worse than too slow by themselves, but end with {NEXT_TO_NOTHING}, a lower "
-            "base LR: they count as collapsed (R6)."
+            f"{beside} of these look no worse than too slow by themselves, but end with {NEXT_TO_NOTHING}: they count "
+            "as collapsed (R6)."
         )
     return Step("sweep", ("R3", "S2", "S3"), tuple(sentences), studies)
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
 import tomli_w
 
+from .neighbours import collapsed, ends_at, learns_nothing
 from .pinned import pinned
 from .study import ADAPTIVE, Study, parse_study
-from .trial import Curve, Group, Point, Trial
-from .verdict import LEARNED_FRACTION, LOST_FRACTION, patience
+from .trial import Group, Point, Trial
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -28,7 +27,6 @@ Asking: TypeAlias = Generator[list[Study], Answers, T]
 
 OFF: Mapping[str, Any] = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf}  # what a sweep does without
 SAME_SCALE = ("optimizer", "settings", "workload_args")  # of points whose base LRs are compared with one another
-NEXT_TO_NOTHING = "next to nothing of what is learned at lr_star"
 SCREENING_SEEDS = 3  # of runs that only choose what is looked at more closely
 
 
@@ -40,6 +38,7 @@ class Case:
     seeds          trainings of whatever a finding rests on
     architectures  other arguments of the workload by name, each a possible remedy
     learned        the training loss that `point` ends at; nan: not known
+    value          the objective that it reaches; nan: not known
     """
 
     study: Study
@@ -48,36 +47,32 @@ class Case:
     point: Point
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     learned: float = math.nan
+    value: float = math.nan
 
     def at(self, point: Point, trials: Iterable[Trial]) -> Case:
         """The case at another point of these trials, without its warmup and clipping."""
         point = plain(point)
         own = [t for t in trials if t.feasible and plain(t.point).configuration == point.configuration]
-        ends = [_ends_at(trial.curve) for trial in own if len(trial.curve.loss)]
-        return replace(self, point=point, learned=fmean(ends) if ends else math.nan)
+        ends = [ends_at(trial.curve) for trial in own if len(trial.curve.loss)]
+        values = [trial.best_value for trial in own if math.isfinite(trial.best_value)]
+        learned, value = (fmean(each) if each else math.nan for each in (ends, values))
+        return replace(self, point=point, learned=learned, value=value)
 
     def judged(self, trials: Iterable[Trial]) -> list[Trial]:
         """Trials as seen from lr_star: above it, a whole training that has learned next to nothing collapsed.
 
-        Seen by itself, it may as well have a base LR that is too low (`verdict`). Where a lower one learns, its loss is
-        "uncharacteristically high" (R6).
+        The rule is that of `neighbours`, with lr_star for the lower base LR. Screening runs end too early for it, and
+        another optimizer has base LRs of its own.
         """
-        return [_collapsed(trial) if self._learns_nothing(trial) else trial for trial in trials]
+        return [collapsed(trial) if self._learns_nothing(trial) else trial for trial in trials]
 
     def _learns_nothing(self, trial: Trial) -> bool:
-        """Whether a trial above lr_star ends short of all but 1 − LOST_FRACTION of what is learned at lr_star.
-
-        Screening runs end too early for that, and another optimizer has base LRs of its own.
-        """
-        point, curve = trial.point, trial.curve
+        point, study = trial.point, self.study
         alike = all(getattr(point, name) == getattr(self.point, name) for name in SAME_SCALE)
-        if not (alike and trial.feasible and point.base_lr > self.point.base_lr and len(curve.loss)):
+        whole = len(trial.curve.loss) >= study.max_train_steps
+        if not (study.divergence and alike and whole and point.base_lr > self.point.base_lr):
             return False
-        chance = float(curve.loss[0]) if math.isnan(curve.chance_loss) else curve.chance_loss
-        if not chance - self.learned > LEARNED_FRACTION * abs(chance):  # next to nothing is learned there, either
-            return False
-        lost = chance - (1 - LOST_FRACTION) * (chance - self.learned)
-        return len(curve.loss) >= self.study.max_train_steps and _ends_at(curve) > lost
+        return learns_nothing(trial, self.learned, self.value)
 
     def ask(
         self,
@@ -181,18 +176,3 @@ def both(first: Asking[T], second: Asking[U]) -> Asking[tuple[T, U]]:
 def plain(point: Point) -> Point:
     """A point without warmup and clipping."""
     return replace(point, **OFF)
-
-
-def _ends_at(curve: Curve) -> float:
-    """The typical loss at the end of a training."""
-    return float(np.median(curve.loss[-patience(curve.total_steps) :]))
-
-
-def _collapsed(trial: Trial) -> Trial:
-    evidence = f"{trial.verdict.evidence}; {NEXT_TO_NOTHING}"
-    return replace(trial, verdict=replace(trial.verdict, outcome="collapsed", evidence=evidence))
-
-
-def collapsed_beside_star(trial: Trial) -> bool:
-    """Whether a trial is infeasible by `Case.judged` alone, not by its own curve."""
-    return trial.verdict.evidence.endswith(NEXT_TO_NOTHING)

@@ -37,6 +37,7 @@ from .database import StudyLock, engine_of, open_storage
 from .diagnosis import Diagnosis
 from .errors import UserError, masked, printable, warn_once
 from .files import atomic, curve_path, find_curve, parse_trial, write_json
+from .neighbours import beside
 from .sampling import Told, distribution, plan
 from .study import ADAPTIVE, Range, Study, load_study
 from .trial import EMPTY_CURVE, Curve, Point, Trial
@@ -293,7 +294,13 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
 
 
 def read_trials(store: Store) -> list[Trial]:
-    """Every finished trial, by batch size and number. A crashed one gives way to a later try of its point."""
+    """Every finished trial, by batch size and number, as seen beside the others of its group (`neighbours`)."""
+    trials, study = stored_trials(store), store.study
+    return beside(trials, study.scientific_names) if study.divergence else trials
+
+
+def stored_trials(store: Store) -> list[Trial]:
+    """Every finished trial with its own verdict. A crashed one gives way to a later try of its point."""
     trials: dict[tuple[int, int], Trial] = {}
     for batch_size in store.study.batch_sizes:
         for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):

@@ -193,6 +193,11 @@ class Study(_Strict):
         "float32", description="bfloat16: torch.autocast of loss and evaluation; parameters stay as they are"
     )
     prepend_warmup: bool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
+    divergence: bool = Field(
+        True,
+        description="false: a training loss that starts near 0 or grows by design (annealed KL, curriculum, policy "
+        "gradient, GAN) is no sign of divergence; only values that are not finite and evaluations are",
+    )
     stop_after: PositiveInt | None = Field(
         None, description="Updates after which every trial ends, short of its schedule: a screening run (R9)"
     )

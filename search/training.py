@@ -101,8 +101,8 @@ class _Slot:
 
     def curve(self, chance: float) -> Curve:
         return Curve(
-            loss=self.loss[: self.step].copy(),
-            grad_norm=self.grad_norm[: self.step].copy(),
+            loss=self.loss[: self.step],
+            grad_norm=self.grad_norm[: self.step],
             eval_step=np.array(self.eval_step, np.int64),
             metrics={name: np.array(values) for name, values in self.metrics.items()},
             total_steps=self.total,
@@ -497,7 +497,7 @@ class _Loop:
                 self.stack.keep_best(k)
 
     def _hopeless(self, slot: _Slot) -> bool:
-        return hopeless(slot.loss[: slot.step], slot.grad_norm[: slot.step], slot.total, self.chance)
+        return hopeless(slot.curve(self.chance), self.study.objective, divergence=self.study.divergence)
 
     def _finish(self, k: int) -> Trained:
         slot = self.slots[k]
@@ -505,7 +505,7 @@ class _Loop:
         if broken.any():
             slot.step = int(broken.argmax()) + 1
         curve = slot.curve(self.chance)
-        verdict = judge(curve)
+        verdict = judge(curve, self.study.objective, divergence=self.study.divergence)
         if slot.missing:
             lacking = f"{self.study.objective} was missing in {slot.missing} of {len(slot.eval_step)} evaluations"
             verdict = replace(verdict, evidence="; ".join(filter(None, [verdict.evidence, lacking])))

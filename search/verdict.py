@@ -1,45 +1,62 @@
 """What a curve says about its point: feasible or infeasible, and when training became unstable.
 
-Training starts at L₀ = max(loss of the first minibatch, chance_loss); a loss is *far above* it beyond
-`ceiling` = L₀ + DIVERGED_FACTOR · |L₀|. Rules, in this order:
+Two kinds of evidence are read. The training loss is there at every update, so it tells when something happened; but it
+is of one minibatch, may be taken at other weights than those that are kept, and may be no measure of success. The
+evaluations are few, but of the model itself. So evaluations decide how a run ended wherever they say anything
+(`evaluations`), and the loss where they do not. Rules, in this order:
 
-    non_finite   a loss or gradient norm is nan or inf
-    diverged     the loss is far above L₀, and stays there
-    collapsed    the loss is at the level of a constant predictor (`chance_loss`, else L₀), and stays there:
-                 after it had learned and lost most of that again, after it had risen above the start, or with
-                 a vanished gradient. A run whose learning rate is too low to learn shows none of the three,
-                 and stays feasible.
-    feasible     everything else. A blow-up that training recovered from is its `instability`.
+    non_finite   a loss, a gradient norm, or the objective's last evaluation is nan or inf
+    diverged     the objective ended worse than that of the untrained model, though the training loss is not simply
+                 overfitted; or the loss stays above the start, or above what a constant predictor has, by more than
+                 half of what is learned (`rises`)
+    collapsed    the objective ended with less than half of what had been learned; or the loss stays where it has lost
+                 as much, or at the start where it has learned nothing but blew up, rose or has a vanished gradient.
+                 A run whose learning rate is too low to learn shows none of these, and stays feasible.
+    feasible     everything else, and whatever the loss does if the objective learned and kept that. A blow-up that
+                 training recovered from is its `instability`.
 
-"Stays" means: for the last `patience` updates. The same rules decide online when to stop (`hopeless`) and
-at the end what to report (`judge`), so a stopped run is always judged infeasible. A run that blows up early
-and recovers (R5) is not stopped unless it takes longer than that.
+"Stays" means: for the last `patience` updates. Losses are compared as medians, in the scale of what was learned and
+beyond what minibatches scatter, both as differences and as ratios; the first minibatch may be a lucky one.
+Where a workload's loss grows by design, or is no measure, `divergence = false` leaves only what is not finite and the
+evaluations. The same rules, more strictly, decide online when to stop (`hopeless`): a stopped run is always judged
+infeasible, and none is stopped before an evaluation agrees. A run that blows up early and recovers (R5) is not stopped
+unless it takes longer than that. What only its neighbours tell of a run is said by `neighbours`.
+
+Evaluations overrule the loss because of 261 public runs of other people (AlgoPerf): schedule-free optimizers take the
+training loss at an extrapolated point, where it returned to the level of a constant predictor in 9 runs whose
+validation was excellent, and in 2 runs it looked healthy while validation had lost most of what it had learned.
+Half is what their labels ask for. A rise of the objective alone is no divergence where the training loss still falls:
+that is overfitting, a flag of the curve (S6), and its best checkpoint is kept.
 Source: Tuning Playbook, "How can optimization failures be debugged and mitigated?" (R2, R3, R5, R6).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from scipy.ndimage import median_filter
 
-from .trial import Array, Curve, Instability, Verdict
+from .evaluations import Evaluations, evaluated
+from .rises import EARLY_STEPS, LEARNED_FRACTION, WINDOW, Levels, first_rise, last_below, levels, references, typical
+from .trial import Array, Curve, Instability, Outcome, Verdict
 
-DIVERGED_FACTOR = 2.0  # three times the initial loss: above any loss seen on the way of runs that recovered
+DIVERGED_FRACTION = 0.5  # of what is learned, above the start: not a constant predictor's minibatches
+STOPPED_FACTOR = 2.0  # three times the initial loss: above any loss seen on the way of runs that recovered
+STANDING_FACTOR = 2.0  # as far above chance a loss that never got there stands still; chance_loss may be wrong by less
 PATIENCE_FRACTION = 0.25  # of the planned updates: early blow-ups recovered within a tenth in every run seen
 MIN_PATIENCE = 100  # updates: four times the span in which early blow-ups happen (R5)
 CHANCE_TOLERANCE = 0.05  # a constant predictor's minibatch losses scatter by a few percent
-LOST_FRACTION = 0.75  # of what had been learned: a rise that never recovers (R7)
-LEARNED_FRACTION = 0.20  # the loss had fallen this far from chance: a steady decline (R2)
-RISEN_FACTOR = 0.5  # half the initial loss above it: not minibatch noise of an untrained model
+LOST_FRACTION = 0.5  # of what had been learned: a rise that never recovers (R7); evaluations are held to the same
+STOPPED_FRACTION = 0.75  # of it before training is stopped: what has lost less may recover
+LARGEST = 1e150  # a loss beyond that is no larger
+LOOKS = 4  # within the patience, that a run which never learned is looked at for a blow-up
 VANISHED_FRACTION = 0.1  # gradient norm against its initial value: dead units, saturated outputs
-EARLY_STEPS = 25  # "the first 25 or so" (R5)
-WINDOW = 25  # updates over which a typical loss is taken
-RISE_STEPS = 5  # a rise counts if it lasts: the median over this many updates
-RISE_FRACTION = 0.25  # of what had been learned so far (loss at the start minus lowest typical loss)
-SCATTER_DEVIATIONS = 6.0  # and of the scatter, 1.4826 · median absolute deviation: not minibatch noise
+# Memorizing takes the training loss to less than half of itself, or by a fifth of what is learned, while the objective
+# gets worse. A loss that is taken at other weights than those that are evaluated goes on as before.
+OVERFITTED_FRACTION, OVERFITTED_FACTOR = 0.2, 0.5
+STALLED_FRACTION = 0.05  # of the way from the first loss: a loss that falls less between early and late stands still
 
 
 def patience(total_steps: int) -> int:
@@ -50,161 +67,262 @@ def patience(total_steps: int) -> int:
     return min(max(MIN_PATIENCE, math.ceil(PATIENCE_FRACTION * total_steps)), math.ceil(total_steps / 2))
 
 
-def judge(curve: Curve) -> Verdict:
-    """The verdict of a finished or stopped training, from the loss and gradient norm of every step."""
-    loss, grad_norm = curve.loss, curve.grad_norm
+def judge(curve: Curve, objective: str = "", *, maximize: bool = False, divergence: bool = True) -> Verdict:
+    """The verdict of a finished or stopped training.
+
+    `objective` names the metric whose evaluations count, and `maximize` says that higher is better; by default that is
+    the curve's only metric, if it has just one. Without `divergence` the loss counts only where it is not finite.
+    """
+    curve = _bounded(curve)
+    loss = curve.loss
     if len(loss) == 0:
         return Verdict("feasible", "none", math.inf, "no training step was taken")
-    (start, chance), steps = _levels(loss, curve.chance_loss), patience(curve.total_steps)
-    finite = np.isfinite(loss) & np.isfinite(grad_norm)
+    finite = np.isfinite(loss) & np.isfinite(curve.grad_norm)
     if not finite.all():
-        step = int(np.argmin(finite))
-        what = "gradient norm" if np.isfinite(loss[step]) else "loss"
-        evidence = f"{what} became non-finite at step {step}{_before(loss, step)}"
-        return Verdict("non_finite", _kind(loss[:step], start), step, evidence)
-    last = float(np.median(loss[-steps:]))
-    rise = _first_rise(loss, start)
-    if len(loss) >= steps and last > ceiling(start):
-        step = int(rise if math.isfinite(rise) else _last_below(loss, ceiling(start)))
-        evidence = f"loss far above its start since step {step}: {loss[0]:.3g} to {last:.3g}"
-        return Verdict("diverged", _kind(loss[:step], start), step, evidence)
-    if len(loss) >= steps and (because := _collapse(loss, grad_norm, chance, steps)):
-        step = int(rise if math.isfinite(rise) else _last_below(_typical(loss), _floor(chance, float(loss.min()))))
-        evidence = f"loss stays at {last:.3g}, a constant predictor's ({chance:.3g}), {because}"
-        return Verdict("collapsed", _kind(loss[:step], start), step, evidence)
-    ended = float(np.median(loss[-WINDOW:]))
-    if math.isinf(rise):
-        return Verdict("feasible", "none", rise, f"stable: loss {loss[0]:.3g} to {ended:.3g}")
-    step = int(rise)
-    evidence = f"blew up at step {step}{_before(loss, step)} to {loss[step:].max():.3g}, ended at {ended:.3g}"
-    return Verdict("feasible", _kind(loss[:step], start), step, evidence)
+        return _non_finite(curve, int(np.argmin(finite)))
+    level = levels(loss, curve.chance_loss)
+    rise = first_rise(loss, level) if divergence else math.inf
+    by_loss = _by_loss(curve, level, rise) if divergence else None
+    seen = evaluated(curve, objective, maximize)
+    if by_loss and not _kept(curve, seen):
+        return by_loss
+    return _by_objective(curve, level, rise, seen) or _feasible(loss, level, rise, by_loss, seen)
 
 
-def hopeless(loss: Array, grad_norm: Array, total_steps: int, chance_loss: float) -> bool:
+def hopeless(curve: Curve, objective: str = "", *, maximize: bool = False, divergence: bool = True) -> bool:
     """Whether training may stop here: the curve so far can only be judged infeasible.
 
-    Stricter than `judge` at the end: every one of the last `patience` updates must agree, so that noise or a
-    slow recovery keeps a run alive.
+    To be asked after every evaluation, and between them as often as one likes.
+    Stricter than `judge` at the end: every one of the last `patience` updates must agree, so that noise or a slow
+    recovery keeps a run alive; and the objective must have been evaluated since, and not have been learned.
     """
-    if not (np.isfinite(loss).all() and np.isfinite(grad_norm).all()):
+    curve = _bounded(curve)
+    loss, steps = curve.loss, patience(curve.total_steps)
+    if not (np.isfinite(loss).all() and np.isfinite(curve.grad_norm).all()):
         return True
-    (start, chance), steps = _levels(loss, chance_loss), patience(total_steps)
-    floor = _floor(chance, loss.min())
-    if len(loss) <= steps or np.median(loss[-WINDOW:]) < floor:
+    if not divergence or len(loss) <= steps:
         return False
-    recent = loss[-steps:]
-    if recent.min() > ceiling(start):
-        return True
     window = min(WINDOW, steps)
-    typical = np.median(recent[: steps // window * window].reshape(-1, window), axis=1)
-    return bool(typical.min() > floor and _collapse(loss, grad_norm, chance, steps))
+    recent = np.median(loss[-(steps // window * window) :].reshape(-1, window), axis=1).min()
+    _, chance = references(loss, curve.chance_loss)
+    if recent <= chance - (1.0 - STOPPED_FRACTION) * (chance - loss.min()):  # most runs, at little cost
+        return False
+    level = levels(loss, curve.chance_loss)
+    if recent <= _floor(level, STOPPED_FRACTION):
+        return False
+    if not _evaluated_since(curve, steps) or evaluated(curve, objective, maximize).state == "learned":
+        return False
+    far = level.highest_start + STOPPED_FACTOR * abs(level.highest_start)
+    last = float(np.median(loss[-steps:]))
+    if recent > far and last > _ceiling(level) and level.above(last, level.highest_start):
+        return True
+    if not _looks_closely(curve, steps):
+        return False
+    rise = first_rise(loss, level)
+    return bool(_by_loss(curve, level, rise) and _collapse(curve, level, rise, STOPPED_FRACTION))
+
+
+def _looks_closely(curve: Curve, steps: int) -> bool:
+    """Whether this is the first evaluation in a while: to look for rises at each would cost as much as training."""
+    before, now = ([0, *curve.eval_step.tolist()])[-2:]
+    every = max(1, steps // LOOKS)
+    return bool(now == len(curve.loss) and now // every > before // every)
 
 
 def rose(curve: Curve) -> bool:
     """Whether the loss blew up, or became non-finite: not so where it collapsed to chance at once, or slowly (R3)."""
-    finite = np.isfinite(curve.loss) & np.isfinite(curve.grad_norm)
-    start, _ = _levels(curve.loss, curve.chance_loss)
-    return not finite.all() or math.isfinite(_first_rise(curve.loss, start))
+    curve = _bounded(curve)
+    if not (np.isfinite(curve.loss) & np.isfinite(curve.grad_norm)).all():
+        return True
+    return math.isfinite(first_rise(curve.loss, levels(curve.loss, curve.chance_loss)))
 
 
-def ceiling(start: float) -> float:
-    """Above this a loss is far above its start."""
-    return start + DIVERGED_FACTOR * abs(start)
+def _bounded(curve: Curve) -> Curve:
+    """The curve with norms of 1 if there are none, and with finite losses of which the mean is finite, too."""
+    loss, norms = curve.loss, curve.grad_norm
+    if len(norms) < len(loss):  # of a log that has none
+        norms = np.ones(len(loss))
+    if (np.abs(loss) > LARGEST).any():
+        loss = np.where(np.isfinite(loss), np.clip(loss, -LARGEST, LARGEST), loss)
+    return replace(curve, loss=loss, grad_norm=norms)
 
 
-def _levels(loss: Array, chance_loss: float) -> tuple[float, float]:
-    """The loss that training starts from, and a constant predictor's.
-
-    Both from the workload's `chance_loss` if it has one, because the first minibatch may be a lucky one.
-    """
-    chance = float(loss[0]) if math.isnan(chance_loss) else chance_loss
-    return max(float(loss[0]), chance), chance
+# --- by the objective ---------------------------------------------------------------------------------------
 
 
-def _floor(chance: float, lowest: float) -> float:
-    """At or above this a run is at chance, or has lost most of what it had learned."""
-    return chance - max(CHANCE_TOLERANCE * abs(chance), (1.0 - LOST_FRACTION) * (chance - lowest))
+def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -> Verdict | None:
+    """The verdict where the evaluations alone make a run infeasible."""
+    if seen.state == "non_finite":
+        evidence = f"the objective is nan or infinite from step {seen.step} on; {_ends(curve, level)}"
+        return Verdict("non_finite", _kind(curve.loss[: seen.step], level), seen.step, evidence)
+    if seen.state not in ("lost", "worse") or _overfits(curve, level, seen):
+        return None
+    outcome: Outcome = "collapsed" if seen.state == "lost" else "diverged"
+    what = {"lost": "lost more than half of what it had learned", "worse": "ended worse than the untrained model"}
+    evidence = (
+        f"the objective {what[seen.state]}: {seen.first:.3g} untrained, {seen.best:.3g} at its best at step "
+        f"{seen.step}, {seen.ended:.3g} at the end; {_ends(curve, level)}"
+    )
+    step = int(rise) if math.isfinite(rise) else _place(curve, seen.step)
+    return Verdict(outcome, _kind(curve.loss[:step], level), step, evidence)
 
 
-def _collapse(loss: Array, grad_norm: Array, chance: float, steps: int) -> str:
-    """Why the last `steps` losses are a collapse; empty if they are not."""
-    typical = _typical(loss)
-    lowest = float(typical.min())
-    if np.median(loss[-steps:]) < _floor(chance, lowest):
-        return ""
-    if lowest < chance - max(LEARNED_FRACTION * abs(chance), _luck(loss, typical)):
-        return f"after it had fallen to {lowest:.3g}"
-    highest = float(median_filter(loss, 3, mode="mirror").max())
-    start = max(float(loss[0]), chance)
-    if highest > start + max(RISEN_FACTOR * abs(start), SCATTER_DEVIATIONS * _scatter(loss, typical)):
-        return f"after it had risen to {highest:.3g}"
-    norm = float(np.median(grad_norm[-steps:]))
-    if norm < VANISHED_FRACTION * grad_norm[0]:
-        return f"with a vanished gradient ({grad_norm[0]:.3g} to {norm:.3g})"
+def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
+    """Whether the training loss went on falling after the best evaluation."""
+    best = max(_place(curve, seen.step), 1)
+    then = float(np.median(curve.loss[max(0, best - WINDOW) : best]))
+    ended = _ended(curve.loss)
+    if 0 < ended < OVERFITTED_FACTOR * then:
+        return True
+    return then - ended > max(OVERFITTED_FRACTION * (level.highest_start - level.lowest), level.luck)
+
+
+def _kept(curve: Curve, seen: Evaluations) -> bool:
+    """Whether the objective was learned, and evaluated since the loss has stayed where it is."""
+    return seen.state == "learned" and _evaluated_since(curve, patience(curve.total_steps))
+
+
+def _evaluated_since(curve: Curve, steps: int) -> bool:
+    """Whether the objective was evaluated within the last updates."""
+    return bool(len(curve.eval_step)) and _place(curve, int(curve.eval_step[-1])) > len(curve.loss) - steps
+
+
+def _place(curve: Curve, step: int) -> int:
+    """Losses before an evaluation; of a curve that was not logged at every update, a share of them."""
+    logged = len(curve.loss)
+    last = int(curve.eval_step[-1])
+    return step if last <= logged else round(step * logged / last)
+
+
+# --- by the loss --------------------------------------------------------------------------------------------
+
+
+def _by_loss(curve: Curve, level: Levels, rise: float) -> Verdict | None:
+    """The verdict where the training loss makes a run infeasible; None if it does not, or it is too early to say."""
+    loss, steps = curve.loss, patience(curve.total_steps)
+    if len(loss) < steps:
+        return None
+    last = float(np.median(loss[-steps:]))
+    if why := _divergence(curve, level, rise, last):
+        step = int(rise if math.isfinite(rise) else _since(loss, level, last))
+        return Verdict("diverged", _kind(loss[:step], level), step, f"loss {why} since step {step}")
+    if why := _collapse(curve, level, rise, LOST_FRACTION):
+        floor = _floor(level, LOST_FRACTION)
+        step = int(rise if math.isfinite(rise) else last_below(typical(loss), floor))
+        evidence = f"loss stays at {last:.3g} {why} (a constant predictor has {level.chance:.3g})"
+        return Verdict("collapsed", _kind(loss[:step], level), step, evidence)
+    return None
+
+
+def _divergence(curve: Curve, level: Levels, rise: float, last: float) -> str:
+    """Why the last losses are far above the start, or above a constant predictor's; empty if they are not."""
+    if last > _ceiling(level) and level.above(last, level.highest_start):
+        return f"far above its start: {curve.loss[0]:.3g} to {last:.3g}"
+    far = last > level.chance + STANDING_FACTOR * level.scale_at_chance and level.above(last, level.chance)
+    if far and (math.isfinite(rise) or _vanished(curve) or _stalled(curve.loss, level, last)):
+        return f"stands still at {last:.3g}, far above a constant predictor's {level.chance:.3g}"
     return ""
 
 
-def _typical(loss: Array) -> Array:
-    """The median over WINDOW updates around each."""
-    return np.asarray(median_filter(loss, min(WINDOW, len(loss)), mode="mirror"))
+def _since(loss: Array, level: Levels, last: float) -> int:
+    """From where on a loss that did not rise all at once is as high as at the end."""
+    if level.highest_start < last:
+        smooth = typical(loss)
+        smooth[:WINDOW] = median_filter(loss, 5, mode="nearest")[:WINDOW]  # in the first steps a few updates tell
+        return last_below(smooth, (level.highest_start + last) / 2)
+    return int(np.argmax(typical(loss) <= last + level.luck))
 
 
-def _scatter(loss: Array, typical: Array) -> float:
-    """The standard deviation of the losses around the typical ones, were they normally distributed."""
-    return 1.4826 * float(np.median(np.abs(loss - typical)))
+def _stalled(loss: Array, level: Levels, last: float) -> bool:
+    """Whether a loss left its start in the first steps, and has not fallen since."""
+    if len(loss) < 2 * EARLY_STEPS:
+        return False
+    early, moved = float(np.median(loss[EARLY_STEPS : 2 * EARLY_STEPS])), float(loss[0]) - last
+    if moved < LEARNED_FRACTION * abs(loss[0]) or not level.above(float(loss[0]), last):
+        return False
+    return early - last < max(STALLED_FRACTION * moved, level.luck)
 
 
-def _luck(loss: Array, typical: Array) -> float:
-    """How far a median of WINDOW losses strays by chance, in one run of thousands."""
-    return SCATTER_DEVIATIONS * _scatter(loss, typical) / math.sqrt(WINDOW)
+def _collapse(curve: Curve, level: Levels, rise: float, lost: float) -> str:
+    """Why the last losses are a collapse; empty if they are not."""
+    loss, steps = curve.loss, patience(curve.total_steps)
+    last = float(np.median(loss[-steps:]))
+    if last < _floor(level, lost):
+        return ""
+    if math.isfinite(rise) and level.learned > LEARNED_FRACTION * level.scale_at_chance:
+        return f"after it had fallen to {level.lowest:.3g}"
+    if math.isfinite(rise):
+        return f"after it had risen to {loss[int(rise) :].max():.3g}"
+    if last - level.highest_start > CHANCE_TOLERANCE * level.scale and level.above(last, level.highest_start):
+        return f"above its start of {level.start:.3g}"
+    if _vanished(curve):
+        norm = float(np.median(curve.grad_norm[-steps:]))
+        return f"with a vanished gradient ({curve.grad_norm[0]:.3g} to {norm:.3g})"
+    return ""
 
 
-def _last_below(loss: Array, level: float) -> int:
-    """The first update after which the loss never again falls below a level."""
-    below = np.flatnonzero(loss < level)
-    return min(int(below[-1]) + 1, len(loss) - 1) if len(below) else 0
+def _vanished(curve: Curve) -> bool:
+    """Whether the gradient has vanished since the first updates."""
+    norm = curve.grad_norm
+    return bool(np.median(norm[-patience(curve.total_steps) :]) < VANISHED_FRACTION * np.median(norm[:3]))
 
 
-def _first_rise(loss: Array, start: float) -> float:
-    """The first update at which the loss blew up; inf if it never did.
-
-    In the first steps: two updates in a row above the start by RISEN_FACTOR. Later: the median over the next
-    RISE_STEPS exceeds the median over the WINDOW before by RISE_FRACTION of what had been learned and by
-    SCATTER_DEVIATIONS of the scatter; or, too slow for that, the typical loss ends LOST_FRACTION / 2 above its
-    lowest.
-    """
-    high = loss[1 : EARLY_STEPS + 1] > start + RISEN_FACTOR * abs(start)
-    early = np.flatnonzero(high[:-1] & high[1:])
-    if len(early):
-        return int(early[0]) + 1
-    if len(loss) < WINDOW + RISE_STEPS:
-        return math.inf
-    before = sliding_window_view(loss, WINDOW)[:-RISE_STEPS]
-    level = np.median(before, axis=1)
-    scatter = 1.4826 * np.median(np.abs(before - level[:, None]), axis=1)
-    after = np.median(sliding_window_view(loss, RISE_STEPS)[WINDOW:], axis=1)
-    learned = np.maximum(start - np.minimum.accumulate(level), CHANCE_TOLERANCE * abs(start))
-    bar = level + np.maximum(RISE_FRACTION * learned, SCATTER_DEVIATIONS * scatter)
-    rises = np.flatnonzero(after > bar)
-    if not len(rises):
-        typical = _typical(loss)
-        lowest = float(typical.min())
-        # Of a run that has learned nothing, the typical loss still wanders by as much as minibatches differ.
-        noise = max(CHANCE_TOLERANCE * abs(start), _luck(loss, typical))
-        learned_most = max(start - lowest, noise / RISE_FRACTION)
-        if np.median(loss[-WINDOW:]) > lowest + LOST_FRACTION / 2 * learned_most:
-            return _last_below(typical, lowest + RISE_FRACTION * learned_most)
-        return math.inf
-    # The rise starts within the window that shows it: at the first update above what was typical before.
-    first = int(rises[0])
-    return first + WINDOW + int(np.argmax(loss[first + WINDOW :] > bar[first]))
+def _ceiling(level: Levels) -> float:
+    """Above this a loss is far above its start."""
+    return level.highest_start + DIVERGED_FRACTION * level.scale
 
 
-def _kind(before: Array, start: float) -> Instability:
+def _floor(level: Levels, lost: float) -> float:
+    """At or above this a run is at chance, or has lost a share of what it had learned."""
+    return level.chance - max(CHANCE_TOLERANCE * level.scale, (1.0 - lost) * (level.chance - level.lowest))
+
+
+# --- in words -----------------------------------------------------------------------------------------------
+
+
+def _non_finite(curve: Curve, step: int) -> Verdict:
+    loss = curve.loss
+    what = "gradient norm" if np.isfinite(loss[step]) else "loss"
+    evidence = f"{what} became non-finite at step {step}{_before(loss, step)}"
+    kind = _kind(loss[:step], levels(loss[:step], curve.chance_loss)) if step else "early"
+    return Verdict("non_finite", kind, step, evidence)
+
+
+def _feasible(loss: Array, level: Levels, rise: float, by_loss: Verdict | None, seen: Evaluations) -> Verdict:
+    """A run that is feasible, with all that a reader should know of it."""
+    ended = _ended(loss)
+    said = [f"stable: loss {loss[0]:.3g} to {ended:.3g}"]
+    kind: Instability = "none"
+    if math.isfinite(rise):
+        step = int(rise)
+        kind = _kind(loss[:step], level)
+        said = [f"blew up at step {step}{_before(loss, step)} to {loss[step:].max():.3g}, ended at {ended:.3g}"]
+    elif not level.learned and seen.state != "learned":
+        said = [f"learned nothing: loss {loss[0]:.3g} to {ended:.3g}"]
+    if by_loss:
+        said = [f"the objective was learned ({seen.first:.3g} to {seen.ended:.3g}), though {by_loss.evidence}; if the"]
+        said = [f"{said[0]} loss is no measure of that, set divergence = false"]
+        kind, rise = by_loss.instability, by_loss.onset_step
+    if seen.gaps:
+        said.append(f"{seen.gaps} evaluations were nan or infinite")
+    return Verdict("feasible", kind, rise, "; ".join(said))
+
+
+def _ended(loss: Array) -> float:
+    """The typical loss at the end."""
+    return float(np.median(loss[-WINDOW:]))
+
+
+def _ends(curve: Curve, level: Levels) -> str:
+    return f"training loss {level.start:.3g} to {_ended(curve.loss):.3g}"
+
+
+def _kind(before: Array, level: Levels) -> Instability:
     """Mid-training if the loss had steadily declined before the onset, early otherwise (R2)."""
     if len(before) <= EARLY_STEPS:
         return "early"
-    declined = _typical(before).min() < start - LEARNED_FRACTION * abs(start)
+    then = levels(before, level.chance)
+    declined = then.chance - then.lowest > max(LEARNED_FRACTION * level.scale_at_chance, then.luck / 2)
     return "mid_training" if declined else "early"
 
 

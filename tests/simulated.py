@@ -66,6 +66,7 @@ class Simulated:
         eval_step = np.unique([*range(0, done + 1, study.evaluate_every), done])
         value = self._value(point, total) + self.noise * rng.standard_normal()
         values = np.geomspace(UNTRAINED, value, len(eval_step))
+        values[np.append(loss, loss[-1])[eval_step] >= 0.9 * CHANCE] = UNTRAINED  # as the loss, so the objective
         if not np.isfinite(loss[-1]):
             values[1:] = math.nan
         curve = Curve(loss, norms, eval_step, {study.objective: values}, total, CHANCE)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from examples import parse
 
 from tunewright.search.advice import Advice, advise
@@ -302,3 +303,42 @@ def test_a_prepended_warmup_may_be_long():
 
 def test_crashed_trials_show_nothing():
     assert advise(clean(), [crashed(INSIDE[0].point, "killed")]) == []
+
+
+# --- the workload's chance_loss
+
+
+class _Labelled:
+    """Labels of ten kinds, of which the first has a share of its own."""
+
+    def __init__(self, first, chance=None):
+        self.first = first
+        if chance is not None:
+            self.chance_loss = chance
+
+    def train_batches(self, batch_size, seed):
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            kinds = torch.randint(0, 10, (batch_size,), generator=generator)
+            often = torch.rand(batch_size, generator=generator) < self.first
+            yield torch.zeros(batch_size, 3), torch.where(often, 0, kinds)
+
+
+def of_workload(workload, **changes):
+    return [one.sentence for one in advise(clean(**changes), workload=workload)]
+
+
+def test_without_chance_loss_small_batches_make_verdicts_uncertain():
+    [sentence] = of_workload(_Labelled(0.0), batch_sizes=[8])
+    assert "states no chance_loss" in sentence
+    assert "batch size 8" in sentence
+    assert of_workload(_Labelled(0.0), batch_sizes=[64]) == []
+    assert of_workload(_Labelled(0.0), batch_sizes=[8], divergence=False) == []
+
+
+def test_a_chance_loss_of_equally_frequent_labels_is_too_high_where_they_are_not():
+    assert of_workload(_Labelled(0.0, math.log(10))) == []
+    [sentence] = of_workload(_Labelled(0.7, math.log(10)))
+    assert "chance_loss = 2.3 is that of 10 labels" in sentence
+    assert "their entropy is 1.17" in sentence
+    assert of_workload(_Labelled(0.7, 1.18)) == []

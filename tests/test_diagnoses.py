@@ -106,7 +106,7 @@ def trained(case: Case, seed: int) -> Curve:
     workload = load_workload(f"tunewright.models.{case.workload}", dict(case.workload_args))
     point = Point(0, 32, case.optimizer, case.base_lr, seed=seed, **case.changes)
     (result,) = train(study, workload, [point])
-    assert result.trial.verdict == judge(result.trial.curve)
+    assert result.trial.verdict == judge(result.trial.curve, "val_loss")
     return result.trial.curve
 
 
@@ -124,7 +124,7 @@ def by_seed(*names: str) -> list[Any]:
 
 @pytest.mark.parametrize(("case", "seed"), by_seed())
 def test_the_verdict_is_the_known_diagnosis(case: Case, seed: int) -> None:
-    verdict = judge(trained(case, seed))
+    verdict = judge(trained(case, seed), "val_loss")
     assert (verdict.outcome, verdict.instability) == (case.outcome, case.instability), verdict.evidence
     onset_step = verdict.onset_step
     assert onset_step == case.onset_step or abs(onset_step - case.onset_step) <= case.tolerance, verdict.evidence
@@ -134,6 +134,6 @@ def test_the_verdict_is_the_known_diagnosis(case: Case, seed: int) -> None:
 def test_an_early_instability_is_invisible_if_only_every_20th_step_is_recorded(case: Case, seed: int) -> None:
     """R5; figure 5 of the Tuning Playbook."""
     curve = trained(case, seed)
-    assert judge(curve).instability == "early"
-    verdict = judge(recorded_rarely(curve))
+    assert judge(curve, "val_loss").instability == "early"
+    verdict = judge(recorded_rarely(curve), "val_loss")
     assert (verdict.outcome, verdict.instability) == ("feasible", "none"), verdict.evidence

@@ -13,10 +13,12 @@ GOLDEN = np.load(Path(__file__).parent / "golden" / "curves.npz")
 CHANCE = math.log(10)
 
 
-def curve(loss, grad_norm=None, total_steps=None, chance=CHANCE):
+def curve(loss, grad_norm=None, total_steps=None, chance=CHANCE, eval_step=(0,)):
+    """A training of which only the loss tells: however often it was evaluated, the objective is the same."""
     loss = np.asarray(loss, float)
     grad_norm = np.ones_like(loss) if grad_norm is None else np.asarray(grad_norm, float)
-    return Curve(loss, grad_norm, np.array([0]), {"v": np.array([1.0])}, total_steps or len(loss), chance)
+    metrics = {"v": np.ones(len(eval_step))}
+    return Curve(loss, grad_norm, np.array(eval_step), metrics, total_steps or len(loss), chance)
 
 
 def real(name):
@@ -27,7 +29,7 @@ def real(name):
 def stopped_at(whole):
     """The update at which an online check every 20 updates stops a run; its length if none does."""
     for step in range(20, len(whole.loss), 20):
-        if hopeless(whole.loss[:step], whole.grad_norm[:step], whole.total_steps, whole.chance_loss):
+        if hopeless(curve(whole.loss[:step], whole.grad_norm[:step], whole.total_steps, whole.chance_loss, [0, step])):
             return step
     return len(whole.loss)
 
