@@ -5,14 +5,19 @@ import math
 
 import numpy as np
 import pytest
+from compared import comparison
 from scipy import stats
 
 from tunewright.search.comparison import (
     ALPHA,
+    CONFIDENCE,
     decide,
     evidence,
+    failure_bound,
+    failures_in_words,
     fewest_seeds,
     holm,
+    runs_without_failure,
     settles,
 )
 
@@ -111,3 +116,51 @@ def test_a_checkpoint_in_the_midst_of_the_candidates_values_is_never_settled():
 def test_values_that_cannot_be_compared_are_refused(candidate, baseline):
     with pytest.raises(ValueError, match=r"needed|finite"):
         evidence(candidate, baseline)
+
+
+# --- what is promised beyond the decision -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seeds", [5, 7])
+def test_the_interval_of_the_mean_gain_holds_it_as_often_as_it_says(seeds):
+    rng = np.random.default_rng(seeds)
+    found = [evidence(gains, np.zeros(seeds)).gain_interval for gains in rng.standard_normal((800, seeds))]
+    held = sum(low <= 0 <= high for low, high in found)
+    assert stats.binomtest(held, len(found), CONFIDENCE).pvalue > 0.001
+
+
+def test_the_interval_is_students_and_says_so():
+    gains = np.array([0.3, -0.1, 0.2, 0.05, 0.1])
+    one = evidence(-gains, np.zeros(5))
+    expected = stats.t.interval(CONFIDENCE, 4, loc=gains.mean(), scale=stats.sem(gains))
+    assert one.gain_interval == pytest.approx(expected)
+    assert one.interval_method == "Student's t"
+
+
+@pytest.mark.parametrize(("runs", "bound"), [(5, 0.451), (7, 0.348), (10, 0.259), (29, 0.098)])
+def test_without_a_failure_so_many_may_fail(runs, bound):
+    assert failure_bound(0, runs) == pytest.approx(1 - 0.05 ** (1 / runs)) == pytest.approx(bound, abs=5e-4)
+    assert failures_in_words(0, runs) == f"with {runs} seeds without a failure, up to {bound:.0%} may fail"
+
+
+def test_the_bound_of_the_failure_rate_is_too_low_in_a_twentieth_at_most():
+    for rate in (0.05, 0.1, 0.3):
+        chances = stats.binom.pmf(np.arange(8), 7, rate)
+        too_low = sum(chance for failures, chance in enumerate(chances) if failure_bound(failures, 7) < rate)
+        assert too_low <= 0.05
+
+
+@pytest.mark.parametrize(("share", "runs"), [(0.1, 29), (0.05, 59), (0.5, 5)])
+def test_as_many_runs_without_a_failure_bring_the_bound_below_a_share_and_one_fewer_does_not(share, runs):
+    assert runs_without_failure(share) == runs
+    assert failure_bound(0, runs) <= share < failure_bound(0, runs - 1)
+
+
+def test_every_decision_names_the_failure_rate_that_it_cannot_exclude():
+    result = comparison([[0.1, 0.2, 0.15, 0.12, 0.11]], [0.3] * 5)
+    assert result.failures == ["found 0: with 5 seeds without a failure, up to 45% may fail"]
+
+
+def test_against_a_checkpoint_the_runs_seen_count_among_those_that_settle():
+    one_worse = evidence([0.4, *np.linspace(0.1, 0.2, 37)], [0.3])
+    assert settles(one_worse, 1) == 39
