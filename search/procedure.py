@@ -19,7 +19,7 @@ from scipy.stats import fisher_exact
 from .analysis import ranked, readable, unstable_interval
 from .comparison import ALPHA, failures_in_words
 from .diagnosis import MOST_HEADROOM, PLAIN, Edge, GroupDiagnosis, Kind, Step, listed
-from .edge import CONTRADICTED, ROUNDING, bracket, confidence_interval, contradiction, tries
+from .edge import CONTRADICTED, ROUNDING, Tried, bracket, confidence_interval, contradiction, tries
 from .objective import fault_of, moved
 from .remedies import as_swept, remedied, rerun_plain
 from .sensitivity import TOLERANCE
@@ -70,6 +70,8 @@ def diagnosis_of(
     case = case.at(star, own)
     own = case.judged(own)
     (edge, edge_step), (probes, probed) = yield from both(_edge(case, best, own), _probes(case, best))
+    edge = judged_edge(edge, star.base_lr, best, probes)
+    edge_step = replace(edge_step, sentences=(*_edge_sentences(case, best, edge), *edge_step.sentences))
     kind, onsets, kind_step = _kind(best, edge, [*own, *probes], probed)
     steps = [_sweep_step(case, best, own, (sweep.name, *close)), boundary, edge_step, kind_step]
     if kind in ("none", "unknown"):
@@ -378,16 +380,25 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
         low, high = bracket(tries(own), above=min(lr_star, *wanted))
         if math.isinf(high) and (top := max(one.base_lr for one in tries(own))) and len(studies) < EDGE_ROUNDS:
             high = top * 10 ** (1 / PER_DECADE)  # the infeasible seed of the sweep was an unlucky one
-    edge = _judged_edge(Edge((low, high), tuple(tries(own)), spent), lr_star, best)
-    return edge, Step("edge", ("R6",), tuple(_edge_sentences(case, best, edge, exhausted)), tuple(studies))
+    edge = Edge((low, high), tuple(tries(own)), spent)
+    why = "the budget ended" if exhausted else f"{EDGE_ROUNDS} rounds did not suffice"
+    wide = edge.found and edge.decades > EDGE_DECADES and low <= MOST_HEADROOM * best
+    sentences = (f"Wider than {EDGE_DECADES} decades: {why}.",) if wide else ()
+    return edge, Step("edge", ("R6",), sentences, tuple(studies))
 
 
-def _judged_edge(edge: Edge, lr_star: float, best: float) -> Edge:
-    """The edge with its confidence interval; refused if its trials contradict it, or if it is too far to matter."""
+def judged_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:
+    """The edge with its confidence interval; refused if trials contradict it, or if it is too far to matter.
+
+    `probes` are trials besides those that it was bracketed by; those that were not ended early count, too.
+    """
     low, high = edge.interval
     above = min(lr_star, low or high)
-    edge = replace(edge, confidence_interval=confidence_interval(edge.tried, above))
-    if math.isfinite(high) and contradiction(edge.tried, above) <= CONTRADICTED:
+    whole = [trial for trial in probes if trial.point.base_lr > PROBE_MULTIPLE * best * (1 + ROUNDING)]
+    tried = _added(edge.tried, tries(whole))
+    widest_low, widest_high = confidence_interval(tried, above)
+    edge = replace(edge, confidence_interval=(min(low, widest_low), max(high, widest_high)))
+    if math.isfinite(high) and contradiction(tried, above) <= CONTRADICTED:
         return replace(edge, refused="contradicted")
     if math.isfinite(high) and low > MOST_HEADROOM * best:
         return replace(edge, refused="too far")
@@ -400,7 +411,16 @@ def _alike(trial: Trial, case: Case) -> bool:
     return same.configuration == case.point.configuration
 
 
-def _edge_sentences(case: Case, best: float, edge: Edge, exhausted: bool) -> Iterable[str]:
+def _added(some: Iterable[Tried], more: Iterable[Tried]) -> list[Tried]:
+    """The counts of both, ascending by base LR."""
+    counts: dict[float, tuple[int, int]] = {}
+    for one in (*some, *more):
+        infeasible, trials = counts.get(one.base_lr, (0, 0))
+        counts[one.base_lr] = infeasible + one.infeasible, trials + one.trials
+    return [Tried(base_lr, *counts[base_lr]) for base_lr in sorted(counts)]
+
+
+def _edge_sentences(case: Case, best: float, edge: Edge) -> Iterable[str]:
     low, high = edge.interval
     if edge.refused == "contradicted":
         yield (
@@ -420,9 +440,6 @@ def _edge_sentences(case: Case, best: float, edge: Edge, exhausted: bool) -> Ite
         f"{readable(low / best)} to {readable(high / best)}. {edge.trainings} trainings besides the sweep."
     )
     yield _confidence_in_words(edge)
-    if edge.decades > EDGE_DECADES:
-        why = "the budget ended" if exhausted else f"{EDGE_ROUNDS} rounds did not suffice"
-        yield f"Wider than {EDGE_DECADES} decades: {why}."
 
 
 def _confidence_in_words(edge: Edge) -> str:

@@ -5,7 +5,6 @@ from dataclasses import replace
 from functools import cache, partial
 from statistics import fmean
 
-import numpy as np
 import pytest
 from simulated import STEPS, Simulated, diagnosed, sentences, steps_asked, study_of
 
@@ -447,22 +446,21 @@ def test_plain_training_is_tuned_at_lr_star_too_and_the_better_of_the_two_counts
     assert seen >= 2
 
 
-def risky(point, share):
-    """A factor far below the edge for a share of the seeds of what has a warmup: it fails there."""
+def risky(point):
+    """Two of the seeds that come after the first reruns fail with a warmup."""
     if point.warmup_steps < 10:
         return 1.0
-    unlucky = np.random.default_rng([point.seed, 3]).random() < share
-    return 0.01 if unlucky and point.seed >= 1000 else 13.0
+    return 0.01 if point.seed in (1010, 1020) else 13.0
 
 
 def test_what_fails_in_some_runs_on_the_edge_is_not_adopted_and_it_says_so():
-    model = replace(UNSTABLE, raised=partial(risky, share=0.15))
+    model = replace(UNSTABLE, raised=risky)
     found, asked = diagnosed(model)
     (more,) = (study for study in asked if study.name.endswith("rerun-warmup-more"))
-    assert len(plan(more)) == SAFE_SEEDS - 7
     warmup = named(found, "warmup")
+    assert len(plan(more)) < SAFE_SEEDS
     assert len(warmup.values) == SAFE_SEEDS
-    assert 0 < warmup.infeasible < SAFE_SEEDS / 2
+    assert warmup.infeasible == 2
     assert warmup.failure_bound > MOST_FAILING
     assert warmup.decision == "not enough evidence"
     assert found.adopted != "warmup"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tunewright.search.comparison import decide, evidence, failure_bound, settles
 from tunewright.search.edge import CONTRADICTED, contradiction
-from tunewright.search.procedure import _edge
+from tunewright.search.procedure import _edge, judged_edge
 from tunewright.search.remedies import SAFE_SEEDS
 from tunewright.search.sampling import plan
 from tunewright.search.steps import Asking, Case
@@ -192,7 +192,7 @@ def _found(study: Study, true: float, width: float, shared: bool, rng: np.random
     case = Case(study, Group(32, "momentum"), 5, star)
     close = trials_of(case.ask("close", [STAR / 10**0.5, STAR], 5))
     edge, _ = answered(_edge(case, star.base_lr, [*sweep, *close]), trials_of)
-    return edge
+    return judged_edge(edge, star.base_lr, star.base_lr, trials_of(case.ask("confirm", [5 * STAR, 10 * STAR], 5)))
 
 
 def main() -> None:
