@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from tunewright.search.comparison import (
     runs_without_failure,
     settles,
 )
+from tunewright.search.storage import read_comparison
+from tunewright.search.tables import comparison_rows, interval_method
 
 BETTER = [0.10, 0.11, 0.12, 0.10, 0.09, 0.11]
 WORSE = [0.20, 0.22, 0.19, 0.21, 0.20, 0.23]
@@ -164,3 +167,13 @@ def test_every_decision_names_the_failure_rate_that_it_cannot_exclude():
 def test_against_a_checkpoint_the_runs_seen_count_among_those_that_settle():
     one_worse = evidence([0.4, *np.linspace(0.1, 0.2, 37)], [0.3])
     assert settles(one_worse, 1) == 39
+
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def test_a_comparison_from_before_still_opens_and_its_intervals_are_called_what_they_are():
+    result = read_comparison(RESULTS / "digits_mlp_baseline")
+    assert interval_method(result) == "percentile bootstrap"
+    assert [row["may fail"] for row in comparison_rows(result)] == ["", "", ""]
+    assert len(result.failures) == 2

@@ -15,7 +15,6 @@ from measure import print_footer, print_header, print_table
 from numpy.typing import NDArray
 
 from tunewright.search.comparison import decide, evidence, failure_bound, settles
-from tunewright.search.edge import CONTRADICTED, contradiction
 from tunewright.search.procedure import _edge, judged_edge
 from tunewright.search.remedies import SAFE_SEEDS
 from tunewright.search.sampling import plan
@@ -140,10 +139,11 @@ def trial(point: Point, diverged: bool) -> Trial:
 
 def answered(asking: Asking, trials_of: Callable[[Study], list[Trial]]) -> object:
     """What a procedure returns when it is answered by these trials."""
-    asked = next(asking)
+    answers = None
     while True:
         try:
-            asked = asking.send({study.name: trials_of(study) for study in asked})
+            asked = next(asking) if answers is None else asking.send(answers)
+            answers = {study.name: trials_of(study) for study in asked}
         except StopIteration as done:
             return done.value
 
@@ -162,7 +162,7 @@ def edges(repetitions: int) -> Iterable[dict[str, object]]:
                 low, high = edge.confidence_interval
                 bracket += edge.interval[0] <= true <= edge.interval[1]
                 interval += low <= true <= high
-                refused += contradiction(edge.tried, STAR) <= CONTRADICTED
+                refused += edge.refused == "contradicted"
                 trainings += edge.trainings
                 decades.append(math.log10(high / low) if low > 0 else math.inf)
             yield {
