@@ -167,6 +167,8 @@ def _compare(options: argparse.Namespace) -> int:
         print_table(table)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    for sentence in result.failures:
+        print(sentence)
     print(f"report: {build_report(store)}")
     print(f"decision: {result.decision}")
     return 1 if options.require_better and result.decision != "adopt" else 0
@@ -203,7 +205,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     print(f"report: {build_report(store)}")
     for recipe in result.recipes.values():
         print(f"recipe: tunewright run {store.folder / recipe} --results {store.folder}")
-    return 0
+    return 2 if any(found.fault for found in result.groups) else 0
 
 
 def _dashboard(options: argparse.Namespace) -> int:

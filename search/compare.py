@@ -28,6 +28,7 @@ from .comparison import (
     Side,
     decide,
     evidence,
+    failure_bound,
     fewest_seeds,
     settles,
 )
@@ -327,6 +328,7 @@ def _raise_if_crashed(trial: Trial, store: Store, place: str) -> None:
 def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
     searched = repetitions(settings.searched)
     values = [fmean(as_told(trial).value for trial in seeds) for seeds in searched]
+    failed = sum(not trial.feasible for trial in runs)
     return Side(
         name=settings.label,
         point=settings.point,
@@ -336,7 +338,8 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
         max_train_steps=settings.study.max_train_steps,
         total_steps=settings.total_steps,
         values=_values(runs),
-        infeasible=sum(not trial.feasible for trial in runs),
+        infeasible=failed,
+        failure_bound=failure_bound(failed, len(runs)),
         run_seconds=fmean(trial.seconds for trial in runs),
         best_of=best_of(values) if len(values) > 1 and settings.study.sampler not in ADAPTIVE else None,
     )

@@ -35,7 +35,17 @@ from .procedure import (
     diagnosis_of,
 )
 from .randomness import own_random_numbers
-from .remedies import BEST_FEW, HIGHER, LADDER, OWN_WAYS, PERCENTILES, TUNED, screened_updates, warmup_lengths
+from .remedies import (
+    BEST_FEW,
+    HIGHER,
+    LADDER,
+    OWN_WAYS,
+    PERCENTILES,
+    SAFE_SEEDS,
+    TUNED,
+    screened_updates,
+    warmup_lengths,
+)
 from .sampling import next_points
 from .steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .storage import STEPS, Store, create_store, read_trials, write_diagnosis
@@ -119,7 +129,8 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
                 "confirm": len(CONFIRM_MULTIPLES) * seeds,
                 "clipping": SCREENING_SEEDS * (len(PERCENTILES) * len(LADDER) + 1),
                 "tuning": (OWN_WAYS + others) * TUNED * SCREENING_SEEDS,
-                "tournament": (BEST_FEW + 2) * rerun,
+                "tournament": (BEST_FEW + 3) * rerun,
+                "safety on the edge": (BEST_FEW + 1) * max(0, SAFE_SEEDS - rerun),
             }
             short = {
                 "probe": (SCREENING_SEEDS, min(PROBE_STEPS, steps)),

@@ -15,6 +15,7 @@ from .edge import Tried
 from .trial import Group, Point
 
 PLAIN = "plain"  # no remedy: what every remedy is compared with
+MOST_HEADROOM = 1000.0  # an edge farther from the best base LR limits nobody who tunes over three decades
 
 # early, mid-training: how training blows up above lr_star (R2); edge: it ends there without having blown up;
 # none: it does not end within reach of lr_star; unknown: nothing is feasible, or the budget was too small
@@ -58,15 +59,21 @@ class Edge:
                none was found
     tried      how many diverged at each base LR
     trainings  spent on it besides the sweep
+    confidence_interval   holds the base LR at which half diverge with 95 % confidence (`edge.confidence_interval`);
+               nan in older files. `interval` is only how finely base LRs were tried
+    refused    why there is no edge, whatever `interval` is: "contradicted", trainings diverge more often at lower base
+               LRs; "too far", beyond MOST_HEADROOM times the best base LR; else ""
     """
 
     interval: Interval
     tried: tuple[Tried, ...]
     trainings: int
+    confidence_interval: Interval = (math.nan, math.nan)
+    refused: Literal["", "contradicted", "too far"] = ""
 
     @property
     def found(self) -> bool:
-        return self.interval[0] > 0 and math.isfinite(self.interval[1])
+        return not self.refused and self.interval[0] > 0 and math.isfinite(self.interval[1])
 
     @property
     def decades(self) -> float:
@@ -99,12 +106,14 @@ class Remedy:
     point               its best configuration of the sweep `tuned_in`
     updates             of one training, a prepended warmup included
     highest_base_lr     up to which every seed of its sweep trained
+    fails_from          the lowest base LR from its own on at which a seed of its sweep was infeasible; inf: none
     usable_decades, lr_sensitivity   of its sweep (`sensitivity`); its base LRs are those of plain training if the
                         optimizer is the same
     clip_fraction       mean share of clipped updates of its best configuration (R17)
     tuned_value         mean over the seeds of the sweep, the same that chose it
     values, infeasible  of the reruns in `rerun_in`, by seed, an infeasible one worth its untrained model; how many
                         were infeasible. Empty if it was not rerun
+    failure_bound       the share of runs that may be infeasible for all that the reruns say; nan: none, or older files
     evidence, decision  against plain training on the same seeds; None for plain training itself
     equal_steps         against plain training for as many updates; None where they are equal
     """
@@ -124,6 +133,8 @@ class Remedy:
     evidence: Evidence | None = None
     decision: Decision | None = None
     equal_steps: Evidence | None = None
+    failure_bound: float = math.nan
+    fails_from: float = math.inf
 
     @property
     def mean(self) -> float:
@@ -146,7 +157,14 @@ class Remedy:
 
 @dataclass(frozen=True)
 class GroupDiagnosis:
-    """What was found about one batch size and optimizer. `adopted` names one of the remedies; "" if there is none."""
+    """What was found about one batch size and optimizer.
+
+    lr_star        the lowest base LR within one standard error of the best mean
+    best_base_lr   the one with the best mean, which headroom is relative to; nan in older files
+    adopted        names one of the remedies; "" if there is none
+    left_out       what the budget left out of the remedies, as "the rerun of warmup"
+    fault          what is wrong with the objective, so that nothing was concluded; else ""
+    """
 
     group: Group
     kind: Kind
@@ -158,12 +176,21 @@ class GroupDiagnosis:
     adopted: str
     summary: str
     curvature: Curvature | None = None
+    best_base_lr: float = math.nan
+    left_out: tuple[str, ...] = ()
+    fault: str = ""
 
     @property
     def headroom(self) -> Interval:
-        """unstable_base_lr / lr_star; (inf, inf) if there is no edge within what was tried."""
+        """unstable_base_lr / the best base LR; (inf, inf) if there is no edge within what was tried.
+
+        Relative to lr_star it would hang on a standard error: on a shallow valley lr_star is half of the best.
+        """
+        if not self.edge.found:
+            return math.inf, math.inf
+        best = self.lr_star if math.isnan(self.best_base_lr) else self.best_base_lr
         low, high = self.edge.interval
-        return (low / self.lr_star, high / self.lr_star) if self.edge.found else (math.inf, math.inf)
+        return low / best, high / best
 
     @property
     def winner(self) -> Remedy | None:
@@ -207,3 +234,12 @@ def adopt(remedies: Sequence[Remedy], better: Mapping[tuple[str, str], float]) -
         return remedies[0].name if remedies else ""
     best = min(worthy, key=lambda one: one.mean)
     return next(one.name for one in worthy if one is best or better[best.name, one.name] > ALPHA)
+
+
+def listed(left_out: Sequence[str]) -> str:
+    """What was left out, in words: "the tuning of a", "the rerun of a" and "the rerun of b" share their beginnings."""
+    by_what: dict[str, list[str]] = {}
+    for one in left_out:
+        what, _, name = one.partition(" of ")
+        by_what.setdefault(what, []).append(name)
+    return "; ".join(f"{what} of {', '.join(names)}" for what, names in by_what.items())

@@ -14,14 +14,16 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import median_filter
+from scipy.stats import fisher_exact
 
 from .analysis import ranked, readable, unstable_interval
-from .diagnosis import PLAIN, Edge, GroupDiagnosis, Kind, Step
-from .edge import bracket, tries
+from .comparison import ALPHA, failures_in_words
+from .diagnosis import MOST_HEADROOM, PLAIN, Edge, GroupDiagnosis, Kind, Step, listed
+from .edge import CONTRADICTED, ROUNDING, Tried, bracket, confidence_interval, contradiction, tries
 from .neighbours import NEXT_TO_NOTHING, collapsed_beside
+from .objective import fault_of, moved
 from .remedies import as_swept, remedied, rerun_plain
-from .rises import EARLY_STEPS, WINDOW
+from .rises import EARLY_STEPS
 from .sensitivity import TOLERANCE
 from .steps import (
     SCREENING_SEEDS,
@@ -44,8 +46,8 @@ EDGE_ROUNDS = 8  # a decade is halved to 0.15 in three; the rest is for an edge 
 PROBE_MULTIPLE, PROBE_STEPS = 2.0, 500  # R5
 CONFIRM_MULTIPLES = (5.0, 10.0)  # R7
 FEWEST_CLOSE, MOST_CLOSE = 3, 8  # base LRs of the sweep that lr_star is chosen from
-MOVED = 0.05  # of the first losses: a training that has fallen by more has begun to learn
 SAME_STEP = 1.25  # times the earliest onset: within it, onsets at base LRs a decade or more apart are one and the same
+SAME_DECADES = 2.0  # of base LRs: early onsets that are the same over as many are the data's, not the base LR's
 
 
 def diagnosis_of(
@@ -57,46 +59,46 @@ def diagnosis_of(
     own = [trial for trial in swept if group_of(trial.point, names) == group]
     if not own:
         return None
+    if fault := fault_of(own, study.objective):
+        return _faulty(group, own, sweep, fault)
     first = ranked(own)[0].point if ranked(own) else own[0].point
     case = Case(study, group, seeds, plain(first), architectures)
     own, boundary = yield from _extended(case, own)
     if not ranked(own):
         return _nothing_trains(case, own, sweep, boundary)
-    own, star, close = yield from _star_of(case.at(ranked(own)[0].point, own), own)
+    own, star, best, close = yield from _star_of(case.at(ranked(own)[0].point, own), own)
     case = case.at(star, own)
     own = case.judged(own)
-    (edge, edge_step), (probes, probed) = yield from both(_edge(case, own), _probes(case))
-    kind, onsets, kind_step = _kind(case, edge, [*own, *probes], probed)
-    steps = [_sweep_step(case, own, (sweep.name, *close)), boundary, edge_step, kind_step]
+    (edge, edge_step), (probes, probed) = yield from both(_edge(case, best, own), _probes(case, best))
+    edge = judged_edge(edge, star.base_lr, best, probes)
+    edge_step = replace(edge_step, sentences=(*_edge_sentences(case, best, edge), *edge_step.sentences))
+    kind, onsets, kind_step = _kind(best, edge, [*own, *probes], probed)
+    steps = [_sweep_step(case, best, own, (sweep.name, *close)), boundary, edge_step, kind_step]
     if kind in ("none", "unknown"):
-        remedies, adopted, more = yield from rerun_plain(case, own, sweep.name)
+        told = yield from rerun_plain(case, own, sweep.name)
     else:
-        remedies, adopted, more = yield from remedied(case, edge, own)
-        if not adopted and edge.interval[0] >= star.base_lr:  # the budget ended before plain training was tuned
-            remedies, adopted = [as_swept(case, own, sweep.name), *remedies], PLAIN
+        told = yield from remedied(case, edge, own)
+        if not told.adopted and edge.interval[0] >= star.base_lr:  # the budget ended before plain was tuned
+            remedies = [as_swept(case, own, sweep.name), *told.remedies]
+            told = replace(told, remedies=remedies, adopted=PLAIN)
     found = GroupDiagnosis(
         group=group,
         kind=kind,
         lr_star=star.base_lr,
         edge=edge,
         onset_steps=tuple(onsets),
-        steps=(*steps, *more),
-        remedies=tuple(remedies),
-        adopted=adopted,
+        steps=(*steps, *told.steps),
+        remedies=tuple(told.remedies),
+        adopted=told.adopted,
         summary="",
+        best_base_lr=best,
+        left_out=tuple(told.left_out),
     )
     return replace(found, summary=summary_of(found))
 
 
 def summary_of(found: GroupDiagnosis) -> str:
     """The verdict in a sentence or two."""
-    low, high = found.headroom
-    edge = (
-        f"half of the trainings diverge between base_lr {readable(found.edge.interval[0])} and "
-        f"{readable(found.edge.interval[1])}, {readable(low)} to {readable(high)} × lr_star = {readable(found.lr_star)}"
-        if found.edge.found
-        else f"lr_star = {readable(found.lr_star)}, and no base LR tried above it diverges"
-    )
     words = {
         "none": "Stable: ",
         "early": "Unstable from the first steps: ",
@@ -104,24 +106,54 @@ def summary_of(found: GroupDiagnosis) -> str:
         "edge": "Unstable at high base LR, without a blow-up: ",
         "unknown": "",
     }
+    edge = f"{words[found.kind]}{_edge_in_words(found)}"
     winner = found.winner
     if winner is None or winner.evidence is None:
-        adopted = "no remedy is shown to be better" if winner else "no remedy could be compared"
-        instead = {"none": "no remedy is needed", "unknown": "the kind is not known"}
-        return f"{words[found.kind]}{edge}; {instead.get(found.kind, adopted)}."
+        return f"{edge}; {_nothing_adopted(found)}."
     gain, interval = winner.evidence.gain, winner.evidence.gain_interval
-    return (
-        f"{words[found.kind]}{edge}. Adopt {winner.name}: {readable(winner.mean)} instead of "
+    runs = len(winner.values)
+    summary = (
+        f"{edge}. Adopt {winner.name}: {readable(winner.mean)} instead of "
         f"{readable(found.remedies[0].mean)}, gain {readable(gain)} ({readable(interval[0])} to "
-        f"{readable(interval[1])}, {len(winner.values)} seeds)."
+        f"{readable(interval[1])}, {runs} seeds); {failures_in_words(winner.infeasible, runs)}."
     )
+    if found.left_out:
+        summary += f" The budget left out {listed(found.left_out)}."
+    return summary
+
+
+def _edge_in_words(found: GroupDiagnosis) -> str:
+    star = f"lr_star = {readable(found.lr_star)}"
+    if found.edge.refused == "contradicted":
+        return f"{star}, and trainings diverge at lower base LRs more often than at higher ones: no edge can be told"
+    if found.edge.refused == "too far":
+        return f"{star}, and nothing that matters diverges up to {MOST_HEADROOM:.0f} × the best base LR"
+    if not found.edge.found:
+        return f"{star}, and no base LR tried above it diverges"
+    (low, high), (above, below) = found.headroom, map(readable, found.edge.interval)
+    relative = f"{readable(low)} to {readable(high)} ×"
+    if found.best_base_lr != found.lr_star:
+        relative += f" the best base LR, {readable(found.best_base_lr)};"
+    return f"half of the trainings diverge between base_lr {above} and {below}, {relative} {star}"
+
+
+def _nothing_adopted(found: GroupDiagnosis) -> str:
+    """Why no remedy is adopted. What the budget left out is not known to be no better."""
+    if found.kind == "none":
+        return "no remedy is needed"
+    if found.kind == "unknown":
+        return "the kind is not known"
+    if found.left_out:
+        return f"the budget left out {listed(found.left_out)}: whether a remedy is better is not known"
+    return "no remedy is shown to be better" if found.winner else "no remedy could be compared"
 
 
 # --- the sweep and its boundaries (R3, R6, S4) --------------------------------------------------------------
 
 
-def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], Point, tuple[str, ...]]]:
-    """The sweep with more seeds at its best base LRs, the point of lr_star, and the study of those seeds if any.
+def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], Point, float, tuple[str, ...]]]:
+    """The sweep with more seeds at its best base LRs, the point of lr_star, the base LR of the best mean, and the study
+    of those seeds if any.
 
     Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge by luck alone. So
     the best FEWEST_CLOSE base LRs, and every other within TOLERANCE of the best, are trained on the same seeds, and
@@ -135,15 +167,15 @@ def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], P
     close = [t for i, t in enumerate(ranking) if i < FEWEST_CLOSE or t.best_value <= limit][:MOST_CLOSE]
     base_lrs = sorted({trial.point.base_lr for trial in close})
     if len(base_lrs) == 1:
-        return list(trials), case.point, ()
+        return list(trials), case.point, case.point.base_lr, ()
     (more,) = yield from trained(asked := case.ask("close", base_lrs, case.seeds))
     values = {rate: [as_told(t).value for t in more if t.point.base_lr == rate] for rate in base_lrs if more}
     if not values:
-        return list(trials), case.point, ()
+        return list(trials), case.point, case.point.base_lr, ()
     means = {rate: fmean(own) for rate, own in values.items()}
     lowest = min(means, key=lambda rate: (means[rate], rate))
     as_good = (rate for rate in base_lrs if _within_error(values[rate], values[lowest]))
-    return [*trials, *more], replace(case.point, base_lr=next(as_good)), (asked.name,)
+    return [*trials, *more], replace(case.point, base_lr=next(as_good)), lowest, (asked.name,)
 
 
 def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
@@ -152,7 +184,7 @@ def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
     return bool(above.mean() <= above.std(ddof=1) / math.sqrt(len(above)))
 
 
-def _sweep_step(case: Case, trials: Sequence[Trial], studies: tuple[str, ...]) -> Step:
+def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple[str, ...]) -> Step:
     infeasible = sum(trial.verdict.infeasible for trial in trials)
     tried, star = [trial.point.base_lr for trial in trials], case.point.base_lr
     at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
@@ -162,6 +194,8 @@ def _sweep_step(case: Case, trials: Sequence[Trial], studies: tuple[str, ...]) -
         f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a standard error of the best."
     )
     sentences = [sentence]
+    if best != star:
+        sentences.append(f"The best mean is at {readable(best)}: headroom is relative to that.")
     if beside := sum(map(collapsed_beside, trials)):
         sentences.append(
             f"{beside} of these look no worse than too slow by themselves, but end with {NEXT_TO_NOTHING}: they count "
@@ -224,6 +258,22 @@ def _beyond(trials: Sequence[Trial]) -> str | None:
     return "above" if math.isinf(unstable_interval(trials)[1]) else None
 
 
+def _faulty(group: Group, trials: Sequence[Trial], sweep: Study, fault: str) -> GroupDiagnosis:
+    """What is wrong with the objective, where nothing can be concluded from it."""
+    return GroupDiagnosis(
+        group=group,
+        kind="unknown",
+        lr_star=math.nan,
+        edge=Edge((0.0, math.inf), tuple(tries(trials)), 0),
+        onset_steps=(),
+        steps=(Step("sweep", ("S3",), (fault,), (sweep.name,)),),
+        remedies=(),
+        adopted="",
+        summary=fault,
+        fault=fault,
+    )
+
+
 def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary: Step) -> GroupDiagnosis:
     """What was seen where no trial is feasible, and where to look next."""
     seen = Counter(trial.verdict.outcome for trial in trials)
@@ -237,8 +287,8 @@ def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary:
             f"training goes wrong at step {step} whatever the base LR: look at what happens there, "
             "in the data, the loss or the model, not at the LR"
         )
-    elif moved := [trial.point.base_lr for trial in trials if _moved(trial)]:
-        low, high = readable(min(moved) / 100), readable(min(moved))
+    elif learned := [trial.point.base_lr for trial in trials if moved(trial)]:
+        low, high = readable(min(learned) / 100), readable(min(learned))
         advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
     else:
         advice = "at no base LR did the loss move: look at the loss and the data before the learning rate"
@@ -259,27 +309,47 @@ def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary:
 
 
 def _same_step(trials: Sequence[Trial]) -> tuple[float, float] | None:
-    """The first and the last onset of trainings that all go wrong at the same later step, over a decade of base LRs."""
+    """The first and the last onset of trainings that all go wrong at the same step, whatever the base LR."""
     onsets = [trial.verdict.onset_step for trial in trials]
-    tried = [trial.point.base_lr for trial in trials]
-    first, last = min(onsets), max(onsets)
-    same = EARLY_STEPS < first <= last <= SAME_STEP * first < math.inf
-    return (first, last) if same and max(tried) >= 10 * min(tried) else None
+    if math.isinf(max(onsets)):
+        return None
+    together = _of_data(trials)
+    return (min(onsets), max(onsets)) if len(together) == len(trials) else None
 
 
-def _moved(trial: Trial) -> bool:
-    """Whether the loss ever fell, by more than the scatter of minibatches."""
-    loss = trial.curve.loss[np.isfinite(trial.curve.loss)]
-    if not len(loss):
-        return False
-    typical = median_filter(loss, min(WINDOW, len(loss)), mode="mirror")
-    return bool(typical.min() < typical[0] - MOVED * abs(typical[0]))
+def _of_data(trials: Sequence[Trial], best: float = math.inf) -> list[Trial]:
+    """Trials whose loss first rises at one and the same step, over so many base LRs that it is not the base LR's doing.
+
+    Of the onsets within a factor of SAME_STEP, or a step, the ones that most trials share: over a decade of base LRs,
+    and SAME_DECADES where they are early, when a base LR that is too high shows within a few steps, however high. At
+    least half of the trials between the lowest and the highest of these base LRs must have it, and one at or below
+    the best base LR.
+    """
+    risen = [trial for trial in trials if math.isfinite(trial.verdict.onset_step) and _rose(trial)]
+    risen.sort(key=lambda trial: trial.verdict.onset_step)
+    shared: list[Trial] = []
+    for first in {trial.verdict.onset_step for trial in risen}:
+        last = max(SAME_STEP * first, first + 1)
+        own = [trial for trial in risen if first <= trial.verdict.onset_step <= last]
+        low = min(trial.point.base_lr for trial in own)
+        if len(own) > len(shared) and low <= best and _at_any_base_lr(own, trials, first):
+            shared = own
+    return shared
+
+
+def _at_any_base_lr(own: Sequence[Trial], trials: Sequence[Trial], first: float) -> bool:
+    rates = [trial.point.base_lr for trial in own]
+    low, high = min(rates), max(rates)
+    decades = 1.0 if first > EARLY_STEPS else SAME_DECADES
+    between = [trial for trial in trials if low <= trial.point.base_lr <= high]
+    wide = math.log10(high / low) >= decades - ROUNDING
+    return wide and 2 * len(own) >= len(between)
 
 
 # --- the edge (R6) -------------------------------------------------------------------------------------------
 
 
-def _edge(case: Case, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
+def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
     """Bracket the base LR at which half of the trainings diverge, by halving on the log axis.
 
     The two ends get as many seeds as what lies between them, so that one unlucky seed of the sweep cannot place the
@@ -290,7 +360,7 @@ def _edge(case: Case, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
     low, high = unstable_interval(own) if any(trial.verdict.infeasible for trial in own) else unstable_interval(trials)
     spent, exhausted = 0, False
     studies: list[str] = []
-    while len(studies) < EDGE_ROUNDS and math.isfinite(high):
+    while len(studies) < EDGE_ROUNDS and math.isfinite(high) and low <= MOST_HEADROOM * best:
         seen = {one.base_lr: one.trials for one in tries(own)}
         ends = [low, high] if low > 0 else [high]
         wanted = [rate for rate in ends if seen.get(rate, 0) < case.seeds]
@@ -311,7 +381,28 @@ def _edge(case: Case, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
         if math.isinf(high) and (top := max(one.base_lr for one in tries(own))) and len(studies) < EDGE_ROUNDS:
             high = top * 10 ** (1 / PER_DECADE)  # the infeasible seed of the sweep was an unlucky one
     edge = Edge((low, high), tuple(tries(own)), spent)
-    return edge, Step("edge", ("R6",), tuple(_edge_sentences(case, edge, exhausted)), tuple(studies))
+    why = "the budget ended" if exhausted else f"{EDGE_ROUNDS} rounds did not suffice"
+    wide = edge.found and edge.decades > EDGE_DECADES and low <= MOST_HEADROOM * best
+    sentences = (f"Wider than {EDGE_DECADES} decades: {why}.",) if wide else ()
+    return edge, Step("edge", ("R6",), sentences, tuple(studies))
+
+
+def judged_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:
+    """The edge with its confidence interval; refused if trials contradict it, or if it is too far to matter.
+
+    `probes` are trials besides those that it was bracketed by; those that were not ended early count, too.
+    """
+    low, high = edge.interval
+    above = min(lr_star, low or high)
+    whole = [trial for trial in probes if trial.point.base_lr > PROBE_MULTIPLE * best * (1 + ROUNDING)]
+    tried = _added(edge.tried, tries(whole))
+    widest_low, widest_high = confidence_interval(tried, above)
+    edge = replace(edge, confidence_interval=(min(low, widest_low), max(high, widest_high)))
+    if math.isfinite(high) and contradiction(tried, above) <= CONTRADICTED:
+        return replace(edge, refused="contradicted")
+    if math.isfinite(high) and low > MOST_HEADROOM * best:
+        return replace(edge, refused="too far")
+    return edge
 
 
 def _alike(trial: Trial, case: Case) -> bool:
@@ -320,19 +411,48 @@ def _alike(trial: Trial, case: Case) -> bool:
     return same.configuration == case.point.configuration
 
 
-def _edge_sentences(case: Case, edge: Edge, exhausted: bool) -> Iterable[str]:
+def _added(some: Iterable[Tried], more: Iterable[Tried]) -> list[Tried]:
+    """The counts of both, ascending by base LR."""
+    counts: dict[float, tuple[int, int]] = {}
+    for one in (*some, *more):
+        infeasible, trials = counts.get(one.base_lr, (0, 0))
+        counts[one.base_lr] = infeasible + one.infeasible, trials + one.trials
+    return [Tried(base_lr, *counts[base_lr]) for base_lr in sorted(counts)]
+
+
+def _edge_sentences(case: Case, best: float, edge: Edge) -> Iterable[str]:
     low, high = edge.interval
+    if edge.refused == "contradicted":
+        yield (
+            "Trainings diverge at lower base LRs more often than at higher ones, beyond what chance makes of it: no "
+            "base LR is told as the edge. Is the loss a measure of success here?"
+        )
+        return
+    if edge.refused == "too far":
+        yield f"Up to {readable(low)}, more than {MOST_HEADROOM:.0f} × the best base LR, fewer than half diverge: "
+        yield "no edge that matters."
+        return
     if not edge.found:
         yield f"No base LR up to {readable(low)} diverges in half of its trainings: there is no edge to bracket."
         return
-    star = case.point.base_lr
     yield (
         f"unstable_base_lr lies between {readable(low)} and {readable(high)} ({edge.decades:.2f} decades): headroom "
-        f"{readable(low / star)} to {readable(high / star)}. {edge.trainings} trainings besides the sweep."
+        f"{readable(low / best)} to {readable(high / best)}. {edge.trainings} trainings besides the sweep."
     )
-    if edge.decades > EDGE_DECADES:
-        why = "the budget ended" if exhausted else f"{EDGE_ROUNDS} rounds did not suffice"
-        yield f"Wider than {EDGE_DECADES} decades: {why}."
+    yield _confidence_in_words(edge)
+
+
+def _confidence_in_words(edge: Edge) -> str:
+    low, high = edge.confidence_interval
+    if low > 0 and math.isfinite(high):
+        where = f"lies between {readable(low)} and {readable(high)}"
+    elif low > 0:
+        where = f"is at least {readable(low)}"
+    elif math.isfinite(high):
+        where = f"is at most {readable(high)}"
+    else:
+        where = "may be anywhere: these trainings do not say"
+    return f"That is how finely base LRs were tried. With 95 % confidence it {where}."
 
 
 def _rose(trial: Trial) -> bool:
@@ -343,46 +463,85 @@ def _rose(trial: Trial) -> bool:
 # --- which kind (R2, R5, R7) -----------------------------------------------------------------------------------
 
 
-def _probes(case: Case) -> Asking[tuple[list[Trial], tuple[str, ...]]]:
-    """Runs at 2 × lr_star, evaluated at every step, and at 5 and 10 × lr_star; the studies that were trained."""
-    star = case.point.base_lr
-    probe = case.ask("probe", [PROBE_MULTIPLE * star], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
-    confirm = case.ask("confirm", [multiple * star for multiple in CONFIRM_MULTIPLES], case.seeds)
+def _probes(case: Case, best: float) -> Asking[tuple[list[Trial], tuple[str, ...]]]:
+    """Runs at 2 × the best base LR, evaluated at every step, and at 5 and 10 ×; the studies that were trained."""
+    rate = PROBE_MULTIPLE * best
+    probe = case.ask("probe", [rate], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
+    confirm = case.ask("confirm", [multiple * best for multiple in CONFIRM_MULTIPLES], case.seeds)
     found = yield from trained(probe, confirm)
     names = tuple(asked.name for asked, trials in zip((probe, confirm), found, strict=True) if trials)
     return case.judged(trial for trials in found for trial in trials), names
 
 
-def _kind(case: Case, edge: Edge, trials: Sequence[Trial], studies: tuple[str, ...]) -> tuple[Kind, list[float], Step]:
-    """What happens above lr_star, up to the highest multiple of it that the playbook looks at."""
-    star = case.point.base_lr
-    reach = CONFIRM_MULTIPLES[-1] * star * (1 + 1e-9)
-    above = [t for t in trials if star < t.point.base_lr <= reach and not t.verdict.crashed]
-    ill = [t for t in above if t.verdict.infeasible or t.verdict.instability != "none"]
-    blown = [t for t in ill if _rose(t)]
-    infeasible = [t for t in above if t.verdict.infeasible]
-    counts = Counter(trial.verdict.instability for trial in blown)
-    onsets = sorted(float(trial.verdict.onset_step) for trial in blown)
+def _kind(best: float, edge: Edge, trials: Sequence[Trial], studies: tuple[str, ...]) -> tuple[Kind, list[float], Step]:
+    """What happens above the best base LR, up to the highest multiple of it that the playbook looks at.
+
+    Trainings that go wrong at the same step at any base LR, and recover, are left out: that is the data.
+    """
+    of_data = _of_data(trials, best)
+    recovering = {id(trial) for trial in of_data if trial.feasible}
+    seen = [trial for trial in trials if not trial.verdict.crashed and id(trial) not in recovering]
+    reach = CONFIRM_MULTIPLES[-1] * best * (1 + 1e-9)
+    above = [trial for trial in seen if best < trial.point.base_lr <= reach]
+    below = [trial for trial in seen if trial.point.base_lr <= best]
+    ill = [trial for trial in above if _ill(trial)]
+    risen = [trial for trial in ill if _rose(trial)]
+    counts = Counter(trial.verdict.instability for trial in risen)
+    onsets = sorted(float(trial.verdict.onset_step) for trial in risen)
+    within = edge.found and edge.interval[1] <= reach
+    often = 2 * len(ill) >= len(above) and _more_often(above, below)
     kind: Kind
-    if not above:
+    if edge.refused == "contradicted" or not (above or recovering):
         kind = "unknown"
-    elif edge.interval[1] > reach and len(ill) < len(above) / 2:
+    elif not (within or often):
         kind = "none"
-    elif not blown:
+    elif not risen:
         kind = "edge"
     else:
         kind = "early" if counts["early"] >= counts["mid_training"] else "mid_training"
+    infeasible = sum(trial.verdict.infeasible for trial in above)
     sentences = [
-        f"Of {len(above)} trainings between lr_star and {readable(CONFIRM_MULTIPLES[-1])} × lr_star, {len(infeasible)} "
-        f"are infeasible; {counts['early']} blew up in the first steps, {counts['mid_training']} in mid-training."
+        f"Of {len(above)} trainings between the best base LR and {readable(CONFIRM_MULTIPLES[-1])} × that, "
+        f"{infeasible} are infeasible; {counts['early']} blew up in the first steps, {counts['mid_training']} in "
+        "mid-training."
     ]
-    if len(ill) > len(blown):
-        sentences.append(f"{len(ill) - len(blown)} collapsed to chance without a rise of the loss.")
-    if onsets:
+    sentences += _kind_sentences(ill, risen, onsets)
+    if kind == "none" and 2 * len(ill) >= len(above) > 0:
         sentences.append(
-            f"Onset at step {onsets[0]:.0f} to {onsets[-1]:.0f}, half of them by step {np.median(onsets):.0f}."
+            f"So do {sum(map(_ill, below))} of {len(below)} at and below the best base LR: the loss rises by itself, "
+            "which is no matter of the learning rate."
         )
-    recovered = sum(trial.feasible for trial in blown)
-    if recovered:
-        sentences.append(f"{recovered} of those recovered (R5): rare evaluation would not have shown them.")
+    if recovering:
+        sentences.append(_of_data_in_words(of_data))
     return kind, onsets, Step("kind", ("R2", "R3", "R5", "R7"), tuple(sentences), studies)
+
+
+def _ill(trial: Trial) -> bool:
+    return trial.verdict.infeasible or trial.verdict.instability != "none"
+
+
+def _more_often(above: Sequence[Trial], below: Sequence[Trial]) -> bool:
+    """Whether trainings above the best base LR go wrong more often than those below it, by Fisher's exact test."""
+    table = [[sum(map(_ill, own)), sum(not _ill(trial) for trial in own)] for own in (above, below)]
+    return bool(fisher_exact(table, alternative="greater").pvalue <= ALPHA)
+
+
+def _kind_sentences(ill: Sequence[Trial], risen: Sequence[Trial], onsets: Sequence[float]) -> Iterable[str]:
+    if len(ill) > len(risen):
+        yield f"{len(ill) - len(risen)} collapsed to chance without a rise of the loss."
+    if onsets:
+        yield f"Onset at step {onsets[0]:.0f} to {onsets[-1]:.0f}, half of them by step {np.median(onsets):.0f}."
+    recovered = sum(trial.feasible for trial in risen)
+    if recovered:
+        yield f"{recovered} of those recovered (R5): rare evaluation would not have shown them."
+
+
+def _of_data_in_words(trials: Sequence[Trial]) -> str:
+    onsets = [trial.verdict.onset_step for trial in trials]
+    rates = [trial.point.base_lr for trial in trials]
+    first, last = min(onsets), max(onsets)
+    steps = f"step {first:.0f}" if first == last else f"step {first:.0f} to {last:.0f}"
+    return (
+        f"At {steps} the loss of {len(trials)} trainings rises at base LRs from {readable(min(rates))} to "
+        f"{readable(max(rates))} alike: that is the data, not the learning rate; look at what comes then."
+    )

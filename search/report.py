@@ -53,9 +53,11 @@ from .story import Scene, colour, story
 from .study import Figure
 from .tables import (
     LEFT,
+    MAY_FAIL,
     baseline_cells,
     comparison_rows,
     cost_rows,
+    interval_method,
     on_test_split,
     remedy_rows,
     signed,
@@ -174,6 +176,7 @@ def write_report(
         baseline=_baseline_summary(comparison) if comparison and summaries else None,
         summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
         delta=DELTA if comparison else "",
+        may_fail=MAY_FAIL.capitalize(),
         seeds=max((row.seeds for row in summaries), default=1),
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
         comparison=_chapter(comparison) if comparison else None,
@@ -295,6 +298,8 @@ def _chapter(result: Comparison) -> dict[str, Any]:
     """The comparison with a baseline, for the template."""
     return {
         "decision": result.decision,
+        "failures": result.failures,
+        "interval_method": interval_method(result),
         "colour": DECISION_COLOURS[result.decision],
         "checkpoint": result.checkpoint,
         "seeds": range(result.first_seed, result.first_seed + result.seeds),
@@ -318,6 +323,7 @@ def _told(found: GroupDiagnosis, scenes: Sequence[Scene]) -> dict[str, Any]:
         "summary": found.summary,
         "colour": colour(found),
         "rows": remedy_rows(found),
+        "interval_method": interval_method(found),
         "text_columns": LEFT,
         "steps": [
             {

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .analysis import GroupSummary, readable
-from .comparison import DELTA, Comparison, Evidence, Side, holm
+from .comparison import DELTA, STUDENT, Comparison, Evidence, Side, holm
 from .diagnosis import GroupDiagnosis
 from .sampling import free_axes, shares
 from .study import Axis, Range, Study
@@ -24,7 +24,8 @@ COLUMNS = (
     *("batch size", "optimizer", "lr_star", "unstable_base_lr", "headroom", "infeasible", "best value"),
     *("at step", "best point", "verdict"),
 )
-COMPARED = ("side", "mean", "spread", "range", "gain", "P(better)", "p", "decision")  # of `comparison_rows`
+COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")  # `comparison_rows`
+MAY_FAIL = "may fail: the share of runs that may be infeasible for all that these show, with 95 % confidence"
 UNKNOWN = "unknown"
 LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
 
@@ -130,8 +131,8 @@ def comparison_tables(result: Comparison) -> list[Table]:
         box=box.SIMPLE_HEAD,
         title=f"{result.objective}: {result.seeds} runs per side, seeds from {result.first_seed}",
         title_justify="left",
-        caption="gain = baseline − candidate, with its 95 % bootstrap interval; p: corrected for all candidates.\n"
-        + on_test_split(result),
+        caption=f"gain = baseline − candidate, with its 95 % interval ({interval_method(result)}); p: corrected for "
+        f"all candidates;\n{MAY_FAIL}.\n{on_test_split(result)}",
         caption_justify="left",
     )
     costs = Table(box=box.SIMPLE_HEAD, title="What each side cost", title_justify="left", caption_justify="left")
@@ -141,6 +142,12 @@ def comparison_tables(result: Comparison) -> list[Table]:
     for table, rows in ((values, comparison_rows(result)), (costs, costs_rows)):
         _fill(table, rows)
     return [values, costs]
+
+
+def interval_method(result: Comparison | GroupDiagnosis) -> str:
+    """How the intervals of gains were found, which older files did otherwise."""
+    own = result.candidates if isinstance(result, Comparison) else result.remedies
+    return next((one.evidence.interval_method for one in own if one.evidence), STUDENT)
 
 
 def on_test_split(result: Comparison) -> str:
@@ -233,12 +240,17 @@ def remedy_rows(found: GroupDiagnosis) -> list[dict[str, str]]:
             "updates": str(one.updates),
             "tuned": readable(one.tuned_value),
             "rerun": readable(one.mean) if one.values else "",
+            "may fail": _may_fail(one.failure_bound),
             "gain": _gain(one.evidence) if one.evidence else "",
             "gain at equal updates": _gain(one.equal_steps) if one.equal_steps else "",
             "decision": one.decision or "",
         }
         for one in found.remedies
     ]
+
+
+def _may_fail(bound: float) -> str:
+    return "" if math.isnan(bound) else f"≤ {bound:.0%}"
 
 
 def _gain(one: Evidence) -> str:
@@ -254,6 +266,7 @@ def _spread_cells(side: Side) -> dict[str, str]:
         "mean": readable(statistics.fmean(side.values)),
         "spread": readable(statistics.stdev(side.values)),
         "range": f"{readable(min(side.values))} – {readable(max(side.values))}",
+        "may fail": _may_fail(side.failure_bound),
     }
 
 

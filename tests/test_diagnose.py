@@ -223,13 +223,13 @@ def row_of(name):
     """The row of the plan that a step is counted in."""
     if name.startswith("warmup"):
         return f"warmup {name.split('-')[1]}" if "-screen-" in name else "warmup, confirmed"
-    return ROWS[name.split("-")[0]]
+    return "safety on the edge" if name.endswith("-more") else ROWS[name.split("-")[0]]
 
 
 @pytest.mark.parametrize(
     "model",
     [
-        Simulated(5.0, curved=0.001, noise=0.05),
+        Simulated(5.0, curved=0.001, noise=0.02),
         Simulated(),
         Simulated(3e-4, best_base_lr=1.0, blow_up="mid_training"),
         Simulated(0.08, best_base_lr=1.0, raised=lambda point: 200.0 if point.warmup_steps >= 40 else 1.0),

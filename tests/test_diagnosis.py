@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tunewright.search.comparison import ALPHA, CONFIDENCE
 from tunewright.search.diagnosis import TITLES, Curvature, Diagnosis, Edge, GroupDiagnosis, Remedy, Step, adopt
 from tunewright.search.edge import Tried
 from tunewright.search.storage import read_diagnosis, write_diagnosis
+from tunewright.search.tables import interval_method, remedy_rows
 from tunewright.search.trial import Group, Point
 
 
@@ -182,3 +184,11 @@ def test_the_best_group_of_a_batch_size_is_the_one_whose_adopted_training_is_bes
 def test_a_group_that_was_not_rerun_is_as_good_as_where_it_was_tuned():
     tuned = group(remedies=(remedy("plain", tuned_value=0.01),), adopted="plain")
     assert whole(group(), tuned).best(32) == tuned
+
+
+def test_a_diagnosis_from_before_still_opens_with_headroom_relative_to_lr_star():
+    (found,) = read_diagnosis(Path(__file__).parent.parent / "results" / "diagnose_post_norm").groups
+    assert found.headroom == pytest.approx((1.33, 1.78), abs=0.01)
+    assert math.isnan(found.best_base_lr)
+    assert interval_method(found) == "percentile bootstrap"
+    assert len(remedy_rows(found)) == len(found.remedies)

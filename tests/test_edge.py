@@ -3,11 +3,22 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from tunewright.search.edge import Tried, bracket, interval, probability, tries
+from tunewright.search.edge import (
+    CONTRADICTED,
+    Tried,
+    bracket,
+    confidence_interval,
+    contradiction,
+    interval,
+    probability,
+    tries,
+)
 from tunewright.search.trial import EMPTY_CURVE, Outcome, Point, Trial, Verdict
 
 
@@ -126,3 +137,55 @@ def test_the_interval_holds_the_share_and_mirrors_that_of_the_feasible(counts: t
     low, high = interval(infeasible, of)
     assert 0 <= low <= infeasible / of <= high <= 1
     assert (1 - high, 1 - low) == pytest.approx(interval(of - infeasible, of))
+
+
+# --- confidence, and data that contradict the fit -------------------------------------------------------------
+
+
+@given(trials)
+def test_the_confidence_interval_holds_the_bracket(some: list[Trial]) -> None:
+    tried = tries(some)
+    low, high = bracket(tried)
+    widest_low, widest_high = confidence_interval(tried)
+    assert widest_low <= low
+    assert high <= widest_high
+
+
+@pytest.mark.parametrize("width", [0.02, 0.1, 0.3])
+def test_the_confidence_interval_holds_the_edge_as_often_as_it_says(width: float) -> None:
+    """Five seeds at base LRs 0.15 decades apart, around the base LR at which half diverge."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        edge = rng.uniform(-0.1, 0.1)
+        places = np.arange(-1.2, 1.21, 0.15)
+        infeasible = rng.binomial(5, stats.norm.cdf((places - edge) / width))
+        counts = zip(places, infeasible, strict=True)
+        low, high = confidence_interval([Tried(10**place, int(count), 5) for place, count in counts])
+        held += low <= 10**edge <= high
+    assert held >= stats.binom.ppf(0.001, 200, 0.95)
+
+
+def test_far_from_one_half_the_neighbours_are_the_interval_near_it_they_are_not() -> None:
+    assert confidence_interval([Tried(0.1, 0, 5), Tried(0.2, 5, 5)]) == (0.1, 0.2)
+    assert confidence_interval([Tried(0.1, 0, 5), Tried(0.2, 2, 5), Tried(0.4, 3, 5), Tried(0.8, 5, 5)]) == (0.1, 0.8)
+    assert confidence_interval([]) == (0.0, math.inf)
+
+
+def test_trials_that_contradict_a_rising_probability_are_told_from_luck() -> None:
+    rates = (0.1, 0.2, 0.4, 0.8)
+    backwards = [Tried(rate, count, 5) for rate, count in zip(rates, (5, 0, 5, 0), strict=True)]
+    unlucky = [Tried(rate, count, 5) for rate, count in zip(rates, (1, 0, 2, 5), strict=True)]
+    assert contradiction(backwards) <= CONTRADICTED
+    assert contradiction(unlucky) > 0.1
+    assert contradiction([]) == contradiction([Tried(0.1, 0, 3), Tried(0.2, 3, 3)]) == 1.0
+
+
+def test_what_rises_is_seldom_called_contradictory() -> None:
+    rng = np.random.default_rng(1)
+    chances = (0.0, 0.1, 0.4, 0.5, 0.6, 1.0)
+    called = 0
+    for _ in range(100):
+        counts = zip((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), rng.binomial(5, chances), strict=True)
+        called += contradiction([Tried(rate, int(count), 5) for rate, count in counts]) <= CONTRADICTED
+    assert called <= stats.binom.ppf(0.999, 100, CONTRADICTED)

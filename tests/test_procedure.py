@@ -1,16 +1,19 @@
 """The playbook's procedure on simulated trainings whose illness is known."""
 
 import math
+import zlib
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 
+import numpy as np
 import pytest
 from simulated import CHANCE, STEPS, UNTRAINED, Simulated, diagnosed, follow, sentences, steps_asked, study_of
 
 from tunewright.search.procedure import EDGE_DECADES, diagnosis_of
 from tunewright.search.steps import sweep_of
 from tunewright.search.storage import as_told
+from tunewright.search.trial import Verdict, measured
 
 HEALTHY = Simulated(5.0)
 FLAT = Simulated(20.0, curved=0.005, noise=0.02)  # base LRs around the best one are as good
@@ -314,3 +317,115 @@ def test_the_simulated_blow_ups_are_judged_as_they_are_meant():
         assert {trial.verdict.outcome for trial in above} == {outcome}
         assert {(trial.verdict.outcome, trial.verdict.instability) for trial in below} == {("feasible", "none")}
         assert all(trial.curve.loss[0] == pytest.approx(CHANCE, rel=0.05) for trial in trials)
+
+
+# --- a diagnosis does not contradict itself -----------------------------------------------------------------
+
+
+def diagnosed_of(changed, model=HEALTHY):
+    """The diagnosis of trials that are those of a model, each changed."""
+    study = study_of()
+    trials_of = lambda asked: [changed(trial) for trial in model.trials_of(asked)]  # noqa: E731
+    found, asked = follow(diagnosis_of(study, study.groups(32)[0], 5, {}), trials_of)
+    return found, asked
+
+
+def judged(trial, outcome, instability="early", onset_step=3.0):
+    return replace(trial, verdict=Verdict(outcome, instability, onset_step, ""))
+
+
+def drawn(trial, chance):
+    """Whether a coin of the trial's own, the same each time, falls on one side."""
+    place = zlib.crc32(f"{trial.point.base_lr:.3g} {trial.point.seed}".encode())
+    return np.random.default_rng(place).random() < chance
+
+
+def test_rises_that_are_as_frequent_below_lr_star_are_no_kind_of_instability():
+    def hovering(trial):
+        onset = 30.0 + 300 * np.random.default_rng(trial.point.seed + round(1e5 * trial.point.base_lr)).random()
+        return judged(trial, "feasible", "mid_training", onset) if trial.feasible and drawn(trial, 0.7) else trial
+
+    found, _ = diagnosed_of(hovering)
+    assert found.kind == "none"
+    assert "the loss rises by itself" in sentences(found, "kind")
+    assert found.summary.startswith("Stable: ")
+
+
+def test_an_onset_that_is_the_same_over_decades_of_base_lr_is_the_data():
+    def lucky_first_batch(trial):
+        return judged(trial, "feasible") if trial.feasible else trial
+
+    found, _ = diagnosed_of(lucky_first_batch)
+    assert found.kind == "none"
+    assert "At step 3 the loss of" in sentences(found, "kind")
+    assert "that is the data, not the learning rate" in sentences(found, "kind")
+    assert found.onset_steps == ()
+
+
+def test_early_blow_ups_at_every_base_lr_of_many_decades_are_not_blamed_on_the_base_lr():
+    found, _ = of(Simulated(1e-9))
+    assert "whatever the base LR" in found.summary
+
+
+def test_a_fit_that_its_trials_contradict_is_refused():
+    """What is just above lr_star diverges always, what is farther above never."""
+
+    def in_a_band(trial):
+        return judged(trial, "diverged") if 0.15 < trial.point.base_lr < 0.4 else trial
+
+    found, _ = diagnosed_of(in_a_band, Simulated())
+    assert found.edge.refused == "contradicted"
+    assert not found.edge.found
+    assert found.kind == "unknown"
+    assert found.headroom == (math.inf, math.inf)
+    assert "more often than at higher ones" in found.summary
+    assert found.adopted == "plain"
+
+
+def test_an_edge_beyond_a_thousand_times_the_best_base_lr_is_no_edge_that_matters():
+    found, asked = of(Simulated(25.0, best_base_lr=0.003))
+    assert found.edge.refused == "too far"
+    assert (found.kind, found.edge.found, found.edge.trainings) == ("none", False, 0)
+    assert "1000 ×" in found.summary
+    assert not [name for name in steps_asked(asked) if name.startswith("edge")]
+
+
+def test_headroom_is_relative_to_the_best_mean_and_not_to_what_is_within_an_error_of_it():
+    shallow = [diagnosed(replace(FLAT, unstable_base_lr=3.0), study_of(seed=10 * i))[0] for i in range(6)]
+    lower = [found for found in shallow if found.lr_star < found.best_base_lr]
+    assert lower
+    for found in lower:
+        assert found.headroom[1] == pytest.approx(found.edge.interval[1] / found.best_base_lr)
+        assert "× the best base LR" in found.summary
+        assert "The best mean is at" in sentences(found, "sweep")
+
+
+def test_the_edge_is_told_with_a_confidence_beside_how_finely_it_was_tried():
+    found, _ = of(EARLY)
+    low, high = found.edge.confidence_interval
+    assert low <= found.edge.interval[0] < found.edge.interval[1] <= high
+    assert "With 95 % confidence it " in sentences(found, "edge")
+
+
+# --- objectives that rank nothing ---------------------------------------------------------------------------
+
+
+def with_values(trial, values):
+    curve = replace(trial.curve, metrics={"val_error": values(trial.curve.eval_step)})
+    return measured(trial.point, trial.verdict, curve, "val_error", seconds=0.01)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (lambda steps: np.full(len(steps), 0.5), "val_error is 0.5 in every evaluation of all 9 trainings, although"),
+        (lambda steps: np.full(len(steps), math.nan), "val_error is nan or inf in every evaluation of all 9 trainings"),
+        (lambda steps: 0.1 + steps / 1000, "if larger is better, let `evaluate` return its negative"),
+    ],
+)
+def test_an_objective_that_ranks_nothing_ends_the_diagnosis_in_a_sentence(values, words):
+    found, asked = diagnosed_of(lambda trial: with_values(trial, values))
+    assert words in found.summary
+    assert found.fault == found.summary
+    assert (found.kind, found.remedies, found.adopted) == ("unknown", (), "")
+    assert steps_asked(asked) == ["simulated"]
