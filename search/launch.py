@@ -75,6 +75,7 @@ def run_studies(
     are written at the end, also after an interruption. Raises UserError for a mistake in a study or its workload,
     before anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
     """
+    devices(device)
     check_studies(studies)
     provenance = environment(sys.argv)
     with ExitStack() as stack:

@@ -125,6 +125,7 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     `keep_checkpoints` and [figure] may change: the points stay the same.
     """
     folder = results / study.name
+    given = open_storage(url) if url else None
     try:
         for part in ("curves", "checkpoints", "plots"):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
             pass
     except OSError as error:
         raise UserError(f"{folder}: cannot be written: {error.strerror}") from error
-    storage = open_storage(url or URL.create("sqlite", database=str(_database(folder))))
+    storage = given or open_storage(URL.create("sqlite", database=str(_database(folder))))
     names = {batch_size: f"{study.name}/batch_size={batch_size}" for batch_size in study.batch_sizes}
     stored = set(optuna.get_all_study_names(storage))
     is_own = url is not None or _database(folder).parent != folder
@@ -213,7 +214,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
         free = key in ("question", "keep_checkpoints") or key.startswith("figure.")
-        if was == is_now or free or (key in may_grow and was != "(absent)" and is_now > was):
+        grown = key in may_grow and isinstance(was, int) and isinstance(is_now, int) and is_now > was
+        if was == is_now or free or grown:
             continue
         lines.append(f"{key}: was {was}, is {is_now}")
     return lines
