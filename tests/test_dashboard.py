@@ -20,8 +20,9 @@ from stored import diverged, feasible, small_study
 from tunewright.search.baseline import tell_baseline
 from tunewright.search.checkpoints import sha256
 from tunewright.search.comparison import Checkpoint
-from tunewright.search.dashboard import READ_ONLY, application, listen
+from tunewright.search.dashboard import application, listen
 from tunewright.search.errors import UserError
+from tunewright.search.guard import READ_ONLY
 from tunewright.search.storage import Store, create_store, open_storage, tell
 
 BEST, WORSE = feasible(0, 0.1, 0.05), feasible(1, 0.01, 0.2)
