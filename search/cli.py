@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Imports of torch, Optuna and plotly take seconds, and stand in the commands that need them.
 CRASHES_SHOWN = 5  # the rest are in crashed.log
+POINTS_JUDGED = 1_000  # of a plan, for its updates and time: enough for a mean, made at once
 MOST_PROCESSES = 4096  # workers of a machine, or threads of a worker: more than any machine has cores
 MOST_SLOTS = 10_000  # trials in one stack: each keeps a model and its optimizer's state in memory
 MOST_RUNS = 10_000  # seeds of a diagnosis or of one side of a comparison (`comparison.MOST_SEEDS`)
@@ -31,7 +32,7 @@ INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on f
 def _check(options: argparse.Namespace) -> int:
     from .advice import advise
     from .launch import check_studies, seconds_per_step
-    from .sampling import next_points
+    from .sampling import some_points
     from .study import load_study
     from .tables import plan_table, print_table
 
@@ -39,7 +40,7 @@ def _check(options: argparse.Namespace) -> int:
     for path in options.studies:
         study = load_study(path)
         check_studies([study])
-        print_table(plan_table(study, next_points(study, []), seconds_per_step(study)))
+        print_table(plan_table(study, some_points(study, POINTS_JUDGED), seconds_per_step(study)))
         for one in advise(study, _finished(study, options.results / study.name, options.storage)):
             print(f"warning: {path}: {one.place}: {one.sentence}")
     return 0

@@ -132,8 +132,10 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
 
 def _only_points(study: Study) -> list[Point]:
     """The configuration of each batch size, if each has one only; else none."""
-    points = next_points(study, [])
     sizes = len(study.batch_sizes)
+    if study.planned_trials() != sizes * study.seeds:
+        return []
+    points = next_points(study, [])
     alone = len({point.configuration for point in points}) == sizes and len(points) == sizes * study.seeds
     return points[:: study.seeds] if alone else []
 

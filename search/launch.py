@@ -30,7 +30,7 @@ from .engine import devices
 from .errors import UserError
 from .files import atomic, checkpoint_path, curve_path, name_of, write_json
 from .progress import Progress
-from .sampling import next_points
+from .sampling import next_points, some_points
 from .storage import (
     Store,
     as_told,
@@ -108,8 +108,9 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
     every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every)}
     short = study.model_copy(update=every | {"prepend_warmup": False, "stop_after": None})
     result = {}
+    points = some_points(study, most=1)
     for batch_size in study.batch_sizes:
-        point = next(p for p in next_points(study, []) if p.batch_size == batch_size)
+        point = next(p for p in points if p.batch_size == batch_size)
         point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
         workload = load_workload(study.workload, point.workload_args)
         with torch_threads():

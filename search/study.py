@@ -397,14 +397,14 @@ class Study(_Strict):
         return sum(self._combinations(self.axes(optimizer)) for optimizer in self.optimizers) * arguments
 
     def _combinations(self, axes: Mapping[str, Axis]) -> int:
-        return math.prod(_count(axes[name]) for name in self.scientific)
+        return math.prod(grid_size(axes[name]) for name in self.scientific)
 
     def planned_trials(self) -> int:
         """How many trials the study plans in all, without making a plan."""
         if self.trials is None:
             arguments = math.prod(len(_values(value)) for value in self.workload_args.values())
             axes = (self.axes(optimizer).values() for optimizer in self.optimizers)
-            each = sum(math.prod(map(_count, own)) for own in axes) * arguments
+            each = sum(math.prod(map(grid_size, own)) for own in axes) * arguments
         else:
             each = self.trials
         return each * len(self.batch_sizes) * self.seeds
@@ -502,7 +502,7 @@ def _values(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _count(axis: Axis) -> int:
+def grid_size(axis: Axis) -> int:
     """How many values a grid takes of an axis."""
     return (axis.points or 1) if isinstance(axis, Range) else len(axis)
 

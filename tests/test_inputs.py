@@ -478,3 +478,26 @@ def test_a_file_may_have_any_readable_name(name):
     Path(name).write_text(study())
     assert load_study(name).name == name.removesuffix(".toml")
     Path(name).unlink()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trials": "1_000_000"},
+        {"trials": "1_000_000", "sampler": '"sobol"', "space": SPACE + "warmup_steps = { low = 0, high = 4 }\n"},
+        {"trials": "1_000_000", "sampler": '"tpe"', "prepend_warmup": "true"},
+        {"trials": "10_000", "seeds": "100"},
+        {
+            "trials": None,
+            "sampler": '"grid"',
+            "space": range_of(1e-3, 1e-1, "points = 1000") + "clip_norm = { low = 0.1, high = 1.0, points = 1000 }\n",
+        },
+    ],
+)
+def test_a_million_planned_trials_are_checked_within_seconds(changes, capsys):
+    Path("s.toml").write_text(study(**changes))
+    began = time.perf_counter()
+    assert main(["check", "s.toml"]) == 0
+    assert time.perf_counter() - began < 5
+    shown = capsys.readouterr().out
+    assert "1000000" in shown or "10000 × 100 seeds" in shown
