@@ -7,6 +7,7 @@ room for doubt; each one names the key of the study file, the value found, what 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,55 @@ ORDER = 10.0  # R10: an order of magnitude; R3, R6: the least that a sweep of ba
 GRID_AXES = 2  # S2: grids are for one or two dimensions
 LESS_TUNED = 0.5  # S9: half as many values or configurations as another side (the share is ours)
 ADAM_BUDGETS = {"beta1": 10, "epsilon": 26, "beta2": 50}  # S11: fewest configurations; "far more" than 25: twice (ours)
+
+# Words of an objective's name: metrics that are better when higher, and words that turn that round.
+WORD = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*")
+DIGITS = "0123456789"
+BETTER_WHEN_HIGHER = frozenset(
+    [
+        "acc",
+        "accuracy",
+        "auc",
+        "auroc",
+        "auprc",
+        "ap",
+        "map",
+        "f1",
+        "fbeta",
+        "bleu",
+        "chrf",
+        "rouge",
+        "meteor",
+        "precision",
+        "recall",
+        "sensitivity",
+        "specificity",
+        "r2",
+        "iou",
+        "miou",
+        "dice",
+        "jaccard",
+        "ndcg",
+        "mrr",
+        "hits",
+        "reward",
+        "rewards",
+        "return",
+        "returns",
+        "mcc",
+        "kappa",
+        "psnr",
+        "ssim",
+        "correlation",
+        "pearson",
+        "spearman",
+        "elbo",
+        "evidence",
+        "winrate",
+        "success",
+    ]
+)
+WORSE_WHEN_HIGHER = frozenset(["loss", "error", "err", "nll", "regret", "neg", "negative", "minus", "distance", "cost"])
 
 
 @dataclass(frozen=True)
@@ -77,6 +127,26 @@ def _explores(study: Study) -> bool:
 def _all_of(names: Iterable[object]) -> str:
     *first, last = map(str, names)
     return f"{', '.join(first)} and {last}" if first else last
+
+
+# --- the objective ------------------------------------------------------------------------------------------
+
+
+def direction_of(study: Study) -> Iterator[Advice]:
+    """An objective that is minimized, though its name is that of a metric that is better when higher.
+
+    Silent where the file says `maximize`, true or false.
+    """
+    words = [word.lower() for word in WORD.findall(study.objective)]
+    higher = [word for word in words if word in BETTER_WHEN_HIGHER or word.rstrip(DIGITS) in BETTER_WHEN_HIGHER]
+    if "maximize" in study.model_fields_set or not higher or WORSE_WHEN_HIGHER & set(words):
+        return
+    yield _advice(
+        "S3",
+        "objective",
+        f"{study.objective!r} is minimized, and {higher[0]!r} sounds like a metric that is better when higher: set "
+        "maximize = true, or maximize = false to say that lower is better",
+    )
 
 
 # --- learning rates -----------------------------------------------------------------------------------------
@@ -349,6 +419,7 @@ def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice
 
 
 OF_THE_FILE: tuple[Callable[[Study], Iterator[Advice]], ...] = (
+    direction_of,
     _shared_base_lr,
     _base_lr_range,
     _batch_size_as_argument,

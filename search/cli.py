@@ -81,6 +81,7 @@ def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .advice import direction_of
     from .launch import run_studies
     from .study import load_study
 
@@ -88,6 +89,9 @@ def _run(options: argparse.Namespace) -> int:
     studies = [load_study(path) for path in options.studies]
     if len({study.name for study in studies}) < len(studies):
         raise UserError("the studies must differ in name: the results folder is named after the file")
+    for path, study in zip(options.studies, studies, strict=True):
+        for one in direction_of(study):
+            print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)
     try:
         stores = run_studies(
             studies,
@@ -175,11 +179,12 @@ def _diagnose(options: argparse.Namespace) -> int:
     from .launch import check_studies, seconds_per_step
     from .report import build_report
     from .storage import create_store
-    from .study import load_study
+    from .study import load_study, refuse_maximized
     from .tables import diagnosis_plan_table, diagnosis_table, print_table
 
     _quiet_optuna()
     study = load_study(options.study)
+    refuse_maximized(study, "diagnose")
     check_studies([study])
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
     pool = _pool_options(options)

@@ -38,7 +38,7 @@ from .pinned import pinned
 from .sampling import next_points
 from .schedule import total_steps
 from .storage import STUDY_FILE, Store, as_told, create_store, open_store, read_trials, write_comparison
-from .study import ADAPTIVE, Study, load_study
+from .study import ADAPTIVE, Study, load_study, refuse_maximized
 from .tables import space_in_words
 from .threads import torch_threads
 from .trial import Point, Trial
@@ -154,6 +154,7 @@ def train_recipe(
     with it; UnfinishedError if a trial crashed.
     """
     study = load_study(path)
+    refuse_maximized(study, "compare")
     points = _only_points(study)
     if not points:
         raise UserError(
@@ -181,6 +182,7 @@ def compare(
     Raises UserError, before anything is trained, if the checkpoint cannot be read or does not fit; UnfinishedError if
     a run crashed; KeyboardInterrupt passes through, with all finished runs kept.
     """
+    refuse_maximized(store.study, "compare")
     with exclusive(store):
         result = _compared(store, checkpoint, baseline, seeds, options)
         write_comparison(store.folder, result)

@@ -341,7 +341,7 @@ def _drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
     """Keep the checkpoints of the best `keep_checkpoints` trials at each batch size (S10); infeasible ones go first."""
     if store.study.keep_checkpoints is None:
         return
-    ranking = sorted(trials, key=lambda trial: (not trained(trial), trial.best_value, trial.point.number))
+    ranking = sorted(trials, key=lambda trial: (not trained(trial), trial.cost, trial.point.number))
     for batch_size in store.study.batch_sizes:
         own = [trial for trial in ranking if trial.point.batch_size == batch_size]
         for trial in own[store.study.keep_checkpoints :]:

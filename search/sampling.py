@@ -248,7 +248,7 @@ def _propose(study: Study, group: Group, told: Sequence[Told], count: int) -> li
     else:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
     distributions = {name: distribution(axis, name) for name, axis in axes.items()}
-    memory = optuna.create_study(sampler=sampler)
+    memory = optuna.create_study(sampler=sampler, direction=study.direction)
     for one in told:
         memory.add_trial(
             optuna.trial.create_trial(

@@ -143,7 +143,12 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
         study,
         folder,
         {
-            batch_size: optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+            batch_size: optuna.create_study(
+                study_name=name,
+                storage=storage,
+                direction=study.direction,
+                load_if_exists=True,
+            )
             for batch_size, name in names.items()
         },
     )
@@ -240,7 +245,8 @@ def as_told(trial: Trial) -> Told:
         return Told(trial.point, trial.best_value, -1.0)
     steps = max(trial.curve.total_steps, 1)
     reached = min(trial.verdict.onset_step, steps - 1) / steps
-    value = next(filter(math.isfinite, (trial.initial_value, trial.best_value)), LARGE)
+    worst = -LARGE if trial.maximize else LARGE
+    value = next(filter(math.isfinite, (trial.initial_value, trial.best_value)), worst)
     return Told(trial.point, value, 1.0 - reached)
 
 

@@ -281,7 +281,8 @@ class Study(_Strict):
     workload_args: dict[str, Argument] = Field(
         default_factory=dict, description="Arguments of the factory; a list is a scientific hyperparameter"
     )
-    objective: str = Field(description="A metric that evaluate() returns; minimized")
+    objective: str = Field(description="A metric that evaluate() returns; minimized, unless `maximize` is set")
+    maximize: StrictBool = Field(False, description="A higher value of the objective is better, as of an accuracy")
     max_train_steps: Steps = Field(description="Optimizer updates of the baseline schedule")
     batch_sizes: Annotated[
         tuple[BatchSize, ...],
@@ -334,6 +335,11 @@ class Study(_Strict):
         if not all(part.isidentifier() for part in (*module.split("."), factory)):
             raise ValueError(f"must be package.module:factory, got {shown(path)}")
         return path
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """Which values of the objective are better, in Optuna's words."""
+        return "maximize" if self.maximize else "minimize"
 
     @property
     def evaluate_every(self) -> int:
@@ -619,3 +625,12 @@ def _unknown_key(keys: list[str]) -> str:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)
     return f"unknown key; did you mean {nearest[0]!r}?" if nearest else f"unknown key; known are {', '.join(known)}"
+
+
+def refuse_maximized(study: Study, command: str) -> None:
+    """Raise UserError for a command whose statistics take lower for better, if a study is maximized."""
+    if study.maximize:
+        raise UserError(
+            f"{study.name}: maximize: `tunewright {command}` cannot do with an objective that is maximized: let "
+            "evaluate() return one that is better when lower, as 1 − accuracy, and leave maximize out"
+        )

@@ -350,6 +350,8 @@ class _Loop:
             for name, values in metrics.items():
                 slot.metrics.setdefault(name, []).append(values[k])
             history = np.array(slot.metrics[self.study.objective])
+            if self.study.maximize:
+                history = -history
             if np.isfinite(history[-1]) and not (history[:-1] <= history[-1]).any():
                 self.stack.keep_best(k)
 
@@ -362,5 +364,6 @@ class _Loop:
         if broken.any():
             slot.step = int(broken.argmax()) + 1
         curve = slot.curve(self.chance)
-        trial = measured(slot.point, judge(curve), curve, self.study.objective, slot.seconds)
+        verdict, objective = judge(curve), self.study.objective
+        trial = measured(slot.point, verdict, curve, objective, slot.seconds, self.study.maximize)
         return Trained(trial, self.stack.best(k))
