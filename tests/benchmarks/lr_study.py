@@ -65,7 +65,7 @@ CASES = (
     Case("wide_resnet:digits", 1.8, 200, 1e-2, evaluations=10),
     Case("transformer:characters", 1.4, 120, 1e-3, evaluations=6),
 )
-QUICK = {"points": 12, "steps": 100}
+QUICK = {"points": 4, "steps": 50, "slots": 4}
 
 
 # ---------------------------------------------------------------------------------------------------- by hand
@@ -277,7 +277,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="12 points of 100 updates, digits:mlp, one round")
+    parser.add_argument("--quick", action="store_true", help="4 points of 50 updates, digits:mlp, one round")
     parser.add_argument("--workload", choices=[case.workload for case in CASES], nargs="*", help="default: all")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--points", type=int)
