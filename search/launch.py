@@ -40,6 +40,7 @@ from .storage import (
     read_comparison,
     read_trials,
     tell,
+    without_curve,
     write_table,
 )
 from .study import Study
@@ -129,7 +130,7 @@ def run_study(study: Study, **options: object) -> list[Trial]:
 
 def write_results(store: Store, provenance: Mapping[str, object] | None = None) -> None:
     """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to put in it."""
-    trials = read_trials(store)
+    trials = read_trials(store, curves=False)
     _drop_checkpoints(store, trials)
     write_table(store.folder / "trials.csv", trials, read_comparison(store.folder))
     summaries = summarize(trials, store.study.scientific_names, store.study.ranges)
@@ -188,7 +189,7 @@ class _Driver:
         self.devices = devices(names)
         self.device = self.devices[0]
         self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
-        self.trials = [{_key(trial.point): trial for trial in read_trials(store)} for store in stores]
+        self.trials = [{_key(t.point): t for t in read_trials(store, curves=False)} for store in stores]
         self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.collecting = threading.Lock()
@@ -333,7 +334,7 @@ class _Driver:
             self.tried.add((store.study.name, name_of(trial.point)))
         if known is None or known.verdict.crashed:
             tell(store, trial)
-            trials[_key(trial.point)] = trial
+            trials[_key(trial.point)] = without_curve(trial, trial.curve.total_steps)
             self.show.finished(store.study, trial)
 
 

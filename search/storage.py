@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -308,12 +308,15 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
     return parameters, distributions
 
 
-def read_trials(store: Store) -> list[Trial]:
-    """Every finished trial, by batch size and number. A crashed one gives way to a later try of its point."""
+def read_trials(store: Store, curves: bool = True) -> list[Trial]:
+    """Every finished trial, by batch size and number. A crashed one gives way to a later try of its point.
+
+    Without `curves` only the updates that were planned are known of each: all that ranking and samplers look at.
+    """
     trials: dict[tuple[int, int], Trial] = {}
     for batch_size in store.study.batch_sizes:
         for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
-            trial = _trial(store, frozen)
+            trial = _trial(store, frozen, curves)
             if trial is None:
                 continue
             key = (batch_size, trial.point.number)
@@ -322,12 +325,14 @@ def read_trials(store: Store) -> list[Trial]:
     return [trials[key] for key in sorted(trials)]
 
 
-def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
+def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
     """A trial as recorded; None for one that somebody else added to the study."""
     if RECORD not in frozen.user_attrs:
         return None
     record = json.loads(frozen.user_attrs[RECORD])
     trial = Trial.from_record(record, EMPTY_CURVE)
+    if not curves:
+        return without_curve(trial, store.study.updates(trial.point))
     try:
         return Trial.from_record(record, read_curve(curve_path(store.folder, trial.point)))
     except FileNotFoundError:
@@ -337,6 +342,11 @@ def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
         values = np.array(list(frozen.intermediate_values.values()))
         curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
         return Trial.from_record(record, curve)
+
+
+def without_curve(trial: Trial, total_steps: int) -> Trial:
+    """A trial as it is kept in memory by the thousands: of its curve only the updates that were planned."""
+    return replace(trial, curve=replace(EMPTY_CURVE, total_steps=total_steps))
 
 
 def write_comparison(folder: Path, result: Comparison) -> None:
