@@ -9,7 +9,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).with_name("benchmarks")
 SCRIPTS = [path for path in sorted(BENCHMARKS.glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
-SECONDS = 180  # of one script on a busy machine; a few on one that is not
+SECONDS = 600  # of one script on a busy machine; a few to twenty on one that is not
 
 
 def test_there_are_benchmarks():

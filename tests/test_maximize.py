@@ -13,6 +13,7 @@ from stored import diverged, feasible, small_study
 from tunewright.search.advice import advise
 from tunewright.search.analysis import boundary_checks, ranked, summarize
 from tunewright.search.cli import main
+from tunewright.search.compare import compare
 from tunewright.search.dashboard import _backend, _DashboardStorage
 from tunewright.search.errors import UserError
 from tunewright.search.flags import checkpoint_note, curve_flags
@@ -169,9 +170,7 @@ def test_optuna_is_told_the_direction_and_the_values_as_they_are(store):
 
 
 def test_trials_come_back_as_they_were_and_old_records_are_minimized(store):
-    assert read_trials(store) == ACCURACIES or [t.record() for t in read_trials(store)] == [
-        t.record() for t in ACCURACIES
-    ]
+    assert [trial.record() for trial in read_trials(store)] == [trial.record() for trial in ACCURACIES]
     assert all(trial.maximize for trial in read_trials(store))
     record = feasible(0, 0.1, 0.05).record()
     assert "maximize" not in record
@@ -323,3 +322,18 @@ def test_run_warns_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tunewright.search.launch.run_studies", stopped)
     assert main(["run", str(path), "--results", str(tmp_path)]) == 2
     assert f"warning: {path}: objective: 'val_acc' is minimized" in capsys.readouterr().err
+
+
+def test_compare_and_diagnose_refuse_what_is_maximized(store, tmp_path, capsys):
+    path = tmp_path / "s.toml"
+    path.write_text(
+        'workload = "a:b"\nobjective = "val_acc"\nmaximize = true\nmax_train_steps = 10\nbatch_sizes = [8]\n'
+        "trials = 1\n[space.optimizer.sgd]\nbase_lr = 0.1\n"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    for command in (["diagnose", str(path)], ["compare", str(path), "--baseline", "b.pt"]):
+        assert main([*command, "--results", str(tmp_path)]) == 2
+        assert f"s: maximize: `tunewright {command[0]}` cannot do" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(UserError, match="small: maximize: `tunewright compare`"):
+        compare(store, tmp_path / "b.pt")
