@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+MOST = 10_000  # of a width or depth: two layers of this width have 400 MB, so many layers take seconds to make
 
-def at_least(lowest: int, **arguments: int) -> None:
-    """Raise ValueError unless every argument is a whole number ≥ `lowest`."""
+
+def at_least(lowest: int, most: int = MOST, **arguments: int) -> None:
+    """Raise ValueError unless every argument is a whole number from `lowest` to `most`."""
     for name, value in arguments.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
             raise ValueError(f"{name}: must be a whole number of at least {lowest}, got {value!r}")
+        if value > most:
+            raise ValueError(f"{name}: must be a whole number of at most {most}, got {value!r}")
 
 
 def one_of(choices: Sequence[object], **arguments: object) -> None:

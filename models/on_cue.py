@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +80,6 @@ def linear(cue_step: int = 50, kind: str = "nan") -> Classification:
 
     Raises ValueError unless cue_step ≥ 0 and kind is "nan", "blow_up" or "spike".
     """
-    at_least(0, cue_step=cue_step)
+    at_least(0, most=sys.maxsize, cue_step=cue_step)
     one_of(KINDS, kind=kind)
     return Classification(load, functools.partial(OnCue, cue_step, kind))

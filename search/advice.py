@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .analysis import BEST_FEW, CLIP_TOO_MUCH, boundary_checks, group_trials, ranked, readable
 from .flags import ENOUGH, checkpoint_note
+from .objective import sounds_better_when_higher
 from .optimizers import RULES
 from .sampling import ROUND, free_axes, shares
 from .schedule import LONG_WARMUP, longest_warmup
@@ -92,6 +93,25 @@ def _explores(study: Study) -> bool:
 def _all_of(names: Iterable[object]) -> str:
     *first, last = map(str, names)
     return f"{', '.join(first)} and {last}" if first else last
+
+
+# --- the objective ------------------------------------------------------------------------------------------
+
+
+def direction_of(study: Study) -> Iterator[Advice]:
+    """An objective that is minimized, though its name is that of a metric that is better when higher.
+
+    Silent where the file says `maximize`, true or false.
+    """
+    higher = sounds_better_when_higher(study.objective)
+    if "maximize" in study.model_fields_set or not higher:
+        return
+    yield _advice(
+        "S3",
+        "objective",
+        f"{study.objective!r} is minimized, and {higher!r} sounds like a metric that is better when higher: set "
+        "maximize = true, or maximize = false to say that lower is better",
+    )
 
 
 # --- learning rates -----------------------------------------------------------------------------------------
@@ -402,6 +422,7 @@ def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice
 
 
 OF_THE_FILE: tuple[Callable[[Study], Iterator[Advice]], ...] = (
+    direction_of,
     _shared_base_lr,
     _base_lr_range,
     _batch_size_as_argument,

@@ -1,7 +1,7 @@
 """What finished trials say: groups, lr_star and headroom, crowded boundaries, flags of a curve.
 
-Pure functions of `list[Trial]`. The objective is minimized. Crashed trials are no evidence and count
-only as crashed; infeasible trials are evidence and never move lr_star.
+Pure functions of `list[Trial]`. Trials are ranked by their cost (`Trial.cost`). Crashed trials are no evidence and
+count only as crashed; infeasible trials are evidence and never move lr_star.
 
 Where a study repeats its configurations with several seeds, a configuration is as good as the mean of its
 seeds, and it is infeasible as soon as one of them is: the edge of stability is random, and a learning rate
@@ -167,7 +167,7 @@ def repetitions(trials: Iterable[Trial]) -> list[list[Trial]]:
             found.setdefault(trial.point.configuration, []).append(trial)
 
     def place(trial: Trial) -> tuple[float, ...]:
-        return trial.point.seed, trial.point.number, trial.best_value
+        return trial.point.seed, trial.point.number, trial.cost
 
     return [sorted(seeds, key=place) for seeds in found.values()]
 
@@ -175,6 +175,11 @@ def repetitions(trials: Iterable[Trial]) -> list[list[Trial]]:
 def mean_value(seeds: Sequence[Trial]) -> float:
     """The mean best value over the seeds of one configuration."""
     return fmean(trial.best_value for trial in seeds)
+
+
+def mean_cost(seeds: Sequence[Trial]) -> float:
+    """The mean best value as something to minimize, by which configurations are ranked."""
+    return fmean(trial.cost for trial in seeds)
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
@@ -188,11 +193,11 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
 def _ranking(trials: Iterable[Trial]) -> list[list[Trial]]:
     """The feasible configurations, best mean first."""
     usable = [seeds for seeds in repetitions(trials) if all(map(trained, seeds))]
-    return sorted(usable, key=lambda seeds: (mean_value(seeds), seeds[0].point.base_lr, seeds[0].point.number))
+    return sorted(usable, key=lambda seeds: (mean_cost(seeds), seeds[0].point.base_lr, seeds[0].point.number))
 
 
 def _best_seed(seeds: Sequence[Trial]) -> Trial:
-    return min(seeds, key=lambda trial: (trial.best_value, trial.point.number))
+    return min(seeds, key=lambda trial: (trial.cost, trial.point.number))
 
 
 def best_few(trials: Iterable[Trial]) -> list[Trial]:

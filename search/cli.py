@@ -27,13 +27,21 @@ if TYPE_CHECKING:
 CRASHES_SHOWN = 5  # the rest are in crashed.log
 STORAGE = "TUNEWRIGHT_STORAGE"  # the environment variable that --storage defaults to
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POINTS_JUDGED = 1_000  # of a plan, for its updates and time: enough for a mean, made at once
+MOST_PROCESSES = 4096  # workers of a machine, or threads of a worker: more than any machine has cores
+MOST_SLOTS = 10_000  # trials in one stack: each keeps a model and its optimizer's state in memory
+MOST_RUNS = 10_000  # seeds of a diagnosis or of one side of a comparison (`comparison.MOST_SEEDS`)
+MOST_TRAININGS = 10**6  # of a budget, as of a study (`study.MOST_TRIALS`)
+MOST_PORT = 65535
+SHOWN = 80  # characters of a wrong option in a message
+ONE_RUN = ": one run has no spread"
 INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on from here."
 
 
 def _check(options: argparse.Namespace) -> int:
     from .advice import advise
     from .launch import check_studies, seconds_per_step
-    from .sampling import next_points
+    from .sampling import some_points
     from .study import load_study
     from .tables import plan_table, print_table
     from .workload import load_workload
@@ -42,9 +50,9 @@ def _check(options: argparse.Namespace) -> int:
     for path in options.studies:
         study = load_study(path)
         check_studies([study])
-        points = next_points(study, [])
-        print_table(plan_table(study, points, seconds_per_step(study)))
-        workload = load_workload(study.workload, points[0].workload_args)
+        print_table(plan_table(study, some_points(study, POINTS_JUDGED), seconds_per_step(study)))
+        (point,) = some_points(study, 1)[:1]
+        workload = load_workload(study.workload, point.workload_args)
         for one in advise(study, _finished(study, options.results / study.name, options.storage), workload):
             print(f"warning: {path}: {one.place}: {one.sentence}")
     return 0
@@ -89,6 +97,7 @@ def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from .advice import direction_of
     from .launch import run_studies
     from .study import load_study
 
@@ -96,6 +105,9 @@ def _run(options: argparse.Namespace) -> int:
     studies = [load_study(path) for path in options.studies]
     if len({study.name for study in studies}) < len(studies):
         raise UserError("the studies must differ in name: the results folder is named after the file")
+    for path, study in zip(options.studies, studies, strict=True):
+        for one in direction_of(study):
+            print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)
     with _stopping_in_order():
         stores = run_studies(
             studies,
@@ -179,11 +191,12 @@ def _diagnose(options: argparse.Namespace) -> int:
     from .launch import check_studies, seconds_per_step
     from .report import build_report
     from .storage import create_store
-    from .study import load_study
+    from .study import load_study, refuse_maximized
     from .tables import diagnosis_plan_table, diagnosis_table, print_table
 
     _quiet_optuna()
     study = load_study(options.study)
+    refuse_maximized(study, "diagnose")
     check_studies([study])
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
     pool = _pool_options(options)
@@ -246,15 +259,16 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     def pool(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per core)")
-        sub.add_argument("--threads", type=_positive, metavar="N", help="torch threads per worker (default: measured)")
+        processes = _whole(1, MOST_PROCESSES)
+        sub.add_argument("--workers", type=processes, metavar="N", help="worker processes (default: one per core)")
+        sub.add_argument("--threads", type=processes, metavar="N", help="torch threads per worker (default: measured)")
         sub.add_argument(
             "--device", default="cpu", metavar="D", help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)"
         )
         how = sub.add_mutually_exclusive_group()
         how.add_argument(
             "--slots",
-            type=_positive,
+            type=_whole(1, MOST_SLOTS),
             metavar="K",
             help="trials that a worker trains at once; 1 = one after the other (default: what is measured faster)",
         )
@@ -289,11 +303,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     diagnose.add_argument("study", metavar="STUDY.toml", type=Path)
     diagnose.add_argument(
-        "--seeds", type=_several, default=5, metavar="N", help="trainings that a finding rests on (default: 5)"
+        "--seeds",
+        type=_whole(2, MOST_RUNS, ONE_RUN),
+        default=5,
+        metavar="N",
+        help="trainings that a finding rests on (default: 5)",
     )
     diagnose.add_argument(
         "--budget",
-        type=_positive,
+        type=_whole(1, MOST_TRAININGS),
         default=math.inf,
         metavar="TRAININGS",
         help="how many trainings may be spent, counted in updates: TRAININGS × max_train_steps (default: no limit)",
@@ -328,7 +346,10 @@ def _parser() -> argparse.ArgumentParser:
         "--baseline-study", type=Path, metavar="STUDY.toml", help="so has this study's only configuration, or its best"
     )
     compare.add_argument(
-        "--seeds", type=_several, metavar="N", help="runs of each side (default: 10, or as many as it takes to decide)"
+        "--seeds",
+        type=_whole(2, MOST_RUNS, ONE_RUN),
+        metavar="N",
+        help="runs of each side (default: 10, or as many as it takes to decide)",
     )
     compare.add_argument("--require-better", action="store_true", help="exit status 1 unless the decision is to adopt")
     pool(compare)
@@ -337,25 +358,31 @@ def _parser() -> argparse.ArgumentParser:
 
     dashboard = command("dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked.")
     dashboard.add_argument("folder", metavar="RESULTS_DIR", type=Path)
-    dashboard.add_argument("--port", type=int, default=8080, metavar="P", help="0 = any free port (default: 8080)")
+    dashboard.add_argument(
+        "--port", type=_whole(0, MOST_PORT), default=8080, metavar="P", help="0 = any free port (default: 8080)"
+    )
     storage(dashboard)
 
     command("schema", _schema, "Print the JSON schema of study files, for editors.")
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return number
+def _whole(lowest: int, highest: int, because: str = "") -> Callable[[str], int]:
+    """A parser of whole numbers within bounds, ends included."""
 
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:  # no digits, or thousands of them
+            number = lowest - 1
+        if not lowest <= number <= highest:
+            given = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number from {lowest} to {highest}, got {given!r}{because}"
+            )
+        return number
 
-def _several(text: str) -> int:
-    number = int(text)
-    if number < 2:
-        raise argparse.ArgumentTypeError(f"must be at least 2, got {text}: one run has no spread")
-    return number
+    return parse
 
 
 # --- signals, and output that nobody reads ------------------------------------------------------------------

@@ -41,7 +41,7 @@ from .randomness import own_random_numbers
 from .sampling import next_points
 from .schedule import total_steps
 from .storage import STUDY_FILE, Store, as_told, create_store, open_store, read_trials, write_comparison
-from .study import ADAPTIVE, Study, load_study
+from .study import ADAPTIVE, Study, load_study, refuse_maximized
 from .tables import space_in_words
 from .threads import torch_threads
 from .trial import Point, Trial
@@ -135,8 +135,10 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
 
 def _only_points(study: Study) -> list[Point]:
     """The configuration of each batch size, if each has one only; else none."""
-    points = next_points(study, [])
     sizes = len(study.batch_sizes)
+    if study.planned_trials() != sizes * study.seeds:
+        return []
+    points = next_points(study, [])
     alone = len({point.configuration for point in points}) == sizes and len(points) == sizes * study.seeds
     return points[:: study.seeds] if alone else []
 
@@ -155,6 +157,7 @@ def train_recipe(
     with it; UnfinishedError if a trial crashed.
     """
     study = load_study(path)
+    refuse_maximized(study, "compare")
     points = _only_points(study)
     if not points:
         raise UserError(
@@ -182,6 +185,7 @@ def compare(
     Raises UserError, before anything is trained, if the checkpoint cannot be read or does not fit; UnfinishedError if
     a run crashed; KeyboardInterrupt passes through, with all finished runs kept.
     """
+    refuse_maximized(store.study, "compare")
     with exclusive(store):
         result = _compared(store, checkpoint, baseline, seeds, options)
         write_comparison(store.folder, result)

@@ -8,31 +8,34 @@ Only notes can be edited in the browser: trials are written by the driver of a r
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Container, Iterable
+import sys
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import optuna
 import optuna_dashboard
 from optuna.storages._cached_storage import _CachedStorage
 from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from .baseline import artifact_store
 from .dashboard_notes import annotate
 from .errors import UserError
 from .files import parse_trial
+from .guard import guarded
 from .storage import RECORD, Store, read_trials
 
 if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+    from wsgiref.types import WSGIApplication
 
 HOST = "127.0.0.1"  # loopback: whoever can open the page can edit the notes
-READ_ONLY = "Only notes can be edited here: studies and trials are written by `tunewright run` alone."
+PLOT_DATA = "dashboard:plot_data:"  # prefix of the attributes in which Optuna Dashboard keeps parts of figures
+SECONDS_OF_SILENCE = 60  # after which a connection is closed that sends nothing
 
 
 def serve(store: Store, port: int) -> None:
@@ -63,17 +66,10 @@ def listen(app: WSGIApplication, port: int) -> WSGIServer:
 
 def application(storage: optuna.storages.BaseStorage, folder: Path) -> WSGIApplication:
     """Optuna Dashboard over a storage of `storage.open_storage` and a folder's artifacts, as a WSGI application."""
-    dashboard = optuna_dashboard.wsgi(_DashboardStorage(_backend(storage)), artifact_store(folder))
-
-    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        note = environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith("/note")
-        if note or environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            answer: Iterable[bytes] = dashboard(environ, start_response)
-            return answer
-        start_response("403 Forbidden", [("Content-Type", "application/json")])
-        return [json.dumps({"reason": READ_ONLY}).encode()]
-
-    return guarded
+    shown = _DashboardStorage(_backend(storage))
+    artifacts = artifact_store(folder)
+    dashboard = optuna_dashboard.wsgi(shown, artifacts)
+    return guarded(dashboard, shown.has_study, shown.has_trial)
 
 
 def _backend(storage: optuna.storages.BaseStorage) -> optuna.storages.RDBStorage:
@@ -86,13 +82,47 @@ def _backend(storage: optuna.storages.BaseStorage) -> optuna.storages.RDBStorage
 class _DashboardStorage(_CachedStorage):
     """A storage that shows trials as Optuna Dashboard 0.21 expects them, and ranks infeasible trials last."""
 
+    def __init__(self, backend: optuna.storages.RDBStorage) -> None:
+        super().__init__(backend)
+        self._finished: dict[int, FrozenTrial] = {}  # as shown, by id: they never change
+
+    def has_study(self, study_id: int) -> bool:
+        try:
+            self.get_study_name_from_id(study_id)
+        except KeyError:
+            return False
+        return True
+
+    def has_trial(self, trial_id: int) -> bool:
+        try:
+            self.get_trial(trial_id)
+        except KeyError:
+            return False
+        return True
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """All studies, a figure as one attribute.
+
+        Optuna Dashboard looks through all attributes of a study for the artifacts of each trial; of a figure of n
+        trials, stored in parts of 2,045 characters, there are as many as n/8, and a page then takes n² steps.
+        """
+        return [_with_whole_figures(study) for study in super().get_all_studies()]
+
     def get_trial(self, trial_id: int) -> FrozenTrial:
-        return _shown(super().get_trial(trial_id))
+        return self._as_shown(super().get_trial(trial_id))
 
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        return [_shown(trial) for trial in super().get_all_trials(study_id, deepcopy, states)]
+        trials = [self._as_shown(trial) for trial in super().get_all_trials(study_id, False, states)]
+        return copy.deepcopy(trials) if deepcopy else trials
+
+    def _as_shown(self, trial: FrozenTrial) -> FrozenTrial:
+        if not trial.state.is_finished():
+            return _shown(trial)
+        if trial._trial_id not in self._finished:
+            self._finished[trial._trial_id] = _shown(trial)
+        return self._finished[trial._trial_id]
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """The best feasible trial; where all are infeasible, the one nearest to feasible.
@@ -104,6 +134,23 @@ class _DashboardStorage(_CachedStorage):
         keys = {trial.number: (_violation(trial), sign * (trial.value or 0.0)) for trial in trials}
         best = min(keys.values())
         return _shown(min((trial for trial in trials if keys[trial.number] == best), key=_base_lr))
+
+
+def _with_whole_figures(study: FrozenStudy) -> FrozenStudy:
+    """A copy with the parts of each figure put together in its first attribute."""
+    whole: dict[str, Any] = {}
+    parts: dict[str, dict[int, str]] = {}
+    for name, value in study.system_attrs.items():
+        figure, _, number = name.rpartition(":")
+        if name.startswith(PLOT_DATA) and number.isdigit():
+            parts.setdefault(figure, {})[int(number)] = value
+        else:
+            whole[name] = value
+    for figure, own in parts.items():
+        whole[f"{figure}:0"] = "".join(own[number] for number in sorted(own))
+    shown = copy.copy(study)
+    shown.system_attrs = whole
+    return shown
 
 
 def _shown(trial: FrozenTrial) -> FrozenTrial:
@@ -132,7 +179,15 @@ def _base_lr(trial: FrozenTrial) -> tuple[float, int]:
 class _ThreadedServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True  # an open browser must not keep Ctrl-C waiting
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A browser that left before its answer came: not worth a traceback. What the program did wrong is."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
 
 class _QuietHandler(WSGIRequestHandler):
+    timeout = SECONDS_OF_SILENCE
+    default_request_version = "HTTP/1.0"  # of a line that is no request: its answer then has a status
+
     def log_message(self, format: str, *args: object) -> None:
         """The page asks for news every few seconds: not worth a line each."""

@@ -49,7 +49,7 @@ from .remedies import (
 from .sampling import next_points
 from .steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .storage import STEPS, Store, create_store, read_trials, write_diagnosis
-from .study import Study
+from .study import Study, refuse_maximized
 from .threads import torch_threads
 from .trial import Group, Trial, group_of
 from .workload import architectures_of, built, load_workload
@@ -76,6 +76,7 @@ def diagnose(
     named. `say` is told what is asked for next; `options` are those of `run_studies`. Raises UserError before
     anything is trained if the study, its workload or the budget will not do; UnfinishedError if a run crashed.
     """
+    refuse_maximized(study, "diagnose")
     check_studies([study])
     sweep = sweep_of(study)
     cost = updates_of(sweep)

@@ -53,13 +53,15 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; float32 only
 
 
 def devices(names: str) -> list[str]:
-    """The torch devices named, as "cpu" or "cuda:0,cuda:1". Raises UserError for one that is not there."""
+    """The torch devices named, as "cpu" or "cuda:0,cuda:1". Raises UserError for one that is not there, or that
+    cannot keep a number, as "meta"."""
     found = [name.strip() for name in names.split(",")]
     for name in found:
         try:
-            torch.empty(1, device=name)
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"device: {name!r} is not there: {str(error).splitlines()[0]}") from error
+            torch.ones(1, device=name).item()
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"device: {name!r} is not there: {reason[0].split('. ')[0]}") from error
     return found
 
 

@@ -1,7 +1,8 @@
 """What the shape of one curve says (S6), and where in training the best checkpoints lie (S8).
 
 The playbook names the flags; their numbers are ours. Most are shares of the *improvement*: the value of
-the untrained model minus the best value. A change counts only if it also stands out of the late noise.
+the untrained model minus the best value, or the other way round if the objective is maximized. A change counts
+only if it also stands out of the late noise.
 """
 
 from __future__ import annotations
@@ -84,29 +85,28 @@ def curve_flags(trial: Trial, objective: str) -> list[CurveFlag]:
     if not trial.feasible or values is None:
         return []
     flags = (
-        overfitting(values),
-        late_variance(values),
-        still_improving(values),
-        saturated(values),
+        overfitting(values, trial.maximize),
+        late_variance(values, trial.maximize),
+        still_improving(values, trial.maximize),
+        saturated(values, trial.maximize),
         training_loss_rising(curve.loss),
     )
     return [flag for flag in flags if flag]
 
 
-def overfitting(values: Array) -> CurveFlag | None:
+def overfitting(values: Array, maximize: bool = False) -> CurveFlag | None:
     """Validation worsens: end − best > 2 % of the improvement, and beyond the noise (S6)."""
-    it = shape(values)
+    it = shape(-values if maximize else values)
     rise = it.end - it.best
     if rise > WORSENING * it.improvement and rise > NOISE_SIGMAS * it.error:
-        return CurveFlag(
-            "overfitting", f"validation ended {rise:.3g} above its best of {it.best:.3g}: overfitting (S6)"
-        )
+        best, side = (-it.best, "below") if maximize else (it.best, "above")
+        return CurveFlag("overfitting", f"validation ended {rise:.3g} {side} its best of {best:.3g}: overfitting (S6)")
     return None
 
 
-def late_variance(values: Array) -> CurveFlag | None:
+def late_variance(values: Array, maximize: bool = False) -> CurveFlag | None:
     """Validation jumps between evaluations in the second half by > 5 % of the improvement (S6)."""
-    it = shape(values)
+    it = shape(-values if maximize else values)
     if it.noise > LATE_NOISE * it.improvement:
         return CurveFlag(
             "late variance",
@@ -115,21 +115,22 @@ def late_variance(values: Array) -> CurveFlag | None:
     return None
 
 
-def still_improving(values: Array) -> CurveFlag | None:
+def still_improving(values: Array, maximize: bool = False) -> CurveFlag | None:
     """The last tenth of training gained > 1 % of the improvement, and beyond the noise (S6)."""
-    it = shape(values)
+    it = shape(-values if maximize else values)
     gain = it.before_end - it.end
     if gain > STILL_IMPROVING * it.improvement and gain > NOISE_SIGMAS * it.error:
         return CurveFlag("still improving", f"still improving: the last tenth of training gained {gain:.3g} (S6)")
     return None
 
 
-def saturated(values: Array) -> CurveFlag | None:
+def saturated(values: Array, maximize: bool = False) -> CurveFlag | None:
     """The second half of training gained less than 1 % of the improvement, up to the noise (S6)."""
-    it = shape(values)
+    it = shape(-values if maximize else values)
     gain = it.half - it.end
     if gain <= SATURATED * it.improvement + it.error:
-        return CurveFlag("saturated", f"saturated at {it.best:.3g}: the second half of training gained nothing (S6)")
+        best = -it.best if maximize else it.best
+        return CurveFlag("saturated", f"saturated at {best:.3g}: the second half of training gained nothing (S6)")
     return None
 
 
@@ -161,7 +162,7 @@ def checkpoint_note(trials: Iterable[Trial], objective: str) -> str:
     places = [trial.best_step / trial.curve.total_steps for trial in few]
     if places and places[0] <= FAR_TOO_LONG:
         return f"the best checkpoint lies at {places[0]:.0%} of training: max_train_steps is far too large (S8)"
-    if len(places) < 2 or min(places) < 1 - LATE or saturated(few[0].curve.metrics[objective]):
+    if len(places) < 2 or min(places) < 1 - LATE or saturated(few[0].curve.metrics[objective], few[0].maximize):
         return ""
     return (
         f"all {len(places)} best checkpoints lie in the last {LATE:.0%} of training: "

@@ -32,7 +32,7 @@ from .engine import devices
 from .errors import UnfinishedError, UserError, said, warn_once
 from .files import atomic, checkpoint_path, curve_path, name_of, write_json
 from .progress import Progress
-from .sampling import next_points
+from .sampling import next_points, some_points
 from .storage import (
     Store,
     as_told,
@@ -43,6 +43,7 @@ from .storage import (
     read_trials,
     stored_trials,
     tell,
+    without_curve,
     write_table,
 )
 from .study import Study
@@ -79,6 +80,7 @@ def run_studies(
     are written at the end, also after an interruption. Raises UserError for a mistake in a study or its workload,
     before anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
     """
+    devices(device)
     check_studies(studies)
     provenance = environment(sys.argv)
     with disk_answers(), ExitStack() as stack:
@@ -137,8 +139,9 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
     every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every)}
     short = study.model_copy(update=every | {"prepend_warmup": False, "stop_after": None})
     result = {}
+    points = some_points(study, most=1)
     for batch_size in study.batch_sizes:
-        point = next(p for p in next_points(study, []) if p.batch_size == batch_size)
+        point = next(p for p in points if p.batch_size == batch_size)
         point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
         with _tried(study), torch_threads():
             workload = load_workload(study.workload, point.workload_args)
@@ -157,7 +160,7 @@ def run_study(study: Study, **options: object) -> list[Trial]:
 
 def write_results(store: Store, provenance: Mapping[str, object] | None = None) -> None:
     """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to put in it."""
-    trials = read_trials(store)
+    trials = read_trials(store, curves=False)
     _drop_checkpoints(store, trials)
     write_table(store.folder / "trials.csv", trials, read_comparison(store.folder))
     summaries = summarize(trials, store.study.scientific_names, store.study.ranges)
@@ -226,7 +229,7 @@ class _Driver:
         self.device = self.devices[0]
         self.sources = edited_modules_reloaded(store.study.workload for store in stores)
         self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
-        self.trials = [{_key(trial.point): trial for trial in stored_trials(store)} for store in stores]
+        self.trials = [{_key(t.point): t for t in stored_trials(store, curves=False)} for store in stores]
         self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.deaths_before_training = 0  # one after the other
@@ -437,7 +440,7 @@ class _Driver:
             self.tried.add((store.study.name, name_of(trial.point)))
         if known is None or known.verdict.crashed:
             tell(store, trial)
-            trials[_key(trial.point)] = trial
+            trials[_key(trial.point)] = without_curve(trial, trial.curve.total_steps)
             self.show.finished(store.study, trial)
 
 
@@ -445,7 +448,7 @@ def _drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
     """Keep the checkpoints of the best `keep_checkpoints` trials at each batch size (S10); infeasible ones go first."""
     if store.study.keep_checkpoints is None:
         return
-    ranking = sorted(trials, key=lambda trial: (not trained(trial), trial.best_value, trial.point.number))
+    ranking = sorted(trials, key=lambda trial: (not trained(trial), trial.cost, trial.point.number))
     for batch_size in store.study.batch_sizes:
         own = [trial for trial in ranking if trial.point.batch_size == batch_size]
         for trial in own[store.study.keep_checkpoints :]:

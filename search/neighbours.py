@@ -17,7 +17,7 @@ import numpy as np
 
 from .analysis import group_trials, ranked, trained
 from .rises import UNLEARNED_FRACTION, levels
-from .trial import Curve, Point, Trial
+from .trial import Curve, Point, Trial, cost
 from .verdict import patience
 
 NEXT_TO_NOTHING_SHARE = 0.25  # of what is learned there: far from all that a base LR a few times too high leaves
@@ -40,13 +40,14 @@ def learns_nothing(trial: Trial, learned: float, value: float = math.nan) -> boo
     """Whether a feasible trial ends with next to nothing of what others learn.
 
     These end at a training loss `learned`, which must itself lie below the start by more than luck, and by more than
-    that below the trial's end. They reach `value` of the objective, and the trial next to nothing of that; nan if it is
-    not known.
+    that below the trial's end. They reach `value` of the objective (`Trial.cost`), and the trial next to nothing of
+    that; nan if it is not known.
     """
     curve = trial.curve
     if not trial.feasible or not len(curve.loss):
         return False
-    if trial.initial_value - trial.best_value >= NEXT_TO_NOTHING_SHARE * (trial.initial_value - value) > 0:
+    untrained = cost(trial.initial_value, trial.maximize)
+    if untrained - trial.cost >= NEXT_TO_NOTHING_SHARE * (untrained - value) > 0:
         return False
     level, end = levels(curve.loss, curve.chance_loss), ends_at(curve)
     fall = level.chance - learned
@@ -77,7 +78,7 @@ def _collapsed_of(trials: Sequence[Trial]) -> list[Trial]:
     ends = [(ends_at(one.curve), one) for one in trials if trained(one) and len(one.curve.loss)]
     if not ranking or not ends:
         return []
-    star, lowest, best = ranking[0], min(end for end, _ in ends), min(one.best_value for _, one in ends)
+    star, lowest, best = ranking[0], min(end for end, _ in ends), min(one.cost for _, one in ends)
     above = [one for _, one in ends if one.point.base_lr > star.point.base_lr]
     # Few are left: of the others, no single trial can have learned enough more.
     left = [one for one in above if learns_nothing(one, lowest, best)]
@@ -88,7 +89,7 @@ def _learned_slower(trial: Trial, ends: Sequence[tuple[float, Trial]]) -> bool:
     """Whether any trial with shorter steps, and no more of them, learned what this one did not."""
     taken = len(trial.curve.loss)
     as_long = [(end, one) for end, one in ends if len(one.curve.loss) <= taken]
-    slower = [(end, one.best_value) for end, one in as_long if _is_slower(one.point, trial.point)]
+    slower = [(end, one.cost) for end, one in as_long if _is_slower(one.point, trial.point)]
     return bool(slower) and learns_nothing(trial, *min(slower))
 
 

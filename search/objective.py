@@ -23,11 +23,68 @@ SAME = 1e-6  # of its size: float32 rounding, summed over a validation split, is
 FEWEST_POINTS = 3  # evaluations that show a trend
 NEARLY_ALL = 0.9  # of the trainings that learn: best before training in as many, the objective ranks nothing
 FALLS = 0.5  # rank correlation with the loss above which an objective falls with it, below −FALLS: rises
-LARGER_IS_BETTER = frozenset(
-    {"acc", "accuracy", "auc", "auroc", "auprc", "ap", "map", "bleu", "rouge", "meteor", "f1", "fscore"}
-    | {"precision", "recall", "iou", "dice", "psnr", "ssim", "r2", "top1", "top5", "reward", "return", "score"}
-)  # parts of the usual names of metrics
-SMALLER_IS_BETTER = frozenset(["loss", "error", "err", "nll", "perplexity"])  # parts that say the opposite
+
+# Words of an objective's name: metrics that are better when higher, and words that turn that round.
+WORD = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*")
+DIGITS = "0123456789"
+BETTER_WHEN_HIGHER = frozenset(
+    [
+        "acc",
+        "accuracy",
+        "auc",
+        "auroc",
+        "auprc",
+        "ap",
+        "map",
+        "f1",
+        "fbeta",
+        "bleu",
+        "chrf",
+        "rouge",
+        "meteor",
+        "precision",
+        "recall",
+        "sensitivity",
+        "specificity",
+        "r2",
+        "iou",
+        "miou",
+        "dice",
+        "jaccard",
+        "ndcg",
+        "mrr",
+        "hits",
+        "reward",
+        "rewards",
+        "return",
+        "returns",
+        "mcc",
+        "kappa",
+        "psnr",
+        "ssim",
+        "correlation",
+        "pearson",
+        "spearman",
+        "elbo",
+        "evidence",
+        "winrate",
+        "success",
+        "fscore",
+        "top1",
+        "top5",
+        "score",
+    ]
+)
+WORSE_WHEN_HIGHER = frozenset(
+    ["loss", "error", "err", "nll", "perplexity", "regret", "neg", "negative", "minus", "distance", "cost"]
+)
+
+
+def sounds_better_when_higher(objective: str) -> str:
+    """The word of a metric's name by which it is better when higher; empty if there is none, or one that turns it."""
+    words = [word.lower() for word in WORD.findall(objective)]
+    higher = [word for word in words if {word, word.rstrip(DIGITS)} & BETTER_WHEN_HIGHER]
+    return higher[0] if higher and not WORSE_WHEN_HIGHER & set(words) else ""
 
 
 def fault_of(trials: Sequence[Trial], objective: str) -> str:
@@ -54,8 +111,8 @@ def moved(trial: Trial) -> bool:
     loss = trial.curve.loss[np.isfinite(trial.curve.loss)]
     if not len(loss):
         return False
-    typical = typical(loss)
-    return bool(typical.min() < typical[0] - MOVED * abs(typical[0]))
+    smooth = typical(loss)
+    return bool(smooth.min() < smooth[0] - MOVED * abs(smooth[0]))
 
 
 def _constant(trials: Sequence[Trial], objective: str, value: float) -> str:
@@ -76,8 +133,7 @@ def _wrong_way(trials: Sequence[Trial], objective: str) -> str:
     """
     learned = [trial for trial in trials if trial.feasible and moved(trial)]
     trends = [trend for trial in learned if not math.isnan(trend := _trend(trial, objective))]
-    parts = set(re.split(r"[^a-z0-9]+", objective.lower()))
-    named = bool(parts & LARGER_IS_BETTER) and not parts & SMALLER_IS_BETTER
+    named = bool(sounds_better_when_higher(objective))
     if named and (not trends or median(trends) < FALLS):
         return (
             f"{objective} is minimized, but by its name larger is better, and it does not fall with the loss: let "

@@ -21,6 +21,7 @@ def pinned(origin: Study, point: Point, name: str, axes: Mapping[str, object] | 
         "workload": origin.workload,
         "workload_args": dict(point.workload_args),
         "objective": origin.objective,
+        "maximize": origin.maximize or None,
         "max_train_steps": origin.max_train_steps,
         "batch_sizes": [point.batch_size],
         "evaluations": origin.evaluations,

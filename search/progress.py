@@ -32,7 +32,9 @@ class Progress:
         self._tasks = {}
         for store in stores:
             name = store.study.name
-            self._counts[name] = Counter(_kind(trial) for trial in read_trials(store) if not trial.verdict.crashed)
+            self._counts[name] = Counter(
+                _kind(trial) for trial in read_trials(store, curves=False) if not trial.verdict.crashed
+            )
             self._tasks[name] = self._bars.add_task(
                 name, total=None, completed=self._counts[name].total(), counts=_words(self._counts[name])
             )

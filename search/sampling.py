@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.stats import qmc
 
-from .study import ADAPTIVE, COMMON, Axis, Range, Study
+from .study import ADAPTIVE, COMMON, Axis, Range, Study, grid_size
 from .threads import torch_threads
 from .trial import Group, Point
 
@@ -41,6 +41,20 @@ class Told:
 def plan(study: Study) -> list[Point]:
     """Every point of a non-adaptive study, in the order of training; the same list on every call."""
     return _repeated(study, (point for batch_size in study.batch_sizes for point in _plan(study, batch_size)))
+
+
+def some_points(study: Study, most: int) -> list[Point]:
+    """Configurations of a plan to judge it by, without making all of it: at most `most`, or one of every group if more.
+
+    The first ones of an adaptive study are those of its first round; of a grid they are spread over it.
+    """
+    each = max(1, most // len(study.batch_sizes))
+    if study.sampler == "grid":
+        sizes = study.batch_sizes
+        return [point for batch_size in sizes for point in _grid_points(study, batch_size, each)]
+    assert study.trials is not None  # for every sampler but grid (Study.problems)
+    trials = min(study.trials, max(each, study.group_count()))
+    return next_points(study.model_copy(update={"trials": trials, "seeds": 1}), [])
 
 
 def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
@@ -102,8 +116,7 @@ def _configurations(study: Study, told: Iterable[Told]) -> dict[int, Told]:
 def _plan(study: Study, batch_size: int) -> list[Point]:
     groups = study.groups(batch_size)
     if study.sampler == "grid":
-        rows = [(group, values) for group in groups for values in _grid(free_axes(study, group))]
-        return [_point(study, group, number, values) for number, (group, values) in enumerate(rows)]
+        return _grid_points(study, batch_size, study.planned_trials())
     assert study.trials is not None  # for every sampler but grid (Study.problems)
     sequences = [_sequence(study, group, share) for group, share in shares(study, batch_size).items()]
     return [
@@ -117,11 +130,19 @@ def _plan(study: Study, batch_size: int) -> list[Point]:
     ]
 
 
+def _grid_points(study: Study, batch_size: int, most: int) -> list[Point]:
+    """The grids of a batch size's groups one after the other, or some of their points, at most `most` in all."""
+    of_group = shares(study, batch_size)
+    steps = math.ceil(sum(of_group.values()) / most)
+    rows = [(group, values) for group in of_group for values in _grid(free_axes(study, group), steps)]
+    return [_point(study, group, number, values) for number, (group, values) in enumerate(rows)]
+
+
 def shares(study: Study, batch_size: int) -> dict[Group, int]:
     """How many configurations each group of a batch size gets in all."""
     groups = study.groups(batch_size)
     if study.sampler == "grid":
-        return {group: len(_grid(free_axes(study, group))) for group in groups}
+        return {group: math.prod(map(grid_size, free_axes(study, group).values())) for group in groups}
     assert study.trials is not None  # for every sampler but grid (Study.problems)
     return {group: len(range(index, study.trials, len(groups))) for index, group in enumerate(groups)}
 
@@ -185,9 +206,13 @@ def _at(axis: Axis, u: float) -> Any:
     return float(axis.low + (axis.high - axis.low) * u)
 
 
-def _grid(axes: Mapping[str, Axis]) -> list[dict[str, Any]]:
+def _grid(axes: Mapping[str, Axis], step: int) -> list[dict[str, Any]]:
+    """Every `step`-th point of a grid, or so: of a step that shares no factor with an axis, no value is left out."""
     columns = [_ticks(axis) for axis in axes.values()]
-    return [dict(zip(axes, row, strict=True)) for row in itertools.product(*columns)]
+    while any(math.gcd(step, len(column)) > 1 for column in columns) and step > 1:
+        step += 1
+    rows = itertools.islice(itertools.product(*columns), 0, None, step)
+    return [dict(zip(axes, row, strict=True)) for row in rows]
 
 
 def _ticks(axis: Axis) -> Sequence[Any]:
@@ -223,7 +248,7 @@ def _propose(study: Study, group: Group, told: Sequence[Told], count: int) -> li
     else:
         sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
     distributions = {name: distribution(axis, name) for name, axis in axes.items()}
-    memory = optuna.create_study(sampler=sampler)
+    memory = optuna.create_study(sampler=sampler, direction=study.direction)
     for one in told:
         memory.add_trial(
             optuna.trial.create_trial(

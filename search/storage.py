@@ -75,8 +75,9 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     `keep_checkpoints` and [figure] may change: the points stay the same.
     """
     folder = results / study.name
+    given = open_storage(url) if url else None
     _make(folder)
-    storage = open_storage(url or _own_url(folder))
+    storage = given or open_storage(_own_url(folder))
     stored = set(optuna.get_all_study_names(storage))
     is_own = url is not None or _database(folder).parent != folder
     if stored and not is_own and not any(name.startswith(f"{study.name}/") for name in stored):
@@ -106,7 +107,9 @@ def _make(folder: Path) -> None:
 def _store(study: Study, folder: Path, storage: optuna.storages.BaseStorage) -> Store:
     names = {batch_size: f"{study.name}{BATCH_SIZE}{batch_size}" for batch_size in study.batch_sizes}
     optuna_studies = {
-        batch_size: optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+        batch_size: optuna.create_study(
+            study_name=name, storage=storage, direction=study.direction, load_if_exists=True
+        )
         for batch_size, name in names.items()
     }
     engine = engine_of(storage)
@@ -205,8 +208,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
         free = key in ("question", "keep_checkpoints") or key.startswith("figure.")
-        grown = isinstance(was, int) and isinstance(is_now, int) and is_now > was
-        if was == is_now or free or (key in may_grow and grown):
+        grown = key in may_grow and isinstance(was, int) and isinstance(is_now, int) and is_now > was
+        if was == is_now or free or grown:
             continue
         lines.append(f"{key}: was {was}, is {is_now}")
     return lines
@@ -231,7 +234,8 @@ def as_told(trial: Trial) -> Told:
         return Told(trial.point, trial.best_value, -1.0)
     steps = max(trial.curve.total_steps, 1)
     reached = min(trial.verdict.onset_step, steps - 1) / steps
-    value = next(filter(math.isfinite, (trial.initial_value, trial.best_value)), LARGE)
+    worst = -LARGE if trial.maximize else LARGE
+    value = next(filter(math.isfinite, (trial.initial_value, trial.best_value)), worst)
     return Told(trial.point, value, 1.0 - reached)
 
 
@@ -293,18 +297,21 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
     return parameters, distributions
 
 
-def read_trials(store: Store) -> list[Trial]:
+def read_trials(store: Store, curves: bool = True) -> list[Trial]:
     """Every finished trial, by batch size and number, as seen beside the others of its group (`neighbours`)."""
-    trials, study = stored_trials(store), store.study
+    trials, study = stored_trials(store, curves), store.study
     return beside(trials, study.scientific_names) if study.divergence else trials
 
 
-def stored_trials(store: Store) -> list[Trial]:
-    """Every finished trial with its own verdict. A crashed one gives way to a later try of its point."""
+def stored_trials(store: Store, curves: bool = True) -> list[Trial]:
+    """Every finished trial with its own verdict. A crashed one gives way to a later try of its point.
+
+    Without `curves` only the updates that were planned are known of each: all that ranking and samplers look at.
+    """
     trials: dict[tuple[int, int], Trial] = {}
     for batch_size in store.study.batch_sizes:
         for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
-            trial = _trial(store, frozen)
+            trial = _trial(store, frozen, curves)
             if trial is None:
                 continue
             key = (batch_size, trial.point.number)
@@ -313,7 +320,7 @@ def stored_trials(store: Store) -> list[Trial]:
     return [trials[key] for key in sorted(trials)]
 
 
-def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
+def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
     """A trial as recorded; None for one that somebody else added to the study, or, which is said, a damaged one."""
     if RECORD not in frozen.user_attrs:
         return None
@@ -322,12 +329,19 @@ def _trial(store: Store, frozen: FrozenTrial) -> Trial | None:
     except ValueError as error:
         warn_once(f"{store.folder}: trial {frozen.number} of its database is damaged, and left out: {error}")
         return None
+    if not curves:
+        return without_curve(trial, store.study.updates(trial.point))
     curve = find_curve(curve_path(store.folder, trial.point))
     if curve is None and not trial.verdict.crashed:
         steps = np.array(list(frozen.intermediate_values), np.int64)
         values = np.array(list(frozen.intermediate_values.values()))
         curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
     return replace(trial, curve=curve or EMPTY_CURVE)
+
+
+def without_curve(trial: Trial, total_steps: int) -> Trial:
+    """A trial as it is kept in memory by the thousands: of its curve only the updates that were planned."""
+    return replace(trial, curve=replace(EMPTY_CURVE, total_steps=total_steps))
 
 
 def write_comparison(folder: Path, result: Comparison) -> None:

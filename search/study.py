@@ -10,17 +10,20 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
-    PositiveInt,
+    StrictBool,
     Tag,
     ValidationError,
     ValidationInfo,
@@ -34,7 +37,89 @@ from .optimizers import RULES
 from .schedule import DECAYS, longest_warmup, orders_of_magnitude, total_steps
 from .trial import Group, Point
 
-Scalar = bool | int | float | str
+# What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is said.
+MOST_BYTES = 2**20  # of a file; the longest that ship have 2,000
+MOST_STEPS = 10**7  # of a training: a curve keeps two float64 of each update, 160 MB
+MOST_TRIALS = 10**6  # over all batch sizes and seeds: a plan of these takes seconds
+MOST_GROUPS = 1_000  # of a batch size: each is a row and a panel of the report, and tries its workload
+MOST_BATCH_SIZES = 100  # each is a study of Optuna's and a facet of every plot
+MOST_EXAMPLES = 10**8  # of a batch: of one number each, 400 MB
+MOST_EVALUATIONS = 10**5  # of a training: each is a row in the database
+MOST_VALUES = 10_000  # of one list
+MOST_CHARACTERS = 100  # of a study's name: names of reruns add to it, and file systems end at 255
+LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits; the seeds of repetitions and reruns count on from it
+LARGEST_INTEGER = 2**63 - 1  # what TOML promises to keep
+SMALLEST, LARGEST = 1e-30, 1e30  # of a float: float32 ends at 1e-38 and 3e38, and sweeps are extended by decades
+# A key of so many parts, which no study has: what Python's parser needs for it grows with their square.
+DEEP_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){64}""")
+MOST_LINES = 20  # of a message, a mistake each
+SHOWN_NAMES = 10  # of the hyperparameters that a message lists
+SHOWN = 80  # characters of a value in a message
+
+RESULT_COLUMNS = (
+    *("number", "verdict", "instability", "onset_step", "best_value", "delta", "best_step"),
+    *("initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
+)  # of trials.csv, besides the hyperparameters
+
+
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, cut to SHOWN characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or tables in tables
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        allowed = "a number, a text, true or false, or a list of these"
+        raise ValueError(f"must be {allowed}, got {shown(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"must be an integer of 64 bits, got {shown(value)}")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError("must not be nan")
+    return value
+
+
+def _not_text(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError(f"must be a number, got {shown(value)}")
+    return value
+
+
+def _of_length(least: int, most: int) -> Any:
+    """What a list must be before its items are looked at: pydantic counts only the valid ones."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"must be a list, got {shown(value)}")
+        if not least <= len(value) <= most:
+            raise ValueError(f"must have {least} to {most} values, got {len(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Of equal values, as 1, 1.0 and true are, each would be a group or a grid point of its own."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"values must differ from one another, got {shown(list(values))}")
+    return values
+
+
+Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
+NUMBER = BeforeValidator(_not_text)  # pydantic alone takes "8" and true for numbers
+Float = Annotated[float, NUMBER]
+Steps = Annotated[int, Field(gt=0, le=MOST_STEPS), NUMBER]
+Trials = Annotated[int, Field(gt=0, le=MOST_TRIALS), NUMBER]
+BatchSize = Annotated[int, Field(gt=0, le=MOST_EXAMPLES), NUMBER]
+Values = Annotated[
+    tuple[Scalar, ...],
+    _of_length(1, MOST_VALUES),
+    AfterValidator(_different),
+    Field(json_schema_extra={"minItems": 1, "maxItems": MOST_VALUES}),
+]
 Sampler = Literal["halton", "sobol", "grid", "random", "tpe", "gp"]
 ADAPTIVE = (
     "tpe",
@@ -44,7 +129,7 @@ ADAPTIVE = (
 # What a value must satisfy: the rule in words, and its test.
 VALUE_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "base_lr": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
-    "warmup_steps": ("an integer ≥ 0", lambda v: _number(v) and v == int(v) and v >= 0),
+    "warmup_steps": ("an integer ≥ 0", lambda v: _number(v) and 0 <= v < math.inf and v == int(v)),
     "clip_norm": ("a number > 0 (inf = never clip)", lambda v: _number(v) and v > 0),
     "clip_z": ("a number > 0 (inf = no threshold that follows the norms)", lambda v: _number(v) and v > 0),
     "decay": (f"one of {', '.join(DECAYS)}", lambda v: v in DECAYS),
@@ -61,6 +146,11 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
+def _in_reach(value: Any) -> bool:
+    """Whether float32 arithmetic has room for a value; 0 and inf are switches."""
+    return not _number(value) or value in (0, math.inf) or SMALLEST <= value <= LARGEST
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -68,10 +158,12 @@ class _Strict(BaseModel):
 class Range(_Strict):
     """Every number from low to high; `log` spreads points evenly over orders of magnitude."""
 
-    low: float
-    high: float
-    log: bool = False
-    points: Annotated[int, Field(ge=2)] | None = Field(None, description="How many, for the grid sampler")
+    low: Float
+    high: Float
+    log: StrictBool = False
+    points: Annotated[int, Field(ge=2, le=MOST_TRIALS), NUMBER] | None = Field(
+        None, description="How many, for the grid sampler"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
@@ -88,20 +180,24 @@ class OrdersOfMagnitude(_Strict):
     orders_of_magnitude: Literal[True]
 
 
+# Which form of a value was read: no part of the place of a mistake, and no name that a key can have.
+ORDERS, RANGE, LIST, VALUE = "<orders>", "<range>", "<list>", "<value>"
+FORMS = (ORDERS, RANGE, LIST, VALUE)
+
+
 def _form(value: object) -> str:
     if isinstance(value, OrdersOfMagnitude) or (isinstance(value, dict) and "orders_of_magnitude" in value):
-        return "orders"
+        return ORDERS
     if isinstance(value, Range | dict):
-        return "range"
-    return "list" if isinstance(value, list | tuple) else "value"
+        return RANGE
+    return LIST if isinstance(value, list | tuple) else VALUE
 
 
-FORMS = ("orders", "range", "list", "value")
 AxisSpec = Annotated[
-    Annotated[OrdersOfMagnitude, Tag("orders")]
-    | Annotated[Range, Tag("range")]
-    | Annotated[tuple[Scalar, ...], Field(min_length=1), Tag("list")]
-    | Annotated[Scalar, Tag("value")],
+    Annotated[OrdersOfMagnitude, Tag(ORDERS)]
+    | Annotated[Range, Tag(RANGE)]
+    | Annotated[Values, Tag(LIST)]
+    | Annotated[Scalar, Tag(VALUE)],
     Discriminator(_form),
 ]
 Axis = Range | tuple[Scalar, ...]  # as used: a range, or the values to choose from (one value: fixed)
@@ -129,9 +225,9 @@ class _Axes(_Strict):
         values = (spec.low, spec.high) if isinstance(spec, Range) else spec
         for value in values if isinstance(values, tuple) else (values,):
             if not holds(value):
-                raise ValueError(f"must be {rule}, got {value!r}")
-        if isinstance(spec, tuple) and len(set(spec)) < len(spec):
-            raise ValueError(f"values must differ from one another, got {list(spec)}")
+                raise ValueError(f"must be {rule}, got {shown(value)}")
+            if not _in_reach(value):
+                raise ValueError(f"must lie between {SMALLEST:g} and {LARGEST:g}, got {shown(value)}")
         return spec
 
 
@@ -161,10 +257,19 @@ class Space(_Axes):
 class Figure(_Strict):
     """How the curves of a study are drawn."""
 
-    log_steps: Annotated[bool, Field(description="A logarithmic step axis, on which the first steps have room")] = False
-    sparse_every: Annotated[
-        int | None, Field(ge=2, description="Draw the losses once more, at every n-th step: what rare evaluation shows")
-    ] = None
+    log_steps: Annotated[
+        StrictBool, Field(description="A logarithmic step axis, on which the first steps have room")
+    ] = False
+    sparse_every: Annotated[int, Field(ge=2, le=MOST_STEPS), NUMBER] | None = Field(
+        default=None, description="Draw the losses once more, at every n-th step: what rare evaluation shows"
+    )
+
+
+def _form_of_argument(value: object) -> str:
+    return LIST if isinstance(value, list | tuple) else VALUE
+
+
+Argument = Annotated[Annotated[Values, Tag(LIST)] | Annotated[Scalar, Tag(VALUE)], Discriminator(_form_of_argument)]
 
 
 class Study(_Strict):
@@ -173,38 +278,50 @@ class Study(_Strict):
     name: str
     question: str = ""
     workload: str = Field(description="Import path of a factory, package.module:factory")
-    workload_args: dict[str, Scalar | tuple[Scalar, ...]] = Field(
+    workload_args: dict[str, Argument] = Field(
         default_factory=dict, description="Arguments of the factory; a list is a scientific hyperparameter"
     )
-    objective: str = Field(description="A metric that evaluate() returns; minimized")
-    max_train_steps: PositiveInt = Field(description="Optimizer updates of the baseline schedule")
-    batch_sizes: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    trials: PositiveInt | None = Field(
+    objective: str = Field(description="A metric that evaluate() returns; minimized, unless `maximize` is set")
+    maximize: StrictBool = Field(False, description="A higher value of the objective is better, as of an accuracy")
+    max_train_steps: Steps = Field(description="Optimizer updates of the baseline schedule")
+    batch_sizes: Annotated[
+        tuple[BatchSize, ...],
+        _of_length(1, MOST_BATCH_SIZES),
+        Field(json_schema_extra={"minItems": 1, "maxItems": MOST_BATCH_SIZES}),
+    ]
+    trials: Trials | None = Field(
         None, description="Configurations per batch size, each trained with every seed; the grid sampler counts its own"
     )
     sampler: Sampler = "halton"
-    seed: Annotated[int, Field(ge=0)] = 0
-    seeds: PositiveInt = Field(1, description="Trials of each configuration, with seed, seed + 1, ... (S9)")
-    evaluations: PositiveInt = Field(50, description="Evaluations per trial, at regular step intervals")
-    accumulation: PositiveInt = Field(
-        1, description="Passes whose gradients are averaged for one update; batch sizes count examples per update"
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = 0
+    seeds: Trials = Field(1, description="Trials of each configuration, with seed, seed + 1, ... (S9)")
+    evaluations: Annotated[int, Field(gt=0, le=MOST_EVALUATIONS), NUMBER] = Field(
+        50, description="Evaluations per trial, at regular step intervals"
+    )
+    accumulation: BatchSize = Field(
+        1,
+        description="Passes whose gradients are averaged for one update; batch sizes count examples per update",
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="bfloat16: torch.autocast of loss and evaluation; parameters stay as they are"
     )
-    prepend_warmup: bool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
-    divergence: bool = Field(
+    prepend_warmup: StrictBool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
+    divergence: StrictBool = Field(
         True,
         description="false: a training loss that starts near 0 or grows by design (annealed KL, curriculum, policy "
         "gradient, GAN) is no sign of divergence; only values that are not finite and evaluations are",
     )
-    stop_after: PositiveInt | None = Field(
+    stop_after: Steps | None = Field(
         None, description="Updates after which every trial ends, short of its schedule: a screening run (R9)"
     )
-    keep_checkpoints: PositiveInt | None = Field(
+    keep_checkpoints: Trials | None = Field(
         None, description="Checkpoints kept at each batch size, those of the best trials; default: all"
     )
-    scientific: tuple[str, ...] = Field((), description="Axes whose effect is the question, besides the optimizer")
+    scientific: Annotated[
+        tuple[str, ...],
+        _of_length(0, MOST_VALUES),
+        AfterValidator(_different),
+    ] = Field((), description="Axes whose effect is the question, besides the optimizer")
     space: Space
     figure: Figure = Figure()
     source: str = Field("", exclude=True, repr=False, description="The file's text, comments and all")
@@ -213,8 +330,21 @@ class Study(_Strict):
     @classmethod
     def _never_an_axis(cls, value: object) -> object:
         if isinstance(value, list | dict):
-            raise ValueError(f"is never an axis (S8): give one number, got {value!r}")
+            raise ValueError(f"is never an axis (S8): give one number, got {shown(value)}")
         return value
+
+    @field_validator("workload", mode="after")
+    @classmethod
+    def _import_path(cls, path: str) -> str:
+        module, _, factory = path.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), factory)):
+            raise ValueError(f"must be package.module:factory, got {shown(path)}")
+        return path
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """Which values of the objective are better, in Optuna's words."""
+        return "maximize" if self.maximize else "minimize"
 
     @property
     def evaluate_every(self) -> int:
@@ -272,6 +402,24 @@ class Study(_Strict):
         """The scientific hyperparameters besides batch size and optimizer."""
         return self.scientific + self.scientific_workload_args
 
+    def group_count(self) -> int:
+        """How many groups each batch size has, without making them."""
+        arguments = math.prod(len(_values(self.workload_args[name])) for name in self.scientific_workload_args)
+        return sum(self._combinations(self.axes(optimizer)) for optimizer in self.optimizers) * arguments
+
+    def _combinations(self, axes: Mapping[str, Axis]) -> int:
+        return math.prod(grid_size(axes[name]) for name in self.scientific)
+
+    def planned_trials(self) -> int:
+        """How many trials the study plans in all, without making a plan."""
+        if self.trials is None:
+            arguments = math.prod(len(_values(value)) for value in self.workload_args.values())
+            axes = (self.axes(optimizer).values() for optimizer in self.optimizers)
+            each = sum(math.prod(map(grid_size, own)) for own in axes) * arguments
+        else:
+            each = self.trials
+        return each * len(self.batch_sizes) * self.seeds
+
     def groups(self, batch_size: int) -> list[Group]:
         """One group per optimizer and combination of scientific values, in a fixed order."""
         return [
@@ -294,38 +442,80 @@ class Study(_Strict):
                 "trials",
                 ("is required" if self.trials is None else "the grid sampler counts its own points: remove trials"),
             )
-        own = {"optimizer", "seed", *(name for o in self.optimizers for name in self.axes(o))}  # batch_size: advice.py
-        for name in sorted(own & self.workload_args.keys()):
-            yield f"workload_args.{name}", "is also a hyperparameter of this study; rename the factory's argument"
+        yield from self._shadowing()
         uneven = [size for size in self.batch_sizes if size % self.accumulation]
         if uneven:
             yield "accumulation", f"must divide every batch size, got {self.accumulation} for {uneven}"
-        longest = longest_warmup(self.max_train_steps)
+        complete = True
         for optimizer in self.optimizers:
-            axes, place = self.axes(optimizer), f"space.optimizer.{optimizer}"
-            if "base_lr" not in axes:
-                yield f"{place}.base_lr", "is required (here, or in [space] for every optimizer)"
-            warmup = axes["warmup_steps"]
-            largest = ends(warmup)[1]
-            if largest > longest:
-                yield (
-                    f"{place}.warmup_steps",
-                    f"must not exceed 10 % of max_train_steps = {longest} (R10), got {largest:g}",
-                )
-            for name in self.scientific:
-                if not isinstance(axes.get(name), tuple):
-                    yield "scientific", f"{name!r} must be a list of values for {optimizer}"
-            for name, axis in axes.items():
-                if self.sampler == "grid" and isinstance(axis, Range) and axis.points is None:
-                    yield f"{place}.{name}", "the grid sampler needs the number of points of a range"
-        known = all(isinstance(self.axes(o).get(name), tuple) for o in self.optimizers for name in self.scientific)
-        if self.trials is not None and known:
-            groups = len(self.groups(self.batch_sizes[0]))
-            if self.trials < groups:
-                yield (
-                    "trials",
-                    f"must be at least the number of groups per batch size, {groups}, got {self.trials}",
-                )
+            for mistake in self._problems_of(optimizer):
+                complete = False
+                yield mistake
+        if complete and self.optimizers:
+            yield from self._too_many()
+
+    def _shadowing(self) -> Iterator[tuple[str, str]]:
+        """Arguments of the workload that stand in the same tables as something else of that name."""
+        own = {"optimizer", "seed"}  # batch_size: advice.py
+        own |= {name for optimizer in self.optimizers for name in self.axes(optimizer)}
+        for name in sorted(self.workload_args):
+            if name in own:
+                yield f"workload_args.{name}", "is also a hyperparameter of this study; rename the factory's argument"
+            if name in RESULT_COLUMNS:
+                yield f"workload_args.{name}", "is also a column of trials.csv; rename the factory's argument"
+
+    def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
+        axes, place = self.axes(optimizer), f"space.optimizer.{optimizer}"
+        if "base_lr" not in axes:
+            yield f"{place}.base_lr", "is required (here, or in [space] for every optimizer)"
+        largest, longest = ends(axes["warmup_steps"])[1], longest_warmup(self.max_train_steps)
+        if largest > longest:
+            yield (
+                f"{place}.warmup_steps",
+                f"must not exceed 10 % of max_train_steps = {longest} (R10), got {largest:g}",
+            )
+        for name in self.scientific:
+            if not isinstance(axes.get(name), tuple):
+                yield "scientific", f"{shown(name)} must be a list of values for {optimizer}"
+        for name, axis in axes.items():
+            if self.sampler == "grid" and isinstance(axis, Range) and axis.points is None:
+                yield f"{place}.{name}", "the grid sampler needs the number of points of a range"
+
+    def _too_many(self) -> Iterator[tuple[str, str]]:
+        """Counted before anything of that many is made."""
+        groups, planned = self.group_count(), self.planned_trials()
+        if groups > MOST_GROUPS:
+            names = ", ".join(("optimizer", *self.scientific_names[:SHOWN_NAMES]))
+            yield (
+                "scientific",
+                f"the values of {names} make {shown(groups)} groups per batch size, of at most {MOST_GROUPS}: "
+                "give shorter lists",
+            )
+        elif self.trials is not None and self.trials < groups:
+            yield (
+                "trials",
+                f"must be at least the number of groups per batch size, {groups}, got {self.trials}",
+            )
+        if planned > MOST_TRIALS:
+            key = "sampler" if self.trials is None else "trials"
+            yield (
+                key,
+                f"batch sizes × configurations × seeds must be at most {MOST_TRIALS} trials, got {shown(planned)}",
+            )
+        if self.seed + self.seeds > LARGEST_SEED:
+            yield (
+                "seed",
+                f"seed + seeds must be at most {LARGEST_SEED}, got {self.seed} + {self.seeds}",
+            )
+
+
+def _values(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def grid_size(axis: Axis) -> int:
+    """How many values a grid takes of an axis."""
+    return (axis.points or 1) if isinstance(axis, Range) else len(axis)
 
 
 def load_study(path: str | Path, name: str = "") -> Study:
@@ -334,14 +524,52 @@ def load_study(path: str | Path, name: str = "") -> Study:
     Raises UserError with one line per mistake: file: key: rule, value.
     """
     path = Path(path)
+    text = _read(path)
+    if not name:
+        _check_name(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        document = tomllib.loads(text)
+        document = tomllib.loads(text) if not DEEP_KEY.search(text) else None
+    except RecursionError:
+        document = None
+    except ValueError as error:  # TOMLDecodeError, or what Python says of an integer too long for it
+        raise UserError(f"{path}: is not valid TOML: {error}") from error
+    if document is None:
+        raise UserError(f"{path}: is no study file: tables or lists are nested too deeply")
+    return parse_study(document, name or path.stem, place=str(path), source=text)
+
+
+def _check_name(path: Path) -> None:
+    """Raise UserError unless a file's stem can name a results folder and studies in a database."""
+    name = path.stem
+    rule = ""
+    if not name.isprintable() or any(sign in name for sign in "\\?#"):
+        rule = "must not have control characters, \\, ? or #, nor what is not UTF-8"
+    elif name.startswith("."):
+        rule = "must not begin with a dot"
+    elif len(name) > MOST_CHARACTERS:
+        rule = f"must have at most {MOST_CHARACTERS} characters"
+    if rule:
+        raise UserError(
+            f"{shown(str(path))}: the file's name without .toml names the results folder: it {rule}, got {shown(name)}"
+        )
+
+
+def _read(path: Path) -> str:
+    """The text of a study file. Raises UserError unless it is a file, of UTF-8 and of at most MOST_BYTES."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: cannot be read: it is a device or a pipe; give a file")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is not valid TOML: {error}") from error
-    return parse_study(document, name or path.stem, place=str(path), source=text)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: is no study file: it has more than {MOST_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not valid TOML: it must be UTF-8, and byte {error.start} is not") from error
+    return text.replace("\r\n", "\n")
 
 
 def parse_study(document: Mapping[str, Any], name: str, place: str, source: str = "") -> Study:
@@ -355,7 +583,9 @@ def parse_study(document: Mapping[str, Any], name: str, place: str, source: str 
     else:
         lines += [f"{key}: {message}" for key, message in study.problems()]
     if lines:
-        raise UserError("\n".join(f"{place}: {line}" for line in lines))
+        rest = len(lines) - MOST_LINES
+        more = [f"and {rest} mistakes more"] if rest > 0 else []
+        raise UserError("\n".join(f"{place}: {line}" for line in [*lines[:MOST_LINES], *more]))
     return study
 
 
@@ -369,14 +599,14 @@ def schema() -> dict[str, Any]:
 
 def _explain(detail: Any) -> str:
     """One pydantic error as `key: rule, value`."""
-    keys = [str(part) for part in detail["loc"] if part not in FORMS]
+    keys = [shown(part) if len(str(part)) > SHOWN else str(part) for part in detail["loc"] if part not in FORMS]
     place, kind = ".".join(keys), detail["type"]
     if kind == "extra_forbidden":
         return f"{place}: {_unknown_key(keys)}"
     if kind == "missing":
         return f"{place}: is required"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{place}: {message}" if kind == "value_error" else f"{place}: {message}, got {detail['input']!r}"
+    return f"{place}: {message}" if kind == "value_error" else f"{place}: {message}, got {shown(detail['input'])}"
 
 
 def _unknown_key(keys: list[str]) -> str:
@@ -400,3 +630,12 @@ def _unknown_key(keys: list[str]) -> str:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)
     return f"unknown key; did you mean {nearest[0]!r}?" if nearest else f"unknown key; known are {', '.join(known)}"
+
+
+def refuse_maximized(study: Study, command: str) -> None:
+    """Raise UserError for a command whose statistics take lower for better, if a study is maximized."""
+    if study.maximize:
+        raise UserError(
+            f"{study.name}: maximize: `tunewright {command}` cannot do with an objective that is maximized: let "
+            "evaluate() return one that is better when lower, as 1 − accuracy, and leave maximize out"
+        )

@@ -301,7 +301,8 @@ def cost_rows(result: Comparison) -> list[dict[str, str]]:
 def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[int, float]) -> Table:
     """What `tunewright check` shows: every group with its ranges, trials, updates and estimated time.
 
-    An adaptive study shows its first round, and its time scaled to all trials.
+    `points` are those of the plan, or some of them (`sampling.some_points`): updates and time are theirs, the time
+    scaled to all trials.
     """
     table = Table(
         box=box.SIMPLE_HEAD,

@@ -493,11 +493,14 @@ class _Loop:
             slot = self.slots[k]
             slot.measured({name: values[k] for name, values in metrics.items()}, self.study.objective)
             history = np.array(slot.metrics[self.study.objective])
+            if self.study.maximize:
+                history = -history
             if np.isfinite(history[-1]) and not (history[:-1] <= history[-1]).any():
                 self.stack.keep_best(k)
 
     def _hopeless(self, slot: _Slot) -> bool:
-        return hopeless(slot.curve(self.chance), self.study.objective, divergence=self.study.divergence)
+        study = self.study
+        return hopeless(slot.curve(self.chance), study.objective, maximize=study.maximize, divergence=study.divergence)
 
     def _finish(self, k: int) -> Trained:
         slot = self.slots[k]
@@ -505,9 +508,9 @@ class _Loop:
         if broken.any():
             slot.step = int(broken.argmax()) + 1
         curve = slot.curve(self.chance)
-        verdict = judge(curve, self.study.objective, divergence=self.study.divergence)
+        verdict = judge(curve, self.study.objective, maximize=self.study.maximize, divergence=self.study.divergence)
         if slot.missing:
             lacking = f"{self.study.objective} was missing in {slot.missing} of {len(slot.eval_step)} evaluations"
             verdict = replace(verdict, evidence="; ".join(filter(None, [verdict.evidence, lacking])))
-        trial = measured(slot.point, verdict, curve, self.study.objective, slot.seconds)
+        trial = measured(slot.point, verdict, curve, self.study.objective, slot.seconds, self.study.maximize)
         return Trained(trial, self.stack.best(k), self.stack.state(k) if self.with_state else {})

@@ -165,13 +165,14 @@ def crash(reason: str) -> Verdict:
 class Trial:
     """One finished training. The scalars stand beside the curve, so that a table needs no curve files.
 
-    best_value     lowest finite value of the objective over the whole run (S3); inf if there is none
+    best_value     best finite value of the objective over the whole run (S3); inf if there is none
     best_step      updates done when it was measured
     initial_value  the objective of the untrained model
     last_loss      last finite training loss; nan if there is none
     clip_fraction  share of updates whose gradient was clipped, by clip_norm or clip_z (R17)
     seconds        wall time of training, evaluation included
     traceback      of a crashed trial; empty otherwise
+    maximize       whether a higher value of the objective is better
     """
 
     point: Point
@@ -184,15 +185,28 @@ class Trial:
     clip_fraction: float
     seconds: float
     traceback: str = ""
+    maximize: bool = False
 
     @property
     def feasible(self) -> bool:
         return self.verdict.feasible
 
+    @property
+    def cost(self) -> float:
+        """What trials are ranked by, lower is better: best_value, or its negative if the objective is maximized.
+
+        inf where there is no best value.
+        """
+        return cost(self.best_value, self.maximize)
+
     def record(self) -> dict[str, Any]:
-        """Everything but the curve, as plain values for `json.dumps`, which writes nan and inf too."""
+        """Everything but the curve, as plain values for `json.dumps`, which writes nan and inf too.
+
+        That of a minimized objective is as it was before there were others.
+        """
+        left_off = ("curve",) if self.maximize else ("curve", "maximize")
         return {
-            **{name: value for name, value in vars(self).items() if name != "curve"},
+            **{name: value for name, value in vars(self).items() if name not in left_off},
             "point": self.point.record(),
             "verdict": asdict(self.verdict),
         }
@@ -207,12 +221,27 @@ class Trial:
 EMPTY_CURVE = Curve(loss=np.empty(0), grad_norm=np.empty(0), eval_step=np.empty(0, np.int64), metrics={}, total_steps=0)
 
 
-def measured(point: Point, verdict: Verdict, curve: Curve, objective: str, seconds: float) -> Trial:
+def cost(value: float, maximize: bool) -> float:
+    """A value of the objective as something to minimize; inf for one that is not finite."""
+    if not math.isfinite(value):
+        return math.inf
+    return -value if maximize else value
+
+
+def measured(
+    point: Point,
+    verdict: Verdict,
+    curve: Curve,
+    objective: str,
+    seconds: float,
+    maximize: bool = False,
+) -> Trial:
     """The trial of a training that ran: scalars derived from its curve."""
     clipped = curve.grad_norm > limits(curve.grad_norm, point.clip_norm, point.clip_z)
     values = curve.metrics[objective]
     finite = np.flatnonzero(np.isfinite(values))
-    best = finite[np.argmin(values[finite])] if len(finite) else -1
+    pick = np.argmax if maximize else np.argmin
+    best = finite[pick(values[finite])] if len(finite) else -1
     finite_loss = curve.loss[np.isfinite(curve.loss)]
     return Trial(
         point=point,
@@ -224,6 +253,7 @@ def measured(point: Point, verdict: Verdict, curve: Curve, objective: str, secon
         last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
         clip_fraction=float(np.mean(clipped)) if len(curve.loss) else 0.0,
         seconds=seconds,
+        maximize=maximize,
     )
 
 

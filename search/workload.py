@@ -75,7 +75,7 @@ class Workload(Protocol):
         """
 
     def evaluate(self, model: nn.Module) -> Mapping[str, Tensor | float]:
-        """Validation metrics by name, lower is better for the study's objective."""
+        """Validation metrics by name; of the study's objective lower is better, unless it is maximized."""
 
 
 def chance_loss(workload: Workload) -> float:

@@ -19,3 +19,10 @@ def test_a_wrong_number_is_named_with_its_rule(value: object) -> None:
 def test_a_wrong_choice_is_named_with_all_choices() -> None:
     with pytest.raises(ValueError, match="normalization: must be one of 'pre', 'post', got 'middle'"):
         one_of(("pre", "post"), normalization="middle")
+
+
+def test_a_number_that_would_fill_memory_is_named_with_its_rule() -> None:
+    at_least(1, width=10_000)
+    with pytest.raises(ValueError, match="width: must be a whole number of at most 10000, got 1000000000"):
+        at_least(1, width=10**9)
+    at_least(0, most=10**9, cue_step=10**9)

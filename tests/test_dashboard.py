@@ -20,8 +20,10 @@ from stored import diverged, feasible, small_study
 from tunewright.search.baseline import tell_baseline
 from tunewright.search.checkpoints import sha256
 from tunewright.search.comparison import Checkpoint
-from tunewright.search.dashboard import READ_ONLY, application, listen
+from tunewright.search.dashboard import _backend, _DashboardStorage, application, listen
 from tunewright.search.errors import UserError
+from tunewright.search.guard import READ_ONLY
+from tunewright.search.launch import write_results
 from tunewright.search.storage import Store, create_store, open_storage, tell
 
 BEST, WORSE = feasible(0, 0.1, 0.05), feasible(1, 0.01, 0.2)
@@ -253,3 +255,32 @@ def test_serve_prints_its_address_answers_and_ends_with_ctrl_c(store: Store) -> 
         server.communicate()
     assert "Traceback" not in errors
     assert server.returncode == 0
+
+
+def test_a_page_does_not_look_through_more_attributes_the_more_trials_there_are(store: Store) -> None:
+    """Optuna Dashboard looks through them for every trial: a figure that is stored in parts made that n² steps."""
+    for number in range(60):
+        tell(store, feasible(number, 0.01 * (number + 1), 0.05))
+    write_results(store)
+    (own,) = store.optuna_studies.values()
+    attributes = own._storage.get_study_system_attrs(own._study_id)
+    stored = {name: value for name, value in attributes.items() if name.startswith("dashboard:plot_data:")}
+    assert len(stored) > 5
+    (shown,) = _DashboardStorage(_backend(own._storage)).get_all_studies()
+    figures = [name for name in shown.system_attrs if name.startswith("dashboard:plot_data:")]
+    assert figures == ["dashboard:plot_data:axis-base_lr:0"]
+    (drawn,) = page(store)["plotly_graph_objects"]
+    assert json.loads(drawn["graph_object"])["data"]
+    assert drawn["graph_object"] == "".join(stored[f"dashboard:plot_data:axis-base_lr:{i}"] for i in range(len(stored)))
+
+
+def test_a_finished_trial_is_converted_once(store: Store) -> None:
+    for trial in (BEST, EARLY):
+        tell(store, trial)
+    (own,) = store.optuna_studies.values()
+    shown = _DashboardStorage(_backend(own._storage))
+    first, again = (shown.get_all_trials(own._study_id, deepcopy=False) for _ in range(2))
+    assert all(one is other for one, other in zip(first, again, strict=True))
+    assert shown.get_all_trials(own._study_id)[0] is not first[0]
+    tell(store, WORSE)
+    assert len(shown.get_all_trials(own._study_id)) == 3

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from examples import parse
 
-from tunewright.search.sampling import ROUND, Told, next_points, plan, shares
+from tunewright.search.sampling import ROUND, Told, next_points, plan, shares, some_points
 from tunewright.search.trial import group_of
 
 
@@ -148,3 +148,18 @@ def test_adaptive_samplers_propose_in_rounds_that_depend_on_results_alone(sample
     assert len(every) == study.trials
     assert every == next_points(study, told[::-1])
     assert len({str(p.values) for p in every}) == study.trials
+
+
+def test_some_points_of_a_plan_are_its_own_and_leave_no_value_of_a_grid_out():
+    study = parse(trials=50)
+    first = [point for point in plan(study) if point.batch_size == 32][:10]
+    assert [point for point in some_points(study, 20) if point.batch_size == 32] == first
+    assert {point.optimizer for point in some_points(study, 1)} == {"momentum", "adam"}
+    axes = {"space__optimizer__adam__base_lr": [i / 100 for i in range(1, 21)], "space__optimizer__momentum": ...}
+    grid = parse(sampler="grid", trials=..., space__clip_norm=[1.0, 2.0, 3.0], space__warmup_steps=0, **axes)
+    every = {point.configuration for point in plan(grid)}
+    assert len(every) == 2 * 20 * 3
+    some = some_points(grid, 24)
+    assert {point.configuration for point in some} < every
+    assert {point.clip_norm for point in some} == {1.0, 2.0, 3.0}
+    assert {point.configuration for point in some_points(grid, 1000)} == every

@@ -13,10 +13,12 @@ import pytest
 import torch
 from compared import comparison
 from optuna.trial import TrialState
-from stored import EVALUATIONS, UNTRAINED, diverged, feasible, point, small_study
+from stored import EVALUATIONS, STEPS, UNTRAINED, diverged, feasible, point, small_study
 
 from tunewright.search.errors import UserError
 from tunewright.search.files import curve_path, write_curve
+from tunewright.search.launch import _Driver
+from tunewright.search.progress import Progress
 from tunewright.search.sampling import ROUND, Told, _point, _propose, next_points, plan
 from tunewright.search.storage import (
     Store,
@@ -502,3 +504,27 @@ def test_samplers_leave_the_divergent_region_as_we_tell_it_and_walk_into_it_as_f
         torch.set_num_threads(threads)
     assert ours < 0.5 < as_failed
     assert as_failed > 2 * ours
+
+
+def test_without_curves_a_trial_is_told_and_ranked_as_with_them(tmp_path):
+    store = create_store(small_study(), tmp_path)
+    for trial in (feasible(0, 0.1, 0.05), diverged(1, 5.0, onset_step=30)):
+        write_curve(curve_path(store.folder, trial.point), trial.curve)
+        tell(store, trial)
+    whole, bare = read_trials(store), read_trials(store, curves=False)
+    assert [as_told(trial) for trial in bare] == [as_told(trial) for trial in whole]
+    assert [trial.record() for trial in bare] == [trial.record() for trial in whole]
+    assert sum(len(trial.curve.loss) + len(trial.curve.metrics) for trial in bare) == 0
+    assert sum(len(trial.curve.loss) for trial in whole) == STEPS + 31
+
+
+def test_a_driver_keeps_no_curve_in_memory(tmp_path):
+    store = create_store(small_study(), tmp_path)
+    tell(store, feasible(0, 0.1, 0.05))
+    write_curve(curve_path(store.folder, point(0, 0.1)), feasible(0, 0.1, 0.05).curve)
+    driver = _Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
+    with Progress([store], shown=False) as driver.show:
+        driver.record(store, feasible(1, 0.2, 0.04))
+    (kept,) = driver.trials
+    assert [trial.best_value for trial in kept.values()] == [0.05, 0.04]
+    assert [(len(t.curve.loss), t.curve.metrics, t.curve.total_steps) for t in kept.values()] == [(0, {}, STEPS)] * 2

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from examples import parse
+from stored import feasible
 
 from tunewright.search.errors import UserError
-from tunewright.search.study import Range, load_study, schema
+from tunewright.search.storage import write_table
+from tunewright.search.study import RESULT_COLUMNS, Range, load_study, schema
 
 STUDIES = Path(__file__).parents[1] / "studies"
 
@@ -134,3 +136,9 @@ def test_the_committed_schema_is_the_generated_one():
     committed = json.loads((STUDIES / "study.schema.json").read_text(encoding="utf-8"))
     assert committed == schema()
     assert "momentum" in json.dumps(committed)
+
+
+def test_the_columns_that_no_argument_may_be_named_like_are_those_of_the_table(tmp_path):
+    write_table(tmp_path / "trials.csv", [feasible(0, 0.1, 0.05)])
+    header = (tmp_path / "trials.csv").read_text().splitlines()[0].split(",")
+    assert set(header) - set(feasible(0, 0.1, 0.05).point.values) == set(RESULT_COLUMNS) - {"delta"}

@@ -70,8 +70,9 @@ class AxisInfo:
     """An axis plot as plain data.
 
     categories   tick labels at x = 0, 1, ...; empty if the axis is a scale
-    y_range      lowest and highest feasible value, the baseline's included: they alone set the scale;
-                 infeasible and crashed trials stand on rails above it
+    y_range      from the best side to the worst: lowest and highest feasible value, the baseline's included, or
+                 highest and lowest if the objective is maximized. They alone set the scale; infeasible and crashed
+                 trials stand on rails beyond the worst
     baseline     value of the checkpoint that the study was compared with, a dashed line
     not_varied   (optimizer, trials) not drawn: that optimizer has one value of the hyperparameter, or none
     """
@@ -112,6 +113,7 @@ def axis_info(
     categories = _categories(values, log)
     drawn = [trial.best_value for trial in shown if trained(trial)]
     log_y, low, high = scale(drawn if baseline is None else [*drawn, baseline])
+    low, high = from_best(low, high, trials)
     return AxisInfo(
         axis=axis,
         objective=objective,
@@ -165,8 +167,18 @@ def scale(values: list[float]) -> tuple[bool, float, float]:
     return low > 0 and math.log10(high / low) > LOG_SPAN, low, high
 
 
+def from_best(low: float, high: float, trials: Iterable[Trial]) -> tuple[float, float]:
+    """A range of values from the best side to the worst: what did not train stands beyond the worst."""
+    return (high, low) if any(trial.maximize for trial in trials) else (low, high)
+
+
+def is_turned(y_range: tuple[float, float]) -> bool:
+    """Whether a range from best to worst falls, so that heights count from the top of the panel."""
+    return y_range[0] > y_range[1]
+
+
 def at_height(height: float, low: float, high: float, log: bool) -> float:
-    """The value at a height: 0 is low, 1 is high, evenly or in log."""
+    """The value at a height: 0 is low, 1 is high, evenly or in log; low is above high if the range is turned."""
     return low * (high / low) ** height if log else low + (high - low) * height
 
 
@@ -211,9 +223,10 @@ def axis_figure(info: AxisInfo) -> go.Figure:
     """The figure: blue dots feasible, green star the best, red crosses on a rail infeasible (S3)."""
     places = in_grid(panel.group for panel in info.panels)
     count = sum(len(panel.marks) for panel in info.panels)
+    side = "below" if is_turned(info.y_range) else "above"
     figure = panel_figure(
         f"Best {escape(info.objective)} against {escape(info.axis)}",
-        f"one mark per trial, {count} in all; what did not train stands above the range of what did",
+        f"one mark per trial, {count} in all; what did not train stands {side} the range of what did",
         {place: panel_title(group.label, _note_of(info, group)) for group, place in places.items()},
     )
     kinds = {mark.kind for panel in info.panels for mark in panel.marks}
@@ -226,7 +239,7 @@ def axis_figure(info: AxisInfo) -> go.Figure:
                 figure.add_trace(_markers(marks, kind, look, legend), row=row, col=column)
                 legend = False
     _draw_axes(figure, info, places, kinds)
-    _draw_rails(figure, places, kinds)
+    _draw_rails(figure, places, kinds, is_turned(info.y_range))
     if info.baseline is not None:
         figure.add_hline(info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="below")
     footnote(
@@ -279,10 +292,17 @@ def _draw_axes(figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int,
 
 def value_axis(y_range: tuple[float, float], log_y: bool, head: float) -> dict[str, Any]:
     """An axis of objective values, from FOOT up to height `head` of their range, marked within the range."""
-    foot, top = (at_height(height, *y_range, log_y) for height in (FOOT, head))
+    foot, top = sorted(at_height(height, *y_range, log_y) for height in (FOOT, head))
+    low, high = sorted(y_range)
     if log_y:
-        return log_axis(foot, top, marked=y_range)
-    return {"range": [foot, top], "tickvals": linear_ticks(*y_range)}
+        return log_axis(foot, top, marked=(low, high))
+    return {"range": [foot, top], "tickvals": linear_ticks(low, high)}
+
+
+def in_panel(height: float, head: float, turned: bool) -> float:
+    """A height as a share of a panel that reaches up to height `head`, from the top if the range is turned."""
+    share = (height - FOOT) / (head - FOOT)
+    return 1 - share if turned else share
 
 
 def _x_axis(info: AxisInfo, values: list[float]) -> dict[str, Any]:
@@ -300,12 +320,12 @@ def _x_axis(info: AxisInfo, values: list[float]) -> dict[str, Any]:
     return {"range": [low - pad, high + pad]}
 
 
-def _draw_rails(figure: go.Figure, places: dict[Group, tuple[int, int]], kinds: set[Kind]) -> None:
+def _draw_rails(figure: go.Figure, places: dict[Group, tuple[int, int]], kinds: set[Kind], turned: bool) -> None:
     """A tinted band and a name at the right for the rails of infeasible and crashed trials."""
     head = _head(kinds)
 
     def domain(height: float) -> float:
-        return (height - FOOT) / (head - FOOT)
+        return in_panel(height, head, turned)
 
     rails: tuple[tuple[Kind, float, str], ...] = (
         ("infeasible", HEAD, VERMILLION),

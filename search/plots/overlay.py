@@ -9,9 +9,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..analysis import group_trials, mean_value, ranked, readable, repetitions, trained
+from ..analysis import group_trials, mean_cost, ranked, readable, repetitions, trained
 from ..trial import Group, Trial
-from .axis import FOOT, HEAD, at_height, scale, value_axis
+from .axis import HEAD, at_height, from_best, in_panel, is_turned, scale, value_axis
 from .style import (
     MUTED,
     SEPARATOR,
@@ -57,7 +57,8 @@ class OverlayLine:
 class OverlayInfo:
     """An overlay as plain data: the lines of a batch size and optimizer share a panel.
 
-    y_range        lowest and highest value of a trial that trained
+    y_range        from the best side to the worst: lowest and highest value of a trial that trained, or highest and
+                   lowest if the objective is maximized
     seeds          the most that any configuration has
     outdone        trials of configurations that another one of their group outdid at the same base_lr
     crashed        trials that are no evidence
@@ -88,6 +89,7 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
     """What an overlay shows. Where a group has several configurations at a base_lr, the best of them (S7)."""
     trials = list(trials)
     log_y, low, high = scale([trial.best_value for trial in trials if trained(trial)])
+    low, high = from_best(low, high, trials)
     lines, drawn = [], 0
     for group, own in group_trials(trials, scientific).items():
         best = _best_by_base_lr(own)
@@ -115,10 +117,10 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
 
 
 def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """The best configuration at each base_lr, ascending: fewest infeasible seeds first, then the lowest mean."""
+    """The best configuration at each base_lr, ascending: fewest infeasible seeds first, then the best mean."""
 
     def worth(seeds: list[Trial]) -> tuple[int, float]:
-        return sum(not trained(trial) for trial in seeds), mean_value(seeds)
+        return sum(not trained(trial) for trial in seeds), mean_cost(seeds)
 
     best: dict[float, list[Trial]] = {}
     for seeds in sorted(repetitions(trials), key=worth):
@@ -241,14 +243,17 @@ def _draw_axes(figure: go.Figure, info: OverlayInfo, places: dict[Group, tuple[i
     figure.update_xaxes(row=max(row for row, _ in places.values()), title_text="base_lr")
     if head == HEAD:
         return
+    turned = is_turned(info.y_range)
+    end, anchor = (0, "bottom") if turned else (1, "top")
     for row, column in set(places.values()):
         figure.add_shape(
-            type="rect", x0=0, x1=1, y0=(HEAD - FOOT) / (head - FOOT), y1=1, fillcolor=MUTED, opacity=0.08,
+            type="rect", x0=0, x1=1, y0=in_panel(HEAD, head, turned), y1=end, fillcolor=MUTED, opacity=0.08,
             line_width=0, layer="below", row=row, col=column, xref="x domain", yref="y domain",
         )  # fmt: skip
         figure.add_annotation(
-            text="infeasible", x=0, y=1, xanchor="left", yanchor="top", xshift=4, yshift=-2, showarrow=False,
-            font={"size": 12, "color": MUTED}, row=row, col=column, xref="x domain", yref="y domain",
+            text="infeasible", x=0, y=end, xanchor="left", yanchor=anchor, xshift=4,
+            yshift=2 if turned else -2, showarrow=False, font={"size": 12, "color": MUTED},
+            row=row, col=column, xref="x domain", yref="y domain",
         )  # fmt: skip
 
 

@@ -24,10 +24,11 @@ from tunewright.search.study import parse_study
 
 PAIRED, AGAINST_ONE = 10, 19  # seeds of a comparison: compare's defaults
 BASE_LR = 0.01
+QUICK = 2
 BETTER = {"clear gain": 0.03, "small gain": 0.0105}
 
 
-def values(base_lr: float, runs: int, folder: Path) -> NDArray[np.float64]:
+def values(base_lr: float, runs: int, folder: Path, slots: int | None) -> NDArray[np.float64]:
     """The best validation loss of each of `runs` runs of a small MLP on digits, 200 updates, seeds 0, 1, …"""
     document = {
         "workload": "tunewright.models.digits:mlp",
@@ -39,7 +40,7 @@ def values(base_lr: float, runs: int, folder: Path) -> NDArray[np.float64]:
         "seeds": runs,
         "space": {"optimizer": {"momentum": {"base_lr": base_lr}}},
     }
-    trials = run_study(parse_study(document, name=f"base_lr={base_lr}", place="benchmark"), results=folder)
+    trials = run_study(parse_study(document, name=f"base_lr={base_lr}", place="benchmark"), results=folder, slots=slots)
     return np.array([trial.best_value for trial in trials])
 
 
@@ -53,13 +54,14 @@ def row(rule: str, seeds: int, **pairs: Iterable[tuple[NDArray[np.float64], NDAr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="8 comparisons of each")
-    comparisons = 8 if parser.parse_args().quick else 40
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} comparisons of each")
+    quick = parser.parse_args().quick
+    comparisons, slots = (QUICK, PAIRED) if quick else (40, None)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     print_header("Decisions of tunewright compare")
     with tempfile.TemporaryDirectory() as folder:
-        runs = values(BASE_LR, comparisons * 2 * PAIRED, Path(folder))
-        better = {name: values(base_lr, comparisons * PAIRED, Path(folder)) for name, base_lr in BETTER.items()}
+        runs = values(BASE_LR, comparisons * 2 * PAIRED, Path(folder), slots)
+        better = {name: values(base_lr, comparisons * PAIRED, Path(folder), slots) for name, base_lr in BETTER.items()}
     for name, own in {"null": runs, **better}.items():
         print(f"{name}: base_lr {BETTER.get(name, BASE_LR)}, val_loss {own.mean():.4f} ± {own.std():.4f}")
     one, other = runs.reshape(2, comparisons, PAIRED)

@@ -73,7 +73,7 @@ def measure(study: Study, results: Path) -> tuple[list[float], list[float], floa
     checkpoint = load_workload(study.workload, {}).build_model(0).state_dict()
     rng = np.random.default_rng(0)
     store = create_store(study, results)
-    driver = _Driver([store], 1, "cpu", 1, 1)
+    driver = _Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
     posting, collecting = [], []
     with Progress([store], shown=False) as driver.show:
         driver.show.plan(study, study.trials or 0)

@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ CASES = (
     Case("wide_resnet:digits", 1.8, 200, 1e-2, evaluations=10),
     Case("transformer:characters", 1.4, 120, 1e-3, evaluations=6),
 )
-QUICK = {"points": 12, "steps": 100}
+QUICK = {"points": 4, "steps": 50, "slots": 4}
+QUICK_SIDES = ("hand", "ours")
 
 
 # ---------------------------------------------------------------------------------------------------- by hand
@@ -229,10 +231,10 @@ def disagreement(hand: list[float], ours: list[float]) -> float:
     return max(abs(a - b) / abs(a) for a, b in zip(hand[calm], ours[calm], strict=True))
 
 
-def compare(case: Case, rounds: int, cache: Path | None) -> list[dict[str, object]]:
+def compare(case: Case, rounds: int, cache: Path | None, sides: Collection[str]) -> list[dict[str, object]]:
     """A row per side."""
-    reports: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    calls = {side: functools.partial(run_side, side, case, cache, reports[side]) for side in SIDES}
+    reports: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+    calls = {side: functools.partial(run_side, side, case, cache, reports[side]) for side in sides}
     seconds = {side: walls(of) for side, of in interleaved(calls, rounds, warm=cache is not None).items()}
     cores = os.cpu_count() or 1
     cost, peak = cost_of_step(case), cores * peak_of_core()
@@ -240,7 +242,7 @@ def compare(case: Case, rounds: int, cache: Path | None) -> list[dict[str, objec
     differs = disagreement(reports["hand"][-1]["values"], reports["ours"][-1]["values"])
     print(f"{case.workload}: {reports['ours'][-1]['engine']}; best values at low base LRs differ by {differs:.0e}")
     rows = []
-    for side in SIDES:
+    for side in sides:
         wall, last = Spread.of(seconds[side]), reports[side][-1]
         rows.append(
             {
@@ -269,7 +271,9 @@ def measure(options: argparse.Namespace) -> None:
                 continue
             changes = {name: getattr(options, name) for name in ("points", "steps", "clip_norm", "low", "slots")}
             changes = (QUICK if options.quick else {}) | {n: v for n, v in changes.items() if v is not None}
-            rows += compare(Case(**asdict(case) | changes), options.rounds, cache)
+            rows += compare(
+                Case(**asdict(case) | changes), options.rounds, cache, QUICK_SIDES if options.quick else SIDES
+            )
     print_table(rows)
     print(f"peak of one core: {peak_of_core() / 1e9:.0f} GFLOP/s (float32 matrix product of {MATMUL_SIZE})")
     print_footer()
@@ -277,7 +281,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="12 points of 100 updates, digits:mlp, one round")
+    parser.add_argument("--quick", action="store_true", help="4 points of 50 updates, digits:mlp, one round, two sides")
     parser.add_argument("--workload", choices=[case.workload for case in CASES], nargs="*", help="default: all")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--points", type=int)

@@ -19,12 +19,13 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from measure import print_footer, print_header, print_table
 
 STEPS = 30  # beyond the first check, at which a divergent trial is stopped
+SLOTS, QUICK_SLOTS = 16, 2
 MEGABYTE = 2**20
 # By workload: its arguments at full size, and those of a tiny one of the same kind.
 WORKLOADS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
@@ -98,8 +99,8 @@ def train_stack(case: str, slots: int, arguments: dict[str, int]) -> int:
     return 5 * parameters + 2 * buffers
 
 
-def rows(slots: int) -> Iterator[dict[str, object]]:
-    for case in CASES:
+def rows(slots: int, cases: Iterable[str]) -> Iterator[dict[str, object]]:
+    for case in cases:
         # This process is small: a child's peak begins at its parent's.
         command = [sys.executable, __file__, "--measure", case, "--slots", str(slots)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -117,14 +118,16 @@ def rows(slots: int) -> Iterator[dict[str, object]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slots", type=int, default=16)
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SLOTS} slots, one case")
+    parser.add_argument("--slots", type=int)
     parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(options.measure, options.slots)
         return
-    print_header(f"Memory of a stack of {options.slots}")
-    print_table(list(rows(options.slots)))
+    slots = options.slots or (QUICK_SLOTS if options.quick else SLOTS)
+    print_header(f"Memory of a stack of {slots}")
+    print_table(list(rows(slots, list(CASES)[:1] if options.quick else CASES)))
     print_footer()
 
 
