@@ -28,6 +28,7 @@ FALLS = 0.5  # rank correlation with the loss above which an objective falls wit
 WORD = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*")
 DIGITS = "0123456789"
 BETTER_WHEN_HIGHER = frozenset(
+    # fmt: off
     [
         "acc",
         "accuracy",
@@ -74,6 +75,7 @@ BETTER_WHEN_HIGHER = frozenset(
         "top5",
         "score",
     ]
+    # fmt: on
 )
 WORSE_WHEN_HIGHER = frozenset(
     ["loss", "error", "err", "nll", "perplexity", "regret", "neg", "negative", "minus", "distance", "cost"]
