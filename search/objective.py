@@ -27,56 +27,15 @@ FALLS = 0.5  # rank correlation with the loss above which an objective falls wit
 # Words of an objective's name: metrics that are better when higher, and words that turn that round.
 WORD = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*")
 DIGITS = "0123456789"
-BETTER_WHEN_HIGHER = frozenset(
-    # fmt: off
-    [
-        "acc",
-        "accuracy",
-        "auc",
-        "auroc",
-        "auprc",
-        "ap",
-        "map",
-        "f1",
-        "fbeta",
-        "bleu",
-        "chrf",
-        "rouge",
-        "meteor",
-        "precision",
-        "recall",
-        "sensitivity",
-        "specificity",
-        "r2",
-        "iou",
-        "miou",
-        "dice",
-        "jaccard",
-        "ndcg",
-        "mrr",
-        "hits",
-        "reward",
-        "rewards",
-        "return",
-        "returns",
-        "mcc",
-        "kappa",
-        "psnr",
-        "ssim",
-        "correlation",
-        "pearson",
-        "spearman",
-        "elbo",
-        "evidence",
-        "winrate",
-        "success",
-        "fscore",
-        "top1",
-        "top5",
-        "score",
-    ]
-    # fmt: on
-)
+# fmt: off
+BETTER_WHEN_HIGHER = frozenset((
+    "acc", "accuracy", "auc", "auroc", "auprc", "ap", "map", "f1", "fbeta", "bleu", "chrf",
+    "rouge", "meteor", "precision", "recall", "sensitivity", "specificity", "r2", "iou",
+    "miou", "dice", "jaccard", "ndcg", "mrr", "hits", "reward", "rewards", "return",
+    "returns", "mcc", "kappa", "psnr", "ssim", "correlation", "pearson", "spearman", "elbo",
+    "evidence", "winrate", "success", "fscore", "top1", "top5", "score",
+))
+# fmt: on
 WORSE_WHEN_HIGHER = frozenset(
     ["loss", "error", "err", "nll", "perplexity", "regret", "neg", "negative", "minus", "distance", "cost"]
 )
