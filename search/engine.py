@@ -101,7 +101,7 @@ def _forced(study: Study, workload: Workload, points: Sequence[Point], device: s
         return replace(ALONE, reason="forced")
     trouble = ACCUMULATED if study.accumulation > 1 else why_not_stacked(study, workload, points, device)
     if trouble:
-        return replace(ALONE, reason=f"{slots} slots were wanted; {trouble}")
+        return replace(ALONE, reason=f"{slots} slots were wanted, {trouble}")
     return Engine(stacked=True, slots=slots, reason="forced")
 
 

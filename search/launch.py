@@ -322,6 +322,9 @@ class _Driver:
         engines = [replace(engine, threads=self.threads or engine.threads) for engine in found if engine]
         for (store, points), engine in zip(missing, engines, strict=True):
             _remember_engine(store, points, engine)
+            if self.slots is not None and engine.slots != self.slots:
+                place = f"{store.study.name}, batch size {points[0].batch_size}"
+                warn_once(f"{place}: trained one after the other: {engine.reason}")
         return engines
 
     @staticmethod

@@ -88,7 +88,7 @@ def test_other_workers_end_stacking_too(tmp_path, monkeypatch):
     assert not used[-1].stacked
 
 
-def test_a_run_says_that_stacking_ended_and_has_the_numbers_of_one_after_the_other(tmp_path, monkeypatch):
+def test_a_run_says_that_stacking_ended_and_has_the_numbers_of_one_after_the_other(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(Path(__file__).parent)
     space = {"sgd": {"base_lr": [0.01, 0.02, 0.03, 0.04]}}
     a_study = study(
@@ -97,6 +97,7 @@ def test_a_run_says_that_stacking_ended_and_has_the_numbers_of_one_after_the_oth
     trials = run_study(a_study, results=tmp_path / "a", workers=1, slots=2, progress=False)
     wanted = run_study(a_study, results=tmp_path / "b", workers=1, slots=1, progress=False)
     assert [trial.curve for trial in trials] == [trial.curve for trial in wanted]
+    assert "trained one after the other: 2 slots were wanted" not in caplog.text  # the first check passed
     text = (tmp_path / "a" / a_study.name / "environment.json").read_text()
     assert "trained alone: later in training the loss differs" in text
 
@@ -117,20 +118,13 @@ def test_what_is_equal_passes_every_audit(monkeypatch):
 
 @pytest.mark.parametrize("forced", [2, 4])
 def test_slots_that_are_wanted_are_refused_where_they_would_change_numbers(forced):
-    class Counts(Turns):
-        calls = 0
-
-        def loss(self, model, batch):
-            self.calls += 1
-            return super().loss(model, batch)
-
-    chosen = choose(study(), Counts(), points(), workers=1, slots=forced)
+    chosen = choose(study(), counting(), points(), workers=1, slots=forced)
     assert not chosen.stacked
-    assert chosen.reason.startswith(f"{forced} slots were wanted; cannot be stacked: workload or model keeps state")
+    assert chosen.reason.startswith(f"{forced} slots were wanted, cannot be stacked: workload or model keeps state")
     assert choose(study(), Turns(), points(), workers=1, slots=forced).slots == forced
     accumulating = study(accumulation=2)
     assert "accumulated" in choose(accumulating, Turns(), points(), workers=1, slots=forced).reason
-    assert choose(study(), Counts(), points(), workers=1, slots=1).slots == ALONE.slots
+    assert choose(study(), counting(), points(), workers=1, slots=1).slots == ALONE.slots
 
 
 @pytest.mark.parametrize(
@@ -148,3 +142,25 @@ def test_slots_that_are_wanted_are_refused_where_they_would_change_numbers(force
 )
 def test_a_relative_difference_is_that_of_the_largest(ours, others, difference):
     assert relative_difference(ours, others) == pytest.approx(difference)
+
+
+def counting():
+    class Counts(Turns):
+        calls = 0
+
+        def loss(self, model, batch):
+            self.calls += 1
+            return super().loss(model, batch)
+
+    return Counts()
+
+
+def test_a_run_with_slots_that_cannot_be_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(Path(__file__).parent)
+    space = {"sgd": {"base_lr": [0.01, 0.02]}}
+    a_study = study(
+        workload="test_audit:counting", sampler="grid", trials=..., batch_sizes=[8], space={"optimizer": space}
+    )
+    trials = run_study(a_study, results=tmp_path, workers=1, slots=2, progress=False)
+    assert all(trial.feasible for trial in trials)
+    assert "batch size 8: trained one after the other: 2 slots were wanted, cannot be stacked" in caplog.text
