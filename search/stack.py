@@ -118,7 +118,7 @@ class Stack:
         self._traces: Traces = {} if traces is None else traces
         self._evaluates_stacked = True
         self._without_gradient: list[str] = []  # parameters, in the last update
-        self._bind()
+        self._bind(tied=not self.builds_anew)  # a lone model keeps its values until it is adopted
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
         """The model's tensors, as parts of rows."""
@@ -127,10 +127,10 @@ class Stack:
             for name, (start, stop) in self._offsets.items()
         }
 
-    def _bind(self) -> None:
+    def _bind(self, tied: bool = True) -> None:
         """Tie the views, and the model itself if it is alone, to the current rows."""
         self._values, self._gradients = self._views(self._rows["theta"]), self._views(self._rows["gradient"])
-        if self.stacked:
+        if self.stacked or not tied:
             return
         if self._compiled:  # its recording reads and writes the rows, its evaluation the model
             own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}

@@ -242,6 +242,7 @@ class _Loop:
             return
         self.parts = Parts(self.study.accumulation, self.queue[0].batch_size)
         model = self._build(self.queue[0])
+        self.unused: nn.Module | None = model  # the first point's own, if it is trained alone
         self.stack = Stack(
             self.workload,
             model,
@@ -326,7 +327,8 @@ class _Loop:
         """Load a point into the next slot, with batches of which the first `step` were drawn; the slot."""
         k = len(self.slots)
         if self.stack.builds_anew:
-            self.stack.adopt(self._build(point), point.optimizer)
+            self.stack.adopt(self.unused or self._build(point), point.optimizer)
+            self.unused = None
         else:
             self.stack.load(k, self._initial(point), point.optimizer)
         seed_all(point.seed)  # what draws random numbers in training trains alone
