@@ -160,7 +160,7 @@ def run_study(study: Study, **options: object) -> list[Trial]:
 
 def write_results(store: Store, provenance: Mapping[str, object] | None = None) -> None:
     """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to put in it."""
-    trials = read_trials(store, curves=False)
+    trials = read_trials(store)
     _drop_checkpoints(store, trials)
     write_table(store.folder / "trials.csv", trials, read_comparison(store.folder))
     summaries = summarize(trials, store.study.scientific_names, store.study.ranges)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from .storage import Store, read_trials
+from .storage import Store, stored_trials
 from .study import Study
 from .trial import Trial
 
@@ -33,7 +33,7 @@ class Progress:
         for store in stores:
             name = store.study.name
             self._counts[name] = Counter(
-                _kind(trial) for trial in read_trials(store, curves=False) if not trial.verdict.crashed
+                _kind(trial) for trial in stored_trials(store, curves=False) if not trial.verdict.crashed
             )
             self._tasks[name] = self._bars.add_task(
                 name, total=None, completed=self._counts[name].total(), counts=_words(self._counts[name])

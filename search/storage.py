@@ -297,9 +297,9 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
     return parameters, distributions
 
 
-def read_trials(store: Store, curves: bool = True) -> list[Trial]:
+def read_trials(store: Store) -> list[Trial]:
     """Every finished trial, by batch size and number, as seen beside the others of its group (`neighbours`)."""
-    trials, study = stored_trials(store, curves), store.study
+    trials, study = stored_trials(store), store.study
     return beside(trials, study.scientific_names) if study.divergence else trials
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -241,6 +242,8 @@ class _InboxKeeper:
 
     def start_again(self, point: Point, reason: str) -> None:
         warn_once(f"{self._path(point)}: the trial is trained from its start: {reason}")
+        if self._path(point).is_dir():  # somebody put a folder in its place
+            shutil.rmtree(self._path(point))
         self._path(point).unlink(missing_ok=True)
 
     def forget(self, error: BaseException) -> None:

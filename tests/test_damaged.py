@@ -233,5 +233,5 @@ def test_a_damaged_state_is_trained_from_its_start(tmp_path: Path, caplog: pytes
         keeper.save(LATE.point, {"theta": torch.ones(3)})
         damage(state)
         assert keeper.begin(LATE.point) is None
-        shutil.rmtree(state) if state.is_dir() else state.unlink()
-    assert f"{state}: is damaged, and left out" in caplog.text
+        assert not state.exists()
+    assert f"{state}: the trial is trained from its start: it is damaged" in caplog.text
