@@ -50,6 +50,9 @@ class Task:
     device: str
 
 
+_FOLLOWS: set[int] = set()  # the driver of this process, if it is a worker's
+
+
 def follow_driver(driver: int, start_method: str | None = None, sources: str = "") -> None:
     """Make this process the driver's, which answers Ctrl-C and a closed terminal: it ends when the driver does.
 
@@ -58,6 +61,7 @@ def follow_driver(driver: int, start_method: str | None = None, sources: str = "
     knows of the workloads' code; the pool starts new processes where it differs, because those that
     run hold modules imported before.
     """
+    _FOLLOWS.add(driver)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     multiprocessing.set_start_method(start_method, force=True)  # loky's own is for its workers alone
@@ -103,7 +107,7 @@ def measure(
 
 def _is_ctrl_c(error: BaseException) -> bool:
     """Whether a user interrupts. Not in a worker process, which does not hear Ctrl-C: there a workload raised it."""
-    return isinstance(error, KeyboardInterrupt) and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
+    return isinstance(error, KeyboardInterrupt) and not _FOLLOWS
 
 
 def work(task: Task) -> None:

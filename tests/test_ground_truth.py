@@ -26,7 +26,7 @@ KINDS = {
     "no_norm": "early",
     "post_norm": "early",
     "branch_out": "early",
-    "spike": "mid_training",
+    "spike": "none",  # at the same step whatever the base LR: that is the data
     "blow_up": "unknown",
     "nan": "unknown",
 }
@@ -65,7 +65,7 @@ def test_for_a_healthy_network_no_remedy_is_looked_for() -> None:
     assert not [step for step in own.trials if step.startswith(("warmup", "clipping", "tune"))]
     assert [remedy.name for remedy in own.found.remedies] == [own.found.adopted] == ["plain"]
     assert own.found.remedies[0].infeasible == 0
-    assert own.found.headroom[0] > 10
+    assert own.found.headroom[0] >= 10  # of the best base LR: nothing diverges within reach
 
 
 def test_without_normalization_the_numbers_overflow() -> None:
@@ -106,11 +106,9 @@ def test_a_training_that_never_learned_has_collapsed_only_where_a_lower_base_lr_
     assert not any(trial.feasible for trial in case.judged(too_high))
 
 
-def test_a_spike_is_found_and_seen_to_recover() -> None:
-    found = followed("spike").found
-    assert set(found.onset_steps) == {80}
-    (sentence,) = (one for one in followed("spike").step("kind").sentences if "recovered" in one)
-    assert sentence.startswith(f"{len(found.onset_steps)} of those recovered")
+def test_a_spike_that_comes_at_the_same_step_at_every_base_lr_is_said_to_be_the_data() -> None:
+    (sentence,) = (one for one in followed("spike").step("kind").sentences if "that is the data" in one)
+    assert sentence.startswith("At step 80 the loss of ")
 
 
 @pytest.mark.parametrize("name", ["blow_up", "nan"])

@@ -168,7 +168,7 @@ class Edited:
         return itertools.repeat(torch.ones(batch_size, 1))
 
     def loss(self, model, batch):
-        return model(batch).mean() * 0 + SCALE
+        return model(batch).mean() * 1e-9 + SCALE
 
     def evaluate(self, model):
         return {{"val_loss": {}, "pid": os.getpid()}}
