@@ -53,7 +53,9 @@ def answer(app: Any, path: str, method: str = "GET") -> tuple[str, bytes]:
     environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_METHOD": method}
     setup_testing_defaults(environ)
     statuses: list[str] = []
-    body = b"".join(app(environ, lambda status, headers, *_: statuses.append(status)))
+    chunks = app(environ, lambda status, headers, *_: statuses.append(status))
+    body = b"".join(chunks)
+    getattr(chunks, "close", lambda: None)()  # as a server does
     return statuses[0], body
 
 
