@@ -330,6 +330,7 @@ class Stack:
                 seed_all(seeds[0])
                 found = numbers(self._call("evaluate"))
                 self._ties.mend()
+                self._ties.look_for_new_ones()
                 return {name: [value] for name, value in found.items()}
             if self._evaluates_stacked:
                 try:

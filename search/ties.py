@@ -47,6 +47,7 @@ class Ties:
     """Ties the trained parameters of a model to views of rows; `gather` and `mend` after each call of a workload."""
 
     def __init__(self, model: nn.Module, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+        self._model = model
         self._ties = []
         own = dict(model.named_parameters())
         for name, value in values.items():
@@ -59,6 +60,7 @@ class Ties:
         self._parameters = [tie.parameter for tie in self._ties]
         self._gradients = [tie.gradient for tie in self._ties]
         self._frozen = {name: p for name, p in own.items() if name not in values}
+        self._known = {id(p) for p in own.values()}
 
     def forget_gradients(self) -> None:
         """Before a loss is computed, as `optimizer.zero_grad()` does."""
@@ -111,6 +113,15 @@ class Ties:
                     f"workload: the parameter {name!r} was frozen when training began, and requires a gradient "
                     "now: an optimizer of what was trained until then does not update it. Let build_model return it "
                     "with requires_grad=True, and keep it from changing by detach() in loss"
+                )
+
+    def look_for_new_ones(self) -> None:
+        """Raise UserError for a parameter that the model got after training began: a layer that was put in, say."""
+        for name, parameter in self._model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in self._known:
+                raise UserError(
+                    f"workload: the parameter {name!r} came into the model after training began, and no optimizer "
+                    "updates it: let build_model make all layers"
                 )
 
     @staticmethod

@@ -317,6 +317,50 @@ class UnfreezesInEvaluate(Mlp):
         return found
 
 
+@entry(refusal="2.weight")
+class LayerPutInByEvaluate(Mlp):
+    def evaluate(self, model):
+        if model[2].weight.shape[1] == 8:
+            layer = nn.Linear(8, 1).to(D)
+            layer.load_state_dict(model[2].state_dict())
+            model[2] = layer
+        return super().evaluate(model)
+
+
+@entry(refusal="late.weight")
+class LayerMadeInForward(Mlp):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(FEATURES, 8).to(D)
+
+        def forward(self, x):
+            if not hasattr(self, "late"):
+                self.late = nn.Linear(8, 1).to(D)
+            return self.late(self.first(x).tanh())
+
+    def build_model(self, seed):
+        return self.Model()
+
+
+@entry(refusal="the gradient is exactly 0 at each of the first 20 updates")
+class LossOfACopy(Mlp):
+    def loss(self, model, batch):
+        return super().loss(copy.deepcopy(model), batch)
+
+
+@entry()
+class ValuesByVector(Mlp):
+    """`vector_to_parameters` binds `.data` of every parameter to parts of one vector."""
+
+    def evaluate(self, model):
+        own = nn.utils.parameters_to_vector(model.parameters())
+        nn.utils.vector_to_parameters(own * 0.5, model.parameters())
+        found = super().evaluate(model)
+        nn.utils.vector_to_parameters(own, model.parameters())
+        return found
+
+
 @entry(refusal="0.weight", optimizers=("sgd",))
 class FreezesInLoss(Mlp):
     calls = 0
