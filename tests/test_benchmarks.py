@@ -17,7 +17,7 @@ def test_there_are_benchmarks():
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
-def test_it_runs_and_prints_a_table(path, tmp_path):
+def test_it_runs_and_prints_figures(path, tmp_path):
     result = subprocess.run(
         [sys.executable, str(path), "--quick"],
         cwd=tmp_path,
@@ -28,4 +28,5 @@ def test_it_runs_and_prints_a_table(path, tmp_path):
         check=False,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "|" in result.stdout, result.stdout
+    rows = [line for line in result.stdout.splitlines() if any(map(str.isdigit, line))]
+    assert len(rows) >= 3, result.stdout
