@@ -299,8 +299,10 @@ class Stack:
             for start in range(0, width, UPDATED_AT_ONCE):
                 part = {name: held[block, start : start + UPDATED_AT_ONCE] for name, held in rows.items()}
                 state = {name: part[name] for name in ("m", "v")}
-                theta = part["theta"].to(self.wide)  # itself, unless it is narrower
-                RULES[optimizer].update(theta, part["gradient"].to(self.wide), state, columns)
+                theta, gradient = part["theta"], part["gradient"]
+                if self.wide is not self.dtype:
+                    theta, gradient = theta.to(self.wide), gradient.to(self.wide)
+                RULES[optimizer].update(theta, gradient, state, columns)
                 if theta is not part["theta"]:
                     part["theta"].copy_(theta)
         for held, values in skipped:

@@ -116,7 +116,8 @@ def line(tmp_path, monkeypatch):
         ("factory", "SystemExit: no data here"),
     ],
 )
-def test_whatever_a_workload_raises_is_its_trials_crash(line, tmp_path, fault, reason):
+def test_whatever_a_workload_raises_is_its_trials_crash(line, tmp_path, fault, reason, monkeypatch):
+    monkeypatch.setattr("tunewright.search.worker._FOLLOWS", {1})  # a worker, which does not hear Ctrl-C
     points = [Point(number, 4, "sgd", 0.01, workload_args={"fault": fault}) for number in range(2)]
     work(Task(line(fault), tmp_path, points, ALONE, "cpu"))
     trials = [trial for trial, _ in posted(tmp_path)]
