@@ -304,7 +304,8 @@ def _feasible(loss: Array, level: Levels, rise: float, by_loss: Verdict | None, 
         said = [f"{said[0]} loss is no measure of that, set divergence = false"]
         kind, rise = by_loss.instability, by_loss.onset_step
     if seen.gaps:
-        said.append(f"{seen.gaps} evaluations were nan or infinite")
+        what = "evaluation was" if seen.gaps == 1 else "evaluations were"
+        said.append(f"{seen.gaps} {what} nan or infinite")
     return Verdict("feasible", kind, rise, "; ".join(said))
 
 

@@ -30,6 +30,7 @@ from tunewright.search.storage import (
     open_store,
     read_comparison,
     read_trials,
+    stored_trials,
     tell,
     write_comparison,
     write_table,
@@ -511,7 +512,7 @@ def test_without_curves_a_trial_is_told_and_ranked_as_with_them(tmp_path):
     for trial in (feasible(0, 0.1, 0.05), diverged(1, 5.0, onset_step=30)):
         write_curve(curve_path(store.folder, trial.point), trial.curve)
         tell(store, trial)
-    whole, bare = read_trials(store), read_trials(store, curves=False)
+    whole, bare = stored_trials(store), stored_trials(store, curves=False)
     assert [as_told(trial) for trial in bare] == [as_told(trial) for trial in whole]
     assert [trial.record() for trial in bare] == [trial.record() for trial in whole]
     assert sum(len(trial.curve.loss) + len(trial.curve.metrics) for trial in bare) == 0
