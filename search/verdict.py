@@ -38,7 +38,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.ndimage import median_filter
 
-from .evaluations import Evaluations, evaluated
+from .evaluations import LEARNED_SHARE, Evaluations, evaluated
 from .rises import EARLY_STEPS, LEARNED_FRACTION, WINDOW, Levels, first_rise, last_below, levels, references, typical
 from .trial import Array, Curve, Instability, Outcome, Verdict
 
@@ -168,10 +168,18 @@ def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -
 
 
 def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
-    """Whether the training loss went on falling after the best evaluation."""
-    best = max(_place(curve, seen.step), 1)
-    then = float(np.median(curve.loss[max(0, best - WINDOW) : best]))
-    ended = _ended(curve.loss)
+    """Whether the training loss went on falling after the best evaluation, or fell at all if none was much better.
+
+    The two spans of losses that are compared never overlap, however short the run.
+    """
+    loss = curve.loss
+    if abs(seen.first - seen.best) <= LEARNED_SHARE * abs(seen.first):  # its best step says nothing
+        then, ended = level.highest_start, float(np.median(loss[-min(WINDOW, max(1, len(loss) // 4)) :]))
+    else:
+        best = max(_place(curve, seen.step), 1)
+        span = min(WINDOW, max(1, (len(loss) - best) // 2))
+        then = float(np.median(loss[max(0, best - span) : best]))
+        ended = float(np.median(loss[-span:]))
     if 0 < ended < OVERFITTED_FACTOR * then:
         return True
     return then - ended > max(OVERFITTED_FRACTION * (level.highest_start - level.lowest), level.luck)

@@ -169,3 +169,24 @@ def test_nothing_is_stopped_before_an_evaluation_agrees():
     assert any(hopeless(until(often, step)) for step in range(20, STEPS, 20))
     learned = of(blown, GOOD)
     assert not any(hopeless(until(learned, step)) for step in range(20, STEPS + 1, 20))
+
+
+@pytest.mark.parametrize("steps", [12, 40, 100, 400])
+@pytest.mark.parametrize("nudge", [-0.002, 0.0, 0.002])
+@pytest.mark.parametrize("ended", [1.1, 1.5, 3.0])
+def test_a_loss_that_falls_while_validation_only_rises_is_overfitting_in_runs_of_any_length(steps, nudge, ended):
+    """Whether the first evaluation is a little better than the untrained model, or a little worse, decides nothing."""
+    noise = np.random.default_rng(0).chisquare(8, steps) / 8  # squared errors of a batch of 8
+    loss = 1.4 * np.geomspace(1.0, 0.3, steps) * noise
+    values = np.array([1.0, 1.0 + nudge, *np.linspace(1.0, ended, 4)[1:]])
+    at = np.linspace(0, steps, len(values)).astype(np.int64)
+    verdict = judge(Curve(loss, np.ones(steps), at, {"val": values}, steps, 1.4))
+    assert verdict.outcome == "feasible", verdict
+
+
+@pytest.mark.parametrize("steps", [12, 40, 100, 400])
+def test_a_loss_that_stands_still_while_validation_rises_is_no_overfitting(steps):
+    values = np.array([1.0, 1.0, 1.5, 2.0, 2.5, 3.0])
+    at = np.linspace(0, steps, len(values)).astype(np.int64)
+    verdict = judge(Curve(np.full(steps, 1.4), np.ones(steps), at, {"val": values}, steps, 1.4))
+    assert verdict.outcome == "diverged", verdict
