@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .audit import relative_difference
-from .errors import UserError
+from .errors import UserError, first_line
 from .python_state import PythonState, python_state
 from .randomness import own_random_numbers
 from .stack import Traces
@@ -60,8 +60,8 @@ def devices(names: str) -> list[str]:
         try:
             torch.ones(1, device=name).item()
         except (RuntimeError, AssertionError, ImportError) as error:
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"device: {name!r} is not there: {reason[0].split('. ')[0]}") from error
+            reason = first_line(error).split(". ")[0]
+            raise UserError(f"device: {name!r} is not there: {reason}") from error
     return found
 
 
@@ -126,7 +126,7 @@ def _compiled(
             turns = [[_rate(study, workload, points, one, device, traces) for one in both] for _ in range(REPEATS)]
             rate, found = map(max, zip(*turns, strict=True))
     except Exception as error:  # there is no C++ compiler, say
-        return replace(engine, reason=f"{engine.reason}; cannot be compiled: {_line(error)}")
+        return replace(engine, reason=f"{engine.reason}; cannot be compiled: {first_line(error)}")
     if found < WORTH_COMPILING * rate:
         return replace(engine, reason=f"{engine.reason}; compiled only {found / rate:.2f} times as fast")
     return replace(candidate, reason=f"{engine.reason}; {found:.0f} compiled")
@@ -216,7 +216,7 @@ def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], d
     try:
         stacked = _first_steps(study, work, some, Engine(stacked=True, slots=2), device)
     except Exception as error:
-        return f"cannot be stacked: {_line(error)}"
+        return f"cannot be stacked: {first_line(error)}"
     if differs := _differs(alone, stacked, tolerance):
         return f"cannot be stacked: {differs} from the model alone"
     return ""
@@ -225,7 +225,7 @@ def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], d
 class _Observed:
     """A workload, and what Python remembers of it and its models at the first loss of each.
 
-    In double precision, where rounding cannot hide a difference.
+    With `double`, models are in double precision, where rounding cannot hide a difference.
     """
 
     def __init__(self, workload: Workload, double: bool) -> None:
@@ -249,7 +249,7 @@ class _Observed:
         try:
             self._models[id(model)] = model, python_state(self.workload, model)
         except Exception as error:
-            self._trouble = f"workload or model may keep state, which cannot be seen: {_line(error)}"
+            self._trouble = f"workload or model may keep state, which cannot be seen: {first_line(error)}"
 
     def kept_state(self) -> str:
         """In words, whether workload or models are not as they were; empty if they are."""
@@ -299,11 +299,6 @@ def _all_of(one: Trained) -> dict[str, NDArray[np.float64]]:
     for name, tensor in kept.items():
         found[name.replace("/", " ")] = tensor.to(torch.float64).numpy()
     return found
-
-
-def _line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _short(study: Study, steps: int) -> Study:

@@ -643,12 +643,15 @@ def _plains_in_words(plains: Sequence[Remedy]) -> str:
 
 
 def _with_runs(remedy: Remedy, asked: Study, trials: Sequence[Trial]) -> Remedy:
+    if not trials:
+        return replace(remedy, rerun_in="", values=(), infeasible=0, failure_bound=math.nan)
+    failed = sum(not trial.feasible for trial in trials)
     return replace(
         remedy,
-        rerun_in=asked.name if trials else "",
+        rerun_in=asked.name,
         values=tuple(as_told(trial).value for trial in trials),
-        infeasible=(failed := sum(not trial.feasible for trial in trials)),
-        failure_bound=failure_bound(failed, len(trials)) if trials else math.nan,
+        infeasible=failed,
+        failure_bound=failure_bound(failed, len(trials)),
     )
 
 
