@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
 import plotly.graph_objects as go
 
+from .analysis import readable
 from .diagnosis import Diagnosis, GroupDiagnosis, Kind, Step, StepName
 from .plots import (
     EdgeInfo,
@@ -79,8 +81,24 @@ def story(store: Store, result: Diagnosis) -> Iterator[Scene]:
 
 
 def _sweep(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+    """The title says what the diagnosis found by means over seeds; the star is the best single training."""
     own = trials(step.studies + _studies(found, "boundary"))
-    return axis_figure(axis_info(own, "base_lr", objective, log=True)) if own else None
+    if not own:
+        return None
+    info = axis_info(own, "base_lr", objective, log=True)
+    panels = tuple(replace(panel, note=_star(found)) for panel in info.panels)
+    return axis_figure(replace(info, panels=panels))
+
+
+def _star(found: GroupDiagnosis) -> str:
+    """lr_star and headroom of a diagnosis, as a note below a panel's title."""
+    if math.isnan(found.lr_star):
+        return "no feasible trial"
+    star = f"lr_star = {readable(found.lr_star)}"
+    if not found.edge.found:
+        return f"{star}, no edge found above it"
+    low, high = map(readable, found.headroom)
+    return f"{star}, headroom {low} to {high} ×"
 
 
 def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:

@@ -306,7 +306,7 @@ def _feasible(loss: Array, level: Levels, rise: float, by_loss: Verdict | None, 
         kind = _kind(loss[:step], level)
         said = [f"blew up at step {step}{_before(loss, step)} to {loss[step:].max():.3g}, ended at {ended:.3g}"]
     elif not level.learned and seen.state != "learned":
-        said = [f"learned nothing: loss {loss[0]:.3g} to {ended:.3g}"]
+        said = [f"learned nothing that stands out from minibatch noise: loss {loss[0]:.3g} to {ended:.3g}"]
     if by_loss:
         said = [f"the objective was learned ({seen.first:.3g} to {seen.ended:.3g}), though {by_loss.evidence}; if the"]
         said = [f"{said[0]} loss is no measure of that, set divergence = false"]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from simulated import STEPS, Simulated, follow, study_of
 
+from tunewright.search.analysis import readable
 from tunewright.search.diagnosis import Diagnosis
 from tunewright.search.files import curve_path, write_curve
 from tunewright.search.procedure import diagnosis_of
@@ -62,6 +63,16 @@ def test_every_step_with_something_to_draw_has_a_figure(unstable):
     store, result, _ = unstable
     drawn = [scene.step.name for scene in story(store, result) if scene.figure]
     assert drawn == [name for name in EVERY_STEP if name not in ("boundary", "arms")]
+
+
+def test_the_sweep_is_titled_with_what_the_diagnosis_found_not_with_the_best_single_training(unstable):
+    """One page tells one lr_star: that of means over seeds, and the headroom of the bracketed edge."""
+    store, result, _ = unstable
+    (found,) = result.groups
+    sweep = next(scene.figure for scene in story(store, result) if scene.step.name == "sweep")
+    titles = " ".join(annotation.text or "" for annotation in sweep.layout.annotations)
+    low, high = map(readable, found.headroom)
+    assert f"lr_star = {readable(found.lr_star)}, headroom {low} to {high} ×" in titles
 
 
 def test_the_report_has_the_chapter_with_its_figures_once_each(unstable):
