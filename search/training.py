@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .audit import Audit
+from .audit import Audit, StackingError
 from .batches import Parts, moved, only_tensors
 from .clipping import Gate, clip_z_of, share_of
 from .errors import UserError
@@ -236,6 +236,7 @@ class _Loop:
         self.capacity = engine.slots if engine.compiled else min(engine.slots, len(self.queue))
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
+        self.python: PythonState | None = None  # of a stack or a recording, after its first loss
 
     def run(self) -> Iterator[Trained]:
         if not self.queue:
@@ -408,6 +409,8 @@ class _Loop:
             if last and self.audit and self.audited:
                 self.audit.before(self.slots.index(self.audited), batch)
             loss_K, norm_K1 = self.stack.gradients(batch)
+            if self.audit and self.python is None:
+                self.python = self._python_state()
             if last and self.audit:
                 self.audit.after(loss_K, norm_K1)
             losses[i], norms[i] = loss_K, norm_K1[:, 0]
@@ -435,7 +438,12 @@ class _Loop:
         return max(learning, key=lambda slot: slot.step, default=None)
 
     def _prove(self) -> None:
-        """Compute an update of one slot again, alone, before trials are handed out. Raises StackingError."""
+        """Compute an update of one slot again, alone, before trials are handed out. Raises StackingError.
+
+        Also if Python remembers something else than after the first update: what counts epochs, say.
+        """
+        if self.audit and self._python_state() != self.python:
+            raise StackingError("later in training the workload or model changes what it keeps in Python")
         slot = self.audited
         if self.audit is None or slot is None or not slot.loss[slot.step - 1] <= slot.loss[0]:
             return
