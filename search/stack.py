@@ -383,6 +383,8 @@ class Stack:
     def restore(self, slot: int, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` returned. Raises ValueError, with nothing changed, if it is of another model."""
         own = {name: rows[slot] for name, rows in self._buffers.items()}
+        if self.builds_anew:
+            self._ties.mend()  # batches that were drawn again may have bound parameters elsewhere
         if not self.stacked:
             own = fixed_tensors(self.model)
         into = {name: self._rows[name][slot] for name in ("theta", "m", "v", "best")}

@@ -272,6 +272,7 @@ class _Loop:
             finished = [k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)]
             if finished:
                 self._prove()
+                self._prove_stateless()
             for k in finished:
                 yield self._finish(k)
             if finished:
@@ -438,12 +439,7 @@ class _Loop:
         return max(learning, key=lambda slot: slot.step, default=None)
 
     def _prove(self) -> None:
-        """Compute an update of one slot again, alone, before trials are handed out. Raises StackingError.
-
-        Also if Python remembers something else than after the first update: what counts epochs, say.
-        """
-        if self.audit and self._python_state() != self.python:
-            raise StackingError("later in training the workload or model changes what it keeps in Python")
+        """Compute an update of one slot again, alone, before trials are handed out. Raises StackingError."""
         slot = self.audited
         if self.audit is None or slot is None or not slot.loss[slot.step - 1] <= slot.loss[0]:
             return
@@ -453,6 +449,11 @@ class _Loop:
         first = float(slot.loss[0]), float(slot.grad_norm[0])
         self.audit.check(first, slot.metrics if just_evaluated else None, seed)
         before.restore()
+
+    def _prove_stateless(self) -> None:
+        """Raise StackingError if Python remembers something else than after the first update: epochs, say."""
+        if self.audit and self._python_state() != self.python:
+            raise StackingError("later in training the workload or model changes what it keeps in Python")
 
     def _each(self, name: str) -> list[float]:
         """A clip threshold of every slot; those of idle ones never clip."""
