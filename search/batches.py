@@ -177,6 +177,11 @@ class Parts:
         """Find the dimension of the examples in the first batch. Raises UserError if there is none."""
         if self._places is not None:
             return
+        if any(_is_one_each(node, self.batch_size) for node in _nodes(batch)):
+            raise UserError(
+                "accumulation: cannot cut a batch into parts: it holds a list with the tensors of each example; "
+                "stack or pad them to one tensor of all"
+            )
         leaves = _leaves(batch)
         others = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, CUTTABLE)})
         if others:
@@ -212,6 +217,23 @@ class Parts:
 def _is_items(node: Any) -> bool:
     """Whether a list or tuple holds one plain value for each example, as names do."""
     return isinstance(node, list | tuple) and bool(node) and all(isinstance(item, str | int | float) for item in node)
+
+
+def _nodes(batch: Any) -> Iterator[Any]:
+    """The containers of a batch."""
+    inner = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
+    if isinstance(batch, dict | list | tuple):
+        yield batch
+    for value in inner:
+        yield from _nodes(value)
+
+
+def _is_one_each(node: Any, size: int) -> bool:
+    """Whether a list holds one item with tensors for each example: it is as long, and nothing in it has that size."""
+    if not isinstance(node, list | tuple) or len(node) != size or size == 1:
+        return False
+    tensors = [leaf for leaf in tree_leaves(node) if isinstance(leaf, Tensor)]
+    return bool(tensors) and not any(size in tensor.shape for tensor in tensors)
 
 
 def _leaves(batch: Any) -> list[Any]:

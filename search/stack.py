@@ -22,7 +22,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from .batches import Parts
 from .clipping import Gate, clip_, entered, global_norm, limit
@@ -232,7 +232,9 @@ class Stack:
 
     def _traced(self, method: str, *arguments: Any, into: Sequence[Tensor] = ()) -> Any:
         """The result of a stacked call, from its recording for the current K."""
-        kinds = tuple((leaf.shape, leaf.dtype) for leaf in tree_leaves(arguments[-1]))
+        leaves, nesting = tree_flatten(arguments[-1])
+        # Nesting, too: of a dictionary the names, by which a loss may choose among heads.
+        kinds = (*((leaf.shape, leaf.dtype) for leaf in leaves), str(nesting))
         if self._compiled and method == "loss" and len(self._compiled_kinds) < MOST_COMPILED:
             self._compiled_kinds.add(kinds)
         compiled = method == "loss" and kinds in self._compiled_kinds
@@ -381,6 +383,8 @@ class Stack:
     def restore(self, slot: int, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` returned. Raises ValueError, with nothing changed, if it is of another model."""
         own = {name: rows[slot] for name, rows in self._buffers.items()}
+        if self.builds_anew:
+            self._ties.mend()  # batches that were drawn again may have bound parameters elsewhere
         if not self.stacked:
             own = fixed_tensors(self.model)
         into = {name: self._rows[name][slot] for name in ("theta", "m", "v", "best")}

@@ -50,9 +50,10 @@ class Ties:
         self._model = model
         self._ties = []
         own = dict(model.named_parameters())
+        modules = dict(model.named_modules(remove_duplicate=False))  # get_submodule refuses TorchScript
         for name, value in values.items():
             path, _, attribute = name.rpartition(".")
-            holder = model.get_submodule(path)._parameters
+            holder = modules[path]._parameters
             own[name].data = value
             address = value.data_ptr()
             tie = _Tie(name, own[name], holder, attribute, value, gradients[name], address)
@@ -99,7 +100,8 @@ class Ties:
         that was frozen when training began and is not any more.
         """
         for tie in self._ties:
-            if tie.holder.get(tie.attribute) is not tie.parameter:
+            # Of TorchScript, the holder has no `get`.
+            if tie.attribute not in tie.holder or tie.holder[tie.attribute] is not tie.parameter:
                 raise UserError(
                     f"workload: the parameter {tie.name!r} was replaced by another object while it was "
                     "trained, which no optimizer updates: write the values into it, as by "

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .audit import Audit
+from .audit import Audit, StackingError
 from .batches import Parts, moved, only_tensors
 from .clipping import Gate, clip_z_of, share_of
 from .errors import UserError
@@ -236,6 +236,7 @@ class _Loop:
         self.capacity = engine.slots if engine.compiled else min(engine.slots, len(self.queue))
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
+        self.python: PythonState | None = None  # of a stack or a recording, after its first loss
 
     def run(self) -> Iterator[Trained]:
         if not self.queue:
@@ -271,6 +272,7 @@ class _Loop:
             finished = [k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)]
             if finished:
                 self._prove()
+                self._prove_stateless()
             for k in finished:
                 yield self._finish(k)
             if finished:
@@ -408,6 +410,8 @@ class _Loop:
             if last and self.audit and self.audited:
                 self.audit.before(self.slots.index(self.audited), batch)
             loss_K, norm_K1 = self.stack.gradients(batch)
+            if self.audit and self.python is None:
+                self.python = self._python_state()
             if last and self.audit:
                 self.audit.after(loss_K, norm_K1)
             losses[i], norms[i] = loss_K, norm_K1[:, 0]
@@ -445,6 +449,11 @@ class _Loop:
         first = float(slot.loss[0]), float(slot.grad_norm[0])
         self.audit.check(first, slot.metrics if just_evaluated else None, seed)
         before.restore()
+
+    def _prove_stateless(self) -> None:
+        """Raise StackingError if Python remembers something else than after the first update: epochs, say."""
+        if self.audit and self._python_state() != self.python:
+            raise StackingError("later in training the workload or model changes what it keeps in Python")
 
     def _each(self, name: str) -> list[float]:
         """A clip threshold of every slot; those of idle ones never clip."""

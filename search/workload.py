@@ -13,7 +13,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -173,10 +173,28 @@ def _own_modules(module: ModuleType, found: dict[str, set[str]]) -> dict[str, se
     return found
 
 
-def _imports(module: ModuleType) -> Iterator[str]:
+def own_modules(modules: Iterable[ModuleType]) -> list[ModuleType]:
+    """The user's own among these modules, and those that they import."""
+    found: dict[str, set[str]] = {}
+    for module in modules:
+        _own_modules(module, found)
+    return [sys.modules[name] for name in found]
+
+
+def _imports(module: ModuleType) -> Iterable[str]:
     """The names in a module's import statements, those inside functions included; some may be no modules."""
+    return _imported_names(module.__file__ or "", module.__package__ or "", _stamp(module))
+
+
+@lru_cache(maxsize=1000)
+def _imported_names(file: str, package: str, _: str) -> Sequence[str]:
+    """Of a file, as long as its stamp is the same."""
+    return list(_names_in(file, package))
+
+
+def _names_in(file: str, package: str) -> Iterator[str]:
     try:
-        tree = ast.parse(Path(module.__file__ or "").read_bytes())
+        tree = ast.parse(Path(file).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return
     for node in ast.walk(tree):
@@ -184,7 +202,7 @@ def _imports(module: ModuleType) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             relative = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(relative, module.__package__ or "")
+            base = importlib.util.resolve_name(relative, package)
             yield base
             yield from (f"{base}.{alias.name}" for alias in node.names)
 

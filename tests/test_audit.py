@@ -1,6 +1,6 @@
 """What differs only later in training ends stacking, and no wrong number is handed out."""
 
-import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from tunewright.search.worker import Task, posted, why_alone, work
 
 STACKED = Engine(stacked=True, slots=2)
 STEPS, TURN = 60, 30
-HIDDEN = "TUNEWRIGHT_TEST_TURNED"  # state that no look at workload, model or modules can find
+HIDDEN = "_turned"  # state that no look at workload, model or modules can find
 
 
 class Turns:
@@ -29,14 +29,14 @@ class Turns:
 
     def train_batches(self, batch_size, seed):
         generator = torch.Generator().manual_seed(seed)
-        os.environ[HIDDEN] = "0"
+        setattr(sys, HIDDEN, "0")
         for drawn in range(10**6):
             if drawn == TURN:
-                os.environ[HIDDEN] = "1"
+                setattr(sys, HIDDEN, "1")
             yield torch.randn(batch_size, 2, generator=generator)
 
     def loss(self, model, batch):
-        return (model(batch) ** 2).mean() * (0.9 if os.environ[HIDDEN] == "1" else 1.0)
+        return (model(batch) ** 2).mean() * (0.9 if getattr(sys, HIDDEN) == "1" else 1.0)
 
     def evaluate(self, model):
         return {"val_loss": (model(torch.ones(4, 2)) ** 2).mean()}

@@ -542,3 +542,29 @@ def test_an_exception_of_any_kind_is_the_crash_of_its_trial(error, tmp_path):
     error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         work(Task(study(workload="habits_leaving:make"), tmp_path, some[1:2], ALONE, "cpu"))
+
+
+@pytest.mark.parametrize("items", [list, tuple])
+@pytest.mark.parametrize("each", [lambda x: x, lambda x: {"box": x}])
+def test_a_list_of_each_examples_tensors_is_not_cut(items, each):
+    """A part of one target beside the whole list would be broadcast, without a word."""
+    batch = items(each(torch.ones(5)) for _ in range(4)), torch.ones(4, 1)
+    with pytest.raises(UserError, match="a list with the tensors of each example"):
+        list(Parts(4, 4)(batch))
+
+
+class Scripted(Line):
+    def build_model(self, seed):
+        return nn.Sequential(torch.jit.script(nn.Linear(8, 4)), nn.Tanh(), nn.Linear(4, 1)).double()
+
+
+class WhollyScripted(Line):
+    def build_model(self, seed):
+        return torch.jit.script(super().build_model(seed))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("workload", [Scripted(), WhollyScripted()])
+def test_torchscript_is_trained(workload):
+    want, _ = plainly(workload)
+    np.testing.assert_allclose(losses(workload), want, rtol=1e-9)
