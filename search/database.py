@@ -114,11 +114,17 @@ def _refuse_foreign(path: Path | None) -> None:
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
             found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if found <= set(models.BaseModel.metadata.tables) and not _has_rows(connection, found):
+                return  # its making was interrupted, by a full disk, say: Optuna makes the tables that are missing
     except sqlite3.Error:
         return  # which is said where it is opened
     if found and not found >= OPTUNA_TABLES:
         some = ", ".join(sorted(found)[:3])
         raise UserError(f"{path}: is another program's database, with tables {some}: move it away, or name another")
+
+
+def _has_rows(connection: sqlite3.Connection, tables: set[str]) -> bool:
+    return any(connection.execute(f'SELECT 1 FROM "{name}" LIMIT 1').fetchone() for name in tables)
 
 
 def _in_a_sentence(context: ExceptionContext, shown: str) -> Exception | None:

@@ -75,9 +75,9 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     `keep_checkpoints` and [figure] may change: the points stay the same.
     """
     folder = results / study.name
-    given = open_storage(url) if url else None
+    where = open_storage(url) if url else _own_url(folder)
     _make(folder)
-    storage = given or open_storage(_own_url(folder))
+    storage = open_storage(where) if isinstance(where, URL) else where
     stored = set(optuna.get_all_study_names(storage))
     is_own = url is not None or _database(folder).parent != folder
     if stored and not is_own and not any(name.startswith(f"{study.name}/") for name in stored):
@@ -119,6 +119,9 @@ def _store(study: Study, folder: Path, storage: optuna.storages.BaseStorage) -> 
 
 
 def _own_url(folder: Path) -> URL:
+    """Raises UserError for a path that no URL can hold."""
+    if printable(str(folder)) != str(folder):
+        raise UserError(f"{folder}: the path of a results folder must be UTF-8: SQLite takes no other")
     return URL.create("sqlite", database=str(_database(folder)))
 
 

@@ -139,6 +139,27 @@ def test_an_empty_database_is_begun_anew_by_the_same_study(folder: Path) -> None
     assert read_trials(create_store(load_study(folder / "study.toml", name="small"), folder.parent)) == []
 
 
+@pytest.mark.parametrize("results", ["caf\udce9", "caf\udce9/below"])
+def test_a_results_path_that_is_not_utf8_is_refused_before_anything_is_written(
+    folder: Path, tmp_path: Path, results: str
+) -> None:
+    with pytest.raises(UserError, match=r"the path of a results folder must be UTF-8"):
+        create_store(load_study(folder / "study.toml", name="small"), tmp_path / results)
+    assert not (tmp_path / results).exists()
+
+
+@pytest.mark.parametrize("made", [1, 3, 8])
+def test_a_database_whose_making_was_interrupted_is_made_whole(folder: Path, made: int) -> None:
+    path = folder / "study.db"
+    with closing(sqlite3.connect(path)) as connection:
+        tables = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")]
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        for sql in tables[:made]:
+            connection.execute(sql)
+    assert read_trials(create_store(load_study(folder / "study.toml", name="small"), folder.parent)) == []
+
+
 def test_the_database_of_another_program_is_refused_and_left_as_it_is(folder: Path) -> None:
     path = folder / "study.db"
     path.unlink()
