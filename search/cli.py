@@ -41,12 +41,14 @@ INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on f
 def _check(options: argparse.Namespace) -> int:
     from .advice import advise
     from .launch import check_studies, seconds_per_step
+    from .playbook import legend
     from .sampling import some_points
     from .study import load_study
     from .tables import plan_table, print_table
     from .workload import load_workload
 
     _quiet_optuna()
+    cited = set()
     for path in options.studies:
         study = load_study(path)
         check_studies([study])
@@ -55,6 +57,10 @@ def _check(options: argparse.Namespace) -> int:
         workload = load_workload(study.workload, point.workload_args)
         for one in advise(study, _finished(study, options.results / study.name, options.storage), workload):
             print(f"warning: {path}: {one.place}: {one.sentence}")
+            cited.add(one.rule)
+    if cited:
+        print("\nRules cited (`tunewright rules ID` names the section of the playbook):")
+        print(legend(cited))
     return 0
 
 
@@ -73,6 +79,20 @@ def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
         print(f"note: {folder}: holds results of a different study file, which say nothing of this one")
         return []
     return read_trials(store)
+
+
+def _rules(options: argparse.Namespace) -> int:
+    from .playbook import RULES, legend, rule, section
+
+    try:
+        asked = [rule(id) for id in options.ids]
+    except LookupError as error:
+        raise UserError(str(error)) from error
+    for one in asked:
+        print(legend([one.id]), section(one), sep="\n")
+    if not asked:
+        print(legend(RULES))
+    return 0
 
 
 def _schema(options: argparse.Namespace) -> int:
@@ -362,6 +382,9 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=_whole(0, MOST_PORT), default=8080, metavar="P", help="0 = any free port (default: 8080)"
     )
     storage(dashboard)
+
+    rules = command("rules", _rules, "Say what the playbook's rules are that warnings and reports cite.")
+    rules.add_argument("ids", nargs="*", metavar="ID", help="print these alone, with their sections (default: all)")
 
     command("schema", _schema, "Print the JSON schema of study files, for editors.")
     return parser
