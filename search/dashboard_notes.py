@@ -107,7 +107,7 @@ def verdict_note(
 
 
 def _link(citation: re.Match[str]) -> str:
-    """The id of a rule as a Markdown link to its section, which says the rule where a reader points at it."""
+    """The id of a rule as a Markdown link to its section; its title says the rule."""
     one = rule(citation[1])
     return f'[{one.id}]({one.address} "{one.sentence}")'
 

@@ -59,7 +59,7 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {
         "rises suddenly after a steady decline.",
     },
     "How to apply learning rate warmup": {
-        "R8": "Warm up from 0 to a base learning rate at least ten times the unstable one, then hold it.",
+        "R8": "Warm up from 0 to a base learning rate ten times the unstable one, then hold it.",
         "R9": "Look for the shortest warmup that gives access to much higher learning rates; "
         "hold the rate for twice as many steps as the warmup takes.",
         "R10": "Tune the warmup's length apart from the decay schedule, over several orders "
@@ -67,7 +67,7 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {
         "R11": "Put the warmup before the existing schedule, as additional steps, and compare "
         "with the baseline, each side at its own best checkpoint.",
         "R12": "A warmup of more than 5 % of the training steps may call for more training steps.",
-        "R13": "There is no typical warmup: some models need 100 steps, some Transformers over 40,000.",
+        "R13": "No warmup is typical: some models need 100 steps, some Transformers over 40,000.",
     },
     "Gradient clipping": {
         "R14": "Scale a gradient whose norm exceeds the clip threshold down to the threshold: "
@@ -106,7 +106,7 @@ _SECTIONS: Mapping[str, Mapping[str, str]] = {
         "varies, and the training curves of all trials.",
     },
     "Identifying bad search space boundaries": {
-        "S4": "Expand a search space whose border the best trials crowd, unless all beyond is infeasible.",
+        "S4": "Expand a search space whose border the best trials crowd, unless all beyond fail.",
     },
     "Extracting insight from experimental results": {
         "S5": "Ask which share of trials is infeasible, and whether enough lie in the good region.",

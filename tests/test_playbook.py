@@ -53,10 +53,9 @@ def test_a_rule_is_one_sentence_with_its_section(one):
 
 def test_an_anchor_is_made_as_github_makes_it():
     """As the playbook itself links to these two headings."""
-    adam = "how-should-adams-hyperparameters-be-tuned"
-    batch_size = "why-shouldnt-the-batch-size-be-tuned-to-directly-improve-validation-set-performance"
-    assert RULES["S11"].address.partition("#")[2] == adam
-    assert RULES["R20"].address.partition("#")[2] == batch_size
+    assert RULES["S11"].address.endswith("#how-should-adams-hyperparameters-be-tuned")
+    batch_size = "why-shouldnt-the-batch-size-be-tuned-to-directly-improve-validation-set"
+    assert RULES["R20"].address.endswith(f"#{batch_size}-performance")
 
 
 def test_an_unknown_id_is_an_error_that_lists_all():
@@ -67,8 +66,7 @@ def test_an_unknown_id_is_an_error_that_lists_all():
 def test_the_table_is_read_without_torch_and_optuna():
     code = "import sys, tunewright.search.playbook\n"
     code += "print(sorted({'torch', 'optuna', 'numpy', 'pydantic'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == "[]\n"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
 @pytest.mark.parametrize(
