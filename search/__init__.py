@@ -30,6 +30,10 @@ _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names
 __all__ = sorted(_MODULE_OF)
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `tunewright --help` need not wait for torch."""
     if name not in _MODULE_OF:

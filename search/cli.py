@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from .errors import UnfinishedError, UserError, masked, said
+from .new import shipped_studies, start
 
 if TYPE_CHECKING:
     from .storage import Store
@@ -41,12 +44,14 @@ INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on f
 def _check(options: argparse.Namespace) -> int:
     from .advice import advise
     from .launch import check_studies, seconds_per_step
+    from .playbook import legend
     from .sampling import some_points
     from .study import load_study
     from .tables import plan_table, print_table
     from .workload import load_workload
 
     _quiet_optuna()
+    cited = set()
     for path in options.studies:
         study = load_study(path)
         check_studies([study])
@@ -55,6 +60,10 @@ def _check(options: argparse.Namespace) -> int:
         workload = load_workload(study.workload, point.workload_args)
         for one in advise(study, _finished(study, options.results / study.name, options.storage), workload):
             print(f"warning: {path}: {one.place}: {one.sentence}")
+            cited.add(one.rule)
+    if cited:
+        print("\nRules cited (`tunewright rules ID` names the section of the playbook):")
+        print(legend(cited))
     return 0
 
 
@@ -73,6 +82,27 @@ def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
         print(f"note: {folder}: holds results of a different study file, which say nothing of this one")
         return []
     return read_trials(store)
+
+
+def _new(options: argparse.Namespace) -> int:
+    study = start(options.folder, options.shipped)
+    print(f"{study.parent}: {', '.join(sorted(path.name for path in study.parent.iterdir()))}")
+    print(f"next: cd {shlex.quote(str(study.parent))} && tunewright run {study.name}")
+    return 0
+
+
+def _rules(options: argparse.Namespace) -> int:
+    from .playbook import RULES, legend, rule, section
+
+    try:
+        asked = [rule(id) for id in options.ids]
+    except LookupError as error:
+        raise UserError(str(error)) from error
+    for one in asked:
+        print(legend([one.id]), section(one), sep="\n")
+    if not asked:
+        print(legend(RULES))
+    return 0
 
 
 def _schema(options: argparse.Namespace) -> int:
@@ -242,7 +272,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="tunewright",
         description="Hyperparameter-search studies for PyTorch, after the Deep Learning Tuning Playbook.",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('tunewright')}")
+
+    def help_alone(_options: argparse.Namespace) -> int:
+        parser.print_help()
+        return 0
+
+    parser.set_defaults(call=help_alone)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(name: str, call: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
@@ -281,6 +318,16 @@ def _parser() -> argparse.ArgumentParser:
 
     def results(sub: argparse.ArgumentParser, summary: str) -> None:
         sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=summary)
+
+    new = command("new", _new, "Copy a small workload and its study into a new folder, to start from.")
+    new.add_argument("folder", metavar="FOLDER", type=Path, help="is made; it may exist if empty")
+    new.add_argument(
+        "--from",
+        dest="shipped",
+        choices=shipped_studies(),
+        metavar="STUDY",
+        help=f"copy a study that comes with tunewright instead: {', '.join(shipped_studies())}",
+    )
 
     check = command(
         "check", _check, "Validate studies, print their plans, and warn where they break rules of the playbook."
@@ -362,6 +409,9 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=_whole(0, MOST_PORT), default=8080, metavar="P", help="0 = any free port (default: 8080)"
     )
     storage(dashboard)
+
+    rules = command("rules", _rules, "Say the playbook's rules that warnings and reports cite.")
+    rules.add_argument("ids", nargs="*", metavar="ID", help="these, with their sections (default: all)")
 
     command("schema", _schema, "Print the JSON schema of study files, for editors.")
     return parser

@@ -16,6 +16,7 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from .analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, readable, summarize, varied
 from .comparison import DELTA, Comparison
+from .playbook import CITATION, rule
 from .plots import axis_figure, axis_info
 from .storage import Store, read_comparison
 from .study import Study
@@ -95,7 +96,7 @@ def verdict_note(
             ]
         ),
         "",
-        *(f"- **{verdict}**: {MEANING[verdict]}" for verdict in verdicts),
+        *(f"- **{verdict}**: {CITATION.sub(_link, MEANING[verdict])}" for verdict in verdicts),
         READING,
     ]
     if comparison:
@@ -103,6 +104,12 @@ def verdict_note(
     if crashed:
         lines.append(f"- **crashed**, not counted: {crashed}. `tunewright run` tries them again.")
     return "\n".join(lines)
+
+
+def _link(citation: re.Match[str]) -> str:
+    """The id of a rule as a Markdown link to its section; its title says the rule."""
+    one = rule(citation[1])
+    return f'[{one.id}]({one.address} "{one.sentence}")'
 
 
 def _baseline_row(comparison: Comparison) -> list[str]:

@@ -32,6 +32,7 @@ from .diagnosis import Diagnosis, GroupDiagnosis
 from .errors import UserError, masked, warn_once
 from .files import atomic, read_object
 from .flags import checkpoint_note, curve_flags
+from .playbook import CITATION, rule
 from .plots import (
     axis_figure,
     axis_info,
@@ -199,7 +200,20 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters |= {"rule": _abbreviation, "cited": _cited}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _abbreviation(id: str) -> Markup:
+    """The id of a rule, which says the rule where a reader points at it."""
+    return Markup('<abbr title="{}">{}</abbr>').format(rule(id).sentence, id)
+
+
+def _cited(sentence: str) -> Markup:
+    """A sentence, escaped, in which each id that it cites says its rule."""
+    words = CITATION.split(sentence)  # text, id, text, …, id, text
+    words[1::2] = map(_abbreviation, words[1::2])
+    return Markup("").join(words)
 
 
 def _counts(trials: list[Trial]) -> str:

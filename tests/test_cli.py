@@ -8,6 +8,7 @@ import pytest
 from stored import feasible
 
 from tunewright.search.cli import main
+from tunewright.search.playbook import legend
 from tunewright.search.storage import create_store, tell
 from tunewright.search.study import load_study
 
@@ -36,8 +37,19 @@ def test_check_warns_of_a_broken_rule_after_the_plan_and_ends_with_0(tmp_path, c
     assert "batch size 32, momentum" in plan
     assert warning == (
         f"{path}: evaluations: 5 are too few: luck decides which is a trial's best, and the shape of its curve cannot "
-        "be judged; give 10 or more (S10)\n"
+        "be judged; give 10 or more (S10)\n\n"
+        "Rules cited (`tunewright rules ID` names the section of the playbook):\n"
+        f"{legend(['S10'])}\n"
     )
+
+
+def test_check_says_each_rule_once_however_many_warnings_cite_it(tmp_path, capsys):
+    path = small_study(tmp_path, evaluations=5)
+    assert main(["check", path, path, "--results", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert out.count("(S10)") == 2
+    assert out.endswith(f":\n{legend(['S10'])}\n")
+    assert out.count(legend(["S10"])) == 1
 
 
 def test_check_warns_of_what_results_show_unless_they_are_of_another_file(tmp_path, capsys):

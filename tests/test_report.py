@@ -1,3 +1,4 @@
+import html
 import io
 import itertools
 import math
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from tunewright.search.analysis import summarize
 from tunewright.search.comparison import DELTA, Comparison
+from tunewright.search.playbook import RULES
 from tunewright.search.report import build_report, pictures, write_report
 from tunewright.search.sampling import plan
 from tunewright.search.storage import Store
@@ -92,6 +94,16 @@ def test_every_trial_has_a_row_and_every_varied_hyperparameter_a_plot(tmp_path: 
     assert [text.count(f'id="{name}"') for name in ("axis_base_lr", "axis_optimizer", "axis_clip_norm")] == [1] * 3
     assert text.count('id="axis_') == 3
     assert "CUDA out of memory" in text
+
+
+def test_every_id_of_a_rule_says_the_rule(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", trials(), comparison=comparison([[0.1, 0.2]], [0.3, 0.4]))
+    body = re.sub(r"<(script|style)>.*?</\1>|<script .*?</script>", "", text, flags=re.DOTALL)
+    said = re.findall(r'<abbr title="([^"]+)">([RS]\d+)</abbr>', body)
+    assert {"R1", "R3", "R6", "S4", "S5", "S9", "R16", "R20"} <= {id for _, id in said}
+    assert all(html.unescape(sentence) == RULES[id].sentence for sentence, id in said)
+    rest = re.sub(r"<abbr .*?</abbr>", "", body)
+    assert re.findall(r"\b[RS]\d{1,2}\b", rest) == []
 
 
 def test_the_order_of_the_sections(tmp_path: Path) -> None:
