@@ -117,7 +117,7 @@ def check_studies(studies: Sequence[Study]) -> None:
         for workload_args in _workload_args(study):
             with _tried(study):
                 workload = load_workload(study.workload, workload_args)
-                check_workload(workload, study.objective, study.batch_sizes, study.max_train_steps)
+                check_workload(workload, study.objective, study.batch_sizes, study.max_train_steps, study.accumulation)
 
 
 @contextmanager

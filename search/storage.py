@@ -127,8 +127,9 @@ def _own_url(folder: Path) -> URL:
 
 def _database(folder: Path) -> Path:
     """A study's own database; the steps of a diagnosis share that of the study, so that one dashboard shows all."""
-    home = folder.parent.parent if folder.parent.name == STEPS else folder
-    return home / "study.db"
+    diagnosed = folder.parent.parent
+    is_step = folder.parent.name == STEPS and (diagnosed / STUDY_FILE).is_file()
+    return (diagnosed if is_step else folder) / "study.db"
 
 
 def open_store(folder: Path, url: str | None = None) -> Store:

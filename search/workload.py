@@ -23,14 +23,15 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from .batches import STATED, endless, examples, first, moved
-from .errors import UserError, said
+from .batches import STATED, Parts, endless, examples, first, moved
+from .errors import UserError, said, warn_once
 from .randomness import own_random_numbers, seed_all
 
 # Of drawing batches of one size, to see whether they end: hundreds of what lies in memory, and no
 # wait that is noticed.
 CHECKED_SECONDS = 0.2
 SHOWN = 80  # characters of a wrong value in a message
+PARTS_TOLERANCE = 1e-3  # relative difference above which the loss of a batch is not the mean of its parts
 METHODS = ("build_model", "train_batches", "loss", "evaluate")
 
 
@@ -304,18 +305,22 @@ def evaluated(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def check_workload(workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int = 1) -> None:
+def check_workload(
+    workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int = 1, accumulation: int = 1
+) -> None:
     """Try every method once, so that a mistake shows before the first training; batches, for a moment.
+
+    Warns if gradients are to be accumulated and the loss is not a mean over examples.
 
     Raises UserError: a batch size that train_batches cannot serve, batches that end, a loss that is
     not a scalar, an objective that evaluate() does not return, a metric that is no number. An
     exception of the workload is quoted.
     """
     with own_random_numbers():
-        _check(workload, objective, batch_sizes, steps)
+        _check(workload, objective, batch_sizes, steps, accumulation)
 
 
-def _check(workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int) -> None:
+def _check(workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int, accumulation: int) -> None:
     device = torch.device("cpu")
     for batch_size in batch_sizes:
         call = f"train_batches(batch_size={batch_size})"
@@ -329,10 +334,34 @@ def _check(workload: Workload, objective: str, batch_sizes: Sequence[int], steps
     loss = _attempt("loss", lambda: workload.loss(model, batch))
     if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
         raise UserError("workload: loss must return a scalar tensor that depends on the parameters")
+    if accumulation > 1:
+        _check_parts(workload, model, batch, Parts(accumulation, batch_sizes[-1]))
     with torch.no_grad(), evaluated(model):
         metrics = numbers(_attempt("evaluate", lambda: workload.evaluate(model)))
     if objective not in metrics:
         raise UserError(f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}")
+
+
+def _check_parts(workload: Workload, model: nn.Module, batch: Any, parts: Parts) -> None:
+    """Warn if the loss of a batch is not the mean of its parts' losses, weighted by their examples.
+
+    Nothing is said of a loss that draws random numbers, or of a part that has none.
+    """
+
+    def loss_of(part: Any, seed: int) -> float:
+        seed_all(seed)
+        return float(workload.loss(model, part))
+
+    with torch.no_grad(), evaluated(model):
+        whole, again = loss_of(batch, 0), loss_of(batch, 1)
+        if whole != again or not math.isfinite(whole):
+            return
+        mean = sum(share * _attempt("loss", partial(loss_of, part, 0)) for part, share in parts(batch))
+    if abs(mean - whole) > PARTS_TOLERANCE * abs(whole):
+        warn_once(
+            f"accumulation: the loss of a whole batch is {whole:.4g}, the mean over its {parts.count} parts, weighted "
+            f"by examples, {mean:.4g}, and training follows the second: let `loss` return a mean over examples"
+        )
 
 
 def _attempt(method: str, call: Callable[[], Any]) -> Any:

@@ -529,3 +529,10 @@ def test_a_driver_keeps_no_curve_in_memory(tmp_path):
     (kept,) = driver.trials
     assert [trial.best_value for trial in kept.values()] == [0.05, 0.04]
     assert [(len(t.curve.loss), t.curve.metrics, t.curve.total_steps) for t in kept.values()] == [(0, {}, STEPS)] * 2
+
+
+def test_results_in_a_folder_that_happens_to_be_named_steps_have_their_database_with_them(tmp_path):
+    """Only the steps of a diagnosis share the database of its study."""
+    store = create_store(small_study(), tmp_path / "steps")
+    assert (store.folder / "study.db").is_file()
+    assert not (tmp_path / "study.db").exists()

@@ -82,3 +82,30 @@ def test_a_factory_that_cannot_be_used_is_refused(path, args, message):
 def test_examples_counts_the_leading_dimension_of_any_batch():
     for batch in (torch.ones(3, 2), (torch.ones(3), 1), {"x": torch.ones(3, 5)}):
         assert examples(batch, 4) == 3
+
+
+class Weighted(Line):
+    """The loss of a batch of n examples, by a rule of its own."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    def loss(self, model, batch):
+        squares = (model(batch[0]) - batch[1]) ** 2
+        return {
+            "mean": squares.mean(),
+            "sum": squares.sum(),
+            "spread": squares.mean() + squares.sum().sqrt(),
+            "noisy sum": squares.sum() * torch.rand(()),
+        }[self.rule]
+
+
+@pytest.mark.parametrize(("rule", "said"), [("mean", False), ("sum", True), ("spread", True), ("noisy sum", False)])
+def test_a_loss_that_is_no_mean_over_examples_is_told_where_gradients_are_accumulated(rule, said, caplog):
+    """Of a loss that draws random numbers nothing is said: nobody can tell its noise from the parts."""
+    check_workload(Weighted(rule), "val_loss", [8], accumulation=4)
+    assert ("accumulation: the loss of a whole batch is" in caplog.text) is said
+    caplog.clear()
+    check_workload(Weighted(rule), "val_loss", [8])
+    assert caplog.text == ""
