@@ -17,7 +17,7 @@ _HOMES = {
     "analysis": ("boundary_checks", "group_trials", "summarize"),
     "diagnose": ("diagnose",),
     "errors": ("UserError",),
-    "launch": ("run_studies", "run_study"),
+    "run": ("run_studies", "run_study"),
     "plots": ("axis_figure", "axis_info", "curves_figure", "curves_info", "norms_figure", "norms_info"),
     "sampling": ("plan",),
     "storage": ("open_store", "read_trials"),

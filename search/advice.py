@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .analysis import BEST_FEW, CLIP_TOO_MUCH, boundary_checks, group_trials, ranked, readable
+from .analysis import BEST_FEW, CLIP_TOO_MUCH, boundary_checks, group_trials, ranked
 from .flags import ENOUGH, checkpoint_note
 from .objective import sounds_better_when_higher
 from .optimizers import RULES
@@ -25,6 +25,7 @@ from .schedule import LONG_WARMUP, longest_warmup
 from .study import ADAPTIVE, COMMON, Axis, Range, Study, ends
 from .tables import axis_in_words
 from .trial import Trial
+from .words import readable
 from .workload import Workload, chance_loss
 
 # S1: update rules whose steps are of about the same size at the same base_lr, by the name of one of them.

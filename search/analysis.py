@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from .trial import Group, Point, Trial, group_of
+from .words import in_order, readable
 
 EDGE_HEADROOM = 4.0  # R6; playbook section E: near 1-4, lr_star sits on the edge
 GOOD_REGION = math.sqrt(10)  # S5: half a decade of base_lr to each side of lr_star (the width is ours)
@@ -103,20 +104,6 @@ class BoundaryNote:
     side: Literal["low", "high"]
     kind: Literal["expand", "instability"]
     sentence: str
-
-
-def in_order(value: Any) -> tuple[int, float, str]:
-    """Sort key of hyperparameter values: numbers by size (inf last), then everything else by its text."""
-    if isinstance(value, int | float):
-        return 0, float(value), ""
-    return 1, 0.0, str(value)
-
-
-def readable(value: Any) -> str:
-    """A value for people: three significant digits for a float, thousands written out; text as it is."""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def varied(trials: Iterable[Trial]) -> list[str]:

@@ -43,7 +43,7 @@ INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on f
 
 def _check(options: argparse.Namespace) -> int:
     from .advice import advise
-    from .launch import check_studies, seconds_per_step
+    from .check import check_studies, seconds_per_step
     from .playbook import legend
     from .sampling import some_points
     from .study import load_study
@@ -128,7 +128,7 @@ def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def _run(options: argparse.Namespace) -> int:
     from .advice import direction_of
-    from .launch import run_studies
+    from .run import run_studies
     from .study import load_study
 
     _quiet_optuna()
@@ -173,7 +173,7 @@ def _show(store: Store, png: bool = False) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .launch import write_results
+    from .publish import write_results
     from .storage import open_store
 
     _quiet_optuna()
@@ -217,8 +217,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
+    from .check import check_studies, seconds_per_step
     from .diagnose import diagnose, plan_of
-    from .launch import check_studies, seconds_per_step
     from .report import build_report
     from .storage import create_store
     from .study import load_study, refuse_maximized

@@ -14,7 +14,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from .analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, readable, summarize, varied
+from .analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, summarize, varied
 from .comparison import DELTA, Comparison
 from .playbook import CITATION, rule
 from .plots import axis_figure, axis_info
@@ -22,6 +22,7 @@ from .storage import Store, read_comparison
 from .study import Study
 from .tables import baseline_cells, signed, with_delta
 from .trial import Group, Trial
+from .words import readable
 
 KEPT = "*What you write below this line stays when the verdict is written anew.*"
 COLUMNS = (

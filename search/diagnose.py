@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from .analysis import readable
+from .check import check_studies
 from .checkpoints import fit, read_tensors
 from .comparison import fewest_seeds
 from .curvature import largest_eigenvalue, some_batches, stability_limit
 from .diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
 from .errors import UnfinishedError, UserError
 from .files import atomic, checkpoint_path
-from .launch import RESULTS, check_studies, run_studies
 from .pinned import pinned
 from .procedure import (
     CONFIRM_MULTIPLES,
@@ -46,12 +45,14 @@ from .remedies import (
     screened_updates,
     warmup_lengths,
 )
+from .run import RESULTS, run_studies
 from .sampling import next_points
 from .steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .storage import STEPS, Store, create_store, read_trials, write_diagnosis
 from .study import Study, refuse_maximized
 from .threads import torch_threads
 from .trial import Group, Trial, group_of
+from .words import readable
 from .workload import architectures_of, built, load_workload
 
 SEEDS = 5  # trainings that a finding rests on

@@ -8,209 +8,45 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
-import traceback
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import joblib
-from filelock import FileLock, Timeout
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
-from .analysis import summarize, trained
-from .dashboard_notes import annotate
 from .database import UnansweredError
 from .engine import devices
-from .errors import UnfinishedError, UserError, said, warn_once
-from .files import atomic, checkpoint_path, curve_path, name_of, write_json
+from .errors import UnfinishedError, warn_once
+from .files import checkpoint_path, curve_path, name_of
 from .progress import Progress
-from .sampling import next_points, some_points
+from .sampling import next_points
 from .storage import (
     Store,
-    as_told,
-    create_store,
-    environment,
+    drop_checkpoints,
     now,
-    read_comparison,
-    read_trials,
     stored_trials,
     tell,
     without_curve,
-    write_table,
 )
-from .study import Study
-from .threads import torch_threads
-from .training import ALONE, Engine, train
-from .trial import Point, Trial, crashed
+from .training import ALONE, Engine
+from .trial import Point, Trial, as_told, crashed
 from .worker import Task, follow_driver, interrupted, measure, posted, saved_state, why_alone, work
-from .workload import check_workload, edited_modules_reloaded, load_workload
+from .workload import edited_modules_reloaded
 
 MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
 TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
 POLL_SECONDS = 0.2  # between two looks into the inboxes
 PATIENCE_SECONDS = 60.0  # with a database that does not answer: a server that is restarted is back sooner
-RESULTS = Path("results")
 
 
-def run_studies(
-    studies: Sequence[Study],
-    results: Path = RESULTS,
-    workers: int | None = None,
-    threads: int | None = None,
-    device: str = "cpu",
-    slots: int | None = None,
-    compiled: bool | None = None,
-    storage: str | None = None,
-    progress: bool = True,
-) -> list[Store]:
-    """Train every point of every study that is not in its results yet, in one pool of workers.
-
-    `workers` defaults to one per processor core, or per device if `device` names others. `slots` forces how many
-    trials a worker trains at once (1: one after the other), `threads` how many torch threads it has; by default
-    both are measured (`engine.choose`), and fewer workers train where each has more threads. `compiled`: whether to
-    try torch.compile, also where training is short, or never; by default, where it may pay. Tables and summaries
-    are written at the end, also after an interruption. Raises UserError for a mistake in a study or its workload,
-    before anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
-    """
-    devices(device)
-    check_studies(studies)
-    provenance = environment(sys.argv)
-    with disk_answers(), ExitStack() as stack:
-        stores = [stack.enter_context(exclusive(create_store(study, results, storage))) for study in studies]
-        driver = _Driver(stores, workers, device, slots, threads, compiled)
-        try:
-            with Progress(stores, shown=progress) as driver.show:
-                driver.run()
-        except (OSError, UnfinishedError):  # of what ended the run, not of what cannot be written for the same reason
-            with suppress(OSError, UnfinishedError, UserError):
-                driver.write(provenance)
-            raise
-        except BaseException:
-            driver.write(provenance)
-            raise
-        driver.write(provenance)
-    return stores
-
-
-@contextmanager
-def disk_answers() -> Iterator[None]:
-    """Raise what goes wrong with a file as an UnfinishedError that names it: a full disk, a folder that is gone."""
-    try:
-        yield
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        raise UnfinishedError(f"{place}{error.strerror or said(error)}") from error
-
-
-def check_studies(studies: Sequence[Study]) -> None:
-    """Try every workload of the studies once. Raises UserError naming the study and what is wrong."""
-    edited_modules_reloaded(study.workload for study in studies)
-    for study in studies:
-        for workload_args in _workload_args(study):
-            with _tried(study):
-                workload = load_workload(study.workload, workload_args)
-                check_workload(workload, study.objective, study.batch_sizes, study.max_train_steps, study.accumulation)
-
-
-@contextmanager
-def _tried(study: Study) -> Iterator[None]:
-    """Whatever a workload raises here is a UserError of its study, SystemExit included; Ctrl-C stays what it is."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{study.name}: {error}") from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"{study.name}: workload: {said(error)} ({where.filename}, line {where.lineno})") from error
-
-
-def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
-    """Measured seconds of one update of one trial, evaluation included, by batch size."""
-    every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every)}
-    short = study.model_copy(update=every | {"prepend_warmup": False, "stop_after": None})
-    result = {}
-    points = some_points(study, most=1)
-    for batch_size in study.batch_sizes:
-        point = next(p for p in points if p.batch_size == batch_size)
-        point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
-        with _tried(study), torch_threads():
-            workload = load_workload(study.workload, point.workload_args)
-            list(train(short.model_copy(update={"max_train_steps": 5}), workload, [point]))  # allocations, caches
-            began = time.perf_counter()
-            list(train(short, workload, [point]))
-        result[batch_size] = (time.perf_counter() - began) / steps
-    return result
-
-
-def run_study(study: Study, **options: object) -> list[Trial]:
-    """Run one study, and return its trials. Options as `run_studies`."""
-    (store,) = run_studies([study], **options)  # type: ignore[arg-type]
-    return read_trials(store)
-
-
-def write_results(store: Store, provenance: Mapping[str, object] | None = None) -> None:
-    """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to put in it."""
-    trials = read_trials(store)
-    _drop_checkpoints(store, trials)
-    write_table(store.folder / "trials.csv", trials, read_comparison(store.folder))
-    summaries = summarize(trials, store.study.scientific_names, store.study.ranges)
-    write_json(store.folder / "summary.json", [row.record() for row in summaries])
-    if provenance:
-        write_json(store.folder / "environment.json", provenance)
-    annotate(store, trials)
-    crashes = [trial for trial in trials if trial.verdict.crashed]
-    log = store.folder / "crashed.log"
-    with atomic(log) as temporary:
-        temporary.write_text(
-            "".join(f"{name_of(t.point)}: {t.verdict.evidence}\n{t.traceback}\n" for t in crashes),
-            encoding="utf-8",
-            errors="backslashreplace",
-        )
-    if not crashes:
-        log.unlink()
-
-
-def _workload_args(study: Study) -> Iterator[dict[str, object]]:
-    """Every combination of the workload's arguments in the study."""
-    groups = study.groups(study.batch_sizes[0])
-    seen = []
-    for group in groups:
-        held = dict(group.scientific)
-        args = {name: held.get(name, value) for name, value in study.workload_args.items()}
-        if args not in seen:
-            seen.append(args)
-            yield args
-
-
-@contextmanager
-def exclusive(store: Store) -> Iterator[Store]:
-    """One writer per results folder, and per study in a database. Raises UserError if another run is at work there."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(FileLock(store.folder / ".lock", timeout=0))
-        except Timeout as error:
-            raise UserError(f"{store.folder}: another run is writing here; wait for it or stop it") from error
-        if store.lock:
-            if not store.lock.take():
-                raise UserError(
-                    f"{store.folder}: another run is writing here, from another folder into the same database; wait "
-                    "for it or stop it"
-                )
-            held.callback(store.lock.release)
-        yield store
-
-
-class _Driver:
+class Driver:
     """Plans, hands out tasks, and tells the store what comes back. Only `collect` writes to the store."""
 
     show: Progress
@@ -257,12 +93,10 @@ class _Driver:
             self.collect()
             raise
 
-    def write(self, provenance: Mapping[str, object]) -> None:
-        """Tables, summaries and notes of every study, with how it was trained."""
-        for store in self.stores:
-            engines = {size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()}
-            how = {"finished": now(), "workers": self.workers, "device": self.device_names, "engines": engines}
-            write_results(store, {**provenance, **how})
+    def how(self, store: Store) -> dict[str, object]:
+        """How a study was trained, for environment.json."""
+        engines = {size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()}
+        return {"finished": now(), "workers": self.workers, "device": self.device_names, "engines": engines}
 
     def missing(self) -> list[tuple[Store, list[Point]]]:
         """The points that can be trained now, over all studies, by batch size and workload arguments."""
@@ -424,7 +258,7 @@ class _Driver:
                         path.with_suffix(source).replace(target(store.folder, trial.point))
                 path.unlink()
             if found:
-                _drop_checkpoints(store, trials.values())
+                drop_checkpoints(store, trials.values())
 
     def is_whole(self, store: Store, trial: Trial, path: Path) -> bool:
         """Whether a record is of this study, and its curve with it, or in the results already."""
@@ -445,17 +279,6 @@ class _Driver:
             tell(store, trial)
             trials[_key(trial.point)] = without_curve(trial, trial.curve.total_steps)
             self.show.finished(store.study, trial)
-
-
-def _drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
-    """Keep the checkpoints of the best `keep_checkpoints` trials at each batch size (S10); infeasible ones go first."""
-    if store.study.keep_checkpoints is None:
-        return
-    ranking = sorted(trials, key=lambda trial: (not trained(trial), trial.cost, trial.point.number))
-    for batch_size in store.study.batch_sizes:
-        own = [trial for trial in ranking if trial.point.batch_size == batch_size]
-        for trial in own[store.study.keep_checkpoints :]:
-            checkpoint_path(store.folder, trial.point).unlink(missing_ok=True)
 
 
 def _remember_engine(store: Store, points: Sequence[Point], engine: Engine) -> None:

@@ -14,9 +14,9 @@ from statistics import median
 import numpy as np
 from scipy.stats import rankdata
 
-from .analysis import readable
 from .rises import typical
 from .trial import Array, Trial
+from .words import readable
 
 MOVED = 0.05  # of the first losses: a training that has fallen by more has begun to learn
 SAME = 1e-6  # of its size: float32 rounding, summed over a validation split, is a tenth of that

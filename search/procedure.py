@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import fisher_exact
 
-from .analysis import ranked, readable, unstable_interval
+from .analysis import ranked, unstable_interval
 from .comparison import ALPHA, failures_in_words
 from .diagnosis import MOST_HEADROOM, PLAIN, Edge, GroupDiagnosis, Kind, Step, listed
 from .edge import CONTRADICTED, ROUNDING, Tried, bracket, confidence_interval, contradiction, tries
@@ -25,19 +25,11 @@ from .objective import fault_of, moved
 from .remedies import as_swept, remedied, rerun_plain
 from .rises import EARLY_STEPS
 from .sensitivity import TOLERANCE
-from .steps import (
-    SCREENING_SEEDS,
-    Asking,
-    Case,
-    both,
-    plain,
-    sweep_of,
-    trained,
-)
-from .storage import as_told
+from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
 from .study import Study
-from .trial import Group, Point, Trial, group_of
+from .trial import Group, Point, Trial, as_told, group_of
 from .verdict import rose
+from .words import readable
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension

@@ -18,7 +18,7 @@ from statistics import fmean
 
 import numpy as np
 
-from .analysis import CLIP_TOO_MUCH, EDGE_HEADROOM, mean_value, ranked, readable, repetitions
+from .analysis import CLIP_TOO_MUCH, EDGE_HEADROOM, mean_value, ranked, repetitions
 from .comparison import (
     ALPHA,
     Evidence,
@@ -34,9 +34,9 @@ from .optimizers import RULES
 from .schedule import LONG_WARMUP, longest_warmup, orders_of_magnitude
 from .sensitivity import lr_sensitivity, usable_decades
 from .steps import SAME_SCALE, SCREENING_SEEDS, Asking, Case, both, together, trained
-from .storage import as_told
 from .study import Study, ends
-from .trial import Array, Point, Trial
+from .trial import Array, Point, Trial, as_told
+from .words import readable
 
 LADDER = (10.0, 5.0, 3.0, 1.0)  # multiples of unstable_base_lr for a warmup to reach, the first that works (R8)
 HIGHER = (100.0, 30.0)  # tried where 10 × worked (R8)

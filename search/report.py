@@ -22,7 +22,6 @@ from .analysis import (
     group_trials,
     hyperparameters,
     ranked,
-    readable,
     summarize,
     trained,
     varied,
@@ -66,6 +65,7 @@ from .tables import (
     with_delta,
 )
 from .trial import Trial
+from .words import readable
 
 PLAIN = Figure()
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

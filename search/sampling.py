@@ -12,30 +12,18 @@ import itertools
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-import optuna
 from numpy.typing import NDArray
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from scipy.stats import qmc
 
 from .study import ADAPTIVE, COMMON, Axis, Range, Study, grid_size
-from .threads import torch_threads
-from .trial import Group, Point
+from .trial import Group, Point, Told
 
 ROUND = 8  # points of a group that an adaptive sampler proposes at once; the first round is from Halton
-
-
-@dataclass(frozen=True)
-class Told:
-    """What an adaptive sampler learns from a finished trial: its point, and how Optuna was told of it."""
-
-    point: Point
-    value: float
-    diverged: float
 
 
 def plan(study: Study) -> list[Point]:
@@ -80,7 +68,7 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
                 if all(number in known for number in now):
                     points += [known[number].point for number in now]
                     continue
-                proposals = _propose(study, group, [known[number] for number in earlier], len(now))
+                proposals = _proposals(study, group, [known[number] for number in earlier], len(now))
                 points += [_point(study, group, n, values) for n, values in zip(now, proposals, strict=True)]
     return _repeated(study, points)
 
@@ -223,40 +211,11 @@ def _ticks(axis: Axis) -> Sequence[Any]:
     return [float(value) for value in space]
 
 
-def distribution(axis: Axis, name: str) -> BaseDistribution:
-    """An axis as Optuna describes it."""
-    if not isinstance(axis, Range):
-        return CategoricalDistribution(axis)
-    if name == "warmup_steps":
-        return IntDistribution(round(axis.low), round(axis.high), log=axis.log)
-    return FloatDistribution(axis.low, axis.high, log=axis.log)
-
-
-def _propose(study: Study, group: Group, told: Sequence[Told], count: int) -> list[dict[str, Any]]:
-    """The next points of a group from TPE or GP, which learn from the group's finished trials.
-
-    They see one study in memory with this group's free axes only: no conditional parameters, which GP cannot
-    take, and no trials of other groups, which would mislead TPE.
-    """
+def _proposals(study: Study, group: Group, told: Sequence[Told], count: int) -> list[dict[str, Any]]:
+    """The next points of a group: the first ones from a sequence, the others learned from finished trials."""
     if not told:
         return _sequence(study, group, count)
-    axes = free_axes(study, group)
+    from .adaptive import propose  # Optuna takes a second to import, and most studies need none here
+
     seed = int(_entropy(study, group, len(told)).generate_state(1)[0])
-    sampler: optuna.samplers.BaseSampler
-    if study.sampler == "gp":
-        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
-    distributions = {name: distribution(axis, name) for name, axis in axes.items()}
-    memory = optuna.create_study(sampler=sampler, direction=study.direction)
-    for one in told:
-        memory.add_trial(
-            optuna.trial.create_trial(
-                params={name: one.point.values[name] for name in axes},
-                distributions=distributions,
-                value=one.value,
-                constraints={"diverged": one.diverged},
-            )
-        )
-    with torch_threads():
-        return [dict(memory.ask(distributions).params) for _ in range(count)]
+    return propose(study, free_axes(study, group), told, count, seed)

@@ -25,10 +25,11 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_flatten, tree_map
 
 from .batches import Parts
-from .clipping import Gate, clip_, entered, global_norm, limit
+from .clipping import Gate, clip_, global_norm, limit
 from .errors import UserError
 from .optimizers import RULES
 from .randomness import RandomState, seed_all
+from .thresholds import entered
 from .ties import Ties, checkpoint_names, fixed_tensors
 from .tracing import record
 from .workload import Workload, autocast, evaluated, numbers

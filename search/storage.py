@@ -10,14 +10,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -26,21 +26,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 import optuna
+from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import URL
 
+from .adaptive import distribution
 from .analysis import hyperparameters, trained
 from .comparison import ALPHA, Comparison
 from .database import StudyLock, engine_of, open_storage
 from .diagnosis import Diagnosis
 from .errors import UserError, masked, printable, warn_once
-from .files import atomic, curve_path, find_curve, parse_trial, write_json
+from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial, write_json
 from .neighbours import beside
-from .sampling import Told, distribution, plan
+from .sampling import plan
 from .study import ADAPTIVE, Range, Study, load_study
-from .trial import EMPTY_CURVE, Curve, Point, Trial
+from .trial import EMPTY_CURVE, Curve, Point, Trial, as_told
 
 STUDY_FILE = "study.toml"
 COMPARISON_FILE = "comparison.json"
@@ -48,7 +50,6 @@ DIAGNOSIS_FILE = "diagnosis.json"
 BATCH_SIZE = "/batch_size="  # between the name of a study and the batch size in that of its Optuna study
 PARTS = ("curves", "checkpoints", "plots")  # folders in a study's results
 STEPS = "steps"  # the folder in a study's results that holds those of the steps of its diagnosis
-LARGE = float(np.finfo(np.float32).max)  # for a trial whose objective was never finite, not even untrained
 RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
 PACKAGES = ("tunewright", "torch", "optuna", "optuna-dashboard", "numpy", "scipy", "scikit-learn", "joblib")
@@ -191,6 +192,24 @@ def _document(study: Study) -> dict[str, Any]:
     return study.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
 
 
+@contextmanager
+def exclusive(store: Store) -> Iterator[Store]:
+    """One writer per results folder, and per study in a database. Raises UserError if another run is at work there."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(store.folder / ".lock", timeout=0))
+        except Timeout as error:
+            raise UserError(f"{store.folder}: another run is writing here; wait for it or stop it") from error
+        if store.lock:
+            if not store.lock.take():
+                raise UserError(
+                    f"{store.folder}: another run is writing here, from another folder into the same database; wait "
+                    "for it or stop it"
+                )
+            held.callback(store.lock.release)
+        yield store
+
+
 def is_continued(store: Store, study: Study) -> bool:
     """Whether a study file as it is now goes on with the results of a store: only what may change did."""
     return not _changes(_document(store.study), _document(study))
@@ -225,22 +244,6 @@ def _flat(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, document
-
-
-def as_told(trial: Trial) -> Told:
-    """How Optuna is told of a trial: its value, and the constraint `diverged`.
-
-    A feasible trial: its best value, and −1. An infeasible one: the value of the untrained model, and
-    1 − onset/total > 0, so that samplers learn that later is nearer to feasible. Never nan and never a huge
-    penalty: both mislead TPE and GP, and ruin every axis they are drawn on.
-    """
-    if trial.feasible and math.isfinite(trial.best_value):
-        return Told(trial.point, trial.best_value, -1.0)
-    steps = max(trial.curve.total_steps, 1)
-    reached = min(trial.verdict.onset_step, steps - 1) / steps
-    worst = -LARGE if trial.maximize else LARGE
-    value = next(filter(math.isfinite, (trial.initial_value, trial.best_value)), worst)
-    return Told(trial.point, value, 1.0 - reached)
 
 
 def tell(store: Store, trial: Trial) -> None:
@@ -346,6 +349,17 @@ def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
 def without_curve(trial: Trial, total_steps: int) -> Trial:
     """A trial as it is kept in memory by the thousands: of its curve only the updates that were planned."""
     return replace(trial, curve=replace(EMPTY_CURVE, total_steps=total_steps))
+
+
+def drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
+    """Keep the checkpoints of the best `keep_checkpoints` trials at each batch size (S10); infeasible ones go first."""
+    if store.study.keep_checkpoints is None:
+        return
+    ranking = sorted(trials, key=lambda trial: (not trained(trial), trial.cost, trial.point.number))
+    for batch_size in store.study.batch_sizes:
+        own = [trial for trial in ranking if trial.point.batch_size == batch_size]
+        for trial in own[store.study.keep_checkpoints :]:
+            checkpoint_path(store.folder, trial.point).unlink(missing_ok=True)
 
 
 def write_comparison(folder: Path, result: Comparison) -> None:

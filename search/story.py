@@ -9,7 +9,6 @@ from functools import cache
 
 import plotly.graph_objects as go
 
-from .analysis import readable
 from .diagnosis import Diagnosis, GroupDiagnosis, Kind, Step, StepName
 from .plots import (
     EdgeInfo,
@@ -27,6 +26,7 @@ from .plots import (
 from .steps import label, sweep_of
 from .storage import STEPS, Store, open_store, read_trials
 from .trial import Group, Trial, group_of
+from .words import readable
 
 SPARSE_EVERY = 50  # updates between two looks of somebody who evaluates rarely (R5)
 COLOURS: Mapping[Kind, str] = {

@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .analysis import GroupSummary, readable
+from .analysis import GroupSummary
 from .comparison import DELTA, STUDENT, Comparison, Evidence, Side, holm
 from .diagnosis import GroupDiagnosis
 from .sampling import free_axes, shares
 from .study import Axis, Range, Study
 from .trial import Group, Point, group_of
+from .words import readable
 
 # What the terminal shows of `summary_cells`.
 COLUMNS = (

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from .audit import Audit, StackingError
 from .batches import Parts, moved, only_tensors
-from .clipping import Gate, clip_z_of, share_of
+from .clipping import Gate
 from .errors import UserError
 from .optimizers import coefficients
 from .python_state import PythonState, content_hash, python_state
@@ -31,6 +31,7 @@ from .randomness import RandomState, seed_all
 from .schedule import learning_rates, total_steps
 from .stack import Stack, Traces
 from .study import Study
+from .thresholds import clip_z_of, share_of
 from .trial import Curve, Point, Trial, measured
 from .verdict import hopeless, judge
 from .workload import Workload, built, chance_loss, drawn

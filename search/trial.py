@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .clipping import limits
+from .thresholds import limits
 
 Array: TypeAlias = NDArray[np.float64]
+LARGE = float(np.finfo(np.float32).max)  # for a trial whose objective was never finite, not even untrained
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed"]
 Instability = Literal["none", "early", "mid_training"]
 
@@ -271,6 +272,31 @@ def crashed(point: Point, reason: str, traceback: str = "", seconds: float = 0.0
         seconds=seconds,
         traceback=traceback,
     )
+
+
+@dataclass(frozen=True)
+class Told:
+    """What an adaptive sampler learns from a finished trial: its point, and how Optuna was told of it."""
+
+    point: Point
+    value: float
+    diverged: float
+
+
+def as_told(trial: Trial) -> Told:
+    """How Optuna is told of a trial: its value, and the constraint `diverged`.
+
+    A feasible trial: its best value, and −1. An infeasible one: the value of the untrained model, and
+    1 − onset/total > 0, so that samplers learn that later is nearer to feasible. Never nan and never a huge
+    penalty: both mislead TPE and GP, and ruin every axis they are drawn on.
+    """
+    if trial.feasible and math.isfinite(trial.best_value):
+        return Told(trial.point, trial.best_value, -1.0)
+    steps = max(trial.curve.total_steps, 1)
+    reached = min(trial.verdict.onset_step, steps - 1) / steps
+    worst = -LARGE if trial.maximize else LARGE
+    value = next(filter(math.isfinite, (trial.initial_value, trial.best_value)), worst)
+    return Told(trial.point, value, 1.0 - reached)
 
 
 @dataclass(frozen=True, order=True)

@@ -11,7 +11,7 @@ from torch import nn
 
 from tunewright.search.audit import StackingError, relative_difference
 from tunewright.search.engine import choose, why_not_stacked
-from tunewright.search.launch import run_study
+from tunewright.search.run import run_study
 from tunewright.search.training import ALONE, Engine, train
 from tunewright.search.trial import Point
 from tunewright.search.worker import Task, posted, why_alone, work

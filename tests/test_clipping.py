@@ -8,18 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewright.search.clipping import (
-    Z_DECAY,
-    Z_GATHERS,
-    Gate,
-    clip_,
-    clip_z_of,
-    entered,
-    global_norm,
-    limit,
-    limits,
-    share_of,
-)
+from tunewright.search.clipping import Gate, clip_, global_norm, limit
+from tunewright.search.thresholds import Z_DECAY, Z_GATHERS, clip_z_of, entered, limits, share_of
 
 norms = st.lists(st.floats(1e-6, 1e6), min_size=30, max_size=60).map(np.array)
 SPIKE = 40  # update

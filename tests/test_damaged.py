@@ -16,8 +16,9 @@ from stored import diverged, feasible, point
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
 from tunewright.search.files import checkpoint_path, curve_path, write_checkpoint, write_curve, write_json
-from tunewright.search.launch import _Driver, write_results
+from tunewright.search.launch import Driver
 from tunewright.search.progress import Progress
+from tunewright.search.publish import write_results
 from tunewright.search.storage import create_store, environment, open_store, read_trials, tell, write_comparison
 from tunewright.search.study import load_study
 from tunewright.search.trial import crashed
@@ -215,7 +216,7 @@ def inbox(folder: Path) -> Path:
 def collected(folder: Path) -> list[str]:
     """Outcomes of all trials after a driver has looked into the inbox, twice."""
     store = open_store(folder)
-    driver = _Driver([store], 1, "cpu", None, None, None)
+    driver = Driver([store], 1, "cpu", None, None, None)
     driver.show = Progress([store], shown=False)
     driver.collect()
     driver.collect()

@@ -23,7 +23,7 @@ from tunewright.search.comparison import Checkpoint
 from tunewright.search.dashboard import _backend, _DashboardStorage, application, listen
 from tunewright.search.errors import UserError
 from tunewright.search.guard import READ_ONLY
-from tunewright.search.launch import write_results
+from tunewright.search.publish import write_results
 from tunewright.search.storage import Store, create_store, open_storage, tell
 
 BEST, WORSE = feasible(0, 0.1, 0.05), feasible(1, 0.01, 0.2)

@@ -16,9 +16,9 @@ from simulated import Simulated, follow, steps_asked, study_of
 from tunewright.search.cli import main
 from tunewright.search.diagnose import _for_few_points, diagnose, plan_of, updates_of
 from tunewright.search.errors import UserError
-from tunewright.search.launch import run_study
 from tunewright.search.procedure import diagnosis_of
 from tunewright.search.report import build_report
+from tunewright.search.run import run_study
 from tunewright.search.sampling import plan
 from tunewright.search.storage import create_store, open_store, read_diagnosis, read_trials
 from tunewright.search.study import load_study, parse_study

@@ -18,14 +18,16 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from packaging.requirements import Requirement
 from stored import small_study
 
-from tunewright.search import launch, worker
+from tunewright.search import launch, publish, run, worker
+from tunewright.search.check import check_studies
 from tunewright.search.cli import main
 from tunewright.search.database import UnansweredError, open_storage
 from tunewright.search.errors import UnfinishedError, UserError, masked, said
-from tunewright.search.launch import _Driver, check_studies, exclusive, run_studies
+from tunewright.search.launch import Driver
 from tunewright.search.progress import Progress
 from tunewright.search.report import build_report
-from tunewright.search.storage import create_store, environment, open_store, read_trials
+from tunewright.search.run import run_studies
+from tunewright.search.storage import create_store, environment, exclusive, open_store, read_trials
 from tunewright.search.training import ALONE
 from tunewright.search.trial import Point
 from tunewright.search.worker import Task, posted, work
@@ -143,8 +145,8 @@ def test_a_long_text_is_cut():
 
 
 def driver_of(store, monkeypatch):
-    monkeypatch.setattr(_Driver, "engines", lambda self, missing: [ALONE] * len(missing))
-    driver = _Driver([store], 1, "cpu", None, None, None)
+    monkeypatch.setattr(Driver, "engines", lambda self, missing: [ALONE] * len(missing))
+    driver = Driver([store], 1, "cpu", None, None, None)
     driver.show = Progress([store], shown=False)
     return driver
 
@@ -166,8 +168,8 @@ def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
     store = create_store(small_study(), tmp_path)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UnfinishedError, match=r"trials.csv: No space left on device$"), launch.disk_answers():
-        launch.write_results(store)
+    with pytest.raises(UnfinishedError, match=r"trials.csv: No space left on device$"), run.disk_answers():
+        publish.write_results(store)
     assert not list(store.folder.glob("trials.csv")) + list(store.folder.glob(".trials*"))
 
 

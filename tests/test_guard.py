@@ -12,7 +12,7 @@ from tunewright.search.baseline import tell_baseline
 from tunewright.search.checkpoints import sha256
 from tunewright.search.comparison import Checkpoint
 from tunewright.search.dashboard import application, listen
-from tunewright.search.launch import write_results
+from tunewright.search.publish import write_results
 from tunewright.search.storage import create_store, open_storage, tell
 
 NOTE = "/api/studies/1/note"

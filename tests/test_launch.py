@@ -16,8 +16,9 @@ from filelock import FileLock
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
 from tunewright.search.files import name_of
-from tunewright.search.launch import _Driver, run_studies, run_study
+from tunewright.search.launch import Driver
 from tunewright.search.progress import Progress
+from tunewright.search.run import run_studies, run_study
 from tunewright.search.storage import create_store
 from tunewright.search.study import load_study
 
@@ -144,7 +145,7 @@ def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_a
 def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file, tmp_path):
     study = load_study(study_file(trials=24, steps=20_000))
     (store,) = [create_store(study, tmp_path)]
-    driver = _Driver([store], 1, "cpu", None, None, None)
+    driver = Driver([store], 1, "cpu", None, None, None)
     driver.show = Progress([store], shown=False)
     missing = driver.missing()
     engines = driver.engines(missing)

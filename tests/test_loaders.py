@@ -13,7 +13,7 @@ from examples import parse
 from joblib.externals.loky import get_reusable_executor
 
 from tunewright.search.errors import UserError
-from tunewright.search.launch import run_study
+from tunewright.search.run import run_study
 from tunewright.search.training import train
 from tunewright.search.workload import load_workload
 

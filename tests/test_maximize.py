@@ -18,13 +18,14 @@ from tunewright.search.compare import compare
 from tunewright.search.dashboard import _backend, _DashboardStorage
 from tunewright.search.errors import UserError
 from tunewright.search.flags import checkpoint_note, curve_flags
-from tunewright.search.launch import _drop_checkpoints, write_results
+from tunewright.search.storage import drop_checkpoints
 from tunewright.search.plots import axis_figure, axis_info, overlay_figure, overlay_info
-from tunewright.search.sampling import Told, next_points, plan
-from tunewright.search.storage import as_told, create_store, read_trials, tell
+from tunewright.search.publish import write_results
+from tunewright.search.sampling import next_points, plan
+from tunewright.search.storage import create_store, read_trials, tell
 from tunewright.search.study import parse_study
 from tunewright.search.training import Engine, train
-from tunewright.search.trial import Curve, Trial, measured
+from tunewright.search.trial import Curve, Told, Trial, as_told, measured
 
 OBJECTIVE = {False: "val_loss", True: "negative_val_loss"}
 
@@ -186,7 +187,7 @@ def test_trials_come_back_as_they_were_and_old_records_are_minimized(store):
 def test_only_the_best_checkpoint_is_kept(store):
     for trial in ACCURACIES:
         (store.folder / "checkpoints" / f"batch_size=32-{trial.point.number:05d}.safetensors").touch()
-    _drop_checkpoints(store, ACCURACIES)
+    drop_checkpoints(store, ACCURACIES)
     assert [path.stem for path in (store.folder / "checkpoints").iterdir()] == ["batch_size=32-00001"]
 
 
@@ -325,7 +326,7 @@ def test_run_warns_too(tmp_path, monkeypatch, capsys):
     def stopped(*args, **options):
         raise UserError("not trained")
 
-    monkeypatch.setattr("tunewright.search.launch.run_studies", stopped)
+    monkeypatch.setattr("tunewright.search.run.run_studies", stopped)
     assert main(["run", str(path), "--results", str(tmp_path)]) == 2
     assert f"warning: {path}: objective: 'val_acc' is minimized" in capsys.readouterr().err
 

@@ -8,8 +8,8 @@ import pytest
 
 from tunewright.search.analysis import summarize
 from tunewright.search.files import curve_path, write_curve
-from tunewright.search.launch import write_results
 from tunewright.search.neighbours import NEXT_TO_NOTHING, beside, collapsed_beside
+from tunewright.search.publish import write_results
 from tunewright.search.report import build_report
 from tunewright.search.storage import create_store, read_trials, stored_trials, tell
 from tunewright.search.study import parse_study

@@ -12,8 +12,7 @@ from simulated import CHANCE, STEPS, Simulated, diagnosed, follow, sentences, st
 
 from tunewright.search.procedure import EDGE_DECADES, diagnosis_of
 from tunewright.search.steps import sweep_of
-from tunewright.search.storage import as_told
-from tunewright.search.trial import Verdict, measured
+from tunewright.search.trial import Verdict, as_told, measured
 
 HEALTHY = Simulated(5.0)
 FLAT = Simulated(20.0, curved=0.005, noise=0.02)  # base LRs around the best one are as good

@@ -20,7 +20,7 @@ from tunewright.search.remedies import (
     warmup_lengths,
 )
 from tunewright.search.sampling import plan
-from tunewright.search.storage import as_told
+from tunewright.search.trial import as_told
 
 UNSTABLE = Simulated(0.08, best_base_lr=1.0, spread=0.005)  # bracketed from 0.075 to 0.1; better ones beyond it
 of = cache(diagnosed)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from examples import parse
 
-from tunewright.search.sampling import ROUND, Told, next_points, plan, shares, some_points
-from tunewright.search.trial import group_of
+from tunewright.search.sampling import ROUND, next_points, plan, shares, some_points
+from tunewright.search.trial import Told, group_of
 
 
 @pytest.mark.parametrize("sampler", ["halton", "sobol", "random"])

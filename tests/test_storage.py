@@ -15,14 +15,14 @@ from compared import comparison
 from optuna.trial import TrialState
 from stored import EVALUATIONS, STEPS, UNTRAINED, diverged, feasible, point, small_study
 
+from tunewright.search.adaptive import _propose
 from tunewright.search.errors import UserError
 from tunewright.search.files import curve_path, write_curve
-from tunewright.search.launch import _Driver
+from tunewright.search.launch import Driver
 from tunewright.search.progress import Progress
-from tunewright.search.sampling import ROUND, Told, _point, _propose, next_points, plan
+from tunewright.search.sampling import ROUND, _point, next_points, plan
 from tunewright.search.storage import (
     Store,
-    as_told,
     create_store,
     has_results,
     is_continued,
@@ -36,7 +36,7 @@ from tunewright.search.storage import (
     write_table,
 )
 from tunewright.search.study import Study, load_study
-from tunewright.search.trial import Point, Trial, crashed
+from tunewright.search.trial import Point, Told, Trial, as_told, crashed
 
 TRAINED, EARLY = feasible(0, 0.1, 0.05), diverged(1, 5.0, onset_step=3)
 KILLED = crashed(point(2, 1.0), "MemoryError: out of memory", traceback="Traceback ...", seconds=2.0)
@@ -523,7 +523,7 @@ def test_a_driver_keeps_no_curve_in_memory(tmp_path):
     store = create_store(small_study(), tmp_path)
     tell(store, feasible(0, 0.1, 0.05))
     write_curve(curve_path(store.folder, point(0, 0.1)), feasible(0, 0.1, 0.05).curve)
-    driver = _Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
+    driver = Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
     with Progress([store], shown=False) as driver.show:
         driver.record(store, feasible(1, 0.2, 0.04))
     (kept,) = driver.trials

@@ -6,7 +6,7 @@ from pathlib import Path
 import optuna
 from stored import small_study
 
-from tunewright.search.launch import run_studies
+from tunewright.search.run import run_studies
 from tunewright.search.storage import read_trials
 
 STUDY = small_study(max_train_steps=20, trials=4)

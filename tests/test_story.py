@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 from simulated import STEPS, Simulated, follow, study_of
 
-from tunewright.search.analysis import readable
 from tunewright.search.diagnosis import Diagnosis
 from tunewright.search.files import curve_path, write_curve
 from tunewright.search.procedure import diagnosis_of
@@ -17,6 +16,7 @@ from tunewright.search.steps import sweep_of, together
 from tunewright.search.storage import STEPS as FOLDER
 from tunewright.search.storage import create_store, open_store, tell, write_diagnosis
 from tunewright.search.story import COLOURS, colour, story
+from tunewright.search.words import readable
 
 AXIS = {"base_lr": {"low": 1e-3, "high": 10.0, "log": True, "points": 9}}
 UNSTABLE = Simulated(0.08, best_base_lr=1.0, raised=lambda point: 13.0 if point.warmup_steps >= 10 else 1.0)

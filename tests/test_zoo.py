@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tunewright.search.engine import why_not_stacked
 from tunewright.search.errors import UserError
 from tunewright.search.files import checkpoint_path, name_of
-from tunewright.search.launch import run_study
+from tunewright.search.run import run_study
 from tunewright.search.training import ALONE, Engine
 from tunewright.search.trial import Point
 from tunewright.search.worker import Task, posted, work

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-from ..analysis import group_trials, in_order, ranked, readable, summarize, trained, varied
+from ..analysis import group_trials, ranked, summarize, trained, varied
 from ..trial import Group, Trial
+from ..words import in_order, readable
 from .style import (
     BLUE,
     GREEN,

@@ -11,8 +11,9 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from ..analysis import group_trials, just_above, ranked, readable
+from ..analysis import group_trials, just_above, ranked
 from ..trial import Group, Trial
+from ..words import readable
 from .style import (
     GREEN,
     ORANGE,

@@ -9,9 +9,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..analysis import group_trials, ranked, readable
+from ..analysis import group_trials, ranked
 from ..edge import HALF, Tried, bracket, interval, probability, tries
 from ..trial import Group, Trial
+from ..words import readable
 from .style import (
     BLUE,
     GREEN,

@@ -9,18 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from ..analysis import CLIP_TOO_MUCH, group_trials, ranked, readable
+from ..analysis import CLIP_TOO_MUCH, group_trials, ranked
 from ..trial import Array, Group, Outcome, Trial
-from .style import (
-    BLUE,
-    COLUMN_GAP,
-    ORANGE,
-    VERMILLION,
-    footnote,
-    log_axis,
-    panel_figure,
-    panel_title,
-)
+from ..words import readable
+from .style import BLUE, COLUMN_GAP, ORANGE, VERMILLION, footnote, log_axis, panel_figure, panel_title
 from .thin import thin
 
 CLIP_PERCENTILE = 0.90  # R16: where the threshold starts

@@ -9,8 +9,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ..analysis import group_trials, mean_cost, ranked, readable, repetitions, trained
+from ..analysis import group_trials, mean_cost, ranked, repetitions, trained
 from ..trial import Group, Trial
+from ..words import readable
 from .axis import HEAD, at_height, from_best, in_panel, is_turned, scale, value_axis
 from .style import (
     MUTED,

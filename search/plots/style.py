@@ -12,8 +12,8 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 from plotly.subplots import make_subplots
 
-from ..analysis import in_order, readable
 from ..trial import Group, Trial
+from ..words import in_order, readable
 
 # Okabe and Ito's palette, told apart by colour-blind readers too
 BLUE, GREEN, VERMILLION, ORANGE, PURPLE, SKY = (

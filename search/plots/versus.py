@@ -9,9 +9,9 @@ from statistics import fmean
 import plotly.graph_objects as go
 from plotly.colors import hex_to_rgb
 
-from ..analysis import readable
 from ..best_of import BAND, BestOf
 from ..comparison import Comparison
+from ..words import readable
 from .axis import HEAD, scale, value_axis
 from .style import INK, PALETTE, escape, log_axis, panel_figure, panel_title, right_legend
 

@@ -19,7 +19,7 @@ from measure import print_footer, print_header, print_table
 from numpy.typing import NDArray
 
 from tunewright.search.comparison import decide, evidence, fewest_seeds
-from tunewright.search.launch import run_study
+from tunewright.search.run import run_study
 from tunewright.search.study import parse_study
 
 PAIRED, AGAINST_ONE = 10, 19  # seeds of a comparison: compare's defaults

@@ -29,10 +29,10 @@ import numpy as np
 from illnesses import SEEDS, STUDIES, case_at, follow, trials_of
 from measure import print_footer, print_header, print_table
 
-from tunewright.search.analysis import readable
 from tunewright.search.edge import Tried, bracket, tries
 from tunewright.search.procedure import EDGE_DECADES
 from tunewright.search.trial import Trial
+from tunewright.search.words import readable
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "edges.json"
 MODELS = ("healthy", "no_norm", "post_norm", "branch_out")

@@ -21,8 +21,9 @@ import numpy as np
 import optuna
 from measure import Spread, print_footer, print_header, print_table
 
-from tunewright.search.launch import _Driver, _inbox, write_results
+from tunewright.search.launch import Driver, _inbox
 from tunewright.search.progress import Progress
+from tunewright.search.publish import write_results
 from tunewright.search.sampling import next_points
 from tunewright.search.storage import create_store, read_trials
 from tunewright.search.study import Study, parse_study
@@ -73,7 +74,7 @@ def measure(study: Study, results: Path) -> tuple[list[float], list[float], floa
     checkpoint = load_workload(study.workload, {}).build_model(0).state_dict()
     rng = np.random.default_rng(0)
     store = create_store(study, results)
-    driver = _Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
+    driver = Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
     posting, collecting = [], []
     with Progress([store], shown=False) as driver.show:
         driver.show.plan(study, study.trials or 0)

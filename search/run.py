@@ -1,0 +1,82 @@
+"""Run studies: the driver trains what is missing, then tables, summaries and notes are written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from .check import check_studies
+from .engine import devices
+from .errors import UnfinishedError, UserError, said
+from .launch import Driver
+from .progress import Progress
+from .publish import write_results
+from .storage import Store, create_store, environment, exclusive, read_trials
+from .study import Study
+from .trial import Trial
+
+RESULTS = Path("results")
+
+
+def run_studies(
+    studies: Sequence[Study],
+    results: Path = RESULTS,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    slots: int | None = None,
+    compiled: bool | None = None,
+    storage: str | None = None,
+    progress: bool = True,
+) -> list[Store]:
+    """Train every point of every study that is not in its results yet, in one pool of workers.
+
+    `workers` defaults to one per processor core, or per device if `device` names others. `slots` forces how many
+    trials a worker trains at once (1: one after the other), `threads` how many torch threads it has; by default
+    both are measured (`engine.choose`), and fewer workers train where each has more threads. `compiled`: whether to
+    try torch.compile, also where training is short, or never; by default, where it may pay. Tables and summaries
+    are written at the end, also after an interruption. Raises UserError for a mistake in a study or its workload,
+    before anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
+    """
+    devices(device)
+    check_studies(studies)
+    provenance = environment(sys.argv)
+    with disk_answers(), ExitStack() as stack:
+        stores = [stack.enter_context(exclusive(create_store(study, results, storage))) for study in studies]
+        driver = Driver(stores, workers, device, slots, threads, compiled)
+        try:
+            with Progress(stores, shown=progress) as driver.show:
+                driver.run()
+        except (OSError, UnfinishedError):  # of what ended the run, not of what cannot be written for the same reason
+            with suppress(OSError, UnfinishedError, UserError):
+                _write(driver, provenance)
+            raise
+        except BaseException:
+            _write(driver, provenance)
+            raise
+        _write(driver, provenance)
+    return stores
+
+
+@contextmanager
+def disk_answers() -> Iterator[None]:
+    """Raise what goes wrong with a file as an UnfinishedError that names it: a full disk, a folder that is gone."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise UnfinishedError(f"{place}{error.strerror or said(error)}") from error
+
+
+def run_study(study: Study, **options: object) -> list[Trial]:
+    """Run one study, and return its trials. Options as `run_studies`."""
+    (store,) = run_studies([study], **options)  # type: ignore[arg-type]
+    return read_trials(store)
+
+
+def _write(driver: Driver, provenance: Mapping[str, object]) -> None:
+    """Tables, summaries and notes of every study, with how it was trained."""
+    for store in driver.stores:
+        write_results(store, {**provenance, **driver.how(store)})
