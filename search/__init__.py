@@ -14,17 +14,17 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "analysis": ("boundary_checks", "group_trials", "summarize"),
     "diagnose": ("diagnose",),
     "errors": ("UserError",),
+    "judge.analysis": ("boundary_checks", "group_trials", "summarize"),
+    "judge.verdict": ("judge",),
     "run": ("run_studies", "run_study"),
-    "plots": ("axis_figure", "axis_info", "curves_figure", "curves_info", "norms_figure", "norms_info"),
-    "sampling": ("plan",),
-    "storage": ("open_store", "read_trials"),
-    "study": ("Study", "load_study"),
-    "training": ("train",),
+    "show.plots": ("axis_figure", "axis_info", "curves_figure", "curves_info", "norms_figure", "norms_info"),
+    "store.storage": ("open_store", "read_trials"),
+    "study.sampling": ("plan",),
+    "study.study": ("Study", "load_study"),
+    "train.loop": ("train",),
     "trial": ("Curve", "Group", "Point", "Trial", "Verdict"),
-    "verdict": ("judge",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = sorted(_MODULE_OF)

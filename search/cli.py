@@ -22,8 +22,8 @@ from .errors import UnfinishedError, UserError, masked, said
 from .new import shipped_studies, start
 
 if TYPE_CHECKING:
-    from .storage import Store
-    from .study import Study
+    from .store.storage import Store
+    from .study.study import Study
     from .trial import Trial
 
 # Imports of torch, Optuna and plotly take seconds, and stand in the commands that need them.
@@ -42,13 +42,13 @@ INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on f
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .advice import advise
-    from .check import check_studies, seconds_per_step
     from .playbook import legend
-    from .sampling import some_points
-    from .study import load_study
-    from .tables import plan_table, print_table
-    from .workload import load_workload
+    from .show.advice import advise
+    from .show.tables import plan_table, print_table
+    from .study.sampling import some_points
+    from .study.study import load_study
+    from .train.tryout import check_studies, seconds_per_step
+    from .workload.workload import load_workload
 
     _quiet_optuna()
     cited = set()
@@ -69,7 +69,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
     """The trials that a study has in its results folder; none, and a word, if they are of another study file."""
-    from .storage import has_results, is_continued, open_store, read_trials
+    from .store.storage import has_results, is_continued, open_store, read_trials
 
     if not has_results(folder, url):
         return []
@@ -108,7 +108,7 @@ def _rules(options: argparse.Namespace) -> int:
 def _schema(options: argparse.Namespace) -> int:
     import json
 
-    from .study import schema
+    from .study.study import schema
 
     print(json.dumps(schema(), indent=2))
     return 0
@@ -127,9 +127,9 @@ def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from .advice import direction_of
     from .run import run_studies
-    from .study import load_study
+    from .show.advice import direction_of
+    from .study.study import load_study
 
     _quiet_optuna()
     studies = [load_study(path) for path in options.studies]
@@ -150,10 +150,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _show(store: Store, png: bool = False) -> int:
     """Print a study's results and build its report. Returns 1 if a trial crashed, else 0."""
-    from .analysis import summarize, varied
-    from .report import build_report
-    from .storage import read_comparison, read_trials
-    from .tables import print_table, summary_table
+    from .judge.analysis import summarize, varied
+    from .show.report import build_report
+    from .show.tables import print_table, summary_table
+    from .store.storage import read_comparison, read_trials
 
     study, trials = store.study, read_trials(store)
     summaries = summarize(trials, study.scientific_names, study.ranges)
@@ -173,8 +173,8 @@ def _show(store: Store, png: bool = False) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from .publish import write_results
-    from .storage import open_store
+    from .show.publish import write_results
+    from .store.storage import open_store
 
     _quiet_optuna()
     store = open_store(options.folder, options.storage)
@@ -184,9 +184,9 @@ def _report(options: argparse.Namespace) -> int:
 
 def _compare(options: argparse.Namespace) -> int:
     from .compare import baseline_of_point, baseline_of_study, compare, train_recipe
-    from .report import build_report
-    from .storage import open_store
-    from .tables import comparison_tables, print_table
+    from .show.report import build_report
+    from .show.tables import comparison_tables, print_table
+    from .store.storage import open_store
 
     _quiet_optuna()
     pool = _pool_options(options)
@@ -217,12 +217,12 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
-    from .check import check_studies, seconds_per_step
     from .diagnose import diagnose, plan_of
-    from .report import build_report
-    from .storage import create_store
-    from .study import load_study, refuse_maximized
-    from .tables import diagnosis_plan_table, diagnosis_table, print_table
+    from .show.report import build_report
+    from .show.tables import diagnosis_plan_table, diagnosis_table, print_table
+    from .store.storage import create_store
+    from .study.study import load_study, refuse_maximized
+    from .train.tryout import check_studies, seconds_per_step
 
     _quiet_optuna()
     study = load_study(options.study)
@@ -252,8 +252,8 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 
 def _dashboard(options: argparse.Namespace) -> int:
-    from .dashboard import serve
-    from .storage import open_store
+    from .show.dashboard import serve
+    from .store.storage import open_store
 
     _quiet_optuna()
     store = open_store(options.folder, options.storage)

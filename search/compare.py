@@ -17,28 +17,38 @@ from typing import Any
 import torch
 from torch import nn
 
-from .analysis import ranked, repetitions
-from .baseline import tell_baseline
-from .best_of import best_of
-from .check import check_studies
-from .checkpoints import finite, fit, metrics_of, read_tensors, sha256
-from .comparison import Candidate, Checkpoint, Comparison, Side, decide, evidence, failure_bound, fewest_seeds, settles
-from .engine import devices
 from .errors import UnfinishedError, UserError
-from .files import checkpoint_path, name_of
-from .pinned import pinned
-from .publish import write_results
-from .randomness import own_random_numbers
+from .judge.analysis import ranked, repetitions
+from .judge.best_of import best_of
+from .judge.comparison import (
+    Candidate,
+    Checkpoint,
+    Comparison,
+    Side,
+    decide,
+    evidence,
+    failure_bound,
+    fewest_seeds,
+    settles,
+)
+from .rules.schedule import total_steps
 from .run import RESULTS, run_studies
-from .sampling import next_points
-from .schedule import total_steps
-from .storage import STUDY_FILE, Store, create_store, exclusive, open_store, read_trials, write_comparison
-from .study import ADAPTIVE, Study, load_study, refuse_maximized
-from .tables import space_in_words
+from .show.publish import write_results
+from .show.tables import space_in_words
+from .store.baseline import tell_baseline
+from .store.files import checkpoint_path, name_of
+from .store.storage import STUDY_FILE, Store, create_store, exclusive, open_store, read_trials, write_comparison
+from .study.pinned import pinned
+from .study.sampling import next_points
+from .study.study import ADAPTIVE, Study, load_study, refuse_maximized
 from .threads import torch_threads
+from .train.checkpoints import finite, fit, metrics_of, read_tensors, sha256
+from .train.choose import devices
+from .train.tryout import check_studies
 from .trial import Point, Trial, as_told
 from .words import readable
-from .workload import Workload, built, load_workload
+from .workload.randomness import own_random_numbers
+from .workload.workload import Workload, built, load_workload
 
 SEEDS = 10  # of each side by default: enough for a gain as large as its spread between seeds (power 0.9)
 

@@ -16,15 +16,10 @@ from typing import Any
 
 import torch
 
-from .check import check_studies
-from .checkpoints import fit, read_tensors
-from .comparison import fewest_seeds
-from .curvature import largest_eigenvalue, some_batches, stability_limit
-from .diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
 from .errors import UnfinishedError, UserError
-from .files import atomic, checkpoint_path
-from .pinned import pinned
-from .procedure import (
+from .judge.comparison import fewest_seeds
+from .judge.diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
+from .procedure.group import (
     CONFIRM_MULTIPLES,
     EDGE_ROUNDS,
     MOST_CLOSE,
@@ -33,8 +28,7 @@ from .procedure import (
     PROBE_STEPS,
     diagnosis_of,
 )
-from .randomness import own_random_numbers
-from .remedies import (
+from .procedure.remedies import (
     BEST_FEW,
     HIGHER,
     LADDER,
@@ -45,15 +39,21 @@ from .remedies import (
     screened_updates,
     warmup_lengths,
 )
+from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .run import RESULTS, run_studies
-from .sampling import next_points
-from .steps import SCREENING_SEEDS, Asking, label, sweep_of, together
-from .storage import STEPS, Store, create_store, read_trials, write_diagnosis
-from .study import Study, refuse_maximized
+from .store.files import atomic, checkpoint_path
+from .store.storage import STEPS, Store, create_store, read_trials, write_diagnosis
+from .study.pinned import pinned
+from .study.sampling import next_points
+from .study.study import Study, refuse_maximized
 from .threads import torch_threads
+from .train.checkpoints import fit, read_tensors
+from .train.curvature import largest_eigenvalue, some_batches, stability_limit
+from .train.tryout import check_studies
 from .trial import Group, Trial, group_of
 from .words import readable
-from .workload import architectures_of, built, load_workload
+from .workload.randomness import own_random_numbers
+from .workload.workload import architectures_of, built, load_workload
 
 SEEDS = 5  # trainings that a finding rests on
 CURVATURE_EXAMPLES = 128  # λ₁ then scatters by a tenth or two; more takes a minute for a small Transformer

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from .check import check_studies
-from .engine import devices
 from .errors import UnfinishedError, UserError, said
-from .launch import Driver
-from .progress import Progress
-from .publish import write_results
-from .storage import Store, create_store, environment, exclusive, read_trials
-from .study import Study
+from .pool.driver import Driver
+from .pool.progress import Progress
+from .show.publish import write_results
+from .store.storage import Store, create_store, environment, exclusive, read_trials
+from .study.study import Study
+from .train.choose import devices
+from .train.tryout import check_studies
 from .trial import Trial
 
 RESULTS = Path("results")

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .thresholds import limits
+from .rules.thresholds import limits
 
 Array: TypeAlias = NDArray[np.float64]
 LARGE = float(np.finfo(np.float32).max)  # for a trial whose objective was never finite, not even untrained

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from tunewright.search.judge.verdict import judge
 from tunewright.search.trial import Array, Curve
-from tunewright.search.verdict import judge
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """A comparison as `tunewright compare` leaves it, from values alone."""
 
-from tunewright.search.best_of import best_of
-from tunewright.search.comparison import Candidate, Checkpoint, Comparison, Side, decide, evidence, settles
+from tunewright.search.judge.best_of import best_of
+from tunewright.search.judge.comparison import Candidate, Checkpoint, Comparison, Side, decide, evidence, settles
 from tunewright.search.trial import Point
 
 

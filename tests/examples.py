@@ -3,7 +3,7 @@
 import copy
 import tomllib
 
-from tunewright.search.study import Study, parse_study
+from tunewright.search.study.study import Study, parse_study
 
 GOOD = tomllib.loads(
     """

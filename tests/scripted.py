@@ -1,6 +1,6 @@
 """Training losses that are drawn, not trained: healthy ones, some that learn nothing, and scripted blow-ups.
 
-Each has the verdict that a practitioner gives. Shared by tests/test_scripted.py and benchmarks/verdicts.py.
+Each has the verdict that a practitioner gives. Shared by tests/judge/test_scripted.py and benchmarks/verdicts.py.
 """
 
 from __future__ import annotations

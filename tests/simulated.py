@@ -9,13 +9,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from tunewright.search.diagnose import updates_of
-from tunewright.search.diagnosis import GroupDiagnosis
-from tunewright.search.procedure import diagnosis_of
-from tunewright.search.sampling import plan
-from tunewright.search.steps import Answers, Asking, label, sweep_of
-from tunewright.search.study import Study, parse_study
+from tunewright.search.judge.diagnosis import GroupDiagnosis
+from tunewright.search.judge.verdict import judge
+from tunewright.search.procedure.group import diagnosis_of
+from tunewright.search.procedure.steps import Answers, Asking, label, sweep_of
+from tunewright.search.study.sampling import plan
+from tunewright.search.study.study import Study, parse_study
 from tunewright.search.trial import Array, Curve, Group, Point, Trial, measured
-from tunewright.search.verdict import judge
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from tunewright.search.study import Study, parse_study
+from tunewright.search.study.study import Study, parse_study
 from tunewright.search.trial import Curve, Point, Trial, Verdict, measured
 
 STEPS = 100

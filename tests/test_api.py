@@ -15,7 +15,7 @@ from tunewright.search import (
     run_study,
     summarize,
 )
-from tunewright.search.tables import plan_table, summary_table
+from tunewright.search.show.tables import plan_table, summary_table
 
 
 @pytest.mark.parametrize("name", tunewright.search.__all__)
@@ -45,7 +45,7 @@ def test_a_study_in_five_lines(tmp_path):
 
 
 def test_the_plan_has_a_row_per_group():
-    from tunewright.search.sampling import plan
+    from tunewright.search.study.sampling import plan
 
     study = parse()
     assert plan_table(study, plan(study), {32: 0.001, 256: 0.002}).row_count == 4

@@ -9,8 +9,8 @@ from stored import feasible
 
 from tunewright.search.cli import main
 from tunewright.search.playbook import legend
-from tunewright.search.storage import create_store, tell
-from tunewright.search.study import load_study
+from tunewright.search.store.storage import create_store, tell
+from tunewright.search.study.study import load_study
 
 ROOT = Path(__file__).parents[1]
 STUDY = str(ROOT / "studies" / "digits_mlp.toml")

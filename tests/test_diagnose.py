@@ -16,14 +16,14 @@ from simulated import Simulated, follow, steps_asked, study_of
 from tunewright.search.cli import main
 from tunewright.search.diagnose import _for_few_points, diagnose, plan_of, updates_of
 from tunewright.search.errors import UserError
-from tunewright.search.procedure import diagnosis_of
-from tunewright.search.report import build_report
+from tunewright.search.procedure.group import diagnosis_of
 from tunewright.search.run import run_study
-from tunewright.search.sampling import plan
-from tunewright.search.storage import create_store, open_store, read_diagnosis, read_trials
-from tunewright.search.study import load_study, parse_study
-from tunewright.search.tables import diagnosis_plan_table, diagnosis_table
-from tunewright.search.training import Engine
+from tunewright.search.show.report import build_report
+from tunewright.search.show.tables import diagnosis_plan_table, diagnosis_table
+from tunewright.search.store.storage import create_store, open_store, read_diagnosis, read_trials
+from tunewright.search.study.sampling import plan
+from tunewright.search.study.study import load_study, parse_study
+from tunewright.search.train.loop import Engine
 
 QUIET = {"workers": 1, "slots": 12, "progress": False}
 TINY = """

@@ -18,7 +18,7 @@ import tunewright
 from tunewright.search import load_study
 from tunewright.search.cli import main
 from tunewright.search.new import shipped_studies
-from tunewright.search.workload import load_workload
+from tunewright.search.workload.workload import load_workload
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tunewright.search.cli import main
-from tunewright.search.storage import create_store
-from tunewright.search.study import MOST_BYTES, load_study
+from tunewright.search.store.storage import create_store
+from tunewright.search.study.study import MOST_BYTES, load_study
 
 SECONDS = 10  # of one wrong input on a busy machine; most take milliseconds
 WORKLOAD = """

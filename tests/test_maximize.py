@@ -11,20 +11,19 @@ import torch
 from examples import parse
 from stored import diverged, feasible, small_study
 
-from tunewright.search.advice import advise
-from tunewright.search.analysis import boundary_checks, ranked, summarize
 from tunewright.search.cli import main
 from tunewright.search.compare import compare
-from tunewright.search.dashboard import _backend, _DashboardStorage
 from tunewright.search.errors import UserError
-from tunewright.search.flags import checkpoint_note, curve_flags
-from tunewright.search.storage import drop_checkpoints
-from tunewright.search.plots import axis_figure, axis_info, overlay_figure, overlay_info
-from tunewright.search.publish import write_results
-from tunewright.search.sampling import next_points, plan
-from tunewright.search.storage import create_store, read_trials, tell
-from tunewright.search.study import parse_study
-from tunewright.search.training import Engine, train
+from tunewright.search.judge.analysis import boundary_checks, ranked, summarize
+from tunewright.search.judge.flags import checkpoint_note, curve_flags
+from tunewright.search.show.advice import advise
+from tunewright.search.show.dashboard import _backend, _DashboardStorage
+from tunewright.search.show.plots import axis_figure, axis_info, overlay_figure, overlay_info
+from tunewright.search.show.publish import write_results
+from tunewright.search.store.storage import create_store, drop_checkpoints, read_trials, tell
+from tunewright.search.study.sampling import next_points, plan
+from tunewright.search.study.study import parse_study
+from tunewright.search.train.loop import Engine, train
 from tunewright.search.trial import Curve, Told, Trial, as_told, measured
 
 OBJECTIVE = {False: "val_loss", True: "negative_val_loss"}

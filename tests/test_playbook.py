@@ -10,9 +10,9 @@ from markupsafe import escape
 
 from tunewright.search import playbook
 from tunewright.search.cli import main
-from tunewright.search.dashboard_notes import MEANING, verdict_note
 from tunewright.search.playbook import CITATION, RULES, legend, rule
-from tunewright.search.report import _cited
+from tunewright.search.show.notes import MEANING, verdict_note
+from tunewright.search.show.report import _cited
 
 ROOT = Path(__file__).parents[1]
 OWN = {ROOT / "search" / "playbook.py", Path(__file__)}
@@ -93,7 +93,7 @@ def test_a_cited_id_says_its_rule_and_the_rest_is_escaped():
 def test_a_note_of_the_dashboard_links_its_rules():
     from stored import diverged, feasible, small_study
 
-    from tunewright.search.analysis import summarize
+    from tunewright.search.judge.analysis import summarize
 
     study = small_study()
     trials = [feasible(0, 0.1, 0.05), diverged(1, 0.4, onset_step=90)]

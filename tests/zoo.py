@@ -19,8 +19,8 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from tunewright.search.optimizers import RULES
-from tunewright.search.schedule import learning_rates
+from tunewright.search.rules.optimizers import RULES
+from tunewright.search.rules.schedule import learning_rates
 
 STEPS, EVERY = 30, 6  # updates of a trial, and those between two evaluations
 FEATURES, EXAMPLES, TRAINED = 6, 64, 48

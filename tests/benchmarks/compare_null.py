@@ -18,9 +18,9 @@ import optuna
 from measure import print_footer, print_header, print_table
 from numpy.typing import NDArray
 
-from tunewright.search.comparison import decide, evidence, fewest_seeds
+from tunewright.search.judge.comparison import decide, evidence, fewest_seeds
 from tunewright.search.run import run_study
-from tunewright.search.study import parse_study
+from tunewright.search.study.study import parse_study
 
 PAIRED, AGAINST_ONE = 10, 19  # seeds of a comparison: compare's defaults
 BASE_LR = 0.01

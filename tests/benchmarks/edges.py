@@ -29,8 +29,8 @@ import numpy as np
 from illnesses import SEEDS, STUDIES, case_at, follow, trials_of
 from measure import print_footer, print_header, print_table
 
-from tunewright.search.edge import Tried, bracket, tries
-from tunewright.search.procedure import EDGE_DECADES
+from tunewright.search.judge.stability_edge import Tried, bracket, tries
+from tunewright.search.procedure.group import EDGE_DECADES
 from tunewright.search.trial import Trial
 from tunewright.search.words import readable
 

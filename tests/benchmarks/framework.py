@@ -21,15 +21,15 @@ import numpy as np
 import optuna
 from measure import Spread, print_footer, print_header, print_table
 
-from tunewright.search.launch import Driver, _inbox
-from tunewright.search.progress import Progress
-from tunewright.search.publish import write_results
-from tunewright.search.sampling import next_points
-from tunewright.search.storage import create_store, read_trials
-from tunewright.search.study import Study, parse_study
+from tunewright.search.pool.driver import Driver, _inbox
+from tunewright.search.pool.progress import Progress
+from tunewright.search.pool.worker import _post
+from tunewright.search.show.publish import write_results
+from tunewright.search.store.storage import create_store, read_trials
+from tunewright.search.study.sampling import next_points
+from tunewright.search.study.study import Study, parse_study
 from tunewright.search.trial import Curve, Point, Trial, Verdict, measured
-from tunewright.search.worker import _post
-from tunewright.search.workload import load_workload
+from tunewright.search.workload.workload import load_workload
 
 STEPS, EVALUATIONS = 1000, 50
 LAST = 100  # trials that a row is the mean of

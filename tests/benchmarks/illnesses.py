@@ -1,6 +1,6 @@
 """Networks whose illness is known, as studies, and the procedure followed in this process with real trainings.
 
-Shared by edges.py, which measures where they become unstable, and by tests/test_ground_truth.py.
+Shared by edges.py, which measures where they become unstable, and by tests/judge/test_ground_truth.py.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunewright.search.diagnosis import GroupDiagnosis, Step
-from tunewright.search.procedure import diagnosis_of
-from tunewright.search.sampling import next_points
-from tunewright.search.steps import Case, label, sweep_of
-from tunewright.search.study import Study, parse_study
+from tunewright.search.judge.diagnosis import GroupDiagnosis, Step
+from tunewright.search.procedure.group import diagnosis_of
+from tunewright.search.procedure.steps import Case, label, sweep_of
+from tunewright.search.study.sampling import next_points
+from tunewright.search.study.study import Study, parse_study
 from tunewright.search.threads import torch_threads
-from tunewright.search.training import Engine, train
+from tunewright.search.train.loop import Engine, train
 from tunewright.search.trial import Trial
-from tunewright.search.workload import load_workload
+from tunewright.search.workload.workload import load_workload
 
 SLOTS = 32  # trials in one stack: for networks as small as these, several times as fast as one after the other
 FIRST_PART = ("sweep", "close", "above", "below", "edge", "probe", "confirm")  # all before the remedies

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from measure import Spread, interleaved, print_footer, print_header, print_table, processors, ratio, walls
 
-from tunewright.search.study import Study, parse_study
-from tunewright.search.training import train
+from tunewright.search.study.study import Study, parse_study
+from tunewright.search.train.loop import train
 from tunewright.search.trial import Point
-from tunewright.search.workload import Workload, load_workload
+from tunewright.search.workload.workload import Workload, load_workload
 
 CLIP_NORM = 1.0
 BASE_LR = {"momentum": 1e-2, "adam": 1e-3}

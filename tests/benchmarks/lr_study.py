@@ -161,7 +161,7 @@ def study_by_us(case: Case, folder: Path) -> dict[str, Any]:
     import optuna
 
     from tunewright.search import read_trials, run_studies
-    from tunewright.search.study import parse_study
+    from tunewright.search.study.study import parse_study
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = parse_study(study_document(case), "lr_study", "lr_study")

@@ -67,10 +67,10 @@ def measure(case: str, slots: int) -> None:
 
 def train_stack(case: str, slots: int, arguments: dict[str, int]) -> int:
     """Train one point per slot, dropping each trial as it comes; returns the bytes of one model's own state."""
-    from tunewright.search.study import parse_study
-    from tunewright.search.training import Engine, train
+    from tunewright.search.study.study import parse_study
+    from tunewright.search.train.loop import Engine, train
     from tunewright.search.trial import Point
-    from tunewright.search.workload import load_workload
+    from tunewright.search.workload.workload import load_workload
 
     name, optimizer, diverges = CASES[case]
     document = {

@@ -14,12 +14,12 @@ import numpy as np
 from measure import print_footer, print_header, print_table
 from numpy.typing import NDArray
 
-from tunewright.search.comparison import decide, evidence, failure_bound, settles
-from tunewright.search.procedure import _edge, judged_edge
-from tunewright.search.remedies import SAFE_SEEDS
-from tunewright.search.sampling import plan
-from tunewright.search.steps import Asking, Case
-from tunewright.search.study import Study, parse_study
+from tunewright.search.judge.comparison import decide, evidence, failure_bound, settles
+from tunewright.search.procedure.group import _edge, judged_edge
+from tunewright.search.procedure.remedies import SAFE_SEEDS
+from tunewright.search.procedure.steps import Asking, Case
+from tunewright.search.study.sampling import plan
+from tunewright.search.study.study import Study, parse_study
 from tunewright.search.trial import EMPTY_CURVE, Group, Point, Trial, Verdict
 
 SEEDS = (5, 6, 7, 10, 20)

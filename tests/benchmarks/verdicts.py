@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from algoperf import agrees, runs
 from scripted import BATCH_SIZES, HEALTHY, NOTHING_LEARNED, SHAPES, healthy, nothing_learned, scripted
 
+from tunewright.search.judge.verdict import judge
 from tunewright.search.trial import Curve
-from tunewright.search.verdict import judge
 
 
 def alarms(curves: Iterable[Curve]) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
     python tests/golden/make_curves.py
 
-The verdicts that test_verdict.py expects of them were written down after looking at each curve.
+The verdicts that judge/test_verdict.py expects of them were written down after looking at each curve.
 """
 
 from pathlib import Path
@@ -11,10 +11,10 @@ from unittest import mock
 import numpy as np
 import torch
 
-from tunewright.search import training
-from tunewright.search.study import parse_study
+from tunewright.search.study.study import parse_study
+from tunewright.search.train import loop
 from tunewright.search.trial import Point
-from tunewright.search.workload import load_workload
+from tunewright.search.workload.workload import load_workload
 
 MODELS = "tunewright.models."
 # name: workload, its arguments, optimizer, base_lr, seed, steps
@@ -80,9 +80,9 @@ def main():
             "space": {"optimizer": {optimizer: {"base_lr": base_lr}}},
         }
         study = parse_study(document, name, name)
-        with mock.patch.object(training, "hopeless", broken):  # the whole curve, not only until it is hopeless
+        with mock.patch.object(loop, "hopeless", broken):  # the whole curve, not only until it is hopeless
             point = Point(0, 32, optimizer, base_lr, seed=seed)
-            (trained,) = training.train(study, load_workload(study.workload, arguments), [point])
+            (trained,) = loop.train(study, load_workload(study.workload, arguments), [point])
         curve = trained.trial.curve
         arrays |= {
             f"{name}/loss": curve.loss.astype(np.float32),

@@ -1,0 +1,1 @@
+"""What curves and trials say: verdicts, statistics, summaries. Pure functions; neither torch nor Optuna."""

@@ -1,0 +1,368 @@
+"""What finished trials say: groups, lr_star and headroom, crowded boundaries, flags of a curve.
+
+Pure functions of `list[Trial]`. Trials are ranked by their cost (`Trial.cost`). Crashed trials are no evidence and
+count only as crashed; infeasible trials are evidence and never move lr_star.
+
+Where a study repeats its configurations with several seeds, a configuration is as good as the mean of its
+seeds, and it is infeasible as soon as one of them is: the edge of stability is random, and a learning rate
+that trains only with some luck is beyond it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, Literal, TypeAlias
+
+from ..trial import Group, Point, Trial, group_of
+from ..words import in_order, readable
+
+EDGE_HEADROOM = 4.0  # R6; playbook section E: near 1-4, lr_star sits on the edge
+GOOD_REGION = math.sqrt(10)  # S5: half a decade of base_lr to each side of lr_star (the width is ours)
+BEST_FEW, BEST_SHARE = 3, 0.10  # S4: "the best points" are the top 3 or the top 10 %, whichever is more
+BORDER = 0.10  # S4: the outermost 10 % of an axis (the width is ours)
+JUST_ABOVE = 3  # R3: this many learning rates above lr_star are looked at
+CLIP_TOO_MUCH = 0.50  # R17: clipping more of the updates is a strange way of cutting the learning rate
+NOT_TUNED = ("batch_size", "seed")  # a facet of every plot; a repetition, not a hyperparameter (R20)
+
+Bound: TypeAlias = tuple[float, float, bool]  # low, high, log
+Space: TypeAlias = Mapping[str, Mapping[str, Bound]]  # optimizer → axis → bound: ranges are conditional (S1)
+GroupVerdict = Literal["unstable at the edge", "boundary", "stable", "no feasible trial"]
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """One row of the results.
+
+    lr_star            base_lr of the best feasible configuration; nan if there is none
+    unstable_base_lr   (largest base_lr known feasible, smallest infeasible one above lr_star): the edge
+                       lies between. The second is inf if nothing above lr_star is infeasible; the first
+                       is 0 if nothing is feasible
+    unstable_trials    (infeasible, judged) trials at that smallest infeasible base_lr; (0, 0) if there is none
+    good_region        feasible trials whose base_lr is within half a decade of lr_star (S5)
+    best_values        best value of each seed of the best configuration, in the order of the seeds
+    best_value         their mean; inf if nothing is feasible
+    best_step, best_point   of its best seed
+    seeds              the most that any configuration has
+    """
+
+    group: Group
+    lr_star: float
+    unstable_base_lr: tuple[float, float]
+    unstable_trials: tuple[int, int]
+    trials: int
+    feasible: int
+    infeasible: int
+    crashed: int
+    good_region: int
+    best_values: tuple[float, ...]
+    best_value: float
+    best_step: int
+    best_point: Point | None
+    seeds: int
+    verdict: GroupVerdict
+
+    @property
+    def headroom(self) -> float:
+        """unstable_base_lr / lr_star; inf if no instability was seen, nan if nothing is feasible."""
+        return self.unstable_base_lr[1] / self.lr_star
+
+    @property
+    def infeasible_fraction(self) -> float:
+        """infeasible / (feasible + infeasible); nan if every trial crashed (S5)."""
+        judged = self.feasible + self.infeasible
+        return self.infeasible / judged if judged else math.nan
+
+    @property
+    def good_region_fraction(self) -> float:
+        """Share of the feasible trials that lie in the good region; nan if there are none (S5)."""
+        return self.good_region / self.feasible if self.feasible else math.nan
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for summary.json, the derived ones among them; what is about seeds only if there are several."""
+        values = asdict(self)
+        group = values.pop("group")
+        values["best_point"] = self.best_point.record() if self.best_point else None
+        if self.seeds == 1:
+            del values["seeds"], values["best_values"], values["unstable_trials"]
+        derived = ("headroom", "infeasible_fraction", "good_region_fraction")
+        return (
+            {**group, "scientific": dict(self.group.scientific)}
+            | values
+            | {name: getattr(self, name) for name in derived}
+        )
+
+
+@dataclass(frozen=True)
+class BoundaryNote:
+    """The best trials of a group press against something: the search space, or the edge of stability."""
+
+    group: Group
+    axis: str
+    side: Literal["low", "high"]
+    kind: Literal["expand", "instability"]
+    sentence: str
+
+
+def varied(trials: Iterable[Trial]) -> list[str]:
+    """Names of the hyperparameters that take more than one value, batch size and seed apart (S3).
+
+    What differs between optimizers only, such as a fixed momentum that one of them has, is not varied.
+    """
+    seen: dict[str, set[tuple[str, str]]] = {}
+    for trial in trials:
+        for name, value in trial.point.values.items():
+            owner = "" if name == "optimizer" else trial.point.optimizer
+            seen.setdefault(name, set()).add((owner, repr(value)))
+    return [
+        name
+        for name, values in seen.items()
+        if name not in NOT_TUNED and len(values) > len({owner for owner, _ in values})
+    ]
+
+
+def hyperparameters(trials: Sequence[Trial]) -> list[str]:
+    """Names of the hyperparameters that trials have, each worth a column, in the order they first appear."""
+    shown = {name for trial in trials for name in trial.point.shown}
+    return [name for name in dict.fromkeys(name for trial in trials for name in trial.point.values) if name in shown]
+
+
+def group_trials(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> dict[Group, list[Trial]]:
+    """Trials by batch size, optimizer and scientific values; groups in order, trials as they came."""
+    groups: dict[Group, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(group_of(trial.point, scientific), []).append(trial)
+
+    def place(group: Group) -> tuple[Any, ...]:
+        return group.batch_size, group.optimizer, [in_order(value) for _, value in group.scientific]
+
+    return {group: groups[group] for group in sorted(groups, key=place)}
+
+
+def trained(trial: Trial) -> bool:
+    """Whether a trial is feasible and its objective was finite at least once."""
+    return trial.feasible and math.isfinite(trial.best_value)
+
+
+def repetitions(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Trials by configuration, in the order of their seeds; crashed ones, which are no evidence, left out."""
+    found: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
+    for trial in trials:
+        if not trial.verdict.crashed:
+            found.setdefault(trial.point.configuration, []).append(trial)
+
+    def place(trial: Trial) -> tuple[float, ...]:
+        return trial.point.seed, trial.point.number, trial.cost
+
+    return [sorted(seeds, key=place) for seeds in found.values()]
+
+
+def mean_value(seeds: Sequence[Trial]) -> float:
+    """The mean best value over the seeds of one configuration."""
+    return fmean(trial.best_value for trial in seeds)
+
+
+def mean_cost(seeds: Sequence[Trial]) -> float:
+    """The mean best value as something to minimize, by which configurations are ranked."""
+    return fmean(trial.cost for trial in seeds)
+
+
+def ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """The best seed of every feasible configuration, in the order of the configurations' mean values.
+
+    On a tie the smaller base_lr comes first, which is farther from the edge.
+    """
+    return [_best_seed(seeds) for seeds in _ranking(trials)]
+
+
+def _ranking(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The feasible configurations, best mean first."""
+    usable = [seeds for seeds in repetitions(trials) if all(map(trained, seeds))]
+    return sorted(usable, key=lambda seeds: (mean_cost(seeds), seeds[0].point.base_lr, seeds[0].point.number))
+
+
+def _best_seed(seeds: Sequence[Trial]) -> Trial:
+    return min(seeds, key=lambda trial: (trial.cost, trial.point.number))
+
+
+def best_few(trials: Iterable[Trial]) -> list[Trial]:
+    """Of the feasible configurations, the best 3 or the best 10 %, whichever is more: their best seeds (S4)."""
+    ranking = ranked(trials)
+    return ranking[: max(BEST_FEW, math.ceil(BEST_SHARE * len(ranking)))]
+
+
+def just_above(trials: Iterable[Trial], count: int = JUST_ABOVE) -> list[Trial]:
+    """Trials of one group at the next `count` learning rates above lr_star, crashed ones apart (R3)."""
+    trials = list(trials)
+    ranking = ranked(trials)
+    if not ranking:
+        return []
+    above = [trial for trial in trials if not trial.verdict.crashed and trial.point.base_lr > ranking[0].point.base_lr]
+    next_ones = sorted({trial.point.base_lr for trial in above})[:count]
+    above = [trial for trial in above if trial.point.base_lr in next_ones]
+    return sorted(above, key=lambda trial: (trial.point.base_lr, trial.point.number))
+
+
+def unstable_interval(trials: Iterable[Trial]) -> tuple[float, float]:
+    """Where unstable_base_lr of one group lies: (largest feasible below, smallest infeasible above lr_star).
+
+    (largest feasible, inf) if nothing above lr_star is infeasible, (0, smallest infeasible) if nothing is
+    feasible. Other hyperparameters are pooled: make warmup_steps or clip_norm scientific to keep apart
+    the edges that they move.
+    """
+    trials = list(trials)
+    ranking = ranked(trials)
+    lr_star = ranking[0].point.base_lr if ranking else 0.0
+    infeasible = [trial.point.base_lr for trial in trials if trial.verdict.infeasible]
+    first = min((base_lr for base_lr in infeasible if base_lr > lr_star), default=math.inf)
+    feasible = (trial.point.base_lr for trial in ranking if trial.point.base_lr < first)
+    return max(feasible, default=0.0), first
+
+
+def summarize(
+    trials: Iterable[Trial], scientific: Sequence[str] = (), space: Space | None = None
+) -> list[GroupSummary]:
+    """One summary per group. `space` as in `boundary_checks`."""
+    return [_summary(group, members, space) for group, members in group_trials(trials, scientific).items()]
+
+
+def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSummary:
+    best_seeds = next(iter(_ranking(trials)), [])
+    best = _best_seed(best_seeds) if best_seeds else None
+    lr_star = best.point.base_lr if best else math.nan
+    low, high = lr_star / GOOD_REGION, lr_star * GOOD_REGION
+    edge = unstable_interval(trials)
+    at_edge = [trial for trial in trials if trial.point.base_lr == edge[1] and not trial.verdict.crashed]
+    return GroupSummary(
+        group=group,
+        lr_star=lr_star,
+        unstable_base_lr=edge,
+        unstable_trials=(sum(trial.verdict.infeasible for trial in at_edge), len(at_edge)),
+        trials=len(trials),
+        feasible=sum(trial.feasible for trial in trials),
+        infeasible=sum(trial.verdict.infeasible for trial in trials),
+        crashed=sum(trial.verdict.crashed for trial in trials),
+        good_region=sum(low <= trial.point.base_lr <= high for trial in trials if trial.feasible),
+        best_values=tuple(trial.best_value for trial in best_seeds),
+        best_value=mean_value(best_seeds) if best_seeds else math.inf,
+        best_step=best.best_step if best else 0,
+        best_point=best.point if best else None,
+        seeds=max((len({trial.point.seed for trial in seeds}) for seeds in repetitions(trials)), default=1),
+        verdict=_group_verdict(group, trials, space),
+    )
+
+
+def _group_verdict(group: Group, trials: list[Trial], space: Space | None) -> GroupVerdict:
+    ranking = ranked(trials)
+    if not ranking:
+        return "no feasible trial"
+    if unstable_interval(trials)[1] / ranking[0].point.base_lr <= EDGE_HEADROOM:
+        return "unstable at the edge"
+    crowded = any(note.kind == "expand" for note in _group_notes(group, trials, space or {}))
+    return "boundary" if crowded else "stable"
+
+
+# --- boundaries of the search space (S4) -------------------------------------------------------------------
+
+
+def boundary_checks(
+    trials: Iterable[Trial], space: Space | None = None, scientific: Sequence[str] = ()
+) -> list[BoundaryNote]:
+    """One sentence per numeric axis and group where the best trials crowd the border of the space (S4).
+
+    `space` maps optimizer → axis → (low, high, log). Axes that it does not bound are not checked, except
+    base_lr: the range that was tried stands for its bounds. The best trials crowd a border if the best
+    one lies in the outermost 10 % of the axis, and with it most of the best few, or as many of them as
+    were sampled there. If unstable_base_lr is within 4 × of lr_star, or lr_star is at the upper border
+    and everything from unstable_base_lr upwards is infeasible, that is instability, not a boundary.
+    Raises ValueError if low > 0 does not hold on a log axis.
+    """
+    return [
+        note
+        for group, members in group_trials(trials, scientific).items()
+        for note in _group_notes(group, members, space or {})
+    ]
+
+
+def _group_notes(group: Group, trials: list[Trial], space: Space) -> list[BoundaryNote]:
+    """The notes of one group: instability first, then the borders to expand, axis by axis."""
+    judged = [trial for trial in trials if not trial.verdict.crashed]
+    if not judged:
+        return []
+    tried = [trial.point.base_lr for trial in judged]
+    bounds = {"base_lr": (min(tried), max(tried), True), **space.get(group.optimizer, {})}
+    sides = {axis: _crowded_side(judged, axis, bound) for axis, bound in bounds.items()}
+    unstable = _instability_note(group, judged, sides["base_lr"] == "high")
+    notes = [unstable] if unstable else []
+    for axis, side in sides.items():
+        if side and not (unstable and (axis, side) == ("base_lr", "high")):
+            notes.append(_expand_note(group, judged, axis, bounds[axis], side))
+    return notes
+
+
+def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> BoundaryNote | None:
+    """lr_star is close to unstable_base_lr (R6), or at the border with only infeasible trials above (S4)."""
+    last_feasible, unstable = unstable_interval(trials)
+    above = [trial for trial in trials if trial.point.base_lr >= unstable]
+    ranking = ranked(trials)
+    if not ranking or not above:
+        return None
+    lr_star, infeasible = ranking[0].point.base_lr, sum(trial.verdict.infeasible for trial in above)
+    headroom = unstable / lr_star
+    if headroom > EDGE_HEADROOM and not (at_border and infeasible == len(above)):
+        return None
+    sentence = (
+        f"{group.label}: instability, not a boundary: {infeasible} of the {len(above)} trials at base_lr ≥ "
+        f"{readable(unstable)} are infeasible, which is {readable(headroom)} × lr_star = {readable(lr_star)} "
+        f"(feasible up to {readable(last_feasible)}); fix the instability before widening base_lr (R6, S4)."
+    )
+    return BoundaryNote(group, "base_lr", "high", "instability", sentence)
+
+
+def _place(value: float, bound: Bound) -> float:
+    """Where a value lies on its axis: 0 at low, 1 at high; on a log axis log(value/low) / log(high/low)."""
+    low, high, log = bound
+    if log and low <= 0:
+        raise ValueError(f"low > 0 must hold on a log axis, got low={low}")
+    return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
+
+
+def _places(trials: Iterable[Trial], axis: str, bound: Bound) -> list[float]:
+    return [_place(trial.point.values[axis], bound) for trial in trials if axis in trial.point.values]
+
+
+def _crowded_side(trials: list[Trial], axis: str, bound: Bound) -> Literal["low", "high"] | None:
+    """The border that the best few trials crowd, if any."""
+    low, high, _ = bound
+    best = _places(best_few(trials), axis, bound) if low < high else []
+    if not best or not math.isfinite(high):
+        return None
+    sides: tuple[Literal["low", "high"], ...] = ("low", "high")
+    for side in sides:
+        in_border = [_near(place, side) for place in best]
+        sampled = sum(_near(place, side) for place in _places(ranked(trials), axis, bound))
+        if in_border[0] and sum(in_border) >= min(len(best) // 2 + 1, sampled):
+            return side
+    return None
+
+
+def _near(place: float, side: Literal["low", "high"]) -> bool:
+    return place <= BORDER if side == "low" else place >= 1 - BORDER
+
+
+def _expand_note(
+    group: Group, trials: list[Trial], axis: str, bound: Bound, side: Literal["low", "high"]
+) -> BoundaryNote:
+    few = best_few(trials)
+    best = few[0].point.values[axis]
+    count = sum(_near(place, side) for place in _places(few, axis, bound))
+    border, beyond = (bound[0], "below") if side == "low" else (bound[1], "above")
+    sentence = (
+        f"{group.label}: expand {axis} {beyond} {readable(border)}: {count} of the {len(few)} best trials "
+        f"lie in the outermost {BORDER:.0%} of its range, the best at {readable(best)} (S4)."
+    )
+    if (axis, side) == ("warmup_steps", "high"):
+        sentence += " More than 10 % of max_train_steps needs a larger max_train_steps (R10, R12)."
+    return BoundaryNote(group, axis, side, "expand", sentence)

@@ -1,0 +1,245 @@
+"""Records of a diagnosis: what each step of the playbook's procedure found, and the runs that say so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from scipy import stats
+
+from ..trial import Group, Point
+from .comparison import ALPHA, CONFIDENCE, Decision, Evidence, Interval
+from .stability_edge import Tried
+
+PLAIN = "plain"  # no remedy: what every remedy is compared with
+MOST_HEADROOM = 1000.0  # an edge farther from the best base LR limits nobody who tunes over three decades
+
+# early, mid-training: how training blows up above lr_star (R2); edge: it ends there without having blown up;
+# none: it does not end within reach of lr_star; unknown: nothing is feasible, or the budget was too small
+Kind = Literal["none", "early", "mid_training", "edge", "unknown"]
+StepName = Literal[
+    "sweep", "boundary", "edge", "kind", "curvature", "warmup", "clipping", "arms", "tournament", "outcome"
+]
+TITLES: dict[StepName, str] = {
+    "sweep": "Base LRs without warmup and clipping",
+    "boundary": "Boundary of the search space, or instability",
+    "edge": "Where training becomes unstable",
+    "kind": "Which kind of instability",
+    "curvature": "Curvature",
+    "warmup": "Warmup",
+    "clipping": "Gradient clipping",
+    "arms": "Other optimizers and architectures",
+    "tournament": "All remedies, tuned alike",
+    "outcome": "Outcome",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its findings in sentences, the playbook's rules, and the studies whose trials are the evidence."""
+
+    name: StepName
+    rules: tuple[str, ...]
+    sentences: tuple[str, ...]
+    studies: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.name]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Where half of the trainings diverge.
+
+    interval   (largest base LR at which fewer than half diverge, smallest at which half or more do); high = inf if
+               none was found
+    tried      how many diverged at each base LR
+    trainings  spent on it besides the sweep
+    confidence_interval   holds the base LR at which half diverge with 95 % confidence (`edge.confidence_interval`);
+               nan in older files. `interval` is only how finely base LRs were tried
+    refused    why there is no edge, whatever `interval` is: "contradicted", trainings diverge more often at lower base
+               LRs; "too far", beyond MOST_HEADROOM times the best base LR; else ""
+    """
+
+    interval: Interval
+    tried: tuple[Tried, ...]
+    trainings: int
+    confidence_interval: Interval = (math.nan, math.nan)
+    refused: Literal["", "contradicted", "too far"] = ""
+
+    @property
+    def found(self) -> bool:
+        return not self.refused and self.interval[0] > 0 and math.isfinite(self.interval[1])
+
+    @property
+    def decades(self) -> float:
+        """Width of the interval; inf if there is no edge."""
+        return math.log10(self.interval[1] / self.interval[0]) if self.found else math.inf
+
+    @property
+    def unstable_base_lr(self) -> float:
+        """The middle of the interval on the log axis; inf if there is no edge."""
+        return math.sqrt(self.interval[0] * self.interval[1]) if self.found else math.inf
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Largest eigenvalue λ₁ of the training loss's Hessian, and the base LR at which descent on it is unstable.
+
+    The limits are nan for adaptive optimizers (`curvature.stability_limit`).
+    """
+
+    eigenvalue_at_start: float
+    eigenvalue_at_best: float
+    limit_at_start: float
+    limit_at_best: float
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A way to train, tuned for its own base LR, and rerun on fresh seeds.
+
+    point               its best configuration of the sweep `tuned_in`
+    updates             of one training, a prepended warmup included
+    highest_base_lr     up to which every seed of its sweep trained
+    fails_from          the lowest base LR from its own on at which a seed of its sweep was infeasible; inf: none
+    usable_decades, lr_sensitivity   of its sweep (`sensitivity`); its base LRs are those of plain training if the
+                        optimizer is the same
+    clip_fraction       mean share of clipped updates of its best configuration (R17)
+    tuned_value         mean over the seeds of the sweep, the same that chose it
+    values, infeasible  of the reruns in `rerun_in`, by seed, an infeasible one worth its untrained model; how many
+                        were infeasible. Empty if it was not rerun
+    failure_bound       the share of runs that may be infeasible for all that the reruns say; nan: none, or older files
+    evidence, decision  against plain training on the same seeds; None for plain training itself
+    equal_steps         against plain training for as many updates; None where they are equal
+    """
+
+    name: str
+    point: Point
+    updates: int
+    highest_base_lr: float
+    usable_decades: float
+    lr_sensitivity: float
+    clip_fraction: float
+    tuned_value: float
+    tuned_in: str
+    rerun_in: str = ""
+    values: tuple[float, ...] = ()
+    infeasible: int = 0
+    evidence: Evidence | None = None
+    decision: Decision | None = None
+    equal_steps: Evidence | None = None
+    failure_bound: float = math.nan
+    fails_from: float = math.inf
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.values) if self.values else math.nan
+
+    @property
+    def next_run(self) -> Interval:
+        """In which one more run falls with probability CONFIDENCE, if runs are normally distributed.
+
+        mean ± t · s · √(1 + 1/N) of the N values, s their standard deviation, t the quantile of Student's
+        distribution with N − 1 degrees of freedom. (nan, nan) for fewer than two.
+        """
+        count = len(self.values)
+        if count < 2:
+            return math.nan, math.nan
+        middle, spread = self.mean, stdev(self.values)
+        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread * math.sqrt(1 + 1 / count))
+        return middle - reach, middle + reach
+
+
+@dataclass(frozen=True)
+class GroupDiagnosis:
+    """What was found about one batch size and optimizer.
+
+    lr_star        the lowest base LR within one standard error of the best mean
+    best_base_lr   the one with the best mean, which headroom is relative to; nan in older files
+    adopted        names one of the remedies; "" if there is none
+    left_out       what the budget left out of the remedies, as "the rerun of warmup"
+    fault          what is wrong with the objective, so that nothing was concluded; else ""
+    """
+
+    group: Group
+    kind: Kind
+    lr_star: float
+    edge: Edge
+    onset_steps: tuple[float, ...]
+    steps: tuple[Step, ...]
+    remedies: tuple[Remedy, ...]
+    adopted: str
+    summary: str
+    curvature: Curvature | None = None
+    best_base_lr: float = math.nan
+    left_out: tuple[str, ...] = ()
+    fault: str = ""
+
+    @property
+    def headroom(self) -> Interval:
+        """unstable_base_lr / the best base LR; (inf, inf) if there is no edge within what was tried.
+
+        Relative to lr_star it would hang on a standard error: on a shallow valley lr_star is half of the best.
+        """
+        if not self.edge.found:
+            return math.inf, math.inf
+        best = self.lr_star if math.isnan(self.best_base_lr) else self.best_base_lr
+        low, high = self.edge.interval
+        return low / best, high / best
+
+    @property
+    def winner(self) -> Remedy | None:
+        return next((remedy for remedy in self.remedies if remedy.name == self.adopted), None)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A whole diagnosis. `skipped` names the studies that the budget left out; updates are counted as planned."""
+
+    study: str
+    objective: str
+    seeds: int
+    updates: int
+    budget: float
+    skipped: tuple[str, ...]
+    groups: tuple[GroupDiagnosis, ...]
+    recipes: Mapping[str, str]
+
+    def best(self, batch_size: int) -> GroupDiagnosis | None:
+        """The group of a batch size whose adopted training is best; None if nothing is feasible."""
+        own = [one for one in self.groups if one.group.batch_size == batch_size and one.winner is not None]
+        return min(own, key=lambda one: (math.isnan(_worth(one)), _worth(one)), default=None)
+
+
+def _worth(one: GroupDiagnosis) -> float:
+    winner = one.winner
+    assert winner is not None  # asked only of groups that have one
+    return winner.mean if winner.values else winner.tuned_value
+
+
+def adopt(remedies: Sequence[Remedy], better: Mapping[tuple[str, str], float]) -> str:
+    """The remedy to adopt: the first, in the order given, that the best one is not shown to beat.
+
+    `remedies` are in order of what they cost to keep, plain training first. Only those whose decision is to adopt
+    count, and plain training if there is none: what is not shown to be better is no gain. `better[a, b]` is the
+    p-value of "a is better than b"; above ALPHA it is not shown, and then the simpler one will do (S9).
+    """
+    worthy = [one for one in remedies if one.decision == "adopt"]
+    if not worthy:
+        return remedies[0].name if remedies else ""
+    best = min(worthy, key=lambda one: one.mean)
+    return next(one.name for one in worthy if one is best or better[best.name, one.name] > ALPHA)
+
+
+def listed(left_out: Sequence[str]) -> str:
+    """What was left out, in words: "the tuning of a", "the rerun of a" and "the rerun of b" share their beginnings."""
+    by_what: dict[str, list[str]] = {}
+    for one in left_out:
+        what, _, name = one.partition(" of ")
+        by_what.setdefault(what, []).append(name)
+    return "; ".join(f"{what} of {', '.join(names)}" for what, names in by_what.items())

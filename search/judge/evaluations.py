@@ -1,0 +1,102 @@
+"""What the evaluations of a training say by themselves, whatever its training loss: did it learn, and keep that?
+
+They are of the weights that the user will have, on data and by a measure of their own. The training loss may be taken
+at other weights, as schedule-free optimizers do, and may be no measure of success at all. Lower is better.
+Source: Tuning Playbook, "How can optimization failures be debugged and mitigated?" (R6), and S6.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ..trial import Array, Curve
+
+LEARNED_SHARE = 0.20  # of the untrained model's value: what was learned beyond doubt, as of a training loss
+KEPT_SHARE = 0.50  # of what was learned: with less at its end, a run has lost most of it
+WORSE_SHARE = 0.05  # of the untrained model's value above it: worse than not to train, and not by rounding
+ENDING = 3  # evaluations whose median is the end of a run, so that not a single one decides
+SCATTER_DEVIATIONS = 6.0  # of the scatter between evaluations: more than that is no noise
+FEWEST_TO_SCATTER = 8  # evaluations that tell how they scatter
+NORMAL = 1.4826  # standard deviation / median absolute deviation, of normal noise
+
+State = Literal["unknown", "learned", "lost", "worse", "non_finite"]
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What they say, and where.
+
+    state    unknown     too few, or too little change: they are no evidence
+             learned     much better than the untrained model, and kept until the end
+             lost        had been that, and lost more than half of it by the end
+             worse       ended worse than the untrained model
+             non_finite  ended as nan or inf
+    step     updates done at the evaluation from which on it was so: the best for lost
+    first, best, ended  values: of the untrained model, the lowest, the end
+    gaps     evaluations before the end that were not finite
+    """
+
+    state: State
+    step: int = 0
+    first: float = math.nan
+    best: float = math.nan
+    ended: float = math.nan
+    gaps: int = 0
+
+
+def evaluated(curve: Curve, objective: str = "", maximize: bool = False) -> Evaluations:
+    """The state of a curve's evaluations of the objective; by default, of its only metric if it has just one."""
+    values = _values(curve, objective, maximize)
+    finite = np.isfinite(values)
+    if not len(values):
+        return Evaluations("unknown")
+    if not finite[-1]:
+        after = np.flatnonzero(finite)
+        first_bad = int(after[-1]) + 1 if len(after) else 0
+        return Evaluations("non_finite", int(curve.eval_step[first_bad]), gaps=int((~finite[:first_bad]).sum()))
+    gaps = int((~finite).sum())
+    known, steps = values[finite], curve.eval_step[finite]
+    if len(known) < 2 or not finite[0] or steps[0] > steps[-1]:
+        return Evaluations("unknown", gaps=gaps)
+    first, best, ended = float(known[0]), _lowest(known), _ending(known)
+    state, step = _state(known, first, best, ended), int(steps[np.argmin(known)])
+    sign = -1.0 if maximize else 1.0
+    return Evaluations(state, step, sign * first, sign * best, sign * ended, gaps)
+
+
+def _values(curve: Curve, objective: str, maximize: bool) -> Array:
+    names = [objective] if objective else list(curve.metrics)
+    values = curve.metrics[names[0]] if len(names) == 1 else np.empty(0)
+    return -values if maximize else values
+
+
+def _lowest(values: Array) -> float:
+    """The lowest value, or median of three in a row where there are enough: a lucky one does not count."""
+    if len(values) < FEWEST_TO_SCATTER:
+        return float(values.min())
+    threes = np.sort(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)[1]
+    return float(min(threes.min(), _ending(values)))
+
+
+def _ending(values: Array) -> float:
+    """The value at the end of training."""
+    return float(np.median(values[-ENDING:])) if len(values) >= FEWEST_TO_SCATTER else float(values[-1])
+
+
+def _state(values: Array, first: float, best: float, ended: float) -> State:
+    scatter = SCATTER_DEVIATIONS * _scatter(values)
+    if first - best > max(LEARNED_SHARE * abs(first), scatter):
+        kept = (first - ended) / (first - best)
+        return "learned" if kept >= KEPT_SHARE else "lost" if ended <= first else "worse"
+    return "worse" if ended - first > max(WORSE_SHARE * abs(first), scatter) else "unknown"
+
+
+def _scatter(values: Array) -> float:
+    """The deviation of evaluations by the differences of neighbours; 0 where there are too few."""
+    if len(values) < FEWEST_TO_SCATTER:
+        return 0.0
+    return NORMAL * float(np.median(np.abs(np.diff(values)))) / math.sqrt(2)

@@ -1,0 +1,107 @@
+"""What a trial's neighbours tell of it: where a lower base LR learns, one that learns next to nothing has collapsed.
+
+Seen by itself, a run that learns nothing may as well have a base LR that is too low, and is feasible (`verdict`).
+Beside runs that take shorter steps and learn, its loss is "uncharacteristically high" (R6): its base LR is too high.
+The store keeps each trial's own verdict; whoever reads trials sees them beside one another (`storage.read_trials`), so
+that tables, report, axis plots and dashboard agree, as they may change with every trial that is added.
+Source: Tuning Playbook, "How can optimization failures be debugged and mitigated?" (R3, R6).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..trial import Curve, Point, Trial, cost
+from .analysis import group_trials, ranked, trained
+from .curve_shape import UNLEARNED_FRACTION, levels
+from .verdict import patience
+
+NEXT_TO_NOTHING_SHARE = 0.25  # of what is learned there: far from all that a base LR a few times too high leaves
+NEXT_TO_NOTHING = "next to nothing of what a lower base LR learns"
+
+
+def beside(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[Trial]:
+    """Trials in their order, with those collapsed that show it beside the others of their group.
+
+    Such a trial has a base LR above lr_star and ends with less than NEXT_TO_NOTHING_SHARE of what another one learned,
+    whose steps are shorter by every hyperparameter that scales them. It trained as long, and its objective has learned
+    as little.
+    """
+    trials = list(trials)
+    found = {id(one) for own in group_trials(trials, scientific).values() for one in _collapsed_of(own)}
+    return [collapsed(trial) if id(trial) in found else trial for trial in trials]
+
+
+def learns_nothing(trial: Trial, learned: float, value: float = math.nan) -> bool:
+    """Whether a feasible trial ends with next to nothing of what others learn.
+
+    These end at a training loss `learned`, which must itself lie below the start by more than luck, and by more than
+    that below the trial's end. They reach `value` of the objective (`Trial.cost`), and the trial next to nothing of
+    that; nan if it is not known.
+    """
+    curve = trial.curve
+    if not trial.feasible or not len(curve.loss):
+        return False
+    untrained = cost(trial.initial_value, trial.maximize)
+    if untrained - trial.cost >= NEXT_TO_NOTHING_SHARE * (untrained - value) > 0:
+        return False
+    level, end = levels(curve.loss, curve.chance_loss), ends_at(curve)
+    fall = level.chance - learned
+    if not fall > max(UNLEARNED_FRACTION * abs(level.chance), level.luck):
+        return False
+    return end > level.chance - NEXT_TO_NOTHING_SHARE * fall and level.above(end, learned)
+
+
+def collapsed(trial: Trial) -> Trial:
+    """The trial with that verdict, its own evidence kept."""
+    evidence = f"{trial.verdict.evidence}; {NEXT_TO_NOTHING}"
+    return replace(trial, verdict=replace(trial.verdict, outcome="collapsed", evidence=evidence))
+
+
+def collapsed_beside(trial: Trial) -> bool:
+    """Whether a trial is infeasible by its neighbours alone, not by its own curve."""
+    return trial.verdict.evidence.endswith(NEXT_TO_NOTHING)
+
+
+def ends_at(curve: Curve) -> float:
+    """The typical loss at the end of a training."""
+    return float(np.median(curve.loss[-patience(curve.total_steps) :]))
+
+
+def _collapsed_of(trials: Sequence[Trial]) -> list[Trial]:
+    """Those of one group."""
+    ranking = ranked(trials)
+    ends = [(ends_at(one.curve), one) for one in trials if trained(one) and len(one.curve.loss)]
+    if not ranking or not ends:
+        return []
+    star, lowest, best = ranking[0], min(end for end, _ in ends), min(one.cost for _, one in ends)
+    above = [one for _, one in ends if one.point.base_lr > star.point.base_lr]
+    # Few are left: of the others, no single trial can have learned enough more.
+    left = [one for one in above if learns_nothing(one, lowest, best)]
+    return [one for one in left if _learned_slower(one, ends)]
+
+
+def _learned_slower(trial: Trial, ends: Sequence[tuple[float, Trial]]) -> bool:
+    """Whether any trial with shorter steps, and no more of them, learned what this one did not."""
+    taken = len(trial.curve.loss)
+    as_long = [(end, one) for end, one in ends if len(one.curve.loss) <= taken]
+    slower = [(end, one.cost) for end, one in as_long if _is_slower(one.point, trial.point)]
+    return bool(slower) and learns_nothing(trial, *min(slower))
+
+
+def _is_slower(point: Point, other: Point) -> bool:
+    """Whether one point takes shorter steps by base LR, and by no hyperparameter longer ones."""
+    momentum, epsilon = ([one.settings.get(name, 0.0) for one in (point, other)] for name in ("momentum", "epsilon"))
+    return (
+        point.base_lr < other.base_lr
+        and point.warmup_steps >= other.warmup_steps
+        and point.clip_norm <= other.clip_norm
+        and point.clip_z <= other.clip_z
+        and momentum[0] <= momentum[1]
+        and epsilon[0] >= epsilon[1]
+        and (point.decay, point.workload_key) == (other.decay, other.workload_key)
+    )

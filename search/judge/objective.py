@@ -1,0 +1,129 @@
+"""Whether the objective can rank trainings at all: what is wrong with it, in a sentence, before any base LR is blamed.
+
+An objective that is nan, that never changes, or that should have been maximized ranks trainings by something else than
+how good they are. Nothing that is concluded from it is a result.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+from scipy.stats import rankdata
+
+from ..trial import Array, Trial
+from ..words import readable
+from .curve_shape import typical
+
+MOVED = 0.05  # of the first losses: a training that has fallen by more has begun to learn
+SAME = 1e-6  # of its size: float32 rounding, summed over a validation split, is a tenth of that
+FEWEST_POINTS = 3  # evaluations that show a trend
+NEARLY_ALL = 0.9  # of the trainings that learn: best before training in as many, the objective ranks nothing
+FALLS = 0.5  # rank correlation with the loss above which an objective falls with it, below −FALLS: rises
+
+# Words of an objective's name: metrics that are better when higher, and words that turn that round.
+WORD = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*")
+DIGITS = "0123456789"
+# fmt: off
+BETTER_WHEN_HIGHER = frozenset((
+    "acc", "accuracy", "auc", "auroc", "auprc", "ap", "map", "f1", "fbeta", "bleu", "chrf",
+    "rouge", "meteor", "precision", "recall", "sensitivity", "specificity", "r2", "iou",
+    "miou", "dice", "jaccard", "ndcg", "mrr", "hits", "reward", "rewards", "return",
+    "returns", "mcc", "kappa", "psnr", "ssim", "correlation", "pearson", "spearman", "elbo",
+    "evidence", "winrate", "success", "fscore", "top1", "top5", "score",
+))
+# fmt: on
+WORSE_WHEN_HIGHER = frozenset(
+    ["loss", "error", "err", "nll", "perplexity", "regret", "neg", "negative", "minus", "distance", "cost"]
+)
+
+
+def sounds_better_when_higher(objective: str) -> str:
+    """The word of a metric's name by which it is better when higher; empty if there is none, or one that turns it."""
+    words = [word.lower() for word in WORD.findall(objective)]
+    higher = [word for word in words if {word, word.rstrip(DIGITS)} & BETTER_WHEN_HIGHER]
+    return higher[0] if higher and not WORSE_WHEN_HIGHER & set(words) else ""
+
+
+def fault_of(trials: Sequence[Trial], objective: str) -> str:
+    """What is wrong with the objective, in a sentence; empty if nothing is seen to be. Crashed trials do not count."""
+    own = [trial for trial in trials if objective in trial.curve.metrics]
+    measured = [_finite(trial, objective) for trial in own]
+    values = np.concatenate(measured) if own else np.empty(0)
+    if not own:
+        return ""
+    if not len(values):
+        return (
+            f"{objective} is nan or inf in every evaluation of all {len(own)} trainings: look at `evaluate`, nothing "
+            "can be concluded before it returns numbers."
+        )
+    if not any(len(values) > 1 for values in measured):
+        return ""  # training ended before the second look: a matter of the verdict, not of the objective
+    if np.ptp(values) <= SAME * np.abs(values).max():
+        return _constant(own, objective, float(values[0]))
+    return _wrong_way(own, objective)
+
+
+def moved(trial: Trial) -> bool:
+    """Whether the loss ever fell, by more than the scatter of minibatches."""
+    loss = trial.curve.loss[np.isfinite(trial.curve.loss)]
+    if not len(loss):
+        return False
+    smooth = typical(loss)
+    return bool(smooth.min() < smooth[0] - MOVED * abs(smooth[0]))
+
+
+def _constant(trials: Sequence[Trial], objective: str, value: float) -> str:
+    words = f"{objective} is {readable(value)} in every evaluation of all {len(trials)} trainings"
+    if any(map(moved, trials)):
+        return f"{words}, although the loss falls: look at `evaluate`, it does not depend on what is trained."
+    high = readable(max(trial.point.base_lr for trial in trials))
+    return (
+        f"{words}, and the loss does not fall: either base LRs up to {high} are too low to train anything, or `loss` "
+        "and `evaluate` do not depend on the parameters."
+    )
+
+
+def _wrong_way(trials: Sequence[Trial], objective: str) -> str:
+    """The objective should be maximized: by its name, unless it falls with the loss; or because it rises as that falls.
+
+    Without such a name it must also be best before training in nearly all trials: then there is nothing to minimize.
+    """
+    learned = [trial for trial in trials if trial.feasible and moved(trial)]
+    trends = [trend for trial in learned if not math.isnan(trend := _trend(trial, objective))]
+    named = bool(sounds_better_when_higher(objective))
+    if named and (not trends or median(trends) < FALLS):
+        return (
+            f"{objective} is minimized, but by its name larger is better, and it does not fall with the loss: let "
+            "`evaluate` return 1 − it, or its negative, under another name."
+        )
+    untrained = [trial for trial in learned if trial.best_step == 0]
+    if trends and median(trends) <= -FALLS and len(untrained) >= NEARLY_ALL * len(learned):
+        return (
+            f"{objective} is best before training in {len(untrained)} of {len(learned)} trainings, and rises as the "
+            "loss falls: if larger is better, let `evaluate` return its negative; it is minimized."
+        )
+    return ""
+
+
+def _trend(trial: Trial, objective: str) -> float:
+    """Rank correlation of the objective with the typical training loss at its evaluations; nan if one is constant."""
+    curve = trial.curve
+    at = np.minimum(curve.eval_step, len(curve.loss) - 1)
+    loss = typical(curve.loss)[at]
+    values = curve.metrics[objective]
+    known = np.isfinite(values) & np.isfinite(loss)
+    if known.sum() < FEWEST_POINTS:
+        return math.nan
+    ranks = rankdata(values[known]), rankdata(loss[known])
+    if min(np.ptp(own) for own in ranks) == 0:
+        return math.nan
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _finite(trial: Trial, objective: str) -> Array:
+    values = trial.curve.metrics[objective]
+    return np.asarray(values[np.isfinite(values)], np.float64)

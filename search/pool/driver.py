@@ -1,0 +1,288 @@
+"""Run studies: one driver that plans, hands out, collects and writes; worker processes that train.
+
+All groups of all studies share one pool of workers. A killed worker or a killed driver costs the trials that
+were in training, nothing else; the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import joblib
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import BrokenProcessPool
+
+from ..errors import UnfinishedError, warn_once
+from ..store.database import UnansweredError
+from ..store.files import checkpoint_path, curve_path, name_of
+from ..store.storage import Store, drop_checkpoints, now, stored_trials, tell, without_curve
+from ..study.sampling import next_points
+from ..train.choose import devices
+from ..train.loop import ALONE, Engine
+from ..trial import Point, Trial, as_told, crashed
+from ..workload.workload import edited_modules_reloaded
+from .progress import Progress
+from .worker import Task, follow_driver, interrupted, measure, posted, saved_state, why_alone, work
+
+MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
+TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
+POLL_SECONDS = 0.2  # between two looks into the inboxes
+PATIENCE_SECONDS = 60.0  # with a database that does not answer: a server that is restarted is back sooner
+
+
+class Driver:
+    """Plans, hands out tasks, and tells the store what comes back. Only `collect` writes to the store."""
+
+    show: Progress
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        workers: int | None,
+        names: str,
+        slots: int | None,
+        threads: int | None,
+        compiled: bool | None,
+    ) -> None:
+        self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
+        self.device_names, self.devices = names, devices(names)
+        self.device = self.devices[0]
+        self.sources = edited_modules_reloaded(store.study.workload for store in stores)
+        self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
+        self.trials = [{_key(t.point): t for t in stored_trials(store, curves=False)} for store in stores]
+        self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
+        self.deaths: Counter[tuple[str, str]] = Counter()
+        self.deaths_before_training = 0  # one after the other
+        self.unanswered_since: float | None = None  # by the database, in seconds of `time.monotonic`
+        for store in stores:
+            _inbox(store).mkdir(exist_ok=True)
+            for left in _inbox(store).glob(".*.tmp"):  # by a worker that was killed while it wrote
+                left.unlink()
+
+    def run(self) -> None:
+        try:
+            self.collect()
+            for store in self.stores:
+                for stem in sorted(interrupted(_inbox(store))):
+                    if not saved_state(_inbox(store), stem).exists():
+                        warn_once(f"{stem} was interrupted, and is trained again from its start")
+            while missing := self.missing():
+                tasks = self.tasks(missing)
+                for threads in sorted({task.engine.threads for task in tasks}):
+                    self.train([task for task in tasks if task.engine.threads == threads])
+                for store, points in missing:
+                    if engine := self.ended(store, points):
+                        _remember_engine(store, points, engine)
+        except KeyboardInterrupt:
+            self.collect()
+            raise
+
+    def how(self, store: Store) -> dict[str, object]:
+        """How a study was trained, for environment.json."""
+        engines = {size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()}
+        return {"finished": now(), "workers": self.workers, "device": self.device_names, "engines": engines}
+
+    def missing(self) -> list[tuple[Store, list[Point]]]:
+        """The points that can be trained now, over all studies, by batch size and workload arguments."""
+        missing: dict[tuple[str, int, str], tuple[Store, list[Point]]] = {}
+        for store, trials in zip(self.stores, self.trials, strict=True):
+            done = [trial for trial in trials.values() if not trial.verdict.crashed]
+            finished = {_key(trial.point) for trial in done}
+            points = next_points(store.study, [as_told(trial) for trial in done])
+            self.show.plan(store.study, len(points))
+            for point in points:
+                if _key(point) not in finished and (store.study.name, name_of(point)) not in self.tried:
+                    key = (store.study.name, point.batch_size, point.workload_key)
+                    missing.setdefault(key, (store, []))[1].append(point)
+        return list(missing.values())
+
+    def tasks(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
+        """What is missing as tasks of similar size, one or more for each worker.
+
+        Points that were in training when a worker died come last, one by one: the guilty must not take others along.
+        """
+        tasks: list[Task] = []
+        suspects: list[Task] = []
+        for (store, points), engine in zip(missing, self.engines(missing), strict=True):
+            task = partial(Task, store.study, _inbox(store), engine=engine)
+            free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
+            shares = self.workers if engine.stacked else len(free)
+            tasks += [task(share, device=self.device) for i in range(shares) if (share := free[i::shares])]
+            suspects += [task([point], device=self.device) for point in points if point not in free]
+        return [replace(task, device=self.devices[i % len(self.devices)]) for i, task in enumerate(tasks or suspects)]
+
+    def engines(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
+        """How points of one batch size and workload train: as forced, as before, or as a worker measures now."""
+        found = [self.ended(store, points) or self.forced() or self.before(store, points) for store, points in missing]
+        try:
+            measured = {
+                i: self.pool(self.workers).submit(
+                    measure,
+                    store.study,
+                    points,
+                    self.workers,
+                    joblib.cpu_count(),
+                    self.device,
+                    self.compiled,
+                    self.slots,
+                )
+                for i, (store, points) in enumerate(missing)
+                if found[i] is None
+            }
+            for i, future in measured.items():
+                found[i] = future.result()
+        except BrokenProcessPool:  # out of memory, say: then the least that can be done at once
+            lost = replace(ALONE, reason="a worker process died while it measured")
+            found = [engine or lost for engine in found]
+        except BaseException:
+            self.pool(self.workers).shutdown(kill_workers=True)
+            raise
+        engines = [replace(engine, threads=self.threads or engine.threads) for engine in found if engine]
+        for (store, points), engine in zip(missing, engines, strict=True):
+            _remember_engine(store, points, engine)
+            if self.slots is not None and engine.slots != self.slots:
+                place = f"{store.study.name}, batch size {points[0].batch_size}"
+                warn_once(f"{place}: trained one after the other: {engine.reason}")
+        return engines
+
+    @staticmethod
+    def ended(store: Store, points: Sequence[Point]) -> Engine | None:
+        """One after the other, if a worker found that a stack computes other numbers."""
+        reason = why_alone(_inbox(store), points[0])
+        return replace(ALONE, measured=True, reason=f"trained alone: {reason}") if reason else None
+
+    def forced(self) -> Engine | None:
+        """One after the other, if that is wanted: it needs no check. Other slots do (`engine.choose`)."""
+        return replace(ALONE, reason="forced") if self.slots == 1 else None
+
+    def before(self, store: Store, points: Sequence[Point]) -> Engine | None:
+        """How the points of this batch size and workload were trained in an earlier run, if it may stay so."""
+        if self.slots is not None:
+            return None
+        found = store.optuna_studies[points[0].batch_size].user_attrs.get("engines", {}).get(points[0].workload_key)
+        engine = Engine(**found) if found else None
+        return engine if engine and self.compiled in (None, engine.compiled) else None
+
+    def pool(self, workers: int) -> Any:
+        """Worker processes, those of an earlier run where the workloads' code is the same."""
+        how = (os.getpid(), multiprocessing.get_start_method(allow_none=True), self.sources)
+        return get_reusable_executor(workers, initializer=follow_driver, initargs=how)
+
+    def train(self, tasks: Sequence[Task]) -> None:
+        """Hand out tasks of equally many threads. A worker that dies ends the pool; what it trained is suspect."""
+        suspected = any(self.deaths[task.study.name, name_of(point)] for task in tasks for point in task.points)
+        side_by_side = max(1, self.workers // tasks[0].engine.threads) if self.threads is None else self.workers
+        workers = 1 if suspected else min(side_by_side, len(tasks))
+        pool = self.pool(workers)
+        try:
+            waiting, pending = deque(tasks), set[Future[None]]()
+            while waiting or pending:
+                while waiting and len(pending) < TASKS_AHEAD * workers:
+                    pending.add(pool.submit(work, waiting.popleft()))
+                done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                self.collect_patiently()
+            while not self.collect_patiently():
+                time.sleep(POLL_SECONDS)
+        except BrokenProcessPool:
+            self.collect_patiently()
+            self.count_deaths(tasks)
+        except BaseException:
+            pool.shutdown(kill_workers=True)
+            raise
+
+    def count_deaths(self, tasks: Sequence[Task]) -> None:
+        suspects = {(task.study.name, stem) for task in tasks for stem in interrupted(task.inbox)}
+        self.deaths_before_training = 0 if suspects else self.deaths_before_training + 1
+        if self.deaths_before_training == MOST_DEATHS:
+            raise UnfinishedError(
+                f"worker processes were killed {MOST_DEATHS} times before they began to train (out of memory? fewer "
+                "--workers take less); see the messages above"
+            )
+        self.deaths.update(suspects)
+        for store in self.stores:
+            for point in next_points(store.study, []):
+                key = (store.study.name, name_of(point))
+                if key in suspects and self.deaths[key] >= MOST_DEATHS:
+                    reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
+                    self.record(store, crashed(point, reason))
+
+    def collect_patiently(self) -> bool:
+        """Collect, or leave it for later while the database does not answer: what is in the inboxes is safe there.
+
+        Returns whether it did. Raises UnansweredError when it has not answered for long.
+        """
+        try:
+            self.collect()
+        except UnansweredError as error:
+            since = self.unanswered_since = self.unanswered_since or time.monotonic()
+            warn_once(f"{error}: trials wait in the inbox for up to {PATIENCE_SECONDS:.0f} s")
+            if time.monotonic() - since > PATIENCE_SECONDS:
+                raise
+            return False
+        self.unanswered_since = None
+        return True
+
+    def collect(self) -> None:
+        """Tell the store of finished trials, then move their files into the results.
+
+        The record goes last: killed anywhere in between, the next run finds it and completes the move.
+        """
+        for store, trials in zip(self.stores, self.trials, strict=True):
+            if gone := store.lock and store.lock.missing():
+                raise UnfinishedError(f"{gone}: is gone; finished trials that were in it are lost")
+            found = [(trial, path) for trial, path in posted(_inbox(store)) if self.is_whole(store, trial, path)]
+            if found and store.lock:
+                store.lock.keep()
+            for trial, path in found:
+                self.record(store, trial)
+                for source, target in ((".npz", curve_path), (".safetensors", checkpoint_path)):
+                    if path.with_suffix(source).exists():
+                        path.with_suffix(source).replace(target(store.folder, trial.point))
+                path.unlink()
+            if found:
+                drop_checkpoints(store, trials.values())
+
+    def is_whole(self, store: Store, trial: Trial, path: Path) -> bool:
+        """Whether a record is of this study, and its curve with it, or in the results already."""
+        known = self.trials[self.stores.index(store)].get(_key(trial.point))
+        own = trial.point.batch_size in store.study.batch_sizes and path.stem == name_of(trial.point)
+        told = known is not None and not known.verdict.crashed
+        whole = bool(trial.curve.metrics) or trial.verdict.crashed or told
+        if not (own and whole):
+            warn_once(f"{path}: is left out: " + ("its curve is missing" if own else "it is of another study"))
+        return own and whole
+
+    def record(self, store: Store, trial: Trial) -> None:
+        trials = self.trials[self.stores.index(store)]
+        known = trials.get(_key(trial.point))
+        if trial.verdict.crashed:
+            self.tried.add((store.study.name, name_of(trial.point)))
+        if known is None or known.verdict.crashed:
+            tell(store, trial)
+            trials[_key(trial.point)] = without_curve(trial, trial.curve.total_steps)
+            self.show.finished(store.study, trial)
+
+
+def _remember_engine(store: Store, points: Sequence[Point], engine: Engine) -> None:
+    optuna_study = store.optuna_studies[points[0].batch_size]
+    engines = optuna_study.user_attrs.get("engines", {}) | {points[0].workload_key: asdict(engine)}
+    optuna_study.set_user_attr("engines", engines)
+
+
+def _key(point: Point) -> tuple[int, int]:
+    return point.batch_size, point.number
+
+
+def _inbox(store: Store) -> Path:
+    return store.folder / "inbox"

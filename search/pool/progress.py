@@ -1,0 +1,68 @@
+"""A progress bar per study: trials done, their verdicts, and the time left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from ..store.storage import Store, stored_trials
+from ..study.study import Study
+from ..trial import Trial
+
+
+class Progress:
+    """Context manager that shows the bars on standard error while studies run."""
+
+    def __init__(self, stores: Sequence[Store], shown: bool = True) -> None:
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[counts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self._counts: dict[str, Counter[str]] = {}
+        self._tasks = {}
+        for store in stores:
+            name = store.study.name
+            self._counts[name] = Counter(
+                _kind(trial) for trial in stored_trials(store, curves=False) if not trial.verdict.crashed
+            )
+            self._tasks[name] = self._bars.add_task(
+                name, total=None, completed=self._counts[name].total(), counts=_words(self._counts[name])
+            )
+
+    def __enter__(self) -> Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def plan(self, study: Study, points: int) -> None:
+        """The number of trials known so far, or planned in all."""
+        planned = (study.trials or 0) * study.seeds * len(study.batch_sizes)
+        self._bars.update(self._tasks[study.name], total=max(points, planned))
+
+    def finished(self, study: Study, trial: Trial) -> None:
+        counts = self._counts[study.name]
+        counts[_kind(trial)] += 1
+        self._bars.update(self._tasks[study.name], completed=counts.total(), counts=_words(counts))
+
+
+def _kind(trial: Trial) -> str:
+    if trial.verdict.crashed:
+        return "crashed"
+    return "feasible" if trial.feasible else "infeasible"
+
+
+def _words(counts: Counter[str]) -> str:
+    words = f"{counts['feasible']} feasible, {counts['infeasible']} infeasible"
+    return words + (f", {counts['crashed']} crashed" if counts["crashed"] else "")

@@ -1,0 +1,287 @@
+"""What runs in a worker process: choose an engine, train points, leave each finished trial where the driver finds it.
+
+A worker never touches the store. It drops files into the study's `inbox/`, the record last: a trial whose
+record is there is complete, and outlives whatever happens to the worker or the driver.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..errors import UnfinishedError, first_line, printable, said, warn_once
+from ..store.files import atomic, find_curve, name_of, parse_trial, write_checkpoint, write_curve
+from ..study.study import Study
+from ..train.audit import StackingError
+from ..train.choose import choose
+from ..train.loop import ALONE, Engine, train
+from ..train.rows import Traces
+from ..trial import EMPTY_CURVE, Point, Trial, crashed
+from ..workload.workload import Workload, load_workload
+
+SECONDS_BETWEEN_WATCHES = 0.5
+
+
+@dataclass(frozen=True)
+class Task:
+    """Points of one study that a worker trains: same batch size, same workload arguments."""
+
+    study: Study
+    inbox: Path
+    points: Sequence[Point]
+    engine: Engine
+    device: str
+
+
+_FOLLOWS: set[int] = set()  # the driver of this process, if it is a worker's
+
+
+def follow_driver(driver: int, start_method: str | None = None, sources: str = "") -> None:
+    """Make this process the driver's, which answers Ctrl-C and a closed terminal: it ends when the driver does.
+
+    Processes that a workload starts, as those of a DataLoader, are started as the driver would
+    (`start_method` of multiprocessing; None: the platform's default). `sources`: what the driver
+    knows of the workloads' code; the pool starts new processes where it differs, because those that
+    run hold modules imported before.
+    """
+    _FOLLOWS.add(driver)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    multiprocessing.set_start_method(start_method, force=True)  # loky's own is for its workers alone
+    atexit.register(_end, 0)  # at once: all is in files, and torch takes a second to tidy up
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(SECONDS_BETWEEN_WATCHES)
+        _end(1)
+
+    threading.Thread(target=watch, name="watch-driver", daemon=True).start()
+
+
+def _end(status: int) -> None:
+    """End this process and those that a workload started."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)
+
+
+def measure(
+    study: Study,
+    points: Sequence[Point],
+    workers: int,
+    cores: int,
+    device: str,
+    compiled: bool | None = None,
+    slots: int | None = None,
+) -> Engine:
+    """The engine for points of one batch size and workload (`engine.choose`).
+
+    A workload that fails while it is measured trains one after the other: there the failure is a trial's.
+    """
+    torch.set_num_threads(1)
+    try:
+        workload, traces = _known(study, points)
+        return choose(study, workload, points, workers, cores, device, traces, compiled, slots)
+    except BaseException as error:
+        if _is_ctrl_c(error):
+            raise
+        return replace(ALONE, reason=f"not measured: {said(error)}")
+
+
+def _is_ctrl_c(error: BaseException) -> bool:
+    """Whether a user interrupts. Not in a worker process, which does not hear Ctrl-C: there a workload raised it."""
+    return isinstance(error, KeyboardInterrupt) and not _FOLLOWS
+
+
+def work(task: Task) -> None:
+    """Train a task's points and post each to its inbox.
+
+    An exception, SystemExit included, stops a whole stack, and does not say whose it is: the unfinished points are
+    trained again, not compiled, then in stacks of half the size (memory may have run out), at last alone, and then it
+    is posted as that point's crash. Where a stack was found to compute other numbers, here or by another worker, the
+    unfinished points are trained alone from their start. Raises UnfinishedError if the inbox cannot be written.
+    """
+    torch.set_num_threads(task.engine.threads)
+    study = task.study
+    unfinished = {point.number: point for point in task.points}
+    engine = task.engine
+    while unfinished:
+        keeper = _InboxKeeper(task.inbox)
+        began = time.perf_counter()
+        points = list(unfinished.values())
+        try:
+            if engine.stacked or engine.compiled:
+                workload, traces = _known(study, points)
+            else:  # each with a workload of its own, which may keep state
+                points = points[:1]
+                workload, traces = _load(study, points), None
+            for trained in train(study, workload, points, engine, task.device, keeper, traces):
+                _post(task.inbox, trained.trial, trained.checkpoint)
+                del unfinished[trained.trial.point.number]
+                if engine.stacked and (reason := why_alone(task.inbox, points[0])):
+                    raise StackingError(reason)
+        except UnfinishedError:
+            raise
+        except StackingError as error:
+            _end_stacking(task, unfinished.values(), str(error))
+            engine = replace(ALONE, threads=engine.threads)
+            task = replace(task, engine=engine)
+        except BaseException as error:
+            if _is_ctrl_c(error):
+                raise
+            if keeper.resumed:  # the saved state may be what is wrong
+                keeper.forget(error)
+                continue
+            if engine.compiled:
+                engine = replace(engine, compiled=False)
+                continue
+            if engine.slots > 1:
+                slots = engine.slots // 2
+                engine = replace(engine, slots=slots, stacked=slots > 1)
+                continue
+            point = next(iter(unfinished.values()))
+            lines, seconds = printable(traceback.format_exc()), time.perf_counter() - began
+            _post(task.inbox, crashed(point, said(error), lines, seconds), {})
+            del unfinished[point.number]
+            engine = task.engine
+
+
+def why_alone(inbox: Path, point: Point) -> str:
+    """Why points of this batch size and workload are no longer stacked; empty if they may be."""
+    mark = _ended(inbox, point)
+    return mark.read_text(encoding="utf-8") if mark.exists() else ""
+
+
+def _end_stacking(task: Task, unfinished: Iterable[Point], reason: str) -> None:
+    """Tell the driver and the other workers; forget what the stack saved of unfinished points."""
+    mark = _ended(task.inbox, task.points[0])
+    with _written(mark), atomic(mark) as temporary:
+        temporary.write_text(reason, encoding="utf-8")
+    for point in unfinished:
+        saved_state(task.inbox, name_of(point)).unlink(missing_ok=True)
+
+
+def _ended(inbox: Path, point: Point) -> Path:
+    key = hashlib.sha256(point.workload_key.encode()).hexdigest()[:12]
+    return inbox / f"batch_size={point.batch_size}-{key}.alone"
+
+
+def _load(study: Study, points: Sequence[Point]) -> Workload:
+    return load_workload(study.workload, points[0].workload_args)
+
+
+def _known(study: Study, points: Sequence[Point]) -> tuple[Workload, Traces]:
+    """A workload that can be stacked keeps no state: this process keeps it and its recordings for its next task."""
+    key = study.workload + points[0].workload_key
+    if key not in _KNOWN:
+        _KNOWN[key] = (_load(study, points), {})
+    return _KNOWN[key]
+
+
+_KNOWN: dict[str, tuple[Workload, Traces]] = {}
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Raise what goes wrong with writing a file as the run's failure, not the trial's: the disk is full, say."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise UnfinishedError(f"{path}: cannot be written: {reason}") from error
+
+
+def _post(inbox: Path, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
+    stem = name_of(trial.point)
+    with _written(inbox / stem):
+        if not trial.verdict.crashed:
+            write_curve(inbox / f"{stem}.npz", trial.curve)
+            write_checkpoint(inbox / f"{stem}.safetensors", checkpoint)
+        with atomic(inbox / f"{stem}.json") as temporary:
+            temporary.write_text(json.dumps(trial.record()), encoding="utf-8")
+        for left in (_started(inbox, trial.point), saved_state(inbox, stem)):
+            left.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _InboxKeeper:
+    """Marks in the inbox what is in training, and keeps its state beside the mark."""
+
+    inbox: Path
+    resumed: list[Point] = field(default_factory=list)
+
+    def begin(self, point: Point) -> Mapping[str, Tensor] | None:
+        with _written(_started(self.inbox, point)):
+            _started(self.inbox, point).touch()
+        try:
+            state = load_file(self._path(point))
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            self.start_again(point, f"it is damaged: {first_line(error)}")
+            return None
+        self.resumed.append(point)
+        return state
+
+    def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
+        with _written(self._path(point)):
+            write_checkpoint(self._path(point), state)
+
+    def start_again(self, point: Point, reason: str) -> None:
+        warn_once(f"{self._path(point)}: the trial is trained from its start: {reason}")
+        if self._path(point).is_dir():  # somebody put a folder in its place
+            shutil.rmtree(self._path(point))
+        self._path(point).unlink(missing_ok=True)
+
+    def forget(self, error: BaseException) -> None:
+        """Begin anew with the points whose saved state was gone on with, and say so."""
+        for point in self.resumed:
+            self.start_again(point, f"going on from its saved state raised {said(error)}")
+
+    def _path(self, point: Point) -> Path:
+        return saved_state(self.inbox, name_of(point))
+
+
+def _started(inbox: Path, point: Point) -> Path:
+    return inbox / f"{name_of(point)}.started"
+
+
+def saved_state(inbox: Path, stem: str) -> Path:
+    """Where the state of a trial in training is kept."""
+    return inbox / f"{stem}.state"
+
+
+def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:
+    """Finished trials in an inbox, oldest first, with the path of their record. A damaged one counts as missing."""
+    for path in sorted(inbox.glob("*.json"), key=lambda path: path.lstat().st_mtime_ns):
+        try:
+            trial = parse_trial(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            warn_once(f"{path}: is damaged, and left out: {first_line(error)}")
+            continue
+        yield replace(trial, curve=find_curve(path.with_suffix(".npz")) or EMPTY_CURVE), path
+
+
+def interrupted(inbox: Path) -> set[str]:
+    """Stems of the points whose training began and did not end; forgets them."""
+    marks = list(inbox.glob("*.started"))
+    for path in marks:
+        path.unlink(missing_ok=True)
+    return {path.stem for path in marks}

@@ -1,0 +1,539 @@
+"""The playbook's procedure for one group: sweep, boundary, edge, kind, remedies, tournament (R1–R19, S4, S9).
+
+A generator (see `steps`): it yields studies, is sent their trials, and returns a GroupDiagnosis. What it concludes
+depends on trials alone, so a procedure that was interrupted comes to the same end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from scipy.stats import fisher_exact
+
+from ..judge.analysis import ranked, unstable_interval
+from ..judge.comparison import ALPHA, failures_in_words
+from ..judge.curve_shape import EARLY_STEPS
+from ..judge.diagnosis import MOST_HEADROOM, PLAIN, Edge, GroupDiagnosis, Kind, Step, listed
+from ..judge.neighbours import NEXT_TO_NOTHING, collapsed_beside
+from ..judge.objective import fault_of, moved
+from ..judge.sensitivity import TOLERANCE
+from ..judge.stability_edge import CONTRADICTED, ROUNDING, Tried, bracket, confidence_interval, contradiction, tries
+from ..judge.verdict import rose
+from ..study.study import Study
+from ..trial import Group, Point, Trial, as_told, group_of
+from ..words import readable
+from .remedies import as_swept, remedied, rerun_plain
+from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
+
+MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
+PER_DECADE = 4  # base LRs of an extension
+EDGE_DECADES = 0.15  # how narrow unstable_base_lr is bracketed: a factor of 1.4
+EDGE_ROUNDS = 8  # a decade is halved to 0.15 in three; the rest is for an edge that was not where one seed said
+PROBE_MULTIPLE, PROBE_STEPS = 2.0, 500  # R5
+CONFIRM_MULTIPLES = (5.0, 10.0)  # R7
+FEWEST_CLOSE, MOST_CLOSE = 3, 8  # base LRs of the sweep that lr_star is chosen from
+SAME_STEP = 1.25  # times the earliest onset: within it, onsets at base LRs a decade or more apart are one and the same
+SAME_DECADES = 2.0  # of base LRs: early onsets that are the same over as many are the data's, not the base LR's
+
+
+def diagnosis_of(
+    study: Study, group: Group, seeds: int, architectures: Mapping[str, Mapping[str, Any]]
+) -> Asking[GroupDiagnosis | None]:
+    """Diagnose one group of `sweep_of(study)`. None if the budget did not reach for the sweep."""
+    (swept,) = yield from trained(sweep := sweep_of(study))
+    names = sweep.scientific_names
+    own = [trial for trial in swept if group_of(trial.point, names) == group]
+    if not own:
+        return None
+    if fault := fault_of(own, study.objective):
+        return _faulty(group, own, sweep, fault)
+    first = ranked(own)[0].point if ranked(own) else own[0].point
+    case = Case(study, group, seeds, plain(first), architectures)
+    own, boundary = yield from _extended(case, own)
+    if not ranked(own):
+        return _nothing_trains(case, own, sweep, boundary)
+    own, star, best, close = yield from _star_of(case.at(ranked(own)[0].point, own), own)
+    case = case.at(star, own)
+    own = case.judged(own)
+    (edge, edge_step), (probes, probed) = yield from both(_edge(case, best, own), _probes(case, best))
+    edge = judged_edge(edge, star.base_lr, best, probes)
+    edge_step = replace(edge_step, sentences=(*_edge_sentences(case, best, edge), *edge_step.sentences))
+    kind, onsets, kind_step = _kind(best, edge, [*own, *probes], probed)
+    steps = [_sweep_step(case, best, own, (sweep.name, *close)), boundary, edge_step, kind_step]
+    if kind in ("none", "unknown"):
+        told = yield from rerun_plain(case, own, sweep.name)
+    else:
+        told = yield from remedied(case, edge, own)
+        if not told.adopted and edge.interval[0] >= star.base_lr:  # the budget ended before plain was tuned
+            remedies = [as_swept(case, own, sweep.name), *told.remedies]
+            told = replace(told, remedies=remedies, adopted=PLAIN)
+    found = GroupDiagnosis(
+        group=group,
+        kind=kind,
+        lr_star=star.base_lr,
+        edge=edge,
+        onset_steps=tuple(onsets),
+        steps=(*steps, *told.steps),
+        remedies=tuple(told.remedies),
+        adopted=told.adopted,
+        summary="",
+        best_base_lr=best,
+        left_out=tuple(told.left_out),
+    )
+    return replace(found, summary=summary_of(found))
+
+
+def summary_of(found: GroupDiagnosis) -> str:
+    """The verdict in a sentence or two."""
+    words = {
+        "none": "Stable: ",
+        "early": "Unstable from the first steps: ",
+        "mid_training": "Unstable in mid-training: ",
+        "edge": "Unstable at high base LR, without a blow-up: ",
+        "unknown": "",
+    }
+    edge = f"{words[found.kind]}{_edge_in_words(found)}"
+    winner = found.winner
+    if winner is None or winner.evidence is None:
+        return f"{edge}; {_nothing_adopted(found)}."
+    gain, interval = winner.evidence.gain, winner.evidence.gain_interval
+    runs = len(winner.values)
+    summary = (
+        f"{edge}. Adopt {winner.name}: {readable(winner.mean)} instead of "
+        f"{readable(found.remedies[0].mean)}, gain {readable(gain)} ({readable(interval[0])} to "
+        f"{readable(interval[1])}, {runs} seeds); {failures_in_words(winner.infeasible, runs)}."
+    )
+    if found.left_out:
+        summary += f" The budget left out {listed(found.left_out)}."
+    return summary
+
+
+def _edge_in_words(found: GroupDiagnosis) -> str:
+    star = f"lr_star = {readable(found.lr_star)}"
+    if found.edge.refused == "contradicted":
+        return f"{star}, and trainings diverge at lower base LRs more often than at higher ones: no edge can be told"
+    if found.edge.refused == "too far":
+        return f"{star}, and nothing that matters diverges up to {MOST_HEADROOM:.0f} × the best base LR"
+    if not found.edge.found:
+        return f"{star}, and no base LR tried above it diverges"
+    (low, high), (above, below) = found.headroom, map(readable, found.edge.interval)
+    relative = f"{readable(low)} to {readable(high)} ×"
+    if found.best_base_lr != found.lr_star:
+        relative += f" the best base LR, {readable(found.best_base_lr)};"
+    return f"half of the trainings diverge between base_lr {above} and {below}, {relative} {star}"
+
+
+def _nothing_adopted(found: GroupDiagnosis) -> str:
+    """Why no remedy is adopted. What the budget left out is not known to be no better."""
+    if found.kind == "none":
+        return "no remedy is needed"
+    if found.kind == "unknown":
+        return "the kind is not known"
+    if found.left_out:
+        return f"the budget left out {listed(found.left_out)}: whether a remedy is better is not known"
+    return "no remedy is shown to be better" if found.winner else "no remedy could be compared"
+
+
+# --- the sweep and its boundaries (R3, R6, S4) --------------------------------------------------------------
+
+
+def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], Point, float, tuple[str, ...]]]:
+    """The sweep with more seeds at its best base LRs, the point of lr_star, the base LR of the best mean, and the study
+    of those seeds if any.
+
+    Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge by luck alone. So
+    the best FEWEST_CLOSE base LRs, and every other within TOLERANCE of the best, are trained on the same seeds, and
+    lr_star is the smallest whose mean is within one standard error of the best mean, seed by seed: what is as good
+    farther from the edge is better.
+    Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression Trees".
+    """
+    ranking = ranked(trials)
+    best = ranking[0]
+    limit = best.best_value + TOLERANCE * (best.initial_value - best.best_value)
+    close = [t for i, t in enumerate(ranking) if i < FEWEST_CLOSE or t.best_value <= limit][:MOST_CLOSE]
+    base_lrs = sorted({trial.point.base_lr for trial in close})
+    if len(base_lrs) == 1:
+        return list(trials), case.point, case.point.base_lr, ()
+    (more,) = yield from trained(asked := case.ask("close", base_lrs, case.seeds))
+    values = {rate: [as_told(t).value for t in more if t.point.base_lr == rate] for rate in base_lrs if more}
+    if not values:
+        return list(trials), case.point, case.point.base_lr, ()
+    means = {rate: fmean(own) for rate, own in values.items()}
+    lowest = min(means, key=lambda rate: (means[rate], rate))
+    as_good = (rate for rate in base_lrs if _within_error(values[rate], values[lowest]))
+    return [*trials, *more], replace(case.point, base_lr=next(as_good)), lowest, (asked.name,)
+
+
+def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether the mean of paired values is no more than one standard error above that of the best."""
+    above = np.subtract(values, best)
+    return bool(above.mean() <= above.std(ddof=1) / math.sqrt(len(above)))
+
+
+def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple[str, ...]) -> Step:
+    infeasible = sum(trial.verdict.infeasible for trial in trials)
+    tried, star = [trial.point.base_lr for trial in trials], case.point.base_lr
+    at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
+    value = f"{case.study.objective} {readable(fmean(at_star))}"
+    sentence = (
+        f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
+        f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a standard error of the best."
+    )
+    sentences = [sentence]
+    if best != star:
+        sentences.append(f"The best mean is at {readable(best)}: headroom is relative to that.")
+    if beside := sum(map(collapsed_beside, trials)):
+        sentences.append(
+            f"{beside} of these look no worse than too slow by themselves, but end with {NEXT_TO_NOTHING}: they count "
+            "as collapsed (R6)."
+        )
+    return Step("sweep", ("R3", "S2", "S3"), tuple(sentences), studies)
+
+
+def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
+    """Trials of the sweep, and of what lies beyond its border where the best one stands there or nothing trains."""
+    trials = _as_seen_from_best(case, trials)
+    sentences: list[str] = []
+    studies: list[str] = []
+    for _ in range(MOST_EXTENSIONS):
+        side = _beyond(trials)
+        if side is None:
+            break
+        tried = [trial.point.base_lr for trial in trials]
+        border, sign = (max(tried), 1) if side == "above" else (min(tried), -1)
+        base_lrs = [border * 10 ** (sign * i / PER_DECADE) for i in range(1, PER_DECADE + 1)]
+        asked = case.ask(f"{side}-{len(studies) + 1}", base_lrs, case.study.seeds, first_seed=case.study.seed)
+        (more,) = yield from trained(asked)
+        if not more:
+            sentences.append(f"The budget ended before the range could be extended {side} {readable(border)}.")
+            break
+        why = {
+            "above": f"Nothing above lr_star = {_star(trials)} is infeasible: the range ends before stability does",
+            "below": "Nothing trains" if not ranked(trials) else f"lr_star = {_star(trials)} is the lowest tried",
+        }[side]
+        sentences.append(f"{why}; extended to {readable(base_lrs[-1])} (S4).")
+        studies.append(asked.name)
+        trials = _as_seen_from_best(case, [*trials, *more])
+    if ranked(trials):
+        last, first = unstable_interval(trials)
+        above = [trial for trial in trials if trial.point.base_lr >= first]
+        bad = sum(trial.verdict.infeasible for trial in above)
+        sentences.append(
+            f"Feasible up to {readable(last)}; {bad} of {len(above)} trainings at {readable(first)} and above are "
+            f"infeasible: the edge of stability, not a border of the range (S4)."
+            if above
+            else f"Feasible up to {readable(last)}, the highest base LR tried."
+        )
+    return trials, Step("boundary", ("S4", "R6"), tuple(sentences), tuple(studies))
+
+
+def _as_seen_from_best(case: Case, trials: Sequence[Trial]) -> list[Trial]:
+    ranking = ranked(trials)
+    return case.at(ranking[0].point, trials).judged(trials) if ranking else list(trials)
+
+
+def _star(trials: Sequence[Trial]) -> str:
+    return readable(ranked(trials)[0].point.base_lr) if ranked(trials) else "?"
+
+
+def _beyond(trials: Sequence[Trial]) -> str | None:
+    """On which side of the range the answer lies, if it is not within: at the top, "above" until something diverges."""
+    ranking = ranked(trials)
+    if not ranking or ranking[0].point.base_lr == min(trial.point.base_lr for trial in trials):
+        return "below"
+    return "above" if math.isinf(unstable_interval(trials)[1]) else None
+
+
+def _faulty(group: Group, trials: Sequence[Trial], sweep: Study, fault: str) -> GroupDiagnosis:
+    """What is wrong with the objective, where nothing can be concluded from it."""
+    return GroupDiagnosis(
+        group=group,
+        kind="unknown",
+        lr_star=math.nan,
+        edge=Edge((0.0, math.inf), tuple(tries(trials)), 0),
+        onset_steps=(),
+        steps=(Step("sweep", ("S3",), (fault,), (sweep.name,)),),
+        remedies=(),
+        adopted="",
+        summary=fault,
+        fault=fault,
+    )
+
+
+def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary: Step) -> GroupDiagnosis:
+    """What was seen where no trial is feasible, and where to look next."""
+    seen = Counter(trial.verdict.outcome for trial in trials)
+    tried = [trial.point.base_lr for trial in trials]
+    words = ", ".join(f"{count} {outcome}" for outcome, count in seen.most_common())
+    if all(len(trial.curve.loss) and not math.isfinite(trial.curve.loss[0]) for trial in trials):
+        advice = "the loss is not finite before the first update: look at the data and the initialization, not the LR"
+    elif at := _same_step(trials):
+        step = f"{at[0]:.0f}" if at[0] == at[1] else f"{at[0]:.0f} to {at[1]:.0f}"
+        advice = (
+            f"training goes wrong at step {step} whatever the base LR: look at what happens there, "
+            "in the data, the loss or the model, not at the LR"
+        )
+    elif learned := [trial.point.base_lr for trial in trials if moved(trial)]:
+        low, high = readable(min(learned) / 100), readable(min(learned))
+        advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
+    else:
+        advice = "at no base LR did the loss move: look at the loss and the data before the learning rate"
+    sentence = (
+        f"No feasible trial from base_lr {readable(min(tried))} to {readable(max(tried))} ({words}); {advice} (R1)."
+    )
+    return GroupDiagnosis(
+        group=case.group,
+        kind="unknown",
+        lr_star=math.nan,
+        edge=Edge((0.0, min(tried)), tuple(tries(trials)), 0),
+        onset_steps=(),
+        steps=(Step("sweep", ("R1", "R3"), (sentence,), (sweep.name,)), boundary),
+        remedies=(),
+        adopted="",
+        summary=sentence,
+    )
+
+
+def _same_step(trials: Sequence[Trial]) -> tuple[float, float] | None:
+    """The first and the last onset of trainings that all go wrong at the same step, whatever the base LR."""
+    onsets = [trial.verdict.onset_step for trial in trials]
+    if math.isinf(max(onsets)):
+        return None
+    together = _of_data(trials)
+    return (min(onsets), max(onsets)) if len(together) == len(trials) else None
+
+
+def _of_data(trials: Sequence[Trial], best: float = math.inf) -> list[Trial]:
+    """Trials whose loss first rises at one and the same step, over so many base LRs that it is not the base LR's doing.
+
+    Of the onsets within a factor of SAME_STEP, or a step, the ones that most trials share: over a decade of base LRs,
+    and SAME_DECADES where they are early, when a base LR that is too high shows within a few steps, however high. At
+    least half of the trials between the lowest and the highest of these base LRs must have it, and one at or below
+    the best base LR.
+    """
+    risen = [trial for trial in trials if math.isfinite(trial.verdict.onset_step) and _rose(trial)]
+    risen.sort(key=lambda trial: trial.verdict.onset_step)
+    shared: list[Trial] = []
+    for first in {trial.verdict.onset_step for trial in risen}:
+        last = max(SAME_STEP * first, first + 1)
+        own = [trial for trial in risen if first <= trial.verdict.onset_step <= last]
+        low = min(trial.point.base_lr for trial in own)
+        if len(own) > len(shared) and low <= best and _at_any_base_lr(own, trials, first):
+            shared = own
+    return shared
+
+
+def _at_any_base_lr(own: Sequence[Trial], trials: Sequence[Trial], first: float) -> bool:
+    rates = [trial.point.base_lr for trial in own]
+    low, high = min(rates), max(rates)
+    decades = 1.0 if first > EARLY_STEPS else SAME_DECADES
+    between = [trial for trial in trials if low <= trial.point.base_lr <= high]
+    wide = math.log10(high / low) >= decades - ROUNDING
+    return wide and 2 * len(own) >= len(between)
+
+
+# --- the edge (R6) -------------------------------------------------------------------------------------------
+
+
+def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
+    """Bracket the base LR at which half of the trainings diverge, by halving on the log axis.
+
+    The two ends get as many seeds as what lies between them, so that one unlucky seed of the sweep cannot place the
+    edge: if an end turns out to be on the other side, the bracket moves.
+    """
+    lr_star = case.point.base_lr
+    own = [trial for trial in trials if _alike(trial, case)]
+    low, high = unstable_interval(own) if any(trial.verdict.infeasible for trial in own) else unstable_interval(trials)
+    spent, exhausted = 0, False
+    studies: list[str] = []
+    while len(studies) < EDGE_ROUNDS and math.isfinite(high) and low <= MOST_HEADROOM * best:
+        seen = {one.base_lr: one.trials for one in tries(own)}
+        ends = [low, high] if low > 0 else [high]
+        wanted = [rate for rate in ends if seen.get(rate, 0) < case.seeds]
+        if low == 0:
+            wanted.append(high * 10 ** (-1 / PER_DECADE))
+        elif math.log10(high / low) > EDGE_DECADES:
+            wanted.append(math.sqrt(low * high))
+        if not wanted:
+            break
+        asked = case.ask(f"edge-{len(studies) + 1}", wanted, case.seeds)
+        (more,) = yield from trained(asked)
+        if not more:
+            exhausted = True
+            break
+        own, spent = own + case.judged(more), spent + len(more)
+        studies.append(asked.name)
+        low, high = bracket(tries(own), above=min(lr_star, *wanted))
+        if math.isinf(high) and (top := max(one.base_lr for one in tries(own))) and len(studies) < EDGE_ROUNDS:
+            high = top * 10 ** (1 / PER_DECADE)  # the infeasible seed of the sweep was an unlucky one
+    edge = Edge((low, high), tuple(tries(own)), spent)
+    why = "the budget ended" if exhausted else f"{EDGE_ROUNDS} rounds did not suffice"
+    wide = edge.found and edge.decades > EDGE_DECADES and low <= MOST_HEADROOM * best
+    sentences = (f"Wider than {EDGE_DECADES} decades: {why}.",) if wide else ()
+    return edge, Step("edge", ("R6",), sentences, tuple(studies))
+
+
+def judged_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:
+    """The edge with its confidence interval; refused if trials contradict it, or if it is too far to matter.
+
+    `probes` are trials besides those that it was bracketed by; those that were not ended early count, too.
+    """
+    low, high = edge.interval
+    above = min(lr_star, low or high)
+    whole = [trial for trial in probes if trial.point.base_lr > PROBE_MULTIPLE * best * (1 + ROUNDING)]
+    tried = _added(edge.tried, tries(whole))
+    widest_low, widest_high = confidence_interval(tried, above)
+    edge = replace(edge, confidence_interval=(min(low, widest_low), max(high, widest_high)))
+    if math.isfinite(high) and contradiction(tried, above) <= CONTRADICTED:
+        return replace(edge, refused="contradicted")
+    if math.isfinite(high) and low > MOST_HEADROOM * best:
+        return replace(edge, refused="too far")
+    return edge
+
+
+def _alike(trial: Trial, case: Case) -> bool:
+    """Whether a trial differs from the case's point in base LR and seed alone."""
+    same = replace(trial.point, base_lr=case.point.base_lr, seed=case.point.seed, number=case.point.number)
+    return same.configuration == case.point.configuration
+
+
+def _added(some: Iterable[Tried], more: Iterable[Tried]) -> list[Tried]:
+    """The counts of both, ascending by base LR."""
+    counts: dict[float, tuple[int, int]] = {}
+    for one in (*some, *more):
+        infeasible, trials = counts.get(one.base_lr, (0, 0))
+        counts[one.base_lr] = infeasible + one.infeasible, trials + one.trials
+    return [Tried(base_lr, *counts[base_lr]) for base_lr in sorted(counts)]
+
+
+def _edge_sentences(case: Case, best: float, edge: Edge) -> Iterable[str]:
+    low, high = edge.interval
+    if edge.refused == "contradicted":
+        yield (
+            "Trainings diverge at lower base LRs more often than at higher ones, beyond what chance makes of it: no "
+            "base LR is told as the edge. Is the loss a measure of success here?"
+        )
+        return
+    if edge.refused == "too far":
+        yield f"Up to {readable(low)}, more than {MOST_HEADROOM:.0f} × the best base LR, fewer than half diverge: "
+        yield "no edge that matters."
+        return
+    if not edge.found:
+        yield f"No base LR up to {readable(low)} diverges in half of its trainings: there is no edge to bracket."
+        return
+    yield (
+        f"unstable_base_lr lies between {readable(low)} and {readable(high)} ({edge.decades:.2f} decades): headroom "
+        f"{readable(low / best)} to {readable(high / best)}. {edge.trainings} trainings besides the sweep."
+    )
+    yield _confidence_in_words(edge)
+
+
+def _confidence_in_words(edge: Edge) -> str:
+    low, high = edge.confidence_interval
+    if low > 0 and math.isfinite(high):
+        where = f"lies between {readable(low)} and {readable(high)}"
+    elif low > 0:
+        where = f"is at least {readable(low)}"
+    elif math.isfinite(high):
+        where = f"is at most {readable(high)}"
+    else:
+        where = "may be anywhere: these trainings do not say"
+    return f"That is how finely base LRs were tried. With 95 % confidence it {where}."
+
+
+def _rose(trial: Trial) -> bool:
+    """Whether a trial that is no longer stable went up (R3), rather than to chance without a rise."""
+    return trial.verdict.outcome != "collapsed" or not len(trial.curve.loss) or rose(trial.curve)
+
+
+# --- which kind (R2, R5, R7) -----------------------------------------------------------------------------------
+
+
+def _probes(case: Case, best: float) -> Asking[tuple[list[Trial], tuple[str, ...]]]:
+    """Runs at 2 × the best base LR, evaluated at every step, and at 5 and 10 ×; the studies that were trained."""
+    rate = PROBE_MULTIPLE * best
+    probe = case.ask("probe", [rate], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
+    confirm = case.ask("confirm", [multiple * best for multiple in CONFIRM_MULTIPLES], case.seeds)
+    found = yield from trained(probe, confirm)
+    names = tuple(asked.name for asked, trials in zip((probe, confirm), found, strict=True) if trials)
+    return case.judged(trial for trials in found for trial in trials), names
+
+
+def _kind(best: float, edge: Edge, trials: Sequence[Trial], studies: tuple[str, ...]) -> tuple[Kind, list[float], Step]:
+    """What happens above the best base LR, up to the highest multiple of it that the playbook looks at.
+
+    Trainings that go wrong at the same step at any base LR, and recover, are left out: that is the data.
+    """
+    of_data = _of_data(trials, best)
+    recovering = {id(trial) for trial in of_data if trial.feasible}
+    seen = [trial for trial in trials if not trial.verdict.crashed and id(trial) not in recovering]
+    reach = CONFIRM_MULTIPLES[-1] * best * (1 + 1e-9)
+    above = [trial for trial in seen if best < trial.point.base_lr <= reach]
+    below = [trial for trial in seen if trial.point.base_lr <= best]
+    ill = [trial for trial in above if _ill(trial)]
+    risen = [trial for trial in ill if _rose(trial)]
+    counts = Counter(trial.verdict.instability for trial in risen)
+    onsets = sorted(float(trial.verdict.onset_step) for trial in risen)
+    within = edge.found and edge.interval[1] <= reach
+    often = 2 * len(ill) >= len(above) and _more_often(above, below)
+    kind: Kind
+    if edge.refused == "contradicted" or not (above or recovering):
+        kind = "unknown"
+    elif not (within or often):
+        kind = "none"
+    elif not risen:
+        kind = "edge"
+    else:
+        kind = "early" if counts["early"] >= counts["mid_training"] else "mid_training"
+    infeasible = sum(trial.verdict.infeasible for trial in above)
+    sentences = [
+        f"Of {len(above)} trainings between the best base LR and {readable(CONFIRM_MULTIPLES[-1])} × that, "
+        f"{infeasible} are infeasible; {counts['early']} blew up in the first steps, {counts['mid_training']} in "
+        "mid-training."
+    ]
+    sentences += _kind_sentences(ill, risen, onsets)
+    if kind == "none" and 2 * len(ill) >= len(above) > 0:
+        sentences.append(
+            f"So do {sum(map(_ill, below))} of {len(below)} at and below the best base LR: the loss rises by itself, "
+            "which is no matter of the learning rate."
+        )
+    if recovering:
+        sentences.append(_of_data_in_words(of_data))
+    return kind, onsets, Step("kind", ("R2", "R3", "R5", "R7"), tuple(sentences), studies)
+
+
+def _ill(trial: Trial) -> bool:
+    return trial.verdict.infeasible or trial.verdict.instability != "none"
+
+
+def _more_often(above: Sequence[Trial], below: Sequence[Trial]) -> bool:
+    """Whether trainings above the best base LR go wrong more often than those below it, by Fisher's exact test."""
+    table = [[sum(map(_ill, own)), sum(not _ill(trial) for trial in own)] for own in (above, below)]
+    return bool(fisher_exact(table, alternative="greater").pvalue <= ALPHA)
+
+
+def _kind_sentences(ill: Sequence[Trial], risen: Sequence[Trial], onsets: Sequence[float]) -> Iterable[str]:
+    if len(ill) > len(risen):
+        yield f"{len(ill) - len(risen)} collapsed to chance without a rise of the loss."
+    if onsets:
+        yield f"Onset at step {onsets[0]:.0f} to {onsets[-1]:.0f}, half of them by step {np.median(onsets):.0f}."
+    recovered = sum(trial.feasible for trial in risen)
+    if recovered:
+        yield f"{recovered} of those recovered (R5): rare evaluation would not have shown them."
+
+
+def _of_data_in_words(trials: Sequence[Trial]) -> str:
+    onsets = [trial.verdict.onset_step for trial in trials]
+    rates = [trial.point.base_lr for trial in trials]
+    first, last = min(onsets), max(onsets)
+    steps = f"step {first:.0f}" if first == last else f"step {first:.0f} to {last:.0f}"
+    return (
+        f"At {steps} the loss of {len(trials)} trainings rises at base LRs from {readable(min(rates))} to "
+        f"{readable(max(rates))} alike: that is the data, not the learning rate; look at what comes then."
+    )

@@ -1,0 +1,1 @@
+"""The arithmetic of one update: update rules, learning-rate schedules, clip thresholds."""

@@ -1,0 +1,116 @@
+"""The update rules of the Tuning Playbook, as in-place arithmetic on stacked rows.
+
+Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P]; a coefficient is [K, 1], one
+number per trial, so that one call updates trials with different learning rates, momenta, ... at once.
+η is the learning rate of this update; t counts updates from 0.
+
+    sgd        θ ← θ − η g
+    momentum   v ← γ v + g;   θ ← θ − η v                                     v₀ = 0
+    nesterov   v ← γ v + g;   θ ← θ − η (γ v + g)                             v₀ = 0
+    rmsprop    v ← ρ v + (1−ρ) g²;   m ← γ m + η g/√(v + ε);   θ ← θ − m      v₀ = 1, m₀ = 0
+    adam       m ← β₁ m + (1−β₁) g;   v ← β₂ v + (1−β₂) g²
+               θ ← θ − η b m/(√v + ε)                  b = √(1−β₂^(t+1)) / (1−β₁^(t+1)), m₀ = v₀ = 0
+    nadam      m, v, b as adam;   θ ← θ − η b (β₁ m + (1−β₁) g)/(√v + ε)
+    adamw      m, v, b as adam;   θ ← (1 − η λ) θ − η b m/(√v + ε √(1−β₂^(t+1)))
+
+Where torch's rules differ (its Adam and NAdam correct ε for bias, its RMSprop keeps the learning rate out
+of the momentum buffer) these follow the playbook. AdamW follows its paper, and equals torch's.
+Source: Tuning Playbook, "What are the update rules for all the popular optimization algorithms?" (R21);
+Loshchilov & Hutter 2019, arXiv 1711.05101.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = Mapping[str, "Tensor"]
+Columns = Mapping[str, "Tensor"]
+
+
+def _sgd(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    theta.addcmul_(g, c["eta"], value=-1.0)
+
+
+def _momentum(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    v = state["v"].mul_(c["momentum"]).add_(g)
+    theta.addcmul_(v, c["eta"], value=-1.0)
+
+
+def _nesterov(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    v = state["v"].mul_(c["momentum"]).add_(g)
+    theta.addcmul_(g.addcmul(v, c["momentum"]), c["eta"], value=-1.0)
+
+
+def _rmsprop(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    v = state["v"].lerp_(g * g, 1.0 - c["rho"])
+    m = state["m"].mul_(c["momentum"]).addcdiv_(g * c["eta"], (v + c["epsilon"]).sqrt_())
+    theta.sub_(m)
+
+
+def _adam(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    m = state["m"].lerp_(g, 1.0 - c["beta1"])
+    v = state["v"].lerp_(g * g, 1.0 - c["beta2"])
+    theta.addcdiv_(m * c["eta"], v.sqrt().add_(c["epsilon"]), value=-1.0)
+
+
+def _nadam(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    m = state["m"].lerp_(g, 1.0 - c["beta1"])
+    v = state["v"].lerp_(g * g, 1.0 - c["beta2"])
+    ahead = m.lerp(g, 1.0 - c["beta1"]).mul_(c["eta"])
+    theta.addcdiv_(ahead, v.sqrt().add_(c["epsilon"]), value=-1.0)
+
+
+def _adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    theta.mul_(c["decay"])
+    _adam(theta, g, state, c)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An update rule: its own hyperparameters with their defaults, its state's initial values, its update."""
+
+    defaults: Mapping[str, float]
+    state: Mapping[str, float]
+    update: Callable[[Tensor, Tensor, State, Columns], None]
+
+
+_ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
+_MOMENTS = {"m": 0.0, "v": 0.0}
+
+RULES: dict[str, Rule] = {
+    "sgd": Rule({}, {}, _sgd),
+    "momentum": Rule({"momentum": 0.9}, {"v": 0.0}, _momentum),
+    "nesterov": Rule({"momentum": 0.9}, {"v": 0.0}, _nesterov),
+    "rmsprop": Rule({"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10}, {"m": 0.0, "v": 1.0}, _rmsprop),
+    "adam": Rule(_ADAM, _MOMENTS, _adam),
+    "nadam": Rule(_ADAM, _MOMENTS, _nadam),
+    "adamw": Rule(_ADAM | {"weight_decay": 0.01}, _MOMENTS, _adamw),
+}
+
+
+def coefficients(
+    optimizer: str, settings: Mapping[str, float], learning_rates: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64]]:
+    """The coefficients of every update by name, each [T], in float64.
+
+    The bias corrections of the adam family are folded in here, on the host: `eta` holds η_t b_t and, for
+    adamw, `epsilon` holds ε √(1−β₂^(t+1)) and `decay` holds 1 − η_t λ. Raises KeyError for an unknown rule.
+    """
+    own = {**RULES[optimizer].defaults, **settings}
+    columns = {"eta": learning_rates} | {name: np.full_like(learning_rates, value) for name, value in own.items()}
+    if "beta1" in own:
+        update = np.arange(1, len(learning_rates) + 1)
+        root = np.sqrt(1.0 - own["beta2"] ** update)
+        columns["eta"] = learning_rates * root / (1.0 - own["beta1"] ** update)
+        if optimizer == "adamw":
+            columns["epsilon"] = own["epsilon"] * root
+            columns["decay"] = 1.0 - learning_rates * columns.pop("weight_decay")
+    return columns

@@ -1,0 +1,1 @@
+"""Everything that people read: tables, report, dashboard, plots, advice."""

@@ -1,0 +1,448 @@
+"""Advice: what in a study breaks a numbered rule of the playbook, though it can be run (`tunewright check`).
+
+What cannot be run is a mistake, and refused (`Study.problems`). Advice is silent where file and results leave
+room for doubt; each one names the key of the study file, the value found, what to do, and the rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..judge.analysis import BEST_FEW, CLIP_TOO_MUCH, boundary_checks, group_trials, ranked
+from ..judge.flags import ENOUGH, checkpoint_note
+from ..judge.objective import sounds_better_when_higher
+from ..rules.optimizers import RULES
+from ..rules.schedule import LONG_WARMUP, longest_warmup
+from ..study.sampling import ROUND, free_axes, shares
+from ..study.study import ADAPTIVE, COMMON, Axis, Range, Study, ends
+from ..trial import Trial
+from ..words import readable
+from ..workload.workload import Workload, chance_loss
+from .tables import axis_in_words
+
+# S1: update rules whose steps are of about the same size at the same base_lr, by the name of one of them.
+KIN = {"nesterov": "momentum", "rmsprop": "adam", "nadam": "adam", "adamw": "adam"}
+TUNED_PER_BATCH_SIZE = ("base_lr", "momentum", "weight_decay")  # R20: learning rate, momentum, regularization
+CONTROLS = {"warmup_steps": (0, "R9"), "clip_norm": (math.inf, "S9")}  # the value that is none, and who asks for it
+ORDER = 10.0  # R10: an order of magnitude; R3, R6: the least that a sweep of base_lr spans (its width is ours)
+GRID_AXES = 2  # S2: grids are for one or two dimensions
+NOISY_BATCH = 64  # examples: with fewer, a mean of squared errors scatters by a fifth or more
+LABEL_BATCHES = 200  # drawn to estimate how frequent labels are
+ENOUGH_LABELS = 10  # of each kind on average: fewer tell an entropy that is too low
+ENTROPY_FACTOR = 1.1  # what a constant predictor loses by more than that is no estimate's error
+LESS_TUNED = 0.5  # S9: half as many values or configurations as another side (the share is ours)
+ADAM_BUDGETS = {"beta1": 10, "epsilon": 26, "beta2": 50}  # S11: fewest configurations; "far more" than 25: twice (ours)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One rule broken: its id, the key of the study file, and a sentence with the value found and what to do."""
+
+    rule: str
+    place: str
+    sentence: str
+
+
+def advise(study: Study, trials: Iterable[Trial] = (), workload: Workload | None = None) -> list[Advice]:
+    """What the file breaks, then the workload if it is given, then what the finished trials show.
+
+    Nothing is said twice, and nothing is trained.
+    """
+    trials = list(trials)
+    found = [one for check in OF_THE_FILE for one in check(study)]
+    found += _chance(study, workload) if workload and study.divergence else []
+    found += [one for judge in OF_THE_RESULTS for one in judge(study, trials)]
+    return list(dict.fromkeys(found))
+
+
+def _advice(rule: str, place: str, text: str) -> Advice:
+    return Advice(rule, place, f"{text} ({rule})")
+
+
+def _place(study: Study, optimizer: str, name: str) -> str:
+    """The key at which an optimizer's axis is given, or would be."""
+    return f"space.{name}" if study.is_common(optimizer, name) else f"space.optimizer.{optimizer}.{name}"
+
+
+def _places(study: Study, name: str) -> dict[str, Axis]:
+    """The axis of a name by the place that gives it: one for all optimizers that share it."""
+    return {_place(study, optimizer, name): study.axes(optimizer)[name] for optimizer in study.optimizers}
+
+
+def _fixed(axis: Axis) -> bool:
+    return isinstance(axis, tuple) and len(axis) == 1
+
+
+def _wide(low: float, high: float) -> bool:
+    """Whether an order of magnitude lies between two numbers, or more."""
+    return high / low > ORDER or math.isclose(high / low, ORDER)
+
+
+def _explores(study: Study) -> bool:
+    """An adaptive sampler exploits what an earlier study has found: its ranges may be narrow (S2)."""
+    return study.sampler not in ADAPTIVE
+
+
+def _all_of(names: Iterable[object]) -> str:
+    *first, last = map(str, names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+# --- the objective ------------------------------------------------------------------------------------------
+
+
+def direction_of(study: Study) -> Iterator[Advice]:
+    """An objective that is minimized, though its name is that of a metric that is better when higher.
+
+    Silent where the file says `maximize`, true or false.
+    """
+    higher = sounds_better_when_higher(study.objective)
+    if "maximize" in study.model_fields_set or not higher:
+        return
+    yield _advice(
+        "S3",
+        "objective",
+        f"{study.objective!r} is minimized, and {higher!r} sounds like a metric that is better when higher: set "
+        "maximize = true, or maximize = false to say that lower is better",
+    )
+
+
+# --- learning rates -----------------------------------------------------------------------------------------
+
+
+def _shared_base_lr(study: Study) -> Iterator[Advice]:
+    sharing = [optimizer for optimizer in study.optimizers if study.is_common(optimizer, "base_lr")]
+    if len({KIN.get(optimizer, optimizer) for optimizer in sharing}) > 1:
+        yield _advice(
+            "S1",
+            "space.base_lr",
+            f"{axis_in_words(study.axes(sharing[0])['base_lr'])} is shared by {_all_of(sharing)}, whose steps differ "
+            "in size at the same base_lr: give each its own in [space.optimizer.NAME]",
+        )
+
+
+def _base_lr_range(study: Study) -> Iterator[Advice]:
+    if "base_lr" in study.scientific:
+        return
+    for place, axis in _places(study, "base_lr").items():
+        low, high = ends(axis)
+        if isinstance(axis, Range) and not axis.log and _wide(low, high):
+            yield _advice(
+                "R6",
+                place,
+                f"{axis_in_words(axis)} is a linear axis, with a tenth of its points at most below "
+                f"{readable(high / ORDER)}: set log = true",
+            )
+        elif not _fixed(axis) and not _wide(low, high) and _explores(study):
+            yield _advice(
+                "R3",
+                place,
+                f"{axis_in_words(axis)} spans a factor of {readable(high / low)}, too little to see where training "
+                "becomes unstable: sweep an order of magnitude at least, better three",
+            )
+
+
+# --- batch sizes --------------------------------------------------------------------------------------------
+
+
+def _batch_size_as_argument(study: Study) -> Iterator[Advice]:
+    for name, value in study.workload_args.items():
+        if name in ("batch_size", "batch_sizes"):
+            given = axis_in_words(value if isinstance(value, tuple) else (value,))
+            yield _advice(
+                "R20",
+                f"workload_args.{name}",
+                f"{given}, but train_batches is given the values of batch_sizes, each of which is tuned on its own: "
+                "list batch sizes there, and give an argument that means something else another name",
+            )
+
+
+def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
+    """A value of 0 is off (no momentum, no weight decay), and nothing to tune."""
+    if len(study.batch_sizes) < 2:
+        return
+    for optimizer in study.optimizers:
+        axes = {name: (value,) for name, value in RULES[optimizer].defaults.items()} | study.axes(optimizer)
+        for name in TUNED_PER_BATCH_SIZE:
+            axis = axes.get(name, (0,))
+            if _fixed(axis) and any(ends(axis)):
+                yield _advice(
+                    "R20",
+                    _place(study, optimizer, name),
+                    f"fixed at {axis_in_words(axis)} for batch sizes {_all_of(study.batch_sizes)}, each of which "
+                    "has its own best value: tune it, or do not compare the batch sizes with one another",
+                )
+
+
+# --- the workload's chance_loss ------------------------------------------------------------------------------
+
+
+def _chance(study: Study, workload: Workload) -> Iterator[Advice]:
+    """What verdicts on the training loss are measured by (R6)."""
+    stated, smallest = chance_loss(workload), min(study.batch_sizes)
+    if math.isnan(stated) and smallest < NOISY_BATCH:
+        yield _advice(
+            "R6",
+            "workload",
+            f"states no chance_loss, so what a trial starts from is read off its first minibatches, which differ most "
+            f"at batch size {smallest}: give it the loss of a constant predictor as attribute chance_loss",
+        )
+    labels = _labels(workload, smallest)
+    counts = np.bincount(labels)[np.unique(labels)] if len(labels) else np.ones(1)
+    shares = counts / counts.sum()
+    entropy = -float(shares @ np.log(shares)) + (len(counts) - 1) / (2 * counts.sum())
+    uniform = len(labels) >= ENOUGH_LABELS * len(counts) and stated >= ENTROPY_FACTOR * entropy
+    if uniform and math.isclose(stated, math.log(labels.max() + 1), rel_tol=ENTROPY_FACTOR - 1):
+        yield _advice(
+            "R6",
+            "workload",
+            f"chance_loss = {readable(stated)} is that of {labels.max() + 1} labels which are all as frequent, but "
+            f"their entropy is {readable(entropy)}, which a constant predictor reaches: state that",
+        )
+
+
+def _labels(workload: Workload, batch_size: int) -> NDArray[np.int64]:
+    """The labels of the first batches: the last part of a batch, if those are counting numbers; else none."""
+    found: list[NDArray[np.int64]] = []
+    for batch in islice(iter(workload.train_batches(batch_size, 0)), LABEL_BATCHES):
+        last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+        if not isinstance(last, Tensor) or last.dtype not in (torch.int64, torch.int32) or bool((last < 0).any()):
+            return np.empty(0, np.int64)
+        found.append(last.reshape(-1).to(torch.int64).cpu().numpy())
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+# --- warmup and clipping ------------------------------------------------------------------------------------
+
+
+def _no_control(study: Study) -> Iterator[Advice]:
+    if not _explores(study):
+        return
+    for name, (control, rule) in CONTROLS.items():
+        for place, axis in _places(study, name).items():
+            if isinstance(axis, tuple) and not _fixed(axis) and control not in axis:
+                yield _advice(
+                    rule, place, f"{axis_in_words(axis)} has no control: add {control}, to see whether it takes any"
+                )
+
+
+def _warmup_spread(study: Study) -> Iterator[Advice]:
+    if not _explores(study) or longest_warmup(study.max_train_steps) < ORDER:
+        return
+    for place, axis in _places(study, "warmup_steps").items():
+        if isinstance(axis, Range):
+            spread = axis.log and _wide(axis.low, axis.high)
+        else:
+            lengths = [float(value) for value in axis if value]
+            spread = len(lengths) < 2 or _wide(min(lengths), max(lengths))
+        if not spread:
+            yield _advice(
+                "R10",
+                place,
+                f"{axis_in_words(axis)} is not spread over orders of magnitude: "
+                "give { orders_of_magnitude = true }, or values a factor of ten apart",
+            )
+
+
+def _long_warmup(study: Study) -> Iterator[Advice]:
+    for place, axis in _places(study, "warmup_steps").items():
+        if ends(axis)[0] > LONG_WARMUP * study.max_train_steps and not study.prepend_warmup:
+            yield _advice(
+                "R12",
+                place,
+                f"{axis_in_words(axis)} is more than {LONG_WARMUP:.0%} of max_train_steps = {study.max_train_steps}: "
+                "if no shorter warmup does, raise max_train_steps or set prepend_warmup = true",
+            )
+
+
+# --- sampler and budget -------------------------------------------------------------------------------------
+
+
+def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
+    for group, count in shares(study, study.batch_sizes[0]).items():
+        axes = free_axes(study, group)
+        if study.sampler == "grid" and len(axes) > GRID_AXES:
+            yield _advice(
+                "S2",
+                "sampler",
+                f"the grid of {group.optimizer} over {_all_of(axes)} takes {count} configurations and tries few values "
+                f"of each: grids are for {GRID_AXES} axes at most; take halton",
+            )
+
+
+def _nothing_to_learn_from(study: Study) -> Iterator[Advice]:
+    fewest = min(shares(study, study.batch_sizes[0]).values())
+    if study.sampler in ADAPTIVE and fewest <= ROUND:
+        yield _advice(
+            "S2",
+            "sampler",
+            f"{study.sampler} learns nothing from {fewest} configurations of a group, as the first {ROUND} are Halton "
+            "points: explore with halton, and exploit with more trials what that finds",
+        )
+
+
+def _too_small_for_adam(study: Study) -> Iterator[Advice]:
+    for group, count in shares(study, study.batch_sizes[0]).items():
+        for name, axis in free_axes(study, group).items():
+            if count < ADAM_BUDGETS.get(name, 0):
+                yield _advice(
+                    "S11",
+                    _place(study, group.optimizer, name),
+                    f"{axis_in_words(axis)} is tuned with only {count} configurations of a group: fix it, or give "
+                    f"a group {ADAM_BUDGETS[name]} or more",
+                )
+
+
+def _few_evaluations(study: Study) -> Iterator[Advice]:
+    """Where nothing is tuned, no best checkpoint decides anything."""
+    tuned = any(free_axes(study, group) for group in study.groups(study.batch_sizes[0]))
+    if tuned and study.evaluations + 1 < ENOUGH:  # the untrained model is evaluated, too
+        yield _advice(
+            "S10",
+            "evaluations",
+            f"{study.evaluations} are too few: luck decides which is a trial's best, and the shape of its curve "
+            f"cannot be judged; give {ENOUGH} or more",
+        )
+
+
+# --- fair comparisons ---------------------------------------------------------------------------------------
+
+
+def _one_seed(study: Study) -> Iterator[Advice]:
+    if study.scientific_names and study.seeds == 1:
+        yield _advice(
+            "S9",
+            "seeds",
+            f"1, so a difference between values of {_all_of(study.scientific_names)} may be luck: give 3 or more, "
+            "or train the best of each again with other seeds before anything is adopted",
+        )
+
+
+def _fixed_on_one_side(study: Study) -> Iterator[Advice]:
+    for name in [name for name in COMMON if name not in study.scientific]:
+        axes = {optimizer: study.axes(optimizer)[name] for optimizer in study.optimizers}
+        tuned = [optimizer for optimizer, axis in axes.items() if not _fixed(axis)]
+        fixed = [optimizer for optimizer in axes if optimizer not in tuned]
+        for optimizer in fixed if tuned else ():
+            yield _advice(
+                "S9",
+                _place(study, optimizer, name),
+                f"{axis_in_words(axes[optimizer])} is fixed for {optimizer}, but tuned for {_all_of(tuned)}: "
+                "the side that is less tuned loses by that alone; tune it for all",
+            )
+
+
+def _coarse_on_one_side(study: Study) -> Iterator[Advice]:
+    """Grids of base_lr; an optimizer may well have more configurations for axes that are its own (S1)."""
+    if study.sampler != "grid" or "base_lr" in study.scientific:
+        return
+    axes = _places(study, "base_lr")
+    counts = {place: (axis.points or 0) if isinstance(axis, Range) else len(axis) for place, axis in axes.items()}
+    most = max(counts.values())
+    for place, count in counts.items():
+        if 1 < count <= LESS_TUNED * most:
+            yield _advice(
+                "S9",
+                place,
+                f"{count} values, but {most} for another optimizer: "
+                "the side that is less tuned loses by that alone; give both as many",
+            )
+
+
+def _fewer_on_one_side(study: Study) -> Iterator[Advice]:
+    if study.trials is None:
+        return
+    counts = [*shares(study, study.batch_sizes[0]).values()]
+    if min(counts) <= LESS_TUNED * max(counts):
+        yield _advice(
+            "S9",
+            "trials",
+            f"{study.trials} gives some groups {min(counts)} configurations and others {max(counts)}: "
+            f"give a multiple of {len(counts)}",
+        )
+
+
+# --- what needs results -------------------------------------------------------------------------------------
+
+
+def _borders(study: Study, trials: list[Trial]) -> Iterator[Advice]:
+    for note in boundary_checks(trials, study.ranges, study.scientific_names):
+        rule = "S4" if note.kind == "expand" else "R6"
+        yield Advice(rule, _place(study, note.group.optimizer, note.axis), note.sentence.removesuffix("."))
+
+
+def _length_of_training(study: Study, trials: list[Trial]) -> Iterator[Advice]:
+    for group, own in group_trials(trials, study.scientific_names).items():
+        if note := checkpoint_note(own, study.objective):
+            yield Advice("S8", "max_train_steps", f"{group.label}: {note}")
+
+
+def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
+    for group, own in group_trials(trials, study.scientific_names).items():
+        for best in ranked(own)[:1]:
+            if best.clip_fraction > CLIP_TOO_MUCH:
+                yield _advice(
+                    "R17",
+                    _place(study, group.optimizer, "clip_norm"),
+                    f"{group.label}: the best trial, {best.point.number}, clips {best.clip_fraction:.0%} of its "
+                    f"updates at {readable(best.point.clip_norm)}, a strange way of lowering the learning rate: "
+                    "lower base_lr, and raise clip_norm",
+                )
+
+
+def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice]:
+    """Long warmup won, and at its base_lr and above no shorter one trained."""
+    short = LONG_WARMUP * study.max_train_steps
+    names = [name for name in study.scientific_names if name != "warmup_steps"]
+    for group, own in group_trials(trials, names).items():
+        for best in ranked(own)[:1]:
+            shorter = [
+                trial
+                for trial in own
+                if trial.point.warmup_steps <= short
+                and trial.point.base_lr >= best.point.base_lr
+                and not trial.verdict.crashed
+            ]
+            needed = len(shorter) >= BEST_FEW and all(trial.verdict.infeasible for trial in shorter)
+            if best.point.warmup_steps > short and needed and not study.prepend_warmup:
+                yield _advice(
+                    "R12",
+                    "max_train_steps",
+                    f"{group.label}: {study.max_train_steps} may be too few: the best trial needs a warmup of "
+                    f"{best.point.warmup_steps} steps; with {short:g} or less, none of {len(shorter)} trials at its "
+                    "base_lr or above trained. Raise it, or set prepend_warmup = true",
+                )
+
+
+OF_THE_FILE: tuple[Callable[[Study], Iterator[Advice]], ...] = (
+    direction_of,
+    _shared_base_lr,
+    _base_lr_range,
+    _batch_size_as_argument,
+    _fixed_for_all_batch_sizes,
+    _no_control,
+    _warmup_spread,
+    _long_warmup,
+    _grid_of_many_axes,
+    _nothing_to_learn_from,
+    _too_small_for_adam,
+    _few_evaluations,
+    _one_seed,
+    _fixed_on_one_side,
+    _coarse_on_one_side,
+    _fewer_on_one_side,
+)
+OF_THE_RESULTS: tuple[Callable[[Study, list[Trial]], Iterator[Advice]], ...] = (
+    _borders,
+    _length_of_training,
+    _too_much_clipping,
+    _warmup_that_is_needed,
+)

@@ -1,0 +1,167 @@
+"""A diagnosis as a chapter of the report: for each group its steps in order, with the sentences and a figure each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+
+import plotly.graph_objects as go
+
+from ..judge.diagnosis import Diagnosis, GroupDiagnosis, Kind, Step, StepName
+from ..procedure.steps import label, sweep_of
+from ..store.storage import STEPS, Store, open_store, read_trials
+from ..trial import Group, Trial, group_of
+from ..words import readable
+from .plots import (
+    EdgeInfo,
+    axis_figure,
+    axis_info,
+    edge_figure,
+    edge_panel,
+    loss_figure,
+    loss_info,
+    norms_figure,
+    norms_info,
+    overlay_figure,
+    overlay_info,
+)
+
+SPARSE_EVERY = 50  # updates between two looks of somebody who evaluates rarely (R5)
+COLOURS: Mapping[Kind, str] = {
+    "none": "good",
+    "early": "bad",
+    "mid_training": "bad",
+    "edge": "bad",
+    "unknown": "warn",
+}
+Trials = Callable[[Iterable[str]], list[Trial]]  # of studies, by their names
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A step with its figure, if it has one, and how many panels wide that is."""
+
+    group: GroupDiagnosis
+    step: Step
+    figure: go.Figure | None
+    columns: int = 2
+
+    @property
+    def name(self) -> str:
+        """The figure's, as a file; none of another group's."""
+        return f"diagnosis_{label(self.group.group)}_{self.step.name}"
+
+
+def story(store: Store, result: Diagnosis) -> Iterator[Scene]:
+    """Every step of every group. The trials are those of the study and of `steps/`."""
+
+    @cache
+    def of(name: str) -> tuple[Trial, ...]:
+        home = store if name == store.study.name else open_store(store.folder / STEPS / name)
+        return tuple(read_trials(home))
+
+    sweep = sweep_of(store.study)
+    names = sweep.scientific_names
+    for found in result.groups:
+
+        def trials(studies: Iterable[str], group: Group = found.group) -> list[Trial]:
+            """The sweep is shared by all groups; any other study is the group's own, remedies of it included."""
+            own = [(study, trial) for study in studies for trial in of(study)]
+            return [trial for study, trial in own if study != sweep.name or group_of(trial.point, names) == group]
+
+        for step in found.steps:
+            draw = DRAWN.get(step.name)
+            figure = draw(found, step, result.objective, trials) if draw else None
+            yield Scene(found, step, figure, 1 if step.name in ("sweep", "edge") else 2)
+
+
+# --- a figure for each step ------------------------------------------------------------------------------------
+
+
+def _sweep(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+    """The title says what the diagnosis found by means over seeds; the star is the best single training."""
+    own = trials(step.studies + _studies(found, "boundary"))
+    if not own:
+        return None
+    info = axis_info(own, "base_lr", objective, log=True)
+    panels = tuple(replace(panel, note=_star(found)) for panel in info.panels)
+    return axis_figure(replace(info, panels=panels))
+
+
+def _star(found: GroupDiagnosis) -> str:
+    """lr_star and headroom of a diagnosis, as a note below a panel's title."""
+    if math.isnan(found.lr_star):
+        return "no feasible trial"
+    star = f"lr_star = {readable(found.lr_star)}"
+    if not found.edge.found:
+        return f"{star}, no edge found above it"
+    low, high = map(readable, found.headroom)
+    return f"{star}, headroom {low} to {high} ×"
+
+
+def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+    """By the record itself: beside lr_star more trials may count as collapsed than by their own curves."""
+    limits = {}
+    if found.curvature:
+        limits = {
+            "limit of λ₁ before training": found.curvature.limit_at_start,
+            "limit of λ₁ at the best checkpoint": found.curvature.limit_at_best,
+        }
+    panel = edge_panel(found.group, found.edge.tried, found.lr_star, limits)
+    return edge_figure(EdgeInfo((panel,), crashed=0)) if panel.tried else None
+
+
+def _kind(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+    own = [trial for trial in trials(step.studies) if len(trial.curve.loss)]
+    if not own:
+        return None
+    return loss_figure(loss_info(own, ("base_lr",), log_steps=True, sparse_every=SPARSE_EVERY))
+
+
+def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+    """Screening runs of every length at the highest base LR at which some length trains, else at the lowest."""
+    screens = [trial for trial in trials(name for name in step.studies if "-screen-" in name) if len(trial.curve.loss)]
+    if not screens:
+        return None
+    works = [trial.point.base_lr for trial in screens if trial.feasible]
+    shown = max(works) if works else min(trial.point.base_lr for trial in screens)
+    own = [trial for trial in screens if trial.point.base_lr == shown]
+    return loss_figure(loss_info(own, ("warmup_steps",), log_steps=True))
+
+
+def _clipping(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+    own = trials(_studies(found, "sweep") + _studies(found, "boundary"))
+    own = [trial for trial in own if trial.point.base_lr == found.lr_star]
+    info = norms_info(own)
+    return norms_figure(info) if info.panels else None
+
+
+def _tournament(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+    """The sweeps of those that were rerun: of more than these few the lines cannot be told apart."""
+    own: list[Trial] = []
+    for remedy in [one for one in found.remedies if one.values] or found.remedies:
+        for trial in trials([remedy.tuned_in]):
+            named = {**trial.point.workload_args, "remedy": remedy.name}
+            own.append(replace(trial, point=replace(trial.point, workload_args=named)))
+    return overlay_figure(overlay_info(own, objective, ("remedy",))) if own else None
+
+
+def _studies(found: GroupDiagnosis, name: StepName) -> tuple[str, ...]:
+    return next((step.studies for step in found.steps if step.name == name), ())
+
+
+DRAWN: Mapping[StepName, Callable[[GroupDiagnosis, Step, str, Trials], go.Figure | None]] = {
+    "sweep": _sweep,
+    "edge": _edge,
+    "kind": _kind,
+    "warmup": _warmup,
+    "clipping": _clipping,
+    "tournament": _tournament,
+}
+
+
+def colour(found: GroupDiagnosis) -> str:
+    """The class of the verdict in the report."""
+    return COLOURS[found.kind]

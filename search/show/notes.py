@@ -1,0 +1,162 @@
+"""Verdicts and axis plots on the pages of Optuna Dashboard, one page per batch size.
+
+A note per study, never per trial: the dashboard sends all of them with every refresh.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna_dashboard import get_note, save_note, save_plotly_graph_object
+
+from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, summarize, varied
+from ..judge.comparison import DELTA, Comparison
+from ..playbook import CITATION, rule
+from ..store.storage import Store, read_comparison
+from ..study.study import Study
+from ..trial import Group, Trial
+from ..words import readable
+from .plots import axis_figure, axis_info
+from .tables import baseline_cells, signed, with_delta
+
+KEPT = "*What you write below this line stays when the verdict is written anew.*"
+COLUMNS = (
+    "group", "lr_star", "unstable_base_lr", "headroom", "infeasible", "best value", "at step", "verdict",
+)  # fmt: skip
+MEANING: dict[GroupVerdict, str] = {
+    "unstable at the edge": (
+        f"lr_star is within {EDGE_HEADROOM:g} × of where training breaks (R6). Fix the instability first: "
+        "warmup, clipping, another optimizer; lowering the learning rate is the last resort (R18)."
+    ),
+    "boundary": "the best trials crowd a border of the search space. Widen it there and run again (S4).",
+    "stable": "lr_star lies inside the search space, and nothing breaks near it.",
+    "no feasible trial": "no training survived. Lower base_lr by an order of magnitude or more.",
+}
+READING = f"""\
+- **lr_star** is the base_lr of the best trial that trained. **unstable_base_lr**: training still worked at
+  the first number and broke at the second, the smallest above lr_star; the edge lies between.
+- **headroom** is unstable_base_lr / lr_star; up to {EDGE_HEADROOM:g} means that lr_star sits on the edge.
+- **infeasible** trials diverged or collapsed: a result, not a failure. They are drawn grey here and red in
+  the axis plots, and are never the best trial. The objective value shown for them is that of the untrained
+  model."""
+
+BASELINE_TRIAL = "The baseline is a trial of its own, with `verdict` baseline and its checkpoint as artifact."
+
+
+def annotate(store: Store, trials: Sequence[Trial]) -> None:
+    """Write the verdict note and the axis plots of each batch size into its Optuna study.
+
+    Writing again replaces them, and keeps what somebody wrote below the note.
+    """
+    study, comparison = store.study, read_comparison(store.folder)
+    baseline = comparison.checkpoint.value if comparison else None
+    for batch_size, optuna_study in store.optuna_studies.items():
+        own = [trial for trial in trials if trial.point.batch_size == batch_size]
+        summaries = summarize(own, study.scientific_names, study.ranges)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            optuna_study.set_metric_names([study.objective])
+        _save_note(optuna_study, verdict_note(study, batch_size, summaries, comparison))
+        for axis in varied(own):
+            info = axis_info(
+                own,
+                axis,
+                study.objective,
+                log=_is_log(study, axis),
+                scientific=study.scientific_names,
+                baseline=baseline,
+            )
+            save_plotly_graph_object(optuna_study, axis_figure(info), graph_object_id=_figure_id(axis))
+
+
+def verdict_note(
+    study: Study, batch_size: int, summaries: Sequence[GroupSummary], comparison: Comparison | None = None
+) -> str:
+    """The verdict on one batch size as Markdown: a row per group, and how to read it.
+
+    With a comparison the decision stands first, and the table has the baseline and the distance to it.
+    """
+    judged = sum(row.feasible + row.infeasible for row in summaries)
+    crashed = sum(row.crashed for row in summaries)
+    verdicts = dict.fromkeys(row.verdict for row in summaries)
+    lines = [
+        f"## {study.objective} at batch size {batch_size}: {judged} trials",
+        study.question,
+        "",
+        *([f"Against the baseline: **{comparison.decision}**.", ""] if comparison else []),
+        *_table(
+            [
+                with_delta(COLUMNS, comparison),
+                *([_baseline_row(comparison)] if comparison else []),
+                *(_cells(row, comparison) for row in summaries),
+            ]
+        ),
+        "",
+        *(f"- **{verdict}**: {CITATION.sub(_link, MEANING[verdict])}" for verdict in verdicts),
+        READING,
+    ]
+    if comparison:
+        lines.append(f"- {DELTA} {BASELINE_TRIAL}")
+    if crashed:
+        lines.append(f"- **crashed**, not counted: {crashed}. `tunewright run` tries them again.")
+    return "\n".join(lines)
+
+
+def _link(citation: re.Match[str]) -> str:
+    """The id of a rule as a Markdown link to its section; its title says the rule."""
+    one = rule(citation[1])
+    return f'[{one.id}]({one.address} "{one.sentence}")'
+
+
+def _baseline_row(comparison: Comparison) -> list[str]:
+    cells = baseline_cells(comparison)
+    return [cells.get(column, "") for column in with_delta(COLUMNS, comparison)]
+
+
+def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
+    last_feasible, unstable = row.unstable_base_lr
+    seen = math.isfinite(unstable)
+    none = "–"
+    return (
+        _name(row.group),
+        readable(row.lr_star) if row.best_point else none,
+        f"{readable(last_feasible)} – {readable(unstable)}" if seen else f"> {readable(last_feasible)}",
+        f"{readable(row.headroom)} ×" if row.best_point and seen else none,
+        none if math.isnan(row.infeasible_fraction) else f"{row.infeasible_fraction:.0%}",
+        readable(row.best_value) if row.best_point else none,
+        *([signed(comparison.delta(row.best_value))] if comparison else []),
+        str(row.best_step) if row.best_point else none,
+        f"**{row.verdict}**",
+    )
+
+
+def _name(group: Group) -> str:
+    return ", ".join([group.optimizer, *(f"{name} = {readable(value)}" for name, value in group.scientific)])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]]
+
+
+def _save_note(optuna_study: optuna.Study, verdict: str) -> None:
+    before = get_note(optuna_study)
+    _, line, below = before.partition(KEPT)
+    theirs = below if line else before  # a note without our line was all written by somebody
+    body = f"{verdict}\n\n---\n{KEPT}\n\n{theirs.strip()}".rstrip() + "\n"
+    if body != before:  # an open editor refuses to save over a new version: make none without need
+        save_note(optuna_study, body)
+
+
+def _is_log(study: Study, axis: str) -> bool:
+    return any(ranges[axis][2] for ranges in study.ranges.values() if axis in ranges)
+
+
+def _figure_id(axis: str) -> str:
+    """The same for the same axis, so that a new figure takes the old one's place; ASCII, as an id must be."""
+    return "axis-" + re.sub(r"[^A-Za-z0-9_.-]", "-", axis)

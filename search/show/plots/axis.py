@@ -1,0 +1,349 @@
+"""Axis plot: the best validation value of every trial against one hyperparameter (S3)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+from ...judge.analysis import group_trials, ranked, summarize, trained, varied
+from ...trial import Group, Trial
+from ...words import in_order, readable
+from .style import (
+    BLUE,
+    GREEN,
+    INK,
+    MUTED,
+    VERMILLION,
+    escape,
+    footnote,
+    hover,
+    in_grid,
+    linear_ticks,
+    log_axis,
+    panel_figure,
+    panel_title,
+)
+
+LOG_SPAN = 1.0  # decades of feasible values above which the y axis is logarithmic
+MAX_CHOICES = 6  # so few values, tried repeatedly, are categories and not a scale
+JITTER = 0.30  # half-width of the spread of trials within a category; categories are 1 apart
+GOLDEN = 0.6180339887  # multiples of it, modulo 1, never bunch: jitter without randomness
+MARGIN = 0.05  # to the left and right, of the range of values
+FOOT, HEAD = -0.07, 1.08  # y range as heights; the feasible values span heights 0 to 1 (S3)
+RAIL = 0.14  # height of the band of infeasible trials, and of the one of crashed trials above it
+
+Kind = Literal["feasible", "infeasible", "crashed", "best"]
+LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on top (S3)
+    "feasible": {"symbol": "circle", "size": 8, "color": BLUE, "opacity": 0.75, "line": {"width": 0}},
+    "infeasible": {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": VERMILLION}},
+    "crashed": {"symbol": "square-open", "size": 8, "color": MUTED, "line": {"width": 1.5}},
+    "best": {"symbol": "star", "size": 17, "color": GREEN, "line": {"width": 1, "color": "white"}},
+}
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One trial. `x` is its value, or category index and jitter; `y` its best value, or that of a rail."""
+
+    number: int
+    x: float
+    y: float
+    kind: Kind
+    hover: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The trials of one group, in the order they came."""
+
+    group: Group
+    note: str
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class AxisInfo:
+    """An axis plot as plain data.
+
+    categories   tick labels at x = 0, 1, ...; empty if the axis is a scale
+    y_range      from the best side to the worst: lowest and highest feasible value, the baseline's included, or
+                 highest and lowest if the objective is maximized. They alone set the scale; infeasible and crashed
+                 trials stand on rails beyond the worst
+    baseline     value of the checkpoint that the study was compared with, a dashed line
+    not_varied   (optimizer, trials) not drawn: that optimizer has one value of the hyperparameter, or none
+    """
+
+    axis: str
+    objective: str
+    log_x: bool
+    log_y: bool
+    categories: tuple[str, ...]
+    y_range: tuple[float, float]
+    panels: tuple[Panel, ...]
+    not_varied: tuple[tuple[str, int], ...] = ()
+    baseline: float | None = None
+
+
+def axis_info(
+    trials: Iterable[Trial],
+    axis: str,
+    objective: str,
+    *,
+    log: bool = False,
+    scientific: Sequence[str] = (),
+    baseline: float | None = None,
+) -> AxisInfo:
+    """What an axis plot shows: a panel per group, a mark per trial.
+
+    A scientific hyperparameter splits trials into panels of their own, unless it is the axis itself.
+    """
+    trials = list(trials)
+    if axis == "optimizer":
+        having = {trial.point.optimizer for trial in trials}
+    else:
+        having = _optimizers_that_vary(trials, axis)
+    shown = [trial for trial in trials if trial.point.optimizer in having]
+    left_out = Counter(trial.point.optimizer for trial in trials if trial.point.optimizer not in having)
+    values = [trial.point.values[axis] for trial in shown]
+    log = log and all(isinstance(value, int | float) and value > 0 for value in values)
+    categories = _categories(values, log)
+    drawn = [trial.best_value for trial in shown if trained(trial)]
+    log_y, low, high = scale(drawn if baseline is None else [*drawn, baseline])
+    low, high = from_best(low, high, trials)
+    return AxisInfo(
+        axis=axis,
+        objective=objective,
+        log_x=log and not categories,
+        log_y=log_y,
+        categories=tuple(readable(value) for value in categories),
+        y_range=(low, high),
+        panels=tuple(
+            Panel(
+                group,
+                _note(members, axis),
+                tuple(_marks(members, axis, objective, categories, lambda h: at_height(h, low, high, log_y))),
+            )
+            for group, members in _panels(shown, axis, scientific).items()
+        ),
+        not_varied=tuple(sorted(left_out.items())),
+        baseline=baseline,
+    )
+
+
+def _optimizers_that_vary(trials: list[Trial], axis: str) -> set[str]:
+    by_optimizer: dict[str, list[Trial]] = {}
+    for trial in trials:
+        by_optimizer.setdefault(trial.point.optimizer, []).append(trial)
+    return {optimizer for optimizer, own in by_optimizer.items() if axis in varied(own)}
+
+
+def _panels(trials: list[Trial], axis: str, scientific: Sequence[str]) -> dict[Group, list[Trial]]:
+    groups = group_trials(trials, [name for name in scientific if name != axis])
+    if axis != "optimizer":
+        return groups
+    together: dict[Group, list[Trial]] = {}
+    for group, members in groups.items():
+        together.setdefault(Group(group.batch_size, "all optimizers", group.scientific), []).extend(members)
+    return together
+
+
+def _categories(values: list[Any], log: bool) -> list[Any]:
+    """The values in order if they are choices: not all finite numbers, or few and tried repeatedly."""
+    distinct = sorted({repr(value): value for value in values}.values(), key=in_order)
+    scale = all(isinstance(value, int | float) and math.isfinite(value) for value in distinct)
+    few = not log and len(distinct) <= MAX_CHOICES and 2 * len(distinct) <= len(values)
+    return distinct if few or not scale else []
+
+
+def scale(values: list[float]) -> tuple[bool, float, float]:
+    """Whether the y axis is logarithmic, and the lowest and highest value on it (0 to 1 if there is none)."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if low == high:
+        return False, low - 0.1 * abs(low or 1), high + 0.1 * abs(high or 1)
+    return low > 0 and math.log10(high / low) > LOG_SPAN, low, high
+
+
+def from_best(low: float, high: float, trials: Iterable[Trial]) -> tuple[float, float]:
+    """A range of values from the best side to the worst: what did not train stands beyond the worst."""
+    return (high, low) if any(trial.maximize for trial in trials) else (low, high)
+
+
+def is_turned(y_range: tuple[float, float]) -> bool:
+    """Whether a range from best to worst falls, so that heights count from the top of the panel."""
+    return y_range[0] > y_range[1]
+
+
+def at_height(height: float, low: float, high: float, log: bool) -> float:
+    """The value at a height: 0 is low, 1 is high, evenly or in log; low is above high if the range is turned."""
+    return low * (high / low) ** height if log else low + (high - low) * height
+
+
+def _note(trials: list[Trial], axis: str) -> str:
+    best = next(iter(ranked(trials)), None)
+    if best is None:
+        return "no feasible trial"
+    if axis != "base_lr":
+        return f"best: {readable(best.best_value)} at {readable(best.point.values[axis])}"
+    row = summarize(trials)[0]
+    if math.isinf(row.headroom):
+        return f"lr_star = {readable(row.lr_star)}, nothing infeasible above it"
+    return f"lr_star = {readable(row.lr_star)}, headroom {readable(row.headroom)} ×"
+
+
+def _marks(
+    trials: list[Trial], axis: str, objective: str, categories: list[Any], at: Callable[[float], float]
+) -> Iterable[Mark]:
+    best = next(iter(ranked(trials)), None)
+    for trial in trials:
+        number, value = trial.point.number, trial.point.values[axis]
+        kind: Kind
+        x = categories.index(value) + JITTER * _jitter(number) if categories else float(value)
+        if trained(trial):
+            y, kind = trial.best_value, ("best" if trial is best else "feasible")
+        else:
+            kind = "crashed" if trial.verdict.crashed else "infeasible"
+            rail = HEAD + RAIL * (1.5 if kind == "crashed" else 0.5)
+            y = at(rail + 0.25 * RAIL * _jitter(number))
+        yield Mark(number, x, y, kind, hover(trial, objective))
+
+
+def _jitter(number: int) -> float:
+    """A number in [-1, 1), the same for the same trial."""
+    return 2 * (number * GOLDEN % 1) - 1
+
+
+# --- drawing -----------------------------------------------------------------------------------------------
+
+
+def axis_figure(info: AxisInfo) -> go.Figure:
+    """The figure: blue dots feasible, green star the best, red crosses on a rail infeasible (S3)."""
+    places = in_grid(panel.group for panel in info.panels)
+    count = sum(len(panel.marks) for panel in info.panels)
+    side = "below" if is_turned(info.y_range) else "above"
+    figure = panel_figure(
+        f"Best {escape(info.objective)} against {escape(info.axis)}",
+        f"one mark per trial, {count} in all; what did not train stands {side} the range of what did",
+        {place: panel_title(group.label, _note_of(info, group)) for group, place in places.items()},
+    )
+    kinds = {mark.kind for panel in info.panels for mark in panel.marks}
+    for kind, look in LOOKS.items():
+        legend = True
+        for panel in info.panels:
+            marks = [mark for mark in panel.marks if mark.kind == kind]
+            row, column = places[panel.group]
+            if marks:
+                figure.add_trace(_markers(marks, kind, look, legend), row=row, col=column)
+                legend = False
+    _draw_axes(figure, info, places, kinds)
+    _draw_rails(figure, places, kinds, is_turned(info.y_range))
+    if info.baseline is not None:
+        figure.add_hline(info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="below")
+    footnote(
+        figure,
+        "; ".join(
+            [f"dashed: the baseline's checkpoint, {readable(info.baseline)}"] * (info.baseline is not None)
+            + [
+                f"not drawn: {trials} trials of {escape(optimizer)}, which does not vary {escape(info.axis)}"
+                for optimizer, trials in info.not_varied
+            ]
+        ),
+    )
+    return figure
+
+
+def _note_of(info: AxisInfo, group: Group) -> str:
+    return next(panel.note for panel in info.panels if panel.group == group)
+
+
+def _markers(marks: list[Mark], kind: Kind, look: dict[str, Any], legend: bool) -> go.Scatter:
+    return go.Scatter(
+        x=[mark.x for mark in marks],
+        y=[mark.y for mark in marks],
+        mode="markers",
+        marker=look,
+        name=kind,
+        legendgroup=kind,
+        showlegend=legend,
+        cliponaxis=False,
+        hovertext=[mark.hover for mark in marks],
+        hoverinfo="text",
+    )
+
+
+def _head(kinds: set[Kind]) -> float:
+    """Height of the top of the panels: only the rails that are needed."""
+    return HEAD + RAIL * (2 if "crashed" in kinds else 1 if "infeasible" in kinds else 0)
+
+
+def _draw_axes(figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int, int]], kinds: set[Kind]) -> None:
+    y_axis = value_axis(info.y_range, info.log_y, _head(kinds))
+    for panel in info.panels:
+        row, column = places[panel.group]
+        in_row = [mark.x for other in info.panels if places[other.group][0] == row for mark in other.marks]
+        figure.update_yaxes(row=row, col=column, **y_axis)
+        figure.update_xaxes(row=row, col=column, **_x_axis(info, in_row))
+    figure.update_yaxes(col=1, title_text=f"best {escape(info.objective)}")
+    figure.update_xaxes(row=max((row for row, _ in places.values()), default=1), title_text=escape(info.axis))
+
+
+def value_axis(y_range: tuple[float, float], log_y: bool, head: float) -> dict[str, Any]:
+    """An axis of objective values, from FOOT up to height `head` of their range, marked within the range."""
+    foot, top = sorted(at_height(height, *y_range, log_y) for height in (FOOT, head))
+    low, high = sorted(y_range)
+    if log_y:
+        return log_axis(foot, top, marked=(low, high))
+    return {"range": [foot, top], "tickvals": linear_ticks(low, high)}
+
+
+def in_panel(height: float, head: float, turned: bool) -> float:
+    """A height as a share of a panel that reaches up to height `head`, from the top if the range is turned."""
+    share = (height - FOOT) / (head - FOOT)
+    return 1 - share if turned else share
+
+
+def _x_axis(info: AxisInfo, values: list[float]) -> dict[str, Any]:
+    if info.categories:
+        return {
+            "range": [-0.5, len(info.categories) - 0.5],
+            "tickvals": list(range(len(info.categories))),
+            "ticktext": [escape(category) for category in info.categories],
+            "showgrid": False,
+        }
+    low, high = min(values), max(values)
+    if info.log_x:
+        return log_axis(low * (high / low) ** -MARGIN * 0.99, high * (high / low) ** MARGIN * 1.01)
+    pad = MARGIN * (high - low) or 0.5
+    return {"range": [low - pad, high + pad]}
+
+
+def _draw_rails(figure: go.Figure, places: dict[Group, tuple[int, int]], kinds: set[Kind], turned: bool) -> None:
+    """A tinted band and a name at the right for the rails of infeasible and crashed trials."""
+    head = _head(kinds)
+
+    def domain(height: float) -> float:
+        return in_panel(height, head, turned)
+
+    rails: tuple[tuple[Kind, float, str], ...] = (
+        ("infeasible", HEAD, VERMILLION),
+        ("crashed", HEAD + RAIL, MUTED),
+    )
+    columns = max((column for _, column in places.values()), default=0)
+    for name, foot, colour in rails:
+        if foot >= head:
+            continue
+        for row, column in places.values():
+            panel = {"row": row, "col": column, "xref": "x domain", "yref": "y domain"}
+            figure.add_shape(
+                type="rect", x0=0, x1=1, y0=domain(foot), y1=domain(foot + RAIL),
+                fillcolor=colour, opacity=0.07, line_width=0, layer="below", **panel,
+            )  # fmt: skip
+            if column == columns:
+                figure.add_annotation(
+                    text=name, x=1, y=domain(foot + RAIL / 2), xanchor="left", xshift=6,
+                    showarrow=False, font={"size": 12, "color": colour}, **panel,
+                )  # fmt: skip

@@ -1,0 +1,269 @@
+"""Best validation value against base LR, one line per scientific value (S7): is one worse, or only more fragile?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ...judge.analysis import group_trials, mean_cost, ranked, repetitions, trained
+from ...trial import Group, Trial
+from ...words import readable
+from .axis import HEAD, at_height, from_best, in_panel, is_turned, scale, value_axis
+from .style import (
+    MUTED,
+    SEPARATOR,
+    colours,
+    escape,
+    footnote,
+    log_axis,
+    panel_figure,
+    panel_title,
+    right_legend,
+    scientific_label,
+)
+
+RAIL_ROW = 0.055  # height of each line's own row on the rail of infeasible trials
+SPREAD = 0.05  # of the step between two base LRs: how far apart the crosses of its seeds stand
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon")
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What one group's seeds gave at one base_lr: the best value of each that trained; how many were infeasible."""
+
+    base_lr: float
+    values: tuple[float, ...]
+    infeasible: int
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds; nan as soon as one of them is infeasible, as in `analysis.ranked`."""
+        return math.nan if self.infeasible else sum(self.values) / len(self.values)
+
+
+@dataclass(frozen=True)
+class OverlayLine:
+    """One group by base_lr, ascending. `lr_star` is nan if every base_lr has an infeasible seed."""
+
+    group: Group
+    lr_star: float
+    points: tuple[Repeated, ...]
+
+
+@dataclass(frozen=True)
+class OverlayInfo:
+    """An overlay as plain data: the lines of a batch size and optimizer share a panel.
+
+    y_range        from the best side to the worst: lowest and highest value of a trial that trained, or highest and
+                   lowest if the objective is maximized
+    seeds          the most that any configuration has
+    outdone        trials of configurations that another one of their group outdid at the same base_lr
+    crashed        trials that are no evidence
+    """
+
+    objective: str
+    log_y: bool
+    y_range: tuple[float, float]
+    seeds: int
+    lines: tuple[OverlayLine, ...]
+    outdone: int = 0
+    crashed: int = 0
+
+
+def comparable(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
+    """Whether an overlay says something: groups of a batch size and optimizer, tried at the same base LRs."""
+    base_lrs: dict[tuple[int, str], list[set[float]]] = {}
+    for group, own in group_trials(trials, scientific).items():
+        tried = {trial.point.base_lr for trial in own}
+        base_lrs.setdefault((group.batch_size, group.optimizer), []).append(tried)
+    return "base_lr" not in scientific and all(
+        len(groups) > 1 and len(groups[0]) > 1 and all(tried == groups[0] for tried in groups)
+        for groups in base_lrs.values()
+    )
+
+
+def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[str]) -> OverlayInfo:
+    """What an overlay shows. Where a group has several configurations at a base_lr, the best of them (S7)."""
+    trials = list(trials)
+    log_y, low, high = scale([trial.best_value for trial in trials if trained(trial)])
+    low, high = from_best(low, high, trials)
+    lines, drawn = [], 0
+    for group, own in group_trials(trials, scientific).items():
+        best = _best_by_base_lr(own)
+        drawn += sum(map(len, best))
+        points = (
+            Repeated(
+                seeds[0].point.base_lr,
+                tuple(trial.best_value for trial in seeds if trained(trial)),
+                sum(not trained(trial) for trial in seeds),
+            )
+            for seeds in best
+        )
+        ranking = ranked(own)
+        lines.append(OverlayLine(group, ranking[0].point.base_lr if ranking else math.nan, tuple(points)))
+    crashed = sum(trial.verdict.crashed for trial in trials)
+    return OverlayInfo(
+        objective=objective,
+        log_y=log_y,
+        y_range=(low, high),
+        seeds=max((len(seeds) for seeds in repetitions(trials)), default=1),
+        lines=tuple(lines),
+        outdone=len(trials) - crashed - drawn,
+        crashed=crashed,
+    )
+
+
+def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The best configuration at each base_lr, ascending: fewest infeasible seeds first, then the best mean."""
+
+    def worth(seeds: list[Trial]) -> tuple[int, float]:
+        return sum(not trained(trial) for trial in seeds), mean_cost(seeds)
+
+    best: dict[float, list[Trial]] = {}
+    for seeds in sorted(repetitions(trials), key=worth):
+        best.setdefault(seeds[0].point.base_lr, seeds)
+    return [best[base_lr] for base_lr in sorted(best)]
+
+
+# --- drawing -----------------------------------------------------------------------------------------------
+
+
+def overlay_figure(info: OverlayInfo) -> go.Figure:
+    """The figure: lines through the means, small marks for the seeds, crosses on a rail for what did not train."""
+    places = _places(info)
+    names = SEPARATOR.join(name for name, _ in info.lines[0].group.scientific)
+    rows = sorted({(place, group.optimizer, group.batch_size) for group, place in places.items()})
+    figure = panel_figure(
+        f"Best {escape(info.objective)} against base_lr, by {escape(names)}",
+        "line: mean over seeds; star: lr_star; a cross on the rail: a seed that did not train, and the line ends",
+        {place: panel_title(f"batch size {batch_size}, {optimizer}", "") for place, optimizer, batch_size in rows},
+    )
+    styles = {labels: i for i, labels in enumerate(dict.fromkeys(line.group.scientific for line in info.lines))}
+    shades = colours([dict(scientific) for scientific in styles])
+    head = (
+        HEAD + RAIL_ROW * (len(styles) + 1) if any(p.infeasible for line in info.lines for p in line.points) else HEAD
+    )
+    named: set[int] = set()
+    for line in info.lines:
+        style, (row, column) = styles[line.group.scientific], places[line.group]
+        for trace in _traces(line, info, style, shades[style]):
+            trace.showlegend = trace.showlegend and style not in named
+            figure.add_trace(trace, row=row, col=column)
+        named.add(style)
+    _draw_axes(figure, info, places, head)
+    footnote(figure, _footnote(info))
+    right_legend(figure, names)
+    return figure
+
+
+def _places(info: OverlayInfo) -> dict[Group, tuple[int, int]]:
+    rows = sorted({line.group.optimizer for line in info.lines})
+    columns = sorted({line.group.batch_size for line in info.lines})
+    return {
+        line.group: (rows.index(line.group.optimizer) + 1, columns.index(line.group.batch_size) + 1)
+        for line in info.lines
+    }
+
+
+def _traces(line: OverlayLine, info: OverlayInfo, style: int, colour: str) -> list[go.Scatter]:
+    low, high = info.y_range
+    rail = at_height(HEAD + RAIL_ROW * (style + 1), low, high, info.log_y)
+    symbol, name = SYMBOLS[style % len(SYMBOLS)], escape(scientific_label(line.group))
+    shared: dict[str, Any] = {"legendgroup": str(style), "showlegend": False, "cliponaxis": False}
+    means = go.Scatter(
+        x=[point.base_lr for point in line.points],
+        y=[point.mean for point in line.points],
+        mode="lines+markers",
+        line={"color": colour, "width": 2.5},
+        marker={"symbol": symbol, "size": 7},
+        name=name,
+        hovertemplate=f"{name}<br>base_lr %{{x:.3g}}, mean %{{y:.3g}}<extra></extra>",
+        **shared | {"showlegend": True},
+    )
+    seeds = go.Scatter(
+        x=[point.base_lr for point in line.points for _ in point.values],
+        y=[value for point in line.points for value in point.values],
+        mode="markers",
+        marker={"symbol": symbol, "size": 5, "color": colour, "opacity": 0.45},
+        hovertemplate=f"{name}<br>base_lr %{{x:.3g}}, one seed %{{y:.3g}}<extra></extra>",
+        **shared,
+    )
+    crosses = go.Scatter(
+        x=[x for point in line.points for x in _side_by_side(point, line)],
+        y=[rail for point in line.points for _ in range(point.infeasible)],
+        mode="markers",
+        marker={"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": colour}},
+        hovertemplate=f"{name}<br>base_lr %{{x:.3g}}: infeasible<extra></extra>",
+        **shared,
+    )
+    stars = [point for point in line.points if point.base_lr == line.lr_star]
+    star = go.Scatter(
+        x=[point.base_lr for point in stars],
+        y=[point.mean for point in stars],
+        mode="markers",
+        marker={"symbol": "star", "size": 17, "color": colour, "line": {"width": 1, "color": "white"}},
+        hovertemplate=f"{name}<br>lr_star %{{x:.3g}}, mean %{{y:.3g}}<extra></extra>",
+        **shared,
+    )
+    return [seeds, means, *_ways_out(line, rail, colour, shared), crosses, star]
+
+
+def _side_by_side(point: Repeated, line: OverlayLine) -> list[float]:
+    """A place for each infeasible seed at one base_lr, close to it on a log axis."""
+    rates = [other.base_lr for other in line.points]
+    step = (rates[-1] / rates[0]) ** (SPREAD / max(len(rates) - 1, 1))
+    return [point.base_lr * step ** (2 * i - (point.infeasible - 1)) for i in range(point.infeasible)]
+
+
+def _ways_out(line: OverlayLine, rail: float, colour: str, shared: dict[str, Any]) -> list[go.Scatter]:
+    """Dotted, from a mean up to the rail where the next base_lr has an infeasible seed."""
+    return [
+        go.Scatter(
+            x=[point.base_lr, following.base_lr],
+            y=[point.mean, rail],
+            mode="lines",
+            line={"color": colour, "width": 1.5, "dash": "dot"},
+            hoverinfo="skip",
+            **shared,
+        )
+        for point, following in zip(line.points, line.points[1:], strict=False)
+        if not point.infeasible and following.infeasible
+    ]
+
+
+def _draw_axes(figure: go.Figure, info: OverlayInfo, places: dict[Group, tuple[int, int]], head: float) -> None:
+    figure.update_yaxes(**value_axis(info.y_range, info.log_y, head))
+    rates = [point.base_lr for line in info.lines for point in line.points]
+    margin = (max(rates) / min(rates)) ** 0.05
+    figure.update_xaxes(**log_axis(min(rates) / margin, max(rates) * margin))
+    figure.update_yaxes(col=1, title_text=f"best {escape(info.objective)}")
+    figure.update_xaxes(row=max(row for row, _ in places.values()), title_text="base_lr")
+    if head == HEAD:
+        return
+    turned = is_turned(info.y_range)
+    end, anchor = (0, "bottom") if turned else (1, "top")
+    for row, column in set(places.values()):
+        figure.add_shape(
+            type="rect", x0=0, x1=1, y0=in_panel(HEAD, head, turned), y1=end, fillcolor=MUTED, opacity=0.08,
+            line_width=0, layer="below", row=row, col=column, xref="x domain", yref="y domain",
+        )  # fmt: skip
+        figure.add_annotation(
+            text="infeasible", x=0, y=end, xanchor="left", yanchor=anchor, xshift=4,
+            yshift=2 if turned else -2, showarrow=False, font={"size": 12, "color": MUTED},
+            row=row, col=column, xref="x domain", yref="y domain",
+        )  # fmt: skip
+
+
+def _footnote(info: OverlayInfo) -> str:
+    trials = sum(len(point.values) + point.infeasible for line in info.lines for point in line.points)
+    notes = [f"{trials} trials, {info.seeds} seed{'s' * (info.seeds > 1)} per line and base_lr"]
+    if info.outdone:
+        notes.append(f"at each base_lr the best configuration, {info.outdone} trials of others not drawn")
+    if info.crashed:
+        notes.append(f"{info.crashed} crashed trials not drawn")
+    stars = (f"{scientific_label(line.group)}: lr_star = {readable(line.lr_star)}" for line in info.lines)
+    return "; ".join(notes) + ". " + "; ".join(stars) + "."

@@ -1,0 +1,203 @@
+"""How every figure looks: colours, the template, panels in a grid, ticks, hover text."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+from plotly.subplots import make_subplots
+
+from ...trial import Group, Trial
+from ...words import in_order, readable
+
+# Okabe and Ito's palette, told apart by colour-blind readers too
+BLUE, GREEN, VERMILLION, ORANGE, PURPLE, SKY = (
+    "#0072B2",
+    "#009E73",
+    "#D55E00",
+    "#E69F00",
+    "#CC79A7",
+    "#56B4E9",
+)
+PALETTE = (VERMILLION, BLUE, ORANGE, GREEN, PURPLE, SKY)  # for lines in one panel, in this order
+LIGHTEST = 0.85  # of a colour scale: beyond it yellow fades into the paper
+INK, MUTED, PALE, GRID = "#222222", "#6B7280", "#AEB5BF", "#ECEEF1"
+FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
+
+PANEL_HEIGHT, ONE_PANEL_HEIGHT = 300, 380  # pixels
+TITLE_SPACE, PANEL_GAP, FOOT_SPACE, FOOT_LINE, LEGEND_AT = 115, 105, 60, 18, 46  # pixels
+COLUMN_GAP = 0.06  # of the figure's width
+HOVER_WIDTH, FOOT_WIDTH = 70, 150  # characters
+SEPARATOR = " · "  # between scientific values and between their names: a value may hold commas
+FEWEST_TICKS = 3  # of an axis that can be read
+TICK_DECADES = 3.0  # over more, an axis is marked at powers of ten alone
+
+AXIS = {
+    "showgrid": True, "gridcolor": GRID, "zeroline": False, "showline": True, "linecolor": MUTED,
+    "ticks": "outside", "tickcolor": MUTED, "ticklen": 4, "tickfont": {"size": 12},
+    "title": {"standoff": 8, "font": {"size": 14}},
+}  # fmt: skip
+TEMPLATE = go.layout.Template(
+    layout={
+        "font": {"family": FONT, "size": 13, "color": INK},
+        "title": {
+            "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 16},
+            "font": {"size": 18},
+        },
+        "legend": {
+            "orientation": "h", "x": 1, "xanchor": "right", "yref": "container", "yanchor": "middle",
+            "font": {"size": 12},
+        },
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"family": FONT, "size": 12}},
+        "xaxis": AXIS,
+        "yaxis": AXIS,
+    }
+)  # fmt: skip
+
+
+def in_grid(groups: Iterable[Group]) -> dict[Group, tuple[int, int]]:
+    """Where each group's panel stands, (row, column) from 1: a column per batch size, else a row each."""
+    groups = list(groups)
+    rows = sorted({_row_key(group) for group in groups}, key=_row_order)
+    columns = sorted({group.batch_size for group in groups})
+    return {group: (rows.index(_row_key(group)) + 1, columns.index(group.batch_size) + 1) for group in groups}
+
+
+def _row_key(group: Group) -> tuple[str, tuple[tuple[str, Any], ...]]:
+    return group.optimizer, group.scientific
+
+
+def _row_order(key: tuple[str, tuple[tuple[str, Any], ...]]) -> tuple[Any, ...]:
+    return key[0], [in_order(value) for _, value in key[1]]
+
+
+def panel_figure(title: str, subtitle: str, panel_titles: dict[tuple[int, int], str], **subplots: Any) -> go.Figure:
+    """An empty figure with a panel per (row, column), each under its own title."""
+    rows = max((row for row, _ in panel_titles), default=1)
+    columns = max((column for _, column in panel_titles), default=1)
+    inner = rows * PANEL_HEIGHT + (rows - 1) * PANEL_GAP if rows > 1 else ONE_PANEL_HEIGHT
+    figure = make_subplots(
+        rows=rows,
+        cols=columns,
+        vertical_spacing=PANEL_GAP / inner,
+        **{"horizontal_spacing": min(COLUMN_GAP, 0.5 / columns)} | subplots,
+    )
+    figure.update_layout(
+        template=TEMPLATE,
+        height=inner + TITLE_SPACE + FOOT_SPACE,
+        legend_y=1 - LEGEND_AT / (inner + TITLE_SPACE + FOOT_SPACE),
+        margin={"l": 75, "r": 85, "t": TITLE_SPACE, "b": FOOT_SPACE},
+        title_text=f"{title}<br><span style='font-size:13px;color:{MUTED}'>{subtitle}</span>",
+        hovermode="closest",
+    )
+    for (row, column), text in panel_titles.items():
+        place = {"x": 0, "y": 1, "xref": "x domain", "yref": "y domain"}
+        figure.add_annotation(
+            row=row, col=column, text=text, showarrow=False, align="left", xanchor="left", yanchor="bottom",
+            yshift=6, **place,
+        )  # fmt: skip
+    for row in range(1, rows + 1):
+        for column in range(1, columns + 1):
+            if (row, column) not in panel_titles:
+                figure.update_xaxes(visible=False, row=row, col=column)
+                figure.update_yaxes(visible=False, row=row, col=column)
+    return figure
+
+
+def panel_title(label: str, note: str) -> str:
+    """Two lines above a panel: whose trials, and what they say."""
+    return f"<b>{escape(label)}</b><br><span style='font-size:12px;color:{MUTED}'>{note}</span>"
+
+
+def footnote(figure: go.Figure, text: str) -> None:
+    """Lines under the figure, for whatever it cannot show; the figure grows by as much as they need."""
+    lines = textwrap.wrap(text, FOOT_WIDTH)
+    if not lines:
+        return
+    more = FOOT_LINE * len(lines)
+    height = figure.layout.height + more
+    figure.update_layout(height=height, legend_y=1 - LEGEND_AT / height, margin_b=FOOT_SPACE + more)
+    figure.add_annotation(
+        text="<br>".join(lines), x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top",
+        yshift=-FOOT_SPACE + 10, showarrow=False, align="left", font={"size": 12, "color": MUTED},
+    )  # fmt: skip
+
+
+def scientific_label(group: Group) -> str:
+    """A group's scientific values, for a legend whose title names them."""
+    return SEPARATOR.join(readable(value) for _, value in group.scientific)
+
+
+def colours(choices: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A colour for each choice of scientific values: dark to light along one numeric axis, else clearly different."""
+    values = [value for choice in choices for value in choice.values()]
+    ordered = len(values) == len(choices) and all(isinstance(value, int | float) for value in values)
+    if not ordered or len(choices) == 1:
+        return [PALETTE[i % len(PALETTE)] for i in range(len(choices))]
+    places = [LIGHTEST * i / (len(choices) - 1) for i in range(len(choices))]
+    return [str(colour) for colour in sample_colorscale("Viridis", places)]
+
+
+def right_legend(figure: go.Figure, title: str) -> None:
+    """The legend as a column at the right, where long names push nothing out of place."""
+    figure.update_layout(
+        legend={
+            "orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "top",
+            "title": {"text": escape(title), "font": {"size": 12}},
+        }
+    )  # fmt: skip
+
+
+def escape(value: Any) -> str:
+    return html.escape(readable(value), quote=False)
+
+
+def hover(trial: Trial, objective: str) -> str:
+    """Every hyperparameter of a trial and what became of it, for the mouse."""
+    verdict = trial.verdict
+    onset = f" at step {readable(verdict.onset_step)}" if math.isfinite(verdict.onset_step) else ""
+    unstable = f", {verdict.instability} instability" if verdict.instability != "none" else ""
+    lines = [
+        f"<b>trial {trial.point.number}: {verdict.outcome}{unstable}{onset}</b>",
+        *(f"{escape(name)} = {escape(value)}" for name, value in trial.point.shown.items()),
+        f"best {escape(objective)} = {readable(trial.best_value)} at step {trial.best_step}",
+        *textwrap.wrap(escape(verdict.evidence), HOVER_WIDTH),
+    ]
+    return "<br>".join(lines)
+
+
+def log_axis(low: float, high: float, marked: tuple[float, float] | None = None) -> dict[str, Any]:
+    """A logarithmic plotly axis over [low, high], with readable ticks within `marked` (all of it, if None).
+
+    Ticks are 0.02, 0.05, 0.1, ...; over many decades 10⁻⁵, 10⁻⁴, ...
+    """
+    ticks = log_ticks(*(marked or (low, high)))
+    plain = not ticks or (ticks[0] >= 1e-3 and ticks[-1] <= 1e3) or ticks[-1] / ticks[0] < 10**TICK_DECADES
+    texts = [f"{tick:.6g}" if plain else f"10<sup>{round(math.log10(tick))}</sup>" for tick in ticks]
+    texts = [text.replace("-", "−") for text in texts]
+    return {"type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": ticks, "ticktext": texts}
+
+
+def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round numbers (1, 2 or 5 × 10^k apart) within [low, high], at most `most` of them."""
+    if not high > low:
+        return [low]
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= most - 1)
+    return [k * step for k in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 × 10^k within [low, high]; powers of ten over more than three decades, round numbers in part of one."""
+    factors = (1, 2, 5) if math.log10(high / low) <= TICK_DECADES else (1,)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [factor * 10.0**k for k in exponents for factor in factors]
+    within = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
+    return within if len(within) >= FEWEST_TICKS else linear_ticks(low, high)

@@ -1,0 +1,423 @@
+"""report.html: one file that opens without a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from ..errors import UserError, masked, warn_once
+from ..judge.analysis import (
+    GroupSummary,
+    GroupVerdict,
+    Space,
+    boundary_checks,
+    group_trials,
+    hyperparameters,
+    ranked,
+    summarize,
+    trained,
+    varied,
+)
+from ..judge.comparison import DELTA, Comparison, Decision
+from ..judge.diagnosis import Diagnosis, GroupDiagnosis
+from ..judge.flags import checkpoint_note, curve_flags
+from ..playbook import CITATION, rule
+from ..store.files import atomic, read_object
+from ..store.storage import Store, read_comparison, read_diagnosis, read_trials
+from ..study.study import Figure
+from ..trial import Trial
+from ..words import readable
+from .chapter import Scene, colour, story
+from .plots import (
+    axis_figure,
+    axis_info,
+    comparable,
+    curves_figure,
+    curves_info,
+    loss_figure,
+    loss_info,
+    norms_figure,
+    norms_info,
+    overlay_figure,
+    overlay_info,
+    untuned,
+    versus_figure,
+    versus_info,
+)
+from .tables import (
+    LEFT,
+    MAY_FAIL,
+    baseline_cells,
+    comparison_rows,
+    cost_rows,
+    interval_method,
+    on_test_split,
+    remedy_rows,
+    signed,
+    summary_cells,
+    with_delta,
+)
+
+PLAIN = Figure()
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one is as wide as two
+PANEL_WIDTH, MARGIN_WIDTH = 300, 160  # pixels: narrower figures scroll instead of shrinking
+SUMMARY_COLUMNS = (
+    "group", "trials", "infeasible", "crashed", "near lr_star", "lr_star", "unstable_base_lr", "headroom",
+    "best value", "at step", "verdict",
+)  # fmt: skip
+OUTCOMES = (
+    "verdict", "instability", "onset_step", "best_value", "best_step", "clip_fraction", "seconds", "reason",
+)  # fmt: skip
+TEXT_COLUMNS = ("optimizer", "decay", "verdict", "instability", "reason")
+COLOURS: dict[GroupVerdict, str] = {
+    "stable": "good",
+    "unstable at the edge": "bad",
+    "boundary": "warn",
+    "no feasible trial": "bad",
+}
+
+DECISION_COLOURS: dict[Decision, str] = {"adopt": "good", "keep baseline": "bad", "not enough evidence": "warn"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell: what is read, and what it is sorted by."""
+
+    text: str
+    value: Any
+    style: str = ""
+
+
+def build_report(store: Store, png: bool = False) -> Path:
+    """Write report.html of a results folder, with `png` also plots/*.png, and return the report's path."""
+    study, path = store.study, store.folder / "report.html"
+    trials, comparison, diagnosis = read_trials(store), read_comparison(store.folder), read_diagnosis(store.folder)
+    scenes = _scenes(store, diagnosis) if diagnosis else []
+    log_axes = {"base_lr"} | {axis for own in study.ranges.values() for axis, (_, _, log) in own.items() if log}
+    write_report(
+        path,
+        name=study.name,
+        question=study.question,
+        trials=trials,
+        objective=study.objective,
+        log_axes=log_axes,
+        space=study.ranges,
+        scientific=study.scientific_names,
+        environment=_provenance(store.folder),
+        figure=study.figure,
+        comparison=comparison,
+        diagnosis=scenes,
+    )
+    if png:
+        baseline = comparison.checkpoint.value if comparison else None
+        found = pictures(trials, study.objective, log_axes, study.scientific_names, study.figure, baseline)
+        found += [_versus(comparison)] if comparison else []
+        found += [_picture(scene) for scene in scenes if scene.figure]
+        write_pictures(store.folder / "plots", found)
+    return path
+
+
+def _scenes(store: Store, diagnosis: Diagnosis) -> list[Scene]:
+    """The steps of a diagnosis; none, and a word, where the results of one are not there."""
+    try:
+        return list(story(store, diagnosis))
+    except UserError as error:
+        warn_once(f"{store.folder / 'report.html'}: without the diagnosis: {error}")
+        return []
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """environment.json, if it can be read, without the password that earlier versions wrote into it."""
+    found = read_object(folder / "environment.json") or {}
+    return found | {"command": masked(str(found["command"]))} if "command" in found else found
+
+
+def write_report(
+    path: str | Path,
+    *,
+    name: str,
+    question: str,
+    trials: Iterable[Trial],
+    objective: str,
+    log_axes: Collection[str] = ("base_lr",),
+    space: Space | None = None,
+    scientific: Sequence[str] = (),
+    environment: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    figure: Figure = PLAIN,
+    comparison: Comparison | None = None,
+    diagnosis: Sequence[Scene] = (),
+) -> None:
+    """Write the report of a study's finished trials to `path`, all of it or nothing.
+
+    `space` bounds the axes, as in `analysis.boundary_checks`; `notes` are sentences of the caller, put
+    first among those to look at; `environment` is the provenance; `comparison` is that with a baseline;
+    `diagnosis` the steps of one. The same arguments give the same bytes.
+    """
+    trials = sorted(trials, key=lambda trial: (trial.point.batch_size, trial.point.number))
+    summaries = summarize(trials, scientific, space)
+    names = hyperparameters(trials)
+    baseline = comparison.checkpoint.value if comparison else None
+    document = _template().render(
+        name=name,
+        question=question,
+        objective=objective,
+        counts=_counts(trials),
+        summaries=[_summary_row(row, varied(trials), comparison) for row in summaries],
+        baseline=_baseline_summary(comparison) if comparison and summaries else None,
+        summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
+        delta=DELTA if comparison else "",
+        may_fail=MAY_FAIL.capitalize(),
+        seeds=max((row.seeds for row in summaries), default=1),
+        sentences=[*notes, *_sentences(trials, objective, space, scientific)],
+        comparison=_chapter(comparison) if comparison else None,
+        diagnosis=[_told(found, list(own)) for found, own in groupby(diagnosis, key=lambda scene: scene.group)],
+        sections=_sections(pictures(trials, objective, log_axes, scientific, figure, baseline)),
+        trial_columns=["number", *names, *with_delta(OUTCOMES, comparison)],
+        text_columns=TEXT_COLUMNS,
+        trials=[
+            *([_baseline_row(comparison, names)] if comparison else []),
+            *(_trial_row(trial, names, comparison) for trial in trials),
+        ],
+        provenance=list((environment or {}).items()),
+        plotly_js=Markup(get_plotlyjs()),
+    )
+    with atomic(Path(path)) as temporary:
+        temporary.write_text(document, encoding="utf-8", errors="backslashreplace")
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"rule": _abbreviation, "cited": _cited}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _abbreviation(id: str) -> Markup:
+    """The id of a rule, which says the rule where a reader points at it."""
+    return Markup('<abbr title="{}">{}</abbr>').format(rule(id).sentence, id)
+
+
+def _cited(sentence: str) -> Markup:
+    """A sentence, escaped, in which each id that it cites says its rule."""
+    words = CITATION.split(sentence)  # text, id, text, …, id, text
+    words[1::2] = map(_abbreviation, words[1::2])
+    return Markup("").join(words)
+
+
+def _counts(trials: list[Trial]) -> str:
+    feasible = sum(trial.feasible for trial in trials)
+    crashed = sum(trial.verdict.crashed for trial in trials)
+    infeasible = len(trials) - feasible - crashed
+    return f"{len(trials)} trials: {feasible} feasible, {infeasible} infeasible, {crashed} crashed"
+
+
+def _sentences(trials: list[Trial], objective: str, space: Space | None, scientific: Sequence[str]) -> list[str]:
+    """Boundaries (S4), lengths of training (S8) and the flags of each group's best curve (S6)."""
+    sentences = [note.sentence for note in boundary_checks(trials, space, scientific)]
+    for group, own in group_trials(trials, scientific).items():
+        if note := checkpoint_note(own, objective):
+            sentences.append(f"{group.label}: {note}.")
+        sentences += [
+            f"{group.label}, best trial {best.point.number}: {flag.sentence}."
+            for best in ranked(own)[:1]
+            for flag in curve_flags(best, objective)
+        ]
+    return sentences
+
+
+# --- figures -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of the report: under which heading it stands, its name as a file, and its columns of panels."""
+
+    heading: str
+    name: str
+    figure: go.Figure
+    columns: int
+
+
+def pictures(
+    trials: list[Trial],
+    objective: str,
+    log_axes: Collection[str],
+    scientific: Sequence[str] = (),
+    figure: Figure = PLAIN,
+    baseline: float | None = None,
+) -> list[Picture]:
+    """Every figure about some trials, in the order of the report; `baseline` is a line on the axis plots."""
+    if not trials:
+        return []
+    batch_sizes = len({trial.point.batch_size for trial in trials})
+    found = []
+    if comparable(trials, scientific):
+        overlay = overlay_figure(overlay_info(trials, objective, scientific))
+        found.append(Picture("Comparison", "comparison", overlay, 2 * batch_sizes))
+    if untuned(trials, scientific):
+        losses = loss_info(trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0)
+        found.append(Picture("Comparison", "training_loss", loss_figure(losses), 2))
+    found += [
+        Picture(
+            "Axis plots",
+            f"axis_{axis}",
+            axis_figure(
+                axis_info(trials, axis, objective, log=axis in log_axes, scientific=scientific, baseline=baseline)
+            ),
+            batch_sizes,
+        )
+        for axis in sorted(varied(trials), key=lambda axis: axis != "base_lr")
+    ]
+    curves = curves_info(trials, objective, log_steps=figure.log_steps, scientific=scientific)
+    found.append(Picture("Training curves", "training_curves", curves_figure(curves), batch_sizes))
+    norms = norms_info(trials, scientific=scientific)
+    if norms.panels:
+        found.append(Picture("Gradient norms", "gradient_norms", norms_figure(norms), 3))
+    return found
+
+
+def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
+    """Write each picture as a PNG file. Raises UserError if the optional parts that draw them are missing."""
+    for picture in found:
+        try:
+            image = picture.figure.to_image(
+                "png", width=MARGIN_WIDTH + PICTURE_WIDTH * max(picture.columns, 2), scale=PIXELS_PER_UNIT
+            )
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UserError(
+                "--png: needs kaleido and a Chrome or Chromium browser: "
+                f"pip install 'tunewright[png]', and install chromium. {str(error).strip().splitlines()[0]}"
+            ) from error
+        with atomic(folder / f"{picture.name}.png") as temporary:
+            temporary.write_bytes(image)
+
+
+def _versus(result: Comparison) -> Picture:
+    return Picture("Against the baseline", "versus", versus_figure(versus_info(result)), 2)
+
+
+def _chapter(result: Comparison) -> dict[str, Any]:
+    """The comparison with a baseline, for the template."""
+    return {
+        "decision": result.decision,
+        "failures": result.failures,
+        "interval_method": interval_method(result),
+        "colour": DECISION_COLOURS[result.decision],
+        "checkpoint": result.checkpoint,
+        "seeds": range(result.first_seed, result.first_seed + result.seeds),
+        "tables": [comparison_rows(result), cost_rows(result)],
+        "text_columns": LEFT,
+        "test": on_test_split(result),
+        "warnings": result.warnings,
+        "figure": _div(_versus(result)),
+    }
+
+
+def _picture(scene: Scene) -> Picture:
+    assert scene.figure is not None  # the caller looks
+    return Picture("Diagnosis", scene.name, scene.figure, scene.columns)
+
+
+def _told(found: GroupDiagnosis, scenes: Sequence[Scene]) -> dict[str, Any]:
+    """The diagnosis of a group, for the template."""
+    return {
+        "label": found.group.label,
+        "summary": found.summary,
+        "colour": colour(found),
+        "rows": remedy_rows(found),
+        "interval_method": interval_method(found),
+        "text_columns": LEFT,
+        "steps": [
+            {
+                "title": scene.step.title,
+                "rules": scene.step.rules,
+                "sentences": scene.step.sentences,
+                "studies": scene.step.studies,
+                "figure": _div(_picture(scene)) if scene.figure else None,
+            }
+            for scene in scenes
+        ],
+    }
+
+
+def _sections(found: Iterable[Picture]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Headings with their figures."""
+    return [
+        (heading, [_div(picture) for picture in members])
+        for heading, members in groupby(found, key=lambda picture: picture.heading)
+    ]
+
+
+def _div(picture: Picture) -> dict[str, Any]:
+    html = picture.figure.to_html(
+        full_html=False,
+        include_plotlyjs=False,
+        div_id=picture.name,  # its default is random
+        config={"displaylogo": False, "responsive": True},
+    )
+    return {"html": Markup(html), "min_width": MARGIN_WIDTH + PANEL_WIDTH * picture.columns}
+
+
+# --- tables ------------------------------------------------------------------------------------------------
+
+
+def _summary_row(row: GroupSummary, names: Collection[str], comparison: Comparison | None) -> dict[str, Any]:
+    cells = summary_cells(row, names, comparison)
+    return {
+        "cells": [cells[column] for column in with_delta(SUMMARY_COLUMNS, comparison)[:-1]],
+        "verdict": row.verdict,
+        "colour": COLOURS[row.verdict],
+        "best": cells["best point"],
+    }
+
+
+def _baseline_summary(comparison: Comparison) -> list[str]:
+    cells = baseline_cells(comparison)
+    return [cells.get(column, "") for column in with_delta(SUMMARY_COLUMNS, comparison)]
+
+
+def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
+    """The baseline as the first of all trials, with what is known of it."""
+    checkpoint, settings = comparison.checkpoint, comparison.known_settings
+    known = settings | {
+        "number": "baseline",
+        "best_value": checkpoint.value,
+        "delta": 0.0,
+        "reason": f"checkpoint {checkpoint.path}",
+    }
+    return [_cell(known.get(column, "")) for column in ["number", *names, *with_delta(OUTCOMES, comparison)]]
+
+
+def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) -> list[Cell]:
+    delta = comparison.delta(trial.best_value) if comparison and trained(trial) else math.nan
+    verdict, values = trial.verdict, trial.point.values
+    style = "good" if trial.feasible else "off" if verdict.crashed else "bad"
+    return [
+        _cell(trial.point.number),
+        *(_cell(values.get(name, "")) for name in names),
+        Cell(verdict.outcome, verdict.outcome, f"text verdict {style}"),
+        _cell(verdict.instability),
+        _cell(verdict.onset_step),
+        _cell(trial.best_value),
+        *([Cell(signed(delta), delta)] if comparison else []),
+        _cell(trial.best_step),
+        _cell(trial.clip_fraction),
+        _cell(trial.seconds),
+        Cell(verdict.evidence, verdict.evidence, "text wide"),
+    ]
+
+
+def _cell(value: Any) -> Cell:
+    return Cell(readable(value), value, "text" if isinstance(value, str) else "")

@@ -1,0 +1,366 @@
+"""Tables for the terminal: a study's plan, and what came of it. The report shows the same cells."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..judge.analysis import GroupSummary
+from ..judge.comparison import DELTA, STUDENT, Comparison, Evidence, Side, holm
+from ..judge.diagnosis import GroupDiagnosis
+from ..study.sampling import free_axes, shares
+from ..study.study import Axis, Range, Study
+from ..trial import Group, Point, group_of
+from ..words import readable
+
+# What the terminal shows of `summary_cells`.
+COLUMNS = (
+    *("batch size", "optimizer", "lr_star", "unstable_base_lr", "headroom", "infeasible", "best value"),
+    *("at step", "best point", "verdict"),
+)
+COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")  # `comparison_rows`
+MAY_FAIL = "may fail: the share of runs that may be infeasible for all that these show, with 95 % confidence"
+UNKNOWN = "unknown"
+LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
+
+
+def print_table(table: Table) -> None:
+    """Print to the terminal's width, or to 140 columns where there is no terminal."""
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(table)
+
+
+def summary_table(
+    summaries: Iterable[GroupSummary],
+    varied: Collection[str],
+    title: str = "",
+    comparison: Comparison | None = None,
+) -> Table:
+    """One row per group: batch size, optimizer and scientific values. Best points show what is varied.
+
+    With a comparison its baseline comes first, and a column says how far from it each best value is.
+    """
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", collapse_padding=True)
+    table.caption, table.caption_justify = (DELTA if comparison else None), "left"
+    columns = with_delta(COLUMNS, comparison)
+    for column in columns:
+        table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
+    rows = [baseline_cells(comparison)] if comparison else []
+    for cells in [*rows, *(summary_cells(row, varied, comparison) for row in summaries)]:
+        table.add_row(*(Text(cells.get(column, "")) for column in columns))
+    return table
+
+
+def with_delta(columns: Sequence[str], comparison: Comparison | None) -> list[str]:
+    """Columns of a table of best values; `delta` comes after them once there is a baseline."""
+    value = next(place for place, column in enumerate(columns, start=1) if column in ("best value", "best_value"))
+    return [*columns[:value], *(["delta"] if comparison else []), *columns[value:]]
+
+
+def signed(delta: float) -> str:
+    """A difference for people: + or −, three significant digits; a dash for what has none."""
+    return "–" if math.isnan(delta) else f"{'+' if delta > 0 else ''}{readable(delta)}"
+
+
+def baseline_cells(comparison: Comparison) -> dict[str, str]:
+    """The row of the baseline in a summary, by column: what is known of a checkpoint."""
+    known, name = comparison.known_settings, Path(comparison.checkpoint.path).name
+    return {
+        "group": f"baseline: {name}",
+        "batch size": str(known.get("batch_size", "")),
+        "optimizer": "baseline",
+        "best value": readable(comparison.checkpoint.value),
+        "delta": "0",
+        "best point": f"checkpoint {name}",
+    }
+
+
+def summary_cells(row: GroupSummary, varied: Collection[str], comparison: Comparison | None = None) -> dict[str, str]:
+    """A summary in words, by column. Of the best point, what is varied and not in another column."""
+    last_feasible, unstable = row.unstable_base_lr
+    if math.isinf(unstable):
+        edge = f"> {readable(last_feasible)}" if last_feasible else "–"
+        headroom = f"> {last_feasible / row.lr_star:.2g} ×" if last_feasible else "–"
+    else:
+        edge = f"{readable(last_feasible)} – {readable(unstable)}"
+        headroom = _or_dash(row.headroom, "{:.2g} ×")
+    if row.seeds > 1 and row.unstable_trials[1]:
+        edge += " ({} of {})".format(*row.unstable_trials)
+    best_value = readable(row.best_value) if row.best_point else "–"
+    if row.seeds > 1 and row.best_values:
+        best_value += f" ({readable(min(row.best_values))} – {readable(max(row.best_values))})"
+    held = "".join(f", {name} = {readable(value)}" for name, value in row.group.scientific)
+    return {
+        "group": row.group.label,
+        "batch size": str(row.group.batch_size),
+        "optimizer": row.group.optimizer + held,
+        "trials": str(row.trials),
+        "infeasible": _or_dash(row.infeasible_fraction, "{:.0%}"),
+        "crashed": str(row.crashed),
+        "near lr_star": f"{row.good_region} ({row.good_region_fraction:.0%})" if row.best_point else "–",
+        "lr_star": _or_dash(row.lr_star),
+        "unstable_base_lr": edge,
+        "headroom": headroom,
+        "best value": best_value,
+        "delta": signed(comparison.delta(row.best_value)) if comparison else "",
+        "at step": str(row.best_step) if row.best_point else "–",
+        "best point": "–" if row.best_point is None else _in_words(row.best_point, row.group, varied),
+        "verdict": row.verdict,
+    }
+
+
+def _in_words(point: Point, group: Group, varied: Collection[str]) -> str:
+    told = {"optimizer", "base_lr", *dict(group.scientific)}
+    shown = (f"{name} {readable(value)}" for name, value in point.values.items() if name in varied and name not in told)
+    return f"trial {point.number}: " + ", ".join(shown)
+
+
+def _or_dash(value: float, form: str = "{:.3g}") -> str:
+    return "–" if math.isnan(value) else form.format(value)
+
+
+def comparison_tables(result: Comparison) -> list[Table]:
+    """What `tunewright compare` shows: the values with the decision on each candidate, and what each side cost."""
+    values = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{result.objective}: {result.seeds} runs per side, seeds from {result.first_seed}",
+        title_justify="left",
+        caption=f"gain = baseline − candidate, with its 95 % interval ({interval_method(result)}); p: corrected for "
+        f"all candidates;\n{MAY_FAIL}.\n{on_test_split(result)}",
+        caption_justify="left",
+    )
+    costs = Table(box=box.SIMPLE_HEAD, title="What each side cost", title_justify="left", caption_justify="left")
+    costs_rows = cost_rows(result)
+    spaces = dict.fromkeys(row.pop("search space") for row in costs_rows)  # too long for a column of the terminal
+    costs.caption = "\n".join(f"Searched: {space}." for space in spaces if space != UNKNOWN)
+    for table, rows in ((values, comparison_rows(result)), (costs, costs_rows)):
+        _fill(table, rows)
+    return [values, costs]
+
+
+def interval_method(result: Comparison | GroupDiagnosis) -> str:
+    """How the intervals of gains were found, which older files did otherwise."""
+    own = result.candidates if isinstance(result, Comparison) else result.remedies
+    return next((one.evidence.interval_method for one in own if one.evidence), STUDENT)
+
+
+def on_test_split(result: Comparison) -> str:
+    """The final pair on the test split, in words; empty while undecided, or without a test split."""
+    if not result.test:
+        return ""
+    names = {"baseline": "the checkpoint", "candidate": result.final.side.name}
+    sides = [
+        f"{names[side]} has " + ", ".join(f"{name} {readable(value)}" for name, value in metrics.items())
+        for side, metrics in result.test.items()
+    ]
+    return f"On the test split, looked at once after the decision, {'; '.join(sides)}."
+
+
+def comparison_rows(result: Comparison) -> list[dict[str, str]]:
+    """A row for the checkpoint, one for its retrained settings if they are known, and one for each candidate."""
+    rows = [
+        _row(
+            side=f"checkpoint {Path(result.checkpoint.path).name}",
+            mean=readable(result.checkpoint.value),
+            spread="" if result.baseline else UNKNOWN,
+        )
+    ]
+    if result.baseline:
+        rows.append(_row(side=f"baseline: {result.baseline.name}", **_spread_cells(result.baseline)))
+    corrected = holm([one.evidence.p_better for one in result.candidates])
+    for one, p in zip(result.candidates, corrected, strict=True):
+        needed = "no number of" if math.isinf(one.seeds_needed) else f"{one.seeds_needed:.0f}"
+        rows.append(
+            _row(
+                side=one.side.name,
+                **_spread_cells(one.side),
+                **_evidence_cells(one.evidence),
+                p=readable(p),
+                decision=one.decision
+                + (f"; {needed} seeds would settle it" if one.decision == "not enough evidence" else ""),
+            )
+        )
+        if one.equal_steps:
+            rows.append(
+                _row(
+                    side=f"– against the baseline at {one.side.total_steps} updates",
+                    **_evidence_cells(one.equal_steps),
+                    p=readable(one.equal_steps.p_better),
+                )
+            )
+    return rows
+
+
+def diagnosis_plan_table(plan: Mapping[Group, Iterable[tuple[str, int, int]]], seconds: Mapping[int, float]) -> Table:
+    """What a diagnosis may take at most: a row per group and step; `seconds` of one update by batch size."""
+    table = Table(box=box.SIMPLE_HEAD, title="At most", title_justify="left", caption_justify="left")
+    table.caption = "Time: one core, one trial after the other. A healthy group stops after the confirmation."
+    for column in ("group", "step", "trainings", "updates", "time"):
+        table.add_column(column, justify="left" if column in ("group", "step") else "right")
+    for group, rows in plan.items():
+        for i, (step, trainings, updates) in enumerate(rows):
+            time = _duration(updates * seconds[group.batch_size])
+            cells = (group.label if i == 0 else "", step, str(trainings), str(updates), time)
+            table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def diagnosis_table(found: GroupDiagnosis, objective: str) -> Table:
+    """The remedies of a group, for the terminal."""
+    rows = remedy_rows(found)
+    table = Table(box=box.SIMPLE_HEAD, title=f"{found.group.label}: {objective}", title_justify="left", padding=(0, 1))
+    _fill(table, rows)
+    return table
+
+
+def _fill(table: Table, rows: Sequence[Mapping[str, str]]) -> None:
+    """A column for each key, which all rows have, and the rows; no rows, no columns."""
+    for column in rows[0] if rows else ():
+        table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row.values()))
+
+
+def remedy_rows(found: GroupDiagnosis) -> list[dict[str, str]]:
+    """A row per way to train: tuned, rerun, and decided."""
+    return [
+        {
+            "remedy": ("→ " if one.name == found.adopted else "") + one.name,
+            "base_lr": readable(one.point.base_lr),
+            "trains up to": readable(one.highest_base_lr),
+            "usable decades": _or_dash(one.usable_decades, "{:.2f}"),
+            "LR sensitivity": _or_dash(one.lr_sensitivity, "{:.2f}"),
+            "clipped": f"{one.clip_fraction:.0%}" if one.clip_fraction else "",
+            "updates": str(one.updates),
+            "tuned": readable(one.tuned_value),
+            "rerun": readable(one.mean) if one.values else "",
+            "may fail": _may_fail(one.failure_bound),
+            "gain": _gain(one.evidence) if one.evidence else "",
+            "gain at equal updates": _gain(one.equal_steps) if one.equal_steps else "",
+            "decision": one.decision or "",
+        }
+        for one in found.remedies
+    ]
+
+
+def _may_fail(bound: float) -> str:
+    return "" if math.isnan(bound) else f"≤ {bound:.0%}"
+
+
+def _gain(one: Evidence) -> str:
+    return _evidence_cells(one)["gain"]
+
+
+def _row(**cells: str) -> dict[str, str]:
+    return dict.fromkeys(COMPARED, "") | cells
+
+
+def _spread_cells(side: Side) -> dict[str, str]:
+    return {
+        "mean": readable(statistics.fmean(side.values)),
+        "spread": readable(statistics.stdev(side.values)),
+        "range": f"{readable(min(side.values))} – {readable(max(side.values))}",
+        "may fail": _may_fail(side.failure_bound),
+    }
+
+
+def _evidence_cells(one: Evidence) -> dict[str, str]:
+    low, high = map(readable, one.gain_interval)
+    return {
+        "gain": f"{readable(one.gain)} ({low} – {high})",
+        "P(better)": "{:.0%} ({:.0%} – {:.0%})".format(one.better_fraction, *one.better_interval),
+    }
+
+
+def cost_rows(result: Comparison) -> list[dict[str, str]]:
+    """The fairness of a comparison: what finding and training each side took (S9)."""
+    rows = [
+        {
+            "side": name,
+            "trials": str(side.trials),
+            "search space": side.space,
+            "batch size": str(side.point.batch_size),
+            "updates": str(side.max_train_steps),
+            "with warmup": str(side.total_steps),
+            "time of search": _duration(side.search_seconds),
+            "time of a run": _duration(side.run_seconds),
+        }
+        for name, side in result.sides
+    ]
+    if result.baseline is None:
+        rows.insert(0, dict.fromkeys(rows[0], UNKNOWN) | {"side": "baseline"})
+    return rows
+
+
+def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[int, float]) -> Table:
+    """What `tunewright check` shows: every group with its ranges, trials, updates and estimated time.
+
+    `points` are those of the plan, or some of them (`sampling.some_points`): updates and time are theirs, the time
+    scaled to all trials.
+    """
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{study.name}: {study.question}" if study.question else study.name,
+        title_justify="left",
+        caption="Time: one core, no trial stopped early.",
+        caption_justify="left",
+    )
+    for column in ("group", "varied", "trials", "updates per trial", "time"):
+        table.add_column(column, justify="left" if column in ("group", "varied") else "right", overflow="fold")
+    by_group: dict[Group, list[Point]] = {}
+    for point in points:
+        by_group.setdefault(group_of(point, study.scientific_names), []).append(point)
+    for group, members in by_group.items():
+        updates = [study.updates(point) for point in members]
+        trials = shares(study, group.batch_size)[group]
+        seconds = sum(updates) / len(updates) * trials * study.seeds * seconds_per_step[group.batch_size]
+        span = f"{min(updates)}" if min(updates) == max(updates) else f"{min(updates)} to {max(updates)}"
+        table.add_row(
+            group.label,
+            _varied_in_words(study, group) or "nothing",
+            _times_seeds(trials, study.seeds),
+            span,
+            _duration(seconds),
+        )
+    return table
+
+
+def _varied_in_words(study: Study, group: Group) -> str:
+    return "; ".join(f"{name} {axis_in_words(axis)}" for name, axis in free_axes(study, group).items())
+
+
+def space_in_words(study: Study) -> str:
+    """The ranges of every group, as `tunewright check` shows them."""
+    groups = study.groups(study.batch_sizes[0])
+    held = ["".join(f", {name}={value}" for name, value in group.scientific) for group in groups]
+    spaces = [
+        f"{group.optimizer}{values}: {_varied_in_words(study, group) or 'nothing'}"
+        for group, values in zip(groups, held, strict=True)
+    ]
+    return ". ".join(spaces)
+
+
+def _times_seeds(configurations: int, seeds: int) -> str:
+    return str(configurations) if seeds == 1 else f"{configurations} × {seeds} seeds"
+
+
+def axis_in_words(axis: Axis) -> str:
+    """A range as `low to high (log)`, values to choose from as `{a, b}`, a fixed value as it is."""
+    if isinstance(axis, Range):
+        return f"{readable(axis.low)} to {readable(axis.high)}" + (" (log)" if axis.log else "")
+    if len(axis) == 1:
+        return readable(axis[0])
+    return "{" + ", ".join(readable(value) for value in axis) + "}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,35 @@
+"""A study of one point of another study: what reruns, steps of a diagnosis and recipes are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import tomli_w
+
+from ..trial import Point
+from .study import COMMON, Study, parse_study
+
+
+def pinned(origin: Study, point: Point, name: str, axes: Mapping[str, object] | None = None, **keys: object) -> Study:
+    """The study that trains a point as `origin` does, but for other values of some `axes` and other `keys` of the file.
+
+    It has the point's batch size and optimizer alone, and no roles, trials or seeds but those given; None leaves a key
+    out. Raises UserError as `study.parse_study`.
+    """
+    own = {axis: getattr(point, axis) for axis in COMMON if axis in point.shown} | {**point.settings} | {**(axes or {})}
+    document: dict[str, object] = {
+        "workload": origin.workload,
+        "workload_args": dict(point.workload_args),
+        "objective": origin.objective,
+        "maximize": origin.maximize or None,
+        "max_train_steps": origin.max_train_steps,
+        "batch_sizes": [point.batch_size],
+        "evaluations": origin.evaluations,
+        "accumulation": origin.accumulation,
+        "precision": origin.precision,
+        "prepend_warmup": origin.prepend_warmup,
+        "keep_checkpoints": origin.keep_checkpoints,
+    }
+    document |= keys | {"space": {"optimizer": {point.optimizer: own}}}
+    document = {key: value for key, value in document.items() if value is not None}
+    return parse_study(document, name, place=name, source=tomli_w.dumps(document))

@@ -1,0 +1,641 @@
+"""Study files: one TOML file per question, validated as a whole.
+
+A hyperparameter's role (S1) follows from how it is written: a single value is *fixed*; a list or a range is
+a *nuisance* hyperparameter, optimized over; batch size, optimizer, lists in [workload_args] and whatever
+`scientific` names are *scientific*, and every combination of their values is a group of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StrictBool,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from ..errors import UserError
+from ..rules.optimizers import RULES
+from ..rules.schedule import DECAYS, longest_warmup, orders_of_magnitude, total_steps
+from ..trial import Group, Point
+
+# What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is said.
+MOST_BYTES = 2**20  # of a file; the longest that ship have 2,000
+MOST_STEPS = 10**7  # of a training: a curve keeps two float64 of each update, 160 MB
+MOST_TRIALS = 10**6  # over all batch sizes and seeds: a plan of these takes seconds
+MOST_GROUPS = 1_000  # of a batch size: each is a row and a panel of the report, and tries its workload
+MOST_BATCH_SIZES = 100  # each is a study of Optuna's and a facet of every plot
+MOST_EXAMPLES = 10**8  # of a batch: of one number each, 400 MB
+MOST_EVALUATIONS = 10**5  # of a training: each is a row in the database
+MOST_VALUES = 10_000  # of one list
+MOST_CHARACTERS = 100  # of a study's name: names of reruns add to it, and file systems end at 255
+LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits; the seeds of repetitions and reruns count on from it
+LARGEST_INTEGER = 2**63 - 1  # what TOML promises to keep
+SMALLEST, LARGEST = 1e-30, 1e30  # of a float: float32 ends at 1e-38 and 3e38, and sweeps are extended by decades
+# A key of so many parts, which no study has: what Python's parser needs for it grows with their square.
+DEEP_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){64}""")
+MOST_LINES = 20  # of a message, a mistake each
+SHOWN_NAMES = 10  # of the hyperparameters that a message lists
+SHOWN = 80  # characters of a value in a message
+
+RESULT_COLUMNS = (
+    *("number", "verdict", "instability", "onset_step", "best_value", "delta", "best_step"),
+    *("initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
+)  # of trials.csv, besides the hyperparameters
+
+
+def shown(value: object) -> str:
+    """A value for a message: as Python writes it, cut to SHOWN characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or tables in tables
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
+
+
+def _scalar(value: Any) -> Any:
+    if not isinstance(value, bool | int | float | str):
+        allowed = "a number, a text, true or false, or a list of these"
+        raise ValueError(f"must be {allowed}, got {shown(value)}")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise ValueError(f"must be an integer of 64 bits, got {shown(value)}")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError("must not be nan")
+    return value
+
+
+def _not_text(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError(f"must be a number, got {shown(value)}")
+    return value
+
+
+def _of_length(least: int, most: int) -> Any:
+    """What a list must be before its items are looked at: pydantic counts only the valid ones."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"must be a list, got {shown(value)}")
+        if not least <= len(value) <= most:
+            raise ValueError(f"must have {least} to {most} values, got {len(value)}")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Of equal values, as 1, 1.0 and true are, each would be a group or a grid point of its own."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"values must differ from one another, got {shown(list(values))}")
+    return values
+
+
+Scalar = Annotated[bool | int | float | str, BeforeValidator(_scalar)]
+NUMBER = BeforeValidator(_not_text)  # pydantic alone takes "8" and true for numbers
+Float = Annotated[float, NUMBER]
+Steps = Annotated[int, Field(gt=0, le=MOST_STEPS), NUMBER]
+Trials = Annotated[int, Field(gt=0, le=MOST_TRIALS), NUMBER]
+BatchSize = Annotated[int, Field(gt=0, le=MOST_EXAMPLES), NUMBER]
+Values = Annotated[
+    tuple[Scalar, ...],
+    _of_length(1, MOST_VALUES),
+    AfterValidator(_different),
+    Field(json_schema_extra={"minItems": 1, "maxItems": MOST_VALUES}),
+]
+Sampler = Literal["halton", "sobol", "grid", "random", "tpe", "gp"]
+ADAPTIVE = (
+    "tpe",
+    "gp",
+)  # these learn from finished trials; the others draw every point before the first training
+
+# What a value must satisfy: the rule in words, and its test.
+VALUE_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "base_lr": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
+    "warmup_steps": ("an integer ≥ 0", lambda v: _number(v) and 0 <= v < math.inf and v == int(v)),
+    "clip_norm": ("a number > 0 (inf = never clip)", lambda v: _number(v) and v > 0),
+    "clip_z": ("a number > 0 (inf = no threshold that follows the norms)", lambda v: _number(v) and v > 0),
+    "decay": (f"one of {', '.join(DECAYS)}", lambda v: v in DECAYS),
+    "weight_decay": ("a number ≥ 0", lambda v: _number(v) and 0 <= v < math.inf),
+    "epsilon": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
+    "momentum": ("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1),
+}
+VALUE_RULES |= dict.fromkeys(("rho", "beta1", "beta2"), VALUE_RULES["momentum"])
+COMMON = ("base_lr", "warmup_steps", "clip_norm", "clip_z", "decay")  # axes that every optimizer has
+DEFAULTS: dict[str, Scalar] = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf, "decay": "constant"}
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _in_reach(value: Any) -> bool:
+    """Whether float32 arithmetic has room for a value; 0 and inf are switches."""
+    return not _number(value) or value in (0, math.inf) or SMALLEST <= value <= LARGEST
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Range(_Strict):
+    """Every number from low to high; `log` spreads points evenly over orders of magnitude."""
+
+    low: Float
+    high: Float
+    log: StrictBool = False
+    points: Annotated[int, Field(ge=2, le=MOST_TRIALS), NUMBER] | None = Field(
+        None, description="How many, for the grid sampler"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.log and self.low <= 0:
+            raise ValueError(f"low > 0 must hold on a log axis, got low={self.low}")
+        if not self.low < self.high < math.inf:
+            raise ValueError(f"low < high < inf must hold, got low={self.low}, high={self.high}")
+        return self
+
+
+class OrdersOfMagnitude(_Strict):
+    """0, 10, 100, ...: every power of ten up to a tenth of max_train_steps (R10)."""
+
+    orders_of_magnitude: Literal[True]
+
+
+# Which form of a value was read: no part of the place of a mistake, and no name that a key can have.
+ORDERS, RANGE, LIST, VALUE = "<orders>", "<range>", "<list>", "<value>"
+FORMS = (ORDERS, RANGE, LIST, VALUE)
+
+
+def _form(value: object) -> str:
+    if isinstance(value, OrdersOfMagnitude) or (isinstance(value, dict) and "orders_of_magnitude" in value):
+        return ORDERS
+    if isinstance(value, Range | dict):
+        return RANGE
+    return LIST if isinstance(value, list | tuple) else VALUE
+
+
+AxisSpec = Annotated[
+    Annotated[OrdersOfMagnitude, Tag(ORDERS)]
+    | Annotated[Range, Tag(RANGE)]
+    | Annotated[Values, Tag(LIST)]
+    | Annotated[Scalar, Tag(VALUE)],
+    Discriminator(_form),
+]
+Axis = Range | tuple[Scalar, ...]  # as used: a range, or the values to choose from (one value: fixed)
+
+
+def ends(axis: Axis) -> tuple[float, float]:
+    """The smallest and the largest value of an axis of numbers."""
+    values = (axis.low, axis.high) if isinstance(axis, Range) else tuple(map(float, axis))
+    return min(values), max(values)
+
+
+class _Axes(_Strict):
+    """Axes whose values are checked against VALUE_RULES."""
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _values(cls, spec: Any, info: ValidationInfo) -> Any:
+        if info.field_name not in VALUE_RULES or spec is None:
+            return spec
+        rule, holds = VALUE_RULES[info.field_name]
+        if isinstance(spec, OrdersOfMagnitude):
+            if info.field_name != "warmup_steps":
+                raise ValueError("orders_of_magnitude is for warmup_steps")
+            return spec
+        values = (spec.low, spec.high) if isinstance(spec, Range) else spec
+        for value in values if isinstance(values, tuple) else (values,):
+            if not holds(value):
+                raise ValueError(f"must be {rule}, got {shown(value)}")
+            if not _in_reach(value):
+                raise ValueError(f"must lie between {SMALLEST:g} and {LARGEST:g}, got {shown(value)}")
+        return spec
+
+
+def _optimizer_model(name: str) -> type[_Axes]:
+    fields: dict[str, Any] = dict.fromkeys((*COMMON, *RULES[name].defaults), (AxisSpec | None, None))
+    return create_model(name, __base__=_Axes, __doc__=f"Ranges of the {name} optimizer's own.", **fields)
+
+
+_Optimizers = create_model(
+    "Optimizers",
+    __base__=_Strict,
+    **{name: (_optimizer_model(name) | None, None) for name in RULES},  # type: ignore[call-overload]
+)
+
+
+class Space(_Axes):
+    """The axes of every optimizer, and each optimizer's own."""
+
+    base_lr: AxisSpec | None = None
+    warmup_steps: AxisSpec | None = None
+    clip_norm: AxisSpec | None = None
+    clip_z: AxisSpec | None = None
+    decay: AxisSpec | None = None
+    optimizer: _Optimizers  # type: ignore[valid-type]
+
+
+class Figure(_Strict):
+    """How the curves of a study are drawn."""
+
+    log_steps: Annotated[
+        StrictBool, Field(description="A logarithmic step axis, on which the first steps have room")
+    ] = False
+    sparse_every: Annotated[int, Field(ge=2, le=MOST_STEPS), NUMBER] | None = Field(
+        default=None, description="Draw the losses once more, at every n-th step: what rare evaluation shows"
+    )
+
+
+def _form_of_argument(value: object) -> str:
+    return LIST if isinstance(value, list | tuple) else VALUE
+
+
+Argument = Annotated[Annotated[Values, Tag(LIST)] | Annotated[Scalar, Tag(VALUE)], Discriminator(_form_of_argument)]
+
+
+class Study(_Strict):
+    """A validated study file. `name` is the file's stem."""
+
+    name: str
+    question: str = ""
+    workload: str = Field(description="Import path of a factory, package.module:factory")
+    workload_args: dict[str, Argument] = Field(
+        default_factory=dict, description="Arguments of the factory; a list is a scientific hyperparameter"
+    )
+    objective: str = Field(description="A metric that evaluate() returns; minimized, unless `maximize` is set")
+    maximize: StrictBool = Field(False, description="A higher value of the objective is better, as of an accuracy")
+    max_train_steps: Steps = Field(description="Optimizer updates of the baseline schedule")
+    batch_sizes: Annotated[
+        tuple[BatchSize, ...],
+        _of_length(1, MOST_BATCH_SIZES),
+        Field(json_schema_extra={"minItems": 1, "maxItems": MOST_BATCH_SIZES}),
+    ]
+    trials: Trials | None = Field(
+        None, description="Configurations per batch size, each trained with every seed; the grid sampler counts its own"
+    )
+    sampler: Sampler = "halton"
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = 0
+    seeds: Trials = Field(1, description="Trials of each configuration, with seed, seed + 1, ... (S9)")
+    evaluations: Annotated[int, Field(gt=0, le=MOST_EVALUATIONS), NUMBER] = Field(
+        50, description="Evaluations per trial, at regular step intervals"
+    )
+    accumulation: BatchSize = Field(
+        1,
+        description="Passes whose gradients are averaged for one update; batch sizes count examples per update",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        "float32", description="bfloat16: torch.autocast of loss and evaluation; parameters stay as they are"
+    )
+    prepend_warmup: StrictBool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
+    divergence: StrictBool = Field(
+        True,
+        description="false: a training loss that starts near 0 or grows by design (annealed KL, curriculum, policy "
+        "gradient, GAN) is no sign of divergence; only values that are not finite and evaluations are",
+    )
+    stop_after: Steps | None = Field(
+        None, description="Updates after which every trial ends, short of its schedule: a screening run (R9)"
+    )
+    keep_checkpoints: Trials | None = Field(
+        None, description="Checkpoints kept at each batch size, those of the best trials; default: all"
+    )
+    scientific: Annotated[
+        tuple[str, ...],
+        _of_length(0, MOST_VALUES),
+        AfterValidator(_different),
+    ] = Field((), description="Axes whose effect is the question, besides the optimizer")
+    space: Space
+    figure: Figure = Figure()
+    source: str = Field("", exclude=True, repr=False, description="The file's text, comments and all")
+
+    @field_validator("max_train_steps", "seed", "seeds", mode="before")
+    @classmethod
+    def _never_an_axis(cls, value: object) -> object:
+        if isinstance(value, list | dict):
+            raise ValueError(f"is never an axis (S8): give one number, got {shown(value)}")
+        return value
+
+    @field_validator("workload", mode="after")
+    @classmethod
+    def _import_path(cls, path: str) -> str:
+        module, _, factory = path.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), factory)):
+            raise ValueError(f"must be package.module:factory, got {shown(path)}")
+        return path
+
+    @property
+    def direction(self) -> Literal["minimize", "maximize"]:
+        """Which values of the objective are better, in Optuna's words."""
+        return "maximize" if self.maximize else "minimize"
+
+    @property
+    def evaluate_every(self) -> int:
+        """Updates between two evaluations (S10)."""
+        return math.ceil(self.max_train_steps / self.evaluations)
+
+    def updates(self, point: Point) -> int:
+        """Updates of a trial: its whole schedule, or as many as `stop_after` allows."""
+        whole = total_steps(point, self.max_train_steps, self.prepend_warmup)
+        return min(whole, self.stop_after or whole)
+
+    @property
+    def optimizers(self) -> list[str]:
+        return [name for name in RULES if getattr(self.space.optimizer, name) is not None]
+
+    def axes(self, optimizer: str) -> dict[str, Axis]:
+        """Every axis of an optimizer by name, fixed ones included; its own table wins over the common one."""
+        own = getattr(self.space.optimizer, optimizer)
+        specs: dict[str, Axis] = {}
+        for name in (*COMMON, *RULES[optimizer].defaults):
+            candidates = (getattr(own, name), getattr(self.space, name, None), DEFAULTS.get(name))
+            spec = next((candidate for candidate in candidates if candidate is not None), None)
+            if spec is not None:
+                specs[name] = self._resolve(spec)
+        return specs
+
+    def is_common(self, optimizer: str, name: str) -> bool:
+        """Whether an optimizer takes an axis from [space], having none of its own."""
+        own = getattr(self.space.optimizer, optimizer)
+        return getattr(self.space, name, None) is not None and getattr(own, name) is None
+
+    def _resolve(self, spec: Any) -> Axis:
+        if isinstance(spec, OrdersOfMagnitude):
+            return tuple(orders_of_magnitude(self.max_train_steps))
+        return spec if isinstance(spec, Range | tuple) else (spec,)
+
+    @property
+    def ranges(self) -> dict[str, dict[str, tuple[float, float, bool]]]:
+        """The bounds of every range, as (low, high, log), by optimizer and axis."""
+        return {
+            optimizer: {
+                name: (axis.low, axis.high, axis.log)
+                for name, axis in self.axes(optimizer).items()
+                if isinstance(axis, Range)
+            }
+            for optimizer in self.optimizers
+        }
+
+    @property
+    def scientific_workload_args(self) -> tuple[str, ...]:
+        return tuple(name for name, value in self.workload_args.items() if isinstance(value, tuple))
+
+    @property
+    def scientific_names(self) -> tuple[str, ...]:
+        """The scientific hyperparameters besides batch size and optimizer."""
+        return self.scientific + self.scientific_workload_args
+
+    def group_count(self) -> int:
+        """How many groups each batch size has, without making them."""
+        arguments = math.prod(len(_values(self.workload_args[name])) for name in self.scientific_workload_args)
+        return sum(self._combinations(self.axes(optimizer)) for optimizer in self.optimizers) * arguments
+
+    def _combinations(self, axes: Mapping[str, Axis]) -> int:
+        return math.prod(grid_size(axes[name]) for name in self.scientific)
+
+    def planned_trials(self) -> int:
+        """How many trials the study plans in all, without making a plan."""
+        if self.trials is None:
+            arguments = math.prod(len(_values(value)) for value in self.workload_args.values())
+            axes = (self.axes(optimizer).values() for optimizer in self.optimizers)
+            each = sum(math.prod(map(grid_size, own)) for own in axes) * arguments
+        else:
+            each = self.trials
+        return each * len(self.batch_sizes) * self.seeds
+
+    def groups(self, batch_size: int) -> list[Group]:
+        """One group per optimizer and combination of scientific values, in a fixed order."""
+        return [
+            Group(batch_size, optimizer, tuple(zip(self.scientific_names, values, strict=True)))
+            for optimizer in self.optimizers
+            for values in itertools.product(
+                *(self.axes(optimizer)[name] for name in self.scientific),
+                *(self.workload_args[name] for name in self.scientific_workload_args),
+            )
+        ]
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Mistakes that concern several keys at once, as (key, what is wrong)."""
+        if not self.optimizers:
+            yield "space.optimizer", f"needs at least one of {', '.join(RULES)}"
+        if len(set(self.batch_sizes)) < len(self.batch_sizes):
+            yield "batch_sizes", f"must differ from one another, got {list(self.batch_sizes)}"
+        if (self.trials is None) != (self.sampler == "grid"):
+            yield (
+                "trials",
+                ("is required" if self.trials is None else "the grid sampler counts its own points: remove trials"),
+            )
+        yield from self._shadowing()
+        uneven = [size for size in self.batch_sizes if size % self.accumulation]
+        if uneven:
+            yield "accumulation", f"must divide every batch size, got {self.accumulation} for {uneven}"
+        complete = True
+        for optimizer in self.optimizers:
+            for mistake in self._problems_of(optimizer):
+                complete = False
+                yield mistake
+        if complete and self.optimizers:
+            yield from self._too_many()
+
+    def _shadowing(self) -> Iterator[tuple[str, str]]:
+        """Arguments of the workload that stand in the same tables as something else of that name."""
+        own = {"optimizer", "seed"}  # batch_size: advice.py
+        own |= {name for optimizer in self.optimizers for name in self.axes(optimizer)}
+        for name in sorted(self.workload_args):
+            if name in own:
+                yield f"workload_args.{name}", "is also a hyperparameter of this study; rename the factory's argument"
+            if name in RESULT_COLUMNS:
+                yield f"workload_args.{name}", "is also a column of trials.csv; rename the factory's argument"
+
+    def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
+        axes, place = self.axes(optimizer), f"space.optimizer.{optimizer}"
+        if "base_lr" not in axes:
+            yield f"{place}.base_lr", "is required (here, or in [space] for every optimizer)"
+        largest, longest = ends(axes["warmup_steps"])[1], longest_warmup(self.max_train_steps)
+        if largest > longest:
+            yield (
+                f"{place}.warmup_steps",
+                f"must not exceed 10 % of max_train_steps = {longest} (R10), got {largest:g}",
+            )
+        for name in self.scientific:
+            if not isinstance(axes.get(name), tuple):
+                yield "scientific", f"{shown(name)} must be a list of values for {optimizer}"
+        for name, axis in axes.items():
+            if self.sampler == "grid" and isinstance(axis, Range) and axis.points is None:
+                yield f"{place}.{name}", "the grid sampler needs the number of points of a range"
+
+    def _too_many(self) -> Iterator[tuple[str, str]]:
+        """Counted before anything of that many is made."""
+        groups, planned = self.group_count(), self.planned_trials()
+        if groups > MOST_GROUPS:
+            names = ", ".join(("optimizer", *self.scientific_names[:SHOWN_NAMES]))
+            yield (
+                "scientific",
+                f"the values of {names} make {shown(groups)} groups per batch size, of at most {MOST_GROUPS}: "
+                "give shorter lists",
+            )
+        elif self.trials is not None and self.trials < groups:
+            yield (
+                "trials",
+                f"must be at least the number of groups per batch size, {groups}, got {self.trials}",
+            )
+        if planned > MOST_TRIALS:
+            key = "sampler" if self.trials is None else "trials"
+            yield (
+                key,
+                f"batch sizes × configurations × seeds must be at most {MOST_TRIALS} trials, got {shown(planned)}",
+            )
+        if self.seed + self.seeds > LARGEST_SEED:
+            yield (
+                "seed",
+                f"seed + seeds must be at most {LARGEST_SEED}, got {self.seed} + {self.seeds}",
+            )
+
+
+def _values(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def grid_size(axis: Axis) -> int:
+    """How many values a grid takes of an axis."""
+    return (axis.points or 1) if isinstance(axis, Range) else len(axis)
+
+
+def load_study(path: str | Path, name: str = "") -> Study:
+    """Read and validate a study file; its stem names the study, unless `name` does.
+
+    Raises UserError with one line per mistake: file: key: rule, value.
+    """
+    path = Path(path)
+    text = _read(path)
+    if not name:
+        _check_name(path)
+    try:
+        document = tomllib.loads(text) if not DEEP_KEY.search(text) else None
+    except RecursionError:
+        document = None
+    except ValueError as error:  # TOMLDecodeError, or what Python says of an integer too long for it
+        raise UserError(f"{path}: is not valid TOML: {error}") from error
+    if document is None:
+        raise UserError(f"{path}: is no study file: tables or lists are nested too deeply")
+    return parse_study(document, name or path.stem, place=str(path), source=text)
+
+
+def _check_name(path: Path) -> None:
+    """Raise UserError unless a file's stem can name a results folder and studies in a database."""
+    name = path.stem
+    rule = ""
+    if not name.isprintable() or any(sign in name for sign in "\\?#"):
+        rule = "must not have control characters, \\, ? or #, nor what is not UTF-8"
+    elif name.startswith("."):
+        rule = "must not begin with a dot"
+    elif len(name) > MOST_CHARACTERS:
+        rule = f"must have at most {MOST_CHARACTERS} characters"
+    if rule:
+        raise UserError(
+            f"{shown(str(path))}: the file's name without .toml names the results folder: it {rule}, got {shown(name)}"
+        )
+
+
+def _read(path: Path) -> str:
+    """The text of a study file. Raises UserError unless it is a file, of UTF-8 and of at most MOST_BYTES."""
+    try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"{path}: cannot be read: it is a device or a pipe; give a file")
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: is no study file: it has more than {MOST_BYTES} bytes")
+    try:
+        text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not valid TOML: it must be UTF-8, and byte {error.start} is not") from error
+    return text.replace("\r\n", "\n")
+
+
+def parse_study(document: Mapping[str, Any], name: str, place: str, source: str = "") -> Study:
+    """Validate a study file's content; `place` names it in messages. Raises UserError as load_study."""
+    own = sorted(document.keys() & {"name", "source"})
+    lines = [f"{key}: unknown key; the file's name is the study's name" for key in own]
+    try:
+        study = Study.model_validate({**document, "name": name, "source": source})
+    except ValidationError as error:
+        lines += [_explain(detail) for detail in error.errors()]
+    else:
+        lines += [f"{key}: {message}" for key, message in study.problems()]
+    if lines:
+        rest = len(lines) - MOST_LINES
+        more = [f"and {rest} mistakes more"] if rest > 0 else []
+        raise UserError("\n".join(f"{place}: {line}" for line in [*lines[:MOST_LINES], *more]))
+    return study
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a study file, for editors."""
+    result = Study.model_json_schema()
+    del result["properties"]["name"], result["properties"]["source"]
+    result["required"].remove("name")
+    return result
+
+
+def _explain(detail: Any) -> str:
+    """One pydantic error as `key: rule, value`."""
+    keys = [shown(part) if len(str(part)) > SHOWN else str(part) for part in detail["loc"] if part not in FORMS]
+    place, kind = ".".join(keys), detail["type"]
+    if kind == "extra_forbidden":
+        return f"{place}: {_unknown_key(keys)}"
+    if kind == "missing":
+        return f"{place}: is required"
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{place}: {message}" if kind == "value_error" else f"{place}: {message}, got {shown(detail['input'])}"
+
+
+def _unknown_key(keys: list[str]) -> str:
+    *parents, key = keys
+    if key in ("max_train_steps", "seed", "seeds"):
+        return "is never an axis (S8): it stands at the top of the file, with one value"
+    if key in ("batch_size", "batch_sizes"):
+        return "every batch size is tuned on its own (R20): list them in batch_sizes at the top of the file"
+    match parents:
+        case []:
+            known = [name for name in Study.model_fields if name not in ("name", "source")]
+        case ["space"]:
+            known = list(Space.model_fields)
+        case ["space", "optimizer"]:
+            known = list(RULES)
+        case ["space", "optimizer", optimizer]:
+            known = [*COMMON, *RULES[optimizer].defaults]
+        case ["figure"]:
+            known = list(Figure.model_fields)
+        case _:
+            known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
+    nearest = difflib.get_close_matches(key, known, n=1)
+    return f"unknown key; did you mean {nearest[0]!r}?" if nearest else f"unknown key; known are {', '.join(known)}"
+
+
+def refuse_maximized(study: Study, command: str) -> None:
+    """Raise UserError for a command whose statistics take lower for better, if a study is maximized."""
+    if study.maximize:
+        raise UserError(
+            f"{study.name}: maximize: `tunewright {command}` cannot do with an objective that is maximized: let "
+            "evaluate() return one that is better when lower, as 1 − accuracy, and leave maximize out"
+        )

@@ -1,0 +1,192 @@
+"""The objective's evaluations as evidence: what the training loss does not tell, and where it is no measure."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import curve_of
+
+from tunewright.search.judge.evaluations import evaluated
+from tunewright.search.judge.verdict import hopeless, judge
+from tunewright.search.trial import Curve
+
+STEPS = 400
+GOOD = np.geomspace(2.3, 0.3, 21)
+RNG = np.random.default_rng(0)
+FALLS = 0.1 + 2.2 * np.exp(-np.arange(STEPS) / 60) + 0.02 * RNG.standard_normal(STEPS)
+SLOW = 2.3 - 0.4 * (1 - np.exp(-np.arange(STEPS) / 30))
+RETURNS = np.concatenate([FALLS[:200], np.full(200, 2.3)])
+
+
+def of(loss, values, chance=2.3):
+    return curve_of(loss, chance, values=np.asarray(values, float))
+
+
+def test_a_loss_at_chance_is_no_collapse_where_the_objective_was_learned_and_kept():
+    """Schedule-free optimizers take the training loss at other weights than those that are evaluated."""
+    assert judge(of(RETURNS, np.full(21, 2.3))).outcome == "collapsed"
+    verdict = judge(of(RETURNS, GOOD))
+    assert (verdict.outcome, verdict.instability) == ("feasible", "mid_training")
+    assert "the objective was learned (2.3 to 0.332), though loss stays at 2.3" in verdict.evidence
+    assert "divergence = false" in verdict.evidence
+
+
+def test_a_healthy_loss_is_no_training_where_the_objective_lost_half_of_what_it_had_learned():
+    verdict = judge(of(SLOW, [*GOOD[:11], *np.linspace(0.8, 2.0, 10)]))
+    assert verdict.outcome == "collapsed"
+    assert "lost more than half" in verdict.evidence
+    verdict = judge(of(SLOW, [*GOOD[:11], *np.linspace(0.8, 7.0, 10)]))
+    assert verdict.outcome == "diverged"
+    assert "ended worse than the untrained model" in verdict.evidence
+
+
+def test_overfitting_is_no_divergence():
+    """The training loss goes on to fall: its best checkpoint is kept, and the curve has a flag (S6)."""
+    memorized = 2.3 * np.exp(-np.arange(STEPS) / 60)
+    values = [*np.linspace(2.3, 1.5, 6), *np.linspace(1.6, 6.0, 15)]
+    assert judge(of(memorized, values)).feasible
+
+
+@pytest.mark.parametrize("first_bad", [0, 1, 10, 20])
+def test_an_objective_that_ends_as_nan_is_said_and_counts(first_bad):
+    values = GOOD.copy()
+    values[first_bad:] = math.nan
+    verdict = judge(of(FALLS, values))
+    assert verdict.outcome == "non_finite"
+    assert verdict.onset_step == first_bad * 20
+    assert f"the objective is nan or infinite from step {first_bad * 20} on" in verdict.evidence
+
+
+def test_an_objective_that_was_nan_for_a_while_is_said():
+    values = GOOD.copy()
+    values[[4, 5]] = math.nan, math.inf
+    verdict = judge(of(FALLS, values))
+    assert (verdict.outcome, verdict.instability) == ("feasible", "none")
+    assert "2 evaluations were nan or infinite" in verdict.evidence
+
+
+def test_an_objective_may_be_maximized():
+    accuracy = np.linspace(0.1, 0.9, 21)
+    assert evaluated(of(FALLS, accuracy), maximize=True).state == "learned"
+    assert judge(of(RETURNS, accuracy), maximize=True).feasible
+    assert judge(of(RETURNS, accuracy)).outcome == "collapsed"
+    falls = [*accuracy, *np.linspace(0.85, 0.1, 20)]
+    verdict = judge(of(SLOW, falls), maximize=True)
+    assert verdict.outcome == "collapsed"
+    assert "0.1 untrained, 0.86 at its best" in verdict.evidence
+
+
+def test_the_objective_is_named_or_the_only_metric():
+    curve = of(RETURNS, GOOD)
+    two = replace(curve, metrics={"value": GOOD, "other": np.full(21, 2.3)})
+    assert judge(curve).feasible
+    assert judge(two).outcome == "collapsed"
+    assert judge(two, "value").feasible
+    assert judge(two, "other").outcome == "collapsed"
+
+
+@pytest.mark.parametrize("values", [[0.9], [0.9, 0.88], 0.9 + 0.02 * RNG.standard_normal(50), np.full(50, 0.9)])
+def test_evaluations_that_hardly_change_are_no_evidence(values):
+    assert evaluated(of(FALLS, values)).state == "unknown"
+    assert judge(of(FALLS, values)).feasible
+    assert judge(of(RETURNS, values)).outcome == "collapsed"
+
+
+def test_a_curve_that_was_logged_rarely_is_judged_with_the_steps_of_its_evaluations():
+    every = 100
+    curve = replace(of(RETURNS, GOOD), eval_step=np.linspace(0, STEPS * every, 21).astype(np.int64))
+    assert judge(curve).feasible
+
+
+def test_a_log_without_gradient_norms_is_judged():
+    assert judge(replace(of(FALLS, GOOD), grad_norm=np.empty(0))).feasible
+    assert judge(replace(of(RETURNS, np.full(21, 2.3)), grad_norm=np.empty(0))).outcome == "collapsed"
+
+
+def test_without_divergence_a_loss_may_grow_by_design():
+    """Annealed KL: the loss starts near 0 and grows while the model learns."""
+    grows = np.concatenate([np.full(20, 0.01), np.linspace(0.01, 12, 180), np.full(200, 12.0)])
+    flat = np.full(21, 0.9)
+    assert judge(of(grows, flat, math.nan)).outcome == "diverged"
+    assert not judge(of(grows, flat, math.nan), divergence=False).infeasible
+    assert judge(of(grows, flat, math.nan), divergence=False).instability == "none"
+    assert not hopeless(of(grows, flat, math.nan), divergence=False)
+    assert judge(of(grows, [*GOOD[:10], *np.full(11, math.nan)]), divergence=False).outcome == "non_finite"
+    assert judge(of(np.append(grows, math.nan), flat), divergence=False).outcome == "non_finite"
+
+
+# --- online -------------------------------------------------------------------------------------------------
+
+levels = st.sampled_from([0.1, 1.0, 2.0, 2.3, 2.6, 5.0, 40.0, 1e4])
+parts = st.lists(st.tuples(levels, st.integers(5, 250)), min_size=1, max_size=5)
+
+
+@st.composite
+def trainings(draw):
+    """Losses that stay at a few levels one after the other, and evaluations of their own."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    level = np.concatenate([np.full(count, value) for value, count in draw(parts)])
+    loss = level * np.exp(draw(st.sampled_from([0.01, 0.1, 0.5])) * rng.standard_normal(len(level)))
+    ends = draw(st.sampled_from([0.1, 0.85, 0.9, 2.0, math.nan]))
+    every = draw(st.sampled_from([10, 50, 1000]))
+    eval_step = np.unique([*range(0, len(loss), every), len(loss)])
+    values = np.concatenate([[0.9], np.full(len(eval_step) - 1, ends)])
+    chance = draw(st.sampled_from([2.3, math.nan]))
+    return Curve(loss, np.ones_like(loss), eval_step, {"value": values}, len(loss), chance)
+
+
+def until(curve, step):
+    done = curve.eval_step <= step
+    metrics = {name: values[done] for name, values in curve.metrics.items()}
+    return replace(
+        curve,
+        loss=curve.loss[:step],
+        grad_norm=curve.grad_norm[:step],
+        eval_step=curve.eval_step[done],
+        metrics=metrics,
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(trainings())
+def test_whatever_is_stopped_is_judged_infeasible_and_was_not_learned(curve):
+    for step in range(20, len(curve.loss) + 1, 20):
+        stopped = until(curve, step)
+        if hopeless(stopped):
+            assert judge(stopped).infeasible
+            assert evaluated(stopped).state != "learned"
+            break
+
+
+def test_nothing_is_stopped_before_an_evaluation_agrees():
+    blown = np.concatenate([FALLS[:100], np.full(300, 50.0)])
+    once = of(blown, [2.3, 2.3])
+    assert not any(hopeless(until(once, step)) for step in range(20, STEPS, 20))
+    often = of(blown, np.full(21, 2.3))
+    assert any(hopeless(until(often, step)) for step in range(20, STEPS, 20))
+    learned = of(blown, GOOD)
+    assert not any(hopeless(until(learned, step)) for step in range(20, STEPS + 1, 20))
+
+
+@pytest.mark.parametrize("steps", [12, 40, 100, 400])
+@pytest.mark.parametrize("nudge", [-0.002, 0.0, 0.002])
+@pytest.mark.parametrize("ended", [1.1, 1.5, 3.0])
+def test_a_loss_that_falls_while_validation_only_rises_is_overfitting_in_runs_of_any_length(steps, nudge, ended):
+    """Whether the first evaluation is a little better than the untrained model, or a little worse, decides nothing."""
+    noise = np.random.default_rng(0).chisquare(8, steps) / 8  # squared errors of a batch of 8
+    loss = 1.4 * np.geomspace(1.0, 0.3, steps) * noise
+    values = np.array([1.0, 1.0 + nudge, *np.linspace(1.0, ended, 4)[1:]])
+    at = np.linspace(0, steps, len(values)).astype(np.int64)
+    verdict = judge(Curve(loss, np.ones(steps), at, {"val": values}, steps, 1.4))
+    assert verdict.outcome == "feasible", verdict
+
+
+@pytest.mark.parametrize("steps", [12, 40, 100, 400])
+def test_a_loss_that_stands_still_while_validation_rises_is_no_overfitting(steps):
+    values = np.array([1.0, 1.0, 1.5, 2.0, 2.5, 3.0])
+    at = np.linspace(0, steps, len(values)).astype(np.int64)
+    verdict = judge(Curve(np.full(steps, 1.4), np.ones(steps), at, {"val": values}, steps, 1.4))
+    assert verdict.outcome == "diverged", verdict

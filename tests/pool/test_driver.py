@@ -1,0 +1,300 @@
+"""Whatever interrupts a run, the same command ends with the table that an uninterrupted run gives."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from operator import attrgetter
+
+import optuna
+import pytest
+from filelock import FileLock
+
+from tunewright.search.cli import main
+from tunewright.search.errors import UserError
+from tunewright.search.pool.driver import Driver
+from tunewright.search.pool.progress import Progress
+from tunewright.search.run import run_studies, run_study
+from tunewright.search.store.files import name_of
+from tunewright.search.store.storage import create_store
+from tunewright.search.study.study import load_study
+
+STUDY = """
+question = "Does it run?"
+workload = "tunewright.models.digits:mlp"
+objective = "val_loss"
+max_train_steps = {steps}
+batch_sizes = [16, 64]
+trials = {trials}
+[space]
+clip_norm = [inf, 1.0]
+[space.optimizer.momentum]
+base_lr = {{ low = 1e-3, high = 100.0, log = true }}
+[space.optimizer.adam]
+base_lr = {{ low = 1e-5, high = 1.0, log = true }}
+"""
+LINE = """
+import itertools
+import os
+import torch
+
+class Line:
+    def __init__(self, fault):
+        self.fault = fault
+        self.steps = 0
+
+    def build_model(self, seed):
+        return torch.nn.Linear(1, 1)
+
+    def train_batches(self, batch_size, seed):
+        return itertools.repeat((torch.ones(batch_size, 1), torch.ones(batch_size, 1)))
+
+    def loss(self, model, batch):
+        self.steps += 1
+        if self.steps > 3 and self.fault == "raise":
+            raise RuntimeError("no luck in step 3")
+        if self.steps > 3 and self.fault == "kill":
+            os.kill(os.getpid(), 9)
+        return ((model(batch[0]) - batch[1]) ** 2).mean()
+
+    def evaluate(self, model):
+        with torch.no_grad():
+            return {"val_loss": self.loss(model, (torch.ones(1, 1), torch.ones(1, 1)))}
+
+def line(fault="none"):
+    return Line(fault)
+"""
+NOT_A_RESULT = ("seconds",)
+RUN = ("--workers", 2, "--slots", 2)  # of a stated engine: one that a stopwatch chose may differ from run to run
+
+
+@pytest.fixture
+def study_file(tmp_path):
+    def write(steps=150, trials=6, name="small", text=STUDY):
+        path = tmp_path / f"{name}.toml"
+        path.write_text(text.format(steps=steps, trials=trials))
+        return path
+
+    return write
+
+
+def rows(folder):
+    """trials.csv without what may differ between two runs of the same study."""
+    with (folder / "trials.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if k not in NOT_A_RESULT} for row in csv.DictReader(file)]
+
+
+def command(*arguments, cwd, **options):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tunewright.search.cli", *map(str, arguments)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have ignored it
+        **options,
+    )
+
+
+def finish(process, seconds=120):
+    out, err = process.communicate(timeout=seconds)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A study of longer trials, and the table of its uninterrupted run."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    path = folder / "small.toml"
+    path.write_text(STUDY.format(steps=600, trials=8))
+    assert finish(command("run", path, *RUN, cwd=folder))[0] == 0
+    return path, rows(folder / "results" / "small")
+
+
+def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three_workers(study_file, tmp_path):
+    study = load_study(study_file())
+    one = run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
+    three = run_study(study, results=tmp_path / "three", workers=3, slots=1, progress=False)
+    assert len(one) == len(three) == 12
+    assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
+    assert all(a.curve == b.curve for a, b in zip(one, three, strict=True))
+    assert {t.verdict.outcome for t in one} > {"feasible"}
+    names = {p.name for p in (tmp_path / "one" / "small").iterdir()}
+    assert {"study.toml", "study.db", "trials.csv", "summary.json", "environment.json", "curves"} <= names
+    assert len(list((tmp_path / "one" / "small" / "checkpoints").iterdir())) == 12
+    again = time.time()
+    run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
+    assert all(p.stat().st_mtime < again for p in (tmp_path / "one" / "small" / "curves").iterdir())
+
+
+def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_and_are_recorded(study_file, tmp_path):
+    study = load_study(study_file(trials=12))
+    for name, workers, slots in (("one", 1, 8), ("three", 3, 3)):
+        run_study(study, results=tmp_path / name, workers=workers, slots=slots, progress=False)
+        environment = json.loads((tmp_path / name / "small" / "environment.json").read_text())
+        engines = [engine for of in environment["engines"].values() for engine in of.values()]
+        forced = {"stacked": True, "slots": slots, "reason": "forced", "threads": 1, "measured": False}
+        assert engines == [forced | {"compiled": False}] * 2
+    assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
+
+
+def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file, tmp_path):
+    study = load_study(study_file(trials=24, steps=20_000))
+    (store,) = [create_store(study, tmp_path)]
+    driver = Driver([store], 1, "cpu", None, None, None)
+    driver.show = Progress([store], shown=False)
+    missing = driver.missing()
+    engines = driver.engines(missing)
+    assert [engine.measured for engine in engines] == [True, True]  # which is faster is the machine's to say
+    assert all("updates/s" in engine.reason for engine in engines)
+    driver.pool = None  # measured once only
+    assert driver.engines(missing) == engines
+    driver.compiled = False
+    assert driver.engines(missing) == engines
+    driver.compiled = True  # asked for: to be tried
+    assert driver.before(*missing[0]) is None
+
+
+def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):
+    path = study_file()
+    path.write_text("keep_checkpoints = 2\n" + path.read_text())
+    trials = run_study(load_study(path), results=tmp_path, workers=1, slots=8, progress=False)
+    ranking = sorted((trial for trial in trials if trial.feasible), key=attrgetter("best_value"))
+    best = [name_of(t.point) for size in (16, 64) for t in [t for t in ranking if t.point.batch_size == size][:2]]
+    kept = (tmp_path / "small" / "checkpoints").iterdir()
+    assert sorted(file.name for file in kept) == sorted(f"{name}.safetensors" for name in best)
+
+
+def test_two_studies_share_one_pool(study_file, tmp_path):
+    studies = [load_study(study_file(trials=2, name=name)) for name in ("a", "b")]
+    stores = run_studies(studies, results=tmp_path / "r", workers=2, progress=False)
+    assert [len(rows(store.folder)) for store in stores] == [4, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9 of the driver"])
+def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, number):
+    path, want = uninterrupted
+    folder = tmp_path / "again" / "small"
+    first = command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
+    wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 3, first)
+    os.kill(first.pid, number)
+    status, _, err = finish(first)
+    if number == signal.SIGINT:
+        assert status == 1
+        assert "the same command goes on from here" in err
+        assert "Traceback" not in err
+    kept = set((folder / "curves").glob("*.npz"))
+    assert 3 <= len(kept) < 16
+    before = {p: p.stat().st_mtime_ns for p in kept}
+    states = {t.state for name in (16, 64) for t in optuna_trials(folder, name)}
+    assert states == {optuna.trial.TrialState.COMPLETE}
+    status, _, err = finish(command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path))
+    assert status == 0, err
+    assert rows(folder) == want
+    assert {p: p.stat().st_mtime_ns for p in kept} == before
+    assert sum(len(optuna_trials(folder, name)) for name in (16, 64)) == 16
+
+
+def test_a_killed_worker_loses_no_finished_trial(uninterrupted, tmp_path):
+    path, want = uninterrupted
+    folder = tmp_path / "again" / "small"
+    run = command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
+    wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 3, run)
+    os.kill(workers_of(run.pid)[0], signal.SIGKILL)
+    status, _, err = finish(run)
+    assert status == 0, err
+    assert rows(folder) == want
+    assert sum(len(optuna_trials(folder, name)) for name in (16, 64)) == 16
+
+
+def optuna_trials(folder, batch_size):
+    url = f"sqlite:///{folder / 'study.db'}"
+    return optuna.load_study(study_name=f"small/batch_size={batch_size}", storage=url).trials
+
+
+def wait_until(condition, process, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def workers_of(pid):
+    """Processes below a driver that load torch: its training workers."""
+    children = subprocess.run(["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    found = [line.split(None, 2) for line in children.stdout.splitlines()]
+    return [int(p) for p, parent, args in found if int(parent) == pid and "LokyProcess" in args]
+
+
+FAULTY = """
+workload = "line_workload:line"
+objective = "val_loss"
+max_train_steps = 20
+batch_sizes = [4]
+trials = 4
+evaluations = 2
+[workload_args]
+fault = ["none", "{fault}"]
+[space.optimizer.sgd]
+base_lr = {{ low = 1e-3, high = 0.1, log = true }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"), [("raise", "RuntimeError: no luck in step 3"), ("kill", "killed 3 times")]
+)
+def test_crashed_trials_are_told_as_such_and_the_others_go_on(tmp_path, fault, reason):
+    (tmp_path / "line_workload.py").write_text(LINE)
+    (tmp_path / "faulty.toml").write_text(FAULTY.format(fault=fault))
+    status, out, err = finish(command("run", "faulty.toml", "--workers", 2, cwd=tmp_path))
+    assert status == 1
+    assert "2 of 4 trials crashed" in err
+    folder = tmp_path / "results" / "faulty"
+    table = rows(folder)
+    assert sorted(row["verdict"] for row in table) == ["crashed", "crashed", "feasible", "feasible"]
+    assert all(reason in row["reason"] for row in table if row["verdict"] == "crashed")
+    assert all(row["fault"] == fault for row in table if row["verdict"] == "crashed")
+    if fault == "raise":
+        assert "no luck in step 3" in (folder / "crashed.log").read_text()
+        assert "line_workload.py" in (folder / "crashed.log").read_text()
+    (summary,) = [s for s in json.loads((folder / "summary.json").read_text()) if s["scientific"]["fault"] == fault]
+    assert (summary["crashed"], summary["infeasible"]) == (2, 0)
+    assert "report.html" in out
+
+
+def test_a_folder_that_another_run_writes_to_is_left_alone(study_file, tmp_path):
+    study = load_study(study_file(trials=2))
+    (tmp_path / "small").mkdir()
+    with FileLock(tmp_path / "small" / ".lock"), pytest.raises(UserError, match="another run is writing here"):
+        run_studies([study], results=tmp_path, workers=1, progress=False)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_adaptive_studies_are_the_same_for_any_number_of_workers(study_file, tmp_path, sampler):
+    path = study_file(trials=18, steps=20, text=f'sampler = "{sampler}"\n' + STUDY)
+    path.write_text(path.read_text().replace("[16, 64]", "[64]"))
+    for workers in (1, 2):
+        run_study(load_study(path), results=tmp_path / str(workers), workers=workers, progress=False)
+    assert rows(tmp_path / "1" / "small") == rows(tmp_path / "2" / "small")
+    assert len(rows(tmp_path / "1" / "small")) == 18
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("digits:mlp", "digits:mpl"), "workload: 'tunewright.models.digits' has no 'mpl'"),
+        (("val_loss", "val_eror"), "objective: evaluate() returns val_error, val_loss; got 'val_eror'"),
+        (("[16, 64]", "[16, 100000]"), "train_batches(batch_size=100000) raised ValueError"),
+    ],
+)
+def test_a_study_that_cannot_run_is_refused_before_anything_is_written(study_file, tmp_path, capsys, change, message):
+    path = study_file()
+    path.write_text(path.read_text().replace(*change))
+    assert main(["run", str(path), "--results", str(tmp_path / "results")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()

@@ -1,0 +1,117 @@
+"""Every rule against a float64 transcription of its formula, and against torch where torch's is the same."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tunewright.search.rules.optimizers import RULES, coefficients
+
+T, P = 30, 5
+ETAS = 0.05 * (1 + np.arange(T)) / T
+
+
+def gradients(theta, step):
+    """A gradient that depends on the parameters, so that an error anywhere is carried on."""
+    return np.sin(theta * (1 + np.arange(P))) + 0.1 * step * np.cos(theta)
+
+
+def formula(name, own, theta):
+    """Playbook, "What are the update rules …" (R21), one parameter vector, plain NumPy."""
+    v = np.ones(P) if name == "rmsprop" else np.zeros(P)
+    m = np.zeros(P)
+    for t, eta in enumerate(ETAS):
+        g = gradients(theta, t)
+        if name == "sgd":
+            theta = theta - eta * g
+        elif name in ("momentum", "nesterov"):
+            v = own["momentum"] * v + g
+            theta = theta - eta * (v if name == "momentum" else own["momentum"] * v + g)
+        elif name == "rmsprop":
+            v = own["rho"] * v + (1 - own["rho"]) * g**2
+            m = own["momentum"] * m + eta * g / np.sqrt(v + own["epsilon"])
+            theta = theta - m
+        else:
+            b1, b2, epsilon = own["beta1"], own["beta2"], own["epsilon"]
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            b = math.sqrt(1 - b2 ** (t + 1)) / (1 - b1 ** (t + 1))
+            if name == "adam":
+                theta = theta - eta * m / (np.sqrt(v) + epsilon) * b
+            elif name == "nadam":
+                theta = theta - eta * (b1 * m + (1 - b1) * g) / (np.sqrt(v) + epsilon) * b
+            else:
+                m_hat, v_hat = m / (1 - b1 ** (t + 1)), v / (1 - b2 ** (t + 1))
+                theta = theta - eta * own["weight_decay"] * theta
+                theta = theta - eta * m_hat / (np.sqrt(v_hat) + epsilon)
+    return theta
+
+
+def stacked(name, owns, starts):
+    """The rule of the library on several rows at once, each with its own hyperparameters."""
+    theta = torch.tensor(np.stack(starts))
+    state = {key: torch.full_like(theta, value) for key, value in RULES[name].state.items()}
+    tables = [coefficients(name, own, ETAS) for own in owns]
+    for t in range(T):
+        g = torch.tensor(np.stack([gradients(row, t) for row in theta.numpy()]))
+        columns = {key: torch.tensor([[table[key][t]] for table in tables]) for key in tables[0]}
+        RULES[name].update(theta, g, state, columns)
+    return theta.numpy()
+
+
+OWN = {
+    "sgd": [{}, {}],
+    "momentum": [{"momentum": 0.9}, {"momentum": 0.3}],
+    "nesterov": [{"momentum": 0.9}, {"momentum": 0.3}],
+    "rmsprop": [
+        {"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10},
+        {"rho": 0.99, "momentum": 0.8, "epsilon": 1e-3},
+    ],
+    "adam": [
+        {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+        {"beta1": 0.5, "beta2": 0.9, "epsilon": 0.1},
+    ],
+}
+OWN["nadam"] = OWN["adam"]
+OWN["adamw"] = [own | {"weight_decay": decay} for own, decay in zip(OWN["adam"], (0.01, 0.3), strict=True)]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rule_equals_its_formula_row_by_row(name):
+    starts = [np.linspace(-1, 1, P), np.linspace(2, -0.5, P)]
+    rows = stacked(name, OWN[name], starts)
+    for row, own, start in zip(rows, OWN[name], starts, strict=True):
+        np.testing.assert_allclose(row, formula(name, own, start), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_row_does_not_depend_on_its_neighbours(name):
+    start = np.linspace(-1, 1, P)
+    alone = stacked(name, OWN[name][:1], [start])[0]
+    np.testing.assert_array_equal(stacked(name, OWN[name], [start, np.full(P, np.nan)])[0], alone)
+
+
+def test_defaults_are_complete():
+    for name, rule in RULES.items():
+        assert set(OWN[name][0]) == set(rule.defaults)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("sgd", lambda p: torch.optim.SGD([p], lr=1.0)),
+        ("momentum", lambda p: torch.optim.SGD([p], lr=1.0, momentum=0.9)),
+        ("nesterov", lambda p: torch.optim.SGD([p], lr=1.0, momentum=0.9, nesterov=True)),
+        ("adamw", lambda p: torch.optim.AdamW([p], lr=1.0, weight_decay=0.01)),
+    ],
+)
+def test_rules_that_torch_shares_equal_torch(name, make):
+    # A constant learning rate: torch's momentum buffer holds gradients, as the playbook's does.
+    start = np.linspace(-1, 1, P)
+    parameter = torch.nn.Parameter(torch.tensor(start))
+    optimizer = make(parameter)
+    for t, eta in enumerate(ETAS):
+        optimizer.param_groups[0]["lr"] = float(eta)
+        parameter.grad = torch.tensor(gradients(parameter.detach().numpy(), t))
+        optimizer.step()
+    np.testing.assert_allclose(stacked(name, OWN[name][:1], [start])[0], parameter.detach().numpy(), rtol=1e-12)

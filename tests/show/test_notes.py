@@ -1,0 +1,146 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compared import comparison
+from optuna_dashboard import get_note, save_note
+from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
+from stored import diverged, feasible, small_study
+
+from tunewright.search.judge.analysis import summarize
+from tunewright.search.judge.comparison import DELTA
+from tunewright.search.show.notes import KEPT, annotate, verdict_note
+from tunewright.search.store.storage import Store, create_store, write_comparison
+from tunewright.search.trial import Trial, crashed
+
+TRIALS = [
+    feasible(0, 0.1, 0.05),
+    feasible(1, 0.2, 0.2),
+    diverged(2, 0.4, onset_step=90),
+    diverged(3, 5.0, onset_step=3),
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return create_store(small_study(batch_sizes=[32, 64]), tmp_path)
+
+
+def note_of(trials: list[Trial]) -> str:
+    study = small_study()
+    return verdict_note(study, 32, summarize(trials, study.scientific_names, study.ranges))
+
+
+def row_of(note: str) -> list[str]:
+    """The cells of the table's only row."""
+    _, _, row = (line for line in note.splitlines() if line.startswith("|"))
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def attributes(store: Store, batch_size: int = 32) -> dict[str, Any]:
+    """Where the dashboard keeps notes and figures, cut into pieces."""
+    study = store.optuna_studies[batch_size]
+    found: dict[str, Any] = study._storage.get_study_system_attrs(study._study_id)
+    return found
+
+
+def figures(store: Store, batch_size: int) -> dict[str, Any]:
+    texts = get_plotly_graph_objects(attributes(store, batch_size))
+    return {name: json.loads(text) for name, text in texts.items()}
+
+
+def test_the_note_says_where_the_edge_is() -> None:
+    assert row_of(note_of(TRIALS)) == [
+        "momentum", "0.1", "0.2 – 0.4", "4 ×", "50%", "0.05", "100", "**unstable at the edge**"
+    ]  # fmt: skip
+
+
+def test_without_instability_the_edge_lies_beyond_what_was_tried() -> None:
+    row = row_of(note_of([feasible(0, 0.1, 0.05), feasible(1, 0.2, 0.2), feasible(2, 0.01, 0.2)]))
+    assert row[2:5] == ["> 0.2", "–", "0%"]
+
+
+def test_without_a_feasible_trial_there_is_no_lr_star() -> None:
+    row = row_of(note_of([diverged(0, 5.0, onset_step=3)]))
+    assert row == ["momentum", "–", "0 – 5", "–", "100%", "–", "–", "**no feasible trial**"]
+
+
+def test_crashed_trials_are_no_evidence_and_are_named() -> None:
+    note = note_of([*TRIALS, crashed(TRIALS[0].point, "out of memory")])
+    assert row_of(note) == row_of(note_of(TRIALS))
+    assert "**crashed**, not counted: 1." in note
+    assert "crashed" not in note_of(TRIALS)
+
+
+def test_each_batch_size_has_a_note_and_axis_plots_of_its_own(store: Store) -> None:
+    other = [feasible(0, 0.3, 0.1, batch_size=64), diverged(1, 3.0, 50, batch_size=64)]
+    annotate(store, [*TRIALS, *other])
+    assert "| 0.1 |" in get_note(store.optuna_studies[32])
+    assert "| 0.3 |" in get_note(store.optuna_studies[64])
+    marks = [
+        sum(len(trace["x"]) for trace in figures(store, batch_size)["axis-base_lr"]["data"]) for batch_size in (32, 64)
+    ]
+    assert marks == [len(TRIALS), len(other)]
+    assert store.optuna_studies[32].metric_names == ["val_error"]
+
+
+def test_writing_again_replaces_and_the_same_again_changes_nothing(store: Store) -> None:
+    many = [feasible(n, 0.01 * 1.1**n, 0.1 + 0.01 * n) for n in range(60)]
+    annotate(store, many)
+    annotate(store, TRIALS)
+    once = attributes(store)
+    annotate(store, TRIALS)
+    assert attributes(store) == once
+    assert list(figures(store, 32)) == ["axis-base_lr"]
+    assert sum(len(trace["x"]) for trace in figures(store, 32)["axis-base_lr"]["data"]) == len(TRIALS)
+
+
+def test_with_a_comparison_the_note_has_the_decision_the_baseline_and_the_distance_to_it(store: Store) -> None:
+    found = comparison([[0.01, 0.02]], None, checkpoint=0.03)
+    write_comparison(store.folder, found)
+    annotate(store, TRIALS)
+    note = get_note(store.optuna_studies[32])
+    header, _, first, row = ([cell.strip() for cell in line.split("|")] for line in note.splitlines() if "|" in line)
+    place = header.index("delta")
+    assert header[place - 1] == "best value"
+    assert (first[1], first[place - 1], first[place]) == ("baseline: <best>.pt", "0.03", "0")
+    assert (row[place - 1], row[place]) == ("0.05", "+0.02")
+    assert f"**{found.decision}**" in note
+    assert DELTA in note
+    lines = figures(store, 32)["axis-base_lr"]["layout"]["shapes"]
+    assert [shape["y0"] for shape in lines if shape["type"] == "line"] == [0.03]
+
+
+def test_what_somebody_wrote_below_the_line_stays(store: Store) -> None:
+    study = store.optuna_studies[32]
+    annotate(store, TRIALS[:2])
+    save_note(study, get_note(study) + "\nLooks odd: ask Ada.\n")
+    annotate(store, TRIALS)
+    note = get_note(study)
+    assert "unstable at the edge" in note
+    assert note.split(KEPT)[1].strip() == "Looks odd: ask Ada."
+
+
+def test_a_note_written_before_the_first_verdict_stays_too(store: Store) -> None:
+    study = store.optuna_studies[32]
+    save_note(study, "My own plan.")
+    annotate(store, TRIALS)
+    assert get_note(study).split(KEPT)[1].strip() == "My own plan."
+
+
+def test_a_study_without_trials_gets_a_note_and_no_plot(store: Store) -> None:
+    annotate(store, [])
+    assert "0 trials" in get_note(store.optuna_studies[32])
+    assert figures(store, 32) == {}
+
+
+def test_scientific_values_cannot_break_the_table() -> None:
+    study = small_study(workload_args={"norm": ["pre|post", "none"]})
+    points = [replace(TRIALS[0].point, workload_args={"norm": norm}) for norm in ("pre|post", "none")]
+    trials = [replace(TRIALS[0], point=point) for point in points]
+    note = verdict_note(study, 32, summarize(trials, study.scientific_names, study.ranges))
+    rows = [line for line in note.splitlines() if line.startswith("|")]
+    assert [row.replace("\\|", "").count("|") for row in rows] == [9, 9, 9, 9]
+    assert "momentum, norm = pre\\|post" in note

@@ -1,0 +1,572 @@
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from compared import comparison
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunewright.search.judge.stability_edge import Tried
+from tunewright.search.show.plots import (
+    axis_figure,
+    axis_info,
+    comparable,
+    curves_figure,
+    curves_info,
+    edge_figure,
+    edge_info,
+    loss_figure,
+    loss_info,
+    norms_figure,
+    norms_info,
+    overlay_figure,
+    overlay_info,
+    untuned,
+    versus_figure,
+    versus_info,
+)
+from tunewright.search.show.plots.axis import AxisInfo, Mark
+from tunewright.search.show.plots.overlay import Repeated
+from tunewright.search.show.plots.style import colours, linear_ticks, log_ticks
+from tunewright.search.show.plots.thin import thin
+from tunewright.search.trial import EMPTY_CURVE, Array, Curve, Group, Outcome, Point, Trial, Verdict
+
+STEPS = 200
+FALLING = 2.3 * np.exp(-np.linspace(0, 3, STEPS))
+
+
+def curve(loss: Array = FALLING) -> Curve:
+    norm = np.where(np.isfinite(loss), 1 + loss, np.nan)
+    return Curve(loss, norm, np.arange(0, len(loss)), {"val_error": loss}, STEPS)
+
+
+def trial(
+    number: int,
+    base_lr: float,
+    best_value: float = math.inf,
+    outcome: Outcome = "feasible",
+    measured: Curve = EMPTY_CURVE,
+    **point: Any,
+) -> Trial:
+    return Trial(
+        point=Point(**{"number": number, "batch_size": 32, "optimizer": "momentum", "base_lr": base_lr} | point),
+        verdict=Verdict(outcome, "none", math.inf, "loss < 1e3 & falling"),
+        curve=measured,
+        best_value=best_value,
+        best_step=90,
+        initial_value=0.9,
+        last_loss=1.0,
+        clip_fraction=0.25,
+        seconds=1.0,
+    )
+
+
+FOUR = [
+    trial(0, 0.1, 0.2),
+    trial(1, 0.01, 0.3),
+    trial(2, 1.0, 0.05, "diverged"),
+    trial(3, 0.2, 0, "crashed"),
+]
+
+
+def marks(info: AxisInfo) -> list[Mark]:
+    return [mark for panel in info.panels for mark in panel.marks]
+
+
+def drawn(figure: go.Figure) -> int:
+    return sum(len(trace.x) for trace in figure.data)
+
+
+values = st.floats(1e-6, 1e2)
+outcomes = st.sampled_from(["feasible", "non_finite", "diverged", "collapsed", "crashed"])
+any_trial = st.builds(
+    trial,
+    st.integers(0, 500),
+    values,
+    values,
+    outcomes,
+    batch_size=st.sampled_from([32, 256]),
+    optimizer=st.sampled_from(["momentum", "adam"]),
+    clip_norm=st.sampled_from([1.0, 10.0, math.inf]),
+    warmup_steps=st.sampled_from([0, 10, 100]),
+)
+
+
+@settings(deadline=None)  # the first figure is slow
+@given(st.lists(any_trial, min_size=1, max_size=12), st.sampled_from(["base_lr", "clip_norm", "warmup_steps"]))
+def test_marks_drawn_are_trials(trials: list[Trial], axis: str) -> None:
+    info = axis_info(trials, axis, "val_error", log=axis == "base_lr")
+    left_out = sum(count for _, count in info.not_varied)
+    assert len(marks(info)) + left_out == len(trials)
+    assert drawn(axis_figure(info)) + left_out == len(trials)
+
+
+@given(st.lists(any_trial, min_size=1, max_size=12))
+def test_only_feasible_trials_set_the_range(trials: list[Trial]) -> None:
+    info = axis_info(trials, "optimizer", "val_error")
+    low, high = info.y_range
+    for mark in marks(info):
+        if mark.kind in ("feasible", "best"):
+            assert low <= mark.y <= high
+        else:
+            assert mark.y > high
+
+
+def test_the_best_is_a_star_and_infeasible_and_crashed_stand_on_rails() -> None:
+    info = axis_info(FOUR, "base_lr", "val_error", log=True)
+    assert [mark.kind for mark in marks(info)] == ["best", "feasible", "infeasible", "crashed"]
+    assert [mark.x for mark in marks(info)] == [0.1, 0.01, 1.0, 0.2]
+    assert marks(info)[1].y == 0.3 < marks(info)[2].y < marks(info)[3].y
+    assert (info.y_range, info.log_x, info.log_y, info.categories) == ((0.2, 0.3), True, False, ())
+    assert info.panels[0].note == "lr_star = 0.1, headroom 10 ×"
+    looks = {trace.name: (trace.marker.symbol, trace.marker.color) for trace in axis_figure(info).data}
+    assert looks["best"] == ("star", "#009E73")
+    assert looks["feasible"] == ("circle", "#0072B2")
+    assert looks["infeasible"][0] == "x-thin"
+
+
+def test_the_same_trials_give_the_same_info() -> None:
+    assert axis_info(FOUR, "base_lr", "val_error") == axis_info(list(FOUR), "base_lr", "val_error")
+
+
+def test_every_group_has_a_panel_and_a_star() -> None:
+    trials = [
+        trial(number, lr, lr, batch_size=batch, optimizer=optimizer)
+        for number, lr in enumerate((0.1, 0.2))
+        for batch in (256, 32)
+        for optimizer in ("momentum", "adam")
+    ]
+    info = axis_info(trials, "base_lr", "val_error", log=True)
+    assert [panel.group for panel in info.panels] == [
+        Group(32, "adam"),
+        Group(32, "momentum"),
+        Group(256, "adam"),
+        Group(256, "momentum"),
+    ]
+    assert sum(mark.kind == "best" for mark in marks(info)) == 4
+    across = axis_info(trials, "optimizer", "val_error")
+    assert [panel.group.label for panel in across.panels] == [
+        "batch size 32, all optimizers",
+        "batch size 256, all optimizers",
+    ]
+    assert across.categories == ("adam", "momentum")
+
+
+def test_choices_are_ordered_categories_that_jitter_does_not_mix() -> None:
+    trials = [trial(n, 0.1, 0.1 + n, clip_norm=c) for n, c in enumerate([math.inf, 1.0, 10.0] * 40)]
+    info = axis_info(trials, "clip_norm", "val_error", log=True)
+    assert info.categories == ("1", "10", "inf")
+    assert not info.log_x
+    assert [round(mark.x) for mark in marks(info)] == [2, 0, 1] * 40
+    assert len({mark.x for mark in marks(info)}) == 120
+
+
+def test_few_repeated_numbers_are_categories_and_many_are_a_scale() -> None:
+    warmups = [trial(n, 0.1, 0.1, warmup_steps=w) for n, w in enumerate([0, 10, 100] * 2)]
+    assert axis_info(warmups, "warmup_steps", "val_error").categories == ("0", "10", "100")
+    many = [trial(n, 0.1, 0.1, settings={"momentum": n / 10}) for n in range(9)]
+    assert axis_info(many, "momentum", "val_error").categories == ()
+
+
+def test_an_optimizer_that_does_not_vary_the_axis_is_named_not_dropped() -> None:
+    trials = [trial(n, 0.1, 0.1, settings={"momentum": n / 10}) for n in range(3)]
+    info = axis_info([*trials, trial(3, 0.1, 0.1, optimizer="adam")], "momentum", "val_error")
+    assert info.not_varied == (("adam", 1),)
+    assert "1 trials of adam" in axis_figure(info).layout.annotations[-1].text
+
+
+@pytest.mark.parametrize(("best", "log"), [((0.01, 0.9), True), ((0.1, 0.9), False), ((-1.0, 0.9), False)])
+def test_the_value_axis_is_logarithmic_over_more_than_one_and_a_half_decades(
+    best: tuple[float, float], log: bool
+) -> None:
+    assert axis_info([trial(0, 0.1, best[0]), trial(1, 0.2, best[1])], "base_lr", "val_error").log_y is log
+
+
+def test_a_scientific_hyperparameter_has_panels_of_its_own_unless_it_is_the_axis() -> None:
+    trials = [trial(n, 0.1 * (n + 1), 0.1, workload_args={"norm": "pre" if n % 2 else "post"}) for n in range(4)]
+    split = axis_info(trials, "base_lr", "val_error", scientific=["norm"])
+    assert [dict(panel.group.scientific) for panel in split.panels] == [{"norm": "post"}, {"norm": "pre"}]
+    assert len(axis_info(trials, "norm", "val_error", scientific=["norm"]).panels) == 1
+
+
+def test_text_of_a_trial_is_escaped_in_hover() -> None:
+    assert "loss &lt; 1e3 &amp; falling" in marks(axis_info(FOUR, "base_lr", "val_error"))[0].hover
+
+
+# --- curves ------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6) | st.just(math.nan) | st.just(math.inf), max_size=1500),
+    st.booleans(),
+    st.integers(50, 300),
+)
+def test_thinning_keeps_order_extremes_and_ends(drawn_values: list[float], log: bool, most: int) -> None:
+    full = np.array(drawn_values)
+    steps, kept = thin(full, log, most)
+    finite = full[np.isfinite(full)]
+    assert list(kept) == list(full[list(steps)])
+    assert list(steps) == sorted(set(steps))
+    assert len(steps) <= most
+    if len(finite):
+        assert (kept[0], kept[-1]) == (finite[0], finite[-1])
+        assert (min(kept), max(kept)) == (finite.min(), finite.max())
+
+
+@pytest.mark.parametrize("log_steps", [False, True])
+def test_a_spike_of_one_step_survives_thinning(log_steps: bool) -> None:
+    for at in (3, 40, 5_000, 19_999):
+        loss = np.ones(20_000)
+        loss[at] = 50
+        assert at in thin(loss, log_steps)[0]
+
+
+def test_the_first_steps_are_drawn_in_full() -> None:
+    assert thin(np.random.default_rng(0).random(10_000))[0][:25] == tuple(range(25))
+
+
+def lr_sweep() -> list[Trial]:
+    diverging = np.concatenate([FALLING[:50], 10.0 ** np.arange(1, 40), [math.nan]])
+    return [
+        trial(0, 0.1, 0.2, measured=curve()),
+        trial(1, 0.01, 0.4, measured=curve(FALLING + 0.2)),
+        trial(2, 0.2, 0.3, measured=curve(FALLING + 0.1)),
+        trial(3, 0.4, 0.3, measured=curve(FALLING + 0.1)),
+        trial(4, 0.8, outcome="non_finite", measured=curve(diverging)),
+        trial(5, 1.6, outcome="non_finite", measured=curve(diverging)),
+        trial(6, 0.05, 0.9),
+        trial(7, 0.05, outcome="crashed"),
+    ]
+
+
+def test_lr_star_and_the_next_three_learning_rates_are_picked_out() -> None:
+    [panel] = curves_info(lr_sweep(), "val_error").panels
+    assert {line.number: line.rank for line in panel.lines} == {0: 0, 1: -1, 2: 1, 3: 2, 4: 3, 5: -1}
+    assert panel.lr_star == 0.1
+
+
+def test_trials_without_a_curve_are_listed() -> None:
+    info = curves_info(lr_sweep(), "val_error")
+    assert info.panels[0].missing == (6, 7)
+    assert "trials 6, 7" in curves_figure(info).layout.annotations[-1].text
+    assert curves_info(lr_sweep(), "val_error") == info
+
+
+def test_a_curve_is_drawn_for_every_trial_that_has_one() -> None:
+    figure = curves_figure(curves_info(lr_sweep(), "val_error"))
+    assert sum(trace.mode == "lines" for trace in figure.data) == 6
+    [ends] = [trace for trace in figure.data if trace.mode == "markers"]
+    assert list(ends.x) == [88, 88]  # the last finite loss of the two that diverged
+
+
+def test_what_diverges_leaves_the_frame_instead_of_setting_it() -> None:
+    info = curves_info(lr_sweep(), "val_error")
+    assert info.loss_range[1] == pytest.approx(25.0, rel=0.01)  # 10 × the highest initial loss
+    assert info.log_loss
+
+
+def test_on_a_log_axis_the_first_step_is_one() -> None:
+    figure = curves_figure(curves_info(lr_sweep(), "val_error", log_steps=True))
+    assert min(min(trace.x) for trace in figure.data) == 1
+    assert figure.layout.xaxis.type == "log"
+
+
+def test_without_any_curve_there_is_still_a_figure() -> None:
+    assert curves_figure(curves_info(FOUR, "val_error")).layout.annotations
+
+
+# --- gradient norms ----------------------------------------------------------------------------------------
+
+
+def test_norms_are_those_of_lr_star_with_their_90th_percentile() -> None:
+    norms = np.arange(1.0, 101.0)
+    best = trial(7, 0.1, 0.1, measured=Curve(norms, norms, np.array([0]), {}, 100), clip_norm=50.0)
+    info = norms_info([best, trial(8, 0.2, 0.2)])
+    [panel] = info.panels
+    assert (panel.number, panel.clip_norm, panel.unshown) == (7, 50.0, 0)
+    assert panel.percentile == pytest.approx(90.1)
+    assert sum(panel.counts) == 100
+    figure = norms_figure(info)
+    lines = {trace.name: trace.y[0] for trace in figure.data if trace.name}
+    assert lines == {"90th percentile": pytest.approx(90.1), "clip_norm": 50.0}
+
+
+def test_an_infinite_threshold_is_no_line() -> None:
+    figure = norms_figure(norms_info([trial(0, 0.1, 0.1, measured=curve())]))
+    assert {trace.name for trace in figure.data if trace.name} == {"90th percentile"}
+
+
+def test_norms_that_no_log_axis_shows_are_counted() -> None:
+    norms = np.array([0.0, 1.0, 2.0, math.inf])
+    [panel] = norms_info([trial(0, 0.1, 0.1, measured=Curve(norms, norms, np.array([0]), {}, 4))]).panels
+    assert (panel.unshown, panel.norms) == (2, (1.0, 2.0))
+
+
+def test_groups_without_norms_are_named() -> None:
+    info = norms_info([trial(0, 0.1, 0.1), trial(1, 0.1, outcome="diverged", optimizer="adam")])
+    assert info.missing == (
+        "batch size 32, adam: no curve for trial 1",
+        "batch size 32, momentum: no curve for trial 0",
+    )
+    assert norms_figure(info).layout.annotations[-1].text == "; ".join(info.missing)
+
+
+def test_a_group_without_a_feasible_trial_shows_its_infeasible_one_at_the_lowest_base_lr() -> None:
+    lost = [trial(n, lr, outcome="diverged", measured=curve()) for n, lr in enumerate((0.4, 0.2, 0.8))]
+    info = norms_info(lost)
+    assert [panel.number for panel in info.panels] == [1]
+    assert sum(trace.marker.symbol == "x-thin" for trace in norms_figure(info).data) == 1
+    assert any("trial 1 (diverged)" in note.text for note in norms_figure(info).layout.annotations)
+    assert norms_info([trial(0, 0.1, outcome="crashed")]).panels == ()
+
+
+def test_groups_of_one_optimizer_share_the_scale_of_norms_and_thresholds() -> None:
+    thresholds = [trial(n, 0.1, 0.1, measured=curve(), clip_norm=clip) for n, clip in enumerate((0.1, math.inf))]
+    info = norms_info(thresholds, scientific=["clip_norm"])
+    assert info.scale == (0.1, pytest.approx(3.3))  # the smaller threshold, the largest norm: 1 + 2.3
+    figure = norms_figure(info)
+    assert figure.layout.yaxis.range == figure.layout.yaxis3.range
+    assert figure.layout.xaxis.range == figure.layout.xaxis3.range
+    assert norms_info([*thresholds, trial(2, 0.1, 0.1, measured=curve(), optimizer="adam")]).scale is None
+
+
+def test_clipping_more_than_half_of_the_updates_is_pointed_out() -> None:
+    clipped = replace(trial(0, 0.1, 0.1, measured=curve(), clip_norm=1.0), clip_fraction=0.6)
+    texts = [note.text for note in norms_figure(norms_info([clipped])).layout.annotations]
+    assert any("cut 60% of updates: lower base_lr instead (R17)" in text for text in texts)
+
+
+def test_what_cut_the_updates_is_named() -> None:
+    def note(**thresholds: float) -> str:
+        clipped = replace(trial(0, 0.1, 0.1, measured=curve(), **thresholds), clip_fraction=0.25)
+        return norms_figure(norms_info([clipped])).layout.annotations[0].text
+
+    assert "clip_" not in note()
+    assert "clip_norm = 1 cut 25% of updates" in note(clip_norm=1.0)
+    assert "clip_z = 2.5 cut 25% of updates" in note(clip_z=2.5)
+    assert "clip_norm = 1 and clip_z = 2.5 cut 25% of updates" in note(clip_norm=1.0, clip_z=2.5)
+
+
+# --- groups over one another -------------------------------------------------------------------------------
+
+
+def repeated(base_lr: float, norm: str, *values: float, infeasible: int = 0) -> list[Trial]:
+    """One configuration: a feasible seed per value, then infeasible ones."""
+    all_values = [*values, *[0.0] * infeasible]
+    return [
+        trial(seed, base_lr, value, "feasible" if seed < len(values) else "diverged",
+              measured=curve(), seed=seed, workload_args={"norm": norm})
+        for seed, value in enumerate(all_values)
+    ]  # fmt: skip
+
+
+PRE_AND_POST = [
+    *repeated(0.1, "pre", 0.2, 0.4),
+    *repeated(0.2, "pre", 0.1, 0.1),
+    *repeated(0.1, "post", 0.3, 0.5),
+    *repeated(0.2, "post", 0.1, infeasible=1),
+]
+
+
+def test_an_overlay_has_a_line_per_group_through_means_that_one_infeasible_seed_ends() -> None:
+    info = overlay_info(PRE_AND_POST, "val_error", ["norm"])
+    post, pre = info.lines
+    assert (post.lr_star, pre.lr_star) == (0.1, 0.2)
+    assert [point.mean for point in pre.points] == pytest.approx([0.3, 0.1])
+    assert post.points == (Repeated(0.1, (0.3, 0.5), 0), Repeated(0.2, (0.1,), 1))
+    assert math.isnan(post.points[1].mean)
+    assert (info.seeds, info.y_range, info.outdone) == (2, (0.1, 0.5), 0)
+
+
+@given(st.lists(any_trial, min_size=1, max_size=12))
+def test_an_overlay_accounts_for_every_trial(trials: list[Trial]) -> None:
+    info = overlay_info(trials, "val_error", ["clip_norm"])
+    shown = sum(len(point.values) + point.infeasible for line in info.lines for point in line.points)
+    assert shown + info.outdone + info.crashed == len(trials)
+
+
+def test_every_seed_of_an_overlay_is_a_mark_in_the_colour_of_its_line() -> None:
+    figure = overlay_figure(overlay_info(PRE_AND_POST, "val_error", ["norm"]))
+    crosses = [trace for trace in figure.data if trace.marker.symbol == "x-thin"]
+    assert [len(trace.x) for trace in crosses] == [1, 0]
+    assert crosses[0].y[0] > 0.5  # on the rail
+    seeds = [trace for trace in figure.data if trace.marker.opacity == 0.45]
+    assert [len(trace.x) for trace in seeds] == [3, 4]
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["post", "pre"]
+    assert "8 trials, 2 seeds" in figure.layout.annotations[-1].text
+
+
+def test_at_each_base_lr_the_best_configuration_is_drawn_and_the_others_are_counted() -> None:
+    worse = [replace(one, point=replace(one.point, clip_norm=1.0), best_value=0.9) for one in PRE_AND_POST[:2]]
+    info = overlay_info([*PRE_AND_POST, *worse], "val_error", ["norm"])
+    assert info.lines == overlay_info(PRE_AND_POST, "val_error", ["norm"]).lines
+    assert info.outdone == 2
+    assert "2 trials of others not drawn" in overlay_figure(info).layout.annotations[-1].text
+
+
+def test_groups_are_comparable_if_they_were_tried_at_the_same_base_lrs() -> None:
+    assert comparable(PRE_AND_POST, ["norm"])
+    assert not comparable(PRE_AND_POST, [])
+    assert not comparable(PRE_AND_POST[:-2], ["norm"])
+    assert not comparable(PRE_AND_POST[:2] + PRE_AND_POST[4:6], ["norm"])  # one base_lr is no curve
+
+
+def test_losses_are_laid_over_one_another_where_nothing_is_tuned() -> None:
+    at_one_lr = [one for one in PRE_AND_POST if one.point.base_lr == 0.2]
+    assert untuned(at_one_lr, ["norm"])
+    assert not untuned(PRE_AND_POST, ["norm"])
+    assert not untuned(at_one_lr[:2], ["norm"])  # one group
+    info = loss_info(at_one_lr, ["norm"], sparse_every=50)
+    assert [dict(one.group.scientific)["norm"] for one in info.groups] == ["post", "pre"]
+    line = info.groups[0].lines[1]
+    assert (line.seed, line.infeasible, line.sparse_steps) == (1, True, (0, 50, 100, 150))
+    assert line.sparse_loss == tuple(FALLING[::50])
+    figure = loss_figure(info)
+    assert sum(trace.mode == "lines" for trace in figure.data) == 8  # every step, and the running median
+    assert sum(trace.mode == "lines+markers" for trace in figure.data) == 4
+    assert [trace.name for trace in figure.data if trace.showlegend] == ["post", "pre"]
+    assert "4 trials, 2 seeds per colour" in figure.layout.annotations[-1].text
+
+
+@given(st.integers(20, 160), st.floats(1, 1e6))
+def test_the_running_median_ignores_one_spike_that_the_thin_line_keeps(at: int, height: float) -> None:
+    loss = np.full(STEPS, 1.0)
+    loss[at] += height
+    [group] = loss_info([trial(0, 0.1, 0.1, measured=curve(loss))], []).groups
+    assert max(group.lines[0].typical_loss) == 1.0
+    assert max(group.lines[0].loss) == 1.0 + height
+
+
+def test_a_trial_without_a_curve_is_counted_under_the_losses() -> None:
+    at_one_lr = [*repeated(0.1, "pre", 0.2), replace(repeated(0.1, "post", 0.2)[0], curve=EMPTY_CURVE)]
+    info = loss_info(at_one_lr, ["norm"])
+    assert [one.missing for one in info.groups] == [1, 0]
+    assert "no curve of 1 more" in loss_figure(info).layout.annotations[-1].text
+
+
+def test_one_numeric_scientific_axis_goes_from_dark_to_light_and_names_are_clearly_different() -> None:
+    ordered = colours([{"warmup_steps": steps} for steps in (0, 10, 100)])
+    assert len(set(ordered)) == 3
+    assert ordered != colours([{"norm": name} for name in ("pre", "post", "none")])
+
+
+# --- the edge of stability ---------------------------------------------------------------------------------
+
+
+def seeds_at(base_lr: float, feasible: int, infeasible: int, **point: Any) -> list[Trial]:
+    return [
+        trial(seed, base_lr, 1 / base_lr, "feasible" if seed < feasible else "diverged", seed=seed, **point)
+        for seed in range(feasible + infeasible)
+    ]
+
+
+EDGE = [
+    *seeds_at(1e-4, 0, 3),  # too slow to train
+    *seeds_at(0.01, 4, 0),
+    *seeds_at(0.1, 4, 0),
+    *seeds_at(1.0, 3, 1),
+    *seeds_at(10.0, 1, 3),
+]
+LIMITS = {Group(32, "momentum"): {"2/λ₁ at initialization": 20.0, "flat": math.inf, "adaptive": math.nan}}
+
+
+def test_the_edge_is_fitted_from_lr_star_on_and_bracketed_where_half_diverge() -> None:
+    info = edge_info(EDGE, limits=LIMITS)
+    [panel] = info.panels
+    assert panel.tried[0] == Tried(1e-4, 3, 3)
+    assert panel.lr_star == 0.1
+    assert panel.fitted == ((0.1, 0.0), (1.0, 0.25), (10.0, 0.75))
+    assert (panel.bracket, panel.decades) == ((1.0, 10.0), 1.0)
+    assert panel.limits == (("2/λ₁ at initialization", 20.0),)
+    assert edge_info(reversed(EDGE), limits=LIMITS).panels == info.panels
+
+
+def test_every_base_lr_has_a_dot_with_its_confidence_and_every_finite_limit_a_line() -> None:
+    figure = edge_figure(edge_info(EDGE, limits=LIMITS))
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces) == ["lr_star", "2/λ₁ at initialization", "non-decreasing fit", "share that diverged"]
+    dots = traces["share that diverged"]
+    assert list(dots.x) == [1e-4, 0.01, 0.1, 1.0, 10.0]
+    assert list(dots.y) == [1.0, 0.0, 0.0, 0.25, 0.75]
+    assert dots.y[1] + dots.error_y.array[1] == pytest.approx(1 - 0.025 ** (1 / 4))
+    assert dots.marker.size[0] < dots.marker.size[1]  # three trials, four
+    assert "<br>1 of 4 infeasible<br>95 %: 0.01 to 0.81" in dots.hovertext[3]
+    assert {traces[name].x[0] for name in ("lr_star", "2/λ₁ at initialization")} == {0.1, 20.0}
+    [band] = [shape for shape in figure.layout.shapes if shape.type == "rect"]
+    assert (band.x0, band.x1) == (1.0, 10.0)
+    texts = [note.text for note in figure.layout.annotations]
+    assert "1.00 decades" in texts
+    assert any("lr_star = 0.1, unstable_base_lr 1 to 10" in text for text in texts)
+    low, high = figure.layout.xaxis.range
+    assert 10**low < 1e-4 < 20 < 10**high
+
+
+def test_an_open_bracket_is_shaded_to_the_border_and_a_single_trial_has_no_bar() -> None:
+    stable = edge_info([trial(0, 0.1, 0.2), trial(1, 1.0, 0.3)])
+    figure = edge_figure(stable)
+    assert (stable.panels[0].bracket, stable.panels[0].decades) == ((1.0, math.inf), math.inf)
+    assert math.log10(figure.layout.shapes[0].x1) == pytest.approx(figure.layout.xaxis.range[1])
+    assert list(figure.data[-1].error_y.array) == [0, 0]
+    texts = [note.text for note in figure.layout.annotations]
+    assert "½ not reached" in texts
+    assert "no bar where one trial stands alone" in texts[-1]
+    lost = edge_info([trial(0, 0.1, outcome="diverged"), trial(1, 1.0, outcome="non_finite")])
+    assert (lost.panels[0].bracket, lost.panels[0].fitted) == ((0.0, 0.1), ((0.1, 1.0), (1.0, 1.0)))
+    figure = edge_figure(lost)
+    assert math.log10(figure.layout.shapes[0].x0) == pytest.approx(figure.layout.xaxis.range[0])
+    assert any("no feasible trial, unstable_base_lr at most 0.1" in note.text for note in figure.layout.annotations)
+
+
+@settings(deadline=None, max_examples=30)  # figures of many panels are slow
+@given(st.lists(any_trial, min_size=1, max_size=12))
+def test_an_edge_accounts_for_every_trial(trials: list[Trial]) -> None:
+    info = edge_info(trials, ["clip_norm"])
+    assert sum(one.trials for panel in info.panels for one in panel.tried) + info.crashed == len(trials)
+    for panel in info.panels:
+        low, high = panel.bracket
+        assert low < high
+        assert math.isnan(panel.lr_star) or low >= panel.lr_star or low == 0
+    dots = [trace for trace in edge_figure(info).data if trace.name == "share that diverged"]
+    assert sum(len(trace.x) for trace in dots) == sum(len(panel.tried) for panel in info.panels)
+    assert sum(bool(trace.showlegend) for trace in dots) == bool(dots)
+
+
+# --- ticks -------------------------------------------------------------------------------------------------
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
+def test_linear_ticks_are_few_and_inside(low: float, span: float) -> None:
+    ticks = linear_ticks(low, low + span)
+    assert 1 <= len(ticks) <= 7
+    assert all(low - 1e-6 * span <= tick <= low + span * (1 + 1e-6) for tick in ticks)
+
+
+def test_log_ticks_are_1_2_5_over_few_decades_and_powers_over_many() -> None:
+    assert log_ticks(0.01, 0.3) == pytest.approx([0.01, 0.02, 0.05, 0.1, 0.2])
+    assert log_ticks(1.6, 8.0) == [2, 4, 6, 8]
+    assert log_ticks(1e-5, 1) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1])
+
+
+@pytest.mark.parametrize("baseline", [None, [0.31, 0.29]])
+def test_a_comparison_shows_every_run_and_the_best_of_n_where_there_was_a_search(baseline: list[float] | None) -> None:
+    info = versus_info(comparison([[0.2, 0.21], [0.4, 0.01]], baseline))
+    assert [side.values for side in info.sides] == ([(0.31, 0.29)] if baseline else []) + [(0.2, 0.21), (0.4, 0.01)]
+    assert [side.best_of is None for side in info.sides] == ([True] if baseline else []) + [False, False]
+    assert (info.checkpoint, info.y_range) == (0.3, (0.01, 0.9))
+    figure = versus_figure(info)
+    marks = [trace for trace in figure.data if trace.mode == "markers"]
+    assert [tuple(trace.y) for trace in marks] == [side.values for side in info.sides]
+    assert len(figure.data) == 2 * len(info.sides) + 2 * 2
+
+
+def test_the_baseline_is_a_dashed_line_that_the_range_holds() -> None:
+    finished = [trial(0, 0.1, 0.3), trial(1, 0.2, 0.2)]
+    assert axis_info(finished, "base_lr", "val_error").y_range == (0.2, 0.3)
+    info = axis_info(finished, "base_lr", "val_error", baseline=0.35)
+    assert info.y_range == (0.2, 0.35)
+    lines = [shape for shape in axis_figure(info).layout.shapes if shape.type == "line"]
+    assert [(line.y0, line.line.dash) for line in lines] == [(0.35, "dash")]
+    assert not [shape for shape in axis_figure(replace(info, baseline=None)).layout.shapes if shape.type == "line"]

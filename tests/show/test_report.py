@@ -1,0 +1,272 @@
+import html
+import io
+import itertools
+import math
+import re
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from compared import comparison
+from examples import parse
+from plotly.offline import get_plotlyjs
+from rich.console import Console
+
+from tunewright.search.judge.analysis import summarize
+from tunewright.search.judge.comparison import DELTA, Comparison
+from tunewright.search.playbook import RULES
+from tunewright.search.show.report import build_report, pictures, write_report
+from tunewright.search.show.tables import plan_table, summary_cells, summary_table
+from tunewright.search.store.storage import Store
+from tunewright.search.study.sampling import plan
+from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, measured
+
+STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
+DIVERGED = Verdict("diverged", "mid_training", 40, "loss <far> above its start & staying there")
+
+
+def trials(count: int = 8, steps: int = 100) -> list[Trial]:
+    """Half of each optimizer; the upper quarter of learning rates diverged; one crash at the end."""
+    random = np.random.default_rng(0)
+    finished = []
+    for number in range(count):
+        share = number / count
+        point = Point(
+            number=number,
+            batch_size=32 if number % 4 < 2 else 256,
+            optimizer=("momentum", "adam")[number % 2],
+            base_lr=1e-3 * 1e3**share,
+            clip_norm=(math.inf, 1.0, 10.0)[number % 3],
+        )
+        loss = 2.3 * np.exp(-np.linspace(0, 1 + 3 * share, steps)) * np.exp(0.1 * random.standard_normal(steps))
+        evaluations = np.arange(0, steps + 1, steps // 20)
+        error = 0.9 * np.exp(-np.linspace(0, 1 + 3 * share, len(evaluations)))
+        curve = Curve(loss, 1 + loss, evaluations, {"val_error": error}, steps)
+        verdict = STABLE if share < 0.75 else DIVERGED
+        finished.append(measured(point, verdict, curve, "val_error", seconds=1.5))
+    return [*finished, crashed(Point(count, 32, "momentum", 0.1), "CUDA out of memory")]
+
+
+def write(path: Path, finished: list[Trial], **arguments: Any) -> str:
+    write_report(path, **{"name": "s", "question": "?", "trials": finished, "objective": "val_error"} | arguments)
+    return path.read_text(encoding="utf-8")
+
+
+class Outline(HTMLParser):
+    """What a browser would fetch, the headings, and the rows of each table."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.rows: list[int] = []
+        self.headings: list[str] = []
+        self.inside = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        self.inside = tag
+        if tag == "table":
+            self.rows.append(0)
+        elif tag == "tr":
+            self.rows[-1] += 1
+
+    def handle_data(self, data: str) -> None:
+        if self.inside in ("h1", "h2") and data.strip():
+            self.headings.append(data.strip())
+
+
+def test_the_report_fetches_nothing_and_holds_plotly_once(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", trials())
+    assert Outline(text).fetched == []
+    assert text.count(get_plotlyjs()) == 1
+    assert not re.search(r"@import|url\(\s*http", text.replace(get_plotlyjs(), ""))
+
+
+def test_every_trial_has_a_row_and_every_varied_hyperparameter_a_plot(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", trials())
+    assert Outline(text).rows == [1 + 2 * 4, 1 + 9]  # per group a row and its best point; per trial a row
+    assert [text.count(f'id="{name}"') for name in ("axis_base_lr", "axis_optimizer", "axis_clip_norm")] == [1] * 3
+    assert text.count('id="axis_') == 3
+    assert "CUDA out of memory" in text
+
+
+def test_every_id_of_a_rule_says_the_rule(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", trials(), comparison=comparison([[0.1, 0.2]], [0.3, 0.4]))
+    body = re.sub(r"<(script|style)>.*?</\1>|<script .*?</script>", "", text, flags=re.DOTALL)
+    said = re.findall(r'<abbr title="([^"]+)">([RS]\d+)</abbr>', body)
+    assert {"R1", "R3", "R6", "S4", "S5", "S9", "R16", "R20"} <= {id for _, id in said}
+    assert all(html.unescape(sentence) == RULES[id].sentence for sentence, id in said)
+    rest = re.sub(r"<abbr .*?</abbr>", "", body)
+    assert re.findall(r"\b[RS]\d{1,2}\b", rest) == []
+
+
+def test_the_order_of_the_sections(tmp_path: Path) -> None:
+    text = write(tmp_path / "report.html", trials(), name="warmup", environment={"torch": "2.13"})
+    assert Outline(text).headings == [
+        "warmup",
+        "Result per group",
+        "What to look at",
+        "Axis plots",
+        "Training curves",
+        "Gradient norms",
+        "How to read this",
+        "All trials",
+        "Provenance",
+    ]
+
+
+def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
+    text = write(
+        tmp_path / "report.html",
+        trials(),
+        question="<script>alert(1)</script>",
+        notes=["a < b"],
+        environment={"command": "a && b"},
+    )
+    for escaped in ("&lt;script&gt;alert(1)", "a &lt; b", "a &amp;&amp; b", "loss &lt;far&gt; above"):
+        assert escaped in text
+    assert "<script>alert(1)" not in text
+    assert "<far>" not in text
+
+
+def test_the_same_trials_in_any_order_give_the_same_file(tmp_path: Path) -> None:
+    assert write(tmp_path / "a.html", trials()) == write(tmp_path / "b.html", trials()[::-1])
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+    with pytest.raises(ValueError, match="low > 0 must hold"):
+        write(path, trials(), space={"adam": {"base_lr": (0.0, 1.0, True)}})
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_study_without_trials_has_a_report(tmp_path: Path) -> None:
+    assert "No trial has finished." in write(tmp_path / "report.html", [])
+
+
+def test_128_trials_of_1000_steps_take_seconds_and_a_few_megabytes(tmp_path: Path) -> None:
+    many = trials(128, 1000)
+    begin = time.process_time()
+    text = write(tmp_path / "report.html", many)
+    assert time.process_time() - begin < 5
+    assert len(text) - len(get_plotlyjs()) < 3_000_000
+
+
+@pytest.mark.parametrize("baseline", [None, [0.30, 0.31, 0.29, 0.30, 0.32, 0.30]])
+def test_a_comparison_is_a_chapter_with_its_decision_its_costs_and_its_warnings(
+    tmp_path: Path, baseline: list[float] | None
+) -> None:
+    found = comparison([[0.2, 0.21, 0.22, 0.2, 0.19, 0.2]], baseline, warning="Mind <this>.")
+    text = write(tmp_path / "report.html", trials(), comparison=found)
+    outline = Outline(text)
+    assert outline.headings[2:5] == ["What to look at", "Against the baseline", "Axis plots"]
+    assert f">{found.decision}</b>" in text
+    assert found.decision == ("adopt" if baseline else "not enough evidence")
+    for words in ("Mind &lt;this&gt;.", "test_error 0.21", "runs/&lt;best&gt;.pt", "base_lr 0.001 to 10"):
+        assert words in text
+    assert (">unknown</td>" in text) == (baseline is None)
+
+
+def test_with_a_comparison_the_baseline_is_the_first_row_and_delta_a_column_of_both_tables(tmp_path: Path) -> None:
+    found = comparison([[0.2, 0.21]], None, checkpoint=0.25)
+    text, plain = write(tmp_path / "a.html", trials(), comparison=found), write(tmp_path / "b.html", trials())
+    before, after = Outline(plain).rows, Outline(text).rows
+    assert (after[0], after[-1]) == (before[0] + 1, before[-1] + 1)
+    assert text.count(">delta</th>") == 2
+    assert text.count(DELTA) == 2
+    assert "delta" not in plain.replace(get_plotlyjs(), "").replace("deltaX", "")
+    body = text.split("<h2>Result per group</h2>")[1].split("<tbody>")[1]
+    assert re.search(r'^\s*<tr><td class="text">baseline: &lt;best&gt;.pt</td>.*?<td>0.25</td><td>0</td>', body)
+    body = text.split("<h2>All trials</h2>")[1].split("<tbody>")[1]
+    assert body.strip().startswith('<tr><td data-value="baseline" class="text">baseline</td>')
+
+
+def test_delta_is_below_0_for_what_is_better_and_a_dash_where_nothing_trained() -> None:
+    found, only = comparison([[0.2, 0.21]], None, checkpoint=0.25), seeded(0, 0.1, 0, 0.2)
+    for error, delta in ((0.2, "-0.05"), (0.25, "0"), (0.5, "+0.25")):
+        assert summary_cells(summarize([seeded(0, 0.1, 0, error)])[0], [], found)["delta"] == delta
+    [row] = summarize([replace(only, verdict=DIVERGED)])
+    assert summary_cells(row, [], found)["delta"] == "–"
+
+
+def test_the_report_of_a_store_uses_the_study(tmp_path: Path) -> None:
+    study = parse(question="Which base LR?")
+    empty = {batch_size: optuna.create_study() for batch_size in study.batch_sizes}
+    path = build_report(Store(study, tmp_path, empty))
+    assert path == tmp_path / "report.html"
+    assert "Which base LR?" in path.read_text(encoding="utf-8")
+
+
+def test_the_space_of_a_study_holds_its_ranges_only() -> None:
+    assert parse().ranges == {
+        "momentum": {"base_lr": (1e-3, 10.0, True)},
+        "adam": {"base_lr": (1e-5, 0.1, True)},
+    }
+
+
+@pytest.mark.parametrize("found", [None, comparison([[0.2, 0.21]], None)])
+def test_the_summary_fits_140_columns(found: Comparison | None) -> None:
+    file = io.StringIO()
+    table = summary_table(summarize(trials(16)), ["base_lr", "clip_norm"], comparison=found)
+    Console(file=file, width=140).print(table)
+    lines = file.getvalue().splitlines()
+    assert ("baseline" in file.getvalue()) == (DELTA in file.getvalue()) == (found is not None)
+    assert max(map(len, lines)) <= 140
+    assert "unstable_base_lr" in file.getvalue()
+    assert "…" not in file.getvalue()
+
+
+def seeded(number: int, base_lr: float, seed: int, error: float, verdict: Verdict = STABLE, **point: Any) -> Trial:
+    curve = Curve(np.full(9, 2.0), np.ones(9), np.array([0, 9]), {"val_error": np.array([0.9, error])}, 9)
+    return measured(Point(number, 32, "adam", base_lr, seed=seed, **point), verdict, curve, "val_error", 1.0)
+
+
+def test_scientific_groups_are_compared_in_one_picture() -> None:
+    clips = [
+        seeded(number, lr, 0, lr, clip_norm=clip)
+        for number, (lr, clip) in enumerate(itertools.product((0.1, 0.2), (1.0, math.inf)))
+    ]
+
+    def names(finished: list[Trial], scientific: list[str]) -> list[str]:
+        return [picture.name for picture in pictures(finished, "val_error", ["base_lr"], scientific)]
+
+    rest = ["axis_clip_norm", "training_curves", "gradient_norms"]
+    assert names(clips, []) == ["axis_base_lr", *rest]
+    assert names(clips, ["clip_norm"]) == ["comparison", "axis_base_lr", *rest]  # tuned over the same base LRs
+    assert names(clips[:2], ["clip_norm"]) == ["training_loss", *rest]  # nothing tuned
+
+
+def test_several_seeds_show_their_mean_their_spread_and_their_share_at_the_edge(tmp_path: Path) -> None:
+    finished = [seeded(s, 0.1, s, 0.1 + 0.1 * s) for s in range(3)]
+    finished += [seeded(3 + s, 0.4, s, 0.5, STABLE if s else DIVERGED) for s in range(3)]
+    [row] = summarize(finished)
+    cells = summary_cells(row, [])
+    assert cells["best value"] == "0.2 (0.1 – 0.3)"
+    assert cells["unstable_base_lr"] == "0.1 – 0.4 (1 of 3)"
+    assert "Every configuration was trained with 3 seeds" in write(tmp_path / "three.html", finished)
+    assert "seeds" not in write(tmp_path / "one.html", finished[::3]).split("</table>")[0]
+
+
+def test_the_plan_counts_configurations_and_says_how_many_seeds() -> None:
+    study = parse(trials=6, seeds=3)
+    file = io.StringIO()
+    Console(file=file, width=140).print(plan_table(study, plan(study), {32: 0.001, 256: 0.002}))
+    assert file.getvalue().count("3 × 3 seeds") == 4
+    assert "9 s" in file.getvalue()  # 3 configurations × 3 seeds × 1000 updates × 1 ms
+
+
+def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:
+    file = io.StringIO()
+    only = [trial for trial in trials() if trial.verdict.crashed]
+    Console(file=file, width=140).print(summary_table(summarize(only), []))
+    assert "no feasible" in file.getvalue()
+    assert "nan" not in file.getvalue()
+    assert "inf " not in file.getvalue()

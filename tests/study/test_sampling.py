@@ -1,0 +1,165 @@
+"""Points drawn = trials; every optimizer gets its share; the same points every time."""
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from examples import parse
+
+from tunewright.search.study.sampling import ROUND, next_points, plan, shares, some_points
+from tunewright.search.trial import Told, group_of
+
+
+@pytest.mark.parametrize("sampler", ["halton", "sobol", "random"])
+def test_points_drawn_equal_trials_and_every_group_gets_its_share(sampler):
+    points = plan(parse(sampler=sampler, trials=15))
+    assert Counter(p.batch_size for p in points) == {32: 15, 256: 15}
+    counts = Counter((p.batch_size, p.optimizer) for p in points)
+    assert set(counts.values()) == {7, 8}
+    assert [p.number for p in points if p.batch_size == 32] == list(range(15))
+
+
+@pytest.mark.parametrize("sampler", ["halton", "grid"])
+def test_shares_count_the_configurations_that_are_planned(sampler):
+    base_lr = {"low": 0.1, "high": 1.0, "points": 4}
+    trials = ... if sampler == "grid" else 15
+    study = parse(sampler=sampler, trials=trials, seeds=2, space__optimizer__momentum__base_lr=base_lr,
+                  space__optimizer__adam__base_lr=base_lr, workload_args={"depth": [1, 2]})  # fmt: skip
+    planned = Counter(group_of(p, study.scientific_names) for p in plan(study) if p.batch_size == 32)
+    assert {group: 2 * share for group, share in shares(study, 32).items()} == planned
+
+
+@pytest.mark.parametrize("sampler", ["halton", "sobol", "random"])
+def test_the_plan_is_the_same_on_every_call_and_differs_by_seed_and_batch_size(sampler):
+    assert plan(parse(sampler=sampler)) == plan(parse(sampler=sampler))
+    lrs = {seed: [p.base_lr for p in plan(parse(sampler=sampler, seed=seed))] for seed in (0, 1)}
+    assert not set(lrs[0]) & set(lrs[1])
+    assert len(set(lrs[0])) == len(lrs[0])
+
+
+def test_more_trials_keep_the_points_there_were():
+    few, more = plan(parse(trials=9)), plan(parse(trials=40))
+    assert [p for p in more if p.number < 9] == few
+
+
+def test_log_axes_are_sampled_log_and_within_bounds():
+    lrs = [math.log10(p.base_lr) for p in plan(parse(trials=200)) if p.optimizer == "momentum"]
+    assert min(lrs) >= -3
+    assert max(lrs) <= 1
+    assert np.mean(lrs) == pytest.approx(-1, abs=0.1)  # uniform in log10 on [-3, 1]
+    assert np.std(lrs) == pytest.approx(4 / math.sqrt(12), abs=0.05)
+
+
+def test_quasi_random_points_fill_the_square_more_evenly_than_random_ones():
+    from scipy.stats import qmc
+
+    def discrepancy(sampler):
+        space = {"low": 0.1, "high": 0.9}
+        study = parse(
+            sampler=sampler,
+            trials=64,
+            space__clip_norm=space,
+            space__optimizer__momentum__momentum=space,
+            space__optimizer__adam=...,
+            space__warmup_steps=0,
+        )
+        points = [p for p in plan(study) if p.batch_size == 32]
+        return qmc.discrepancy([[(p.clip_norm - 0.1) / 0.8, (p.settings["momentum"] - 0.1) / 0.8] for p in points])
+
+    assert discrepancy("halton") < 0.5 * discrepancy("random")
+    assert discrepancy("sobol") < 0.5 * discrepancy("random")
+
+
+def test_values_of_a_list_are_drawn_equally_often():
+    counts = Counter(p.clip_norm for p in plan(parse(trials=100)))
+    assert set(counts) == {math.inf, 1.0}
+    assert min(counts.values()) >= 90
+
+
+def test_grid_is_the_product_of_all_axes():
+    study = parse(
+        sampler="grid",
+        trials=...,
+        space__optimizer__adam__base_lr={"low": 1e-4, "high": 1e-1, "log": True, "points": 4},
+        space__optimizer__momentum__base_lr=[0.1, 0.2],
+    )
+    points = [p for p in plan(study) if p.batch_size == 32]
+    assert len(points) == 4 * 2 + 2 * 3 * 2  # adam: 4 base_lr × 2 clip_norm; momentum: 2 × 3 warmups × 2
+    adam = sorted({p.base_lr for p in points if p.optimizer == "adam"})
+    np.testing.assert_allclose(adam, [1e-4, 1e-3, 1e-2, 1e-1])
+
+
+def test_scientific_values_reach_the_points():
+    study = parse(scientific=["clip_norm"], workload_args={"depth": [2, 4], "width": 8}, trials=16)
+    points = [p for p in plan(study) if p.batch_size == 32]
+    assert Counter((p.clip_norm, p.workload_args["depth"]) for p in points) == {
+        (c, d): 4 for c in (math.inf, 1.0) for d in (2, 4)
+    }
+    assert all(p.workload_args["width"] == 8 for p in points)
+
+
+def grid(**changes):
+    return parse(sampler="grid", trials=..., space__optimizer={"adam": {"base_lr": [0.1, 0.2]}}, **changes)
+
+
+@pytest.mark.parametrize("study", [parse, grid])
+def test_every_configuration_is_trained_with_every_seed(study):
+    once, thrice = plan(study(seed=5)), plan(study(seed=5, seeds=3))
+    assert [p.seed for p in thrice] == [5, 6, 7] * len(once)
+    assert [replace(p, number=p.number // 3, seed=5) for p in thrice[::3]] == once
+    assert [(p.batch_size, p.number) for p in thrice] == [
+        (p.batch_size, 3 * p.number + i) for p in once for i in range(3)
+    ]
+    assert len({p.configuration for p in thrice}) == len({p.configuration for p in once})
+
+
+def test_more_trials_keep_the_points_there_were_with_all_their_seeds():
+    few, more = plan(parse(trials=9, seeds=3)), plan(parse(trials=40, seeds=3))
+    assert [p for p in more if p.number < 27] == few
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_an_adaptive_round_waits_for_every_seed_and_learns_from_their_mean(sampler):
+    study = parse(sampler=sampler, trials=ROUND + 4, seeds=2, batch_sizes=[32], space__optimizer__adam=...)
+
+    def told(points, noise):
+        return [Told(p, round(8 * p.base_lr) + noise * (1, -1)[p.seed], diverged=-1.0) for p in points]
+
+    first = next_points(study, [])
+    assert [p.seed for p in first] == [0, 1] * ROUND
+    assert next_points(study, told(first, 0.0)[:-1]) == first
+    every = next_points(study, told(first, 0.0))
+    assert [p.number for p in every] == list(range(2 * study.trials))
+    assert every == next_points(study, told(first, noise=0.5))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_adaptive_samplers_propose_in_rounds_that_depend_on_results_alone(sampler):
+    study = parse(sampler=sampler, trials=2 * (ROUND + 4), batch_sizes=[32])
+    first = next_points(study, [])
+    assert len(first) == 2 * ROUND
+    told = [Told(p, value=math.log10(p.base_lr) ** 2, diverged=-1.0) for p in first]
+    assert next_points(study, told[1:])[: 2 * ROUND] != []
+    half = next_points(study, told[:-1])  # the momentum group lacks nothing, the adam group one point
+    assert len(half) == ROUND + 4 + ROUND
+    every = next_points(study, told)
+    assert len(every) == study.trials
+    assert every == next_points(study, told[::-1])
+    assert len({str(p.values) for p in every}) == study.trials
+
+
+def test_some_points_of_a_plan_are_its_own_and_leave_no_value_of_a_grid_out():
+    study = parse(trials=50)
+    first = [point for point in plan(study) if point.batch_size == 32][:10]
+    assert [point for point in some_points(study, 20) if point.batch_size == 32] == first
+    assert {point.optimizer for point in some_points(study, 1)} == {"momentum", "adam"}
+    axes = {"space__optimizer__adam__base_lr": [i / 100 for i in range(1, 21)], "space__optimizer__momentum": ...}
+    grid = parse(sampler="grid", trials=..., space__clip_norm=[1.0, 2.0, 3.0], space__warmup_steps=0, **axes)
+    every = {point.configuration for point in plan(grid)}
+    assert len(every) == 2 * 20 * 3
+    some = some_points(grid, 24)
+    assert {point.configuration for point in some} < every
+    assert {point.clip_norm for point in some} == {1.0, 2.0, 3.0}
+    assert {point.configuration for point in some_points(grid, 1000)} == every

@@ -1,0 +1,144 @@
+"""A study file is accepted whole or refused with every mistake named."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from examples import parse
+from stored import feasible
+
+from tunewright.search.errors import UserError
+from tunewright.search.store.storage import write_table
+from tunewright.search.study.study import RESULT_COLUMNS, Range, load_study, schema
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def mistakes(**changes):
+    with pytest.raises(UserError) as refused:
+        parse(**changes)
+    return str(refused.value).splitlines()
+
+
+def test_axes_are_conditional_on_the_optimizer_and_its_own_table_wins():
+    study = parse()
+    assert study.optimizers == ["momentum", "adam"]
+    assert study.axes("momentum")["warmup_steps"] == (0, 10, 100)
+    assert study.axes("adam")["warmup_steps"] == (0,)
+    assert study.axes("adam")["clip_norm"] == (math.inf, 1.0)
+    assert study.axes("adam")["base_lr"] == Range(low=1e-5, high=0.1, log=True)
+    assert study.axes("momentum")["decay"] == ("constant",)
+
+
+def test_clip_z_is_an_axis_as_clip_norm_is_and_off_by_default():
+    assert parse().axes("adam")["clip_z"] == (math.inf,)
+    assert parse(space__clip_z=2.5).axes("adam")["clip_z"] == (2.5,)
+    assert parse(space__clip_z=[math.inf, 2.5]).axes("adam")["clip_z"] == (math.inf, 2.5)
+    study = parse(space__optimizer__adam__clip_z={"low": 1.5, "high": 4.0})
+    assert study.axes("adam")["clip_z"] == Range(low=1.5, high=4.0)
+    assert study.axes("momentum")["clip_z"] == (math.inf,)
+
+
+def test_groups_are_optimizers_times_scientific_values():
+    study = parse(scientific=["clip_norm"], workload_args={"depth": [2, 4], "width": 8})
+    labels = [group.label for group in study.groups(32)]
+    assert len(labels) == 2 * 2 * 2
+    assert labels[0] == "batch size 32, momentum, clip_norm=inf, depth=2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"objective": 3}, "s.toml: objective: should be a valid string, got 3"),
+        ({"objectve": "x"}, "s.toml: objectve: unknown key; did you mean 'objective'?"),
+        ({"workload": ...}, "s.toml: workload: is required"),
+        ({"sampler": "haltn"}, "'halton', 'sobol', 'grid', 'random', 'tpe' or 'gp', got 'haltn'"),
+        ({"figure__sparse_every": 1}, "figure.sparse_every: should be greater than or equal to 2, got 1"),
+        ({"figure__log_step": True}, "figure.log_step: unknown key; did you mean 'log_steps'?"),
+        ({"seeds": 0}, "seeds: should be greater than 0, got 0"),
+        ({"seeds": [0, 1]}, "seeds: is never an axis (S8)"),
+        ({"max_train_steps": [10, 100]}, "max_train_steps: is never an axis (S8)"),
+        ({"space__seed": 1}, "space.seed: is never an axis (S8)"),
+        ({"space__batch_size": [1]}, "every batch size is tuned on its own (R20)"),
+        ({"space__clip_norm": [0, 1]}, "space.clip_norm: must be a number > 0 (inf = never clip), got 0"),
+        ({"space__clip_norm": [1.0, 1.0]}, "values must differ"),
+        ({"space__clip_z": 0}, "space.clip_z: must be a number > 0 (inf = no threshold that follows the norms), got 0"),
+        ({"space__clip_z": [2.5, -1.0]}, "space.clip_z: must be a number > 0"),
+        (
+            {"space__optimizer__adam__clip_z": {"low": 0.0, "high": 3.0}},
+            "space.optimizer.adam.clip_z: must be a number",
+        ),
+        ({"space__clip_z": {"orders_of_magnitude": True}}, "space.clip_z: orders_of_magnitude is for warmup_steps"),
+        ({"space__warmup_stps": 3}, "space.warmup_stps: unknown key; did you mean 'warmup_steps'?"),
+        ({"space__decay": "step"}, "space.decay: must be one of constant, linear, cosine, got 'step'"),
+        ({"space__optimizer__adm": {}}, "space.optimizer.adm: unknown key; did you mean 'adam'?"),
+        (
+            {"space__optimizer__adam__base_lr": {"low": 0, "high": 1, "log": True}},
+            "space.optimizer.adam.base_lr: low > 0 must hold on a log axis, got low=0.0",
+        ),
+        (
+            {"space__optimizer__adam__base_lr": {"low": 2, "high": 1}},
+            "space.optimizer.adam.base_lr: low < high < inf must hold, got low=2.0, high=1.0",
+        ),
+        (
+            {"space__optimizer__adam__base_lr": -1.0},
+            "space.optimizer.adam.base_lr: must be a number > 0, got -1.0",
+        ),
+        ({"space__optimizer__adam__base_lr": ...}, "space.optimizer.adam.base_lr: is required"),
+        ({"space__optimizer__adam__beta1": 1.0}, "beta1: must be a number in [0, 1), got 1.0"),
+        ({"space__optimizer__adam__momentum": 0.9}, "space.optimizer.adam.momentum: unknown key"),
+        ({"space__warmup_steps": [0, 200]}, "must not exceed 10 % of max_train_steps = 100 (R10), got 200"),
+        ({"batch_sizes": [8, 8]}, "batch_sizes: must differ from one another"),
+        ({"accumulation": 3}, "accumulation: must divide every batch size, got 3 for [32, 256]"),
+        (
+            {"workload_args": {"width": 8, "seed": 1}},
+            "workload_args.seed: is also a hyperparameter of this study; rename the factory's argument",
+        ),
+        ({"trials": 1}, "trials: must be at least the number of groups per batch size, 2, got 1"),
+        ({"trials": ...}, "trials: is required"),
+        ({"sampler": "grid"}, "trials: the grid sampler counts its own points"),
+        (
+            {"sampler": "grid", "trials": ...},
+            "base_lr: the grid sampler needs the number of points of a range",
+        ),
+        ({"scientific": ["base_lr"]}, "scientific: 'base_lr' must be a list of values for momentum"),
+        ({"name": "x"}, "name: unknown key; the file's name is the study's name"),
+    ],
+)
+def test_a_mistake_is_named_with_place_rule_and_value(changes, expected):
+    lines = mistakes(**changes)
+    assert any(expected in line for line in lines), lines
+    assert all(line.startswith("s.toml: ") for line in lines)
+
+
+def test_all_mistakes_are_reported_at_once():
+    assert len(mistakes(objective=3, batch_sizes=[], seed="x", space__clip_norm=0)) == 4
+
+
+def test_missing_and_broken_files_are_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"none\.toml: cannot be read: No such file"):
+        load_study(tmp_path / "none.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("objective = \n")
+    with pytest.raises(UserError, match=r"broken\.toml: is not valid TOML: .*line 1"):
+        load_study(broken)
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_shipped_studies_are_valid_and_keep_their_text(path):
+    study = load_study(path)
+    assert study.name == path.stem
+    assert study.source == path.read_text(encoding="utf-8")
+
+
+def test_the_committed_schema_is_the_generated_one():
+    committed = json.loads((STUDIES / "study.schema.json").read_text(encoding="utf-8"))
+    assert committed == schema()
+    assert "momentum" in json.dumps(committed)
+
+
+def test_the_columns_that_no_argument_may_be_named_like_are_those_of_the_table(tmp_path):
+    write_table(tmp_path / "trials.csv", [feasible(0, 0.1, 0.05)])
+    header = (tmp_path / "trials.csv").read_text().splitlines()[0].split(",")
+    assert set(header) - set(feasible(0, 0.1, 0.05).point.values) == set(RESULT_COLUMNS) - {"delta"}
