@@ -1,1 +1,3 @@
-"""Reference workloads: plain torch modules with their data. Nothing here imports the search library."""
+"""Reference workloads: plain torch modules with their data. Nothing here imports the search
+library.
+"""

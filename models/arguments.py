@@ -1,10 +1,13 @@
-"""Checks of what a study file hands to a factory: the message names the argument, the rule and the value."""
+"""Checks of what a study file hands to a factory: the message names the argument, the rule and the
+value.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-MOST = 10_000  # of a width or depth: two layers of this width have 400 MB, so many layers take seconds to make
+# of a width or depth: two layers of this width have 400 MB, so many layers take seconds to make
+MOST = 10_000
 
 
 def at_least(lowest: int, most: int = MOST, **arguments: int) -> None:

@@ -23,7 +23,8 @@ Rows: TypeAlias = NDArray[np.int64]
 Part = Literal["train", "validation", "test"]
 
 
-# Compared and hashed by identity: a data set is loaded once per process, and tensors have no one `==`.
+# Compared and hashed by identity: a data set is loaded once per process, and tensors have no one
+# `==`.
 @dataclass(frozen=True, eq=False)
 class Split:
     """The three parts of a data set, on the CPU. `test` is never touched while tuning."""
@@ -38,7 +39,9 @@ class Split:
         return tuple(tensor.to(device) for tensor in getattr(self, name))
 
 
-def three_parts(count: int, labels_N: NDArray[Any] | None = None, fraction: float = 0.2) -> tuple[Rows, Rows, Rows]:
+def three_parts(
+    count: int, labels_N: NDArray[Any] | None = None, fraction: float = 0.2
+) -> tuple[Rows, Rows, Rows]:
     """Rows 0 … count − 1 cut at random, always in the same way, into train, validation and test.
 
     Validation and test get `fraction` of the rows each. With `labels_N` the cut is stratified: the
@@ -49,7 +52,9 @@ def three_parts(count: int, labels_N: NDArray[Any] | None = None, fraction: floa
     return train, validation, test
 
 
-def _held_out(rows: Rows, fraction: float, labels_N: NDArray[Any] | None = None) -> tuple[Rows, Rows]:
+def _held_out(
+    rows: Rows, fraction: float, labels_N: NDArray[Any] | None = None
+) -> tuple[Rows, Rows]:
     strata = None if labels_N is None else labels_N[rows]
     kept, out = train_test_split(rows, test_size=fraction, stratify=strata, random_state=0)
     return kept, out
@@ -65,8 +70,12 @@ def endless_batches(examples: Examples, batch_size: int, seed: int) -> Iterator[
     """
     count = len(examples[0])
     if not 1 <= batch_size <= count:
-        raise ValueError(f"batch_size: must be between 1 and the {count} training examples, got {batch_size}")
-    return (tuple(tensor[rows_B] for tensor in examples) for rows_B in _rows(count, batch_size, seed))
+        raise ValueError(
+            f"batch_size: must be between 1 and the {count} training examples, got {batch_size}"
+        )
+    return (
+        tuple(tensor[rows_B] for tensor in examples) for rows_B in _rows(count, batch_size, seed)
+    )
 
 
 def _rows(count: int, batch_size: int, seed: int) -> Iterator[Tensor]:

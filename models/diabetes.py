@@ -1,11 +1,13 @@
-"""Progression of diabetes from ten measurements: a small real regression, bundled with scikit-learn.
+"""Progression of diabetes from ten measurements: a small real regression, bundled with
+scikit-learn.
 
-442 patients, cut 60/20/20; measurements and target are standardized with the training part's mean and
-standard deviation, so that a constant predictor has loss 1.
+442 patients, cut 60/20/20; measurements and target are standardized with the training part's mean
+and standard deviation, so that a constant predictor has loss 1.
 
   N  patients    F  measurements
 
-Source: Efron, Hastie, Johnstone & Tibshirani 2004, "Least Angle Regression", Annals of Statistics 32(2).
+Source: Efron, Hastie, Johnstone & Tibshirani 2004, "Least Angle Regression", Annals of Statistics
+32(2).
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ def load() -> Split:
 
 
 def mlp(width: int = 32, depth: int = 2) -> Regression:
-    """Diabetes with a plain MLP of `depth` hidden layers. Raises ValueError unless width ≥ 1, depth ≥ 0.
+    """Diabetes with a plain MLP of `depth` hidden layers. Raises ValueError unless width ≥ 1, depth
+    ≥ 0.
 
     Its only metric is val_loss, the mean squared error: 1 is a constant predictor.
     """

@@ -19,7 +19,9 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int, depth: int) -> None:
         super().__init__()
         sizes = [inputs, *[width] * depth]
-        hidden = [layer for i in range(depth) for layer in (nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU())]
+        hidden = [
+            layer for i in range(depth) for layer in (nn.Linear(sizes[i], sizes[i + 1]), nn.ReLU())
+        ]
         self.layers = nn.Sequential(nn.Flatten(), *hidden, nn.Linear(sizes[-1], outputs))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
@@ -27,7 +29,8 @@ class MLP(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Three 3×3 convolutions (the last two halve the resolution), mean over positions, a linear layer.
+    """Three 3×3 convolutions (the last two halve the resolution), mean over positions, a linear
+    layer.
 
     x_BCHW → logits_BK; channels `width`, 2 `width`, 2 `width`; no normalization
     """

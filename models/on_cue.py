@@ -1,14 +1,15 @@
 """A model whose training goes wrong on cue, for tests of whatever has to notice it.
 
-A linear classifier of two easy classes counts its own training steps t and, from `cue_step` on, adds a
-push s(t) to its first logit, up and down in turn so that no bias can learn to cancel it:
+A linear classifier of two easy classes counts its own training steps t and, from `cue_step` on,
+adds a push s(t) to its first logit, up and down in turn so that no bias can learn to cancel it:
 
     nan      s = nan                                          the loss stays non-finite
     blow_up  s = (−1)^u 2^min(u, 10), u = t − cue_step ≥ 0    the loss rises to ~500 and stays there
-    spike    s = (−1)^u 50 for 0 ≤ u < 4                      the loss is ~25 for four steps, then recovers
+    spike    s = (−1)^u 50 for 0 ≤ u < 4                      the loss is ~25 for four steps, then
+             recovers
 
-The count is a buffer of the model, so it is saved, stacked and restored with the rest of its state. An
-evaluation after t updates meets the push of step t, and does not count.
+The count is a buffer of the model, so it is saved, stacked and restored with the rest of its state.
+An evaluation after t updates meets the push of step t, and does not count.
 
   B  batch size    N  examples    F  features
 """
@@ -54,7 +55,9 @@ class OnCue(nn.Module):
         return torch.stack([logits_B2[:, 0] + push, logits_B2[:, 1]], dim=1)
 
     def push(self, since: Tensor) -> Tensor:
-        """s(t) for u = `since`, without a branch on its value, so that stacked models may run as one."""
+        """s(t) for u = `since`, without a branch on its value, so that stacked models may run as
+        one.
+        """
         u = since.clamp(min=0)
         if self.kind == "nan":
             size = u * math.nan

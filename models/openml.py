@@ -1,8 +1,9 @@
 """MNIST, Fashion-MNIST and CIFAR-10 from openml.org, fetched the first time a study asks for them.
 
-Nothing is downloaded by making a workload: only its first batch or evaluation reads the data. OpenML
-states no test set, so the images are cut at random, stratified: 1/7 of them for validation and 1/7
-for test (10,000 each of the 70,000 of MNIST). Images stay bytes in memory; the models standardize them.
+Nothing is downloaded by making a workload: only its first batch or evaluation reads the data.
+OpenML states no test set, so the images are cut at random, stratified: 1/7 of them for validation
+and 1/7 for test (10,000 each of the 70,000 of MNIST). Images stay bytes in memory; the models
+standardize them.
 
   N  images    C  channels    H, W  height, width
 
@@ -50,7 +51,9 @@ CIFAR_10 = Source("CIFAR_10", (3, 32, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.
 
 @functools.cache
 def load(source: Source) -> Split:
-    """The images as (x_NCHW uint8, y_N int64). Raises OSError, saying what to do, if they cannot be had."""
+    """The images as (x_NCHW uint8, y_N int64). Raises OSError, saying what to do, if they cannot be
+    had.
+    """
     cached = Path(get_data_home()) / "tunewright" / f"{source.name}.npz"
     if not cached.exists():
         _fetch(source, cached)
@@ -62,7 +65,9 @@ def load(source: Source) -> Split:
 
 
 def _fetch(source: Source, cached: Path) -> None:
-    """Download `source` and keep its images as bytes: parsing OpenML's text again would take minutes."""
+    """Download `source` and keep its images as bytes: parsing OpenML's text again would take
+    minutes.
+    """
     parser = "pandas" if importlib.util.find_spec("pandas") else "liac-arff"
     try:
         table = fetch_openml(source.name, version=1, as_frame=False, parser=parser)
@@ -93,7 +98,9 @@ class Standardize(nn.Module):
 
 
 def mnist(width: int = 256, depth: int = 2) -> Classification:
-    """MNIST with a plain MLP of `depth` hidden layers. Raises ValueError unless width ≥ 1, depth ≥ 0."""
+    """MNIST with a plain MLP of `depth` hidden layers. Raises ValueError unless width ≥ 1, depth ≥
+    0.
+    """
     return _mlp(MNIST, width, depth)
 
 
@@ -102,8 +109,12 @@ def fashion_mnist(width: int = 256, depth: int = 2) -> Classification:
     return _mlp(FASHION_MNIST, width, depth)
 
 
-def cifar10(depth: int = 10, width: int = 1, strides: str = "1,2,2", normalization: str = "batch") -> Classification:
-    """CIFAR-10 with WRN-`depth`-`width`, without augmentation. Raises ValueError as `wide_resnet.digits`."""
+def cifar10(
+    depth: int = 10, width: int = 1, strides: str = "1,2,2", normalization: str = "batch"
+) -> Classification:
+    """CIFAR-10 with WRN-`depth`-`width`, without augmentation. Raises ValueError as
+    `wide_resnet.digits`.
+    """
     at_least(1, width=width)
     one_of(NORMALIZATIONS, normalization=normalization)
     sizes = (CIFAR_10.shape[0], CLASSES, checked_depth(depth), width, parsed_strides(strides))
@@ -114,7 +125,9 @@ def _mlp(source: Source, width: int, depth: int) -> Classification:
     at_least(1, width=width)
     at_least(0, depth=depth)
     channels, height, side = source.shape
-    return _workload(source, functools.partial(MLP, channels * height * side, CLASSES, width, depth))
+    return _workload(
+        source, functools.partial(MLP, channels * height * side, CLASSES, width, depth)
+    )
 
 
 def _workload(source: Source, network: Callable[[], nn.Module]) -> Classification:

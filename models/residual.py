@@ -5,11 +5,11 @@
     post        Norm(x + a f(x))     known to cause trouble
     none        x + a f(x)
 
-a = 1; with ReZero, a is one learnable number that starts at 0, so that the branch is absent at first.
-Norm is layer normalization over the last axis, with learnable scale and shift.
+a = 1; with ReZero, a is one learnable number that starts at 0, so that the branch is absent at
+first. Norm is layer normalization over the last axis, with learnable scale and shift.
 
-Source: Tuning Playbook, on normalization and residual branches (R18); Bachlechner et al. 2020, "ReZero is
-All You Need" (arXiv 2003.04887).
+Source: Tuning Playbook, on normalization and residual branches (R18); Bachlechner et al. 2020,
+"ReZero is All You Need" (arXiv 2003.04887).
 """
 
 from __future__ import annotations
@@ -60,10 +60,12 @@ class ZeroScale(nn.Module):
 
 
 def last_norm(width: int, normalization: str) -> nn.Module:
-    """What stands between the last block and the output layer: a normalization for `pre`, else nothing.
+    """What stands between the last block and the output layer: a normalization for `pre`, else
+    nothing.
 
-    It belongs to the usual pre-norm network, whose branches f are not normalized where they are added
-    (Xiong et al. 2020, arXiv 2002.04745). With `branch_out` each block adds one unit of variance to x,
-    so that the loss at initialization lies somewhat above that of a constant predictor.
+    It belongs to the usual pre-norm network, whose branches f are not normalized where they are
+    added (Xiong et al. 2020, arXiv 2002.04745). With `branch_out` each block adds one unit of
+    variance to x, so that the loss at initialization lies somewhat above that of a constant
+    predictor.
     """
     return nn.LayerNorm(width) if normalization == "pre" else nn.Identity()

@@ -1,4 +1,5 @@
-"""Residual multilayer perceptron: the smallest model on which the placement of normalization matters.
+"""Residual multilayer perceptron: the smallest model on which the placement of normalization
+matters.
 
 B  batch size    F  inputs    D  width    K  classes or outputs
 """
@@ -17,16 +18,21 @@ from .supervised import Classification
 
 
 class ResidualMLP(nn.Module):
-    """x ← W x + b, then `depth` residual blocks with f(x) = W₂ relu(W₁ x + b₁) + b₂, then a linear layer.
+    """x ← W x + b, then `depth` residual blocks with f(x) = W₂ relu(W₁ x + b₁) + b₂, then a linear
+    layer.
 
     inputs of any shape x_B… with `inputs` numbers each → outputs_BK
     Placements of the normalization and ReZero: see `residual`.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int, depth: int, normalization: str, rezero: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, width: int, depth: int, normalization: str, rezero: bool
+    ) -> None:
         super().__init__()
         self.first = nn.Sequential(nn.Flatten(), nn.Linear(inputs, width))
-        self.blocks = nn.Sequential(*(Residual(_branch(width), width, normalization, rezero) for _ in range(depth)))
+        self.blocks = nn.Sequential(
+            *(Residual(_branch(width), width, normalization, rezero) for _ in range(depth))
+        )
         self.head = nn.Sequential(last_norm(width, normalization), nn.Linear(width, outputs))
 
     def forward(self, x_BF: Tensor) -> Tensor:
@@ -38,10 +44,13 @@ def _branch(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
 
 
-def digits(width: int = 64, depth: int = 4, normalization: str = "pre", rezero: bool = False) -> Classification:
+def digits(
+    width: int = 64, depth: int = 4, normalization: str = "pre", rezero: bool = False
+) -> Classification:
     """Digits with a residual MLP of `depth` blocks.
 
-    Raises ValueError unless width ≥ 1, depth ≥ 0, normalization is a placement and rezero a boolean.
+    Raises ValueError unless width ≥ 1, depth ≥ 0, normalization is a placement and rezero a
+    boolean.
     """
     at_least(1, width=width)
     at_least(0, depth=depth)

@@ -4,8 +4,9 @@
   x  inputs: floats, bytes (cast to the dtype of the model) or int64 tokens (left as they are)
   y  targets: classes y_B, classes at every position y_BT, or real numbers y_B
 
-A workload holds functions, not data: it is pickled in a few bytes, and each process loads the data once.
-Nothing here branches on a tensor's value, so that loss and evaluate run under torch.func.vmap as well.
+A workload holds functions, not data: it is pickled in a few bytes, and each process loads the data
+once. Nothing here branches on a tensor's value, so that loss and evaluate run under torch.func.vmap
+as well.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch.nn import functional
 
 from .batches import Examples, Part, Split, endless_batches
 
-EVALUATION_EXAMPLES = 512  # forwarded at once in an evaluation: bounds the memory, changes no result
+# forwarded at once in an evaluation: bounds the memory, changes no result
+EVALUATION_EXAMPLES = 512
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Supervised(ABC):
 
     load          → the data; a module-level function that keeps its result, or a partial of one
     architecture  → a new model with torch's default initialization; picklable likewise
-    architectures   other arguments of the factory, by name, that may mend an unstable training (R18)
+    architectures   other arguments of the factory, by name, that may mend an unstable training
+                    (R18)
     """
 
     load: Callable[[], Split]
@@ -45,18 +48,25 @@ class Supervised(ABC):
         """Means over the batch of what is reported about a part of the data, by name; scalars."""
 
     def build_model(self, seed: int) -> nn.Module:
-        """A new model on the CPU, a function of the seed alone; the caller's random state stays as it is."""
+        """A new model on the CPU, a function of the seed alone; the caller's random state stays as
+        it is.
+        """
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed: that would seed the accelerators too, which fork_rng then leaves changed.
+            # Not torch.manual_seed: that would seed the accelerators too, which fork_rng then
+            # leaves changed.
             torch.default_generator.manual_seed(seed)
             return self.architecture()
 
     def train_batches(self, batch_size: int, seed: int) -> Iterator[Examples]:
-        """Endless batches of the training part; raises ValueError if it is smaller than `batch_size`."""
+        """Endless batches of the training part; raises ValueError if it is smaller than
+        `batch_size`.
+        """
         return endless_batches(self.load().train, batch_size, seed)
 
     def evaluate(self, model: nn.Module) -> dict[str, Tensor]:
-        """Validation metrics of the model in evaluation mode: val_loss and what else `measure` names."""
+        """Validation metrics of the model in evaluation mode: val_loss and what else `measure`
+        names.
+        """
         return {f"val_{name}": value for name, value in self._means(model, "validation").items()}
 
     def test(self, model: nn.Module) -> dict[str, Tensor]:
@@ -70,12 +80,15 @@ class Supervised(ABC):
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
-            for chunk in zip(*(torch.split(tensor, EVALUATION_EXAMPLES) for tensor in examples), strict=True):
+            for chunk in zip(
+                *(torch.split(tensor, EVALUATION_EXAMPLES) for tensor in examples), strict=True
+            ):
                 share = len(chunk[0]) / len(examples[0])
                 for name, mean in self.measure(model, chunk).items():
                     means[name] = means.get(name, 0.0) + share * mean
         finally:
-            for module, mode in modes:  # each its own: a frozen normalization stays in evaluation mode
+            # each its own: a frozen normalization stays in evaluation mode
+            for module, mode in modes:
                 module.training = mode
         return means
 
@@ -98,7 +111,9 @@ class Classification(Supervised):
 
     @property
     def chance_loss(self) -> float:
-        """Training loss of the best constant predictor: the entropy of the class frequencies, in nats."""
+        """Training loss of the best constant predictor: the entropy of the class frequencies, in
+        nats.
+        """
         frequency_C = torch.bincount(self.load().train[1].flatten()).double()
         return float(torch.special.entr(frequency_C / frequency_C.sum()).sum())
 

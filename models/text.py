@@ -61,7 +61,9 @@ def load(context: int) -> Split:
     tokens = encoded(library_text())
     train, validation, test = torch.split(tokens, _lengths(len(tokens)))
     windows = _windows(validation, context)
-    thinned = torch.linspace(0, len(windows[0]) - 1, min(VALIDATION_WINDOWS, len(windows[0]))).long()
+    thinned = torch.linspace(
+        0, len(windows[0]) - 1, min(VALIDATION_WINDOWS, len(windows[0]))
+    ).long()
     return Split(
         train=_windows(train, context),
         validation=tuple(tensor[thinned] for tensor in windows),

@@ -3,7 +3,8 @@
   B  batch size    T  positions    D  width of the stream    V  vocabulary    H  heads    E = D/H
 
 Source: Vaswani et al. 2017 (arXiv 1706.03762); query-key normalization: Henry et al. 2020 (arXiv
-2010.04245), in the form of Dehghani et al. 2023 (arXiv 2302.05442); placements and ReZero: see `residual`.
+2010.04245), in the form of Dehghani et al. 2023 (arXiv 2302.05442); placements and ReZero: see
+`residual`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Transformer(nn.Module):
             for _ in range(layers)
             for branch in (Attention(d_model, heads, qk_norm, temperature), _feedforward(d_model))
         ]
-        self.blocks = nn.Sequential(*(Residual(branch, d_model, normalization, rezero) for branch in branches))
+        self.blocks = nn.Sequential(
+            *(Residual(branch, d_model, normalization, rezero) for branch in branches)
+        )
         self.head = nn.Sequential(last_norm(d_model, normalization), nn.Linear(d_model, vocabulary))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
@@ -60,8 +63,8 @@ class Transformer(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention: softmax(q kᵀ / (temperature √E)) v per head, joined by a linear layer.
 
-    With `qk_norm`, q and k are layer-normalized (learnable scale, no shift) over E: while the scales
-    are 1, no |logit| exceeds √E / temperature, whatever the weights. x_BTD → x_BTD
+    With `qk_norm`, q and k are layer-normalized (learnable scale, no shift) over E: while the
+    scales are 1, no |logit| exceeds √E / temperature, whatever the weights. x_BTD → x_BTD
     """
 
     def __init__(self, d_model: int, heads: int, qk_norm: bool, temperature: float) -> None:
@@ -89,7 +92,9 @@ class Attention(nn.Module):
 
 
 def _feedforward(d_model: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model))
+    return nn.Sequential(
+        nn.Linear(d_model, 4 * d_model), nn.GELU(), nn.Linear(4 * d_model, d_model)
+    )
 
 
 def characters(
@@ -104,8 +109,8 @@ def characters(
 ) -> Classification:
     """Next character of Python source with a small Transformer; loss in nats per character.
 
-    Raises ValueError unless all sizes are ≥ 1, heads divides d_model, context ≤ 1024, normalization is
-    a placement, rezero and qk_norm are booleans, and temperature is a positive number.
+    Raises ValueError unless all sizes are ≥ 1, heads divides d_model, context ≤ 1024, normalization
+    is a placement, rezero and qk_norm are booleans, and temperature is a positive number.
     """
     at_least(1, d_model=d_model, layers=layers, heads=heads, context=context)
     if d_model % heads:
@@ -118,4 +123,6 @@ def characters(
     one_of((False, True), rezero=rezero, qk_norm=qk_norm)
     sizes = (VOCABULARY, context, d_model, layers, heads)
     network = functools.partial(Transformer, *sizes, normalization, rezero, qk_norm, temperature)
-    return Classification(functools.partial(load, context), network, other_architectures(normalization, rezero))
+    return Classification(
+        functools.partial(load, context), network, other_architectures(normalization, rezero)
+    )

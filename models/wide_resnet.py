@@ -2,8 +2,9 @@
 
   B  batch size    C  channels    H, W  height, width    K  classes
 
-Source: Zagoruyko & Komodakis 2016, "Wide Residual Networks" (arXiv 1605.07146): WRN-`depth`-`width`.
-The strides are the ones that figure 4 of the Tuning Playbook changes from 2 to 1.
+Source: Zagoruyko & Komodakis 2016, "Wide Residual Networks" (arXiv 1605.07146):
+WRN-`depth`-`width`. The strides are the ones that figure 4 of the Tuning Playbook changes from 2 to
+1.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ class WideResNet(nn.Module):
         super().__init__()
         sizes = [CHANNELS[0], *(width * size for size in CHANNELS)]
         blocks = [
-            Block(sizes[group + (i > 0)], sizes[group + 1], strides[group] if i == 0 else 1, normalization)
+            Block(
+                sizes[group + (i > 0)],
+                sizes[group + 1],
+                strides[group] if i == 0 else 1,
+                normalization,
+            )
             for group in range(len(CHANNELS))
             for i in range((depth - 4) // 6)
         ]
@@ -102,10 +108,14 @@ def _norm(channels: int, normalization: str) -> nn.Module:
 
 
 def parsed_strides(strides: str) -> tuple[int, ...]:
-    """ "1,2,2" → (1, 2, 2): one stride per group. Raises ValueError for anything but three times 1 or 2."""
+    """ "1,2,2" → (1, 2, 2): one stride per group. Raises ValueError for anything but three times 1
+    or 2.
+    """
     parts = [part.strip() for part in str(strides).split(",")]
     if len(parts) != len(CHANNELS) or any(part not in STRIDES for part in parts):
-        raise ValueError(f'strides: must be three numbers, each 1 or 2, such as "1,2,2", got {strides!r}')
+        raise ValueError(
+            f'strides: must be three numbers, each 1 or 2, such as "1,2,2", got {strides!r}'
+        )
     return tuple(int(part) for part in parts)
 
 
@@ -113,7 +123,9 @@ def checked_depth(depth: int) -> int:
     """The depth, if three groups of equal length can have it; else ValueError."""
     at_least(10, depth=depth)
     if depth % 6 != 4:
-        raise ValueError(f"depth: must be 6 n + 4 with n ≥ 1 blocks per group (10, 16, 22, …), got {depth}")
+        raise ValueError(
+            f"depth: must be 6 n + 4 with n ≥ 1 blocks per group (10, 16, 22, …), got {depth}"
+        )
     return depth
 
 

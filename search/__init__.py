@@ -4,7 +4,8 @@ from pathlib import Path
 from tunewright.search import axis_figure, axis_info, load_study, run_study
 
 study = load_study("studies/digits_mlp.toml")
-trials = run_study(study)                      # or read_trials(open_store(Path("results/digits_mlp")))
+trials = run_study(study)                      # or
+                                               read_trials(open_store(Path("results/digits_mlp")))
 axis_figure(axis_info(trials, "base_lr", study.objective)).show()
 """
 
@@ -19,7 +20,14 @@ _HOMES = {
     "judge.analysis": ("boundary_checks", "group_trials", "summarize"),
     "judge.verdict": ("judge",),
     "run": ("run_studies", "run_study"),
-    "show.plots": ("axis_figure", "axis_info", "curves_figure", "curves_info", "norms_figure", "norms_info"),
+    "show.plots": (
+        "axis_figure",
+        "axis_info",
+        "curves_figure",
+        "curves_info",
+        "norms_figure",
+        "norms_info",
+    ),
     "store.storage": ("open_store", "read_trials"),
     "study.sampling": ("plan",),
     "study.study": ("Study", "load_study"),

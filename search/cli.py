@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints.
 
-Exit status 0: done; 1: the work failed, or was stopped by Ctrl-C, SIGTERM or SIGHUP; 2: the user's mistake.
+Exit status 0: done; 1: the work failed, or was stopped by Ctrl-C, SIGTERM or SIGHUP; 2: the user's
+mistake.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ CRASHES_SHOWN = 5  # the rest are in crashed.log
 STORAGE = "TUNEWRIGHT_STORAGE"  # the environment variable that --storage defaults to
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POINTS_JUDGED = 1_000  # of a plan, for its updates and time: enough for a mean, made at once
-MOST_PROCESSES = 4096  # workers of a machine, or threads of a worker: more than any machine has cores
+# workers of a machine, or threads of a worker: more than any machine has cores
+MOST_PROCESSES = 4096
 MOST_SLOTS = 10_000  # trials in one stack: each keeps a model and its optimizer's state in memory
 MOST_RUNS = 10_000  # seeds of a diagnosis or of one side of a comparison (`comparison.MOST_SEEDS`)
 MOST_TRAININGS = 10**6  # of a budget, as of a study (`study.MOST_TRIALS`)
@@ -58,7 +60,9 @@ def _check(options: argparse.Namespace) -> int:
         print_table(plan_table(study, some_points(study, POINTS_JUDGED), seconds_per_step(study)))
         (point,) = some_points(study, 1)[:1]
         workload = load_workload(study.workload, point.workload_args)
-        for one in advise(study, _finished(study, options.results / study.name, options.storage), workload):
+        for one in advise(
+            study, _finished(study, options.results / study.name, options.storage), workload
+        ):
             print(f"warning: {path}: {one.place}: {one.sentence}")
             cited.add(one.rule)
     if cited:
@@ -68,7 +72,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
-    """The trials that a study has in its results folder; none, and a word, if they are of another study file."""
+    """The trials that a study has in its results folder; none, and a word, if they are of another
+    study file.
+    """
     from .store.storage import has_results, is_continued, open_store, read_trials
 
     if not has_results(folder, url):
@@ -79,7 +85,9 @@ def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
         print(f"note: its results are left out: {error}")
         return []
     if not is_continued(store, study):
-        print(f"note: {folder}: holds results of a different study file, which say nothing of this one")
+        print(
+            f"note: {folder}: holds results of a different study file, which say nothing of this one"
+        )
         return []
     return read_trials(store)
 
@@ -123,7 +131,10 @@ def _quiet_optuna() -> None:
 
 def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
     """What a command that trains says of its workers, as `run_studies` takes it."""
-    return {name: getattr(options, name) for name in ("workers", "threads", "device", "slots", "compiled")}
+    return {
+        name: getattr(options, name)
+        for name in ("workers", "threads", "device", "slots", "compiled")
+    }
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -134,7 +145,9 @@ def _run(options: argparse.Namespace) -> int:
     _quiet_optuna()
     studies = [load_study(path) for path in options.studies]
     if len({study.name for study in studies}) < len(studies):
-        raise UserError("the studies must differ in name: the results folder is named after the file")
+        raise UserError(
+            "the studies must differ in name: the results folder is named after the file"
+        )
     for path, study in zip(options.studies, studies, strict=True):
         for one in direction_of(study):
             print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)
@@ -198,7 +211,12 @@ def _compare(options: argparse.Namespace) -> int:
     with _stopping_in_order():
         if recipe:
             store = train_recipe(
-                options.candidate, options.baseline, baseline, options.results, options.storage, **pool
+                options.candidate,
+                options.baseline,
+                baseline,
+                options.results,
+                options.storage,
+                **pool,
             )
         else:
             store = open_store(options.candidate, options.storage)
@@ -281,7 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(call=help_alone)
     commands = parser.add_subparsers(metavar="COMMAND")
 
-    def command(name: str, call: Callable[[argparse.Namespace], int], summary: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, call: Callable[[argparse.Namespace], int], summary: str
+    ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(call=call)
         return sub
@@ -297,10 +317,23 @@ def _parser() -> argparse.ArgumentParser:
 
     def pool(sub: argparse.ArgumentParser) -> None:
         processes = _whole(1, MOST_PROCESSES)
-        sub.add_argument("--workers", type=processes, metavar="N", help="worker processes (default: one per core)")
-        sub.add_argument("--threads", type=processes, metavar="N", help="torch threads per worker (default: measured)")
         sub.add_argument(
-            "--device", default="cpu", metavar="D", help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)"
+            "--workers",
+            type=processes,
+            metavar="N",
+            help="worker processes (default: one per core)",
+        )
+        sub.add_argument(
+            "--threads",
+            type=processes,
+            metavar="N",
+            help="torch threads per worker (default: measured)",
+        )
+        sub.add_argument(
+            "--device",
+            default="cpu",
+            metavar="D",
+            help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)",
         )
         how = sub.add_mutually_exclusive_group()
         how.add_argument(
@@ -317,9 +350,13 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     def results(sub: argparse.ArgumentParser, summary: str) -> None:
-        sub.add_argument("--results", type=Path, default=Path("results"), metavar="DIR", help=summary)
+        sub.add_argument(
+            "--results", type=Path, default=Path("results"), metavar="DIR", help=summary
+        )
 
-    new = command("new", _new, "Copy a small workload and its study into a new folder, to start from.")
+    new = command(
+        "new", _new, "Copy a small workload and its study into a new folder, to start from."
+    )
     new.add_argument("folder", metavar="FOLDER", type=Path, help="is made; it may exist if empty")
     new.add_argument(
         "--from",
@@ -330,13 +367,19 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     check = command(
-        "check", _check, "Validate studies, print their plans, and warn where they break rules of the playbook."
+        "check",
+        _check,
+        "Validate studies, print their plans, and warn where they break rules of the playbook.",
     )
     check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     results(check, "where results go; what is there already is judged, too (default: results)")
     storage(check)
 
-    run = command("run", _run, "Run studies, or go on with them where they stopped, in one pool of worker processes.")
+    run = command(
+        "run",
+        _run,
+        "Run studies, or go on with them where they stopped, in one pool of worker processes.",
+    )
     check.epilog = run.epilog = (
         "A study's `trials` counts configurations per batch size; with `seeds = 3` each is trained three times."
     )
@@ -346,7 +389,9 @@ def _parser() -> argparse.ArgumentParser:
     storage(run)
 
     diagnose = command(
-        "diagnose", _diagnose, "Say whether training is unstable, of which kind, and what helps; write a recipe."
+        "diagnose",
+        _diagnose,
+        "Say whether training is unstable, of which kind, and what helps; write a recipe.",
     )
     diagnose.add_argument("study", metavar="STUDY.toml", type=Path)
     diagnose.add_argument(
@@ -366,12 +411,20 @@ def _parser() -> argparse.ArgumentParser:
     pool(diagnose)
     results(diagnose, "where results go (default: results)")
 
-    report = command("report", _report, "Build plots, tables and report.html again from stored results.")
+    report = command(
+        "report", _report, "Build plots, tables and report.html again from stored results."
+    )
     report.add_argument("folder", metavar="RESULTS_DIR", type=Path)
-    report.add_argument("--png", action="store_true", help="also draw the plots as plots/*.png (needs tunewright[png])")
+    report.add_argument(
+        "--png",
+        action="store_true",
+        help="also draw the plots as plots/*.png (needs tunewright[png])",
+    )
     storage(report)
 
-    compare = command("compare", _compare, "Rerun the best trials on fresh seeds, and decide against a baseline.")
+    compare = command(
+        "compare", _compare, "Rerun the best trials on fresh seeds, and decide against a baseline."
+    )
     compare.epilog = (
         "A decision against a checkpoint of unknown settings takes 19 seeds or more; with its settings known, both "
         "sides are trained on the same seeds, and fewer do."
@@ -383,14 +436,23 @@ def _parser() -> argparse.ArgumentParser:
         help="a study's results; or a study of one configuration per batch size, which is trained first",
     )
     compare.add_argument(
-        "--baseline", required=True, type=Path, metavar="CHECKPOINT", help="*.safetensors, or a torch.save state_dict"
+        "--baseline",
+        required=True,
+        type=Path,
+        metavar="CHECKPOINT",
+        help="*.safetensors, or a torch.save state_dict",
     )
     known = compare.add_mutually_exclusive_group()
     known.add_argument(
-        "--baseline-point", metavar="[B:]N", help="trial N (of batch size B) of the results has the baseline's settings"
+        "--baseline-point",
+        metavar="[B:]N",
+        help="trial N (of batch size B) of the results has the baseline's settings",
     )
     known.add_argument(
-        "--baseline-study", type=Path, metavar="STUDY.toml", help="so has this study's only configuration, or its best"
+        "--baseline-study",
+        type=Path,
+        metavar="STUDY.toml",
+        help="so has this study's only configuration, or its best",
     )
     compare.add_argument(
         "--seeds",
@@ -398,20 +460,32 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="runs of each side (default: 10, or as many as it takes to decide)",
     )
-    compare.add_argument("--require-better", action="store_true", help="exit status 1 unless the decision is to adopt")
+    compare.add_argument(
+        "--require-better",
+        action="store_true",
+        help="exit status 1 unless the decision is to adopt",
+    )
     pool(compare)
     results(compare, "where the results of a STUDY.toml go (default: results)")
     storage(compare)
 
-    dashboard = command("dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked.")
+    dashboard = command(
+        "dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked."
+    )
     dashboard.add_argument("folder", metavar="RESULTS_DIR", type=Path)
     dashboard.add_argument(
-        "--port", type=_whole(0, MOST_PORT), default=8080, metavar="P", help="0 = any free port (default: 8080)"
+        "--port",
+        type=_whole(0, MOST_PORT),
+        default=8080,
+        metavar="P",
+        help="0 = any free port (default: 8080)",
     )
     storage(dashboard)
 
     rules = command("rules", _rules, "Say the playbook's rules that warnings and reports cite.")
-    rules.add_argument("ids", nargs="*", metavar="ID", help="these, with their sections (default: all)")
+    rules.add_argument(
+        "ids", nargs="*", metavar="ID", help="these, with their sections (default: all)"
+    )
 
     command("schema", _schema, "Print the JSON schema of study files, for editors.")
     return parser
@@ -435,7 +509,7 @@ def _whole(lowest: int, highest: int, because: str = "") -> Callable[[str], int]
     return parse
 
 
-# --- signals, and output that nobody reads ------------------------------------------------------------------
+# --- signals, and output that nobody reads --------------------------------------------------------
 
 
 Answer = Callable[[int, Any], None]
@@ -443,10 +517,14 @@ Answer = Callable[[int, Any], None]
 
 @contextmanager
 def _answering(answer: Answer) -> Iterator[None]:
-    """Answer SIGNALS this way while the block runs; those that are ignored stay so, as under nohup."""
+    """Answer SIGNALS this way while the block runs; those that are ignored stay so, as under
+    nohup.
+    """
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {one: signal.getsignal(one) for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN}
+        before = {
+            one: signal.getsignal(one) for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN
+        }
     for one in before:
         signal.signal(one, answer)
     try:
@@ -484,7 +562,9 @@ def _stopping_in_order() -> AbstractContextManager[None]:
 
 
 class _Forgiving:
-    """A stream that may be closed by its reader, as by `| head`, or lack a character: the work goes on."""
+    """A stream that may be closed by its reader, as by `| head`, or lack a character: the work goes
+    on.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -507,7 +587,8 @@ class _Forgiving:
     def _until_closed(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # then all that follows goes nowhere, the interpreter's own flush at its end included
+        # then all that follows goes nowhere, the interpreter's own flush at its end included
+        except OSError:
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
@@ -525,7 +606,9 @@ def _forgiving_output() -> Iterator[None]:
 
 
 def _hide(secret: str) -> None:
-    """Take a URL that may hold a password out of the process list, where Linux lets a process do so."""
+    """Take a URL that may hold a password out of the process list, where Linux lets a process do
+    so.
+    """
     with suppress(OSError, ValueError):
         first, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
         with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
@@ -560,7 +643,10 @@ def _called(options: argparse.Namespace) -> int:
         return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"{place}{error.strerror or said(error)}. The same command tries again.", file=sys.stderr)
+        print(
+            f"{place}{error.strerror or said(error)}. The same command tries again.",
+            file=sys.stderr,
+        )
         return 1
 
 

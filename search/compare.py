@@ -1,9 +1,11 @@
-"""The tuned result against a baseline checkpoint: rerun both sides on fresh seeds, decide, write comparison.json.
+"""The tuned result against a baseline checkpoint: rerun both sides on fresh seeds, decide, write
+comparison.json.
 
-The best feasible configuration of each batch size is a candidate (R20); a study with one configuration only, such as
-a recipe, is trained first. The reruns are ordinary studies of one
-point each, in `<results>/comparison/`: interrupted, they go on where they stopped, and more seeds or another baseline
-train only what is not there yet. Their seeds are fresh: on those of the search, the winner also won by luck.
+The best feasible configuration of each batch size is a candidate (R20); a study with one
+configuration only, such as a recipe, is trained first. The reruns are ordinary studies of one
+point each, in `<results>/comparison/`: interrupted, they go on where they stopped, and more seeds
+or another baseline train only what is not there yet. Their seeds are fresh: on those of the search,
+the winner also won by luck.
 """
 
 from __future__ import annotations
@@ -37,7 +39,15 @@ from .show.publish import write_results
 from .show.tables import space_in_words
 from .store.baseline import tell_baseline
 from .store.files import checkpoint_path, name_of
-from .store.storage import STUDY_FILE, Store, create_store, exclusive, open_store, read_trials, write_comparison
+from .store.storage import (
+    STUDY_FILE,
+    Store,
+    create_store,
+    exclusive,
+    open_store,
+    read_trials,
+    write_comparison,
+)
 from .study.pinned import pinned
 from .study.sampling import next_points
 from .study.study import ADAPTIVE, Study, load_study, refuse_maximized
@@ -50,12 +60,15 @@ from .words import readable
 from .workload.randomness import own_random_numbers
 from .workload.workload import Workload, built, load_workload
 
-SEEDS = 10  # of each side by default: enough for a gain as large as its spread between seeds (power 0.9)
+# of each side by default: enough for a gain as large as its spread between seeds (power 0.9)
+SEEDS = 10
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How one side is trained: a point of a study, and the trials of the search that found it (none: it was given)."""
+    """How one side is trained: a point of a study, and the trials of the search that found it
+    (none: it was given).
+    """
 
     study: Study
     point: Point
@@ -69,7 +82,13 @@ class Settings:
     def training(self) -> tuple[object, ...]:
         """What two settings that train alike have in common."""
         study = self.study
-        return study.workload, self.point.configuration, self.total_steps, study.precision, study.accumulation
+        return (
+            study.workload,
+            self.point.configuration,
+            self.total_steps,
+            study.precision,
+            study.accumulation,
+        )
 
     @property
     def bfloat16(self) -> bool:
@@ -83,11 +102,13 @@ class Settings:
         return load_workload(self.study.workload, self.point.workload_args)
 
 
-# --- which settings are compared ---------------------------------------------------------------------------
+# --- which settings are compared ------------------------------------------------------------------
 
 
 def candidates(store: Store) -> list[Settings]:
-    """The best feasible configuration of each batch size, whatever its optimizer. Raises UserError if there is none."""
+    """The best feasible configuration of each batch size, whatever its optimizer. Raises UserError
+    if there is none.
+    """
     trials = read_trials(store)
     found = []
     for batch_size in store.study.batch_sizes:
@@ -99,20 +120,27 @@ def candidates(store: Store) -> list[Settings]:
 
 
 def baseline_of_point(store: Store, text: str) -> Settings:
-    """The settings of a trial, `[BATCH_SIZE:]NUMBER`. Raises UserError unless it names one trial of the results."""
+    """The settings of a trial, `[BATCH_SIZE:]NUMBER`. Raises UserError unless it names one trial of
+    the results.
+    """
     batch_size, _, number = text.rpartition(":")
     points = [trial.point for trial in read_trials(store)]
     found = [p for p in points if str(p.number) == number and batch_size in ("", str(p.batch_size))]
     if not found:
-        raise UserError(f"--baseline-point: must be [BATCH_SIZE:]NUMBER of a trial in {store.folder}, got {text!r}")
+        raise UserError(
+            f"--baseline-point: must be [BATCH_SIZE:]NUMBER of a trial in {store.folder}, got {text!r}"
+        )
     if len(found) > 1:
         choices = ", ".join(f"{point.batch_size}:{point.number}" for point in found)
-        raise UserError(f"--baseline-point: {text} is a trial of several batch sizes: write one of {choices}")
+        raise UserError(
+            f"--baseline-point: {text} is a trial of several batch sizes: write one of {choices}"
+        )
     return Settings(store.study, found[0])
 
 
 def baseline_of_study(path: Path, results: Path) -> Settings:
-    """The only configuration of a study, or the best of its results (beside the file, or in `results`).
+    """The only configuration of a study, or the best of its results (beside the file, or in
+    `results`).
 
     Raises UserError if it has several configurations and no results, or none of them is feasible.
     """
@@ -142,7 +170,10 @@ def _only_points(study: Study) -> list[Point]:
     if study.planned_trials() != sizes * study.seeds:
         return []
     points = next_points(study, [])
-    alone = len({point.configuration for point in points}) == sizes and len(points) == sizes * study.seeds
+    alone = (
+        len({point.configuration for point in points}) == sizes
+        and len(points) == sizes * study.seeds
+    )
     return points[:: study.seeds] if alone else []
 
 
@@ -154,10 +185,11 @@ def train_recipe(
     storage: str | None = None,
     **options: Any,
 ) -> Store:
-    """Train a study of one configuration per batch size as `tunewright run` does, and return its results.
+    """Train a study of one configuration per batch size as `tunewright run` does, and return its
+    results.
 
-    Raises UserError, before anything is trained, if it has several, or if the baseline's checkpoint cannot be compared
-    with it; UnfinishedError if a trial crashed.
+    Raises UserError, before anything is trained, if it has several, or if the baseline's checkpoint
+    cannot be compared with it; UnfinishedError if a trial crashed.
     """
     study = load_study(path)
     refuse_maximized(study, "compare")
@@ -175,18 +207,24 @@ def train_recipe(
     return store
 
 
-# --- the comparison ----------------------------------------------------------------------------------------
+# --- the comparison -------------------------------------------------------------------------------
 
 
 def compare(
-    store: Store, checkpoint: Path, baseline: Settings | None = None, seeds: int | None = None, **options: Any
+    store: Store,
+    checkpoint: Path,
+    baseline: Settings | None = None,
+    seeds: int | None = None,
+    **options: Any,
 ) -> Comparison:
-    """Compare the results of a study with a baseline checkpoint, and write what came of it into their folder.
+    """Compare the results of a study with a baseline checkpoint, and write what came of it into
+    their folder.
 
-    That is comparison.json, a trial for the baseline in each Optuna study, and the tables with a row for it.
-    `seeds` defaults to SEEDS, or to the fewest with which the rule can decide. `options` are those of `run_studies`.
-    Raises UserError, before anything is trained, if the checkpoint cannot be read or does not fit; UnfinishedError if
-    a run crashed; KeyboardInterrupt passes through, with all finished runs kept.
+    That is comparison.json, a trial for the baseline in each Optuna study, and the tables with a
+    row for it. `seeds` defaults to SEEDS, or to the fewest with which the rule can decide.
+    `options` are those of `run_studies`. Raises UserError, before anything is trained, if the
+    checkpoint cannot be read or does not fit; UnfinishedError if a run crashed; KeyboardInterrupt
+    passes through, with all finished runs kept.
     """
     refuse_maximized(store.study, "compare")
     with exclusive(store):
@@ -198,17 +236,28 @@ def compare(
 
 
 def _compared(
-    store: Store, checkpoint: Path, baseline: Settings | None, seeds: int | None, options: dict[str, Any]
+    store: Store,
+    checkpoint: Path,
+    baseline: Settings | None,
+    seeds: int | None,
+    options: dict[str, Any],
 ) -> Comparison:
     found = candidates(store)
     choices = [baseline] if baseline else _architectures(found)
     fits, model, measured = _measured(checkpoint, choices, store.study.objective, options)
     found = [side for side in found if baseline is None or side.training != baseline.training]
     if not found:
-        raise UserError(f"{store.folder}: its best trial has the settings of the baseline: there is nothing to compare")
+        raise UserError(
+            f"{store.folder}: its best trial has the settings of the baseline: there is nothing to compare"
+        )
     seeds = seeds or max(SEEDS, fewest_seeds(paired=baseline is not None, candidates=len(found)))
     controls = [_control(side, baseline) for side in found]
-    runs = _Runs([side for side in (*found, baseline, *controls) if side], store.folder / "comparison", seeds, options)
+    runs = _Runs(
+        [side for side in (*found, baseline, *controls) if side],
+        store.folder / "comparison",
+        seeds,
+        options,
+    )
     sides = [_side(side, runs.trials(side)) for side in found]
     base = _side(baseline, runs.trials(baseline)) if baseline else None
     evidences = [evidence(side.values, base.values if base else [measured.value]) for side in sides]
@@ -224,9 +273,13 @@ def _compared(
                 evidence=one,
                 decision=decision,
                 seeds_needed=settles(one, len(found)),
-                equal_steps=evidence(side.values, _values(runs.trials(control))) if control else None,
+                equal_steps=evidence(side.values, _values(runs.trials(control)))
+                if control
+                else None,
             )
-            for side, control, one, decision in zip(sides, controls, evidences, decide(evidences), strict=True)
+            for side, control, one, decision in zip(
+                sides, controls, evidences, decide(evidences), strict=True
+            )
         ),
         test={},
         warnings=(),
@@ -249,11 +302,14 @@ def _measured(
 ) -> tuple[Settings, nn.Module, Checkpoint]:
     """The one of the choices that the baseline's checkpoint fits, its model, and what it is worth.
 
-    Raises UserError if the checkpoint cannot be read, fits none or several, or has no finite value of the objective.
+    Raises UserError if the checkpoint cannot be read, fits none or several, or has no finite value
+    of the objective.
     """
     for settings in choices:
         if settings.study.objective != objective:
-            raise UserError(f"{settings.study.name}: objective: must be {objective!r} as that of the candidates")
+            raise UserError(
+                f"{settings.study.name}: objective: must be {objective!r} as that of the candidates"
+            )
     fits, model = _fitted(path, choices, str(options.get("device") or "cpu"))
     digest = sha256(path)  # of what was read now, not of what may be there hours later
     with torch_threads():
@@ -261,8 +317,12 @@ def _measured(
     return fits, model, Checkpoint(str(path), digest, finite(path, metrics, objective))
 
 
-def _fitted(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Settings, nn.Module]:
-    """The settings whose model the checkpoint fits, and that model. Raises UserError unless there is exactly one."""
+def _fitted(
+    checkpoint: Path, choices: Sequence[Settings], device: str
+) -> tuple[Settings, nn.Module]:
+    """The settings whose model the checkpoint fits, and that model. Raises UserError unless there
+    is exactly one.
+    """
     tensors, fits, errors = read_tensors(checkpoint), [], []
     for settings in choices:
         with own_random_numbers():
@@ -278,14 +338,20 @@ def _fitted(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple
         raise errors[0]
     if len(fits) > 1:
         several = "; ".join(str(settings.point.workload_args) for settings, _ in fits)
-        raise UserError(f"{checkpoint}: fits several models: {several}. Say which: --baseline-point N")
+        raise UserError(
+            f"{checkpoint}: fits several models: {several}. Say which: --baseline-point N"
+        )
     return fits[0]
 
 
 class _Runs:
-    """Every side trained with the same fresh seeds, as a study of one point each, in one pool of workers."""
+    """Every side trained with the same fresh seeds, as a study of one point each, in one pool of
+    workers.
+    """
 
-    def __init__(self, sides: Sequence[Settings], folder: Path, seeds: int, options: dict[str, Any]) -> None:
+    def __init__(
+        self, sides: Sequence[Settings], folder: Path, seeds: int, options: dict[str, Any]
+    ) -> None:
         self.first_seed = max(side.study.seed + side.study.seeds for side in sides)
         self.seeds, self.folder, self.device = seeds, folder, str(options.get("device") or "cpu")
         studies = {self.name(side): self.study(side) for side in sides}
@@ -307,14 +373,20 @@ class _Runs:
         )
 
     def stored_seeds(self, side: Settings) -> int:
-        """How many seeds an earlier comparison planned: they stay, and this one looks at the first of them."""
+        """How many seeds an earlier comparison planned: they stay, and this one looks at the first
+        of them.
+        """
         path = self.folder / self.name(side) / STUDY_FILE
         return load_study(path).seeds if path.is_file() else 0
 
     def best_checkpoint(self, side: Settings) -> Path:
-        """The checkpoint of the best run of a side; of one with a further seed if only that is kept."""
+        """The checkpoint of the best run of a side; of one with a further seed if only that is
+        kept.
+        """
         store = self.stores[self.name(side)]
-        ranking = sorted(read_trials(store), key=lambda trial: (as_told(trial).value, trial.point.seed))
+        ranking = sorted(
+            read_trials(store), key=lambda trial: (as_told(trial).value, trial.point.seed)
+        )
         paths = (checkpoint_path(store.folder, trial.point) for trial in ranking)
         return next(path for path in paths if path.exists())
 
@@ -329,7 +401,9 @@ class _Runs:
 def _raise_if_crashed(trial: Trial, store: Store, place: str) -> None:
     if trial.verdict.crashed:
         log = store.folder / "crashed.log"
-        raise UnfinishedError(f"{place}, seed {trial.point.seed}: crashed: {trial.verdict.evidence}; see {log}")
+        raise UnfinishedError(
+            f"{place}, seed {trial.point.seed}: crashed: {trial.verdict.evidence}; see {log}"
+        )
 
 
 def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
@@ -348,12 +422,16 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
         infeasible=failed,
         failure_bound=failure_bound(failed, len(runs)),
         run_seconds=fmean(trial.seconds for trial in runs),
-        best_of=best_of(values) if len(values) > 1 and settings.study.sampler not in ADAPTIVE else None,
+        best_of=best_of(values)
+        if len(values) > 1 and settings.study.sampler not in ADAPTIVE
+        else None,
     )
 
 
 def _values(runs: Sequence[Trial]) -> tuple[float, ...]:
-    """What each run is worth, as samplers are told it: an infeasible one as much as its untrained model."""
+    """What each run is worth, as samplers are told it: an infeasible one as much as its untrained
+    model.
+    """
     return tuple(as_told(trial).value for trial in runs)
 
 
@@ -365,8 +443,12 @@ def _control(candidate: Settings, baseline: Settings | None) -> Settings | None:
     return replace(baseline, study=baseline.study.model_copy(update={"max_train_steps": steps}))
 
 
-def _on_test(candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module) -> dict[str, dict[str, float]]:
-    """Metrics on the test split of the baseline and of the candidate's best run; empty without a test split."""
+def _on_test(
+    candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module
+) -> dict[str, dict[str, float]]:
+    """Metrics on the test split of the baseline and of the candidate's best run; empty without a
+    test split.
+    """
     _, trained = _fitted(runs.best_checkpoint(candidate), [candidate], runs.device)
     pair = {"baseline": (fits, model), "candidate": (candidate, trained)}
     with torch_threads():
@@ -377,7 +459,7 @@ def _on_test(candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module)
         }
 
 
-# --- what makes it unfair ----------------------------------------------------------------------------------
+# --- what makes it unfair -------------------------------------------------------------------------
 
 
 def _warnings(result: Comparison) -> Iterator[str]:
@@ -385,7 +467,10 @@ def _warnings(result: Comparison) -> Iterator[str]:
     needed = fewest_seeds(result.baseline is not None, len(result.candidates))
     if result.seeds < needed:
         yield f"{result.seeds} seeds cannot decide, whatever they show: it takes {needed}"
-    for side in [*(one.side for one in result.candidates), *([result.baseline] if result.baseline else [])]:
+    for side in [
+        *(one.side for one in result.candidates),
+        *([result.baseline] if result.baseline else []),
+    ]:
         if side.infeasible:
             yield f"{side.name}: {side.infeasible} of {result.seeds} runs are infeasible, and count as untrained"
     for side in (one.side for one in result.candidates):

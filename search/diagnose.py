@@ -1,7 +1,9 @@
-"""`tunewright diagnose`: run the playbook's procedure for every group of a study, and write what came of it.
+"""`tunewright diagnose`: run the playbook's procedure for every group of a study, and write what
+came of it.
 
-Every step is an ordinary study in `results/<study>/steps/`, all of them in the study's own database. Nothing is kept
-in memory that is not on disk: interrupted, the same command reads what is there and goes on.
+Every step is an ordinary study in `results/<study>/steps/`, all of them in the study's own
+database. Nothing is kept in memory that is not on disk: interrupted, the same command reads what is
+there and goes on.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ from .workload.randomness import own_random_numbers
 from .workload.workload import architectures_of, built, load_workload
 
 SEEDS = 5  # trainings that a finding rests on
-CURVATURE_EXAMPLES = 128  # λ₁ then scatters by a tenth or two; more takes a minute for a small Transformer
+# λ₁ then scatters by a tenth or two; more takes a minute for a small Transformer
+CURVATURE_EXAMPLES = 128
 RECIPE_FILE = "recipe.toml"
 TRACKING_FILE = "tracking.csv"
 
@@ -71,11 +74,13 @@ def diagnose(
     say: Say = lambda text: None,
     **options: Any,
 ) -> Diagnosis:
-    """Diagnose every group of a study; write diagnosis.json, recipes and tracking.csv into its results folder.
+    """Diagnose every group of a study; write diagnosis.json, recipes and tracking.csv into its
+    results folder.
 
-    `budget` is how many trainings may be spent, each max_train_steps updates; what does not fit is left out and
-    named. `say` is told what is asked for next; `options` are those of `run_studies`. Raises UserError before
-    anything is trained if the study, its workload or the budget will not do; UnfinishedError if a run crashed.
+    `budget` is how many trainings may be spent, each max_train_steps updates; what does not fit is
+    left out and named. `say` is told what is asked for next; `options` are those of `run_studies`.
+    Raises UserError before anything is trained if the study, its workload or the budget will not
+    do; UnfinishedError if a run crashed.
     """
     refuse_maximized(study, "diagnose")
     check_studies([study])
@@ -112,14 +117,18 @@ def diagnose(
 
 
 def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]:
-    """What a diagnosis may take at most, by group: (step, trainings, updates) in the order of the procedure."""
+    """What a diagnosis may take at most, by group: (step, trainings, updates) in the order of the
+    procedure.
+    """
     sweep, steps = sweep_of(study), study.max_train_steps
     lengths = warmup_lengths(steps)
     screening = SCREENING_SEEDS * (len(LADDER) + len(HIGHER))
     plan = {}
     for batch_size in study.batch_sizes:
         for group in sweep.groups(batch_size):
-            points = [p for p in next_points(sweep, []) if group_of(p, sweep.scientific_names) == group]
+            points = [
+                p for p in next_points(sweep, []) if group_of(p, sweep.scientific_names) == group
+            ]
             others = len(_architectures(study, group)) + max(1, len(study.optimizers) - 1)
             confirmed = (len(LADDER) + len(HIGHER)) * len(lengths) * seeds
             rerun = max(seeds, fewest_seeds(paired=True, candidates=BEST_FEW))
@@ -136,11 +145,16 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
             }
             short = {
                 "probe": (SCREENING_SEEDS, min(PROBE_STEPS, steps)),
-                **{f"warmup {length}": (screening, screened_updates(length, steps)) for length in lengths},
+                **{
+                    f"warmup {length}": (screening, screened_updates(length, steps))
+                    for length in lengths
+                },
                 "warmup, confirmed": (confirmed, steps + max(lengths, default=0)),
             }
             rows = [(name, count, count * steps) for name, count in whole.items()]
-            plan[group] = rows + [(name, count, count * updates) for name, (count, updates) in short.items()]
+            plan[group] = rows + [
+                (name, count, count * updates) for name, (count, updates) in short.items()
+            ]
     return plan
 
 
@@ -160,15 +174,26 @@ def _architectures(study: Study, group: Group) -> Mapping[str, Mapping[str, Any]
 
 
 class _Runs:
-    """Trains the studies that procedures ask for, as far as the budget goes, and counts what they cost."""
+    """Trains the studies that procedures ask for, as far as the budget goes, and counts what they
+    cost.
+    """
 
-    def __init__(self, study: Study, results: Path, budget: float, options: Mapping[str, Any], say: Say) -> None:
-        self.study, self.results, self.budget, self.options, self.say = study, results, budget, options, say
+    def __init__(
+        self, study: Study, results: Path, budget: float, options: Mapping[str, Any], say: Say
+    ) -> None:
+        self.study, self.results, self.budget, self.options, self.say = (
+            study,
+            results,
+            budget,
+            options,
+            say,
+        )
         self.spent = 0
         self.skipped: list[str] = []
         self.stores: dict[str, Store] = {}
         self.trials: dict[str, list[Trial]] = {}
-        self.engines: dict[int, dict[str, Any]] = {}  # by batch size: what one study measured holds for the next
+        # by batch size: what one study measured holds for the next
+        self.engines: dict[int, dict[str, Any]] = {}
 
     def follow(self, asking: Asking[list[GroupDiagnosis | None]]) -> list[GroupDiagnosis | None]:
         """Answer a procedure until it returns."""
@@ -196,7 +221,9 @@ class _Runs:
     def trials_of(self, group: Group) -> int:
         """How many trials a group took: its share of the sweep, and its steps."""
         sweep = sweep_of(self.study)
-        swept = [t for t in self.trials[sweep.name] if group_of(t.point, sweep.scientific_names) == group]
+        swept = [
+            t for t in self.trials[sweep.name] if group_of(t.point, sweep.scientific_names) == group
+        ]
         steps = [own for name, own in self.trials.items() if name.startswith(f"{label(group)}-")]
         return len(swept) + sum(map(len, steps))
 
@@ -226,30 +253,42 @@ class _Runs:
         for trial in trials:
             if trial.verdict.crashed:
                 log = store.folder / "crashed.log"
-                raise UnfinishedError(f"{store.study.name}: a training crashed: {trial.verdict.evidence}; see {log}")
+                raise UnfinishedError(
+                    f"{store.study.name}: a training crashed: {trial.verdict.evidence}; see {log}"
+                )
         for batch_size, optuna_study in store.optuna_studies.items():
             found = optuna_study.user_attrs.get("engines", {})
-            measured = {key: _for_few_points(engine) for key, engine in found.items() if engine.get("measured")}
+            measured = {
+                key: _for_few_points(engine)
+                for key, engine in found.items()
+                if engine.get("measured")
+            }
             self.engines[batch_size] = measured | self.engines.get(batch_size, {})
         self.stores[store.study.name], self.trials[store.study.name] = store, trials
 
 
 def _for_few_points(engine: dict[str, Any]) -> dict[str, Any]:
-    """An engine's record for a study of a few points: a compiled stack would have more slots than these fill."""
+    """An engine's record for a study of a few points: a compiled stack would have more slots than
+    these fill.
+    """
     return engine | {"compiled": engine.get("compiled", False) and not engine["stacked"]}
 
 
-# --- curvature (Gilmer et al. 2021) --------------------------------------------------------------------------
+# --- curvature (Gilmer et al. 2021) ---------------------------------------------------------------
 
 
 def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDiagnosis:
-    """The group with λ₁ before training and at lr_star's best checkpoint, and what they predict of the edge."""
+    """The group with λ₁ before training and at lr_star's best checkpoint, and what they predict of
+    the edge.
+    """
     if not found.remedies:
         return found
     best = found.remedies[0]
     store = runs.stores[best.rerun_in or best.tuned_in]
     trials = runs.trials[store.study.name]
-    trial = min((one for one in trials if one.feasible), key=lambda one: one.best_value, default=None)
+    trial = min(
+        (one for one in trials if one.feasible), key=lambda one: one.best_value, default=None
+    )
     path = checkpoint_path(store.folder, trial.point) if trial else None
     if trial is None or path is None or not path.exists():
         return found
@@ -263,8 +302,13 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
             fit(model, read_tensors(path), path)
             at_best = largest_eigenvalue(workload, model, batches)
     except ValueError as error:
-        return replace(found, steps=(*found.steps, Step("curvature", ("R6",), (f"λ₁ is not known: {error}.",))))
-    limits = [stability_limit(trial.point.optimizer, trial.point.settings, value) for value in (at_start, at_best)]
+        return replace(
+            found, steps=(*found.steps, Step("curvature", ("R6",), (f"λ₁ is not known: {error}.",)))
+        )
+    limits = [
+        stability_limit(trial.point.optimizer, trial.point.settings, value)
+        for value in (at_start, at_best)
+    ]
     curvature = Curvature(at_start, at_best, *limits)
     step = Step("curvature", ("R6",), (_curvature_sentence(found, curvature),), (store.study.name,))
     steps = list(found.steps)
@@ -273,7 +317,10 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
 
 
 def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
-    at_start, at_best = readable(curvature.eigenvalue_at_start), readable(curvature.eigenvalue_at_best)
+    at_start, at_best = (
+        readable(curvature.eigenvalue_at_start),
+        readable(curvature.eigenvalue_at_best),
+    )
     words = (
         f"The largest eigenvalue of the training loss's Hessian, λ₁, is {at_start} before training and {at_best} at "
         "the best checkpoint of plain training"
@@ -281,27 +328,41 @@ def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
     if math.isnan(curvature.limit_at_start):
         return f"{words}. For {found.group.optimizer} it sets no limit: the preconditioned Hessian would."
     limits = f"{readable(curvature.limit_at_start)} and {readable(curvature.limit_at_best)}"
-    seen = f"found: {readable(found.edge.unstable_base_lr)}" if found.edge.found else "found: no edge"
+    seen = (
+        f"found: {readable(found.edge.unstable_base_lr)}" if found.edge.found else "found: no edge"
+    )
     return f"{words}. Full-batch descent is unstable above {limits}, noise of minibatches earlier; {seen}."
 
 
-# --- what a diagnosis leaves behind ----------------------------------------------------------------------------
+# --- what a diagnosis leaves behind ---------------------------------------------------------------
 
 
 def _write_recipes(study: Study, folder: Path, result: Diagnosis) -> dict[str, str]:
-    """A runnable study for each batch size: its best group, at the settings that were adopted. Returns their files."""
+    """A runnable study for each batch size: its best group, at the settings that were adopted.
+    Returns their files.
+    """
     recipes = {}
     for batch_size in study.batch_sizes:
         best = result.best(batch_size)
         if best is None or best.winner is None:
             continue
-        name = RECIPE_FILE if len(study.batch_sizes) == 1 else f"recipe-batch_size={batch_size}.toml"
+        name = (
+            RECIPE_FILE if len(study.batch_sizes) == 1 else f"recipe-batch_size={batch_size}.toml"
+        )
         question = f"Adopted for {best.group.label}: {best.adopted}"
         recipe = pinned(
-            study, best.winner.point, "recipe", question=question, trials=1, seed=study.seed, prepend_warmup=True
+            study,
+            best.winner.point,
+            "recipe",
+            question=question,
+            trials=1,
+            seed=study.seed,
+            prepend_warmup=True,
         )
         with atomic(folder / name) as temporary:
-            temporary.write_text(_announcement(result, best.winner) + recipe.source, encoding="utf-8")
+            temporary.write_text(
+                _announcement(result, best.winner) + recipe.source, encoding="utf-8"
+            )
         recipes[str(batch_size)] = name
     return recipes
 
@@ -318,7 +379,16 @@ def _announcement(result: Diagnosis, winner: Remedy) -> str:
 
 def _write_tracking(path: Path, runs: _Runs, result: Diagnosis) -> None:
     """A row per group (S13)."""
-    columns = ("study", "batch_size", "optimizer", "configuration", "notes", "trials", "best", "command")
+    columns = (
+        "study",
+        "batch_size",
+        "optimizer",
+        "configuration",
+        "notes",
+        "trials",
+        "best",
+        "command",
+    )
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
@@ -339,4 +409,6 @@ def _write_tracking(path: Path, runs: _Runs, result: Diagnosis) -> None:
 
 
 def _configuration(winner: Remedy) -> str:
-    return ", ".join(f"{name}={readable(value)}" for name, value in winner.point.shown.items() if name != "seed")
+    return ", ".join(
+        f"{name}={readable(value)}" for name, value in winner.point.shown.items() if name != "seed"
+    )

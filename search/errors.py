@@ -1,4 +1,6 @@
-"""What the user can mend, what the same command tries again, and what can be said of any other exception."""
+"""What the user can mend, what the same command tries again, and what can be said of any other
+exception.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ import re
 from functools import cache
 
 LOG = logging.getLogger("tunewright")
-MOST_CHARACTERS = 2_000  # of an exception's text, which is a cell of tables; crashed.log has all of it
+# of an exception's text, which is a cell of tables; crashed.log has all of it
+MOST_CHARACTERS = 2_000
 
 
 class UserError(Exception):
@@ -19,11 +22,15 @@ class UserError(Exception):
 
 
 class UnfinishedError(Exception):
-    """The work failed, and the same command tries again. Printed without a traceback, with exit status 1."""
+    """The work failed, and the same command tries again. Printed without a traceback, with exit
+    status 1.
+    """
 
 
 def printable(text: str) -> str:
-    """A text that every UTF-8 file takes: stray bytes of a file name, say, become backslash escapes."""
+    """A text that every UTF-8 file takes: stray bytes of a file name, say, become backslash
+    escapes.
+    """
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

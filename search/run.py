@@ -33,23 +33,28 @@ def run_studies(
 ) -> list[Store]:
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
-    `workers` defaults to one per processor core, or per device if `device` names others. `slots` forces how many
-    trials a worker trains at once (1: one after the other), `threads` how many torch threads it has; by default
-    both are measured (`engine.choose`), and fewer workers train where each has more threads. `compiled`: whether to
-    try torch.compile, also where training is short, or never; by default, where it may pay. Tables and summaries
-    are written at the end, also after an interruption. Raises UserError for a mistake in a study or its workload,
-    before anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
+    `workers` defaults to one per processor core, or per device if `device` names others. `slots`
+    forces how many trials a worker trains at once (1: one after the other), `threads` how many
+    torch threads it has; by default both are measured (`engine.choose`), and fewer workers train
+    where each has more threads. `compiled`: whether to try torch.compile, also where training is
+    short, or never; by default, where it may pay. Tables and summaries are written at the end, also
+    after an interruption. Raises UserError for a mistake in a study or its workload, before
+    anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
     """
     devices(device)
     check_studies(studies)
     provenance = environment(sys.argv)
     with disk_answers(), ExitStack() as stack:
-        stores = [stack.enter_context(exclusive(create_store(study, results, storage))) for study in studies]
+        stores = [
+            stack.enter_context(exclusive(create_store(study, results, storage)))
+            for study in studies
+        ]
         driver = Driver(stores, workers, device, slots, threads, compiled)
         try:
             with Progress(stores, shown=progress) as driver.show:
                 driver.run()
-        except (OSError, UnfinishedError):  # of what ended the run, not of what cannot be written for the same reason
+        # of what ended the run, not of what cannot be written for the same reason
+        except (OSError, UnfinishedError):
             with suppress(OSError, UnfinishedError, UserError):
                 _write(driver, provenance)
             raise
@@ -62,7 +67,9 @@ def run_studies(
 
 @contextmanager
 def disk_answers() -> Iterator[None]:
-    """Raise what goes wrong with a file as an UnfinishedError that names it: a full disk, a folder that is gone."""
+    """Raise what goes wrong with a file as an UnfinishedError that names it: a full disk, a folder
+    that is gone.
+    """
     try:
         yield
     except OSError as error:

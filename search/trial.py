@@ -1,4 +1,6 @@
-"""Records of one training: what was asked (Point), measured (Curve), judged (Verdict); together a Trial."""
+"""Records of one training: what was asked (Point), measured (Curve), judged (Verdict); together a
+Trial.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,21 @@ from numpy.typing import NDArray
 from .rules.thresholds import limits
 
 Array: TypeAlias = NDArray[np.float64]
-LARGE = float(np.finfo(np.float32).max)  # for a trial whose objective was never finite, not even untrained
+# for a trial whose objective was never finite, not even untrained
+LARGE = float(np.finfo(np.float32).max)
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed"]
 Instability = Literal["none", "early", "mid_training"]
 
 
 @dataclass(frozen=True)
 class Point:
-    """One assignment of every hyperparameter: all that a worker needs to train it, and nothing measured.
+    """One assignment of every hyperparameter: all that a worker needs to train it, and nothing
+    measured.
 
     `settings` holds the optimizer's own hyperparameters (momentum, beta1, ...), `workload_args` the
     keyword arguments of the workload's factory. `number` is the position in the plan of its batch
-    size, so that (batch_size, number) names the point. Points that differ in number and seed alone are
-    one configuration, repeated.
+    size, so that (batch_size, number) names the point. Points that differ in number and seed alone
+    are one configuration, repeated.
     """
 
     number: int
@@ -45,12 +49,25 @@ class Point:
     @cached_property
     def values(self) -> dict[str, Any]:
         """Every hyperparameter by its name, flat."""
-        own = ("batch_size", "optimizer", "base_lr", "warmup_steps", "clip_norm", "clip_z", "decay", "seed")
-        return {name: getattr(self, name) for name in own} | {**self.settings} | {**self.workload_args}
+        own = (
+            "batch_size",
+            "optimizer",
+            "base_lr",
+            "warmup_steps",
+            "clip_norm",
+            "clip_z",
+            "decay",
+            "seed",
+        )
+        return (
+            {name: getattr(self, name) for name in own} | {**self.settings} | {**self.workload_args}
+        )
 
     @cached_property
     def shown(self) -> dict[str, Any]:
-        """`values` without those that hardly any study uses and this point leaves off: what is worth a column."""
+        """`values` without those that hardly any study uses and this point leaves off: what is
+        worth a column.
+        """
         return {name: value for name, value in self.values.items() if name not in self._left_off}
 
     def record(self) -> dict[str, Any]:
@@ -66,12 +83,16 @@ class Point:
 
     @cached_property
     def workload_key(self) -> str:
-        """The workload's arguments as one text, the same for the same arguments, that survives in JSON."""
+        """The workload's arguments as one text, the same for the same arguments, that survives in
+        JSON.
+        """
         return json.dumps(self.workload_args, sort_keys=True)
 
     @cached_property
     def configuration(self) -> tuple[tuple[str, str], ...]:
-        """Every hyperparameter but the seed, hashable: what repetitions of a point have in common."""
+        """Every hyperparameter but the seed, hashable: what repetitions of a point have in
+        common.
+        """
         return tuple((name, repr(value)) for name, value in self.values.items() if name != "seed")
 
 
@@ -79,11 +100,11 @@ class Point:
 class Curve:
     """Measurements of one training, step by step.
 
-    loss, grad_norm   [T]  training loss on the batch of update t, and the unclipped global L2 norm of
-                           its gradient, both before update t is applied (R4, R15). T < total_steps if
-                           training was stopped.
-    metrics           name → [E]  what `evaluate` returned after `eval_step[e]` updates; entry 0 is the
-                           untrained model.
+    loss, grad_norm   [T]  training loss on the batch of update t, and the unclipped global L2 norm
+                           of its gradient, both before update t is applied (R4, R15). T <
+                           total_steps if training was stopped.
+    metrics           name → [E]  what `evaluate` returned after `eval_step[e]` updates; entry 0 is
+                           the untrained model.
     total_steps            the updates that were planned
     chance_loss            loss of a constant predictor; nan where the workload does not state it
     """
@@ -122,7 +143,11 @@ class Curve:
             loss=arrays["loss"],
             grad_norm=arrays["grad_norm"],
             eval_step=arrays["eval_step"],
-            metrics={name.removeprefix("metric/"): arrays[name] for name in arrays if name.startswith("metric/")},
+            metrics={
+                name.removeprefix("metric/"): arrays[name]
+                for name in arrays
+                if name.startswith("metric/")
+            },
             total_steps=int(arrays["total_steps"]),
             chance_loss=float(arrays["chance_loss"]),
         )
@@ -134,7 +159,8 @@ class Verdict:
 
     outcome      feasible | non_finite, diverged, collapsed (infeasible: a result about the point)
                  | crashed (the program failed: no evidence about the point)
-    instability  none | early | mid_training: when the loss first blew up, also if it recovered (R2, R5)
+    instability  none | early | mid_training: when the loss first blew up, also if it recovered (R2,
+                 R5)
     onset_step   the update at which it did; inf = never
     evidence     one sentence with the numbers behind it
     """
@@ -164,7 +190,8 @@ def crash(reason: str) -> Verdict:
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished training. The scalars stand beside the curve, so that a table needs no curve files.
+    """One finished training. The scalars stand beside the curve, so that a table needs no curve
+    files.
 
     best_value     best finite value of the objective over the whole run (S3); inf if there is none
     best_step      updates done when it was measured
@@ -194,7 +221,8 @@ class Trial:
 
     @property
     def cost(self) -> float:
-        """What trials are ranked by, lower is better: best_value, or its negative if the objective is maximized.
+        """What trials are ranked by, lower is better: best_value, or its negative if the objective
+        is maximized.
 
         inf where there is no best value.
         """
@@ -219,7 +247,13 @@ class Trial:
         return cls(**{**record, "point": point, "verdict": verdict, "curve": curve})
 
 
-EMPTY_CURVE = Curve(loss=np.empty(0), grad_norm=np.empty(0), eval_step=np.empty(0, np.int64), metrics={}, total_steps=0)
+EMPTY_CURVE = Curve(
+    loss=np.empty(0),
+    grad_norm=np.empty(0),
+    eval_step=np.empty(0, np.int64),
+    metrics={},
+    total_steps=0,
+)
 
 
 def cost(value: float, maximize: bool) -> float:
@@ -276,7 +310,9 @@ def crashed(point: Point, reason: str, traceback: str = "", seconds: float = 0.0
 
 @dataclass(frozen=True)
 class Told:
-    """What an adaptive sampler learns from a finished trial: its point, and how Optuna was told of it."""
+    """What an adaptive sampler learns from a finished trial: its point, and how Optuna was told of
+    it.
+    """
 
     point: Point
     value: float
@@ -286,9 +322,9 @@ class Told:
 def as_told(trial: Trial) -> Told:
     """How Optuna is told of a trial: its value, and the constraint `diverged`.
 
-    A feasible trial: its best value, and −1. An infeasible one: the value of the untrained model, and
-    1 − onset/total > 0, so that samplers learn that later is nearer to feasible. Never nan and never a huge
-    penalty: both mislead TPE and GP, and ruin every axis they are drawn on.
+    A feasible trial: its best value, and −1. An infeasible one: the value of the untrained model,
+    and 1 − onset/total > 0, so that samplers learn that later is nearer to feasible. Never nan and
+    never a huge penalty: both mislead TPE and GP, and ruin every axis they are drawn on.
     """
     if trial.feasible and math.isfinite(trial.best_value):
         return Told(trial.point, trial.best_value, -1.0)
@@ -318,4 +354,6 @@ class Group:
 
 def group_of(point: Point, scientific: Sequence[str] = ()) -> Group:
     """The group that a point belongs to, given the names of the scientific hyperparameters."""
-    return Group(point.batch_size, point.optimizer, tuple((name, point.values[name]) for name in scientific))
+    return Group(
+        point.batch_size, point.optimizer, tuple((name, point.values[name]) for name in scientific)
+    )

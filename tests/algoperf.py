@@ -1,7 +1,8 @@
-"""Public training runs of the AlgoPerf benchmark as curves: shared by test_algoperf.py and benchmarks/verdicts.py.
+"""Public training runs of the AlgoPerf benchmark as curves: shared by test_algoperf.py and
+benchmarks/verdicts.py.
 
-A line of runs.jsonl.gz holds the losses and gradient norms as logged, every few hundred updates, the evaluations of
-the validation loss, and what validation alone says of the run.
+A line of runs.jsonl.gz holds the losses and gradient norms as logged, every few hundred updates,
+the evaluations of the validation loss, and what validation alone says of the run.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from tunewright.search.trial import Array, Curve
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run, its curve of one entry per logged row, and its label: trained, nan, worse than untrained, lost half."""
+    """A run, its curve of one entry per logged row, and its label: trained, nan, worse than
+    untrained, lost half.
+    """
 
     name: str
     curve: Curve

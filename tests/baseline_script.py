@@ -1,11 +1,12 @@
-"""Train a baseline with plain torch, knowing nothing of tunewright: a small MLP on scikit-learn's digits.
+"""Train a baseline with plain torch, knowing nothing of tunewright: a small MLP on scikit-learn's
+digits.
 
     python tests/baseline_script.py baseline.pt
     python tests/baseline_script.py baseline.safetensors --lr 0.003
 
-torch's SGD, a fixed number of epochs, the last epoch's weights: a script like many. Two things it shares with
-tunewright.models.digits:mlp, because a comparison needs them: the names of the parameters, and which examples are
-kept for validation and test.
+torch's SGD, a fixed number of epochs, the last epoch's weights: a script like many. Two things it
+shares with tunewright.models.digits:mlp, because a comparison needs them: the names of the
+parameters, and which examples are kept for validation and test.
 """
 
 import argparse
@@ -24,7 +25,12 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+            nn.Flatten(),
+            nn.Linear(64, 64),
+            nn.ReLU(),
+            nn.Linear(64, 64),
+            nn.ReLU(),
+            nn.Linear(64, 10),
         )
 
     def forward(self, x):
@@ -56,7 +62,9 @@ def save(model: nn.Module, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path", type=Path)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--lr", type=float, default=0.01)

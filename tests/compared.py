@@ -1,7 +1,15 @@
 """A comparison as `tunewright compare` leaves it, from values alone."""
 
 from tunewright.search.judge.best_of import best_of
-from tunewright.search.judge.comparison import Candidate, Checkpoint, Comparison, Side, decide, evidence, settles
+from tunewright.search.judge.comparison import (
+    Candidate,
+    Checkpoint,
+    Comparison,
+    Side,
+    decide,
+    evidence,
+    settles,
+)
 from tunewright.search.trial import Point
 
 
@@ -22,7 +30,10 @@ def side(name: str, values: list[float], trials: list[float], batch_size: int = 
 
 
 def comparison(
-    candidates: list[list[float]], baseline: list[float] | None, checkpoint: float = 0.3, warning: str = "Mind this."
+    candidates: list[list[float]],
+    baseline: list[float] | None,
+    checkpoint: float = 0.3,
+    warning: str = "Mind this.",
 ) -> Comparison:
     found = [evidence(values, baseline or [checkpoint]) for values in candidates]
     return Comparison(
@@ -32,8 +43,16 @@ def comparison(
         checkpoint=Checkpoint("runs/<best>.pt", "0" * 64, checkpoint),
         baseline=side("plain", baseline, [0.3]) if baseline else None,
         candidates=tuple(
-            Candidate(side(f"found {i}", values, [0.9, 0.5, 0.2]), one, decision, settles(one, len(found)), None)
-            for i, (values, one, decision) in enumerate(zip(candidates, found, decide(found), strict=True))
+            Candidate(
+                side(f"found {i}", values, [0.9, 0.5, 0.2]),
+                one,
+                decision,
+                settles(one, len(found)),
+                None,
+            )
+            for i, (values, one, decision) in enumerate(
+                zip(candidates, found, decide(found), strict=True)
+            )
         ),
         test={"baseline": {"test_error": 0.31}, "candidate": {"test_error": 0.21}},
         warnings=(warning,),

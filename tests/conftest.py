@@ -18,7 +18,8 @@ import torch
 
 torch.set_num_threads(1)  # the tensors are small; more threads only get in each other's way
 
-REQUIRED = "TUNEWRIGHT_REQUIRE_POSTGRESQL"  # set: a missing PostgreSQL fails the tests instead of skipping them
+# set: a missing PostgreSQL fails the tests instead of skipping them
+REQUIRED = "TUNEWRIGHT_REQUIRE_POSTGRESQL"
 USER, PASSWORD, DATABASE = "tunewright", "opensesame", "postgres"
 SECONDS_TO_START = 60
 HOST = "127.0.0.1"
@@ -47,7 +48,9 @@ def _programs() -> Path | None:
     if on_path:
         return Path(on_path).resolve().parent
     installed = Path("/usr/lib/postgresql").glob("*/bin/initdb")  # where Debian puts them
-    return max((path.parent for path in installed), key=lambda path: float(path.parent.name), default=None)
+    return max(
+        (path.parent for path in installed), key=lambda path: float(path.parent.name), default=None
+    )
 
 
 @contextmanager
@@ -70,7 +73,15 @@ def _server(programs: Path, folder: Path) -> Iterator[int]:
     (folder / "password").chmod(0o644)  # of use for this folder's server alone
     with (folder / "log").open("wb") as log:
         initdb = start(
-            "initdb", "-E", "UTF8", "-U", USER, "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", log=log
+            "initdb",
+            "-E",
+            "UTF8",
+            "-U",
+            USER,
+            "-A",
+            "scram-sha-256",
+            f"--pwfile={folder / 'password'}",
+            log=log,
         )
         assert initdb.wait() == 0, (folder / "log").read_text()
         server = start("postgres", "-h", HOST, "-p", str(port), "-k", folder, "-F", log=log)
@@ -86,7 +97,11 @@ def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while True:
         try:
-            with closing(psycopg2.connect(host=HOST, port=port, user=USER, password=PASSWORD, dbname=DATABASE)):
+            with closing(
+                psycopg2.connect(
+                    host=HOST, port=port, user=USER, password=PASSWORD, dbname=DATABASE
+                )
+            ):
                 return
         except psycopg2.OperationalError:
             if server.poll() is not None or time.monotonic() > deadline:

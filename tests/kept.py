@@ -1,4 +1,6 @@
-"""Places outside a workload's own attributes in which Python code keeps state: a module that a workload imports."""
+"""Places outside a workload's own attributes in which Python code keeps state: a module that a
+workload imports.
+"""
 
 import functools
 import os

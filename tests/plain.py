@@ -1,4 +1,6 @@
-"""The training that a trial must equal: one model, one plain torch loop, nothing shared with the library."""
+"""The training that a trial must equal: one model, one plain torch loop, nothing shared with the
+library.
+"""
 
 import math
 
@@ -29,18 +31,24 @@ def rule_step(name, own, theta, g, state, eta, t):
         elif name == "adam":
             step = eta * b * m / (torch.sqrt(v) + own["epsilon"])
         else:
-            step = eta * own["weight_decay"] * theta + eta * b * m / (torch.sqrt(v) + own["epsilon"] * root)
+            step = eta * own["weight_decay"] * theta + eta * b * m / (
+                torch.sqrt(v) + own["epsilon"] * root
+            )
     state["m"], state["v"] = m, v
     return theta - step
 
 
 def threshold(point, entered):
-    """R14, R19: the fixed one, or mean and standard deviation of what entered so far, with weights 0.97^age."""
+    """R14, R19: the fixed one, or mean and standard deviation of what entered so far, with weights
+    0.97^age.
+    """
     if math.isinf(point.clip_z) or len(entered) < 25:
         return point.clip_norm
     weights = [0.97**age for age in reversed(range(len(entered)))]
     mean = sum(w * n for w, n in zip(weights, entered, strict=True)) / sum(weights)
-    variance = sum(w * (n - mean) ** 2 for w, n in zip(weights, entered, strict=True)) / sum(weights)
+    variance = sum(w * (n - mean) ** 2 for w, n in zip(weights, entered, strict=True)) / sum(
+        weights
+    )
     return min(point.clip_norm, mean + point.clip_z * math.sqrt(variance))
 
 
@@ -59,7 +67,9 @@ def train(workload, point, own, etas, dtype):
         entered.append(factor * float(norm))
         with torch.no_grad():
             for parameter, g, state in zip(model.parameters(), gradients, states, strict=True):
-                parameter.copy_(rule_step(point.optimizer, own, parameter, g * factor, state, float(eta), t))
+                parameter.copy_(
+                    rule_step(point.optimizer, own, parameter, g * factor, state, float(eta), t)
+                )
         losses.append(float(loss.detach()))
         norms.append(float(norm))
     return losses, norms, model

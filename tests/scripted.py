@@ -1,6 +1,8 @@
-"""Training losses that are drawn, not trained: healthy ones, some that learn nothing, and scripted blow-ups.
+"""Training losses that are drawn, not trained: healthy ones, some that learn nothing, and scripted
+blow-ups.
 
-Each has the verdict that a practitioner gives. Shared by tests/judge/test_scripted.py and benchmarks/verdicts.py.
+Each has the verdict that a practitioner gives. Shared by tests/judge/test_scripted.py and
+benchmarks/verdicts.py.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import numpy as np
 
 from tunewright.search.trial import Array, Curve, Instability, Outcome
 
-Noise = Callable[[np.random.Generator, int, int], Array]  # generator, updates, batch size → factors of mean 1
+# generator, updates, batch size → factors of mean 1
+Noise = Callable[[np.random.Generator, int, int], Array]
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 128)
 
@@ -27,7 +30,8 @@ def _likelihoods(rng: np.random.Generator, steps: int, batch: int) -> Array:
 
 
 def _log_normal(rng: np.random.Generator, steps: int, batch: int) -> Array:
-    sigma = math.sqrt(math.log1p(1 / batch))  # the mean of as many examples that scatter as much as they are large
+    # the mean of as many examples that scatter as much as they are large
+    sigma = math.sqrt(math.log1p(1 / batch))
     return np.exp(sigma * rng.standard_normal(steps) - sigma**2 / 2)
 
 
@@ -59,7 +63,7 @@ def nothing_learned(kind: str, batch: int, seed: int, known: bool) -> Curve:
     return curve_of(level * factors, chance=level if known else math.nan, grad_norm=norms)
 
 
-# --- healthy ------------------------------------------------------------------------------------------------
+# --- healthy --------------------------------------------------------------------------------------
 
 SHAPES: dict[str, tuple[float, float]] = {  # loss at the start, and where it falls to
     "cross-entropy": (2.3, 0.1),
@@ -111,12 +115,14 @@ def _decline(rng: np.random.Generator, steps: int) -> Array:
 
 
 def _multiply(level: Array, low: float, factors: Array) -> Array:
-    """Noise that multiplies a positive loss; of one with a sign, what lies above its lower bound."""
+    """Noise that multiplies a positive loss; of one with a sign, what lies above its lower
+    bound.
+    """
     bound = low - 0.05 * abs(low) if low < 0 else 0.0
     return bound + (level - bound) * factors
 
 
-# --- ill ----------------------------------------------------------------------------------------------------
+# --- ill ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +144,9 @@ def curve_of(
     grad_norm: Array | None = None,
     values: Array | None = None,
 ) -> Curve:
-    """A curve of which only the loss tells, unless evaluations are given: as many at regular intervals."""
+    """A curve of which only the loss tells, unless evaluations are given: as many at regular
+    intervals.
+    """
     loss = np.asarray(loss, float)
     values = np.ones(2) if values is None else values
     eval_step = np.linspace(0, len(loss), len(values)).astype(np.int64)
@@ -147,10 +155,14 @@ def curve_of(
 
 
 def scripted(seed: int = 0) -> Iterator[Scripted]:
-    """Every script once, with the noise of a seed; with chance_loss, and where that is no part of it without."""
+    """Every script once, with the noise of a seed; with chance_loss, and where that is no part of
+    it without.
+    """
     for known in (True, False):
         for name, script in SCRIPTS.items():
-            loss, chance, outcome, instability, onset, tolerance = script(np.random.default_rng([seed, 2]))
+            loss, chance, outcome, instability, onset, tolerance = script(
+                np.random.default_rng([seed, 2])
+            )
             curve = curve_of(loss, chance if known else math.nan)
             label = f"{name}, {'with' if known else 'without'} chance_loss"
             if known or name not in NEEDS_CHANCE:
@@ -160,7 +172,9 @@ def scripted(seed: int = 0) -> Iterator[Scripted]:
 Script = tuple[Array, float, Outcome, Instability, float, int]
 
 
-def _steady(rng: np.random.Generator, steps: int = 1000, high: float = 2.3, low: float = 0.1) -> Array:
+def _steady(
+    rng: np.random.Generator, steps: int = 1000, high: float = 2.3, low: float = 0.1
+) -> Array:
     level = low + (high - low) * np.exp(-np.arange(steps) / 60)
     return level * np.exp(0.05 * rng.standard_normal(steps))
 
@@ -213,7 +227,14 @@ def _jump_to_chance(rng: np.random.Generator) -> Script:
 
 
 def _jump_recovers(rng: np.random.Generator) -> Script:
-    return _put(_steady(rng), 500, np.geomspace(2.0, 0.1, 40)), 2.3, "feasible", "mid_training", 500, 2
+    return (
+        _put(_steady(rng), 500, np.geomspace(2.0, 0.1, 40)),
+        2.3,
+        "feasible",
+        "mid_training",
+        500,
+        2,
+    )
 
 
 def _short_burst(rng: np.random.Generator) -> Script:
@@ -262,7 +283,9 @@ def _language_drift(rng: np.random.Generator) -> Script:
 
 
 def _drift(rng: np.random.Generator) -> Script:
-    level = np.concatenate([0.27 + 2.03 * np.exp(-np.arange(660) / 80), np.linspace(0.27, 0.95, 340)])
+    level = np.concatenate(
+        [0.27 + 2.03 * np.exp(-np.arange(660) / 80), np.linspace(0.27, 0.95, 340)]
+    )
     return level * np.exp(0.1 * rng.standard_normal(1000)), 2.3, "feasible", "mid_training", 660, 80
 
 
@@ -284,18 +307,39 @@ def _excursions(rng: np.random.Generator) -> Script:
 
 def _never_below(rng: np.random.Generator) -> Script:
     """The loss stays at 5, where a constant predictor has 2.3."""
-    return np.concatenate([_flat(rng, 2.3, 3), _flat(rng, 5.0, 597)]), 2.3, "diverged", "early", 3, 2
+    return (
+        np.concatenate([_flat(rng, 2.3, 3), _flat(rng, 5.0, 597)]),
+        2.3,
+        "diverged",
+        "early",
+        3,
+        2,
+    )
 
 
 def _bad_start(rng: np.random.Generator) -> Script:
     """The first loss is 117, and training goes on at 30."""
-    return np.concatenate([[117.0, 80.0], _flat(rng, 30.0, 600, 0.05)]), 2.3, "diverged", "early", 2, 30
+    return (
+        np.concatenate([[117.0, 80.0], _flat(rng, 30.0, 600, 0.05)]),
+        2.3,
+        "diverged",
+        "early",
+        2,
+        30,
+    )
 
 
 def _near_zero_blows_up(rng: np.random.Generator) -> Script:
     level = 0.02 - 3.0 * (1 - np.exp(-np.arange(1000) / 80))
     loss = level + 0.1 * rng.standard_normal(1000)
-    return _put(loss, 600, 8 + 0.5 * rng.standard_normal(400)), 0.02, "diverged", "mid_training", 600, 2
+    return (
+        _put(loss, 600, 8 + 0.5 * rng.standard_normal(400)),
+        0.02,
+        "diverged",
+        "mid_training",
+        600,
+        2,
+    )
 
 
 def _below_zero_spike(rng: np.random.Generator) -> Script:
@@ -316,7 +360,9 @@ def _grokking(rng: np.random.Generator) -> Script:
 
 def _cliff(rng: np.random.Generator) -> Script:
     """The learning rate is cut twice."""
-    level = np.concatenate([1.0 + 1.3 * np.exp(-np.arange(400) / 50), np.full(300, 0.6), np.full(300, 0.4)])
+    level = np.concatenate(
+        [1.0 + 1.3 * np.exp(-np.arange(400) / 50), np.full(300, 0.6), np.full(300, 0.4)]
+    )
     return level * np.exp(0.05 * rng.standard_normal(1000)), 2.3, "feasible", "none", math.inf, 0
 
 

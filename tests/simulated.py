@@ -1,4 +1,6 @@
-"""Trainings without a model: curves drawn from a few parameters, judged like real ones, and answers to procedures."""
+"""Trainings without a model: curves drawn from a few parameters, judged like real ones, and answers
+to procedures.
+"""
 
 import math
 import zlib
@@ -33,7 +35,8 @@ class Simulated:
 
     curved    what a decade above or below best_base_lr costs; n decades cost n² of it
     spread    standard deviation between seeds of log10 unstable_base_lr
-    raised    factor by which a point's warmup, clipping, optimizer or architecture raise unstable_base_lr
+    raised    factor by which a point's warmup, clipping, optimizer or architecture raise
+              unstable_base_lr
     noise     standard deviation of values between seeds
     better    how much lower a point's value is, given how many updates it is trained
     norm      typical gradient norm of a point
@@ -66,7 +69,8 @@ class Simulated:
         eval_step = np.unique([*range(0, done + 1, study.evaluate_every), done])
         value = self._value(point, total) + self.noise * rng.standard_normal()
         values = np.geomspace(UNTRAINED, value, len(eval_step))
-        values[np.append(loss, loss[-1])[eval_step] >= 0.9 * CHANCE] = UNTRAINED  # as the loss, so the objective
+        # as the loss, so the objective
+        values[np.append(loss, loss[-1])[eval_step] >= 0.9 * CHANCE] = UNTRAINED
         if not np.isfinite(loss[-1]):
             values[1:] = math.nan
         curve = Curve(loss, norms, eval_step, {study.objective: values}, total, CHANCE)
@@ -83,7 +87,9 @@ class Simulated:
         luck = np.random.default_rng([point.seed, 7]).standard_normal()
         return float(self.unstable_base_lr * 10 ** (self.spread * luck) * self.raised(point))
 
-    def _curve(self, point: Point, total: int, planned: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    def _curve(
+        self, point: Point, total: int, planned: int, rng: np.random.Generator
+    ) -> tuple[Array, Array]:
         norms = self.norm(point) * np.exp(SCATTER * rng.standard_normal(total))
         if self.broken:
             return np.array([math.nan]), np.array([math.nan])
@@ -95,7 +101,9 @@ class Simulated:
         match self.blow_up:
             case "early":
                 end = point.warmup_steps + ONSET
-                loss = np.concatenate([flat[: end - 3], CHANCE * np.array([2.0, 5.0, 25.0, math.nan])])[:total]
+                loss = np.concatenate(
+                    [flat[: end - 3], CHANCE * np.array([2.0, 5.0, 25.0, math.nan])]
+                )[:total]
                 return loss, norms[: len(loss)]
             case "mid_training":  # a screening run is over before
                 onset = point.warmup_steps + 3 * planned // 4
@@ -159,7 +167,9 @@ def diagnosed(
     """The diagnosis of a study's first group, and what was asked for."""
     study = study or study_of()
     group = sweep_of(study).groups(study.batch_sizes[0])[0]
-    found, asked = follow(diagnosis_of(study, group, seeds, architectures or {}), model.trials_of, budget)
+    found, asked = follow(
+        diagnosis_of(study, group, seeds, architectures or {}), model.trials_of, budget
+    )
     assert found is not None  # the budget reached for the sweep
     return found, asked
 
@@ -172,4 +182,6 @@ def steps_asked(asked: Sequence[Study], group: Group | None = None) -> list[str]
 
 def sentences(found: GroupDiagnosis, step: str) -> str:
     """The sentences of a step, as one text."""
-    return " ".join(sentence for one in found.steps if one.name == step for sentence in one.sentences)
+    return " ".join(
+        sentence for one in found.steps if one.name == step for sentence in one.sentences
+    )

@@ -38,7 +38,9 @@ def feasible(number: int, base_lr: float, best_value: float, batch_size: int = 3
 
 
 def diverged(number: int, base_lr: float, onset_step: int, batch_size: int = 32) -> Trial:
-    """Non-finite from `onset_step` on; its objective was first better than any that a test calls feasible."""
+    """Non-finite from `onset_step` on; its objective was first better than any that a test calls
+    feasible.
+    """
     loss = np.full(onset_step + 1, 2.0)
     loss[-1] = math.nan
     values = np.full(EVALUATIONS, math.nan)
@@ -50,5 +52,7 @@ def diverged(number: int, base_lr: float, onset_step: int, batch_size: int = 32)
 def _trial(point: Point, verdict: Verdict, loss: ArrayLike, values: ArrayLike) -> Trial:
     loss = np.asarray(loss)
     steps = np.linspace(0, STEPS, EVALUATIONS).astype(np.int64)
-    curve = Curve(loss, 3.0 * loss, steps, {"val_error": np.asarray(values)}, STEPS, chance_loss=2.3)
+    curve = Curve(
+        loss, 3.0 * loss, steps, {"val_error": np.asarray(values)}, STEPS, chance_loss=2.3
+    )
     return measured(point, verdict, curve, "val_error", seconds=1.25)

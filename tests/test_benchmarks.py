@@ -1,4 +1,6 @@
-"""Every benchmark still runs: with --quick, so that none rots unseen. Its figures mean nothing here."""
+"""Every benchmark still runs: with --quick, so that none rots unseen. Its figures mean nothing
+here.
+"""
 
 import os
 import subprocess
@@ -8,7 +10,11 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).with_name("benchmarks")
-SCRIPTS = [path for path in sorted(BENCHMARKS.glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
+SCRIPTS = [
+    path
+    for path in sorted(BENCHMARKS.glob("*.py"))
+    if "__main__" in path.read_text(encoding="utf-8")
+]
 SECONDS = 600  # of one script on a busy machine; a few to twenty on one that is not
 
 

@@ -19,14 +19,21 @@ STUDY = str(ROOT / "studies" / "digits_mlp.toml")
 def test_help_imports_neither_torch_nor_optuna_nor_plotly():
     code = "import sys; from tunewright.search.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'optuna', 'plotly', 'pydantic', 'scipy'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.splitlines()[-1] == "[]"
 
 
 def test_check_prints_the_plan_of_every_group(capsys):
     assert main(["check", STUDY]) == 0
     out = capsys.readouterr().out
-    for words in ("batch size 32, momentum", "batch size 256, adam", "warmup_steps {0, 10, 100}", "1000"):
+    for words in (
+        "batch size 32, momentum",
+        "batch size 256, adam",
+        "warmup_steps {0, 10, 100}",
+        "1000",
+    ):
         assert words in out
 
 

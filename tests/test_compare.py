@@ -1,4 +1,6 @@
-"""Both sides are rerun on the same fresh seeds, once, and the checkpoint is never trusted blindly."""
+"""Both sides are rerun on the same fresh seeds, once, and the checkpoint is never trusted
+blindly.
+"""
 
 import csv
 import json
@@ -39,9 +41,13 @@ base_lr = {rates}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Results of a study in which base_lr 0.03 is far better than 0.0003, and 1000 diverges; a baseline beside it."""
+    """Results of a study in which base_lr 0.03 is far better than 0.0003, and 1000 diverges; a
+    baseline beside it.
+    """
     top = tmp_path_factory.mktemp("results")
-    (top / "found.toml").write_text(STUDY.format(sizes=[32], warmup=[10], rates=[0.0003, 0.03, 1000.0]))
+    (top / "found.toml").write_text(
+        STUDY.format(sizes=[32], warmup=[10], rates=[0.0003, 0.03, 1000.0])
+    )
     run_study(load_study(top / "found.toml"), results=top, **QUIET)
     save(train(epochs=1, lr=0.0003, seed=0), top / "baseline.pt")
     return top
@@ -60,17 +66,25 @@ def test_a_clear_gain_is_adopted_with_the_tests_split_looked_at_for_the_final_pa
     assert (one.evidence.p_better, one.evidence.better_fraction) == (1 / 64, 1.0)
     assert paired.baseline.point.base_lr == 0.0003
     assert paired.test["candidate"]["test_loss"] < paired.test["baseline"]["test_loss"]
-    assert paired.checkpoint.value == pytest.approx(float(mlp().evaluate(train(1, 0.0003, 0))["val_loss"]))
+    assert paired.checkpoint.value == pytest.approx(
+        float(mlp().evaluate(train(1, 0.0003, 0))["val_loss"])
+    )
 
 
 def test_the_sides_have_the_same_seeds_none_of_which_the_search_saw(folder, paired):
     assert paired.first_seed == 1
     reruns = sorted((folder / "found" / "comparison").iterdir())
-    seeds = {path.name: [trial.point.seed for trial in read_trials(open_store(path))] for path in reruns}
+    seeds = {
+        path.name: [trial.point.seed for trial in read_trials(open_store(path))] for path in reruns
+    }
     assert all(own == list(range(1, 7)) for own in seeds.values())
     assert len(seeds) == 2
-    values = {path.name: [trial.best_value for trial in read_trials(open_store(path))] for path in reruns}
-    assert sorted(values.values()) == sorted([list(paired.baseline.values), list(paired.candidates[0].side.values)])
+    values = {
+        path.name: [trial.best_value for trial in read_trials(open_store(path))] for path in reruns
+    }
+    assert sorted(values.values()) == sorted(
+        [list(paired.baseline.values), list(paired.candidates[0].side.values)]
+    )
 
 
 def test_the_file_holds_the_whole_comparison(folder, paired):
@@ -89,7 +103,10 @@ def test_the_baseline_is_in_the_results_once_and_no_run_counts_it(folder, paired
     first, *rest = rows()
     assert (first["number"], first["base_lr"]) == ("baseline", "0.0003")
     assert float(first["best_value"]) == paired.checkpoint.value
-    assert all(float(row["delta"]) == float(row["best_value"]) - paired.checkpoint.value for row in rest[:2])
+    assert all(
+        float(row["delta"]) == float(row["best_value"]) - paired.checkpoint.value
+        for row in rest[:2]
+    )
     assert [trial.user_attrs["verdict"] for trial in told()].count("baseline") == 1
     before = told()
     store = open_store(folder / "found")
@@ -107,7 +124,10 @@ def test_while_a_run_is_writing_there_is_nothing_to_compare_yet(folder):
 
 def test_more_seeds_train_only_what_is_not_there_yet(folder, paired):
     store = open_store(folder / "found")
-    curves = {path: path.stat().st_mtime_ns for path in (folder / "found" / "comparison").glob("*/curves/*")}
+    curves = {
+        path: path.stat().st_mtime_ns
+        for path in (folder / "found" / "comparison").glob("*/curves/*")
+    }
     again = compare(store, folder / "baseline.pt", baseline_of_point(store, "0"), seeds=7, **QUIET)
     assert again.baseline.values[:6] == paired.baseline.values
     assert {path: path.stat().st_mtime_ns for path in curves} == curves
@@ -119,14 +139,18 @@ def test_a_checkpoint_of_unknown_settings_takes_19_seeds_and_has_no_spread(folde
     assert (result.seeds, result.decision) == (19, "adopt")
     assert math.isnan(result.candidates[0].evidence.baseline_spread)
     assert "unknown settings" in result.warnings[0]
-    (few,) = compare(open_store(folder / "found"), folder / "baseline.pt", seeds=19, **QUIET).candidates
+    (few,) = compare(
+        open_store(folder / "found"), folder / "baseline.pt", seeds=19, **QUIET
+    ).candidates
     assert few == result.candidates[0]
 
 
 def test_a_prepended_warmup_is_compared_at_equal_steps_too(folder):
     (folder / "plain.toml").write_text(STUDY.format(sizes=[32], warmup=0, rates=[0.0003]))
     settings = baseline_of_study(folder / "plain.toml", folder)
-    result = compare(open_store(folder / "found"), folder / "baseline.pt", settings, seeds=5, **QUIET)
+    result = compare(
+        open_store(folder / "found"), folder / "baseline.pt", settings, seeds=5, **QUIET
+    )
     (one,) = result.candidates
     assert (result.baseline.total_steps, one.side.total_steps) == (100, 110)
     assert 0 < one.equal_steps.gain < one.evidence.gain
@@ -185,7 +209,9 @@ def test_require_better_is_the_exit_status(folder, paired, tmp_path, capsys, bet
     assert main(["compare", str(folder / "found"), "--baseline", str(path), *options]) == status
     out = capsys.readouterr().out
     assert f"decision: {'adopt' if better else 'keep baseline'}" in out
-    assert np.isfinite(json.loads((folder / "found" / "comparison.json").read_text())["checkpoint"]["value"])
+    assert np.isfinite(
+        json.loads((folder / "found" / "comparison.json").read_text())["checkpoint"]["value"]
+    )
 
 
 def test_a_recipe_is_trained_in_the_ordinary_way_and_then_compared(tmp_path, capsys):
@@ -193,8 +219,20 @@ def test_a_recipe_is_trained_in_the_ordinary_way_and_then_compared(tmp_path, cap
     (tmp_path / "recipe.toml").write_text(recipe)
     (tmp_path / "plain.toml").write_text(STUDY.format(sizes=[32], warmup=0, rates=[0.0003]))
     save(train(epochs=1, lr=0.0003, seed=0), tmp_path / "b.pt")
-    words = ["compare", str(tmp_path / "recipe.toml"), "--baseline", str(tmp_path / "b.pt"), "--seeds", "5"]
-    words += ["--baseline-study", str(tmp_path / "plain.toml"), "--results", str(tmp_path / "results")]
+    words = [
+        "compare",
+        str(tmp_path / "recipe.toml"),
+        "--baseline",
+        str(tmp_path / "b.pt"),
+        "--seeds",
+        "5",
+    ]
+    words += [
+        "--baseline-study",
+        str(tmp_path / "plain.toml"),
+        "--results",
+        str(tmp_path / "results"),
+    ]
     words += ["--workers", "1", "--slots", "10"]
     assert main(words) == 0
     printed = capsys.readouterr()
@@ -203,7 +241,9 @@ def test_a_recipe_is_trained_in_the_ordinary_way_and_then_compared(tmp_path, cap
     result = read_comparison(tmp_path / "results" / "recipe")
     (one,) = result.candidates
     assert (one.side.point.base_lr, one.side.trials, one.side.space) == (0.03, 1, "one point")
-    (trial,) = run_study(parse_study(tomllib.loads(recipe), "recipe", "r"), results=tmp_path / "results", **QUIET)
+    (trial,) = run_study(
+        parse_study(tomllib.loads(recipe), "recipe", "r"), results=tmp_path / "results", **QUIET
+    )
     assert trial.point == one.side.point
 
 
@@ -214,18 +254,29 @@ def test_runs_keep_as_many_checkpoints_as_the_study_and_the_best_run_is_among_th
     save(train(epochs=1, lr=0.0003, seed=0), tmp_path / "b.pt")
     store = open_store(tmp_path / "s")
     for seeds in (7, 5):  # then of fewer seeds, the best of which may be none that was kept
-        result = compare(store, tmp_path / "b.pt", baseline_of_point(store, "0"), seeds=seeds, **QUIET)
+        result = compare(
+            store, tmp_path / "b.pt", baseline_of_point(store, "0"), seeds=seeds, **QUIET
+        )
         assert result.decision == "adopt"
         assert result.test["candidate"]["test_loss"] < result.test["baseline"]["test_loss"]
-    kept = [len(list((path / "checkpoints").iterdir())) for path in (tmp_path / "s" / "comparison").iterdir()]
+    kept = [
+        len(list((path / "checkpoints").iterdir()))
+        for path in (tmp_path / "s" / "comparison").iterdir()
+    ]
     assert kept == [1, 1]
 
 
 @pytest.mark.parametrize(
     ("sizes", "rates", "more"),
-    [([32], [0.01, 0.03], ""), ([16, 32], [0.01, 0.03], ""), ([32], 0.01, 'trials = 2\nsampler = "halton"')],
+    [
+        ([32], [0.01, 0.03], ""),
+        ([16, 32], [0.01, 0.03], ""),
+        ([32], 0.01, 'trials = 2\nsampler = "halton"'),
+    ],
 )
-def test_what_has_several_configurations_is_no_recipe_and_is_not_trained(tmp_path, capsys, sizes, rates, more):
+def test_what_has_several_configurations_is_no_recipe_and_is_not_trained(
+    tmp_path, capsys, sizes, rates, more
+):
     text = STUDY.format(sizes=sizes, warmup=0, rates=rates)
     (tmp_path / "r.toml").write_text(text.replace('sampler = "grid"', more or 'sampler = "grid"'))
     save(train(epochs=0, lr=0.1, seed=0), tmp_path / "b.pt")
@@ -261,7 +312,16 @@ def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(tmp_path)
     torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "b.pt")
 
     def run(*arguments):
-        words = [sys.executable, "-m", "tunewright.search.cli", *arguments, "--workers", "1", "--slots", "1"]
+        words = [
+            sys.executable,
+            "-m",
+            "tunewright.search.cli",
+            *arguments,
+            "--workers",
+            "1",
+            "--slots",
+            "1",
+        ]
         return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert run("run", "s.toml").returncode == 0

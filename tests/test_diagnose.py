@@ -1,4 +1,6 @@
-"""`tunewright diagnose` on a real study, small: what it leaves behind, and that it goes on where it stopped."""
+"""`tunewright diagnose` on a real study, small: what it leaves behind, and that it goes on where it
+stopped.
+"""
 
 import csv
 import math
@@ -49,7 +51,9 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(study, tmp_path_factory):
-    """The results of a whole diagnosis: in 40 updates this model needs a base LR so high that it stands at the edge."""
+    """The results of a whole diagnosis: in 40 updates this model needs a base LR so high that it
+    stands at the edge.
+    """
     results = tmp_path_factory.mktemp("results")
     said = []
     result = diagnose(study, results, seeds=2, say=said.append, **QUIET)
@@ -61,7 +65,7 @@ def trained_files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("curves/*.npz")}
 
 
-# --- what it leaves behind ----------------------------------------------------------------------------------
+# --- what it leaves behind ------------------------------------------------------------------------
 
 
 def test_it_comes_to_a_verdict_and_the_file_holds_all_of_it(whole):
@@ -130,7 +134,9 @@ def test_curvature_is_a_step_after_the_kind(whole):
     names = [step.name for step in found.steps]
     assert names.index("curvature") == names.index("kind") + 1
     assert 0 < found.curvature.eigenvalue_at_start < math.inf
-    assert found.curvature.limit_at_start == pytest.approx((2 + 2 * 0.9) / found.curvature.eigenvalue_at_start)
+    assert found.curvature.limit_at_start == pytest.approx(
+        (2 + 2 * 0.9) / found.curvature.eigenvalue_at_start
+    )
 
 
 def test_the_report_has_the_chapter_with_a_figure_per_step(whole):
@@ -151,7 +157,7 @@ def test_tables_have_a_row_per_remedy_and_per_step_of_the_plan(study, whole):
     assert diagnosis_plan_table(planned, {32: 0.001}).row_count == sum(map(len, planned.values()))
 
 
-# --- going on -----------------------------------------------------------------------------------------------
+# --- going on -------------------------------------------------------------------------------------
 
 
 def test_run_again_it_trains_nothing_and_says_the_same(study, whole):
@@ -211,7 +217,7 @@ def test_with_a_larger_budget_it_goes_on_from_there(study, short):
     assert len(after) > len(before)
 
 
-# --- the plan -----------------------------------------------------------------------------------------------
+# --- the plan -------------------------------------------------------------------------------------
 
 ROWS = {
     "simulated": "sweep", "above": "boundary", "below": "boundary", "close": "close", "edge": "edge", "probe": "probe",
@@ -232,8 +238,14 @@ def row_of(name):
         Simulated(5.0, curved=0.001, noise=0.02),
         Simulated(),
         Simulated(3e-4, best_base_lr=1.0, blow_up="mid_training"),
-        Simulated(0.08, best_base_lr=1.0, raised=lambda point: 200.0 if point.warmup_steps >= 40 else 1.0),
-        Simulated(0.08, best_base_lr=1.0, raised=lambda p: 13.0 if p.warmup_steps or p.clip_norm < 2 else 1.0),
+        Simulated(
+            0.08, best_base_lr=1.0, raised=lambda point: 200.0 if point.warmup_steps >= 40 else 1.0
+        ),
+        Simulated(
+            0.08,
+            best_base_lr=1.0,
+            raised=lambda p: 13.0 if p.warmup_steps or p.clip_norm < 2 else 1.0,
+        ),
         Simulated(1e-9),
     ],
 )
@@ -248,11 +260,13 @@ def test_no_step_takes_more_trainings_than_was_planned(model):
     assert {row: count for row, count in taken.items() if count > planned[row]} == {}
 
 
-# --- mistakes -----------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 def test_a_budget_below_the_sweep_is_refused_before_anything_is_trained(study, tmp_path):
-    with pytest.raises(UserError, match="--budget: must be at least 4 trainings, the sweep alone, got 3"):
+    with pytest.raises(
+        UserError, match="--budget: must be at least 4 trainings, the sweep alone, got 3"
+    ):
         diagnose(study, tmp_path, budget=3, **QUIET)
     assert not list(tmp_path.iterdir())
 
@@ -337,7 +351,16 @@ def test_help_names_every_option(capsys):
         main(["diagnose", "--help"])
     assert stopped.value.code == 0
     out = capsys.readouterr().out
-    for option in ("--seeds", "--budget", "--workers", "--threads", "--device", "--slots", "--no-compile", "--results"):
+    for option in (
+        "--seeds",
+        "--budget",
+        "--workers",
+        "--threads",
+        "--device",
+        "--slots",
+        "--no-compile",
+        "--results",
+    ):
         assert option in out
 
 
@@ -349,7 +372,15 @@ def test_a_crashed_training_is_status_1_and_the_same_command_tries_it_again(tmp_
     )
 
     def run():
-        words = [sys.executable, "-m", "tunewright.search.cli", "diagnose", "s.toml", "--seeds", "2"]
+        words = [
+            sys.executable,
+            "-m",
+            "tunewright.search.cli",
+            "diagnose",
+            "s.toml",
+            "--seeds",
+            "2",
+        ]
         words += ["--budget", "12", "--workers", "1", "--slots", "1"]
         return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
 

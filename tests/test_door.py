@@ -1,4 +1,6 @@
-"""What a stranger meets first: the wheel, the command line, a first project, files about this one."""
+"""What a stranger meets first: the wheel, the command line, a first project, files about this
+one.
+"""
 
 import os
 import re

@@ -1,4 +1,5 @@
-"""What a user may get wrong: one clear error with file, key and value, status 2, at once, and no folder left behind.
+"""What a user may get wrong: one clear error with file, key and value, status 2, at once, and no
+folder left behind.
 
 Or it simply works, where that is what a user expects.
 """
@@ -71,7 +72,9 @@ def study(args="", space=SPACE, **changes):
 
 
 def refused(arguments, words, capsys, before=None):
-    """Run a wrong command: its one message has the words, and nothing is there that was not before."""
+    """Run a wrong command: its one message has the words, and nothing is there that was not
+    before.
+    """
     before, began = tree() if before is None else before, time.perf_counter()
     try:
         status = main(arguments)
@@ -133,8 +136,14 @@ WRONG_STUDIES = {
         },
         ["base_lr.points", "1000000", "got 1000000000"],
     ),
-    "ten thousand batch sizes": ({"batch_sizes": many(10_000)}, ["batch_sizes", "1 to 100 values, got 10000"]),
-    "a batch of a trillion": ({"batch_sizes": "[1_000_000_000_000]"}, ["batch_sizes.0", "got 1000"]),
+    "ten thousand batch sizes": (
+        {"batch_sizes": many(10_000)},
+        ["batch_sizes", "1 to 100 values, got 10000"],
+    ),
+    "a batch of a trillion": (
+        {"batch_sizes": "[1_000_000_000_000]"},
+        ["batch_sizes.0", "got 1000"],
+    ),
     "lists that make a hundred million groups": (
         {"args": "\n".join(f"a{i} = {many(100)}" for i in range(4)), "trials": "1_000_000"},
         ["scientific", "100000000 groups", "a0"],
@@ -147,27 +156,48 @@ WRONG_STUDIES = {
         {"args": f"a = {many(20_000)}"},
         ["workload_args.a", "1 to 10000 values, got 20000"],
     ),
-    "a trillion updates": ({"max_train_steps": "10_000_000_000_000"}, ["max_train_steps", "10000000"]),
+    "a trillion updates": (
+        {"max_train_steps": "10_000_000_000_000"},
+        ["max_train_steps", "10000000"],
+    ),
     "a trillion evaluations": ({"evaluations": "1_000_000_000_000"}, ["evaluations", "100000"]),
     "seed of 65 bits": ({"seed": "18_446_744_073_709_551_616"}, ["seed", "2147483647"]),
-    "seeds beyond the largest seed": ({"seed": "2_147_483_646", "seeds": "2"}, ["seed", "2147483646 + 2"]),
+    "seeds beyond the largest seed": (
+        {"seed": "2_147_483_646", "seeds": "2"},
+        ["seed", "2147483646 + 2"],
+    ),
     "stop_after of a trillion": ({"stop_after": "1_000_000_000_000"}, ["stop_after"]),
-    "keep_checkpoints of a trillion": ({"keep_checkpoints": "1_000_000_000_000"}, ["keep_checkpoints"]),
+    "keep_checkpoints of a trillion": (
+        {"keep_checkpoints": "1_000_000_000_000"},
+        ["keep_checkpoints"],
+    ),
     "figure of a trillion": (
         {"space": SPACE + "[figure]\nsparse_every = 1_000_000_000_000\n"},
         ["figure.sparse_every"],
     ),
     # integers longer than anything
-    "trials of thousands of digits": ({"trials": DIGITS}, ["s.toml", "is not valid TOML", "digits"]),
-    "trials of hundreds of digits": ({"trials": "9" * 900}, ["trials", "1000000", "900 characters"]),
-    "hexadecimal trials without end": ({"trials": "0x" + "F" * 9000}, ["trials", "a very long int"]),
+    "trials of thousands of digits": (
+        {"trials": DIGITS},
+        ["s.toml", "is not valid TOML", "digits"],
+    ),
+    "trials of hundreds of digits": (
+        {"trials": "9" * 900},
+        ["trials", "1000000", "900 characters"],
+    ),
+    "hexadecimal trials without end": (
+        {"trials": "0x" + "F" * 9000},
+        ["trials", "a very long int"],
+    ),
     "an axis of hundreds of digits": (
         {"space": "[space.optimizer.sgd]\nbase_lr = " + "9" * 400},
         ["space.optimizer.sgd.base_lr", "64 bits"],
     ),
     "a range of hundreds of digits": ({"space": range_of(1, "9" * 400)}, ["base_lr"]),
     "hexadecimal range without end": ({"space": range_of(1, "0x" + "F" * 9000)}, ["base_lr"]),
-    "an argument of hundreds of digits": ({"args": "a = " + "9" * 400}, ["workload_args.a", "64 bits"]),
+    "an argument of hundreds of digits": (
+        {"args": "a = " + "9" * 400},
+        ["workload_args.a", "64 bits"],
+    ),
     "a listed argument of hundreds of digits": (
         {"args": f"a = [1, {'9' * 400}]"},
         ["workload_args.a.1", "64 bits"],
@@ -178,7 +208,10 @@ WRONG_STUDIES = {
     ),
     "warmup without end": ({"space": SPACE + "warmup_steps = inf"}, ["warmup_steps", "got inf"]),
     # nesting
-    "lists in lists": ({"args": "a = " + "[" * 100_000 + "]" * 100_000}, ["s.toml", "nested too deeply"]),
+    "lists in lists": (
+        {"args": "a = " + "[" * 100_000 + "]" * 100_000},
+        ["s.toml", "nested too deeply"],
+    ),
     "lists in lists, a hundred": (
         {"args": "a = " + "[" * 100 + "1" + "]" * 100},
         ["workload_args.a", "must be a number, a text"],
@@ -194,8 +227,14 @@ WRONG_STUDIES = {
         ["s.toml", "nested too deeply"],
     ),
     # ends of float64
-    "low beyond float32": ({"space": range_of("1e-320", "1e-1")}, ["base_lr", "1e-30", "got 1e-320"]),
-    "high beyond float32": ({"space": range_of("1e-3", "1e308")}, ["base_lr", "1e+30", "got 1e+308"]),
+    "low beyond float32": (
+        {"space": range_of("1e-320", "1e-1")},
+        ["base_lr", "1e-30", "got 1e-320"],
+    ),
+    "high beyond float32": (
+        {"space": range_of("1e-3", "1e308")},
+        ["base_lr", "1e+30", "got 1e+308"],
+    ),
     "a product that overflows": ({"space": range_of("1e300", "1e308")}, ["base_lr", "got 1e+300"]),
     "low above high": ({"space": range_of("1.0", "1e-3")}, ["base_lr", "low < high"]),
     "low equal to high": ({"space": range_of("1.0", "1.0")}, ["base_lr", "low < high"]),
@@ -203,7 +242,10 @@ WRONG_STUDIES = {
     "high that is no number": ({"space": range_of("1.0", "nan")}, ["base_lr", "low < high < inf"]),
     "low that is no number": ({"space": range_of("nan", "1.0")}, ["base_lr"]),
     "low of 0 on a log axis": ({"space": range_of("0", "1.0")}, ["base_lr", "low > 0"]),
-    "low below 0": ({"space": range_of("-1.0", "1.0", "log = false")}, ["base_lr", "must be a number > 0"]),
+    "low below 0": (
+        {"space": range_of("-1.0", "1.0", "log = false")},
+        ["base_lr", "must be a number > 0"],
+    ),
     "a value too small": (
         {"space": "[space.optimizer.sgd]\nbase_lr = 1e-320"},
         ["base_lr", "1e-30"],
@@ -214,13 +256,22 @@ WRONG_STUDIES = {
     ),
     "a base LR of nan": ({"space": "[space.optimizer.sgd]\nbase_lr = nan"}, ["base_lr", "nan"]),
     "a base LR of inf": ({"space": "[space.optimizer.sgd]\nbase_lr = inf"}, ["base_lr", "got inf"]),
-    "a base LR of true": ({"space": "[space.optimizer.sgd]\nbase_lr = true"}, ["base_lr", "got True"]),
+    "a base LR of true": (
+        {"space": "[space.optimizer.sgd]\nbase_lr = true"},
+        ["base_lr", "got True"],
+    ),
     "a base LR in quotes": (
         {"space": '[space.optimizer.sgd]\nbase_lr = "0.1"'},
         ["base_lr", "must be a number > 0, got '0.1'"],
     ),
-    "a range in quotes": ({"space": range_of('"1e-3"', '"1e-1"')}, ["base_lr.low", "must be a number"]),
-    "a range of booleans": ({"space": range_of("false", "true")}, ["base_lr.low", "must be a number"]),
+    "a range in quotes": (
+        {"space": range_of('"1e-3"', '"1e-1"')},
+        ["base_lr.low", "must be a number"],
+    ),
+    "a range of booleans": (
+        {"space": range_of("false", "true")},
+        ["base_lr.low", "must be a number"],
+    ),
     "log as a number": ({"space": range_of("1e-3", "1e-1", "log = 1")}, ["base_lr.log", "got 1"]),
     "a date as an axis": (
         {"space": "[space.optimizer.sgd]\nbase_lr = 2024-01-01"},
@@ -230,12 +281,18 @@ WRONG_STUDIES = {
         {"space": "[space.optimizer.sgd]\nbase_lr = [[0.1], [0.2]]"},
         ["base_lr.0", "got [0.1]"],
     ),
-    "an empty axis": ({"space": "[space.optimizer.sgd]\nbase_lr = []"}, ["base_lr", "1 to 10000 values, got 0"]),
+    "an empty axis": (
+        {"space": "[space.optimizer.sgd]\nbase_lr = []"},
+        ["base_lr", "1 to 10000 values, got 0"],
+    ),
     "equal values of an axis": (
         {"space": "[space.optimizer.sgd]\nbase_lr = [1, 1.0]"},
         ["base_lr", "values must differ"],
     ),
-    "an empty range": ({"space": "[space.optimizer.sgd]\nbase_lr = {}"}, ["base_lr.low", "is required"]),
+    "an empty range": (
+        {"space": "[space.optimizer.sgd]\nbase_lr = {}"},
+        ["base_lr.low", "is required"],
+    ),
     "orders of magnitude of base LRs": (
         {"space": "[space.optimizer.sgd]\nbase_lr = { orders_of_magnitude = true }"},
         ["base_lr", "orders_of_magnitude is for warmup_steps"],
@@ -245,20 +302,41 @@ WRONG_STUDIES = {
         {"space": "[space.optimizer.momentum]\nbase_lr = 0.1\nmomentum = 1"},
         ["momentum.momentum", "[0, 1)"],
     ),
-    "half a warmup step": ({"space": SPACE + "warmup_steps = 0.5"}, ["warmup_steps", "an integer ≥ 0"]),
+    "half a warmup step": (
+        {"space": SPACE + "warmup_steps = 0.5"},
+        ["warmup_steps", "an integer ≥ 0"],
+    ),
     # arguments of the workload
-    "equal arguments": ({"args": "depth = [4, 4]"}, ["workload_args.depth", "must differ", "[4, 4]"]),
-    "true and 1": ({"args": "flag = [true, 1]"}, ["workload_args.flag", "must differ", "[True, 1]"]),
+    "equal arguments": (
+        {"args": "depth = [4, 4]"},
+        ["workload_args.depth", "must differ", "[4, 4]"],
+    ),
+    "true and 1": (
+        {"args": "flag = [true, 1]"},
+        ["workload_args.flag", "must differ", "[True, 1]"],
+    ),
     "0, 0.0 and false": ({"args": "drop = [0, 0.0, false]"}, ["workload_args.drop", "must differ"]),
     "no arguments": ({"args": "depth = []"}, ["workload_args.depth", "1 to 10000 values, got 0"]),
-    "a date": ({"args": "depth = 2024-01-01"}, ["workload_args.depth", "datetime.date(2024, 1, 1)"]),
-    "a time": ({"args": "depth = [07:32:00, 08:00:00]"}, ["workload_args.depth.0", "datetime.time"]),
+    "a date": (
+        {"args": "depth = 2024-01-01"},
+        ["workload_args.depth", "datetime.date(2024, 1, 1)"],
+    ),
+    "a time": (
+        {"args": "depth = [07:32:00, 08:00:00]"},
+        ["workload_args.depth.0", "datetime.time"],
+    ),
     "nan": ({"args": "drop = nan"}, ["workload_args.drop", "nan"]),
     "nan in a list": ({"args": "drop = [nan, 0.1]"}, ["workload_args.drop.0", "nan"]),
     "lists in a list": ({"args": "depth = [[1, 2], [3]]"}, ["workload_args.depth.0", "got [1, 2]"]),
     "a table": ({"args": "depth = { a = 1 }"}, ["workload_args.depth", "got {'a': 1}"]),
-    "tables in a list": ({"args": "depth = [{ a = 1 }]"}, ["workload_args.depth.0", "got {'a': 1}"]),
-    "arguments that are no table": ({"workload_args": "3", "args": None}, ["workload_args", "got 3"]),
+    "tables in a list": (
+        {"args": "depth = [{ a = 1 }]"},
+        ["workload_args.depth.0", "got {'a': 1}"],
+    ),
+    "arguments that are no table": (
+        {"workload_args": "3", "args": None},
+        ["workload_args", "got 3"],
+    ),
     **{
         f"an argument named {column}": (
             {"args": f"{column} = [5, 6]"},
@@ -295,13 +373,34 @@ WRONG_STUDIES = {
     "a batch size of true": ({"batch_sizes": "[true]"}, ["batch_sizes.0", "got True"]),
     "equal batch sizes": ({"batch_sizes": "[8, 8.0]"}, ["batch_sizes", "must differ"]),
     "an objective that is a number": ({"objective": "3"}, ["objective", "got 3"]),
-    "an objective that nobody returns": ({"objective": '"acc"'}, ["objective", "val_loss", "'acc'"]),
-    "a workload without a factory": ({"workload": '"line_workload"'}, ["workload", "package.module:factory"]),
-    "a workload from above": ({"workload": '".line_workload:make"'}, ["workload", "package.module:factory"]),
-    "a workload with a zero byte": ({"workload": r'"a\u0000:b"'}, ["workload", "package.module:factory"]),
-    "a workload that is a path": ({"workload": '"/etc/passwd:make"'}, ["workload", "package.module:factory"]),
-    "a workload that is not there": ({"workload": '"nowhere_at_all:make"'}, ["workload", "cannot import"]),
-    "a factory that is not there": ({"workload": '"line_workload:mke"'}, ["workload", "has no 'mke'"]),
+    "an objective that nobody returns": (
+        {"objective": '"acc"'},
+        ["objective", "val_loss", "'acc'"],
+    ),
+    "a workload without a factory": (
+        {"workload": '"line_workload"'},
+        ["workload", "package.module:factory"],
+    ),
+    "a workload from above": (
+        {"workload": '".line_workload:make"'},
+        ["workload", "package.module:factory"],
+    ),
+    "a workload with a zero byte": (
+        {"workload": r'"a\u0000:b"'},
+        ["workload", "package.module:factory"],
+    ),
+    "a workload that is a path": (
+        {"workload": '"/etc/passwd:make"'},
+        ["workload", "package.module:factory"],
+    ),
+    "a workload that is not there": (
+        {"workload": '"nowhere_at_all:make"'},
+        ["workload", "cannot import"],
+    ),
+    "a factory that is not there": (
+        {"workload": '"line_workload:mke"'},
+        ["workload", "has no 'mke'"],
+    ),
     "warmup prepended by 1": ({"prepend_warmup": "1"}, ["prepend_warmup", "got 1"]),
     "accumulation that divides nothing": ({"accumulation": "3"}, ["accumulation", "must divide"]),
     "scientific as a text": ({"scientific": '"clip_norm"'}, ["scientific", "must be a list"]),
@@ -312,7 +411,10 @@ WRONG_STUDIES = {
     "scientific that is no axis": ({"scientific": '["clip_nrm"]'}, ["scientific", "'clip_nrm'"]),
     "no space": ({"space": ""}, ["space: is required"]),
     "no optimizer": ({"space": "[space.optimizer]"}, ["space.optimizer", "at least one of sgd"]),
-    "an optimizer as a number": ({"space": "[space.optimizer]\nsgd = 1"}, ["space.optimizer.sgd", "got 1"]),
+    "an optimizer as a number": (
+        {"space": "[space.optimizer]\nsgd = 1"},
+        ["space.optimizer.sgd", "got 1"],
+    ),
     "an unknown key": ({"trails": "2"}, ["trails", "did you mean 'trials'?"]),
     "a key of thousands of letters": ({"k" * 5_000: "2"}, ["unknown key", "…"]),
     "thousands of unknown keys": (
@@ -365,7 +467,9 @@ def test_a_file_that_is_no_study_is_refused(content, words, capsys):
         (os.fsdecode(b"caf\xe9.toml"), [r"caf\udce9", "not UTF-8"]),
     ],
 )
-def test_a_name_that_no_results_folder_can_have_is_refused(name, words, folder, tmp_path, monkeypatch, capsys):
+def test_a_name_that_no_results_folder_can_have_is_refused(
+    name, words, folder, tmp_path, monkeypatch, capsys
+):
     monkeypatch.syspath_prepend(folder)
     monkeypatch.chdir(tmp_path)
     Path(name).write_text(study())
@@ -396,19 +500,43 @@ def test_what_is_no_file_is_refused_and_never_read_without_end(path, words, caps
 WRONG_OPTIONS = {
     "no workers": (["run", "s.toml", "--workers", "0"], ["--workers", "from 1 to", "'0'"]),
     "workers below 0": (["run", "s.toml", "--workers", "-3"], ["--workers", "'-3'"]),
-    "a billion workers": (["run", "s.toml", "--workers", "1000000000"], ["--workers", "1000000000"]),
+    "a billion workers": (
+        ["run", "s.toml", "--workers", "1000000000"],
+        ["--workers", "1000000000"],
+    ),
     "workers without end": (["run", "s.toml", "--workers", DIGITS], ["--workers", "999…"]),
-    "half a worker": (["run", "s.toml", "--workers", "1.5"], ["--workers", "a whole number", "1.5"]),
+    "half a worker": (
+        ["run", "s.toml", "--workers", "1.5"],
+        ["--workers", "a whole number", "1.5"],
+    ),
     "threads": (["run", "s.toml", "--threads", "1000000000"], ["--threads"]),
     "slots": (["run", "s.toml", "--slots", "1000000000"], ["--slots"]),
     "no device": (["run", "s.toml", "--device", ""], ["device: '' is not there"]),
-    "a device that is none": (["run", "s.toml", "--device", "abacus"], ["device: 'abacus' is not there"]),
-    "a device without numbers": (["run", "s.toml", "--device", "meta"], ["device: 'meta' is not there"]),
+    "a device that is none": (
+        ["run", "s.toml", "--device", "abacus"],
+        ["device: 'abacus' is not there"],
+    ),
+    "a device without numbers": (
+        ["run", "s.toml", "--device", "meta"],
+        ["device: 'meta' is not there"],
+    ),
     "a comma too many": (["run", "s.toml", "--device", "cpu,"], ["device: '' is not there"]),
-    "results in a file": (["run", "s.toml", "--results", "s.toml"], ["s.toml/s: cannot be written"]),
-    "results nowhere": (["run", "s.toml", "--results", "/proc/none"], ["/proc/none/s: cannot be written"]),
-    "a storage that is no URL": (["run", "s.toml", "--storage", "nonsense"], ["storage: must be a URL"]),
-    "a storage of no kind": (["run", "s.toml", "--storage", "abc://x/y"], ["storage: cannot open abc"]),
+    "results in a file": (
+        ["run", "s.toml", "--results", "s.toml"],
+        ["s.toml/s: cannot be written"],
+    ),
+    "results nowhere": (
+        ["run", "s.toml", "--results", "/proc/none"],
+        ["/proc/none/s: cannot be written"],
+    ),
+    "a storage that is no URL": (
+        ["run", "s.toml", "--storage", "nonsense"],
+        ["storage: must be a URL"],
+    ),
+    "a storage of no kind": (
+        ["run", "s.toml", "--storage", "abc://x/y"],
+        ["storage: cannot open abc"],
+    ),
     "the same study twice": (["run", "s.toml", "s.toml"], ["must differ in name"]),
     "the same study by another path": (["run", "s.toml", "./s.toml"], ["must differ in name"]),
     "budget": (["diagnose", "s.toml", "--budget", "0"], ["--budget", "'0'"]),
@@ -421,7 +549,10 @@ WRONG_OPTIONS = {
     "dashboard of nothing": (["dashboard", "nowhere"], ["nowhere: is not a results folder"]),
     "report of nothing": (["report", "nowhere"], ["nowhere: is not a results folder"]),
     "report of a file": (["report", "s.toml"], ["s.toml: is not a results folder"]),
-    "compare without a file": (["compare", "s.toml", "--baseline", "no.pt"], ["s.toml: must have exactly one"]),
+    "compare without a file": (
+        ["compare", "s.toml", "--baseline", "no.pt"],
+        ["s.toml: must have exactly one"],
+    ),
     "compare of nothing": (["compare", "nowhere", "--baseline", "no.pt"], ["nowhere"]),
 }
 
@@ -435,13 +566,23 @@ def test_a_wrong_option_is_refused_before_anything_is_written(arguments, words, 
 @pytest.mark.parametrize(
     ("before", "now", "words"),
     [
-        ({}, {"trials": None, "sampler": '"grid"', "space": range_of(1e-3, 1e-1, "points = 3")}, "trials: was 2, is"),
+        (
+            {},
+            {"trials": None, "sampler": '"grid"', "space": range_of(1e-3, 1e-1, "points = 3")},
+            "trials: was 2, is",
+        ),
         ({"trials": "1", "seeds": "3"}, {"trials": "1"}, "seeds: was 3, is (absent)"),
-        ({"trials": "1"}, {"trials": "1", "seeds": "3", "sampler": '"tpe"'}, "sampler: was (absent), is tpe"),
+        (
+            {"trials": "1"},
+            {"trials": "1", "seeds": "3", "sampler": '"tpe"'},
+            "sampler: was (absent), is tpe",
+        ),
         ({}, {"trials": "1"}, "trials: was 2, is 1"),
     ],
 )
-def test_what_was_taken_out_of_a_file_with_results_is_said_in_words(before, now, words, tmp_path, capsys):
+def test_what_was_taken_out_of_a_file_with_results_is_said_in_words(
+    before, now, words, tmp_path, capsys
+):
     path = tmp_path / "s.toml"
     path.write_text(study(**before))
     create_store(load_study(path), tmp_path / "results")
@@ -449,7 +590,7 @@ def test_what_was_taken_out_of_a_file_with_results_is_said_in_words(before, now,
     refused(["run", str(path), "--results", str(tmp_path / "results")], [words], capsys)
 
 
-# --- what works ----------------------------------------------------------------------------------------------------
+# --- what works -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -473,7 +614,9 @@ def test_what_a_user_expects_to_work_does(content, capsys):
     assert "batch size 8, sgd" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["my study.toml", "größe.toml", "-.toml", "a{b}%20c.toml", "2026-11-26.v2.toml"])
+@pytest.mark.parametrize(
+    "name", ["my study.toml", "größe.toml", "-.toml", "a{b}%20c.toml", "2026-11-26.v2.toml"]
+)
 def test_a_file_may_have_any_readable_name(name):
     Path(name).write_text(study())
     assert load_study(name).name == name.removesuffix(".toml")
@@ -484,13 +627,18 @@ def test_a_file_may_have_any_readable_name(name):
     "changes",
     [
         {"trials": "1_000_000"},
-        {"trials": "1_000_000", "sampler": '"sobol"', "space": SPACE + "warmup_steps = { low = 0, high = 4 }\n"},
+        {
+            "trials": "1_000_000",
+            "sampler": '"sobol"',
+            "space": SPACE + "warmup_steps = { low = 0, high = 4 }\n",
+        },
         {"trials": "1_000_000", "sampler": '"tpe"', "prepend_warmup": "true"},
         {"trials": "10_000", "seeds": "100"},
         {
             "trials": None,
             "sampler": '"grid"',
-            "space": range_of(1e-3, 1e-1, "points = 1000") + "clip_norm = { low = 0.1, high = 1.0, points = 1000 }\n",
+            "space": range_of(1e-3, 1e-1, "points = 1000")
+            + "clip_norm = { low = 0.1, high = 1.0, points = 1000 }\n",
         },
     ],
 )

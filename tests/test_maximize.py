@@ -1,4 +1,6 @@
-"""A maximized objective is the mirror image of its negative, minimized; every value shown is the metric's own."""
+"""A maximized objective is the mirror image of its negative, minimized; every value shown is the
+metric's own.
+"""
 
 import dataclasses
 import itertools
@@ -95,7 +97,9 @@ def test_best_value_step_and_checkpoint_turn_round(pair):
             assert high.trial.best_value == -low.trial.best_value
         assert high.trial.best_step == low.trial.best_step
         assert outcome(high) == outcome(low)
-        assert all(torch.equal(high.checkpoint[name], low.checkpoint[name]) for name in low.checkpoint)
+        assert all(
+            torch.equal(high.checkpoint[name], low.checkpoint[name]) for name in low.checkpoint
+        )
 
 
 def test_summaries_and_boundaries_turn_round(trials):
@@ -103,10 +107,19 @@ def test_summaries_and_boundaries_turn_round(trials):
     (low,), (high,) = (summarize(trials[maximize], (), space) for maximize in (False, True))
     assert 0 < low.infeasible < low.trials
     assert high.best_value == -low.best_value > low.best_value * -1.01
-    for name in ("lr_star", "unstable_base_lr", "best_step", "best_point", "good_region", "verdict"):
+    for name in (
+        "lr_star",
+        "unstable_base_lr",
+        "best_step",
+        "best_point",
+        "good_region",
+        "verdict",
+    ):
         assert getattr(high, name) == getattr(low, name)
     assert boundary_checks(trials[True], space) == boundary_checks(trials[False], space)
-    assert [t.point.number for t in ranked(trials[True])] == [t.point.number for t in ranked(trials[False])]
+    assert [t.point.number for t in ranked(trials[True])] == [
+        t.point.number for t in ranked(trials[False])
+    ]
 
 
 def test_flags_turn_round_and_name_the_metrics_own_values():
@@ -131,7 +144,13 @@ def test_flags_turn_round_and_name_the_metrics_own_values():
 
 def _trial_of(values, maximize):
     steps = np.arange(len(values)) * 10
-    curve = Curve(np.full(len(values) * 10, 0.5), np.ones(len(values) * 10), steps, {"m": values}, len(values) * 10)
+    curve = Curve(
+        np.full(len(values) * 10, 0.5),
+        np.ones(len(values) * 10),
+        steps,
+        {"m": values},
+        len(values) * 10,
+    )
     example = feasible(0, 0.1, 0.1)
     return measured(example.point, example.verdict, curve, "m", 1.0, maximize)
 
@@ -140,7 +159,9 @@ def accurate(number, base_lr, accuracy):
     """A trial of an accuracy that rises from 0.1."""
     base = feasible(number, base_lr, 0.5)
     values = np.linspace(0.1, accuracy, 51)
-    curve = Curve(base.curve.loss, base.curve.grad_norm, base.curve.eval_step, {"val_acc": values}, 100)
+    curve = Curve(
+        base.curve.loss, base.curve.grad_norm, base.curve.eval_step, {"val_acc": values}, 100
+    )
     return measured(base.point, base.verdict, curve, "val_acc", 1.0, maximize=True)
 
 
@@ -148,7 +169,9 @@ def broken(number, base_lr):
     base = diverged(number, base_lr, 50)
     values = np.full(51, math.nan)
     values[:2] = 0.1, 0.99  # better than any, before it diverged
-    curve = Curve(base.curve.loss, base.curve.grad_norm, base.curve.eval_step, {"val_acc": values}, 100)
+    curve = Curve(
+        base.curve.loss, base.curve.grad_norm, base.curve.eval_step, {"val_acc": values}, 100
+    )
     return measured(base.point, base.verdict, curve, "val_acc", 1.0, maximize=True)
 
 
@@ -176,7 +199,9 @@ def test_optuna_is_told_the_direction_and_the_values_as_they_are(store):
 
 
 def test_trials_come_back_as_they_were_and_old_records_are_minimized(store):
-    assert [trial.record() for trial in read_trials(store)] == [trial.record() for trial in ACCURACIES]
+    assert [trial.record() for trial in read_trials(store)] == [
+        trial.record() for trial in ACCURACIES
+    ]
     assert all(trial.maximize for trial in read_trials(store))
     record = feasible(0, 0.1, 0.05).record()
     assert "maximize" not in record
@@ -185,9 +210,13 @@ def test_trials_come_back_as_they_were_and_old_records_are_minimized(store):
 
 def test_only_the_best_checkpoint_is_kept(store):
     for trial in ACCURACIES:
-        (store.folder / "checkpoints" / f"batch_size=32-{trial.point.number:05d}.safetensors").touch()
+        (
+            store.folder / "checkpoints" / f"batch_size=32-{trial.point.number:05d}.safetensors"
+        ).touch()
     drop_checkpoints(store, ACCURACIES)
-    assert [path.stem for path in (store.folder / "checkpoints").iterdir()] == ["batch_size=32-00001"]
+    assert [path.stem for path in (store.folder / "checkpoints").iterdir()] == [
+        "batch_size=32-00001"
+    ]
 
 
 def test_tables_show_the_metrics_own_values(store):
@@ -218,7 +247,9 @@ def test_an_overlay_has_its_rail_below():
 
     def deep(trial, depth, number):
         args = {"workload_args": {"depth": depth}, "number": number}
-        return Trial(**{**vars(trial), "point": type(trial.point)(**{**trial.point.record(), **args})})
+        return Trial(
+            **{**vars(trial), "point": type(trial.point)(**{**trial.point.record(), **args})}
+        )
 
     both = [deep(trial, 1, i) for i, trial in enumerate(ACCURACIES)]
     both += [deep(trial, 2, 4 + i) for i, trial in enumerate(ACCURACIES)]
@@ -248,7 +279,7 @@ def test_samplers_learn_in_the_other_direction(sampler):
     assert proposed(True) == pytest.approx(proposed(False))
 
 
-# --- what is not said ----------------------------------------------------------------------------------------------
+# --- what is not said -----------------------------------------------------------------------------
 
 HIGHER = [
     "acc",
@@ -307,7 +338,9 @@ def test_an_objective_that_sounds_better_when_higher_is_warned_of_unless_the_fil
     assert repr(name) in advice.sentence
     assert "maximize = true" in advice.sentence
     for said in (True, False):
-        assert not [one for one in advise(parse(objective=name, maximize=said)) if one.place == "objective"]
+        assert not [
+            one for one in advise(parse(objective=name, maximize=said)) if one.place == "objective"
+        ]
 
 
 @pytest.mark.parametrize("name", LOWER)

@@ -27,7 +27,9 @@ def test_point_values_name_every_hyperparameter():
 
 
 def test_a_point_that_leaves_clip_z_off_is_shown_and_recorded_as_before_there_was_one():
-    point = Point(3, 32, "adam", 0.1, clip_norm=1.0, settings={"beta1": 0.9}, workload_args={"depth": 2})
+    point = Point(
+        3, 32, "adam", 0.1, clip_norm=1.0, settings={"beta1": 0.9}, workload_args={"depth": 2}
+    )
     before = {
         "number": 3,
         "batch_size": 32,
@@ -54,13 +56,19 @@ def test_a_point_that_leaves_clip_z_off_is_shown_and_recorded_as_before_there_wa
 def test_a_configuration_is_a_point_without_its_number_and_seed():
     point = Point(3, 32, "adam", 0.1, settings={"beta1": 0.9}, workload_args={"depth": 2})
     assert replace(point, number=4, seed=1).configuration == point.configuration
-    others = [replace(point, clip_norm=1.0), replace(point, settings={}), replace(point, workload_args={"depth": 3})]
+    others = [
+        replace(point, clip_norm=1.0),
+        replace(point, settings={}),
+        replace(point, workload_args={"depth": 3}),
+    ]
     assert all(other.configuration != point.configuration for other in others)
 
 
 def example(values=(1.0, math.nan, 0.5)):
     loss = np.array([2.0, math.inf, math.nan, 0.25])
-    curve = Curve(loss, np.array([1.0, 3.0, 5.0, 2.0]), np.arange(3), {"v": np.array(values)}, 10, math.nan)
+    curve = Curve(
+        loss, np.array([1.0, 3.0, 5.0, 2.0]), np.arange(3), {"v": np.array(values)}, 10, math.nan
+    )
     point = Point(0, 8, "sgd", 0.1, clip_norm=2.0)
     return measured(point, Verdict("feasible", "none", math.inf, "because"), curve, "v", 1.5)
 
@@ -69,7 +77,8 @@ def test_scalars_come_from_the_finite_part_of_the_curve():
     trial = example()
     assert (trial.best_value, trial.best_step, trial.initial_value) == (0.5, 2, 1.0)
     assert trial.last_loss == 0.25
-    assert trial.clip_fraction == 0.5  # 3 and 5 exceed 2; a norm equal to the threshold is not clipped
+    # 3 and 5 exceed 2; a norm equal to the threshold is not clipped
+    assert trial.clip_fraction == 0.5
     nothing = example(values=(math.nan, math.nan, math.nan))
     assert (nothing.best_value, nothing.best_step) == (math.inf, 0)
 
@@ -80,7 +89,9 @@ def test_clipped_by_either_threshold_counts_once():
     curve = Curve(norms, norms, np.arange(1), {"v": np.ones(1)}, 400, math.nan)
     verdict = Verdict("feasible", "none", math.inf, "because")
     shares = [
-        measured(Point(0, 8, "sgd", 0.1, clip_norm=clip_norm, clip_z=clip_z), verdict, curve, "v", 1.0).clip_fraction
+        measured(
+            Point(0, 8, "sgd", 0.1, clip_norm=clip_norm, clip_z=clip_z), verdict, curve, "v", 1.0
+        ).clip_fraction
         for clip_norm in (math.inf, 3.0)
         for clip_z in (math.inf, 4.0)
     ]

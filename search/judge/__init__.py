@@ -1,1 +1,3 @@
-"""What curves and trials say: verdicts, statistics, summaries. Pure functions; neither torch nor Optuna."""
+"""What curves and trials say: verdicts, statistics, summaries. Pure functions; neither torch nor
+Optuna.
+"""

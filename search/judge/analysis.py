@@ -1,11 +1,11 @@
 """What finished trials say: groups, lr_star and headroom, crowded boundaries, flags of a curve.
 
-Pure functions of `list[Trial]`. Trials are ranked by their cost (`Trial.cost`). Crashed trials are no evidence and
-count only as crashed; infeasible trials are evidence and never move lr_star.
+Pure functions of `list[Trial]`. Trials are ranked by their cost (`Trial.cost`). Crashed trials are
+no evidence and count only as crashed; infeasible trials are evidence and never move lr_star.
 
-Where a study repeats its configurations with several seeds, a configuration is as good as the mean of its
-seeds, and it is infeasible as soon as one of them is: the edge of stability is random, and a learning rate
-that trains only with some luck is beyond it.
+Where a study repeats its configurations with several seeds, a configuration is as good as the mean
+of its seeds, and it is infeasible as soon as one of them is: the edge of stability is random, and a
+learning rate that trains only with some luck is beyond it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from ..trial import Group, Point, Trial, group_of
 from ..words import in_order, readable
 
 EDGE_HEADROOM = 4.0  # R6; playbook section E: near 1-4, lr_star sits on the edge
-GOOD_REGION = math.sqrt(10)  # S5: half a decade of base_lr to each side of lr_star (the width is ours)
-BEST_FEW, BEST_SHARE = 3, 0.10  # S4: "the best points" are the top 3 or the top 10 %, whichever is more
+# S5: half a decade of base_lr to each side of lr_star (the width is ours)
+GOOD_REGION = math.sqrt(10)
+# S4: "the best points" are the top 3 or the top 10 %, whichever is more
+BEST_FEW, BEST_SHARE = 3, 0.10
 BORDER = 0.10  # S4: the outermost 10 % of an axis (the width is ours)
 JUST_ABOVE = 3  # R3: this many learning rates above lr_star are looked at
-CLIP_TOO_MUCH = 0.50  # R17: clipping more of the updates is a strange way of cutting the learning rate
-NOT_TUNED = ("batch_size", "seed")  # a facet of every plot; a repetition, not a hyperparameter (R20)
+# R17: clipping more of the updates is a strange way of cutting the learning rate
+CLIP_TOO_MUCH = 0.50
+# a facet of every plot; a repetition, not a hyperparameter (R20)
+NOT_TUNED = ("batch_size", "seed")
 
 Bound: TypeAlias = tuple[float, float, bool]  # low, high, log
-Space: TypeAlias = Mapping[str, Mapping[str, Bound]]  # optimizer → axis → bound: ranges are conditional (S1)
+# optimizer → axis → bound: ranges are conditional (S1)
+Space: TypeAlias = Mapping[str, Mapping[str, Bound]]
 GroupVerdict = Literal["unstable at the edge", "boundary", "stable", "no feasible trial"]
 
 
@@ -37,10 +42,11 @@ class GroupSummary:
     """One row of the results.
 
     lr_star            base_lr of the best feasible configuration; nan if there is none
-    unstable_base_lr   (largest base_lr known feasible, smallest infeasible one above lr_star): the edge
-                       lies between. The second is inf if nothing above lr_star is infeasible; the first
-                       is 0 if nothing is feasible
-    unstable_trials    (infeasible, judged) trials at that smallest infeasible base_lr; (0, 0) if there is none
+    unstable_base_lr   (largest base_lr known feasible, smallest infeasible one above lr_star): the
+                       edge lies between. The second is inf if nothing above lr_star is infeasible;
+                       the first is 0 if nothing is feasible
+    unstable_trials    (infeasible, judged) trials at that smallest infeasible base_lr; (0, 0) if
+                       there is none
     good_region        feasible trials whose base_lr is within half a decade of lr_star (S5)
     best_values        best value of each seed of the best configuration, in the order of the seeds
     best_value         their mean; inf if nothing is feasible
@@ -66,7 +72,9 @@ class GroupSummary:
 
     @property
     def headroom(self) -> float:
-        """unstable_base_lr / lr_star; inf if no instability was seen, nan if nothing is feasible."""
+        """unstable_base_lr / lr_star; inf if no instability was seen, nan if nothing is
+        feasible.
+        """
         return self.unstable_base_lr[1] / self.lr_star
 
     @property
@@ -81,7 +89,9 @@ class GroupSummary:
         return self.good_region / self.feasible if self.feasible else math.nan
 
     def record(self) -> dict[str, Any]:
-        """Plain values for summary.json, the derived ones among them; what is about seeds only if there are several."""
+        """Plain values for summary.json, the derived ones among them; what is about seeds only if
+        there are several.
+        """
         values = asdict(self)
         group = values.pop("group")
         values["best_point"] = self.best_point.record() if self.best_point else None
@@ -97,7 +107,9 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class BoundaryNote:
-    """The best trials of a group press against something: the search space, or the edge of stability."""
+    """The best trials of a group press against something: the search space, or the edge of
+    stability.
+    """
 
     group: Group
     axis: str
@@ -109,7 +121,8 @@ class BoundaryNote:
 def varied(trials: Iterable[Trial]) -> list[str]:
     """Names of the hyperparameters that take more than one value, batch size and seed apart (S3).
 
-    What differs between optimizers only, such as a fixed momentum that one of them has, is not varied.
+    What differs between optimizers only, such as a fixed momentum that one of them has, is not
+    varied.
     """
     seen: dict[str, set[tuple[str, str]]] = {}
     for trial in trials:
@@ -124,13 +137,23 @@ def varied(trials: Iterable[Trial]) -> list[str]:
 
 
 def hyperparameters(trials: Sequence[Trial]) -> list[str]:
-    """Names of the hyperparameters that trials have, each worth a column, in the order they first appear."""
+    """Names of the hyperparameters that trials have, each worth a column, in the order they first
+    appear.
+    """
     shown = {name for trial in trials for name in trial.point.shown}
-    return [name for name in dict.fromkeys(name for trial in trials for name in trial.point.values) if name in shown]
+    return [
+        name
+        for name in dict.fromkeys(name for trial in trials for name in trial.point.values)
+        if name in shown
+    ]
 
 
-def group_trials(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> dict[Group, list[Trial]]:
-    """Trials by batch size, optimizer and scientific values; groups in order, trials as they came."""
+def group_trials(
+    trials: Iterable[Trial], scientific: Sequence[str] = ()
+) -> dict[Group, list[Trial]]:
+    """Trials by batch size, optimizer and scientific values; groups in order, trials as they
+    came.
+    """
     groups: dict[Group, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(group_of(trial.point, scientific), []).append(trial)
@@ -147,7 +170,9 @@ def trained(trial: Trial) -> bool:
 
 
 def repetitions(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """Trials by configuration, in the order of their seeds; crashed ones, which are no evidence, left out."""
+    """Trials by configuration, in the order of their seeds; crashed ones, which are no evidence,
+    left out.
+    """
     found: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
     for trial in trials:
         if not trial.verdict.crashed:
@@ -170,7 +195,8 @@ def mean_cost(seeds: Sequence[Trial]) -> float:
 
 
 def ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """The best seed of every feasible configuration, in the order of the configurations' mean values.
+    """The best seed of every feasible configuration, in the order of the configurations' mean
+    values.
 
     On a tie the smaller base_lr comes first, which is farther from the edge.
     """
@@ -180,7 +206,9 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
 def _ranking(trials: Iterable[Trial]) -> list[list[Trial]]:
     """The feasible configurations, best mean first."""
     usable = [seeds for seeds in repetitions(trials) if all(map(trained, seeds))]
-    return sorted(usable, key=lambda seeds: (mean_cost(seeds), seeds[0].point.base_lr, seeds[0].point.number))
+    return sorted(
+        usable, key=lambda seeds: (mean_cost(seeds), seeds[0].point.base_lr, seeds[0].point.number)
+    )
 
 
 def _best_seed(seeds: Sequence[Trial]) -> Trial:
@@ -188,29 +216,38 @@ def _best_seed(seeds: Sequence[Trial]) -> Trial:
 
 
 def best_few(trials: Iterable[Trial]) -> list[Trial]:
-    """Of the feasible configurations, the best 3 or the best 10 %, whichever is more: their best seeds (S4)."""
+    """Of the feasible configurations, the best 3 or the best 10 %, whichever is more: their best
+    seeds (S4).
+    """
     ranking = ranked(trials)
     return ranking[: max(BEST_FEW, math.ceil(BEST_SHARE * len(ranking)))]
 
 
 def just_above(trials: Iterable[Trial], count: int = JUST_ABOVE) -> list[Trial]:
-    """Trials of one group at the next `count` learning rates above lr_star, crashed ones apart (R3)."""
+    """Trials of one group at the next `count` learning rates above lr_star, crashed ones apart
+    (R3).
+    """
     trials = list(trials)
     ranking = ranked(trials)
     if not ranking:
         return []
-    above = [trial for trial in trials if not trial.verdict.crashed and trial.point.base_lr > ranking[0].point.base_lr]
+    above = [
+        trial
+        for trial in trials
+        if not trial.verdict.crashed and trial.point.base_lr > ranking[0].point.base_lr
+    ]
     next_ones = sorted({trial.point.base_lr for trial in above})[:count]
     above = [trial for trial in above if trial.point.base_lr in next_ones]
     return sorted(above, key=lambda trial: (trial.point.base_lr, trial.point.number))
 
 
 def unstable_interval(trials: Iterable[Trial]) -> tuple[float, float]:
-    """Where unstable_base_lr of one group lies: (largest feasible below, smallest infeasible above lr_star).
+    """Where unstable_base_lr of one group lies: (largest feasible below, smallest infeasible above
+    lr_star).
 
-    (largest feasible, inf) if nothing above lr_star is infeasible, (0, smallest infeasible) if nothing is
-    feasible. Other hyperparameters are pooled: make warmup_steps or clip_norm scientific to keep apart
-    the edges that they move.
+    (largest feasible, inf) if nothing above lr_star is infeasible, (0, smallest infeasible) if
+    nothing is feasible. Other hyperparameters are pooled: make warmup_steps or clip_norm scientific
+    to keep apart the edges that they move.
     """
     trials = list(trials)
     ranking = ranked(trials)
@@ -225,7 +262,10 @@ def summarize(
     trials: Iterable[Trial], scientific: Sequence[str] = (), space: Space | None = None
 ) -> list[GroupSummary]:
     """One summary per group. `space` as in `boundary_checks`."""
-    return [_summary(group, members, space) for group, members in group_trials(trials, scientific).items()]
+    return [
+        _summary(group, members, space)
+        for group, members in group_trials(trials, scientific).items()
+    ]
 
 
 def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSummary:
@@ -234,7 +274,9 @@ def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSum
     lr_star = best.point.base_lr if best else math.nan
     low, high = lr_star / GOOD_REGION, lr_star * GOOD_REGION
     edge = unstable_interval(trials)
-    at_edge = [trial for trial in trials if trial.point.base_lr == edge[1] and not trial.verdict.crashed]
+    at_edge = [
+        trial for trial in trials if trial.point.base_lr == edge[1] and not trial.verdict.crashed
+    ]
     return GroupSummary(
         group=group,
         lr_star=lr_star,
@@ -249,7 +291,9 @@ def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSum
         best_value=mean_value(best_seeds) if best_seeds else math.inf,
         best_step=best.best_step if best else 0,
         best_point=best.point if best else None,
-        seeds=max((len({trial.point.seed for trial in seeds}) for seeds in repetitions(trials)), default=1),
+        seeds=max(
+            (len({trial.point.seed for trial in seeds}) for seeds in repetitions(trials)), default=1
+        ),
         verdict=_group_verdict(group, trials, space),
     )
 
@@ -264,20 +308,21 @@ def _group_verdict(group: Group, trials: list[Trial], space: Space | None) -> Gr
     return "boundary" if crowded else "stable"
 
 
-# --- boundaries of the search space (S4) -------------------------------------------------------------------
+# --- boundaries of the search space (S4) ----------------------------------------------------------
 
 
 def boundary_checks(
     trials: Iterable[Trial], space: Space | None = None, scientific: Sequence[str] = ()
 ) -> list[BoundaryNote]:
-    """One sentence per numeric axis and group where the best trials crowd the border of the space (S4).
+    """One sentence per numeric axis and group where the best trials crowd the border of the space
+    (S4).
 
-    `space` maps optimizer → axis → (low, high, log). Axes that it does not bound are not checked, except
-    base_lr: the range that was tried stands for its bounds. The best trials crowd a border if the best
-    one lies in the outermost 10 % of the axis, and with it most of the best few, or as many of them as
-    were sampled there. If unstable_base_lr is within 4 × of lr_star, or lr_star is at the upper border
-    and everything from unstable_base_lr upwards is infeasible, that is instability, not a boundary.
-    Raises ValueError if low > 0 does not hold on a log axis.
+    `space` maps optimizer → axis → (low, high, log). Axes that it does not bound are not checked,
+    except base_lr: the range that was tried stands for its bounds. The best trials crowd a border
+    if the best one lies in the outermost 10 % of the axis, and with it most of the best few, or as
+    many of them as were sampled there. If unstable_base_lr is within 4 × of lr_star, or lr_star is
+    at the upper border and everything from unstable_base_lr upwards is infeasible, that is
+    instability, not a boundary. Raises ValueError if low > 0 does not hold on a log axis.
     """
     return [
         note
@@ -303,7 +348,9 @@ def _group_notes(group: Group, trials: list[Trial], space: Space) -> list[Bounda
 
 
 def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> BoundaryNote | None:
-    """lr_star is close to unstable_base_lr (R6), or at the border with only infeasible trials above (S4)."""
+    """lr_star is close to unstable_base_lr (R6), or at the border with only infeasible trials above
+    (S4).
+    """
     last_feasible, unstable = unstable_interval(trials)
     above = [trial for trial in trials if trial.point.base_lr >= unstable]
     ranking = ranked(trials)
@@ -322,7 +369,9 @@ def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> Bou
 
 
 def _place(value: float, bound: Bound) -> float:
-    """Where a value lies on its axis: 0 at low, 1 at high; on a log axis log(value/low) / log(high/low)."""
+    """Where a value lies on its axis: 0 at low, 1 at high; on a log axis log(value/low) /
+    log(high/low).
+    """
     low, high, log = bound
     if log and low <= 0:
         raise ValueError(f"low > 0 must hold on a log axis, got low={low}")
@@ -330,7 +379,9 @@ def _place(value: float, bound: Bound) -> float:
 
 
 def _places(trials: Iterable[Trial], axis: str, bound: Bound) -> list[float]:
-    return [_place(trial.point.values[axis], bound) for trial in trials if axis in trial.point.values]
+    return [
+        _place(trial.point.values[axis], bound) for trial in trials if axis in trial.point.values
+    ]
 
 
 def _crowded_side(trials: list[Trial], axis: str, bound: Bound) -> Literal["low", "high"] | None:

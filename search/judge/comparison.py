@@ -1,28 +1,33 @@
-"""Is the candidate better than the baseline? Statistics of retrained values, and the one rule that decides (S9).
+"""Is the candidate better than the baseline? Statistics of retrained values, and the one rule that
+decides (S9).
 
-A value is the objective at a run's best checkpoint; lower is better. gain = baseline − candidate: above 0 the
-candidate is better. Two questions are told apart by what is known of the baseline:
+A value is the objective at a run's best checkpoint; lower is better. gain = baseline − candidate:
+above 0 the candidate is better. Two questions are told apart by what is known of the baseline:
 
-- *Paired*: both sides were retrained, run i of each with seed i. p is that of the sign-flip permutation test of the
-  mean gain: if the two recipes were equally good, every gain would be as likely with the other sign. Exact wherever
-  gains are then symmetric about 0, normal or not: over all sign patterns up to 13 seeds, over 9,999 random ones beyond.
-- *Against one checkpoint*: the baseline is a single value, and its retrain variance is unknown. p is the share of all
-  N + 1 runs that are at least as bad as the baseline: were the checkpoint one more run of the candidate, every
-  place among the N + 1 would be equally likely. Exact, and nothing is assumed of the unknown variance;
-  the price is that no fewer than 1/ALPHA − 1 = 19 seeds can decide.
+- *Paired*: both sides were retrained, run i of each with seed i. p is that of the sign-flip
+  permutation test of the mean gain: if the two recipes were equally good, every gain would be as
+  likely with the other sign. Exact wherever gains are then symmetric about 0, normal or not: over
+  all sign patterns up to 13 seeds, over 9,999 random ones beyond.
+- *Against one checkpoint*: the baseline is a single value, and its retrain variance is unknown. p
+  is the share of all N + 1 runs that are at least as bad as the baseline: were the checkpoint one
+  more run of the candidate, every place among the N + 1 would be equally likely. Exact, and nothing
+  is assumed of the unknown variance; the price is that no fewer than 1/ALPHA − 1 = 19 seeds can
+  decide.
 
-The rule, `decide`: **adopt** if the test says better, **keep baseline** if it says worse, otherwise **not enough
-evidence**, each with p corrected by Holm's method for the number of candidates. Among any number of candidates
-that are no better than the baseline, one is adopted with probability ALPHA at most, if the number of
-seeds was fixed beforehand. Looking, adding seeds and looking again makes it more.
+The rule, `decide`: **adopt** if the test says better, **keep baseline** if it says worse, otherwise
+**not enough evidence**, each with p corrected by Holm's method for the number of candidates. Among
+any number of candidates that are no better than the baseline, one is adopted with probability ALPHA
+at most, if the number of seeds was fixed beforehand. Looking, adding seeds and looking again makes
+it more.
 
-What the rule cannot see is a failure that did not happen: a candidate that is a little better in nine runs of ten and
-fails in the tenth has gains that are not symmetric, and with few seeds mostly shows none of it. So every decision
-comes with `failure_bound`, the share of runs that may fail for all that was seen.
+What the rule cannot see is a failure that did not happen: a candidate that is a little better in
+nine runs of ten and fails in the tenth has gains that are not symmetric, and with few seeds mostly
+shows none of it. So every decision comes with `failure_bound`, the share of runs that may fail for
+all that was seen.
 
 Sources: Tuning Playbook (S9); Bouthillier et al. 2021, "Accounting for variance in machine learning
-benchmarks" (paired runs, P(A > B)); Phipson & Smyth 2010 (sampled permutations); Holm 1979; Clopper & Pearson 1934.
-How often each promise is kept: tests/benchmarks/promises.py.
+benchmarks" (paired runs, P(A > B)); Phipson & Smyth 2010 (sampled permutations); Holm 1979; Clopper
+& Pearson 1934. How often each promise is kept: tests/benchmarks/promises.py.
 """
 
 from __future__ import annotations
@@ -39,12 +44,15 @@ from scipy import stats
 from ..trial import Point
 from .best_of import BestOf
 
-ALPHA = 0.05  # error rate of each kind: of adopting what is no better, of rejecting what is no worse
-LIMIT = ALPHA * (1 + 1e-9)  # p is a multiple of 1/(N + 1) or 1/2^N, and may equal ALPHA but for rounding
+# error rate of each kind: of adopting what is no better, of rejecting what is no worse
+ALPHA = 0.05
+# p is a multiple of 1/(N + 1) or 1/2^N, and may equal ALPHA but for rounding
+LIMIT = ALPHA * (1 + 1e-9)
 CONFIDENCE = 0.95  # of intervals, and of the bound of the failure rate
 POWER = 0.8  # chance of a decision with the number of seeds that `settles` recommends
 RESAMPLES = 9_999  # of sign patterns; with the one observed, p has steps of 1/10,000
-QUANTILES = 40  # equally likely values that stand for a distribution where power is averaged over it
+# equally likely values that stand for a distribution where power is averaged over it
+QUANTILES = 40
 MOST_SEEDS = 10_000  # more than this is no recommendation
 STUDENT = "Student's t"  # of Evidence.interval_method
 DELTA = "delta = best value − that of the baseline checkpoint: below 0 is better. A gain has the other sign."
@@ -58,8 +66,10 @@ class Evidence:
     """What the retrained values of one candidate say, before any correction for other candidates.
 
     gain                 mean of baseline − candidate; its interval; their standard deviation
-    interval_method      how the interval was found. It was a percentile bootstrap before this was recorded
-    better_fraction      share of runs in which the candidate is strictly better; Clopper-Pearson interval
+    interval_method      how the interval was found. It was a percentile bootstrap before this was
+                         recorded
+    better_fraction      share of runs in which the candidate is strictly better; Clopper-Pearson
+                         interval
     candidate_spread, baseline_spread   standard deviation over seeds; nan for a single checkpoint
     p_better, p_worse    of the two one-sided tests
     """
@@ -79,14 +89,17 @@ class Evidence:
 
 
 def evidence(candidate: ArrayLike, baseline: ArrayLike) -> Evidence:
-    """Compare values [N] of a candidate with those of the baseline: [N], paired, or [1], a checkpoint.
+    """Compare values [N] of a candidate with those of the baseline: [N], paired, or [1], a
+    checkpoint.
 
     Raises ValueError unless N ≥ 2, every value is finite and the shapes are these.
     """
     candidate_N, baseline_N = np.asarray(candidate, np.float64), np.asarray(baseline, np.float64)
     paired, seeds = len(baseline_N) > 1, len(candidate_N)
     if seeds < 2 or baseline_N.shape not in ((seeds,), (1,)):
-        raise ValueError(f"N ≥ 2 values against N or 1 are needed, got {candidate_N.shape} and {baseline_N.shape}")
+        raise ValueError(
+            f"N ≥ 2 values against N or 1 are needed, got {candidate_N.shape} and {baseline_N.shape}"
+        )
     if not (np.isfinite(candidate_N).all() and np.isfinite(baseline_N).all()):
         raise ValueError("values must be finite")
     gain_N = baseline_N - candidate_N
@@ -99,7 +112,9 @@ def evidence(candidate: ArrayLike, baseline: ArrayLike) -> Evidence:
         gain_interval=_student(gain_N),
         gain_spread=float(gain_N.std(ddof=1)),
         better_fraction=wins / seeds,
-        better_interval=_plain(stats.binomtest(wins, seeds).proportion_ci(CONFIDENCE, method="exact")),
+        better_interval=_plain(
+            stats.binomtest(wins, seeds).proportion_ci(CONFIDENCE, method="exact")
+        ),
         candidate_spread=float(candidate_N.std(ddof=1)),
         baseline_spread=float(baseline_N.std(ddof=1)) if paired else math.nan,
         p_better=test(gain_N),
@@ -129,10 +144,11 @@ def _place_of_one(gain_N: NDArray[np.float64]) -> float:
 def _student(gain_N: NDArray[np.float64]) -> Interval:
     """mean ± t · s / √N, t the quantile of Student's distribution with N − 1 degrees of freedom.
 
-    It holds the mean gain in 95 % of comparisons if gains are normally distributed, from two seeds on, and in 95 to
-    98 % if they are symmetric with heavy tails. If a few gains are far off on one side it holds it less often, as any
-    interval of so few does. The percentile bootstrap holds it in 85 % at 5 seeds. The sign-flip test cannot
-    be inverted to 95 % at 5 seeds: its smallest p is 1/32, on either side.
+    It holds the mean gain in 95 % of comparisons if gains are normally distributed, from two seeds
+    on, and in 95 to 98 % if they are symmetric with heavy tails. If a few gains are far off on one
+    side it holds it less often, as any interval of so few does. The percentile bootstrap holds it
+    in 85 % at 5 seeds. The sign-flip test cannot be inverted to 95 % at 5 seeds: its smallest p is
+    1/32, on either side.
     """
     count, mean = len(gain_N), float(gain_N.mean())
     quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
@@ -156,7 +172,9 @@ def decide(found: Sequence[Evidence]) -> list[Decision]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number m: the k-th smallest, k = 0, 1, …, times m − k, none below an earlier one."""
+    """p-values corrected for their number m: the k-th smallest, k = 0, 1, …, times m − k, none
+    below an earlier one.
+    """
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
     corrected = np.maximum.accumulate(np.minimum(np.take(p_values, order) * factors, 1.0))
@@ -171,20 +189,23 @@ def fewest_seeds(paired: bool, candidates: int) -> int:
 
 
 def settles(one: Evidence, candidates: int) -> float:
-    """The number of seeds that would settle an undecided comparison with probability POWER; inf: none would.
+    """The number of seeds that would settle an undecided comparison with probability POWER; inf:
+    none would.
 
-    What the seeds seen leave open is counted: with m the mean and s the standard deviation of n paired gains,
+    What the seeds seen leave open is counted: with m the mean and s the standard deviation of n
+    paired gains,
 
         σ = s √((n − 1) / χ²_{n−1}),    μ ~ Normal(m, σ² / n),
 
-    and N is the smallest number for which the test of N fresh pairs, as powerful as Student's, decides with
-    probability POWER on the average over σ and μ, whichever way it decides.
+    and N is the smallest number for which the test of N fresh pairs, as powerful as Student's,
+    decides with probability POWER on the average over σ and μ, whichever way it decides.
 
-    Against a checkpoint the seeds seen stay. Where k of n runs are on the other side than most, their share is
-    q ~ Beta(k + ½, n − k + ½), and N is the smallest number for which (1 + k + Binomial(N − n, q)) / (N + 1) ≤ α.
+    Against a checkpoint the seeds seen stay. Where k of n runs are on the other side than most,
+    their share is q ~ Beta(k + ½, n − k + ½), and N is the smallest number for which (1 + k +
+    Binomial(N − n, q)) / (N + 1) ≤ α.
 
-    α = ALPHA / candidates. Sources: O'Hagan, Stevens & Campbell 2005, "Assurance in clinical trial design";
-    Jeffreys's prior in both.
+    α = ALPHA / candidates. Sources: O'Hagan, Stevens & Campbell 2005, "Assurance in clinical trial
+    design"; Jeffreys's prior in both.
     """
     least = fewest_seeds(one.paired, candidates)
     needed = _pairs(one, ALPHA / candidates) if one.paired else _runs(one, ALPHA / candidates)
@@ -192,7 +213,9 @@ def settles(one: Evidence, candidates: int) -> float:
 
 
 def _pairs(one: Evidence, alpha: float) -> float:
-    """The smallest number of pairs with enough power; inf if it is more than MOST_SEEDS, or no run differs."""
+    """The smallest number of pairs with enough power; inf if it is more than MOST_SEEDS, or no run
+    differs.
+    """
     if one.gain_spread == 0:
         return 2 if one.gain else math.inf
     chances = (np.arange(QUANTILES) + 0.5) / QUANTILES
@@ -217,7 +240,8 @@ def _pairs(one: Evidence, alpha: float) -> float:
 
 
 def _power(effect: NDArray[np.float64], pairs: int, alpha: float) -> NDArray[np.float64]:
-    """P(Student's one-sided test of `pairs` gains decides), their mean `effect` standard deviations from 0.
+    """P(Student's one-sided test of `pairs` gains decides), their mean `effect` standard deviations
+    from 0.
 
     By a normal approximation of the noncentral t: Abramowitz & Stegun 1964, 26.7.10.
     """
@@ -241,14 +265,14 @@ def _runs(one: Evidence, alpha: float) -> float:
     return math.inf
 
 
-# --- failures that were not seen -------------------------------------------------------------------------------
+# --- failures that were not seen ------------------------------------------------------------------
 
 
 def failure_bound(failures: int, runs: int) -> float:
     """The largest share of failing runs that `failures` of `runs` do not exclude.
 
-    The one-sided upper Clopper-Pearson limit at CONFIDENCE; without a failure 1 − (1 − CONFIDENCE)^(1 / runs). Raises
-    ValueError unless 0 ≤ failures ≤ runs and runs ≥ 1.
+    The one-sided upper Clopper-Pearson limit at CONFIDENCE; without a failure 1 − (1 −
+    CONFIDENCE)^(1 / runs). Raises ValueError unless 0 ≤ failures ≤ runs and runs ≥ 1.
     """
     test = stats.binomtest(failures, runs, alternative="less")
     return float(test.proportion_ci(CONFIDENCE, method="exact").high)
@@ -265,7 +289,7 @@ def failures_in_words(failures: int, runs: int) -> str:
     return f"with {runs} seeds {seen}, up to {failure_bound(failures, runs):.0%} may fail"
 
 
-# --- records: what comparison.json holds ---------------------------------------------------------------------
+# --- records: what comparison.json holds ----------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -281,15 +305,17 @@ class Checkpoint:
 class Side:
     """One side: its point, what finding it took, and its runs with fresh seeds.
 
-    trials, space, search_seconds   of the search that the point is the best of: configurations tried; ranges in words;
-                                    wall time of all trials together
+    trials, space, search_seconds   of the search that the point is the best of: configurations
+                                    tried; ranges in words; wall time of all trials together
     max_train_steps, total_steps    updates without and with a prepended warmup (R11)
-    values, infeasible              of each run, by seed, the value as Optuna is told it (an infeasible run is
-                                    worth its untrained model); how many runs were infeasible
-    failure_bound                   the share of runs that may be infeasible for all that was seen; nan in older files
+    values, infeasible              of each run, by seed, the value as Optuna is told it (an
+                                    infeasible run is worth its untrained model); how many runs were
+                                    infeasible
+    failure_bound                   the share of runs that may be infeasible for all that was seen;
+                                    nan in older files
     run_seconds                     mean wall time of a run
-    best_of                         best of n trials of the search; None for one trial, or for a sampler that
-                                    learns, whose trials are not independent
+    best_of                         best of n trials of the search; None for one trial, or for a
+                                    sampler that learns, whose trials are not independent
     """
 
     name: str
@@ -311,7 +337,8 @@ class Candidate:
     """A candidate, the evidence and the decision about it.
 
     seeds_needed   that would settle it if it is undecided; inf: none would
-    equal_steps    against the baseline trained for as many updates as the candidate; None where they are equal
+    equal_steps    against the baseline trained for as many updates as the candidate; None where
+                   they are equal
     """
 
     side: Side
@@ -338,12 +365,16 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def delta(self, value: float) -> float:
-        """value − that of the checkpoint: below 0 is better than the baseline; nan for what never had a value."""
+        """value − that of the checkpoint: below 0 is better than the baseline; nan for what never
+        had a value.
+        """
         return value - self.checkpoint.value if math.isfinite(value) else math.nan
 
     @property
     def decision(self) -> Decision:
-        """Adopt if any candidate is to be adopted; keep the baseline if it is better than each of them."""
+        """Adopt if any candidate is to be adopted; keep the baseline if it is better than each of
+        them.
+        """
         decisions = [candidate.decision for candidate in self.candidates]
         if "adopt" in decisions:
             return "adopt"
@@ -351,13 +382,17 @@ class Comparison:
 
     @property
     def known_settings(self) -> dict[str, Any]:
-        """Hyperparameters of the baseline, if its settings are known; of its seed they say nothing."""
+        """Hyperparameters of the baseline, if its settings are known; of its seed they say
+        nothing.
+        """
         values = self.baseline.point.values if self.baseline else {}
         return {name: value for name, value in values.items() if name != "seed"}
 
     @property
     def sides(self) -> list[tuple[str, Side]]:
-        """The retrained sides under the names they are shown by: the baseline first, if it was retrained."""
+        """The retrained sides under the names they are shown by: the baseline first, if it was
+        retrained.
+        """
         baseline = [(f"baseline: {self.baseline.name}", self.baseline)] if self.baseline else []
         return baseline + [(one.side.name, one.side) for one in self.candidates]
 
@@ -365,10 +400,14 @@ class Comparison:
     def failures(self) -> list[str]:
         """What the runs of each candidate leave open: how many of its runs may fail."""
         sides = [one.side for one in self.candidates]
-        return [f"{one.name}: {failures_in_words(one.infeasible, len(one.values))}" for one in sides]
+        return [
+            f"{one.name}: {failures_in_words(one.infeasible, len(one.values))}" for one in sides
+        ]
 
     @property
     def final(self) -> Candidate:
-        """The candidate of the final pair: of those decided like the whole, the one with the largest mean gain."""
+        """The candidate of the final pair: of those decided like the whole, the one with the
+        largest mean gain.
+        """
         alike = [candidate for candidate in self.candidates if candidate.decision == self.decision]
         return max(alike, key=lambda candidate: candidate.evidence.gain)

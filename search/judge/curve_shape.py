@@ -1,13 +1,16 @@
-"""When a training loss rose by more than minibatches differ: levels, scatter, and the first rise of a curve.
+"""When a training loss rose by more than minibatches differ: levels, scatter, and the first rise of
+a curve.
 
-Losses of a minibatch scatter about a *typical* loss, the median over WINDOW updates. How far, is measured twice: as
-differences, and where all losses are positive as ratios, by their logarithms. Noise that is added to a loss shows in
-the first, noise that multiplies it (a mean of few squared errors, a likelihood) in the second; a rise must stand out
-of both. So a run that learns nothing does not rise at any batch size, nor does one that learns with noisy minibatches.
+Losses of a minibatch scatter about a *typical* loss, the median over WINDOW updates. How far, is
+measured twice: as differences, and where all losses are positive as ratios, by their logarithms.
+Noise that is added to a loss shows in the first, noise that multiplies it (a mean of few squared
+errors, a likelihood) in the second; a rise must stand out of both. So a run that learns nothing
+does not rise at any batch size, nor does one that learns with noisy minibatches.
 
-Typical losses at the start, and what was learned since, set the scale; the loss itself does not, because it may start
-near 0 or change its sign. Every pass over a curve takes time and memory in proportion to its length.
-Source: Tuning Playbook, "How can optimization failures be debugged and mitigated?" (R2, R3, R5).
+Typical losses at the start, and what was learned since, set the scale; the loss itself does not,
+because it may start near 0 or change its sign. Every pass over a curve takes time and memory in
+proportion to its length. Source: Tuning Playbook, "How can optimization failures be debugged and
+mitigated?" (R2, R3, R5).
 """
 
 from __future__ import annotations
@@ -23,27 +26,34 @@ from ..trial import Array
 
 EARLY_STEPS = 25  # "the first 25 or so" (R5)
 WINDOW = 25  # updates over which a typical loss is taken
-FIRST = 51  # updates whose differences tell how minibatches scatter at the start: twice the early steps
-LEARNED_FRACTION = 0.20  # of the level at the start: a loss that fell this far had steadily declined (R2)
+# updates whose differences tell how minibatches scatter at the start: twice the early steps
+FIRST = 51
+# of the level at the start: a loss that fell this far had steadily declined (R2)
+LEARNED_FRACTION = 0.20
 UNLEARNED_FRACTION = 0.05  # of that level: less than this is not told from nothing
 FEW = (1, 3, 5, 7)  # of the first losses, which a blow-up may have left as they were
 RISEN_FRACTION = 0.5  # an early rise is half of what is learned, or of the loss if nothing is
-RISE_FRACTION = 0.10  # a later one a tenth of what was learned: a language model's spike of 1.2 nats has 15 %
+# a later one a tenth of what was learned: a language model's spike of 1.2 nats has 15 %
+RISE_FRACTION = 0.10
 LASTING_FRACTION = 0.05  # one that is never made good half of that
 ONSET_FRACTION = 0.15  # of such a rise: where it begins to show
 LUCK = 6.0  # deviations that typical losses do not differ by chance: once in 10⁹ normal ones
-MEDIANS = math.sqrt(math.pi / WINDOW)  # deviation of the difference of two medians of WINDOW normal losses
+# deviation of the difference of two medians of WINDOW normal losses
+MEDIANS = math.sqrt(math.pi / WINDOW)
 NORMAL = 1.4826  # standard deviation / median absolute deviation, of normal noise
-TAIL, TAIL_DEVIATIONS = 95, 1.645  # percentile of the scatter that tells of heavy tails, and a normal one's
+# percentile of the scatter that tells of heavy tails, and a normal one's
+TAIL, TAIL_DEVIATIONS = 95, 1.645
 TAIL_WINDOW = 101  # updates before a rise that tell how minibatches scatter
 
-# Updates that a rise lasts, and how many deviations it must be high: as differences, where there are no ratios, and as
-# ratios. Of t₂ noise, the heaviest looked at, 0.5 % of values lie beyond 8 deviations and 2 % beyond 4: two in a row,
-# three of five or eight of fifteen are met less than once in a thousand runs of a thousand updates. In the first steps
-# little tells of the scatter, so it must be more.
+# Updates that a rise lasts, and how many deviations it must be high: as differences, where there
+# are no ratios, and as ratios. Of t₂ noise, the heaviest looked at, 0.5 % of values lie beyond 8
+# deviations and 2 % beyond 4: two in a row, three of five or eight of fifteen are met less than
+# once in a thousand runs of a thousand updates. In the first steps little tells of the scatter, so
+# it must be more.
 EARLY_RISES = ((2, 6.0, 12.0, 3.5), (5, 5.0, 8.0, 2.5))
 RISES = ((5, 6.0, 6.0, 3.0), (15, 4.0, 4.0, 2.0))
-# Single updates say more only if noise cannot be that heavy. One in 1,000 deviations of t₂ is met once in 10⁶.
+# Single updates say more only if noise cannot be that heavy. One in 1,000 deviations of t₂ is met
+# once in 10⁶.
 EXCURSION_DEVIATIONS, EXCURSION_FACTOR = 1000.0, 10.0
 SPIKE_DEVIATIONS = (25.0, 6.0)  # as differences and as ratios: one t₂ value in 2,000
 SPIKE_SHARE, FEWEST_SPIKES = 0.003, 3  # so three of them, and in 1,000 updates too, are no noise
@@ -54,11 +64,12 @@ BLOCKS = 20  # typical losses by which a slow drift is seen
 class Levels:
     """What a curve is measured by.
 
-    start    loss before training: the first minibatch's, unless it was an unlucky one or, where nothing else tells of
-             that, a lucky one
+    start    loss before training: the first minibatch's, unless it was an unlucky one or, where
+             nothing else tells of that, a lucky one
     chance   a constant predictor's: the workload's `chance_loss`, else `start`
     lowest   lowest typical loss
-    scatter  standard deviation of minibatch losses, were they normal, where it is low: a blow-up has one of its own
+    scatter  standard deviation of minibatch losses, were they normal, where it is low: a blow-up
+             has one of its own
     ratio    that of their logarithms; 0 where a loss is not positive
     """
 
@@ -117,12 +128,15 @@ def levels(loss: Array, chance_loss: float) -> Levels:
 
 
 def references(loss: Array, chance_loss: float) -> tuple[float, float]:
-    """The losses of the untrained model and of a constant predictor (`Levels.start`, `Levels.chance`)."""
+    """The losses of the untrained model and of a constant predictor (`Levels.start`,
+    `Levels.chance`).
+    """
     if math.isnan(chance_loss):
         start = _start(loss)
         return start, start
     first = min(float(loss[0]), float(np.median(loss[:3])))
-    far = first > chance_loss + RISEN_FRACTION * abs(chance_loss)  # then chance does not tell of a lucky minibatch
+    # then chance does not tell of a lucky minibatch
+    far = first > chance_loss + RISEN_FRACTION * abs(chance_loss)
     return (_start(loss) if far else first), chance_loss
 
 
@@ -139,9 +153,9 @@ def typical(loss: Array) -> Array:
 def _start(loss: Array) -> float:
     """The first minibatch's loss; or, if it was a lucky one, as much more as scatter explains.
 
-    Nothing but the next losses tells of that, and they may have blown up. So it is raised to their median at most, and
-    no further than LUCK deviations above the median of the first few, of differences as of ratios. An unlucky first
-    one gives way to the next.
+    Nothing but the next losses tells of that, and they may have blown up. So it is raised to their
+    median at most, and no further than LUCK deviations above the median of the first few, of
+    differences as of ratios. An unlucky first one gives way to the next.
     """
     scatter, ratio = _step_scatter(loss), _step_scatter(_logarithms(loss))
     highest = [float(np.median(loss[:WINDOW]))]
@@ -160,7 +174,9 @@ def _logarithms(loss: Array) -> Array:
 
 
 def _step_scatter(values: Array) -> float:
-    """The deviation of the first losses by the differences of neighbours, which a steady decline leaves small."""
+    """The deviation of the first losses by the differences of neighbours, which a steady decline
+    leaves small.
+    """
     steps = np.diff(values[:FIRST])
     return _low_scatter(steps) / math.sqrt(2) if len(steps) else 0.0
 
@@ -168,16 +184,21 @@ def _step_scatter(values: Array) -> float:
 def first_rise(loss: Array, level: Levels) -> float:
     """The first update at which the loss blew up; inf if it never did.
 
-    A rise in the first steps above the start; a later one above the updates before it; one update out of all bounds,
-    or spikes that repeat; a loss that drifted up and never made that good.
+    A rise in the first steps above the start; a later one above the updates before it; one update
+    out of all bounds, or spikes that repeat; a loss that drifted up and never made that good.
     """
     sudden = min(look(loss, level) for look in (_early, _later, _single))
     drift = _drift(loss, level)
-    return drift if drift < sudden - WINDOW else sudden  # typical losses place a sudden rise less well
+    # typical losses place a sudden rise less well
+    return drift if drift < sudden - WINDOW else sudden
 
 
 def _early(loss: Array, level: Levels) -> float:
-    start, scatter, ratio = level.highest_start, _step_scatter(loss), _step_scatter(_logarithms(loss))
+    start, scatter, ratio = (
+        level.highest_start,
+        _step_scatter(loss),
+        _step_scatter(_logarithms(loss)),
+    )
     floor = start + RISEN_FRACTION * level.scale
     first = loss[1 : EARLY_STEPS + 1]
     for lasting, deviations, without_ratio, ratios in EARLY_RISES:
@@ -201,7 +222,9 @@ def _first_of(high: NDArray[np.bool_], at: int) -> int:
 
 
 def _ahead(values: Array, count: int) -> Array:
-    """For each place: the lower of two values from it on, or the median of more; shorter by count − 1."""
+    """For each place: the lower of two values from it on, or the median of more; shorter by count −
+    1.
+    """
     ends = len(values) - count + 1
     if count == 2:
         return np.minimum(values[:-1], values[1:])
@@ -226,20 +249,25 @@ def _later(loss: Array, level: Levels) -> float:
         rises = np.flatnonzero(high)
         if len(rises):
             at = int(rises[0])
-            # It starts within the window that shows it: at the first update that stands out of those before.
+            # It starts within the window that shows it: at the first update that stands out of
+            # those before.
             found = min(found, at + WINDOW + int(np.argmax(loss[at + WINDOW :] > bar[at])))
     return found
 
 
 def _medians_before(center: Array) -> Array:
-    """For each update from WINDOW on: the median of the WINDOW before it, given the typical losses."""
+    """For each update from WINDOW on: the median of the WINDOW before it, given the typical
+    losses.
+    """
     return center[WINDOW // 2 : len(center) - WINDOW // 2 - 1]
 
 
 def _before(values: Array) -> tuple[Array, Array]:
-    """For each update from WINDOW on: the median of the WINDOW before it, and the scatter of the TAIL_WINDOW before.
+    """For each update from WINDOW on: the median of the WINDOW before it, and the scatter of the
+    TAIL_WINDOW before.
 
-    The scatter is the larger of two, that of half of the values and that of the high ones, if tails are heavy.
+    The scatter is the larger of two, that of half of the values and that of the high ones, if tails
+    are heavy.
     """
     center = typical(values)
     away = values - center
@@ -258,16 +286,23 @@ def _trailing(values: Array, percentile: float) -> Array:
 
 
 def _single(loss: Array, level: Levels) -> float:
-    """One update beyond anything that noise does; or spikes of one update, too many for heavy tails."""
+    """One update beyond anything that noise does; or spikes of one update, too many for heavy
+    tails.
+    """
     around = typical(loss)
-    center = np.maximum(around, level.highest_start)  # in the first steps the start is what went before
+    # in the first steps the start is what went before
+    center = np.maximum(around, level.highest_start)
     center[WINDOW:] = np.maximum(around[WINDOW:], _medians_before(around))
     height, scatter = loss - center, _local_scatter(loss - around)
     high = height > RISE_FRACTION * level.scale
-    far = high & (height > np.maximum(EXCURSION_DEVIATIONS * scatter, EXCURSION_FACTOR * level.scale))
+    far = high & (
+        height > np.maximum(EXCURSION_DEVIATIONS * scatter, EXCURSION_FACTOR * level.scale)
+    )
     spikes = high & (height > SPIKE_DEVIATIONS[0] * scatter)
     if level.ratio:
-        spikes &= np.log(loss / center) > SPIKE_DEVIATIONS[1] * _local_scatter(np.log(loss / around))
+        spikes &= np.log(loss / center) > SPIKE_DEVIATIONS[1] * _local_scatter(
+            np.log(loss / around)
+        )
     count = int(spikes.sum())
     if count < max(FEWEST_SPIKES, SPIKE_SHARE * len(loss)):
         spikes = far
@@ -283,7 +318,9 @@ def _local_scatter(away: Array) -> Array:
 
 def _drift(loss: Array, level: Levels) -> float:
     """A typical loss that ends above its lowest, too slow for a rise to be seen."""
-    blocks = [np.median(part) for part in np.array_split(loss, max(1, min(BLOCKS, len(loss) // WINDOW)))]
+    blocks = [
+        np.median(part) for part in np.array_split(loss, max(1, min(BLOCKS, len(loss) // WINDOW)))
+    ]
     lowest, ended = float(min(blocks)), float(min(blocks[-2:]))
     if ended - lowest < LASTING_FRACTION * level.scale or not level.above(ended, lowest):
         return math.inf

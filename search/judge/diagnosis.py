@@ -1,4 +1,6 @@
-"""Records of a diagnosis: what each step of the playbook's procedure found, and the runs that say so."""
+"""Records of a diagnosis: what each step of the playbook's procedure found, and the runs that say
+so.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,24 @@ from .comparison import ALPHA, CONFIDENCE, Decision, Evidence, Interval
 from .stability_edge import Tried
 
 PLAIN = "plain"  # no remedy: what every remedy is compared with
-MOST_HEADROOM = 1000.0  # an edge farther from the best base LR limits nobody who tunes over three decades
+# an edge farther from the best base LR limits nobody who tunes over three decades
+MOST_HEADROOM = 1000.0
 
-# early, mid-training: how training blows up above lr_star (R2); edge: it ends there without having blown up;
-# none: it does not end within reach of lr_star; unknown: nothing is feasible, or the budget was too small
+# early, mid-training: how training blows up above lr_star (R2); edge: it ends there without having
+# blown up; none: it does not end within reach of lr_star; unknown: nothing is feasible, or the
+# budget was too small
 Kind = Literal["none", "early", "mid_training", "edge", "unknown"]
 StepName = Literal[
-    "sweep", "boundary", "edge", "kind", "curvature", "warmup", "clipping", "arms", "tournament", "outcome"
+    "sweep",
+    "boundary",
+    "edge",
+    "kind",
+    "curvature",
+    "warmup",
+    "clipping",
+    "arms",
+    "tournament",
+    "outcome",
 ]
 TITLES: dict[StepName, str] = {
     "sweep": "Base LRs without warmup and clipping",
@@ -39,7 +52,9 @@ TITLES: dict[StepName, str] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its findings in sentences, the playbook's rules, and the studies whose trials are the evidence."""
+    """One step: its findings in sentences, the playbook's rules, and the studies whose trials are
+    the evidence.
+    """
 
     name: StepName
     rules: tuple[str, ...]
@@ -55,14 +70,16 @@ class Step:
 class Edge:
     """Where half of the trainings diverge.
 
-    interval   (largest base LR at which fewer than half diverge, smallest at which half or more do); high = inf if
-               none was found
+    interval   (largest base LR at which fewer than half diverge, smallest at which half or more
+               do); high = inf if none was found
     tried      how many diverged at each base LR
     trainings  spent on it besides the sweep
-    confidence_interval   holds the base LR at which half diverge with 95 % confidence (`edge.confidence_interval`);
-               nan in older files. `interval` is only how finely base LRs were tried
-    refused    why there is no edge, whatever `interval` is: "contradicted", trainings diverge more often at lower base
-               LRs; "too far", beyond MOST_HEADROOM times the best base LR; else ""
+    confidence_interval   holds the base LR at which half diverge with 95 % confidence
+               (`edge.confidence_interval`); nan in older files. `interval` is only how finely base
+               LRs were tried
+    refused    why there is no edge, whatever `interval` is: "contradicted", trainings diverge more
+               often at lower base LRs; "too far", beyond MOST_HEADROOM times the best base LR; else
+               ""
     """
 
     interval: Interval
@@ -88,7 +105,8 @@ class Edge:
 
 @dataclass(frozen=True)
 class Curvature:
-    """Largest eigenvalue λ₁ of the training loss's Hessian, and the base LR at which descent on it is unstable.
+    """Largest eigenvalue λ₁ of the training loss's Hessian, and the base LR at which descent on it
+    is unstable.
 
     The limits are nan for adaptive optimizers (`curvature.stability_limit`).
     """
@@ -106,14 +124,16 @@ class Remedy:
     point               its best configuration of the sweep `tuned_in`
     updates             of one training, a prepended warmup included
     highest_base_lr     up to which every seed of its sweep trained
-    fails_from          the lowest base LR from its own on at which a seed of its sweep was infeasible; inf: none
-    usable_decades, lr_sensitivity   of its sweep (`sensitivity`); its base LRs are those of plain training if the
-                        optimizer is the same
+    fails_from          the lowest base LR from its own on at which a seed of its sweep was
+                        infeasible; inf: none
+    usable_decades, lr_sensitivity   of its sweep (`sensitivity`); its base LRs are those of plain
+                        training if the optimizer is the same
     clip_fraction       mean share of clipped updates of its best configuration (R17)
     tuned_value         mean over the seeds of the sweep, the same that chose it
-    values, infeasible  of the reruns in `rerun_in`, by seed, an infeasible one worth its untrained model; how many
-                        were infeasible. Empty if it was not rerun
-    failure_bound       the share of runs that may be infeasible for all that the reruns say; nan: none, or older files
+    values, infeasible  of the reruns in `rerun_in`, by seed, an infeasible one worth its untrained
+                        model; how many were infeasible. Empty if it was not rerun
+    failure_bound       the share of runs that may be infeasible for all that the reruns say; nan:
+                        none, or older files
     evidence, decision  against plain training on the same seeds; None for plain training itself
     equal_steps         against plain training for as many updates; None where they are equal
     """
@@ -142,16 +162,19 @@ class Remedy:
 
     @property
     def next_run(self) -> Interval:
-        """In which one more run falls with probability CONFIDENCE, if runs are normally distributed.
+        """In which one more run falls with probability CONFIDENCE, if runs are normally
+        distributed.
 
-        mean ± t · s · √(1 + 1/N) of the N values, s their standard deviation, t the quantile of Student's
-        distribution with N − 1 degrees of freedom. (nan, nan) for fewer than two.
+        mean ± t · s · √(1 + 1/N) of the N values, s their standard deviation, t the quantile of
+        Student's distribution with N − 1 degrees of freedom. (nan, nan) for fewer than two.
         """
         count = len(self.values)
         if count < 2:
             return math.nan, math.nan
         middle, spread = self.mean, stdev(self.values)
-        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread * math.sqrt(1 + 1 / count))
+        reach = float(
+            stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread * math.sqrt(1 + 1 / count)
+        )
         return middle - reach, middle + reach
 
 
@@ -182,9 +205,11 @@ class GroupDiagnosis:
 
     @property
     def headroom(self) -> Interval:
-        """unstable_base_lr / the best base LR; (inf, inf) if there is no edge within what was tried.
+        """unstable_base_lr / the best base LR; (inf, inf) if there is no edge within what was
+        tried.
 
-        Relative to lr_star it would hang on a standard error: on a shallow valley lr_star is half of the best.
+        Relative to lr_star it would hang on a standard error: on a shallow valley lr_star is half
+        of the best.
         """
         if not self.edge.found:
             return math.inf, math.inf
@@ -199,7 +224,9 @@ class GroupDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A whole diagnosis. `skipped` names the studies that the budget left out; updates are counted as planned."""
+    """A whole diagnosis. `skipped` names the studies that the budget left out; updates are counted
+    as planned.
+    """
 
     study: str
     objective: str
@@ -212,7 +239,11 @@ class Diagnosis:
 
     def best(self, batch_size: int) -> GroupDiagnosis | None:
         """The group of a batch size whose adopted training is best; None if nothing is feasible."""
-        own = [one for one in self.groups if one.group.batch_size == batch_size and one.winner is not None]
+        own = [
+            one
+            for one in self.groups
+            if one.group.batch_size == batch_size and one.winner is not None
+        ]
         return min(own, key=lambda one: (math.isnan(_worth(one)), _worth(one)), default=None)
 
 
@@ -225,9 +256,10 @@ def _worth(one: GroupDiagnosis) -> float:
 def adopt(remedies: Sequence[Remedy], better: Mapping[tuple[str, str], float]) -> str:
     """The remedy to adopt: the first, in the order given, that the best one is not shown to beat.
 
-    `remedies` are in order of what they cost to keep, plain training first. Only those whose decision is to adopt
-    count, and plain training if there is none: what is not shown to be better is no gain. `better[a, b]` is the
-    p-value of "a is better than b"; above ALPHA it is not shown, and then the simpler one will do (S9).
+    `remedies` are in order of what they cost to keep, plain training first. Only those whose
+    decision is to adopt count, and plain training if there is none: what is not shown to be better
+    is no gain. `better[a, b]` is the p-value of "a is better than b"; above ALPHA it is not shown,
+    and then the simpler one will do (S9).
     """
     worthy = [one for one in remedies if one.decision == "adopt"]
     if not worthy:
@@ -237,7 +269,9 @@ def adopt(remedies: Sequence[Remedy], better: Mapping[tuple[str, str], float]) -
 
 
 def listed(left_out: Sequence[str]) -> str:
-    """What was left out, in words: "the tuning of a", "the rerun of a" and "the rerun of b" share their beginnings."""
+    """What was left out, in words: "the tuning of a", "the rerun of a" and "the rerun of b" share
+    their beginnings.
+    """
     by_what: dict[str, list[str]] = {}
     for one in left_out:
         what, _, name = one.partition(" of ")

@@ -1,8 +1,10 @@
-"""What the evaluations of a training say by themselves, whatever its training loss: did it learn, and keep that?
+"""What the evaluations of a training say by themselves, whatever its training loss: did it learn,
+and keep that?
 
-They are of the weights that the user will have, on data and by a measure of their own. The training loss may be taken
-at other weights, as schedule-free optimizers do, and may be no measure of success at all. Lower is better.
-Source: Tuning Playbook, "How can optimization failures be debugged and mitigated?" (R6), and S6.
+They are of the weights that the user will have, on data and by a measure of their own. The training
+loss may be taken at other weights, as schedule-free optimizers do, and may be no measure of success
+at all. Lower is better. Source: Tuning Playbook, "How can optimization failures be debugged and
+mitigated?" (R6), and S6.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import numpy as np
 
 from ..trial import Array, Curve
 
-LEARNED_SHARE = 0.20  # of the untrained model's value: what was learned beyond doubt, as of a training loss
+# of the untrained model's value: what was learned beyond doubt, as of a training loss
+LEARNED_SHARE = 0.20
 KEPT_SHARE = 0.50  # of what was learned: with less at its end, a run has lost most of it
-WORSE_SHARE = 0.05  # of the untrained model's value above it: worse than not to train, and not by rounding
+# of the untrained model's value above it: worse than not to train, and not by rounding
+WORSE_SHARE = 0.05
 ENDING = 3  # evaluations whose median is the end of a run, so that not a single one decides
 SCATTER_DEVIATIONS = 6.0  # of the scatter between evaluations: more than that is no noise
 FEWEST_TO_SCATTER = 8  # evaluations that tell how they scatter
@@ -49,7 +53,9 @@ class Evaluations:
 
 
 def evaluated(curve: Curve, objective: str = "", maximize: bool = False) -> Evaluations:
-    """The state of a curve's evaluations of the objective; by default, of its only metric if it has just one."""
+    """The state of a curve's evaluations of the objective; by default, of its only metric if it has
+    just one.
+    """
     values = _values(curve, objective, maximize)
     finite = np.isfinite(values)
     if not len(values):
@@ -57,7 +63,9 @@ def evaluated(curve: Curve, objective: str = "", maximize: bool = False) -> Eval
     if not finite[-1]:
         after = np.flatnonzero(finite)
         first_bad = int(after[-1]) + 1 if len(after) else 0
-        return Evaluations("non_finite", int(curve.eval_step[first_bad]), gaps=int((~finite[:first_bad]).sum()))
+        return Evaluations(
+            "non_finite", int(curve.eval_step[first_bad]), gaps=int((~finite[:first_bad]).sum())
+        )
     gaps = int((~finite).sum())
     known, steps = values[finite], curve.eval_step[finite]
     if len(known) < 2 or not finite[0] or steps[0] > steps[-1]:
@@ -75,7 +83,9 @@ def _values(curve: Curve, objective: str, maximize: bool) -> Array:
 
 
 def _lowest(values: Array) -> float:
-    """The lowest value, or median of three in a row where there are enough: a lucky one does not count."""
+    """The lowest value, or median of three in a row where there are enough: a lucky one does not
+    count.
+    """
     if len(values) < FEWEST_TO_SCATTER:
         return float(values.min())
     threes = np.sort(np.stack([values[:-2], values[1:-1], values[2:]]), axis=0)[1]
@@ -84,7 +94,11 @@ def _lowest(values: Array) -> float:
 
 def _ending(values: Array) -> float:
     """The value at the end of training."""
-    return float(np.median(values[-ENDING:])) if len(values) >= FEWEST_TO_SCATTER else float(values[-1])
+    return (
+        float(np.median(values[-ENDING:]))
+        if len(values) >= FEWEST_TO_SCATTER
+        else float(values[-1])
+    )
 
 
 def _state(values: Array, first: float, best: float, ended: float) -> State:

@@ -1,8 +1,8 @@
 """What the shape of one curve says (S6), and where in training the best checkpoints lie (S8).
 
-The playbook names the flags; their numbers are ours. Most are shares of the *improvement*: the value of
-the untrained model minus the best value, or the other way round if the objective is maximized. A change counts
-only if it also stands out of the late noise.
+The playbook names the flags; their numbers are ours. Most are shares of the *improvement*: the
+value of the untrained model minus the best value, or the other way round if the objective is
+maximized. A change counts only if it also stands out of the late noise.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from ..trial import Array, Trial
 from .analysis import best_few
 
 WORSENING = 0.02  # S6: the end is worse than the best by more than this share of the improvement
-STILL_IMPROVING = 0.01  # S6: the last tenth of training gained more than this share of the improvement
-LATE_NOISE = 0.05  # S6: step-to-step standard deviation late in training, as a share of the improvement
+# S6: the last tenth of training gained more than this share of the improvement
+STILL_IMPROVING = 0.01
+# S6: step-to-step standard deviation late in training, as a share of the improvement
+LATE_NOISE = 0.05
 SATURATED = 0.01  # S6: the second half of training gained less than this share of the improvement
-NOISE_SIGMAS = 4.0  # a change is real beyond this many standard errors: < 2 % false alarms at 50 evaluations
+# a change is real beyond this many standard errors: < 2 % false alarms at 50 evaluations
+NOISE_SIGMAS = 4.0
 FAR_TOO_LONG = 0.10  # S8: best checkpoint in the first 10 %: training was far too long
 LATE = 0.25  # S8: best checkpoints in the last 25 %: training was too short
 ENOUGH = 10  # fewer values than this say nothing about a shape
 BLOCK = 20  # steps per median when the noisy training loss is read, at least
 
-FlagName = Literal["overfitting", "late variance", "still improving", "saturated", "training loss rising"]
+FlagName = Literal[
+    "overfitting", "late variance", "still improving", "saturated", "training loss rising"
+]
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,15 @@ class CurveFlag:
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers behind the flags of one sequence of values; nan, which passes no comparison, if unknown.
+    """Numbers behind the flags of one sequence of values; nan, which passes no comparison, if
+    unknown.
 
     improvement  first value − lowest value; nan if nothing improved or there are too few values
-    best, half, before_end, end  means over a tenth of the values: the lowest one, of the tenth before half
-                 of training, the last tenth but one, the last
+    best, half, before_end, end  means over a tenth of the values: the lowest one, of the tenth
+                 before half of training, the last tenth but one, the last
     noise        standard deviation from one value to the next in the second half, drift removed
-    error        standard deviation of the difference of two such means: √2 · noise / √(values in a tenth)
+    error        standard deviation of the difference of two such means: √2 · noise / √(values in a
+                 tenth)
     """
 
     improvement: float
@@ -79,7 +86,9 @@ def shape(values: Array) -> Shape:
 
 
 def curve_flags(trial: Trial, objective: str) -> list[CurveFlag]:
-    """The flags of a feasible trial; none if it is infeasible, crashed or its curve is missing (S6)."""
+    """The flags of a feasible trial; none if it is infeasible, crashed or its curve is missing
+    (S6).
+    """
     curve = trial.curve
     values = curve.metrics.get(objective)
     if not trial.feasible or values is None:
@@ -100,7 +109,10 @@ def overfitting(values: Array, maximize: bool = False) -> CurveFlag | None:
     rise = it.end - it.best
     if rise > WORSENING * it.improvement and rise > NOISE_SIGMAS * it.error:
         best, side = (-it.best, "below") if maximize else (it.best, "above")
-        return CurveFlag("overfitting", f"validation ended {rise:.3g} {side} its best of {best:.3g}: overfitting (S6)")
+        return CurveFlag(
+            "overfitting",
+            f"validation ended {rise:.3g} {side} its best of {best:.3g}: overfitting (S6)",
+        )
     return None
 
 
@@ -120,7 +132,9 @@ def still_improving(values: Array, maximize: bool = False) -> CurveFlag | None:
     it = shape(-values if maximize else values)
     gain = it.before_end - it.end
     if gain > STILL_IMPROVING * it.improvement and gain > NOISE_SIGMAS * it.error:
-        return CurveFlag("still improving", f"still improving: the last tenth of training gained {gain:.3g} (S6)")
+        return CurveFlag(
+            "still improving", f"still improving: the last tenth of training gained {gain:.3g} (S6)"
+        )
     return None
 
 
@@ -130,18 +144,23 @@ def saturated(values: Array, maximize: bool = False) -> CurveFlag | None:
     gain = it.half - it.end
     if gain <= SATURATED * it.improvement + it.error:
         best = -it.best if maximize else it.best
-        return CurveFlag("saturated", f"saturated at {best:.3g}: the second half of training gained nothing (S6)")
+        return CurveFlag(
+            "saturated", f"saturated at {best:.3g}: the second half of training gained nothing (S6)"
+        )
     return None
 
 
 def training_loss_rising(loss: Array) -> CurveFlag | None:
-    """The training loss ends > 2 % of its fall above its lowest level, and beyond the noise (S6, R3).
+    """The training loss ends > 2 % of its fall above its lowest level, and beyond the noise (S6,
+    R3).
 
     Batches differ, so the loss is read as medians of blocks of at least 20 steps.
     """
     if not len(loss):  # the curve's file is missing
         return None
-    medians = np.array([np.median(block) for block in np.array_split(loss, max(1, min(50, len(loss) // BLOCK)))])
+    medians = np.array(
+        [np.median(block) for block in np.array_split(loss, max(1, min(50, len(loss) // BLOCK)))]
+    )
     it = shape(medians)
     rise = it.end - it.best
     if rise > WORSENING * it.improvement and rise > NOISE_SIGMAS * it.error:
@@ -153,16 +172,22 @@ def training_loss_rising(loss: Array) -> CurveFlag | None:
 
 
 def checkpoint_note(trials: Iterable[Trial], objective: str) -> str:
-    """Whether one group trained for too long or too short (S8); empty if neither, or if curves are missing.
+    """Whether one group trained for too long or too short (S8); empty if neither, or if curves are
+    missing.
 
-    Too long: the best trial's checkpoint lies in the first 10 % of training. Too short: the checkpoints
-    of all of the best few lie in the last 25 %, and the best trial was not saturated by then.
+    Too long: the best trial's checkpoint lies in the first 10 % of training. Too short: the
+    checkpoints of all of the best few lie in the last 25 %, and the best trial was not saturated by
+    then.
     """
     few = [trial for trial in best_few(trials) if trial.curve.total_steps]
     places = [trial.best_step / trial.curve.total_steps for trial in few]
     if places and places[0] <= FAR_TOO_LONG:
         return f"the best checkpoint lies at {places[0]:.0%} of training: max_train_steps is far too large (S8)"
-    if len(places) < 2 or min(places) < 1 - LATE or saturated(few[0].curve.metrics[objective], few[0].maximize):
+    if (
+        len(places) < 2
+        or min(places) < 1 - LATE
+        or saturated(few[0].curve.metrics[objective], few[0].maximize)
+    ):
         return ""
     return (
         f"all {len(places)} best checkpoints lie in the last {LATE:.0%} of training: "

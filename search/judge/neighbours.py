@@ -1,10 +1,12 @@
-"""What a trial's neighbours tell of it: where a lower base LR learns, one that learns next to nothing has collapsed.
+"""What a trial's neighbours tell of it: where a lower base LR learns, one that learns next to
+nothing has collapsed.
 
-Seen by itself, a run that learns nothing may as well have a base LR that is too low, and is feasible (`verdict`).
-Beside runs that take shorter steps and learn, its loss is "uncharacteristically high" (R6): its base LR is too high.
-The store keeps each trial's own verdict; whoever reads trials sees them beside one another (`storage.read_trials`), so
-that tables, report, axis plots and dashboard agree, as they may change with every trial that is added.
-Source: Tuning Playbook, "How can optimization failures be debugged and mitigated?" (R3, R6).
+Seen by itself, a run that learns nothing may as well have a base LR that is too low, and is
+feasible (`verdict`). Beside runs that take shorter steps and learn, its loss is
+"uncharacteristically high" (R6): its base LR is too high. The store keeps each trial's own verdict;
+whoever reads trials sees them beside one another (`storage.read_trials`), so that tables, report,
+axis plots and dashboard agree, as they may change with every trial that is added. Source: Tuning
+Playbook, "How can optimization failures be debugged and mitigated?" (R3, R6).
 """
 
 from __future__ import annotations
@@ -20,28 +22,31 @@ from .analysis import group_trials, ranked, trained
 from .curve_shape import UNLEARNED_FRACTION, levels
 from .verdict import patience
 
-NEXT_TO_NOTHING_SHARE = 0.25  # of what is learned there: far from all that a base LR a few times too high leaves
+# of what is learned there: far from all that a base LR a few times too high leaves
+NEXT_TO_NOTHING_SHARE = 0.25
 NEXT_TO_NOTHING = "next to nothing of what a lower base LR learns"
 
 
 def beside(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[Trial]:
     """Trials in their order, with those collapsed that show it beside the others of their group.
 
-    Such a trial has a base LR above lr_star and ends with less than NEXT_TO_NOTHING_SHARE of what another one learned,
-    whose steps are shorter by every hyperparameter that scales them. It trained as long, and its objective has learned
-    as little.
+    Such a trial has a base LR above lr_star and ends with less than NEXT_TO_NOTHING_SHARE of what
+    another one learned, whose steps are shorter by every hyperparameter that scales them. It
+    trained as long, and its objective has learned as little.
     """
     trials = list(trials)
-    found = {id(one) for own in group_trials(trials, scientific).values() for one in _collapsed_of(own)}
+    found = {
+        id(one) for own in group_trials(trials, scientific).values() for one in _collapsed_of(own)
+    }
     return [collapsed(trial) if id(trial) in found else trial for trial in trials]
 
 
 def learns_nothing(trial: Trial, learned: float, value: float = math.nan) -> bool:
     """Whether a feasible trial ends with next to nothing of what others learn.
 
-    These end at a training loss `learned`, which must itself lie below the start by more than luck, and by more than
-    that below the trial's end. They reach `value` of the objective (`Trial.cost`), and the trial next to nothing of
-    that; nan if it is not known.
+    These end at a training loss `learned`, which must itself lie below the start by more than luck,
+    and by more than that below the trial's end. They reach `value` of the objective (`Trial.cost`),
+    and the trial next to nothing of that; nan if it is not known.
     """
     curve = trial.curve
     if not trial.feasible or not len(curve.loss):
@@ -95,7 +100,9 @@ def _learned_slower(trial: Trial, ends: Sequence[tuple[float, Trial]]) -> bool:
 
 def _is_slower(point: Point, other: Point) -> bool:
     """Whether one point takes shorter steps by base LR, and by no hyperparameter longer ones."""
-    momentum, epsilon = ([one.settings.get(name, 0.0) for one in (point, other)] for name in ("momentum", "epsilon"))
+    momentum, epsilon = (
+        [one.settings.get(name, 0.0) for one in (point, other)] for name in ("momentum", "epsilon")
+    )
     return (
         point.base_lr < other.base_lr
         and point.warmup_steps >= other.warmup_steps

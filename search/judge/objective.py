@@ -1,7 +1,8 @@
-"""Whether the objective can rank trainings at all: what is wrong with it, in a sentence, before any base LR is blamed.
+"""Whether the objective can rank trainings at all: what is wrong with it, in a sentence, before any
+base LR is blamed.
 
-An objective that is nan, that never changes, or that should have been maximized ranks trainings by something else than
-how good they are. Nothing that is concluded from it is a result.
+An objective that is nan, that never changes, or that should have been maximized ranks trainings by
+something else than how good they are. Nothing that is concluded from it is a result.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from .curve_shape import typical
 MOVED = 0.05  # of the first losses: a training that has fallen by more has begun to learn
 SAME = 1e-6  # of its size: float32 rounding, summed over a validation split, is a tenth of that
 FEWEST_POINTS = 3  # evaluations that show a trend
-NEARLY_ALL = 0.9  # of the trainings that learn: best before training in as many, the objective ranks nothing
-FALLS = 0.5  # rank correlation with the loss above which an objective falls with it, below −FALLS: rises
+# of the trainings that learn: best before training in as many, the objective ranks nothing
+NEARLY_ALL = 0.9
+# rank correlation with the loss above which an objective falls with it, below −FALLS: rises
+FALLS = 0.5
 
 # Words of an objective's name: metrics that are better when higher, and words that turn that round.
 WORD = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*")
@@ -37,19 +40,35 @@ BETTER_WHEN_HIGHER = frozenset((
 ))
 # fmt: on
 WORSE_WHEN_HIGHER = frozenset(
-    ["loss", "error", "err", "nll", "perplexity", "regret", "neg", "negative", "minus", "distance", "cost"]
+    [
+        "loss",
+        "error",
+        "err",
+        "nll",
+        "perplexity",
+        "regret",
+        "neg",
+        "negative",
+        "minus",
+        "distance",
+        "cost",
+    ]
 )
 
 
 def sounds_better_when_higher(objective: str) -> str:
-    """The word of a metric's name by which it is better when higher; empty if there is none, or one that turns it."""
+    """The word of a metric's name by which it is better when higher; empty if there is none, or one
+    that turns it.
+    """
     words = [word.lower() for word in WORD.findall(objective)]
     higher = [word for word in words if {word, word.rstrip(DIGITS)} & BETTER_WHEN_HIGHER]
     return higher[0] if higher and not WORSE_WHEN_HIGHER & set(words) else ""
 
 
 def fault_of(trials: Sequence[Trial], objective: str) -> str:
-    """What is wrong with the objective, in a sentence; empty if nothing is seen to be. Crashed trials do not count."""
+    """What is wrong with the objective, in a sentence; empty if nothing is seen to be. Crashed
+    trials do not count.
+    """
     own = [trial for trial in trials if objective in trial.curve.metrics]
     measured = [_finite(trial, objective) for trial in own]
     values = np.concatenate(measured) if own else np.empty(0)
@@ -61,7 +80,8 @@ def fault_of(trials: Sequence[Trial], objective: str) -> str:
             "can be concluded before it returns numbers."
         )
     if not any(len(values) > 1 for values in measured):
-        return ""  # training ended before the second look: a matter of the verdict, not of the objective
+        # training ended before the second look: a matter of the verdict, not of the objective
+        return ""
     if np.ptp(values) <= SAME * np.abs(values).max():
         return _constant(own, objective, float(values[0]))
     return _wrong_way(own, objective)
@@ -88,9 +108,11 @@ def _constant(trials: Sequence[Trial], objective: str, value: float) -> str:
 
 
 def _wrong_way(trials: Sequence[Trial], objective: str) -> str:
-    """The objective should be maximized: by its name, unless it falls with the loss; or because it rises as that falls.
+    """The objective should be maximized: by its name, unless it falls with the loss; or because it
+    rises as that falls.
 
-    Without such a name it must also be best before training in nearly all trials: then there is nothing to minimize.
+    Without such a name it must also be best before training in nearly all trials: then there is
+    nothing to minimize.
     """
     learned = [trial for trial in trials if trial.feasible and moved(trial)]
     trends = [trend for trial in learned if not math.isnan(trend := _trend(trial, objective))]
@@ -110,7 +132,9 @@ def _wrong_way(trials: Sequence[Trial], objective: str) -> str:
 
 
 def _trend(trial: Trial, objective: str) -> float:
-    """Rank correlation of the objective with the typical training loss at its evaluations; nan if one is constant."""
+    """Rank correlation of the objective with the typical training loss at its evaluations; nan if
+    one is constant.
+    """
     curve = trial.curve
     at = np.minimum(curve.eval_step, len(curve.loss) - 1)
     loss = typical(curve.loss)[at]

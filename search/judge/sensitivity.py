@@ -1,7 +1,8 @@
 """How much a result depends on its base LR: usable decades and LR sensitivity of a sweep.
 
-Every function takes the trials of one sweep: one configuration but for base_lr and seed. A base LR is worth the mean
-over its seeds of min(best value, value of the untrained model), an infeasible run as much as its untrained model.
+Every function takes the trials of one sweep: one configuration but for base_lr and seed. A base LR
+is worth the mean over its seeds of min(best value, value of the untrained model), an infeasible run
+as much as its untrained model.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ TOLERANCE = 0.05  # of what the best base LR had learned: closer to it than this
 def usable_decades(trials: Iterable[Trial]) -> float:
     """Width of the base LRs around the best one whose value is within TOLERANCE of it, in decades.
 
-    Between the neighbours that are not, each border counted half way on the log axis; at the end of the sweep, where
-    nothing is known, up to the last base LR tried. nan without trials.
+    Between the neighbours that are not, each border counted half way on the log axis; at the end of
+    the sweep, where nothing is known, up to the last base LR tried. nan without trials.
     """
     worth, start = _by_base_lr(trials)
     if not worth:
@@ -41,13 +42,17 @@ def usable_decades(trials: Iterable[Trial]) -> float:
 def lr_sensitivity(trials: Iterable[Trial]) -> float:
     """Mean over the base LRs of (value − best) / (value of the untrained model − best).
 
-    0: every base LR is as good as the best; 1: every other one learns nothing. Comparable between models only over
-    the same range of log-spaced base LRs. nan without trials, or where nothing is better than the untrained model.
-    Source: Wortsman et al. 2023, arXiv 2309.14322.
+    0: every base LR is as good as the best; 1: every other one learns nothing. Comparable between
+    models only over the same range of log-spaced base LRs. nan without trials, or where nothing is
+    better than the untrained model. Source: Wortsman et al. 2023, arXiv 2309.14322.
     """
     worth, start = _by_base_lr(trials)
     best = min(worth.values(), default=start)
-    return fmean((value - best) / (start - best) for value in worth.values()) if best < start else math.nan
+    return (
+        fmean((value - best) / (start - best) for value in worth.values())
+        if best < start
+        else math.nan
+    )
 
 
 def _by_base_lr(trials: Iterable[Trial]) -> tuple[dict[float, float], float]:
@@ -58,6 +63,10 @@ def _by_base_lr(trials: Iterable[Trial]) -> tuple[dict[float, float], float]:
         if trial.verdict.crashed or not math.isfinite(trial.initial_value):
             continue
         starts.append(trial.initial_value)
-        value = min(trial.best_value, trial.initial_value) if trial.feasible else trial.initial_value
+        value = (
+            min(trial.best_value, trial.initial_value) if trial.feasible else trial.initial_value
+        )
         found.setdefault(trial.point.base_lr, []).append(value)
-    return {rate: fmean(values) for rate, values in found.items()}, fmean(starts) if starts else math.nan
+    return {rate: fmean(values) for rate, values in found.items()}, fmean(
+        starts
+    ) if starts else math.nan

@@ -1,7 +1,9 @@
-"""The edge of stability of one group as a probability: how often training diverges, base LR by base LR.
+"""The edge of stability of one group as a probability: how often training diverges, base LR by base
+LR.
 
-The edge is random: at one base LR some seeds train and some diverge. What `analysis.unstable_interval` reads from
-single trials, the first unlucky one included, is estimated here from all of them.
+The edge is random: at one base LR some seeds train and some diverge. What
+`analysis.unstable_interval` reads from single trials, the first unlucky one included, is estimated
+here from all of them.
 """
 
 from __future__ import annotations
@@ -18,16 +20,20 @@ from scipy.stats import binomtest
 from ..trial import Array, Trial
 
 HALF = 0.5  # unstable_base_lr: the base LR at which half of the trainings diverge
-ROUNDING = 1e-9  # of a fitted probability, which is k of n trials: below 1/2, it is so by at least 1/(2 n)
+# of a fitted probability, which is k of n trials: below 1/2, it is so by at least 1/(2 n)
+ROUNDING = 1e-9
 CONFIDENCE = 0.95
 LIKELIHOOD_RATIO = 2.28  # its 95 % quantile where P(diverge) passes 1/2: Banerjee & Wellner 2001
-CONTRADICTED = 0.01  # p below which P(diverge) is not called non-decreasing: one group of a hundred at most
+# p below which P(diverge) is not called non-decreasing: one group of a hundred at most
+CONTRADICTED = 0.01
 RESAMPLES = 999  # of the counts, for that p
 
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of the trials of one group at one base_lr: `infeasible` of `trials` judged ones."""
+    """What became of the trials of one group at one base_lr: `infeasible` of `trials` judged
+    ones.
+    """
 
     base_lr: float
     infeasible: int
@@ -35,33 +41,41 @@ class Tried:
 
 
 def tries(trials: Iterable[Trial]) -> list[Tried]:
-    """One record per base_lr, ascending. Other hyperparameters are pooled; crashed trials are no evidence."""
+    """One record per base_lr, ascending. Other hyperparameters are pooled; crashed trials are no
+    evidence.
+    """
     infeasible: dict[float, list[bool]] = {}
     for trial in trials:
         if not trial.verdict.crashed:
             infeasible.setdefault(trial.point.base_lr, []).append(trial.verdict.infeasible)
-    return [Tried(base_lr, sum(infeasible[base_lr]), len(infeasible[base_lr])) for base_lr in sorted(infeasible)]
+    return [
+        Tried(base_lr, sum(infeasible[base_lr]), len(infeasible[base_lr]))
+        for base_lr in sorted(infeasible)
+    ]
 
 
 def probability(tried: Sequence[Tried]) -> list[float]:
     """P(diverge | base_lr) at each base_lr, in their order, which is ascending.
 
-    The non-decreasing p that minimizes Σ trials (infeasible / trials − p)²: of all non-decreasing ones it is also
-    the most likely. Source: Barlow, Bartholomew, Bremner & Brunk 1972, "Statistical Inference under Order
-    Restrictions".
+    The non-decreasing p that minimizes Σ trials (infeasible / trials − p)²: of all non-decreasing
+    ones it is also the most likely. Source: Barlow, Bartholomew, Bremner & Brunk 1972, "Statistical
+    Inference under Order Restrictions".
     """
     if not tried:
         return []
-    fitted = isotonic_regression([one.infeasible / one.trials for one in tried], weights=[one.trials for one in tried])
+    fitted = isotonic_regression(
+        [one.infeasible / one.trials for one in tried], weights=[one.trials for one in tried]
+    )
     return [float(p) for p in fitted.x]
 
 
 def bracket(tried: Sequence[Tried], above: float = 0.0) -> tuple[float, float]:
-    """Where unstable_base_lr lies, the base LR at which half of the trainings diverge: between two that were tried.
+    """Where unstable_base_lr lies, the base LR at which half of the trainings diverge: between two
+    that were tried.
 
-    (largest base_lr with fitted P < 1/2, smallest with P ≥ 1/2); (largest, inf) if none reaches 1/2, (0, smallest)
-    if all do. Only base LRs ≥ `above` count: far below lr_star a training may be infeasible for being too slow,
-    which says nothing about the edge.
+    (largest base_lr with fitted P < 1/2, smallest with P ≥ 1/2); (largest, inf) if none reaches
+    1/2, (0, smallest) if all do. Only base LRs ≥ `above` count: far below lr_star a training may be
+    infeasible for being too slow, which says nothing about the edge.
     """
     counted = [one for one in tried if one.base_lr >= above]
     stable = [p < HALF - ROUNDING for p in probability(counted)]
@@ -80,17 +94,21 @@ def interval(infeasible: int, trials: int) -> tuple[float, float]:
 
 
 def confidence_interval(tried: Sequence[Tried], above: float = 0.0) -> tuple[float, float]:
-    """The base LRs between which unstable_base_lr lies with 95 % confidence; ends are 0 or inf where nothing says so.
+    """The base LRs between which unstable_base_lr lies with 95 % confidence; ends are 0 or inf
+    where nothing says so.
 
-    All x between two neighbouring base LRs are alike to the data. Of n trainings at base LR i, k diverged:
+    All x between two neighbouring base LRs are alike to the data. Of n trainings at base LR i, k
+    diverged:
 
-        LR(x) = 2 (max ℓ(p) − max_{p_i ≤ 1/2 below x, p_i ≥ 1/2 above x} ℓ(p)),    ℓ(p) = Σ k log p + (n − k) log(1 − p)
+        LR(x) = 2 (max ℓ(p) − max_{p_i ≤ 1/2 below x, p_i ≥ 1/2 above x} ℓ(p)),    ℓ(p) = Σ k log p
+                                                                                   + (n − k) log(1 − p)
 
-    over non-decreasing p; the interval is where LR(x) ≤ LIKELIHOOD_RATIO. Only base LRs ≥ `above` count, as in
-    `bracket`, which it contains. That quantile is of many base LRs with a training each. With the few of a diagnosis it
-    holds unstable_base_lr in 95 to 100 % of simulations if every training diverges by its own chance. If the same
-    seeds diverge at every base LR it does for edges up to 0.1 decades wide, and in about 88 % at 0.3
-    (tests/benchmarks/promises.py). Source: Banerjee & Wellner 2001, "Likelihood ratio tests for monotone functions".
+    over non-decreasing p; the interval is where LR(x) ≤ LIKELIHOOD_RATIO. Only base LRs ≥ `above`
+    count, as in `bracket`, which it contains. That quantile is of many base LRs with a training
+    each. With the few of a diagnosis it holds unstable_base_lr in 95 to 100 % of simulations if
+    every training diverges by its own chance. If the same seeds diverge at every base LR it does
+    for edges up to 0.1 decades wide, and in about 88 % at 0.3 (tests/benchmarks/promises.py).
+    Source: Banerjee & Wellner 2001, "Likelihood ratio tests for monotone functions".
     """
     counted = [one for one in tried if one.base_lr >= above]
     if not counted:
@@ -115,11 +133,13 @@ def _log_likelihood(tried: Sequence[Tried], p: Array) -> float:
 
 
 def contradiction(tried: Sequence[Tried], above: float = 0.0) -> float:
-    """The p-value of "P(diverge) never decreases with the base LR"; small: the trials contradict it.
+    """The p-value of "P(diverge) never decreases with the base LR"; small: the trials contradict
+    it.
 
-    The statistic is twice the log likelihood of the observed shares less that of the non-decreasing fit; p is the
-    share of RESAMPLES sets of counts, drawn from the fit, in which it is at least as large. 1 without trials.
-    Source: Robertson, Wright & Dykstra 1988, "Order Restricted Statistical Inference" (the statistic).
+    The statistic is twice the log likelihood of the observed shares less that of the non-decreasing
+    fit; p is the share of RESAMPLES sets of counts, drawn from the fit, in which it is at least as
+    large. 1 without trials. Source: Robertson, Wright & Dykstra 1988, "Order Restricted Statistical
+    Inference" (the statistic).
     """
     counted = [one for one in tried if one.base_lr >= above]
     fitted = np.array(probability(counted))
@@ -137,7 +157,9 @@ def contradiction(tried: Sequence[Tried], above: float = 0.0) -> float:
 
 
 def _departure(tried: Sequence[Tried]) -> float:
-    """How much more likely the observed shares are than the non-decreasing fit, twice on the log scale."""
+    """How much more likely the observed shares are than the non-decreasing fit, twice on the log
+    scale.
+    """
     shares = np.array([one.infeasible / one.trials for one in tried])
     fitted = np.array(probability(tried))
     return 2 * (_log_likelihood(tried, shares) - _log_likelihood(tried, fitted))

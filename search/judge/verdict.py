@@ -1,33 +1,38 @@
 """What a curve says about its point: feasible or infeasible, and when training became unstable.
 
-Two kinds of evidence are read. The training loss is there at every update, so it tells when something happened; but it
-is of one minibatch, may be taken at other weights than those that are kept, and may be no measure of success. The
-evaluations are few, but of the model itself. So evaluations decide how a run ended wherever they say anything
-(`evaluations`), and the loss where they do not. Rules, in this order:
+Two kinds of evidence are read. The training loss is there at every update, so it tells when
+something happened; but it is of one minibatch, may be taken at other weights than those that are
+kept, and may be no measure of success. The evaluations are few, but of the model itself. So
+evaluations decide how a run ended wherever they say anything (`evaluations`), and the loss where
+they do not. Rules, in this order:
 
     non_finite   a loss, a gradient norm, or the objective's last evaluation is nan or inf
-    diverged     the objective ended worse than that of the untrained model, though the training loss is not simply
-                 overfitted; or the loss stays above the start, or above what a constant predictor has, by more than
-                 half of what is learned (`rises`)
-    collapsed    the objective ended with less than half of what had been learned; or the loss stays where it has lost
-                 as much, or at the start where it has learned nothing but blew up, rose or has a vanished gradient.
-                 A run whose learning rate is too low to learn shows none of these, and stays feasible.
-    feasible     everything else, and whatever the loss does if the objective learned and kept that. A blow-up that
-                 training recovered from is its `instability`.
+    diverged     the objective ended worse than that of the untrained model, though the training
+                 loss is not simply overfitted; or the loss stays above the start, or above what a
+                 constant predictor has, by more than half of what is learned (`rises`)
+    collapsed    the objective ended with less than half of what had been learned; or the loss stays
+                 where it has lost as much, or at the start where it has learned nothing but blew
+                 up, rose or has a vanished gradient. A run whose learning rate is too low to learn
+                 shows none of these, and stays feasible.
+    feasible     everything else, and whatever the loss does if the objective learned and kept that.
+                 A blow-up that training recovered from is its `instability`.
 
-"Stays" means: for the last `patience` updates. Losses are compared as medians, in the scale of what was learned and
-beyond what minibatches scatter, both as differences and as ratios; the first minibatch may be a lucky one.
-Where a workload's loss grows by design, or is no measure, `divergence = false` leaves only what is not finite and the
-evaluations. The same rules, more strictly, decide online when to stop (`hopeless`): a stopped run is always judged
-infeasible, and none is stopped before an evaluation agrees. A run that blows up early and recovers (R5) is not stopped
-unless it takes longer than that. What only its neighbours tell of a run is said by `neighbours`.
+"Stays" means: for the last `patience` updates. Losses are compared as medians, in the scale of what
+was learned and beyond what minibatches scatter, both as differences and as ratios; the first
+minibatch may be a lucky one. Where a workload's loss grows by design, or is no measure,
+`divergence = false` leaves only what is not finite and the evaluations. The same rules, more
+strictly, decide online when to stop (`hopeless`): a stopped run is always judged infeasible, and
+none is stopped before an evaluation agrees. A run that blows up early and recovers (R5) is not
+stopped unless it takes longer than that. What only its neighbours tell of a run is said by
+`neighbours`.
 
-Evaluations overrule the loss because of 261 public runs of other people (AlgoPerf): schedule-free optimizers take the
-training loss at an extrapolated point, where it returned to the level of a constant predictor in 9 runs whose
-validation was excellent, and in 2 runs it looked healthy while validation had lost most of what it had learned.
-Half is what their labels ask for. A rise of the objective alone is no divergence where the training loss still falls:
-that is overfitting, a flag of the curve (S6), and its best checkpoint is kept.
-Source: Tuning Playbook, "How can optimization failures be debugged and mitigated?" (R2, R3, R5, R6).
+Evaluations overrule the loss because of 261 public runs of other people (AlgoPerf): schedule-free
+optimizers take the training loss at an extrapolated point, where it returned to the level of a
+constant predictor in 9 runs whose validation was excellent, and in 2 runs it looked healthy while
+validation had lost most of what it had learned. Half is what their labels ask for. A rise of the
+objective alone is no divergence where the training loss still falls: that is overfitting, a flag of
+the curve (S6), and its best checkpoint is kept. Source: Tuning Playbook, "How can optimization
+failures be debugged and mitigated?" (R2, R3, R5, R6).
 """
 
 from __future__ import annotations
@@ -52,21 +57,28 @@ from .curve_shape import (
 )
 from .evaluations import LEARNED_SHARE, Evaluations, evaluated
 
-DIVERGED_FRACTION = 0.5  # of what is learned, above the start: not a constant predictor's minibatches
-STOPPED_FACTOR = 2.0  # three times the initial loss: above any loss seen on the way of runs that recovered
-STANDING_FACTOR = 2.0  # as far above chance a loss that never got there stands still; chance_loss may be wrong by less
-PATIENCE_FRACTION = 0.25  # of the planned updates: early blow-ups recovered within a tenth in every run seen
+# of what is learned, above the start: not a constant predictor's minibatches
+DIVERGED_FRACTION = 0.5
+# three times the initial loss: above any loss seen on the way of runs that recovered
+STOPPED_FACTOR = 2.0
+# as far above chance a loss that never got there stands still; chance_loss may be wrong by less
+STANDING_FACTOR = 2.0
+# of the planned updates: early blow-ups recovered within a tenth in every run seen
+PATIENCE_FRACTION = 0.25
 MIN_PATIENCE = 100  # updates: four times the span in which early blow-ups happen (R5)
 CHANCE_TOLERANCE = 0.05  # a constant predictor's minibatch losses scatter by a few percent
-LOST_FRACTION = 0.5  # of what had been learned: a rise that never recovers (R7); evaluations are held to the same
+# of what had been learned: a rise that never recovers (R7); evaluations are held to the same
+LOST_FRACTION = 0.5
 STOPPED_FRACTION = 0.75  # of it before training is stopped: what has lost less may recover
 LARGEST = 1e150  # a loss beyond that is no larger
 LOOKS = 4  # within the patience, that a run which never learned is looked at for a blow-up
 VANISHED_FRACTION = 0.1  # gradient norm against its initial value: dead units, saturated outputs
-# Memorizing takes the training loss to less than half of itself, or by a fifth of what is learned, while the objective
-# gets worse. A loss that is taken at other weights than those that are evaluated goes on as before.
+# Memorizing takes the training loss to less than half of itself, or by a fifth of what is learned,
+# while the objective gets worse. A loss that is taken at other weights than those that are
+# evaluated goes on as before.
 OVERFITTED_FRACTION, OVERFITTED_FACTOR = 0.2, 0.5
-STALLED_FRACTION = 0.05  # of the way from the first loss: a loss that falls less between early and late stands still
+# of the way from the first loss: a loss that falls less between early and late stands still
+STALLED_FRACTION = 0.05
 
 
 def patience(total_steps: int) -> int:
@@ -74,14 +86,19 @@ def patience(total_steps: int) -> int:
 
     A quarter of the run, at least MIN_PATIENCE, and never more than half of a short run.
     """
-    return min(max(MIN_PATIENCE, math.ceil(PATIENCE_FRACTION * total_steps)), math.ceil(total_steps / 2))
+    return min(
+        max(MIN_PATIENCE, math.ceil(PATIENCE_FRACTION * total_steps)), math.ceil(total_steps / 2)
+    )
 
 
-def judge(curve: Curve, objective: str = "", *, maximize: bool = False, divergence: bool = True) -> Verdict:
+def judge(
+    curve: Curve, objective: str = "", *, maximize: bool = False, divergence: bool = True
+) -> Verdict:
     """The verdict of a finished or stopped training.
 
-    `objective` names the metric whose evaluations count, and `maximize` says that higher is better; by default that is
-    the curve's only metric, if it has just one. Without `divergence` the loss counts only where it is not finite.
+    `objective` names the metric whose evaluations count, and `maximize` says that higher is better;
+    by default that is the curve's only metric, if it has just one. Without `divergence` the loss
+    counts only where it is not finite.
     """
     curve = _bounded(curve)
     loss = curve.loss
@@ -99,12 +116,15 @@ def judge(curve: Curve, objective: str = "", *, maximize: bool = False, divergen
     return _by_objective(curve, level, rise, seen) or _feasible(loss, level, rise, by_loss, seen)
 
 
-def hopeless(curve: Curve, objective: str = "", *, maximize: bool = False, divergence: bool = True) -> bool:
+def hopeless(
+    curve: Curve, objective: str = "", *, maximize: bool = False, divergence: bool = True
+) -> bool:
     """Whether training may stop here: the curve so far can only be judged infeasible.
 
     To be asked after every evaluation, and between them as often as one likes.
-    Stricter than `judge` at the end: every one of the last `patience` updates must agree, so that noise or a slow
-    recovery keeps a run alive; and the objective must have been evaluated since, and not have been learned.
+    Stricter than `judge` at the end: every one of the last `patience` updates must agree, so that
+    noise or a slow recovery keeps a run alive; and the objective must have been evaluated since,
+    and not have been learned.
     """
     curve = _bounded(curve)
     loss, steps = curve.loss, patience(curve.total_steps)
@@ -115,12 +135,16 @@ def hopeless(curve: Curve, objective: str = "", *, maximize: bool = False, diver
     window = min(WINDOW, steps)
     recent = np.median(loss[-(steps // window * window) :].reshape(-1, window), axis=1).min()
     _, chance = references(loss, curve.chance_loss)
-    if recent <= chance - (1.0 - STOPPED_FRACTION) * (chance - loss.min()):  # most runs, at little cost
+    # most runs, at little cost
+    if recent <= chance - (1.0 - STOPPED_FRACTION) * (chance - loss.min()):
         return False
     level = levels(loss, curve.chance_loss)
     if recent <= _floor(level, STOPPED_FRACTION):
         return False
-    if not _evaluated_since(curve, steps) or evaluated(curve, objective, maximize).state == "learned":
+    if (
+        not _evaluated_since(curve, steps)
+        or evaluated(curve, objective, maximize).state == "learned"
+    ):
         return False
     far = level.highest_start + STOPPED_FACTOR * abs(level.highest_start)
     last = float(np.median(loss[-steps:]))
@@ -133,14 +157,18 @@ def hopeless(curve: Curve, objective: str = "", *, maximize: bool = False, diver
 
 
 def _looks_closely(curve: Curve, steps: int) -> bool:
-    """Whether this is the first evaluation in a while: to look for rises at each would cost as much as training."""
+    """Whether this is the first evaluation in a while: to look for rises at each would cost as much
+    as training.
+    """
     before, now = ([0, *curve.eval_step.tolist()])[-2:]
     every = max(1, steps // LOOKS)
     return bool(now == len(curve.loss) and now // every > before // every)
 
 
 def rose(curve: Curve) -> bool:
-    """Whether the loss blew up, or became non-finite: not so where it collapsed to chance at once, or slowly (R3)."""
+    """Whether the loss blew up, or became non-finite: not so where it collapsed to chance at once,
+    or slowly (R3).
+    """
     curve = _bounded(curve)
     if not (np.isfinite(curve.loss) & np.isfinite(curve.grad_norm)).all():
         return True
@@ -148,7 +176,9 @@ def rose(curve: Curve) -> bool:
 
 
 def _bounded(curve: Curve) -> Curve:
-    """The curve with norms of 1 if there are none, and with finite losses of which the mean is finite, too."""
+    """The curve with norms of 1 if there are none, and with finite losses of which the mean is
+    finite, too.
+    """
     loss, norms = curve.loss, curve.grad_norm
     if len(norms) < len(loss):  # of a log that has none
         norms = np.ones(len(loss))
@@ -157,18 +187,23 @@ def _bounded(curve: Curve) -> Curve:
     return replace(curve, loss=loss, grad_norm=norms)
 
 
-# --- by the objective ---------------------------------------------------------------------------------------
+# --- by the objective -----------------------------------------------------------------------------
 
 
 def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -> Verdict | None:
     """The verdict where the evaluations alone make a run infeasible."""
     if seen.state == "non_finite":
-        evidence = f"the objective is nan or infinite from step {seen.step} on; {_ends(curve, level)}"
+        evidence = (
+            f"the objective is nan or infinite from step {seen.step} on; {_ends(curve, level)}"
+        )
         return Verdict("non_finite", _kind(curve.loss[: seen.step], level), seen.step, evidence)
     if seen.state not in ("lost", "worse") or _overfits(curve, level, seen):
         return None
     outcome: Outcome = "collapsed" if seen.state == "lost" else "diverged"
-    what = {"lost": "lost more than half of what it had learned", "worse": "ended worse than the untrained model"}
+    what = {
+        "lost": "lost more than half of what it had learned",
+        "worse": "ended worse than the untrained model",
+    }
     evidence = (
         f"the objective {what[seen.state]}: {seen.first:.3g} untrained, {seen.best:.3g} at its best at step "
         f"{seen.step}, {seen.ended:.3g} at the end; {_ends(curve, level)}"
@@ -178,13 +213,17 @@ def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -
 
 
 def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
-    """Whether the training loss went on falling after the best evaluation, or fell at all if none was much better.
+    """Whether the training loss went on falling after the best evaluation, or fell at all if none
+    was much better.
 
     The two spans of losses that are compared never overlap, however short the run.
     """
     loss = curve.loss
     if abs(seen.first - seen.best) <= LEARNED_SHARE * abs(seen.first):  # its best step says nothing
-        then, ended = level.highest_start, float(np.median(loss[-min(WINDOW, max(1, len(loss) // 4)) :]))
+        then, ended = (
+            level.highest_start,
+            float(np.median(loss[-min(WINDOW, max(1, len(loss) // 4)) :])),
+        )
     else:
         best = max(_place(curve, seen.step), 1)
         span = min(WINDOW, max(1, (len(loss) - best) // 2))
@@ -192,7 +231,9 @@ def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
         ended = float(np.median(loss[-span:]))
     if 0 < ended < OVERFITTED_FACTOR * then:
         return True
-    return then - ended > max(OVERFITTED_FRACTION * (level.highest_start - level.lowest), level.luck)
+    return then - ended > max(
+        OVERFITTED_FRACTION * (level.highest_start - level.lowest), level.luck
+    )
 
 
 def _kept(curve: Curve, seen: Evaluations) -> bool:
@@ -202,21 +243,28 @@ def _kept(curve: Curve, seen: Evaluations) -> bool:
 
 def _evaluated_since(curve: Curve, steps: int) -> bool:
     """Whether the objective was evaluated within the last updates."""
-    return bool(len(curve.eval_step)) and _place(curve, int(curve.eval_step[-1])) > len(curve.loss) - steps
+    return (
+        bool(len(curve.eval_step))
+        and _place(curve, int(curve.eval_step[-1])) > len(curve.loss) - steps
+    )
 
 
 def _place(curve: Curve, step: int) -> int:
-    """Losses before an evaluation; of a curve that was not logged at every update, a share of them."""
+    """Losses before an evaluation; of a curve that was not logged at every update, a share of
+    them.
+    """
     logged = len(curve.loss)
     last = int(curve.eval_step[-1])
     return step if last <= logged else round(step * logged / last)
 
 
-# --- by the loss --------------------------------------------------------------------------------------------
+# --- by the loss ----------------------------------------------------------------------------------
 
 
 def _by_loss(curve: Curve, level: Levels, rise: float) -> Verdict | None:
-    """The verdict where the training loss makes a run infeasible; None if it does not, or it is too early to say."""
+    """The verdict where the training loss makes a run infeasible; None if it does not, or it is too
+    early to say.
+    """
     loss, steps = curve.loss, patience(curve.total_steps)
     if len(loss) < steps:
         return None
@@ -233,10 +281,14 @@ def _by_loss(curve: Curve, level: Levels, rise: float) -> Verdict | None:
 
 
 def _divergence(curve: Curve, level: Levels, rise: float, last: float) -> str:
-    """Why the last losses are far above the start, or above a constant predictor's; empty if they are not."""
+    """Why the last losses are far above the start, or above a constant predictor's; empty if they
+    are not.
+    """
     if last > _ceiling(level) and level.above(last, level.highest_start):
         return f"far above its start: {curve.loss[0]:.3g} to {last:.3g}"
-    far = last > level.chance + STANDING_FACTOR * level.scale_at_chance and level.above(last, level.chance)
+    far = last > level.chance + STANDING_FACTOR * level.scale_at_chance and level.above(
+        last, level.chance
+    )
     if far and (math.isfinite(rise) or _vanished(curve) or _stalled(curve.loss, level, last)):
         return f"stands still at {last:.3g}, far above a constant predictor's {level.chance:.3g}"
     return ""
@@ -246,7 +298,8 @@ def _since(loss: Array, level: Levels, last: float) -> int:
     """From where on a loss that did not rise all at once is as high as at the end."""
     if level.highest_start < last:
         smooth = typical(loss)
-        smooth[:WINDOW] = median_filter(loss, 5, mode="nearest")[:WINDOW]  # in the first steps a few updates tell
+        # in the first steps a few updates tell
+        smooth[:WINDOW] = median_filter(loss, 5, mode="nearest")[:WINDOW]
         return last_below(smooth, (level.highest_start + last) / 2)
     return int(np.argmax(typical(loss) <= last + level.luck))
 
@@ -271,7 +324,9 @@ def _collapse(curve: Curve, level: Levels, rise: float, lost: float) -> str:
         return f"after it had fallen to {level.lowest:.3g}"
     if math.isfinite(rise):
         return f"after it had risen to {loss[int(rise) :].max():.3g}"
-    if last - level.highest_start > CHANCE_TOLERANCE * level.scale and level.above(last, level.highest_start):
+    if last - level.highest_start > CHANCE_TOLERANCE * level.scale and level.above(
+        last, level.highest_start
+    ):
         return f"above its start of {level.start:.3g}"
     if _vanished(curve):
         norm = float(np.median(curve.grad_norm[-steps:]))
@@ -282,7 +337,9 @@ def _collapse(curve: Curve, level: Levels, rise: float, lost: float) -> str:
 def _vanished(curve: Curve) -> bool:
     """Whether the gradient has vanished since the first updates."""
     norm = curve.grad_norm
-    return bool(np.median(norm[-patience(curve.total_steps) :]) < VANISHED_FRACTION * np.median(norm[:3]))
+    return bool(
+        np.median(norm[-patience(curve.total_steps) :]) < VANISHED_FRACTION * np.median(norm[:3])
+    )
 
 
 def _ceiling(level: Levels) -> float:
@@ -292,10 +349,12 @@ def _ceiling(level: Levels) -> float:
 
 def _floor(level: Levels, lost: float) -> float:
     """At or above this a run is at chance, or has lost a share of what it had learned."""
-    return level.chance - max(CHANCE_TOLERANCE * level.scale, (1.0 - lost) * (level.chance - level.lowest))
+    return level.chance - max(
+        CHANCE_TOLERANCE * level.scale, (1.0 - lost) * (level.chance - level.lowest)
+    )
 
 
-# --- in words -----------------------------------------------------------------------------------------------
+# --- in words -------------------------------------------------------------------------------------
 
 
 def _non_finite(curve: Curve, step: int) -> Verdict:
@@ -306,7 +365,9 @@ def _non_finite(curve: Curve, step: int) -> Verdict:
     return Verdict("non_finite", kind, step, evidence)
 
 
-def _feasible(loss: Array, level: Levels, rise: float, by_loss: Verdict | None, seen: Evaluations) -> Verdict:
+def _feasible(
+    loss: Array, level: Levels, rise: float, by_loss: Verdict | None, seen: Evaluations
+) -> Verdict:
     """A run that is feasible, with all that a reader should know of it."""
     ended = _ended(loss)
     said = [f"stable: loss {loss[0]:.3g} to {ended:.3g}"]
@@ -314,11 +375,17 @@ def _feasible(loss: Array, level: Levels, rise: float, by_loss: Verdict | None, 
     if math.isfinite(rise):
         step = int(rise)
         kind = _kind(loss[:step], level)
-        said = [f"blew up at step {step}{_before(loss, step)} to {loss[step:].max():.3g}, ended at {ended:.3g}"]
+        said = [
+            f"blew up at step {step}{_before(loss, step)} to {loss[step:].max():.3g}, ended at {ended:.3g}"
+        ]
     elif not level.learned and seen.state != "learned":
-        said = [f"learned nothing that stands out from minibatch noise: loss {loss[0]:.3g} to {ended:.3g}"]
+        said = [
+            f"learned nothing that stands out from minibatch noise: loss {loss[0]:.3g} to {ended:.3g}"
+        ]
     if by_loss:
-        said = [f"the objective was learned ({seen.first:.3g} to {seen.ended:.3g}), though {by_loss.evidence}; if the"]
+        said = [
+            f"the objective was learned ({seen.first:.3g} to {seen.ended:.3g}), though {by_loss.evidence}; if the"
+        ]
         said = [f"{said[0]} loss is no measure of that, set divergence = false"]
         kind, rise = by_loss.instability, by_loss.onset_step
     if seen.gaps:
@@ -341,7 +408,9 @@ def _kind(before: Array, level: Levels) -> Instability:
     if len(before) <= EARLY_STEPS:
         return "early"
     then = levels(before, level.chance)
-    declined = then.chance - then.lowest > max(LEARNED_FRACTION * level.scale_at_chance, then.luck / 2)
+    declined = then.chance - then.lowest > max(
+        LEARNED_FRACTION * level.scale_at_chance, then.luck / 2
+    )
     return "mid_training" if declined else "early"
 
 

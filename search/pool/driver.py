@@ -1,7 +1,7 @@
 """Run studies: one driver that plans, hands out, collects and writes; worker processes that train.
 
-All groups of all studies share one pool of workers. A killed worker or a killed driver costs the trials that
-were in training, nothing else; the same command goes on where it stopped.
+All groups of all studies share one pool of workers. A killed worker or a killed driver costs the
+trials that were in training, nothing else; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ from ..workload.workload import edited_modules_reloaded
 from .progress import Progress
 from .worker import Task, follow_driver, interrupted, measure, posted, saved_state, why_alone, work
 
-MOST_DEATHS = 3  # of a worker while the same point was in training; then the point is crashed, not retried
+# of a worker while the same point was in training; then the point is crashed, not retried
+MOST_DEATHS = 3
 TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
 POLL_SECONDS = 0.2  # between two looks into the inboxes
-PATIENCE_SECONDS = 60.0  # with a database that does not answer: a server that is restarted is back sooner
+# with a database that does not answer: a server that is restarted is back sooner
+PATIENCE_SECONDS = 60.0
 
 
 class Driver:
-    """Plans, hands out tasks, and tells the store what comes back. Only `collect` writes to the store."""
+    """Plans, hands out tasks, and tells the store what comes back. Only `collect` writes to the
+    store.
+    """
 
     show: Progress
 
@@ -57,12 +61,18 @@ class Driver:
         self.device_names, self.devices = names, devices(names)
         self.device = self.devices[0]
         self.sources = edited_modules_reloaded(store.study.workload for store in stores)
-        self.workers = workers or (joblib.cpu_count() if self.device == "cpu" else len(self.devices))
-        self.trials = [{_key(t.point): t for t in stored_trials(store, curves=False)} for store in stores]
-        self.tried: set[tuple[str, str]] = set()  # (study, point) that crashed in this run: not tried again
+        self.workers = workers or (
+            joblib.cpu_count() if self.device == "cpu" else len(self.devices)
+        )
+        self.trials = [
+            {_key(t.point): t for t in stored_trials(store, curves=False)} for store in stores
+        ]
+        # (study, point) that crashed in this run: not tried again
+        self.tried: set[tuple[str, str]] = set()
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.deaths_before_training = 0  # one after the other
-        self.unanswered_since: float | None = None  # by the database, in seconds of `time.monotonic`
+        # by the database, in seconds of `time.monotonic`
+        self.unanswered_since: float | None = None
         for store in stores:
             _inbox(store).mkdir(exist_ok=True)
             for left in _inbox(store).glob(".*.tmp"):  # by a worker that was killed while it wrote
@@ -88,11 +98,20 @@ class Driver:
 
     def how(self, store: Store) -> dict[str, object]:
         """How a study was trained, for environment.json."""
-        engines = {size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()}
-        return {"finished": now(), "workers": self.workers, "device": self.device_names, "engines": engines}
+        engines = {
+            size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()
+        }
+        return {
+            "finished": now(),
+            "workers": self.workers,
+            "device": self.device_names,
+            "engines": engines,
+        }
 
     def missing(self) -> list[tuple[Store, list[Point]]]:
-        """The points that can be trained now, over all studies, by batch size and workload arguments."""
+        """The points that can be trained now, over all studies, by batch size and workload
+        arguments.
+        """
         missing: dict[tuple[str, int, str], tuple[Store, list[Point]]] = {}
         for store, trials in zip(self.stores, self.trials, strict=True):
             done = [trial for trial in trials.values() if not trial.verdict.crashed]
@@ -100,7 +119,10 @@ class Driver:
             points = next_points(store.study, [as_told(trial) for trial in done])
             self.show.plan(store.study, len(points))
             for point in points:
-                if _key(point) not in finished and (store.study.name, name_of(point)) not in self.tried:
+                if (
+                    _key(point) not in finished
+                    and (store.study.name, name_of(point)) not in self.tried
+                ):
                     key = (store.study.name, point.batch_size, point.workload_key)
                     missing.setdefault(key, (store, []))[1].append(point)
         return list(missing.values())
@@ -108,7 +130,8 @@ class Driver:
     def tasks(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
         """What is missing as tasks of similar size, one or more for each worker.
 
-        Points that were in training when a worker died come last, one by one: the guilty must not take others along.
+        Points that were in training when a worker died come last, one by one: the guilty must not
+        take others along.
         """
         tasks: list[Task] = []
         suspects: list[Task] = []
@@ -116,13 +139,23 @@ class Driver:
             task = partial(Task, store.study, _inbox(store), engine=engine)
             free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
             shares = self.workers if engine.stacked else len(free)
-            tasks += [task(share, device=self.device) for i in range(shares) if (share := free[i::shares])]
+            tasks += [
+                task(share, device=self.device) for i in range(shares) if (share := free[i::shares])
+            ]
             suspects += [task([point], device=self.device) for point in points if point not in free]
-        return [replace(task, device=self.devices[i % len(self.devices)]) for i, task in enumerate(tasks or suspects)]
+        return [
+            replace(task, device=self.devices[i % len(self.devices)])
+            for i, task in enumerate(tasks or suspects)
+        ]
 
     def engines(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
-        """How points of one batch size and workload train: as forced, as before, or as a worker measures now."""
-        found = [self.ended(store, points) or self.forced() or self.before(store, points) for store, points in missing]
+        """How points of one batch size and workload train: as forced, as before, or as a worker
+        measures now.
+        """
+        found = [
+            self.ended(store, points) or self.forced() or self.before(store, points)
+            for store, points in missing
+        ]
         try:
             measured = {
                 i: self.pool(self.workers).submit(
@@ -146,7 +179,9 @@ class Driver:
         except BaseException:
             self.pool(self.workers).shutdown(kill_workers=True)
             raise
-        engines = [replace(engine, threads=self.threads or engine.threads) for engine in found if engine]
+        engines = [
+            replace(engine, threads=self.threads or engine.threads) for engine in found if engine
+        ]
         for (store, points), engine in zip(missing, engines, strict=True):
             _remember_engine(store, points, engine)
             if self.slots is not None and engine.slots != self.slots:
@@ -161,14 +196,22 @@ class Driver:
         return replace(ALONE, measured=True, reason=f"trained alone: {reason}") if reason else None
 
     def forced(self) -> Engine | None:
-        """One after the other, if that is wanted: it needs no check. Other slots do (`engine.choose`)."""
+        """One after the other, if that is wanted: it needs no check. Other slots do
+        (`engine.choose`).
+        """
         return replace(ALONE, reason="forced") if self.slots == 1 else None
 
     def before(self, store: Store, points: Sequence[Point]) -> Engine | None:
-        """How the points of this batch size and workload were trained in an earlier run, if it may stay so."""
+        """How the points of this batch size and workload were trained in an earlier run, if it may
+        stay so.
+        """
         if self.slots is not None:
             return None
-        found = store.optuna_studies[points[0].batch_size].user_attrs.get("engines", {}).get(points[0].workload_key)
+        found = (
+            store.optuna_studies[points[0].batch_size]
+            .user_attrs.get("engines", {})
+            .get(points[0].workload_key)
+        )
         engine = Engine(**found) if found else None
         return engine if engine and self.compiled in (None, engine.compiled) else None
 
@@ -178,9 +221,17 @@ class Driver:
         return get_reusable_executor(workers, initializer=follow_driver, initargs=how)
 
     def train(self, tasks: Sequence[Task]) -> None:
-        """Hand out tasks of equally many threads. A worker that dies ends the pool; what it trained is suspect."""
-        suspected = any(self.deaths[task.study.name, name_of(point)] for task in tasks for point in task.points)
-        side_by_side = max(1, self.workers // tasks[0].engine.threads) if self.threads is None else self.workers
+        """Hand out tasks of equally many threads. A worker that dies ends the pool; what it trained
+        is suspect.
+        """
+        suspected = any(
+            self.deaths[task.study.name, name_of(point)] for task in tasks for point in task.points
+        )
+        side_by_side = (
+            max(1, self.workers // tasks[0].engine.threads)
+            if self.threads is None
+            else self.workers
+        )
         workers = 1 if suspected else min(side_by_side, len(tasks))
         pool = self.pool(workers)
         try:
@@ -218,7 +269,8 @@ class Driver:
                     self.record(store, crashed(point, reason))
 
     def collect_patiently(self) -> bool:
-        """Collect, or leave it for later while the database does not answer: what is in the inboxes is safe there.
+        """Collect, or leave it for later while the database does not answer: what is in the inboxes
+        is safe there.
 
         Returns whether it did. Raises UnansweredError when it has not answered for long.
         """
@@ -236,12 +288,17 @@ class Driver:
     def collect(self) -> None:
         """Tell the store of finished trials, then move their files into the results.
 
-        The record goes last: killed anywhere in between, the next run finds it and completes the move.
+        The record goes last: killed anywhere in between, the next run finds it and completes the
+        move.
         """
         for store, trials in zip(self.stores, self.trials, strict=True):
             if gone := store.lock and store.lock.missing():
                 raise UnfinishedError(f"{gone}: is gone; finished trials that were in it are lost")
-            found = [(trial, path) for trial, path in posted(_inbox(store)) if self.is_whole(store, trial, path)]
+            found = [
+                (trial, path)
+                for trial, path in posted(_inbox(store))
+                if self.is_whole(store, trial, path)
+            ]
             if found and store.lock:
                 store.lock.keep()
             for trial, path in found:
@@ -256,11 +313,16 @@ class Driver:
     def is_whole(self, store: Store, trial: Trial, path: Path) -> bool:
         """Whether a record is of this study, and its curve with it, or in the results already."""
         known = self.trials[self.stores.index(store)].get(_key(trial.point))
-        own = trial.point.batch_size in store.study.batch_sizes and path.stem == name_of(trial.point)
+        own = trial.point.batch_size in store.study.batch_sizes and path.stem == name_of(
+            trial.point
+        )
         told = known is not None and not known.verdict.crashed
         whole = bool(trial.curve.metrics) or trial.verdict.crashed or told
         if not (own and whole):
-            warn_once(f"{path}: is left out: " + ("its curve is missing" if own else "it is of another study"))
+            warn_once(
+                f"{path}: is left out: "
+                + ("its curve is missing" if own else "it is of another study")
+            )
         return own and whole
 
     def record(self, store: Store, trial: Trial) -> None:

@@ -6,7 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bars
 
 from ..store.storage import Store, stored_trials
@@ -33,10 +39,15 @@ class Progress:
         for store in stores:
             name = store.study.name
             self._counts[name] = Counter(
-                _kind(trial) for trial in stored_trials(store, curves=False) if not trial.verdict.crashed
+                _kind(trial)
+                for trial in stored_trials(store, curves=False)
+                if not trial.verdict.crashed
             )
             self._tasks[name] = self._bars.add_task(
-                name, total=None, completed=self._counts[name].total(), counts=_words(self._counts[name])
+                name,
+                total=None,
+                completed=self._counts[name].total(),
+                counts=_words(self._counts[name]),
             )
 
     def __enter__(self) -> Progress:

@@ -1,7 +1,8 @@
-"""What runs in a worker process: choose an engine, train points, leave each finished trial where the driver finds it.
+"""What runs in a worker process: choose an engine, train points, leave each finished trial where
+the driver finds it.
 
-A worker never touches the store. It drops files into the study's `inbox/`, the record last: a trial whose
-record is there is complete, and outlives whatever happens to the worker or the driver.
+A worker never touches the store. It drops files into the study's `inbox/`, the record last: a trial
+whose record is there is complete, and outlives whatever happens to the worker or the driver.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ _FOLLOWS: set[int] = set()  # the driver of this process, if it is a worker's
 
 
 def follow_driver(driver: int, start_method: str | None = None, sources: str = "") -> None:
-    """Make this process the driver's, which answers Ctrl-C and a closed terminal: it ends when the driver does.
+    """Make this process the driver's, which answers Ctrl-C and a closed terminal: it ends when the
+    driver does.
 
     Processes that a workload starts, as those of a DataLoader, are started as the driver would
     (`start_method` of multiprocessing; None: the platform's default). `sources`: what the driver
@@ -64,7 +66,8 @@ def follow_driver(driver: int, start_method: str | None = None, sources: str = "
     _FOLLOWS.add(driver)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    multiprocessing.set_start_method(start_method, force=True)  # loky's own is for its workers alone
+    # loky's own is for its workers alone
+    multiprocessing.set_start_method(start_method, force=True)
     atexit.register(_end, 0)  # at once: all is in files, and torch takes a second to tidy up
 
     def watch() -> None:
@@ -93,7 +96,8 @@ def measure(
 ) -> Engine:
     """The engine for points of one batch size and workload (`engine.choose`).
 
-    A workload that fails while it is measured trains one after the other: there the failure is a trial's.
+    A workload that fails while it is measured trains one after the other: there the failure is a
+    trial's.
     """
     torch.set_num_threads(1)
     try:
@@ -106,17 +110,20 @@ def measure(
 
 
 def _is_ctrl_c(error: BaseException) -> bool:
-    """Whether a user interrupts. Not in a worker process, which does not hear Ctrl-C: there a workload raised it."""
+    """Whether a user interrupts. Not in a worker process, which does not hear Ctrl-C: there a
+    workload raised it.
+    """
     return isinstance(error, KeyboardInterrupt) and not _FOLLOWS
 
 
 def work(task: Task) -> None:
     """Train a task's points and post each to its inbox.
 
-    An exception, SystemExit included, stops a whole stack, and does not say whose it is: the unfinished points are
-    trained again, not compiled, then in stacks of half the size (memory may have run out), at last alone, and then it
-    is posted as that point's crash. Where a stack was found to compute other numbers, here or by another worker, the
-    unfinished points are trained alone from their start. Raises UnfinishedError if the inbox cannot be written.
+    An exception, SystemExit included, stops a whole stack, and does not say whose it is: the
+    unfinished points are trained again, not compiled, then in stacks of half the size (memory may
+    have run out), at last alone, and then it is posted as that point's crash. Where a stack was
+    found to compute other numbers, here or by another worker, the unfinished points are trained
+    alone from their start. Raises UnfinishedError if the inbox cannot be written.
     """
     torch.set_num_threads(task.engine.threads)
     study = task.study
@@ -188,7 +195,9 @@ def _load(study: Study, points: Sequence[Point]) -> Workload:
 
 
 def _known(study: Study, points: Sequence[Point]) -> tuple[Workload, Traces]:
-    """A workload that can be stacked keeps no state: this process keeps it and its recordings for its next task."""
+    """A workload that can be stacked keeps no state: this process keeps it and its recordings for
+    its next task.
+    """
     key = study.workload + points[0].workload_key
     if key not in _KNOWN:
         _KNOWN[key] = (_load(study, points), {})
@@ -200,11 +209,15 @@ _KNOWN: dict[str, tuple[Workload, Traces]] = {}
 
 @contextmanager
 def _written(path: Path) -> Iterator[None]:
-    """Raise what goes wrong with writing a file as the run's failure, not the trial's: the disk is full, say."""
+    """Raise what goes wrong with writing a file as the run's failure, not the trial's: the disk is
+    full, say.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        reason = (
+            error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        )
         raise UnfinishedError(f"{path}: cannot be written: {reason}") from error
 
 
@@ -269,7 +282,9 @@ def saved_state(inbox: Path, stem: str) -> Path:
 
 
 def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:
-    """Finished trials in an inbox, oldest first, with the path of their record. A damaged one counts as missing."""
+    """Finished trials in an inbox, oldest first, with the path of their record. A damaged one
+    counts as missing.
+    """
     for path in sorted(inbox.glob("*.json"), key=lambda path: path.lstat().st_mtime_ns):
         try:
             trial = parse_trial(path.read_text(encoding="utf-8"))

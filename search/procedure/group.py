@@ -1,7 +1,9 @@
-"""The playbook's procedure for one group: sweep, boundary, edge, kind, remedies, tournament (R1–R19, S4, S9).
+"""The playbook's procedure for one group: sweep, boundary, edge, kind, remedies, tournament
+(R1–R19, S4, S9).
 
-A generator (see `steps`): it yields studies, is sent their trials, and returns a GroupDiagnosis. What it concludes
-depends on trials alone, so a procedure that was interrupted comes to the same end.
+A generator (see `steps`): it yields studies, is sent their trials, and returns a GroupDiagnosis.
+What it concludes depends on trials alone, so a procedure that was interrupted comes to the same
+end.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ from ..judge.diagnosis import MOST_HEADROOM, PLAIN, Edge, GroupDiagnosis, Kind, 
 from ..judge.neighbours import NEXT_TO_NOTHING, collapsed_beside
 from ..judge.objective import fault_of, moved
 from ..judge.sensitivity import TOLERANCE
-from ..judge.stability_edge import CONTRADICTED, ROUNDING, Tried, bracket, confidence_interval, contradiction, tries
+from ..judge.stability_edge import (
+    CONTRADICTED,
+    ROUNDING,
+    Tried,
+    bracket,
+    confidence_interval,
+    contradiction,
+    tries,
+)
 from ..judge.verdict import rose
 from ..study.study import Study
 from ..trial import Group, Point, Trial, as_told, group_of
@@ -34,12 +44,16 @@ from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
 EDGE_DECADES = 0.15  # how narrow unstable_base_lr is bracketed: a factor of 1.4
-EDGE_ROUNDS = 8  # a decade is halved to 0.15 in three; the rest is for an edge that was not where one seed said
+# a decade is halved to 0.15 in three; the rest is for an edge that was not where one seed said
+EDGE_ROUNDS = 8
 PROBE_MULTIPLE, PROBE_STEPS = 2.0, 500  # R5
 CONFIRM_MULTIPLES = (5.0, 10.0)  # R7
 FEWEST_CLOSE, MOST_CLOSE = 3, 8  # base LRs of the sweep that lr_star is chosen from
-SAME_STEP = 1.25  # times the earliest onset: within it, onsets at base LRs a decade or more apart are one and the same
-SAME_DECADES = 2.0  # of base LRs: early onsets that are the same over as many are the data's, not the base LR's
+# times the earliest onset: within it, onsets at base LRs a decade or more apart are one and the
+# same
+SAME_STEP = 1.25
+# of base LRs: early onsets that are the same over as many are the data's, not the base LR's
+SAME_DECADES = 2.0
 
 
 def diagnosis_of(
@@ -61,16 +75,21 @@ def diagnosis_of(
     own, star, best, close = yield from _star_of(case.at(ranked(own)[0].point, own), own)
     case = case.at(star, own)
     own = case.judged(own)
-    (edge, edge_step), (probes, probed) = yield from both(_edge(case, best, own), _probes(case, best))
+    (edge, edge_step), (probes, probed) = yield from both(
+        _edge(case, best, own), _probes(case, best)
+    )
     edge = judged_edge(edge, star.base_lr, best, probes)
-    edge_step = replace(edge_step, sentences=(*_edge_sentences(case, best, edge), *edge_step.sentences))
+    edge_step = replace(
+        edge_step, sentences=(*_edge_sentences(case, best, edge), *edge_step.sentences)
+    )
     kind, onsets, kind_step = _kind(best, edge, [*own, *probes], probed)
     steps = [_sweep_step(case, best, own, (sweep.name, *close)), boundary, edge_step, kind_step]
     if kind in ("none", "unknown"):
         told = yield from rerun_plain(case, own, sweep.name)
     else:
         told = yield from remedied(case, edge, own)
-        if not told.adopted and edge.interval[0] >= star.base_lr:  # the budget ended before plain was tuned
+        # the budget ended before plain was tuned
+        if not told.adopted and edge.interval[0] >= star.base_lr:
             remedies = [as_swept(case, own, sweep.name), *told.remedies]
             told = replace(told, remedies=remedies, adopted=PLAIN)
     found = GroupDiagnosis(
@@ -136,32 +155,43 @@ def _nothing_adopted(found: GroupDiagnosis) -> str:
     if found.kind == "unknown":
         return "the kind is not known"
     if found.left_out:
-        return f"the budget left out {listed(found.left_out)}: whether a remedy is better is not known"
+        return (
+            f"the budget left out {listed(found.left_out)}: whether a remedy is better is not known"
+        )
     return "no remedy is shown to be better" if found.winner else "no remedy could be compared"
 
 
-# --- the sweep and its boundaries (R3, R6, S4) --------------------------------------------------------------
+# --- the sweep and its boundaries (R3, R6, S4) ----------------------------------------------------
 
 
-def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], Point, float, tuple[str, ...]]]:
-    """The sweep with more seeds at its best base LRs, the point of lr_star, the base LR of the best mean, and the study
-    of those seeds if any.
+def _star_of(
+    case: Case, trials: Sequence[Trial]
+) -> Asking[tuple[list[Trial], Point, float, tuple[str, ...]]]:
+    """The sweep with more seeds at its best base LRs, the point of lr_star, the base LR of the best
+    mean, and the study of those seeds if any.
 
-    Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge by luck alone. So
-    the best FEWEST_CLOSE base LRs, and every other within TOLERANCE of the best, are trained on the same seeds, and
-    lr_star is the smallest whose mean is within one standard error of the best mean, seed by seed: what is as good
-    farther from the edge is better.
-    Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression Trees".
+    Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge
+    by luck alone. So the best FEWEST_CLOSE base LRs, and every other within TOLERANCE of the best,
+    are trained on the same seeds, and lr_star is the smallest whose mean is within one standard
+    error of the best mean, seed by seed: what is as good farther from the edge is better.
+    Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression
+    Trees".
     """
     ranking = ranked(trials)
     best = ranking[0]
     limit = best.best_value + TOLERANCE * (best.initial_value - best.best_value)
-    close = [t for i, t in enumerate(ranking) if i < FEWEST_CLOSE or t.best_value <= limit][:MOST_CLOSE]
+    close = [t for i, t in enumerate(ranking) if i < FEWEST_CLOSE or t.best_value <= limit][
+        :MOST_CLOSE
+    ]
     base_lrs = sorted({trial.point.base_lr for trial in close})
     if len(base_lrs) == 1:
         return list(trials), case.point, case.point.base_lr, ()
     (more,) = yield from trained(asked := case.ask("close", base_lrs, case.seeds))
-    values = {rate: [as_told(t).value for t in more if t.point.base_lr == rate] for rate in base_lrs if more}
+    values = {
+        rate: [as_told(t).value for t in more if t.point.base_lr == rate]
+        for rate in base_lrs
+        if more
+    }
     if not values:
         return list(trials), case.point, case.point.base_lr, ()
     means = {rate: fmean(own) for rate, own in values.items()}
@@ -171,7 +201,9 @@ def _star_of(case: Case, trials: Sequence[Trial]) -> Asking[tuple[list[Trial], P
 
 
 def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
-    """Whether the mean of paired values is no more than one standard error above that of the best."""
+    """Whether the mean of paired values is no more than one standard error above that of the
+    best.
+    """
     above = np.subtract(values, best)
     return bool(above.mean() <= above.std(ddof=1) / math.sqrt(len(above)))
 
@@ -197,7 +229,9 @@ def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple
 
 
 def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
-    """Trials of the sweep, and of what lies beyond its border where the best one stands there or nothing trains."""
+    """Trials of the sweep, and of what lies beyond its border where the best one stands there or
+    nothing trains.
+    """
     trials = _as_seen_from_best(case, trials)
     sentences: list[str] = []
     studies: list[str] = []
@@ -208,14 +242,20 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
         tried = [trial.point.base_lr for trial in trials]
         border, sign = (max(tried), 1) if side == "above" else (min(tried), -1)
         base_lrs = [border * 10 ** (sign * i / PER_DECADE) for i in range(1, PER_DECADE + 1)]
-        asked = case.ask(f"{side}-{len(studies) + 1}", base_lrs, case.study.seeds, first_seed=case.study.seed)
+        asked = case.ask(
+            f"{side}-{len(studies) + 1}", base_lrs, case.study.seeds, first_seed=case.study.seed
+        )
         (more,) = yield from trained(asked)
         if not more:
-            sentences.append(f"The budget ended before the range could be extended {side} {readable(border)}.")
+            sentences.append(
+                f"The budget ended before the range could be extended {side} {readable(border)}."
+            )
             break
         why = {
             "above": f"Nothing above lr_star = {_star(trials)} is infeasible: the range ends before stability does",
-            "below": "Nothing trains" if not ranked(trials) else f"lr_star = {_star(trials)} is the lowest tried",
+            "below": "Nothing trains"
+            if not ranked(trials)
+            else f"lr_star = {_star(trials)} is the lowest tried",
         }[side]
         sentences.append(f"{why}; extended to {readable(base_lrs[-1])} (S4).")
         studies.append(asked.name)
@@ -243,7 +283,9 @@ def _star(trials: Sequence[Trial]) -> str:
 
 
 def _beyond(trials: Sequence[Trial]) -> str | None:
-    """On which side of the range the answer lies, if it is not within: at the top, "above" until something diverges."""
+    """On which side of the range the answer lies, if it is not within: at the top, "above" until
+    something diverges.
+    """
     ranking = ranked(trials)
     if not ranking or ranking[0].point.base_lr == min(trial.point.base_lr for trial in trials):
         return "below"
@@ -266,7 +308,9 @@ def _faulty(group: Group, trials: Sequence[Trial], sweep: Study, fault: str) -> 
     )
 
 
-def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary: Step) -> GroupDiagnosis:
+def _nothing_trains(
+    case: Case, trials: Sequence[Trial], sweep: Study, boundary: Step
+) -> GroupDiagnosis:
     """What was seen where no trial is feasible, and where to look next."""
     seen = Counter(trial.verdict.outcome for trial in trials)
     tried = [trial.point.base_lr for trial in trials]
@@ -284,9 +328,7 @@ def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary:
         advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
     else:
         advice = "at no base LR did the loss move: look at the loss and the data before the learning rate"
-    sentence = (
-        f"No feasible trial from base_lr {readable(min(tried))} to {readable(max(tried))} ({words}); {advice} (R1)."
-    )
+    sentence = f"No feasible trial from base_lr {readable(min(tried))} to {readable(max(tried))} ({words}); {advice} (R1)."
     return GroupDiagnosis(
         group=case.group,
         kind="unknown",
@@ -301,7 +343,9 @@ def _nothing_trains(case: Case, trials: Sequence[Trial], sweep: Study, boundary:
 
 
 def _same_step(trials: Sequence[Trial]) -> tuple[float, float] | None:
-    """The first and the last onset of trainings that all go wrong at the same step, whatever the base LR."""
+    """The first and the last onset of trainings that all go wrong at the same step, whatever the
+    base LR.
+    """
     onsets = [trial.verdict.onset_step for trial in trials]
     if math.isinf(max(onsets)):
         return None
@@ -310,12 +354,13 @@ def _same_step(trials: Sequence[Trial]) -> tuple[float, float] | None:
 
 
 def _of_data(trials: Sequence[Trial], best: float = math.inf) -> list[Trial]:
-    """Trials whose loss first rises at one and the same step, over so many base LRs that it is not the base LR's doing.
+    """Trials whose loss first rises at one and the same step, over so many base LRs that it is not
+    the base LR's doing.
 
-    Of the onsets within a factor of SAME_STEP, or a step, the ones that most trials share: over a decade of base LRs,
-    and SAME_DECADES where they are early, when a base LR that is too high shows within a few steps, however high. At
-    least half of the trials between the lowest and the highest of these base LRs must have it, and one at or below
-    the best base LR.
+    Of the onsets within a factor of SAME_STEP, or a step, the ones that most trials share: over a
+    decade of base LRs, and SAME_DECADES where they are early, when a base LR that is too high shows
+    within a few steps, however high. At least half of the trials between the lowest and the highest
+    of these base LRs must have it, and one at or below the best base LR.
     """
     risen = [trial for trial in trials if math.isfinite(trial.verdict.onset_step) and _rose(trial)]
     risen.sort(key=lambda trial: trial.verdict.onset_step)
@@ -338,18 +383,22 @@ def _at_any_base_lr(own: Sequence[Trial], trials: Sequence[Trial], first: float)
     return wide and 2 * len(own) >= len(between)
 
 
-# --- the edge (R6) -------------------------------------------------------------------------------------------
+# --- the edge (R6) --------------------------------------------------------------------------------
 
 
 def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
     """Bracket the base LR at which half of the trainings diverge, by halving on the log axis.
 
-    The two ends get as many seeds as what lies between them, so that one unlucky seed of the sweep cannot place the
-    edge: if an end turns out to be on the other side, the bracket moves.
+    The two ends get as many seeds as what lies between them, so that one unlucky seed of the sweep
+    cannot place the edge: if an end turns out to be on the other side, the bracket moves.
     """
     lr_star = case.point.base_lr
     own = [trial for trial in trials if _alike(trial, case)]
-    low, high = unstable_interval(own) if any(trial.verdict.infeasible for trial in own) else unstable_interval(trials)
+    low, high = (
+        unstable_interval(own)
+        if any(trial.verdict.infeasible for trial in own)
+        else unstable_interval(trials)
+    )
     spent, exhausted = 0, False
     studies: list[str] = []
     while len(studies) < EDGE_ROUNDS and math.isfinite(high) and low <= MOST_HEADROOM * best:
@@ -370,8 +419,13 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
         own, spent = own + case.judged(more), spent + len(more)
         studies.append(asked.name)
         low, high = bracket(tries(own), above=min(lr_star, *wanted))
-        if math.isinf(high) and (top := max(one.base_lr for one in tries(own))) and len(studies) < EDGE_ROUNDS:
-            high = top * 10 ** (1 / PER_DECADE)  # the infeasible seed of the sweep was an unlucky one
+        if (
+            math.isinf(high)
+            and (top := max(one.base_lr for one in tries(own)))
+            and len(studies) < EDGE_ROUNDS
+        ):
+            # the infeasible seed of the sweep was an unlucky one
+            high = top * 10 ** (1 / PER_DECADE)
     edge = Edge((low, high), tuple(tries(own)), spent)
     why = "the budget ended" if exhausted else f"{EDGE_ROUNDS} rounds did not suffice"
     wide = edge.found and edge.decades > EDGE_DECADES and low <= MOST_HEADROOM * best
@@ -380,13 +434,17 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
 
 
 def judged_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:
-    """The edge with its confidence interval; refused if trials contradict it, or if it is too far to matter.
+    """The edge with its confidence interval; refused if trials contradict it, or if it is too far
+    to matter.
 
-    `probes` are trials besides those that it was bracketed by; those that were not ended early count, too.
+    `probes` are trials besides those that it was bracketed by; those that were not ended early
+    count, too.
     """
     low, high = edge.interval
     above = min(lr_star, low or high)
-    whole = [trial for trial in probes if trial.point.base_lr > PROBE_MULTIPLE * best * (1 + ROUNDING)]
+    whole = [
+        trial for trial in probes if trial.point.base_lr > PROBE_MULTIPLE * best * (1 + ROUNDING)
+    ]
     tried = _added(edge.tried, tries(whole))
     widest_low, widest_high = confidence_interval(tried, above)
     edge = replace(edge, confidence_interval=(min(low, widest_low), max(high, widest_high)))
@@ -399,7 +457,9 @@ def judged_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial]
 
 def _alike(trial: Trial, case: Case) -> bool:
     """Whether a trial differs from the case's point in base LR and seed alone."""
-    same = replace(trial.point, base_lr=case.point.base_lr, seed=case.point.seed, number=case.point.number)
+    same = replace(
+        trial.point, base_lr=case.point.base_lr, seed=case.point.seed, number=case.point.number
+    )
     return same.configuration == case.point.configuration
 
 
@@ -448,27 +508,37 @@ def _confidence_in_words(edge: Edge) -> str:
 
 
 def _rose(trial: Trial) -> bool:
-    """Whether a trial that is no longer stable went up (R3), rather than to chance without a rise."""
+    """Whether a trial that is no longer stable went up (R3), rather than to chance without a
+    rise.
+    """
     return trial.verdict.outcome != "collapsed" or not len(trial.curve.loss) or rose(trial.curve)
 
 
-# --- which kind (R2, R5, R7) -----------------------------------------------------------------------------------
+# --- which kind (R2, R5, R7) ----------------------------------------------------------------------
 
 
 def _probes(case: Case, best: float) -> Asking[tuple[list[Trial], tuple[str, ...]]]:
-    """Runs at 2 × the best base LR, evaluated at every step, and at 5 and 10 ×; the studies that were trained."""
+    """Runs at 2 × the best base LR, evaluated at every step, and at 5 and 10 ×; the studies that
+    were trained.
+    """
     rate = PROBE_MULTIPLE * best
     probe = case.ask("probe", [rate], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
     confirm = case.ask("confirm", [multiple * best for multiple in CONFIRM_MULTIPLES], case.seeds)
     found = yield from trained(probe, confirm)
-    names = tuple(asked.name for asked, trials in zip((probe, confirm), found, strict=True) if trials)
+    names = tuple(
+        asked.name for asked, trials in zip((probe, confirm), found, strict=True) if trials
+    )
     return case.judged(trial for trials in found for trial in trials), names
 
 
-def _kind(best: float, edge: Edge, trials: Sequence[Trial], studies: tuple[str, ...]) -> tuple[Kind, list[float], Step]:
-    """What happens above the best base LR, up to the highest multiple of it that the playbook looks at.
+def _kind(
+    best: float, edge: Edge, trials: Sequence[Trial], studies: tuple[str, ...]
+) -> tuple[Kind, list[float], Step]:
+    """What happens above the best base LR, up to the highest multiple of it that the playbook looks
+    at.
 
-    Trainings that go wrong at the same step at any base LR, and recover, are left out: that is the data.
+    Trainings that go wrong at the same step at any base LR, and recover, are left out: that is the
+    data.
     """
     of_data = _of_data(trials, best)
     recovering = {id(trial) for trial in of_data if trial.feasible}
@@ -513,12 +583,16 @@ def _ill(trial: Trial) -> bool:
 
 
 def _more_often(above: Sequence[Trial], below: Sequence[Trial]) -> bool:
-    """Whether trainings above the best base LR go wrong more often than those below it, by Fisher's exact test."""
+    """Whether trainings above the best base LR go wrong more often than those below it, by Fisher's
+    exact test.
+    """
     table = [[sum(map(_ill, own)), sum(not _ill(trial) for trial in own)] for own in (above, below)]
     return bool(fisher_exact(table, alternative="greater").pvalue <= ALPHA)
 
 
-def _kind_sentences(ill: Sequence[Trial], risen: Sequence[Trial], onsets: Sequence[float]) -> Iterable[str]:
+def _kind_sentences(
+    ill: Sequence[Trial], risen: Sequence[Trial], onsets: Sequence[float]
+) -> Iterable[str]:
     if len(ill) > len(risen):
         yield f"{len(ill) - len(risen)} collapsed to chance without a rise of the loss."
     if onsets:

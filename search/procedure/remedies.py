@@ -1,12 +1,15 @@
-"""The playbook's remedies (R8–R19): each found by its own procedure, tuned alike, then rerun against plain training.
+"""The playbook's remedies (R8–R19): each found by its own procedure, tuned alike, then rerun
+against plain training.
 
-Every remedy is tuned at TUNED base LRs on the same seeds, the same base LRs wherever the optimizer is plain
-training's; the best few are rerun on fresh seeds, paired, and `comparison.decide` says which are shown to be better.
-They are compared with plain training at the better of two base LRs on these seeds: the best of its ten, and lr_star.
+Every remedy is tuned at TUNED base LRs on the same seeds, the same base LRs wherever the optimizer
+is plain training's; the best few are rerun on fresh seeds, paired, and `comparison.decide` says
+which are shown to be better. They are compared with plain training at the better of two base LRs on
+these seeds: the best of its ten, and lr_star.
 
-A few seeds that all train say little of how often training fails. So a remedy that stands on the edge is adopted only
-if no more than MOST_FAILING of its runs may fail, or if it fails less often than plain training: it is rerun, and plain
-training beside it, until so many seeds are there that none of them failing would show it.
+A few seeds that all train say little of how often training fails. So a remedy that stands on the
+edge is adopted only if no more than MOST_FAILING of its runs may fail, or if it fails less often
+than plain training: it is rerun, and plain training beside it, until so many seeds are there that
+none of them failing would show it.
 """
 
 from __future__ import annotations
@@ -38,21 +41,29 @@ from ..trial import Array, Point, Trial, as_told
 from ..words import readable
 from .steps import SAME_SCALE, SCREENING_SEEDS, Asking, Case, both, together, trained
 
-LADDER = (10.0, 5.0, 3.0, 1.0)  # multiples of unstable_base_lr for a warmup to reach, the first that works (R8)
+# multiples of unstable_base_lr for a warmup to reach, the first that works (R8)
+LADDER = (10.0, 5.0, 3.0, 1.0)
 HIGHER = (100.0, 30.0)  # tried where 10 × worked (R8)
-SCREENED = 3  # times warmup_steps: how long a screening run is, post_warmup_steps = 2 × warmup_steps (R9)
-FEWEST_SCREENED = 200  # updates of a screening run: below about 100, its verdict and the whole run's disagree
-PERCENTILES = (90, 75, 50, 25)  # of the norms: where a clip threshold starts, and goes on while unstable (R16)
-ADAPTIVE_Z = 2.5  # running standard deviations above the running mean; Kumar et al. 2025, arXiv 2504.02507
+# times warmup_steps: how long a screening run is, post_warmup_steps = 2 × warmup_steps (R9)
+SCREENED = 3
+# updates of a screening run: below about 100, its verdict and the whole run's disagree
+FEWEST_SCREENED = 200
+# of the norms: where a clip threshold starts, and goes on while unstable (R16)
+PERCENTILES = (90, 75, 50, 25)
+# running standard deviations above the running mean; Kumar et al. 2025, arXiv 2504.02507
+ADAPTIVE_Z = 2.5
 TUNED = 10  # base LRs of each remedy
 OWN_WAYS = 5  # plain, warmup, clipping, adaptive clipping, warmup and clipping
 BELOW_STAR = 3.0  # the lowest of them is lr_star divided by this, the highest 10 × unstable_base_lr
 PLAINS = (PLAIN, f"{PLAIN}-lr_star")  # the names of their reruns
 BEST_FEW = 4  # remedies that are rerun, besides plain training
-MOST_FAILING = 0.10  # of the runs of what is adopted on the edge: a run of ten lost is what a user would notice
+# of the runs of what is adopted on the edge: a run of ten lost is what a user would notice
+MOST_FAILING = 0.10
 SAFE_SEEDS = runs_without_failure(MOST_FAILING)  # 29
-FRESH_SEEDS = 1000  # the first seed of the reruns, after the study's own: none that has chosen anything
-OTHER_OPTIMIZER = {True: "momentum", False: "adam"}  # where the study has a single one, by whether that is adaptive
+# the first seed of the reruns, after the study's own: none that has chosen anything
+FRESH_SEEDS = 1000
+# where the study has a single one, by whether that is adaptive
+OTHER_OPTIMIZER = {True: "momentum", False: "adam"}
 OTHER_RANGE = {"momentum": (1e-3, 1.0), "adam": (1e-4, 1e-1)}  # base LRs it is tuned at
 
 
@@ -68,9 +79,11 @@ class Found:
 
 @dataclass(frozen=True)
 class _Way:
-    """A remedy before it is tuned: its name, a point that has its settings, and the base LRs to tune it at.
+    """A remedy before it is tuned: its name, a point that has its settings, and the base LRs to
+    tune it at.
 
-    Of these only what is not above `highest` can be its best: plain training that was lucky on the edge is no baseline.
+    Of these only what is not above `highest` can be its best: plain training that was lucky on the
+    edge is no baseline.
     """
 
     name: str
@@ -98,7 +111,10 @@ def remedied(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Found]:
     foot = _foot(case, edge)
     base_lrs = _grid(case, foot)
     searches = both(_warmup(case, foot), _clipping(case, foot, sweep))
-    (warmup, warmup_step, whole_warmup), (clip_norm, clip_step, whole_clipping) = yield from searches
+    (
+        (warmup, warmup_step, whole_warmup),
+        (clip_norm, clip_step, whole_clipping),
+    ) = yield from searches
     left_out = [] if whole_warmup else ["the search of warmup lengths"]
     left_out += [] if whole_clipping else ["the search of clip thresholds"]
     ways = [_Way(PLAIN, case.point, base_lrs, edge.interval[0] if edge.found else math.inf)]
@@ -132,16 +148,22 @@ class _Foot:
 
 
 def _foot(case: Case, edge: Edge) -> _Foot:
-    """The upper end of unstable_base_lr, where half of the trainings or more diverge: lower, a useless remedy would
-    seem to work. lr_star where training recovers at every base LR, so that there is no edge.
+    """The upper end of unstable_base_lr, where half of the trainings or more diverge: lower, a
+    useless remedy would seem to work. lr_star where training recovers at every base LR, so that
+    there is no edge.
     """
-    return _Foot("unstable_base_lr", edge.interval[1]) if edge.found else _Foot("lr_star", case.point.base_lr)
+    return (
+        _Foot("unstable_base_lr", edge.interval[1])
+        if edge.found
+        else _Foot("lr_star", case.point.base_lr)
+    )
 
 
 def _grid(case: Case, foot: _Foot) -> tuple[float, ...]:
     """The base LRs of each remedy, lr_star among them in the place of the nearest.
 
-    Where the edge is far they are coarse, and plain training would be tuned worse than it is by the sweep.
+    Where the edge is far they are coarse, and plain training would be tuned worse than it is by the
+    sweep.
     """
     star = case.point.base_lr
     rates = np.geomspace(star / BELOW_STAR, LADDER[0] * foot.base_lr, TUNED)
@@ -153,7 +175,7 @@ def _all_train(case: Case, trials: Sequence[Trial]) -> bool:
     return bool(trials) and all(trial.feasible for trial in case.judged(trials))
 
 
-# --- warmup (R8–R13) -----------------------------------------------------------------------------------------
+# --- warmup (R8–R13) ------------------------------------------------------------------------------
 
 
 def warmup_lengths(max_train_steps: int) -> list[int]:
@@ -167,9 +189,11 @@ def screened_updates(warmup_steps: int, max_train_steps: int) -> int:
 
 
 def _warmup(case: Case, foot: _Foot) -> Asking[tuple[int, Step, bool]]:
-    """The shortest warmup that reaches the highest multiple of the foot; 0 if none does. Whether all of it was tried.
+    """The shortest warmup that reaches the highest multiple of the foot; 0 if none does. Whether
+    all of it was tried.
 
-    Screening runs of SCREENED × warmup_steps choose what is confirmed by whole ones, with the warmup prepended.
+    Screening runs of SCREENED × warmup_steps choose what is confirmed by whole ones, with the
+    warmup prepended.
     """
     steps = case.study.max_train_steps
     lengths = warmup_lengths(steps)
@@ -189,7 +213,9 @@ def _warmup(case: Case, foot: _Foot) -> Asking[tuple[int, Step, bool]]:
             for length in lengths
         }
         screened = yield from trained(*screens.values())
-        studies += [asked.name for asked, trials in zip(screens.values(), screened, strict=True) if trials]
+        studies += [
+            asked.name for asked, trials in zip(screens.values(), screened, strict=True) if trials
+        ]
         exhausted = exhausted or not all(screened)
         works = [
             (multiple, length)
@@ -221,7 +247,11 @@ def _warmup(case: Case, foot: _Foot) -> Asking[tuple[int, Step, bool]]:
 
 
 def _warmup_sentences(
-    case: Case, foot: _Foot, found: tuple[float, int] | None, lengths: Sequence[int], exhausted: bool
+    case: Case,
+    foot: _Foot,
+    found: tuple[float, int] | None,
+    lengths: Sequence[int],
+    exhausted: bool,
 ) -> Iterator[str]:
     if exhausted:
         yield "The budget left out a part of it."
@@ -240,11 +270,12 @@ def _warmup_sentences(
         yield f"That is {share:.0%} of max_train_steps: it may have to grow (R12)."
 
 
-# --- clipping (R14–R17) ---------------------------------------------------------------------------------------
+# --- clipping (R14–R17) ---------------------------------------------------------------------------
 
 
 def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[float, Step, bool]]:
-    """The threshold that lets training reach the highest multiple of the foot, the largest if several do.
+    """The threshold that lets training reach the highest multiple of the foot, the largest if
+    several do.
 
     inf if none does better than plain training. Whether thresholds were tried, or could not be.
     """
@@ -264,7 +295,9 @@ def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[f
         f"Norms at lr_star: 90th percentile {readable(thresholds[0])} over the whole run, "
         f"{readable(float(np.percentile(_norms(case, sweep, last_half=True), 90)))} over its last half."
     ]
-    step = Step("clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ())
+    step = Step(
+        "clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ()
+    )
     if not trials:
         words = "The budget left out the clipped runs."
         return math.inf, replace(step, sentences=(*sentences, words)), False
@@ -274,8 +307,12 @@ def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[f
         words = ", ".join(readable(threshold) for threshold in thresholds)
         sentences.append(f"None of the thresholds {words} trains at 1 × {foot.name} on every seed.")
         return math.inf, replace(step, sentences=tuple(sentences)), True
-    # The largest threshold first, and of those that clip no more than half of the updates, if there are any (R17).
-    chosen = max([one for one in works if one.fraction <= CLIP_TOO_MUCH] or works, key=lambda one: one.reached)
+    # The largest threshold first, and of those that clip no more than half of the updates, if there
+    # are any (R17).
+    chosen = max(
+        [one for one in works if one.fraction <= CLIP_TOO_MUCH] or works,
+        key=lambda one: one.reached,
+    )
     percentile = PERCENTILES[thresholds.index(chosen.threshold)]
     sentences.append(
         f"Clipped at {readable(chosen.threshold)}, their {percentile}th percentile, training reaches "
@@ -305,7 +342,8 @@ def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[f
 
 @dataclass(frozen=True)
 class _Clipped:
-    """A threshold: the highest multiple of the foot up to which every seed trains with it (0: none does).
+    """A threshold: the highest multiple of the foot up to which every seed trains with it (0: none
+    does).
 
     There, the mean share of clipped updates, and the trials.
     """
@@ -320,7 +358,9 @@ def _clipped(case: Case, trials: Sequence[Trial], foot: _Foot, threshold: float)
     found = _Clipped(threshold, 0.0, 0.0, ())
     for multiple in sorted(LADDER):
         base_lr = multiple * foot.base_lr
-        own = tuple(t for t in trials if (t.point.clip_norm, t.point.base_lr) == (threshold, base_lr))
+        own = tuple(
+            t for t in trials if (t.point.clip_norm, t.point.base_lr) == (threshold, base_lr)
+        )
         if not _all_train(case, own):
             break
         found = _Clipped(threshold, multiple, fmean(trial.clip_fraction for trial in own), own)
@@ -345,26 +385,34 @@ def _mean_words(trials: Sequence[Trial]) -> str:
     return readable(fmean(as_told(trial).value for trial in trials))
 
 
-# --- other optimizers and architectures (R18) -----------------------------------------------------------------
+# --- other optimizers and architectures (R18) -----------------------------------------------------
 
 
 def _other_optimizers(case: Case) -> list[_Way]:
     """The study's other optimizers, in their own ranges; another one where it has none."""
     study, own = case.study, case.point.optimizer
-    names = [name for name in study.optimizers if name != own] or [OTHER_OPTIMIZER["beta2" in RULES[own].defaults]]
+    names = [name for name in study.optimizers if name != own] or [
+        OTHER_OPTIMIZER["beta2" in RULES[own].defaults]
+    ]
     ways = []
     for name in names:
         point = replace(case.point, optimizer=name, settings=_settings(study, name))
         low, high = _range(study, name)
-        ways.append(_Way(name, point, tuple(float(rate) for rate in np.geomspace(low, high, TUNED))))
+        ways.append(
+            _Way(name, point, tuple(float(rate) for rate in np.geomspace(low, high, TUNED)))
+        )
     return ways
 
 
 def _settings(study: Study, optimizer: str) -> Mapping[str, float]:
     """An optimizer's own hyperparameters: what the study fixes of them, and the rule's defaults."""
     axes = study.axes(optimizer) if optimizer in study.optimizers else {}
-    fixed = {name: axis[0] for name, axis in axes.items() if isinstance(axis, tuple) and len(axis) == 1}
-    return {name: float(fixed.get(name, default)) for name, default in RULES[optimizer].defaults.items()}
+    fixed = {
+        name: axis[0] for name, axis in axes.items() if isinstance(axis, tuple) and len(axis) == 1
+    }
+    return {
+        name: float(fixed.get(name, default)) for name, default in RULES[optimizer].defaults.items()
+    }
 
 
 def _range(study: Study, optimizer: str) -> tuple[float, float]:
@@ -398,12 +446,13 @@ def _arms_step(case: Case, arms: Sequence[_Way], tuned: Sequence[_Tuned]) -> Ste
     return Step("arms", ("R18",), tuple(sentences), tuple(one.study for one in tuned if one.study))
 
 
-# --- tuning and tournament (S9) ---------------------------------------------------------------------------------
+# --- tuning and tournament (S9) -------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Tuned:
-    """A way at its best base LR, None if it trains at none; at lr_star, None if it does not train there; its study.
+    """A way at its best base LR, None if it trains at none; at lr_star, None if it does not train
+    there; its study.
 
     The study is "" if the budget left it out.
     """
@@ -431,7 +480,9 @@ def _tuned(case: Case, way: _Way) -> Asking[_Tuned]:
 
 def _remedy(name: str, study: Study, trials: Sequence[Trial], tuned_in: str, best: Point) -> Remedy:
     """A remedy at the configuration that its sweep chose."""
-    seeds = next(own for own in repetitions(trials) if own[0].point.configuration == best.configuration)
+    seeds = next(
+        own for own in repetitions(trials) if own[0].point.configuration == best.configuration
+    )
     return Remedy(
         name=name,
         point=best,
@@ -466,15 +517,29 @@ def _fails_from(trials: Sequence[Trial], best: float) -> float:
 
 
 def _rerun(
-    case: Case, name: str, point: Point, seeds: int, max_train_steps: int | None = None, after: int = 0
+    case: Case,
+    name: str,
+    point: Point,
+    seeds: int,
+    max_train_steps: int | None = None,
+    after: int = 0,
 ) -> Study:
     """Trainings of a point on `seeds` fresh seeds, the first of which come `after` so many."""
     step = f"rerun-{name}" + (f"-{max_train_steps}" if max_train_steps else "")
     first_seed = case.study.seed + FRESH_SEEDS + after
-    return case.ask(step, [point.base_lr], seeds, point=point, first_seed=first_seed, max_train_steps=max_train_steps)
+    return case.ask(
+        step,
+        [point.base_lr],
+        seeds,
+        point=point,
+        first_seed=first_seed,
+        max_train_steps=max_train_steps,
+    )
 
 
-def _tournament(case: Case, edge: Edge, remedies: Sequence[Remedy], at_star: Remedy | None) -> Asking[Found]:
+def _tournament(
+    case: Case, edge: Edge, remedies: Sequence[Remedy], at_star: Remedy | None
+) -> Asking[Found]:
     """Rerun plain training and the best few remedies on fresh seeds, and decide."""
     others = sorted(remedies[1:], key=lambda one: one.tuned_value)[:BEST_FEW]
     chosen = [remedy for remedy in remedies[1:] if remedy in others]
@@ -482,7 +547,9 @@ def _tournament(case: Case, edge: Edge, remedies: Sequence[Remedy], at_star: Rem
     plains = [remedies[0]]
     if at_star and at_star.point.base_lr != remedies[0].point.base_lr:
         plains.append(at_star)
-    asked = [_rerun(case, name, one.point, seeds) for one, name in zip(plains, PLAINS, strict=False)]
+    asked = [
+        _rerun(case, name, one.point, seeds) for one, name in zip(plains, PLAINS, strict=False)
+    ]
     asked += [_rerun(case, one.name, one.point, seeds) for one in chosen]
     found = yield from trained(*asked)
     rerun = [_with_runs(*runs) for runs in zip([*plains, *chosen], asked, found, strict=True)]
@@ -516,7 +583,9 @@ def _in_place(rerun: Sequence[Remedy], remedies: Sequence[Remedy]) -> list[Remed
 def _longer(
     case: Case, control: Remedy, candidates: Sequence[Remedy], seeds: int
 ) -> Asking[tuple[dict[int, list[Trial]], list[str]]]:
-    """Plain training for as many updates as those that have more, by the number of updates; and the studies."""
+    """Plain training for as many updates as those that have more, by the number of updates; and the
+    studies.
+    """
     updates = sorted({one.updates for one in candidates if one.updates > control.updates})
     asked = [_rerun(case, PLAIN, control.point, seeds, max_train_steps=count) for count in updates]
     if not asked:
@@ -538,10 +607,12 @@ class _Safety:
 def _decided(
     case: Case, edge: Edge, control: Remedy, candidates: Sequence[Remedy], seeds: int
 ) -> Asking[tuple[Remedy, list[Remedy], str, _Safety]]:
-    """The decision on each candidate, and the one to adopt: on the edge only after SAFE_SEEDS runs of it.
+    """The decision on each candidate, and the one to adopt: on the edge only after SAFE_SEEDS runs
+    of it.
 
-    Where the winner does not stand them, the next best is looked at. Seeds are added only to what was already shown to
-    be better, and it must be so with them: that makes no error of the test more frequent.
+    Where the winner does not stand them, the next best is looked at. Seeds are added only to what
+    was already shown to be better, and it must be so with them: that makes no error of the test
+    more frequent.
     """
     told = _Safety([], [], [])
     own = {one.name: one for one in candidates}
@@ -563,7 +634,9 @@ def _decided(
         told.studies += [study.name for study, runs in zip(more, found, strict=True) if runs]
         if not all(found):
             unsafe.add(adopted)
-            told.left_out.append(f"the {SAFE_SEEDS - seeds} more seeds that the edge asks of {adopted}")
+            told.left_out.append(
+                f"the {SAFE_SEEDS - seeds} more seeds that the edge asks of {adopted}"
+            )
             continue
         *plain_runs, runs = found
         control = _with_more(control, plain_runs[0]) if plain_runs else control
@@ -571,14 +644,20 @@ def _decided(
 
 
 def _more_seeds(case: Case, control: Remedy, winner: Remedy, seeds: int) -> list[Study]:
-    """The studies that bring a winner, and plain training unless it is there already, to SAFE_SEEDS runs."""
+    """The studies that bring a winner, and plain training unless it is there already, to SAFE_SEEDS
+    runs.
+    """
     missing = [one for one in (control, winner) if len(one.values) < SAFE_SEEDS]
     count = SAFE_SEEDS - seeds
     return [_rerun(case, f"{one.name}-more", one.point, count, after=seeds) for one in missing]
 
 
-def _with_decisions(own: Mapping[str, Remedy], control: Remedy, unsafe: set[str]) -> dict[str, Remedy]:
-    """Each candidate with its evidence and the decision; what is unsafe is not adopted, whatever its values."""
+def _with_decisions(
+    own: Mapping[str, Remedy], control: Remedy, unsafe: set[str]
+) -> dict[str, Remedy]:
+    """Each candidate with its evidence and the decision; what is unsafe is not adopted, whatever
+    its values.
+    """
     evidences = [evidence(one.values, control.values[: len(one.values)]) for one in own.values()]
     decided = {}
     for one, its, decision in zip(own.values(), evidences, decide(evidences), strict=True):
@@ -601,7 +680,9 @@ def _better(own: Sequence[Remedy]) -> dict[tuple[str, str], float]:
 
 
 def _on_edge(case: Case, edge: Edge, one: Remedy) -> bool:
-    """Whether a remedy's base LR is close to one at which it failed (R6), or beyond the edge of plain training."""
+    """Whether a remedy's base LR is close to one at which it failed (R6), or beyond the edge of
+    plain training.
+    """
     if one.fails_from <= EDGE_HEADROOM * one.point.base_lr:
         return True
     alike = all(getattr(one.point, name) == getattr(case.point, name) for name in SAME_SCALE)
@@ -636,7 +717,9 @@ def _failures(one: Remedy) -> str:
 
 def _plains_in_words(plains: Sequence[Remedy]) -> str:
     told = [
-        f"{readable(one.mean)} at base_lr {readable(one.point.base_lr)}" if one.values else "left out for budget"
+        f"{readable(one.mean)} at base_lr {readable(one.point.base_lr)}"
+        if one.values
+        else "left out for budget"
         for one in plains
     ]
     return f"Plain training at its best base LR of these: {told[0]}; at lr_star: {told[1]}. The better one counts."
@@ -686,8 +769,14 @@ def _tournament_sentences(
 
 
 def _wider(control: Remedy, others: Sequence[Remedy]) -> Iterator[str]:
-    """The remedy that makes most base LRs usable, of those not shown to be worse than plain training."""
-    wider = [one for one in others if one.decision != "keep baseline" and one.usable_decades > control.usable_decades]
+    """The remedy that makes most base LRs usable, of those not shown to be worse than plain
+    training.
+    """
+    wider = [
+        one
+        for one in others
+        if one.decision != "keep baseline" and one.usable_decades > control.usable_decades
+    ]
     for one in sorted(wider, key=lambda one: -one.usable_decades)[:1]:
         yield (
             f"{one.name} is not shown to be worse, and makes {readable(one.usable_decades)} decades of base LRs usable "

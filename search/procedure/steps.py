@@ -1,7 +1,9 @@
-"""Steps of a diagnosis as generators: they yield the studies that they need next, and go on when these are trained.
+"""Steps of a diagnosis as generators: they yield the studies that they need next, and go on when
+these are trained.
 
-So a procedure reads like the playbook, knows nothing of workers, files or budgets, and what does not depend on one
-another is asked for `together` and trained side by side. A study that was left out for budget is answered by no trials.
+So a procedure reads like the playbook, knows nothing of workers, files or budgets, and what does
+not depend on one another is asked for `together` and trained side by side. A study that was left
+out for budget is answered by no trials.
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ U = TypeVar("U")
 Answers: TypeAlias = Mapping[str, list[Trial]]  # trials by the name of the study that was asked for
 Asking: TypeAlias = Generator[list[Study], Answers, T]
 
-OFF: Mapping[str, Any] = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf}  # what a sweep does without
-SAME_SCALE = ("optimizer", "settings", "workload_args")  # of points whose base LRs are compared with one another
+# what a sweep does without
+OFF: Mapping[str, Any] = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf}
+# of points whose base LRs are compared with one another
+SAME_SCALE = ("optimizer", "settings", "workload_args")
 SCREENING_SEEDS = 3  # of runs that only choose what is looked at more closely
 
 
@@ -34,7 +38,8 @@ SCREENING_SEEDS = 3  # of runs that only choose what is looked at more closely
 class Case:
     """A group under diagnosis.
 
-    point          the best of its sweep: its hyperparameters are those of every step that does not change them
+    point          the best of its sweep: its hyperparameters are those of every step that does not
+                   change them
     seeds          trainings of whatever a finding rests on
     architectures  other arguments of the workload by name, each a possible remedy
     learned        the training loss that `point` ends at; nan: not known
@@ -52,17 +57,20 @@ class Case:
     def at(self, point: Point, trials: Iterable[Trial]) -> Case:
         """The case at another point of these trials, without its warmup and clipping."""
         point = plain(point)
-        own = [t for t in trials if t.feasible and plain(t.point).configuration == point.configuration]
+        own = [
+            t for t in trials if t.feasible and plain(t.point).configuration == point.configuration
+        ]
         ends = [ends_at(trial.curve) for trial in own if len(trial.curve.loss)]
         values = [trial.best_value for trial in own if math.isfinite(trial.best_value)]
         learned, value = (fmean(each) if each else math.nan for each in (ends, values))
         return replace(self, point=point, learned=learned, value=value)
 
     def judged(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Trials as seen from lr_star: above it, a whole training that has learned next to nothing collapsed.
+        """Trials as seen from lr_star: above it, a whole training that has learned next to nothing
+        collapsed.
 
-        The rule is that of `neighbours`, with lr_star for the lower base LR. Screening runs end too early for it, and
-        another optimizer has base LRs of its own.
+        The rule is that of `neighbours`, with lr_star for the lower base LR. Screening runs end too
+        early for it, and another optimizer has base LRs of its own.
         """
         return [collapsed(trial) if self._learns_nothing(trial) else trial for trial in trials]
 
@@ -87,10 +95,11 @@ class Case:
         every_step: bool = False,
         **axes: Sequence[float],
     ) -> Study:
-        """A study of these base LRs, and of every combination with the values of other `axes`, on `seeds` seeds each.
+        """A study of these base LRs, and of every combination with the values of other `axes`, on
+        `seeds` seeds each.
 
-        All else is `point`'s, by default the case's own. Warmup is prepended (R11); `every_step` evaluates at each.
-        Seeds begin after those of the sweep, so that nothing is trained twice.
+        All else is `point`'s, by default the case's own. Warmup is prepended (R11); `every_step`
+        evaluates at each. Seeds begin after those of the sweep, so that nothing is trained twice.
         """
         origin = self.study
         steps = max_train_steps or origin.max_train_steps
@@ -114,7 +123,11 @@ class Case:
 
 def label(group: Group) -> str:
     """A group's name as part of a file's."""
-    values = [group.optimizer, str(group.batch_size), *(f"{name}={value}" for name, value in group.scientific)]
+    values = [
+        group.optimizer,
+        str(group.batch_size),
+        *(f"{name}={value}" for name, value in group.scientific),
+    ]
     return as_file("-".join(values))
 
 
@@ -124,11 +137,15 @@ def as_file(text: str) -> str:
 
 
 def sweep_of(study: Study) -> Study:
-    """The study without warmup and clipping, all else as it is; the study itself if it has neither."""
+    """The study without warmup and clipping, all else as it is; the study itself if it has
+    neither.
+    """
     axes = [study.axes(optimizer) for optimizer in study.optimizers]
     if all(own[axis] == (off,) for own in axes for axis, off in OFF.items()):
         return study
-    document = study.model_dump(exclude={"name", "source"}, exclude_defaults=True, exclude_none=True)
+    document = study.model_dump(
+        exclude={"name", "source"}, exclude_defaults=True, exclude_none=True
+    )
     for table in (document["space"], *document["space"]["optimizer"].values()):
         for axis in OFF:
             table.pop(axis, None)
@@ -136,7 +153,9 @@ def sweep_of(study: Study) -> Study:
     if study.sampler in ADAPTIVE:
         document["sampler"] = "halton"
     name = "sweep" if study.name != "sweep" else "plain-sweep"
-    return parse_study(document, name, place=f"{study.name}: {name}", source=tomli_w.dumps(document))
+    return parse_study(
+        document, name, place=f"{study.name}: {name}", source=tomli_w.dumps(document)
+    )
 
 
 def trained(*studies: Study) -> Asking[list[list[Trial]]]:
@@ -146,7 +165,9 @@ def trained(*studies: Study) -> Asking[list[list[Trial]]]:
 
 
 def together(*parts: Asking[T]) -> Asking[list[T]]:
-    """What each of several procedures returns. Whatever they ask for at the same time is asked for at once."""
+    """What each of several procedures returns. Whatever they ask for at the same time is asked for
+    at once.
+    """
     results: dict[int, T] = {}
     asked: dict[int, list[Study]] = {}
 
@@ -160,7 +181,9 @@ def together(*parts: Asking[T]) -> Asking[list[T]]:
     for i in range(len(parts)):
         go_on(i, None)
     while asked:
-        answers = yield list({study.name: study for own in asked.values() for study in own}.values())
+        answers = yield list(
+            {study.name: study for own in asked.values() for study in own}.values()
+        )
         for i in list(asked):
             go_on(i, {study.name: answers[study.name] for study in asked[i]})
     return [results[i] for i in range(len(parts))]

@@ -1,28 +1,38 @@
-"""Clipping by the global gradient norm: at a fixed threshold, at one that follows the norms, or at the smaller of them.
+"""Clipping by the global gradient norm: at a fixed threshold, at one that follows the norms, or at
+the smaller of them.
 
-The threshold that follows the norms is our answer to a question the playbook leaves open (R19). With the running
-mean m and standard deviation s of the norms so far, the norm n_t of update t is clipped to
+The threshold that follows the norms is our answer to a question the playbook leaves open (R19).
+With the running mean m and standard deviation s of the norms so far, the norm n_t of update t is
+clipped to
 
     λ_t = min(clip_norm, m + clip_z · s),    after which min(n_t, λ_t) enters m and s²,
 
-so that what the threshold learns from a spike is the clipped norm, and one spike does not open the gate for the
-next. m and s² are means with weights β^age, which sum to 1 from the first update on (bias-corrected):
+so that what the threshold learns from a spike is the clipped norm, and one spike does not open the
+gate for the next. m and s² are means with weights β^age, which sum to 1 from the first update on
+(bias-corrected):
 
-    w = (1 − β) / (1 − β^(t+1)),    d = min(n_t, λ_t) − m,    m ← m + w d,    s² ← (1 − w)(s² + w d²).
+    w = (1 − β) / (1 − β^(t+1)),    d = min(n_t, λ_t) − m,    m ← m + w d,    s² ← (1 − w)(s² + w
+                                    d²).
 
-The first Z_GATHERS updates (the early ones, when norms fall fast) only enter; clip_norm clips them, too. As long as
-all norms were equal, s = 0, there is no z-score, and clip_z does not clip. A norm that is not finite makes m and s²
-of its own trial meaningless; it is divergence, and ends that trial (verdict.py).
+The first Z_GATHERS updates (the early ones, when norms fall fast) only enter; clip_norm clips them,
+too. As long as all norms were equal, s = 0, there is no z-score, and clip_z does not clip. A norm
+that is not finite makes m and s² of its own trial meaningless; it is divergence, and ends that
+trial (verdict.py).
 
-Source: ZClip, Kumar et al. 2025, arXiv:2504.02507: the z-score, β, the number of first updates, and that clipped
-norms enter clipped. Departures: (1) a clipped norm is put *at* the threshold, which is clipping as R14 defines it;
-the paper recommends to put a norm of z-score z > clip_z below it, at m + clip_z² s / z, the lower the farther out.
-(2) m and s² run from the first update on; the paper's start as plain mean and variance of the first norms.
-(3) s² is the exact weighted variance; the paper's code takes both factors of d² from the mean after the update.
-(4) What clip_norm clips enters clipped, too; (5) s = 0 does not clip, where the paper's code adds 1e-6 to s.
+Source: ZClip, Kumar et al. 2025, arXiv:2504.02507: the z-score, β, the number of first updates, and
+that clipped norms enter clipped. Departures: (1) a clipped norm is put *at* the threshold, which is
+clipping as R14 defines it; the paper recommends to put a norm of z-score z > clip_z below it, at m
++ clip_z² s / z, the lower the farther out.
+(2) m and s² run from the first update on; the paper's start as plain mean and variance of the first
+norms.
+(3) s² is the exact weighted variance; the paper's code takes both factors of d² from the mean after
+the update.
+(4) What clip_norm clips enters clipped, too; (5) s = 0 does not clip, where the paper's code adds
+1e-6 to s.
 
-Values of 2 to 3 are usual, 2.5 is the paper's. A small clip_z cuts the learning rate (R17), and below about 1 the
-threshold cannot follow norms that rise: clipped over and over, s² shrinks, as (1 − w)(1 + w clip_z²) < 1.
+Values of 2 to 3 are usual, 2.5 is the paper's. A small clip_z cuts the learning rate (R17), and
+below about 1 the threshold cannot follow norms that rise: clipped over and over, s² shrinks, as (1
+− w)(1 + w clip_z²) < 1.
 
 Shapes: K slots of a stack, T updates of one trial.
 """
@@ -37,7 +47,9 @@ from torch import Tensor
 
 
 def global_norm(gradient_KP: Tensor) -> Tensor:
-    """The unclipped L2 norm of each row: [K, P] → [K, 1] (R4, R15), in float32 at least: squares overflow float16."""
+    """The unclipped L2 norm of each row: [K, P] → [K, 1] (R4, R15), in float32 at least: squares
+    overflow float16.
+    """
     wide = torch.promote_types(gradient_KP.dtype, torch.float32)
     norm_K1: Tensor = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True, dtype=wide)
     return norm_K1
@@ -55,7 +67,8 @@ def clip_(gradient_KP: Tensor, norm_K1: Tensor, clip_norm_K1: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the thresholds of one update depend on besides the norms so far, [K, 1] each, in float64.
+    """What the thresholds of one update depend on besides the norms so far, [K, 1] each, in
+    float64.
 
     clip_norm   the fixed threshold; inf = off
     clip_z      inf = off, or not yet on
@@ -68,6 +81,8 @@ class Gate:
 
 
 def limit(mean_K1: Tensor, variance_K1: Tensor, gate: Gate) -> Tensor:
-    """The threshold of each slot, [K, 1], without a look at its values, which would wait for the device."""
+    """The threshold of each slot, [K, 1], without a look at its values, which would wait for the
+    device.
+    """
     z_limit_K1 = torch.where(variance_K1 > 0, mean_K1 + gate.clip_z * variance_K1.sqrt(), math.inf)
     return torch.minimum(gate.clip_norm, z_limit_K1)

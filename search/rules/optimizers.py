@@ -1,8 +1,8 @@
 """The update rules of the Tuning Playbook, as in-place arithmetic on stacked rows.
 
-Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P]; a coefficient is [K, 1], one
-number per trial, so that one call updates trials with different learning rates, momenta, ... at once.
-η is the learning rate of this update; t counts updates from 0.
+Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P]; a coefficient is [K,
+1], one number per trial, so that one call updates trials with different learning rates, momenta,
+... at once. η is the learning rate of this update; t counts updates from 0.
 
     sgd        θ ← θ − η g
     momentum   v ← γ v + g;   θ ← θ − η v                                     v₀ = 0
@@ -13,10 +13,10 @@ number per trial, so that one call updates trials with different learning rates,
     nadam      m, v, b as adam;   θ ← θ − η b (β₁ m + (1−β₁) g)/(√v + ε)
     adamw      m, v, b as adam;   θ ← (1 − η λ) θ − η b m/(√v + ε √(1−β₂^(t+1)))
 
-Where torch's rules differ (its Adam and NAdam correct ε for bias, its RMSprop keeps the learning rate out
-of the momentum buffer) these follow the playbook. AdamW follows its paper, and equals torch's.
-Source: Tuning Playbook, "What are the update rules for all the popular optimization algorithms?" (R21);
-Loshchilov & Hutter 2019, arXiv 1711.05101.
+Where torch's rules differ (its Adam and NAdam correct ε for bias, its RMSprop keeps the learning
+rate out of the momentum buffer) these follow the playbook. AdamW follows its paper, and equals
+torch's. Source: Tuning Playbook, "What are the update rules for all the popular optimization
+algorithms?" (R21); Loshchilov & Hutter 2019, arXiv 1711.05101.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def _adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
 
 @dataclass(frozen=True)
 class Rule:
-    """An update rule: its own hyperparameters with their defaults, its state's initial values, its update."""
+    """An update rule: its own hyperparameters with their defaults, its state's initial values, its
+    update.
+    """
 
     defaults: Mapping[str, float]
     state: Mapping[str, float]
@@ -89,7 +91,9 @@ RULES: dict[str, Rule] = {
     "sgd": Rule({}, {}, _sgd),
     "momentum": Rule({"momentum": 0.9}, {"v": 0.0}, _momentum),
     "nesterov": Rule({"momentum": 0.9}, {"v": 0.0}, _nesterov),
-    "rmsprop": Rule({"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10}, {"m": 0.0, "v": 1.0}, _rmsprop),
+    "rmsprop": Rule(
+        {"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10}, {"m": 0.0, "v": 1.0}, _rmsprop
+    ),
     "adam": Rule(_ADAM, _MOMENTS, _adam),
     "nadam": Rule(_ADAM, _MOMENTS, _nadam),
     "adamw": Rule(_ADAM | {"weight_decay": 0.01}, _MOMENTS, _adamw),
@@ -101,11 +105,14 @@ def coefficients(
 ) -> dict[str, NDArray[np.float64]]:
     """The coefficients of every update by name, each [T], in float64.
 
-    The bias corrections of the adam family are folded in here, on the host: `eta` holds η_t b_t and, for
-    adamw, `epsilon` holds ε √(1−β₂^(t+1)) and `decay` holds 1 − η_t λ. Raises KeyError for an unknown rule.
+    The bias corrections of the adam family are folded in here, on the host: `eta` holds η_t b_t
+    and, for adamw, `epsilon` holds ε √(1−β₂^(t+1)) and `decay` holds 1 − η_t λ. Raises KeyError for
+    an unknown rule.
     """
     own = {**RULES[optimizer].defaults, **settings}
-    columns = {"eta": learning_rates} | {name: np.full_like(learning_rates, value) for name, value in own.items()}
+    columns = {"eta": learning_rates} | {
+        name: np.full_like(learning_rates, value) for name, value in own.items()
+    }
     if "beta1" in own:
         update = np.arange(1, len(learning_rates) + 1)
         root = np.sqrt(1.0 - own["beta2"] ** update)

@@ -44,7 +44,8 @@ def learning_rates(point: Point, total: int) -> NDArray[np.float64]:
 
         η_t = base_lr · {1,  1 − s/S,  ½ (1 + cos(π s/S))}   constant, linear, cosine.
 
-    Raises ValueError for an unknown decay. Source: Tuning Playbook, "Learning rate warmup" (R8, R11).
+    Raises ValueError for an unknown decay. Source: Tuning Playbook, "Learning rate warmup" (R8,
+    R11).
     """
     warmup = min(point.warmup_steps, total)
     ramp = np.arange(1, warmup + 1) / max(point.warmup_steps, 1)

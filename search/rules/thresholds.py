@@ -1,4 +1,6 @@
-"""The clip threshold of every update as a recurrence over the norms, in NumPy; `clipping` says what it is."""
+"""The clip threshold of every update as a recurrence over the norms, in NumPy; `clipping` says what
+it is.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Z_DECAY = 0.97  # β: half of what m and s² hold is from the last 23 updates; ZClip's α
-Z_GATHERS = 25  # first updates that enter m and s² and are not clipped for them; ZClip's warmup steps
+# first updates that enter m and s² and are not clipped for them; ZClip's warmup steps
+Z_GATHERS = 25
 
 Number = TypeVar("Number", float, "Tensor")
 
@@ -23,7 +26,9 @@ def clip_z_of(update: NDArray[np.int64], clip_z: ArrayLike) -> NDArray[np.float6
 
 
 def share_of(update: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What the norm of update 0, 1, … contributes to m and s²: all of it at first, 1 − β after a while."""
+    """What the norm of update 0, 1, … contributes to m and s²: all of it at first, 1 − β after a
+    while.
+    """
     return (1.0 - Z_DECAY) / (1.0 - np.power(Z_DECAY, update + 1, dtype=np.float64))
 
 
@@ -37,8 +42,9 @@ def entered(mean: Number, variance: Number, norm: Number, share: Number) -> tupl
 def limits(norm_T: NDArray[np.float64], clip_norm: float, clip_z: float) -> NDArray[np.float64]:
     """The thresholds of a whole trial, [T], from its unclipped norms.
 
-    The recurrence of training again, where m and s² are held in float64 as well: the thresholds that were used, up to
-    the last bit of a square root (torch does not round it as the standard says).
+    The recurrence of training again, where m and s² are held in float64 as well: the thresholds
+    that were used, up to the last bit of a square root (torch does not round it as the standard
+    says).
     """
     if clip_z == math.inf:
         return np.full(len(norm_T), clip_norm)

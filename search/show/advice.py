@@ -1,7 +1,9 @@
-"""Advice: what in a study breaks a numbered rule of the playbook, though it can be run (`tunewright check`).
+"""Advice: what in a study breaks a numbered rule of the playbook, though it can be run
+(`tunewright check`).
 
-What cannot be run is a mistake, and refused (`Study.problems`). Advice is silent where file and results leave
-room for doubt; each one names the key of the study file, the value found, what to do, and the rule.
+What cannot be run is a mistake, and refused (`Study.problems`). Advice is silent where file and
+results leave room for doubt; each one names the key of the study file, the value found, what to do,
+and the rule.
 """
 
 from __future__ import annotations
@@ -28,30 +30,39 @@ from ..words import readable
 from ..workload.workload import Workload, chance_loss
 from .tables import axis_in_words
 
-# S1: update rules whose steps are of about the same size at the same base_lr, by the name of one of them.
+# S1: update rules whose steps are of about the same size at the same base_lr, by the name of one of
+# them.
 KIN = {"nesterov": "momentum", "rmsprop": "adam", "nadam": "adam", "adamw": "adam"}
-TUNED_PER_BATCH_SIZE = ("base_lr", "momentum", "weight_decay")  # R20: learning rate, momentum, regularization
-CONTROLS = {"warmup_steps": (0, "R9"), "clip_norm": (math.inf, "S9")}  # the value that is none, and who asks for it
-ORDER = 10.0  # R10: an order of magnitude; R3, R6: the least that a sweep of base_lr spans (its width is ours)
+# R20: learning rate, momentum, regularization
+TUNED_PER_BATCH_SIZE = ("base_lr", "momentum", "weight_decay")
+# the value that is none, and who asks for it
+CONTROLS = {"warmup_steps": (0, "R9"), "clip_norm": (math.inf, "S9")}
+# R10: an order of magnitude; R3, R6: the least that a sweep of base_lr spans (its width is ours)
+ORDER = 10.0
 GRID_AXES = 2  # S2: grids are for one or two dimensions
 NOISY_BATCH = 64  # examples: with fewer, a mean of squared errors scatters by a fifth or more
 LABEL_BATCHES = 200  # drawn to estimate how frequent labels are
 ENOUGH_LABELS = 10  # of each kind on average: fewer tell an entropy that is too low
 ENTROPY_FACTOR = 1.1  # what a constant predictor loses by more than that is no estimate's error
 LESS_TUNED = 0.5  # S9: half as many values or configurations as another side (the share is ours)
-ADAM_BUDGETS = {"beta1": 10, "epsilon": 26, "beta2": 50}  # S11: fewest configurations; "far more" than 25: twice (ours)
+# S11: fewest configurations; "far more" than 25: twice (ours)
+ADAM_BUDGETS = {"beta1": 10, "epsilon": 26, "beta2": 50}
 
 
 @dataclass(frozen=True)
 class Advice:
-    """One rule broken: its id, the key of the study file, and a sentence with the value found and what to do."""
+    """One rule broken: its id, the key of the study file, and a sentence with the value found and
+    what to do.
+    """
 
     rule: str
     place: str
     sentence: str
 
 
-def advise(study: Study, trials: Iterable[Trial] = (), workload: Workload | None = None) -> list[Advice]:
+def advise(
+    study: Study, trials: Iterable[Trial] = (), workload: Workload | None = None
+) -> list[Advice]:
     """What the file breaks, then the workload if it is given, then what the finished trials show.
 
     Nothing is said twice, and nothing is trained.
@@ -69,12 +80,19 @@ def _advice(rule: str, place: str, text: str) -> Advice:
 
 def _place(study: Study, optimizer: str, name: str) -> str:
     """The key at which an optimizer's axis is given, or would be."""
-    return f"space.{name}" if study.is_common(optimizer, name) else f"space.optimizer.{optimizer}.{name}"
+    return (
+        f"space.{name}"
+        if study.is_common(optimizer, name)
+        else f"space.optimizer.{optimizer}.{name}"
+    )
 
 
 def _places(study: Study, name: str) -> dict[str, Axis]:
     """The axis of a name by the place that gives it: one for all optimizers that share it."""
-    return {_place(study, optimizer, name): study.axes(optimizer)[name] for optimizer in study.optimizers}
+    return {
+        _place(study, optimizer, name): study.axes(optimizer)[name]
+        for optimizer in study.optimizers
+    }
 
 
 def _fixed(axis: Axis) -> bool:
@@ -87,7 +105,9 @@ def _wide(low: float, high: float) -> bool:
 
 
 def _explores(study: Study) -> bool:
-    """An adaptive sampler exploits what an earlier study has found: its ranges may be narrow (S2)."""
+    """An adaptive sampler exploits what an earlier study has found: its ranges may be narrow
+    (S2).
+    """
     return study.sampler not in ADAPTIVE
 
 
@@ -96,11 +116,12 @@ def _all_of(names: Iterable[object]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-# --- the objective ------------------------------------------------------------------------------------------
+# --- the objective --------------------------------------------------------------------------------
 
 
 def direction_of(study: Study) -> Iterator[Advice]:
-    """An objective that is minimized, though its name is that of a metric that is better when higher.
+    """An objective that is minimized, though its name is that of a metric that is better when
+    higher.
 
     Silent where the file says `maximize`, true or false.
     """
@@ -115,7 +136,7 @@ def direction_of(study: Study) -> Iterator[Advice]:
     )
 
 
-# --- learning rates -----------------------------------------------------------------------------------------
+# --- learning rates -------------------------------------------------------------------------------
 
 
 def _shared_base_lr(study: Study) -> Iterator[Advice]:
@@ -150,7 +171,7 @@ def _base_lr_range(study: Study) -> Iterator[Advice]:
             )
 
 
-# --- batch sizes --------------------------------------------------------------------------------------------
+# --- batch sizes ----------------------------------------------------------------------------------
 
 
 def _batch_size_as_argument(study: Study) -> Iterator[Advice]:
@@ -170,7 +191,9 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
     if len(study.batch_sizes) < 2:
         return
     for optimizer in study.optimizers:
-        axes = {name: (value,) for name, value in RULES[optimizer].defaults.items()} | study.axes(optimizer)
+        axes = {name: (value,) for name, value in RULES[optimizer].defaults.items()} | study.axes(
+            optimizer
+        )
         for name in TUNED_PER_BATCH_SIZE:
             axis = axes.get(name, (0,))
             if _fixed(axis) and any(ends(axis)):
@@ -182,7 +205,7 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
                 )
 
 
-# --- the workload's chance_loss ------------------------------------------------------------------------------
+# --- the workload's chance_loss -------------------------------------------------------------------
 
 
 def _chance(study: Study, workload: Workload) -> Iterator[Advice]:
@@ -210,17 +233,23 @@ def _chance(study: Study, workload: Workload) -> Iterator[Advice]:
 
 
 def _labels(workload: Workload, batch_size: int) -> NDArray[np.int64]:
-    """The labels of the first batches: the last part of a batch, if those are counting numbers; else none."""
+    """The labels of the first batches: the last part of a batch, if those are counting numbers;
+    else none.
+    """
     found: list[NDArray[np.int64]] = []
     for batch in islice(iter(workload.train_batches(batch_size, 0)), LABEL_BATCHES):
         last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-        if not isinstance(last, Tensor) or last.dtype not in (torch.int64, torch.int32) or bool((last < 0).any()):
+        if (
+            not isinstance(last, Tensor)
+            or last.dtype not in (torch.int64, torch.int32)
+            or bool((last < 0).any())
+        ):
             return np.empty(0, np.int64)
         found.append(last.reshape(-1).to(torch.int64).cpu().numpy())
     return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
-# --- warmup and clipping ------------------------------------------------------------------------------------
+# --- warmup and clipping --------------------------------------------------------------------------
 
 
 def _no_control(study: Study) -> Iterator[Advice]:
@@ -230,7 +259,9 @@ def _no_control(study: Study) -> Iterator[Advice]:
         for place, axis in _places(study, name).items():
             if isinstance(axis, tuple) and not _fixed(axis) and control not in axis:
                 yield _advice(
-                    rule, place, f"{axis_in_words(axis)} has no control: add {control}, to see whether it takes any"
+                    rule,
+                    place,
+                    f"{axis_in_words(axis)} has no control: add {control}, to see whether it takes any",
                 )
 
 
@@ -263,7 +294,7 @@ def _long_warmup(study: Study) -> Iterator[Advice]:
             )
 
 
-# --- sampler and budget -------------------------------------------------------------------------------------
+# --- sampler and budget ---------------------------------------------------------------------------
 
 
 def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
@@ -313,7 +344,7 @@ def _few_evaluations(study: Study) -> Iterator[Advice]:
         )
 
 
-# --- fair comparisons ---------------------------------------------------------------------------------------
+# --- fair comparisons -----------------------------------------------------------------------------
 
 
 def _one_seed(study: Study) -> Iterator[Advice]:
@@ -341,11 +372,16 @@ def _fixed_on_one_side(study: Study) -> Iterator[Advice]:
 
 
 def _coarse_on_one_side(study: Study) -> Iterator[Advice]:
-    """Grids of base_lr; an optimizer may well have more configurations for axes that are its own (S1)."""
+    """Grids of base_lr; an optimizer may well have more configurations for axes that are its own
+    (S1).
+    """
     if study.sampler != "grid" or "base_lr" in study.scientific:
         return
     axes = _places(study, "base_lr")
-    counts = {place: (axis.points or 0) if isinstance(axis, Range) else len(axis) for place, axis in axes.items()}
+    counts = {
+        place: (axis.points or 0) if isinstance(axis, Range) else len(axis)
+        for place, axis in axes.items()
+    }
     most = max(counts.values())
     for place, count in counts.items():
         if 1 < count <= LESS_TUNED * most:
@@ -370,13 +406,15 @@ def _fewer_on_one_side(study: Study) -> Iterator[Advice]:
         )
 
 
-# --- what needs results -------------------------------------------------------------------------------------
+# --- what needs results ---------------------------------------------------------------------------
 
 
 def _borders(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     for note in boundary_checks(trials, study.ranges, study.scientific_names):
         rule = "S4" if note.kind == "expand" else "R6"
-        yield Advice(rule, _place(study, note.group.optimizer, note.axis), note.sentence.removesuffix("."))
+        yield Advice(
+            rule, _place(study, note.group.optimizer, note.axis), note.sentence.removesuffix(".")
+        )
 
 
 def _length_of_training(study: Study, trials: list[Trial]) -> Iterator[Advice]:

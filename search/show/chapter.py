@@ -1,4 +1,6 @@
-"""A diagnosis as a chapter of the report: for each group its steps in order, with the sentences and a figure each."""
+"""A diagnosis as a chapter of the report: for each group its steps in order, with the sentences and
+a figure each.
+"""
 
 from __future__ import annotations
 
@@ -67,9 +69,15 @@ def story(store: Store, result: Diagnosis) -> Iterator[Scene]:
     for found in result.groups:
 
         def trials(studies: Iterable[str], group: Group = found.group) -> list[Trial]:
-            """The sweep is shared by all groups; any other study is the group's own, remedies of it included."""
+            """The sweep is shared by all groups; any other study is the group's own, remedies of it
+            included.
+            """
             own = [(study, trial) for study in studies for trial in of(study)]
-            return [trial for study, trial in own if study != sweep.name or group_of(trial.point, names) == group]
+            return [
+                trial
+                for study, trial in own
+                if study != sweep.name or group_of(trial.point, names) == group
+            ]
 
         for step in found.steps:
             draw = DRAWN.get(step.name)
@@ -77,11 +85,13 @@ def story(store: Store, result: Diagnosis) -> Iterator[Scene]:
             yield Scene(found, step, figure, 1 if step.name in ("sweep", "edge") else 2)
 
 
-# --- a figure for each step ------------------------------------------------------------------------------------
+# --- a figure for each step -----------------------------------------------------------------------
 
 
 def _sweep(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
-    """The title says what the diagnosis found by means over seeds; the star is the best single training."""
+    """The title says what the diagnosis found by means over seeds; the star is the best single
+    training.
+    """
     own = trials(step.studies + _studies(found, "boundary"))
     if not own:
         return None
@@ -102,7 +112,9 @@ def _star(found: GroupDiagnosis) -> str:
 
 
 def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
-    """By the record itself: beside lr_star more trials may count as collapsed than by their own curves."""
+    """By the record itself: beside lr_star more trials may count as collapsed than by their own
+    curves.
+    """
     limits = {}
     if found.curvature:
         limits = {
@@ -121,8 +133,14 @@ def _kind(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> 
 
 
 def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
-    """Screening runs of every length at the highest base LR at which some length trains, else at the lowest."""
-    screens = [trial for trial in trials(name for name in step.studies if "-screen-" in name) if len(trial.curve.loss)]
+    """Screening runs of every length at the highest base LR at which some length trains, else at
+    the lowest.
+    """
+    screens = [
+        trial
+        for trial in trials(name for name in step.studies if "-screen-" in name)
+        if len(trial.curve.loss)
+    ]
     if not screens:
         return None
     works = [trial.point.base_lr for trial in screens if trial.feasible]
@@ -131,15 +149,21 @@ def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -
     return loss_figure(loss_info(own, ("warmup_steps",), log_steps=True))
 
 
-def _clipping(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+def _clipping(
+    found: GroupDiagnosis, step: Step, objective: str, trials: Trials
+) -> go.Figure | None:
     own = trials(_studies(found, "sweep") + _studies(found, "boundary"))
     own = [trial for trial in own if trial.point.base_lr == found.lr_star]
     info = norms_info(own)
     return norms_figure(info) if info.panels else None
 
 
-def _tournament(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
-    """The sweeps of those that were rerun: of more than these few the lines cannot be told apart."""
+def _tournament(
+    found: GroupDiagnosis, step: Step, objective: str, trials: Trials
+) -> go.Figure | None:
+    """The sweeps of those that were rerun: of more than these few the lines cannot be told
+    apart.
+    """
     own: list[Trial] = []
     for remedy in [one for one in found.remedies if one.values] or found.remedies:
         for trial in trials([remedy.tuned_in]):

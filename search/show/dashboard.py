@@ -1,8 +1,10 @@
-"""Optuna Dashboard on a study: infeasible trials drawn infeasible, the best trial the best feasible one.
+"""Optuna Dashboard on a study: infeasible trials drawn infeasible, the best trial the best feasible
+one.
 
-Optuna Dashboard 0.21 does not read Optuna 5's constraints: left alone it draws every trial as feasible and
-may call a diverged one the best. Here it is served through a storage that shows trials as it expects them.
-Only notes can be edited in the browser: trials are written by the driver of a run alone.
+Optuna Dashboard 0.21 does not read Optuna 5's constraints: left alone it draws every trial as
+feasible and may call a diverged one the best. Here it is served through a storage that shows trials
+as it expects them. Only notes can be edited in the browser: trials are written by the driver of a
+run alone.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     from wsgiref.types import WSGIApplication
 
 HOST = "127.0.0.1"  # loopback: whoever can open the page can edit the notes
-PLOT_DATA = "dashboard:plot_data:"  # prefix of the attributes in which Optuna Dashboard keeps parts of figures
+# prefix of the attributes in which Optuna Dashboard keeps parts of figures
+PLOT_DATA = "dashboard:plot_data:"
 SECONDS_OF_SILENCE = 60  # after which a connection is closed that sends nothing
 
 
@@ -47,7 +50,10 @@ def serve(store: Store, port: int) -> None:
     app = application(any_study._storage, store.folder)
     with suppress(KeyboardInterrupt), listen(app, port) as server:
         annotate(store, read_trials(store))
-        print(f"Optuna Dashboard: http://{HOST}:{server.server_port}/dashboard (Ctrl-C stops it)", flush=True)
+        print(
+            f"Optuna Dashboard: http://{HOST}:{server.server_port}/dashboard (Ctrl-C stops it)",
+            flush=True,
+        )
         server.serve_forever()
 
 
@@ -61,11 +67,15 @@ def listen(app: WSGIApplication, port: int) -> WSGIServer:
     except OverflowError as error:
         raise UserError(f"--port: must be between 0 and 65535, got {port}") from error
     except OSError as error:
-        raise UserError(f"--port: cannot listen on port {port}: {error.strerror}; 0 = any free port") from error
+        raise UserError(
+            f"--port: cannot listen on port {port}: {error.strerror}; 0 = any free port"
+        ) from error
 
 
 def application(storage: optuna.storages.BaseStorage, folder: Path) -> WSGIApplication:
-    """Optuna Dashboard over a storage of `storage.open_storage` and a folder's artifacts, as a WSGI application."""
+    """Optuna Dashboard over a storage of `storage.open_storage` and a folder's artifacts, as a WSGI
+    application.
+    """
     shown = _DashboardStorage(_backend(storage))
     artifacts = artifact_store(folder)
     dashboard = optuna_dashboard.wsgi(shown, artifacts)
@@ -80,7 +90,9 @@ def _backend(storage: optuna.storages.BaseStorage) -> optuna.storages.RDBStorage
 
 
 class _DashboardStorage(_CachedStorage):
-    """A storage that shows trials as Optuna Dashboard 0.21 expects them, and ranks infeasible trials last."""
+    """A storage that shows trials as Optuna Dashboard 0.21 expects them, and ranks infeasible
+    trials last.
+    """
 
     def __init__(self, backend: optuna.storages.RDBStorage) -> None:
         super().__init__(backend)
@@ -103,8 +115,9 @@ class _DashboardStorage(_CachedStorage):
     def get_all_studies(self) -> list[FrozenStudy]:
         """All studies, a figure as one attribute.
 
-        Optuna Dashboard looks through all attributes of a study for the artifacts of each trial; of a figure of n
-        trials, stored in parts of 2,045 characters, there are as many as n/8, and a page then takes n² steps.
+        Optuna Dashboard looks through all attributes of a study for the artifacts of each trial; of
+        a figure of n trials, stored in parts of 2,045 characters, there are as many as n/8, and a
+        page then takes n² steps.
         """
         return [_with_whole_figures(study) for study in super().get_all_studies()]
 
@@ -114,7 +127,9 @@ class _DashboardStorage(_CachedStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        trials = [self._as_shown(trial) for trial in super().get_all_trials(study_id, False, states)]
+        trials = [
+            self._as_shown(trial) for trial in super().get_all_trials(study_id, False, states)
+        ]
         return copy.deepcopy(trials) if deepcopy else trials
 
     def _as_shown(self, trial: FrozenTrial) -> FrozenTrial:
@@ -127,7 +142,8 @@ class _DashboardStorage(_CachedStorage):
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """The best feasible trial; where all are infeasible, the one nearest to feasible.
 
-        The dashboard has no page for a study without a best trial. Raises ValueError if none is complete.
+        The dashboard has no page for a study without a best trial. Raises ValueError if none is
+        complete.
         """
         trials = super().get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
         sign = -1 if self.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE else 1
@@ -169,7 +185,9 @@ def _violation(trial: FrozenTrial) -> float:
 
 
 def _base_lr(trial: FrozenTrial) -> tuple[float, int]:
-    """What breaks a tie, as in `analysis.ranked`: the smaller base_lr, which is farther from the edge."""
+    """What breaks a tie, as in `analysis.ranked`: the smaller base_lr, which is farther from the
+    edge.
+    """
     try:
         return parse_trial(trial.user_attrs[RECORD]).point.base_lr, trial.number
     except (KeyError, ValueError):  # somebody else's trial, or a damaged one
@@ -180,14 +198,17 @@ class _ThreadedServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True  # an open browser must not keep Ctrl-C waiting
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that left before its answer came: not worth a traceback. What the program did wrong is."""
+        """A browser that left before its answer came: not worth a traceback. What the program did
+        wrong is.
+        """
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = SECONDS_OF_SILENCE
-    default_request_version = "HTTP/1.0"  # of a line that is no request: its answer then has a status
+    # of a line that is no request: its answer then has a status
+    default_request_version = "HTTP/1.0"
 
     def log_message(self, format: str, *args: object) -> None:
         """The page asks for news every few seconds: not worth a line each."""

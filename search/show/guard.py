@@ -1,9 +1,10 @@
-"""Who may ask the dashboard's server, and what is no request: checked before Optuna Dashboard sees it.
+"""Who may ask the dashboard's server, and what is no request: checked before Optuna Dashboard sees
+it.
 
-A page of another site can make the browser ask a server on this machine, under its own name (DNS rebinding) or
-another's (a form, a script). So a request must name the server as this machine does, and come from no other origin.
-Optuna Dashboard answers what it does not expect with 500 and a traceback: here that is 400, or 404 for what is not
-there.
+A page of another site can make the browser ask a server on this machine, under its own name (DNS
+rebinding) or another's (a form, a script). So a request must name the server as this machine does,
+and come from no other origin. Optuna Dashboard answers what it does not expect with 500 and a
+traceback: here that is 400, or 404 for what is not there.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ HTTP_PORT = "80"  # which a browser leaves out
 LONGEST_NOTE = 2**20  # bytes of a request with a note; verdicts take some thousands
 LARGEST_ID = 2**31 - 1  # of a study or trial, in the databases that Optuna writes
 MOST_DIGITS = 10  # of it, and of a number of trials
-PLOTS = ("contour", "slice", "parallel_coordinate", "rank", "edf", "timeline")  # of a study with one objective
-READ_ONLY = "Only notes can be edited here: studies and trials are written by `tunewright run` alone."
+# of a study with one objective
+PLOTS = ("contour", "slice", "parallel_coordinate", "rank", "edf", "timeline")
+READ_ONLY = (
+    "Only notes can be edited here: studies and trials are written by `tunewright run` alone."
+)
 
 STUDY = re.compile(r"/(?:api/studies|csv|artifacts)/(?P<study>-?\d+)(?P<rest>/.*)?")
 NOTE = re.compile(r"(?:/-?\d+)?/note")
 TRIAL = re.compile(r"/(?P<trial>-?\d+)/")
 PLOT = re.compile(r"/plot/(?P<plot>.*)")
 
-# Plotly's parallel coordinates compile functions; MUI writes styles into the page; Plotly makes pictures of blobs.
+# Plotly's parallel coordinates compile functions; MUI writes styles into the page; Plotly makes
+# pictures of blobs.
 PAGE_POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -102,7 +107,9 @@ def _is_replaced(name: str) -> bool:
 
 
 def _check_sender(environ: WSGIEnvironment) -> None:
-    """Raise RefusedError unless Host is this server's own, and Origin, if there is one, is of its pages."""
+    """Raise RefusedError unless Host is this server's own, and Origin, if there is one, is of its
+    pages.
+    """
     port = environ.get("SERVER_PORT", "")
     names = {f"{name}:{port}" for name in OWN_NAMES}
     if port == HTTP_PORT:
@@ -111,14 +118,18 @@ def _check_sender(environ: WSGIEnvironment) -> None:
     if host is None:
         raise RefusedError("400 Bad Request", "A request needs a Host header.")
     if host.lower() not in names:
-        raise RefusedError("403 Forbidden", f"This server is {OWN_NAMES[0]}:{port}, and answers to no other name.")
+        raise RefusedError(
+            "403 Forbidden", f"This server is {OWN_NAMES[0]}:{port}, and answers to no other name."
+        )
     origin = environ.get("HTTP_ORIGIN")
     if origin is not None and origin.lower() not in {f"http://{name}" for name in names}:
         raise RefusedError("403 Forbidden", "Pages of other sites may not ask here.")
 
 
 def _check_request(environ: WSGIEnvironment, has_study: Known, has_trial: Known) -> None:
-    """Raise RefusedError for what Optuna Dashboard would answer with an error of its own, or may not be asked."""
+    """Raise RefusedError for what Optuna Dashboard would answer with an error of its own, or may
+    not be asked.
+    """
     environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # Optuna Dashboard takes it for given
     path, method = str(environ.get("PATH_INFO", "")).rstrip("/"), environ["REQUEST_METHOD"]
     found = STUDY.fullmatch(path)
@@ -148,7 +159,9 @@ def _check_there(study: str, rest: str, has_study: Known, has_trial: Known) -> N
 
 
 def _is_id(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) <= LARGEST_ID
+    return (
+        text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS and int(text) <= LARGEST_ID
+    )
 
 
 def _check_note(environ: WSGIEnvironment) -> None:
@@ -166,6 +179,8 @@ def _check_note(environ: WSGIEnvironment) -> None:
     fields = note if isinstance(note, dict) else {}
     version, text = fields.get("version"), fields.get("body")
     if isinstance(version, bool) or not isinstance(version, int) or not isinstance(text, str):
-        raise RefusedError("400 Bad Request", "A note must have a version, a number, and a body, a text.")
+        raise RefusedError(
+            "400 Bad Request", "A note must have a version, a number, and a body, a text."
+        )
     environ["CONTENT_TYPE"] = "application/json"
     environ["wsgi.input"] = io.BytesIO(body)

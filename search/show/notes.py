@@ -45,7 +45,9 @@ READING = f"""\
   the axis plots, and are never the best trial. The objective value shown for them is that of the untrained
   model."""
 
-BASELINE_TRIAL = "The baseline is a trial of its own, with `verdict` baseline and its checkpoint as artifact."
+BASELINE_TRIAL = (
+    "The baseline is a trial of its own, with `verdict` baseline and its checkpoint as artifact."
+)
 
 
 def annotate(store: Store, trials: Sequence[Trial]) -> None:
@@ -71,15 +73,21 @@ def annotate(store: Store, trials: Sequence[Trial]) -> None:
                 scientific=study.scientific_names,
                 baseline=baseline,
             )
-            save_plotly_graph_object(optuna_study, axis_figure(info), graph_object_id=_figure_id(axis))
+            save_plotly_graph_object(
+                optuna_study, axis_figure(info), graph_object_id=_figure_id(axis)
+            )
 
 
 def verdict_note(
-    study: Study, batch_size: int, summaries: Sequence[GroupSummary], comparison: Comparison | None = None
+    study: Study,
+    batch_size: int,
+    summaries: Sequence[GroupSummary],
+    comparison: Comparison | None = None,
 ) -> str:
     """The verdict on one batch size as Markdown: a row per group, and how to read it.
 
-    With a comparison the decision stands first, and the table has the baseline and the distance to it.
+    With a comparison the decision stands first, and the table has the baseline and the distance to
+    it.
     """
     judged = sum(row.feasible + row.infeasible for row in summaries)
     crashed = sum(row.crashed for row in summaries)
@@ -125,7 +133,9 @@ def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
     return (
         _name(row.group),
         readable(row.lr_star) if row.best_point else none,
-        f"{readable(last_feasible)} – {readable(unstable)}" if seen else f"> {readable(last_feasible)}",
+        f"{readable(last_feasible)} – {readable(unstable)}"
+        if seen
+        else f"> {readable(last_feasible)}",
         f"{readable(row.headroom)} ×" if row.best_point and seen else none,
         none if math.isnan(row.infeasible_fraction) else f"{row.infeasible_fraction:.0%}",
         readable(row.best_value) if row.best_point else none,
@@ -136,7 +146,9 @@ def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
 
 
 def _name(group: Group) -> str:
-    return ", ".join([group.optimizer, *(f"{name} = {readable(value)}" for name, value in group.scientific)])
+    return ", ".join(
+        [group.optimizer, *(f"{name} = {readable(value)}" for name, value in group.scientific)]
+    )
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -158,5 +170,7 @@ def _is_log(study: Study, axis: str) -> bool:
 
 
 def _figure_id(axis: str) -> str:
-    """The same for the same axis, so that a new figure takes the old one's place; ASCII, as an id must be."""
+    """The same for the same axis, so that a new figure takes the old one's place; ASCII, as an id
+    must be.
+    """
     return "axis-" + re.sub(r"[^A-Za-z0-9_.-]", "-", axis)

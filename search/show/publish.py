@@ -11,7 +11,9 @@ from .notes import annotate
 
 
 def write_results(store: Store, provenance: Mapping[str, object] | None = None) -> None:
-    """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to put in it."""
+    """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to
+    put in it.
+    """
     trials = read_trials(store)
     drop_checkpoints(store, trials)
     write_table(store.folder / "trials.csv", trials, read_comparison(store.folder))

@@ -86,7 +86,11 @@ COLOURS: dict[GroupVerdict, str] = {
     "no feasible trial": "bad",
 }
 
-DECISION_COLOURS: dict[Decision, str] = {"adopt": "good", "keep baseline": "bad", "not enough evidence": "warn"}
+DECISION_COLOURS: dict[Decision, str] = {
+    "adopt": "good",
+    "keep baseline": "bad",
+    "not enough evidence": "warn",
+}
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,19 @@ class Cell:
 
 
 def build_report(store: Store, png: bool = False) -> Path:
-    """Write report.html of a results folder, with `png` also plots/*.png, and return the report's path."""
+    """Write report.html of a results folder, with `png` also plots/*.png, and return the report's
+    path.
+    """
     study, path = store.study, store.folder / "report.html"
-    trials, comparison, diagnosis = read_trials(store), read_comparison(store.folder), read_diagnosis(store.folder)
+    trials, comparison, diagnosis = (
+        read_trials(store),
+        read_comparison(store.folder),
+        read_diagnosis(store.folder),
+    )
     scenes = _scenes(store, diagnosis) if diagnosis else []
-    log_axes = {"base_lr"} | {axis for own in study.ranges.values() for axis, (_, _, log) in own.items() if log}
+    log_axes = {"base_lr"} | {
+        axis for own in study.ranges.values() for axis, (_, _, log) in own.items() if log
+    }
     write_report(
         path,
         name=study.name,
@@ -120,7 +132,9 @@ def build_report(store: Store, png: bool = False) -> Path:
     )
     if png:
         baseline = comparison.checkpoint.value if comparison else None
-        found = pictures(trials, study.objective, log_axes, study.scientific_names, study.figure, baseline)
+        found = pictures(
+            trials, study.objective, log_axes, study.scientific_names, study.figure, baseline
+        )
         found += [_versus(comparison)] if comparison else []
         found += [_picture(scene) for scene in scenes if scene.figure]
         write_pictures(store.folder / "plots", found)
@@ -137,7 +151,9 @@ def _scenes(store: Store, diagnosis: Diagnosis) -> list[Scene]:
 
 
 def _provenance(folder: Path) -> dict[str, Any]:
-    """environment.json, if it can be read, without the password that earlier versions wrote into it."""
+    """environment.json, if it can be read, without the password that earlier versions wrote into
+    it.
+    """
     found = read_object(folder / "environment.json") or {}
     return found | {"command": masked(str(found["command"]))} if "command" in found else found
 
@@ -160,9 +176,9 @@ def write_report(
 ) -> None:
     """Write the report of a study's finished trials to `path`, all of it or nothing.
 
-    `space` bounds the axes, as in `analysis.boundary_checks`; `notes` are sentences of the caller, put
-    first among those to look at; `environment` is the provenance; `comparison` is that with a baseline;
-    `diagnosis` the steps of one. The same arguments give the same bytes.
+    `space` bounds the axes, as in `analysis.boundary_checks`; `notes` are sentences of the caller,
+    put first among those to look at; `environment` is the provenance; `comparison` is that with a
+    baseline; `diagnosis` the steps of one. The same arguments give the same bytes.
     """
     trials = sorted(trials, key=lambda trial: (trial.point.batch_size, trial.point.number))
     summaries = summarize(trials, scientific, space)
@@ -181,7 +197,10 @@ def write_report(
         seeds=max((row.seeds for row in summaries), default=1),
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
         comparison=_chapter(comparison) if comparison else None,
-        diagnosis=[_told(found, list(own)) for found, own in groupby(diagnosis, key=lambda scene: scene.group)],
+        diagnosis=[
+            _told(found, list(own))
+            for found, own in groupby(diagnosis, key=lambda scene: scene.group)
+        ],
         sections=_sections(pictures(trials, objective, log_axes, scientific, figure, baseline)),
         trial_columns=["number", *names, *with_delta(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
@@ -223,7 +242,9 @@ def _counts(trials: list[Trial]) -> str:
     return f"{len(trials)} trials: {feasible} feasible, {infeasible} infeasible, {crashed} crashed"
 
 
-def _sentences(trials: list[Trial], objective: str, space: Space | None, scientific: Sequence[str]) -> list[str]:
+def _sentences(
+    trials: list[Trial], objective: str, space: Space | None, scientific: Sequence[str]
+) -> list[str]:
     """Boundaries (S4), lengths of training (S8) and the flags of each group's best curve (S6)."""
     sentences = [note.sentence for note in boundary_checks(trials, space, scientific)]
     for group, own in group_trials(trials, scientific).items():
@@ -237,12 +258,14 @@ def _sentences(trials: list[Trial], objective: str, space: Space | None, scienti
     return sentences
 
 
-# --- figures -----------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report: under which heading it stands, its name as a file, and its columns of panels."""
+    """A figure of the report: under which heading it stands, its name as a file, and its columns of
+    panels.
+    """
 
     heading: str
     name: str
@@ -258,7 +281,9 @@ def pictures(
     figure: Figure = PLAIN,
     baseline: float | None = None,
 ) -> list[Picture]:
-    """Every figure about some trials, in the order of the report; `baseline` is a line on the axis plots."""
+    """Every figure about some trials, in the order of the report; `baseline` is a line on the axis
+    plots.
+    """
     if not trials:
         return []
     batch_sizes = len({trial.point.batch_size for trial in trials})
@@ -267,14 +292,23 @@ def pictures(
         overlay = overlay_figure(overlay_info(trials, objective, scientific))
         found.append(Picture("Comparison", "comparison", overlay, 2 * batch_sizes))
     if untuned(trials, scientific):
-        losses = loss_info(trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0)
+        losses = loss_info(
+            trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0
+        )
         found.append(Picture("Comparison", "training_loss", loss_figure(losses), 2))
     found += [
         Picture(
             "Axis plots",
             f"axis_{axis}",
             axis_figure(
-                axis_info(trials, axis, objective, log=axis in log_axes, scientific=scientific, baseline=baseline)
+                axis_info(
+                    trials,
+                    axis,
+                    objective,
+                    log=axis in log_axes,
+                    scientific=scientific,
+                    baseline=baseline,
+                )
             ),
             batch_sizes,
         )
@@ -289,11 +323,15 @@ def pictures(
 
 
 def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
-    """Write each picture as a PNG file. Raises UserError if the optional parts that draw them are missing."""
+    """Write each picture as a PNG file. Raises UserError if the optional parts that draw them are
+    missing.
+    """
     for picture in found:
         try:
             image = picture.figure.to_image(
-                "png", width=MARGIN_WIDTH + PICTURE_WIDTH * max(picture.columns, 2), scale=PIXELS_PER_UNIT
+                "png",
+                width=MARGIN_WIDTH + PICTURE_WIDTH * max(picture.columns, 2),
+                scale=PIXELS_PER_UNIT,
             )
         except (ValueError, RuntimeError, ImportError) as error:
             raise UserError(
@@ -370,10 +408,12 @@ def _div(picture: Picture) -> dict[str, Any]:
     return {"html": Markup(html), "min_width": MARGIN_WIDTH + PANEL_WIDTH * picture.columns}
 
 
-# --- tables ------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
-def _summary_row(row: GroupSummary, names: Collection[str], comparison: Comparison | None) -> dict[str, Any]:
+def _summary_row(
+    row: GroupSummary, names: Collection[str], comparison: Comparison | None
+) -> dict[str, Any]:
     cells = summary_cells(row, names, comparison)
     return {
         "cells": [cells[column] for column in with_delta(SUMMARY_COLUMNS, comparison)[:-1]],
@@ -397,7 +437,10 @@ def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
         "delta": 0.0,
         "reason": f"checkpoint {checkpoint.path}",
     }
-    return [_cell(known.get(column, "")) for column in ["number", *names, *with_delta(OUTCOMES, comparison)]]
+    return [
+        _cell(known.get(column, ""))
+        for column in ["number", *names, *with_delta(OUTCOMES, comparison)]
+    ]
 
 
 def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) -> list[Cell]:

@@ -22,10 +22,19 @@ from ..words import readable
 
 # What the terminal shows of `summary_cells`.
 COLUMNS = (
-    *("batch size", "optimizer", "lr_star", "unstable_base_lr", "headroom", "infeasible", "best value"),
+    *(
+        "batch size",
+        "optimizer",
+        "lr_star",
+        "unstable_base_lr",
+        "headroom",
+        "infeasible",
+        "best value",
+    ),
     *("at step", "best point", "verdict"),
 )
-COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")  # `comparison_rows`
+# `comparison_rows`
+COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")
 MAY_FAIL = "may fail: the share of runs that may be infeasible for all that these show, with 95 % confidence"
 UNKNOWN = "unknown"
 LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
@@ -43,11 +52,15 @@ def summary_table(
     title: str = "",
     comparison: Comparison | None = None,
 ) -> Table:
-    """One row per group: batch size, optimizer and scientific values. Best points show what is varied.
+    """One row per group: batch size, optimizer and scientific values. Best points show what is
+    varied.
 
-    With a comparison its baseline comes first, and a column says how far from it each best value is.
+    With a comparison its baseline comes first, and a column says how far from it each best value
+    is.
     """
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", collapse_padding=True)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title or None, title_justify="left", collapse_padding=True
+    )
     table.caption, table.caption_justify = (DELTA if comparison else None), "left"
     columns = with_delta(COLUMNS, comparison)
     for column in columns:
@@ -60,7 +73,11 @@ def summary_table(
 
 def with_delta(columns: Sequence[str], comparison: Comparison | None) -> list[str]:
     """Columns of a table of best values; `delta` comes after them once there is a baseline."""
-    value = next(place for place, column in enumerate(columns, start=1) if column in ("best value", "best_value"))
+    value = next(
+        place
+        for place, column in enumerate(columns, start=1)
+        if column in ("best value", "best_value")
+    )
     return [*columns[:value], *(["delta"] if comparison else []), *columns[value:]]
 
 
@@ -82,8 +99,12 @@ def baseline_cells(comparison: Comparison) -> dict[str, str]:
     }
 
 
-def summary_cells(row: GroupSummary, varied: Collection[str], comparison: Comparison | None = None) -> dict[str, str]:
-    """A summary in words, by column. Of the best point, what is varied and not in another column."""
+def summary_cells(
+    row: GroupSummary, varied: Collection[str], comparison: Comparison | None = None
+) -> dict[str, str]:
+    """A summary in words, by column. Of the best point, what is varied and not in another
+    column.
+    """
     last_feasible, unstable = row.unstable_base_lr
     if math.isinf(unstable):
         edge = f"> {readable(last_feasible)}" if last_feasible else "–"
@@ -104,21 +125,29 @@ def summary_cells(row: GroupSummary, varied: Collection[str], comparison: Compar
         "trials": str(row.trials),
         "infeasible": _or_dash(row.infeasible_fraction, "{:.0%}"),
         "crashed": str(row.crashed),
-        "near lr_star": f"{row.good_region} ({row.good_region_fraction:.0%})" if row.best_point else "–",
+        "near lr_star": f"{row.good_region} ({row.good_region_fraction:.0%})"
+        if row.best_point
+        else "–",
         "lr_star": _or_dash(row.lr_star),
         "unstable_base_lr": edge,
         "headroom": headroom,
         "best value": best_value,
         "delta": signed(comparison.delta(row.best_value)) if comparison else "",
         "at step": str(row.best_step) if row.best_point else "–",
-        "best point": "–" if row.best_point is None else _in_words(row.best_point, row.group, varied),
+        "best point": "–"
+        if row.best_point is None
+        else _in_words(row.best_point, row.group, varied),
         "verdict": row.verdict,
     }
 
 
 def _in_words(point: Point, group: Group, varied: Collection[str]) -> str:
     told = {"optimizer", "base_lr", *dict(group.scientific)}
-    shown = (f"{name} {readable(value)}" for name, value in point.values.items() if name in varied and name not in told)
+    shown = (
+        f"{name} {readable(value)}"
+        for name, value in point.values.items()
+        if name in varied and name not in told
+    )
     return f"trial {point.number}: " + ", ".join(shown)
 
 
@@ -127,7 +156,9 @@ def _or_dash(value: float, form: str = "{:.3g}") -> str:
 
 
 def comparison_tables(result: Comparison) -> list[Table]:
-    """What `tunewright compare` shows: the values with the decision on each candidate, and what each side cost."""
+    """What `tunewright compare` shows: the values with the decision on each candidate, and what
+    each side cost.
+    """
     values = Table(
         box=box.SIMPLE_HEAD,
         title=f"{result.objective}: {result.seeds} runs per side, seeds from {result.first_seed}",
@@ -136,9 +167,15 @@ def comparison_tables(result: Comparison) -> list[Table]:
         f"all candidates;\n{MAY_FAIL}.\n{on_test_split(result)}",
         caption_justify="left",
     )
-    costs = Table(box=box.SIMPLE_HEAD, title="What each side cost", title_justify="left", caption_justify="left")
+    costs = Table(
+        box=box.SIMPLE_HEAD,
+        title="What each side cost",
+        title_justify="left",
+        caption_justify="left",
+    )
     costs_rows = cost_rows(result)
-    spaces = dict.fromkeys(row.pop("search space") for row in costs_rows)  # too long for a column of the terminal
+    # too long for a column of the terminal
+    spaces = dict.fromkeys(row.pop("search space") for row in costs_rows)
     costs.caption = "\n".join(f"Searched: {space}." for space in spaces if space != UNKNOWN)
     for table, rows in ((values, comparison_rows(result)), (costs, costs_rows)):
         _fill(table, rows)
@@ -152,19 +189,24 @@ def interval_method(result: Comparison | GroupDiagnosis) -> str:
 
 
 def on_test_split(result: Comparison) -> str:
-    """The final pair on the test split, in words; empty while undecided, or without a test split."""
+    """The final pair on the test split, in words; empty while undecided, or without a test
+    split.
+    """
     if not result.test:
         return ""
     names = {"baseline": "the checkpoint", "candidate": result.final.side.name}
     sides = [
-        f"{names[side]} has " + ", ".join(f"{name} {readable(value)}" for name, value in metrics.items())
+        f"{names[side]} has "
+        + ", ".join(f"{name} {readable(value)}" for name, value in metrics.items())
         for side, metrics in result.test.items()
     ]
     return f"On the test split, looked at once after the decision, {'; '.join(sides)}."
 
 
 def comparison_rows(result: Comparison) -> list[dict[str, str]]:
-    """A row for the checkpoint, one for its retrained settings if they are known, and one for each candidate."""
+    """A row for the checkpoint, one for its retrained settings if they are known, and one for each
+    candidate.
+    """
     rows = [
         _row(
             side=f"checkpoint {Path(result.checkpoint.path).name}",
@@ -173,7 +215,9 @@ def comparison_rows(result: Comparison) -> list[dict[str, str]]:
         )
     ]
     if result.baseline:
-        rows.append(_row(side=f"baseline: {result.baseline.name}", **_spread_cells(result.baseline)))
+        rows.append(
+            _row(side=f"baseline: {result.baseline.name}", **_spread_cells(result.baseline))
+        )
     corrected = holm([one.evidence.p_better for one in result.candidates])
     for one, p in zip(result.candidates, corrected, strict=True):
         needed = "no number of" if math.isinf(one.seeds_needed) else f"{one.seeds_needed:.0f}"
@@ -184,7 +228,11 @@ def comparison_rows(result: Comparison) -> list[dict[str, str]]:
                 **_evidence_cells(one.evidence),
                 p=readable(p),
                 decision=one.decision
-                + (f"; {needed} seeds would settle it" if one.decision == "not enough evidence" else ""),
+                + (
+                    f"; {needed} seeds would settle it"
+                    if one.decision == "not enough evidence"
+                    else ""
+                ),
             )
         )
         if one.equal_steps:
@@ -198,10 +246,18 @@ def comparison_rows(result: Comparison) -> list[dict[str, str]]:
     return rows
 
 
-def diagnosis_plan_table(plan: Mapping[Group, Iterable[tuple[str, int, int]]], seconds: Mapping[int, float]) -> Table:
-    """What a diagnosis may take at most: a row per group and step; `seconds` of one update by batch size."""
-    table = Table(box=box.SIMPLE_HEAD, title="At most", title_justify="left", caption_justify="left")
-    table.caption = "Time: one core, one trial after the other. A healthy group stops after the confirmation."
+def diagnosis_plan_table(
+    plan: Mapping[Group, Iterable[tuple[str, int, int]]], seconds: Mapping[int, float]
+) -> Table:
+    """What a diagnosis may take at most: a row per group and step; `seconds` of one update by batch
+    size.
+    """
+    table = Table(
+        box=box.SIMPLE_HEAD, title="At most", title_justify="left", caption_justify="left"
+    )
+    table.caption = (
+        "Time: one core, one trial after the other. A healthy group stops after the confirmation."
+    )
     for column in ("group", "step", "trainings", "updates", "time"):
         table.add_column(column, justify="left" if column in ("group", "step") else "right")
     for group, rows in plan.items():
@@ -215,7 +271,12 @@ def diagnosis_plan_table(plan: Mapping[Group, Iterable[tuple[str, int, int]]], s
 def diagnosis_table(found: GroupDiagnosis, objective: str) -> Table:
     """The remedies of a group, for the terminal."""
     rows = remedy_rows(found)
-    table = Table(box=box.SIMPLE_HEAD, title=f"{found.group.label}: {objective}", title_justify="left", padding=(0, 1))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{found.group.label}: {objective}",
+        title_justify="left",
+        padding=(0, 1),
+    )
     _fill(table, rows)
     return table
 
@@ -299,11 +360,14 @@ def cost_rows(result: Comparison) -> list[dict[str, str]]:
     return rows
 
 
-def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[int, float]) -> Table:
-    """What `tunewright check` shows: every group with its ranges, trials, updates and estimated time.
+def plan_table(
+    study: Study, points: Iterable[Point], seconds_per_step: Mapping[int, float]
+) -> Table:
+    """What `tunewright check` shows: every group with its ranges, trials, updates and estimated
+    time.
 
-    `points` are those of the plan, or some of them (`sampling.some_points`): updates and time are theirs, the time
-    scaled to all trials.
+    `points` are those of the plan, or some of them (`sampling.some_points`): updates and time are
+    theirs, the time scaled to all trials.
     """
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -313,15 +377,23 @@ def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[
         caption_justify="left",
     )
     for column in ("group", "varied", "trials", "updates per trial", "time"):
-        table.add_column(column, justify="left" if column in ("group", "varied") else "right", overflow="fold")
+        table.add_column(
+            column, justify="left" if column in ("group", "varied") else "right", overflow="fold"
+        )
     by_group: dict[Group, list[Point]] = {}
     for point in points:
         by_group.setdefault(group_of(point, study.scientific_names), []).append(point)
     for group, members in by_group.items():
         updates = [study.updates(point) for point in members]
         trials = shares(study, group.batch_size)[group]
-        seconds = sum(updates) / len(updates) * trials * study.seeds * seconds_per_step[group.batch_size]
-        span = f"{min(updates)}" if min(updates) == max(updates) else f"{min(updates)} to {max(updates)}"
+        seconds = (
+            sum(updates) / len(updates) * trials * study.seeds * seconds_per_step[group.batch_size]
+        )
+        span = (
+            f"{min(updates)}"
+            if min(updates) == max(updates)
+            else f"{min(updates)} to {max(updates)}"
+        )
         table.add_row(
             group.label,
             _varied_in_words(study, group) or "nothing",
@@ -333,7 +405,9 @@ def plan_table(study: Study, points: Iterable[Point], seconds_per_step: Mapping[
 
 
 def _varied_in_words(study: Study, group: Group) -> str:
-    return "; ".join(f"{name} {axis_in_words(axis)}" for name, axis in free_axes(study, group).items())
+    return "; ".join(
+        f"{name} {axis_in_words(axis)}" for name, axis in free_axes(study, group).items()
+    )
 
 
 def space_in_words(study: Study) -> str:

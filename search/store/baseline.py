@@ -1,8 +1,10 @@
-"""The baseline in the Optuna studies that it was compared with: a trial of its own, its checkpoint an artifact.
+"""The baseline in the Optuna studies that it was compared with: a trial of its own, its checkpoint
+an artifact.
 
-It is no trial of the search. Without RECORD `read_trials` passes it over, so nothing of ours counts it: no plan, no
-sampler, no table. Its state is PRUNED, with a value: Optuna draws it so, but its `best_trial` and importances are
-then of the search alone, and a script that takes `best_params` gets parameters.
+It is no trial of the search. Without RECORD `read_trials` passes it over, so nothing of ours counts
+it: no plan, no sampler, no table. Its state is PRUNED, with a value: Optuna draws it so, but its
+`best_trial` and importances are then of the search alone, and a script that takes `best_params`
+gets parameters.
 """
 
 from __future__ import annotations
@@ -28,15 +30,20 @@ def artifact_store(folder: Path) -> FileSystemArtifactStore:
 
 
 def tell_baseline(store: Store, baseline: Checkpoint) -> None:
-    """Add the baseline to the Optuna study of each batch size, where this checkpoint is not there yet.
+    """Add the baseline to the Optuna study of each batch size, where this checkpoint is not there
+    yet.
 
-    The file is copied once, its id made of its sha256; each trial is written whole, in one transaction, so that no
-    interruption leaves one that is running for ever. Raises UserError if the file cannot be read or copied.
+    The file is copied once, its id made of its sha256; each trial is written whole, in one
+    transaction, so that no interruption leaves one that is running for ever. Raises UserError if
+    the file cannot be read or copied.
     """
     missing = [
         optuna_study
         for optuna_study in store.optuna_studies.values()
-        if all(trial.user_attrs.get("sha256") != baseline.sha256 for trial in optuna_study.get_trials(deepcopy=False))
+        if all(
+            trial.user_attrs.get("sha256") != baseline.sha256
+            for trial in optuna_study.get_trials(deepcopy=False)
+        )
     ]
     if not missing:
         return
@@ -46,7 +53,9 @@ def tell_baseline(store: Store, baseline: Checkpoint) -> None:
         with path.open("rb") as file:
             artifact_store(store.folder).write(artifact_id, file)
     except OSError as error:
-        raise UserError(f"{path}: cannot be copied to {store.folder / 'artifacts'}: {error.strerror}") from error
+        raise UserError(
+            f"{path}: cannot be copied to {store.folder / 'artifacts'}: {error.strerror}"
+        ) from error
     meta = ArtifactMeta(artifact_id, path.name, mimetype="application/octet-stream", encoding=None)
     for optuna_study in missing:
         optuna_study.add_trial(
@@ -58,7 +67,8 @@ def tell_baseline(store: Store, baseline: Checkpoint) -> None:
                     "reason": f"checkpoint {baseline.path}, which the study was compared with",
                     "sha256": baseline.sha256,
                 },
-                # Not upload_artifact: it wants a trial that is still running, and gives each a copy of the file.
+                # Not upload_artifact: it wants a trial that is still running, and gives each a copy
+                # of the file.
                 system_attrs={ARTIFACTS + artifact_id: json.dumps(asdict(meta))},
                 constraints={DIVERGED: -1.0},
             )

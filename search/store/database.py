@@ -1,4 +1,6 @@
-"""Databases of Optuna studies, by URL: drivers, locks, and errors in a sentence that shows no password."""
+"""Databases of Optuna studies, by URL: drivers, locks, and errors in a sentence that shows no
+password.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from ..errors import UnfinishedError, UserError, first_line, masked
 
 SECONDS_TO_WAIT_FOR_A_LOCK = 60
 # psycopg returns bytes where text is in no stated encoding, as in a cluster of the C locale.
-CONNECT = {"sqlite": {"timeout": SECONDS_TO_WAIT_FOR_A_LOCK}, "postgresql": {"client_encoding": "utf8"}}
+CONNECT = {
+    "sqlite": {"timeout": SECONDS_TO_WAIT_FOR_A_LOCK},
+    "postgresql": {"client_encoding": "utf8"},
+}
 DRIVERS = ("psycopg", "psycopg2")  # of PostgreSQL, in the order in which they are taken
 OPTUNA_TABLES = {"studies", "trials", "version_info"}
 SHORTEST_SECRET = 4  # characters: what is shorter is no secret, and stands in many a message
@@ -35,56 +40,72 @@ class UnansweredError(UnfinishedError):
 class _TrialStorage(optuna.storages.RDBStorage):
     """RDBStorage that inserts the values of a new trial without first looking each of them up.
 
-    A trial with fifty intermediate values is otherwise a hundred queries, several times the cost of all else.
-    Nothing is lost by it: every trial is written once, whole, by `tell`.
+    A trial with fifty intermediate values is otherwise a hundred queries, several times the cost of
+    all else. Nothing is lost by it: every trial is written once, whole, by `tell`.
     """
 
     def _set_trial_intermediate_value_without_commit(
         self, session: Any, trial_id: int, step: int, intermediate_value: float
     ) -> None:
-        value, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(intermediate_value)
+        value, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(
+            intermediate_value
+        )
         session.add(
             models.TrialIntermediateValueModel(
                 trial_id=trial_id, step=step, intermediate_value=value, intermediate_value_type=kind
             )
         )
 
-    def _set_trial_attr_without_commit(self, session: Any, model_cls: Any, trial_id: int, key: str, value: Any) -> None:
+    def _set_trial_attr_without_commit(
+        self, session: Any, model_cls: Any, trial_id: int, key: str, value: Any
+    ) -> None:
         session.add(model_cls(trial_id=trial_id, key=key, value_json=json.dumps(value)))
 
 
 def open_storage(url: str | URL) -> optuna.storages.BaseStorage:
-    """An Optuna storage by URL; SQLite gets a write-ahead log, so that readers never block the writer.
+    """An Optuna storage by URL; SQLite gets a write-ahead log, so that readers never block the
+    writer.
 
-    Raises UserError if the database cannot be reached or is not an Optuna database of this version; what its later use
-    raises is UnansweredError, or UserError for a damaged file. No message shows a password.
+    Raises UserError if the database cannot be reached or is not an Optuna database of this version;
+    what its later use raises is UnansweredError, or UserError for a damaged file. No message shows
+    a password.
     """
     try:
         url = _with_driver(sqlalchemy.make_url(url))
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        raise UserError("storage: must be a URL as postgresql://user:password@host:port/database") from error
+        raise UserError(
+            "storage: must be a URL as postgresql://user:password@host:port/database"
+        ) from error
     sqlite = url.get_backend_name() == "sqlite"
     if sqlite:
         _refuse_foreign(sqlite_file(url))
     options: dict[str, Any] = {} if sqlite else {"pool_pre_ping": True}
     options["connect_args"] = CONNECT.get(url.get_backend_name(), {})
-    # Optuna formats the URL it is given, to fill in a schema version: braces stand for themselves when doubled.
+    # Optuna formats the URL it is given, to fill in a schema version: braces stand for themselves
+    # when doubled.
     text = url.render_as_string(hide_password=False)
     shown = masked(text)
     try:
         storage = _TrialStorage(text.replace("{", "{{").replace("}", "}}"), engine_kwargs=options)
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, RuntimeError, ImportError) as error:
-        raise UserError(f"storage: cannot open {shown}: {_scrubbed(url, first_line(error))}") from error
+        raise UserError(
+            f"storage: cannot open {shown}: {_scrubbed(url, first_line(error))}"
+        ) from error
     if sqlite:
         sqlalchemy.event.listen(storage.engine, "connect", _write_ahead)
         storage.engine.dispose()
-    weakref.finalize(storage, storage.engine.dispose)  # or its connections are left open to the server
-    sqlalchemy.event.listen(storage.engine, "handle_error", lambda context: _in_a_sentence(context, shown))
+    # or its connections are left open to the server
+    weakref.finalize(storage, storage.engine.dispose)
+    sqlalchemy.event.listen(
+        storage.engine, "handle_error", lambda context: _in_a_sentence(context, shown)
+    )
     return optuna.storages.get_storage(storage)
 
 
 def _with_driver(url: URL) -> URL:
-    """A plain postgresql:// with the driver that is installed: SQLAlchemy 2.0 takes psycopg2 alone, 2.1 psycopg."""
+    """A plain postgresql:// with the driver that is installed: SQLAlchemy 2.0 takes psycopg2 alone,
+    2.1 psycopg.
+    """
     if url.drivername == "postgresql":
         for driver in DRIVERS:
             if find_spec(driver):
@@ -94,14 +115,20 @@ def _with_driver(url: URL) -> URL:
 
 def _scrubbed(url: URL, text: str) -> str:
     """A driver's message without the password and the options of the URL, should it quote them."""
-    options = [value for value in url.query.values() if isinstance(value, str) and len(value) >= SHORTEST_SECRET]
+    options = [
+        value
+        for value in url.query.values()
+        if isinstance(value, str) and len(value) >= SHORTEST_SECRET
+    ]
     for secret in (url.password, *options):
         text = text.replace(str(secret), "***") if secret else text
     return text
 
 
 def sqlite_file(url: URL) -> Path | None:
-    """The file of an SQLite database, symbolic links resolved; None for one in memory or of another kind."""
+    """The file of an SQLite database, symbolic links resolved; None for one in memory or of another
+    kind.
+    """
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
     return Path(str(url.database)).resolve()
@@ -113,14 +140,23 @@ def _refuse_foreign(path: Path | None) -> None:
         return
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
-            found = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            found = {
+                name
+                for (name,) in connection.execute(
+                    "SELECT name FROM sqlite_master WHERE type = 'table'"
+                )
+            }
             if found <= set(models.BaseModel.metadata.tables) and not _has_rows(connection, found):
-                return  # its making was interrupted, by a full disk, say: Optuna makes the tables that are missing
+                # its making was interrupted, by a full disk, say: Optuna makes the tables that are
+                # missing
+                return
     except sqlite3.Error:
         return  # which is said where it is opened
     if found and not found >= OPTUNA_TABLES:
         some = ", ".join(sorted(found)[:3])
-        raise UserError(f"{path}: is another program's database, with tables {some}: move it away, or name another")
+        raise UserError(
+            f"{path}: is another program's database, with tables {some}: move it away, or name another"
+        )
 
 
 def _has_rows(connection: sqlite3.Connection, tables: set[str]) -> bool:
@@ -152,15 +188,17 @@ def engine_of(storage: optuna.storages.BaseStorage) -> Engine | None:
 class StudyLock:
     """Held by the one driver that writes a study into a database, wherever its results folder is.
 
-    For SQLite a locked file beside the database. For PostgreSQL an advisory lock, which ends with the connection that
-    holds it: neither outlives a driver that is killed.
+    For SQLite a locked file beside the database. For PostgreSQL an advisory lock, which ends with
+    the connection that holds it: neither outlives a driver that is killed.
     """
 
     def __init__(self, engine: Engine, study: str) -> None:
         digest = hashlib.sha256(study.encode("utf-8", "surrogatepass")).digest()
         self._engine, self._key = engine, int.from_bytes(digest[:8], "big", signed=True)
         self._database = file = sqlite_file(engine.url)
-        self._file = FileLock(file.with_name(f"{file.name}.{study}.lock"), timeout=0) if file else None
+        self._file = (
+            FileLock(file.with_name(f"{file.name}.{study}.lock"), timeout=0) if file else None
+        )
         self._connection: Connection | None = None
 
     def take(self) -> bool:
@@ -173,14 +211,18 @@ class StudyLock:
         elif self._engine.dialect.name == "postgresql":
             connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
             connection.detach()  # from the pool: it is closed with the lock
-            if not connection.scalar(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}):
+            if not connection.scalar(
+                sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": self._key}
+            ):
                 connection.close()
                 return False
             self._connection = connection
         return True
 
     def keep(self) -> None:
-        """Take it again if the connection was lost. Raises UserError if somebody else has it by now."""
+        """Take it again if the connection was lost. Raises UserError if somebody else has it by
+        now.
+        """
         if self._connection is None:
             return
         try:
@@ -192,10 +234,14 @@ class StudyLock:
                 self._connection.invalidate()
                 self._connection.close()
             if not self.take():
-                raise UserError("storage: the connection was lost, and another run writes this study now") from None
+                raise UserError(
+                    "storage: the connection was lost, and another run writes this study now"
+                ) from None
 
     def missing(self) -> Path | None:
-        """The database's file, if that is gone: SQLite goes on writing into a file that was removed."""
+        """The database's file, if that is gone: SQLite goes on writing into a file that was
+        removed.
+        """
         return self._database if self._database and not self._database.exists() else None
 
     def release(self) -> None:

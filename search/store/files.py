@@ -1,4 +1,6 @@
-"""Files of a results folder, each written whole or not at all; what is damaged is named and counts as missing."""
+"""Files of a results folder, each written whole or not at all; what is damaged is named and counts
+as missing.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,10 @@ def read_curve(path: Path) -> Curve:
         raise ValueError(first_line(error)) from error
     evaluated = [curve.eval_step, *curve.metrics.values()]
     shapes = {values.shape for values in evaluated}
-    numbers = all(np.issubdtype(values.dtype, np.number) for values in (curve.loss, curve.grad_norm, *evaluated))
+    numbers = all(
+        np.issubdtype(values.dtype, np.number)
+        for values in (curve.loss, curve.grad_norm, *evaluated)
+    )
     one_loss_per_update = curve.loss.ndim == 1 and curve.loss.shape == curve.grad_norm.shape
     if not (numbers and one_loss_per_update and len(shapes) == 1 and curve.eval_step.ndim == 1):
         raise ValueError("its arrays are not those of a curve")
@@ -103,7 +108,9 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Strict JSON of records and plain values; nan and inf become the strings "NaN" and "Infinity"."""
+    """Strict JSON of records and plain values; nan and inf become the strings "NaN" and
+    "Infinity".
+    """
     with atomic(path) as temporary:
         temporary.write_bytes(to_json(_printable(value), indent=2, inf_nan_mode="strings") + b"\n")
 
@@ -120,7 +127,9 @@ def _printable(value: Any) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no file, or, which is said once, if it is damaged."""
+    """The object in a JSON file; None if there is no file, or, which is said once, if it is
+    damaged.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
@@ -138,7 +147,9 @@ _NUMBERS = [own.name for own in fields(Trial) if own.type in ("int", "float")]
 
 
 def parse_trial(text: str) -> Trial:
-    """A trial without its curve, from the JSON of `Trial.record`. Raises ValueError if that is damaged or foreign."""
+    """A trial without its curve, from the JSON of `Trial.record`. Raises ValueError if that is
+    damaged or foreign.
+    """
     try:
         record = json.loads(text)
         _POINT.validate_python(record["point"])

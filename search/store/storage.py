@@ -1,8 +1,8 @@
 """Optuna studies and the results folder: the one place that writes both.
 
-`results/<study>/` holds `study.db`, one Optuna study per batch size, and next to it what a database is no
-place for: curves, checkpoints, tables. A trial is written when it is finished, whole, in one transaction, so
-no interruption leaves a half-written or a forever-running trial behind.
+`results/<study>/` holds `study.db`, one Optuna study per batch size, and next to it what a database
+is no place for: curves, checkpoints, tables. A trial is written when it is finished, whole, in one
+transaction, so no interruption leaves a half-written or a forever-running trial behind.
 """
 
 from __future__ import annotations
@@ -47,12 +47,22 @@ from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial,
 STUDY_FILE = "study.toml"
 COMPARISON_FILE = "comparison.json"
 DIAGNOSIS_FILE = "diagnosis.json"
-BATCH_SIZE = "/batch_size="  # between the name of a study and the batch size in that of its Optuna study
+# between the name of a study and the batch size in that of its Optuna study
+BATCH_SIZE = "/batch_size="
 PARTS = ("curves", "checkpoints", "plots")  # folders in a study's results
 STEPS = "steps"  # the folder in a study's results that holds those of the steps of its diagnosis
 RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
-PACKAGES = ("tunewright", "torch", "optuna", "optuna-dashboard", "numpy", "scipy", "scikit-learn", "joblib")
+PACKAGES = (
+    "tunewright",
+    "torch",
+    "optuna",
+    "optuna-dashboard",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "joblib",
+)
 
 
 _Record = TypeVar("_Record")
@@ -60,7 +70,9 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True)
 class Store:
-    """A study's results folder, its Optuna studies by batch size, and the lock of who writes them."""
+    """A study's results folder, its Optuna studies by batch size, and the lock of who writes
+    them.
+    """
 
     study: Study
     folder: Path
@@ -71,9 +83,9 @@ class Store:
 def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     """Make or reopen a study's results folder and its Optuna studies.
 
-    Raises UserError if the folder cannot be written, or if it holds results of a different study file; the
-    message then shows what changed. `trials` may grow, `seeds` if `trials` is 1, `question`,
-    `keep_checkpoints` and [figure] may change: the points stay the same.
+    Raises UserError if the folder cannot be written, or if it holds results of a different study
+    file; the message then shows what changed. `trials` may grow, `seeds` if `trials` is 1,
+    `question`, `keep_checkpoints` and [figure] may change: the points stay the same.
     """
     folder = results / study.name
     where = open_storage(url) if url else _own_url(folder)
@@ -82,7 +94,9 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     stored = set(optuna.get_all_study_names(storage))
     is_own = url is not None or _database(folder).parent != folder
     if stored and not is_own and not any(name.startswith(f"{study.name}/") for name in stored):
-        raise UserError(f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(stored))}")
+        raise UserError(
+            f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(stored))}"
+        )
     store = _store(study, folder, storage)
     if study.source:
         with atomic(folder / STUDY_FILE) as temporary:
@@ -91,7 +105,9 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
 
 
 def _make(folder: Path) -> None:
-    """The folders of a study's results. Raises UserError if one of them cannot be made or written."""
+    """The folders of a study's results. Raises UserError if one of them cannot be made or
+    written.
+    """
     place = folder
     try:
         for part in PARTS:
@@ -106,7 +122,9 @@ def _make(folder: Path) -> None:
 
 
 def _store(study: Study, folder: Path, storage: optuna.storages.BaseStorage) -> Store:
-    names = {batch_size: f"{study.name}{BATCH_SIZE}{batch_size}" for batch_size in study.batch_sizes}
+    names = {
+        batch_size: f"{study.name}{BATCH_SIZE}{batch_size}" for batch_size in study.batch_sizes
+    }
     optuna_studies = {
         batch_size: optuna.create_study(
             study_name=name, storage=storage, direction=study.direction, load_if_exists=True
@@ -122,19 +140,25 @@ def _store(study: Study, folder: Path, storage: optuna.storages.BaseStorage) -> 
 def _own_url(folder: Path) -> URL:
     """Raises UserError for a path that no URL can hold."""
     if printable(str(folder)) != str(folder):
-        raise UserError(f"{folder}: the path of a results folder must be UTF-8: SQLite takes no other")
+        raise UserError(
+            f"{folder}: the path of a results folder must be UTF-8: SQLite takes no other"
+        )
     return URL.create("sqlite", database=str(_database(folder)))
 
 
 def _database(folder: Path) -> Path:
-    """A study's own database; the steps of a diagnosis share that of the study, so that one dashboard shows all."""
+    """A study's own database; the steps of a diagnosis share that of the study, so that one
+    dashboard shows all.
+    """
     diagnosed = folder.parent.parent
     is_step = folder.parent.name == STEPS and (diagnosed / STUDY_FILE).is_file()
     return (diagnosed if is_step else folder) / "study.db"
 
 
 def open_store(folder: Path, url: str | None = None) -> Store:
-    """A results folder as it stands, by its own copy of the study file. Raises UserError if it has none."""
+    """A results folder as it stands, by its own copy of the study file. Raises UserError if it has
+    none.
+    """
     if not (folder / STUDY_FILE).is_file():
         raise UserError(f"{folder}: is not a results folder: it has no {STUDY_FILE}")
     if not has_results(folder, url):
@@ -150,19 +174,25 @@ def open_store(folder: Path, url: str | None = None) -> Store:
 
 
 def _stored_name(folder: Path, optuna_names: Sequence[str], shared: bool) -> str:
-    """The name of the study of a results folder, which may have been renamed since, or be a link to another name.
+    """The name of the study of a results folder, which may have been renamed since, or be a link to
+    another name.
 
-    Raises UserError if the database has it under neither of the folder's names, and others too, or is `shared`.
+    Raises UserError if the database has it under neither of the folder's names, and others too, or
+    is `shared`.
     """
     stored = {name.rpartition(BATCH_SIZE)[0] for name in optuna_names}
     for name in (folder.name, folder.resolve().name):
         if name in stored:
             return name
-    steps = {path.name for path in (folder / STEPS).iterdir()} if (folder / STEPS).is_dir() else set()
+    steps = (
+        {path.name for path in (folder / STEPS).iterdir()} if (folder / STEPS).is_dir() else set()
+    )
     others = sorted(stored - steps)
     if shared or len(others) > 1:
         known = ", ".join(others) or "none"
-        raise UserError(f"{folder}: its database has no study {folder.name!r}: was the folder renamed? It has {known}")
+        raise UserError(
+            f"{folder}: its database has no study {folder.name!r}: was the folder renamed? It has {known}"
+        )
     return others[0] if others else folder.resolve().name
 
 
@@ -183,7 +213,9 @@ def _claim(store: Store) -> None:
 
 
 def _fingerprint(study: Study) -> str:
-    """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the same."""
+    """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the
+    same.
+    """
     points = [] if study.sampler in ADAPTIVE else [point.record() for point in plan(study)]
     return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
 
@@ -194,12 +226,16 @@ def _document(study: Study) -> dict[str, Any]:
 
 @contextmanager
 def exclusive(store: Store) -> Iterator[Store]:
-    """One writer per results folder, and per study in a database. Raises UserError if another run is at work there."""
+    """One writer per results folder, and per study in a database. Raises UserError if another run
+    is at work there.
+    """
     with ExitStack() as held:
         try:
             held.enter_context(FileLock(store.folder / ".lock", timeout=0))
         except Timeout as error:
-            raise UserError(f"{store.folder}: another run is writing here; wait for it or stop it") from error
+            raise UserError(
+                f"{store.folder}: another run is writing here; wait for it or stop it"
+            ) from error
         if store.lock:
             if not store.lock.take():
                 raise UserError(
@@ -211,7 +247,9 @@ def exclusive(store: Store) -> Iterator[Store]:
 
 
 def is_continued(store: Store, study: Study) -> bool:
-    """Whether a study file as it is now goes on with the results of a store: only what may change did."""
+    """Whether a study file as it is now goes on with the results of a store: only what may change
+    did.
+    """
     return not _changes(_document(store.study), _document(study))
 
 
@@ -225,13 +263,16 @@ def has_results(folder: Path, url: str | None = None) -> bool:
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two study files, a line per key, apart from what may differ."""
     old, new = dict(_flat(before)), dict(_flat(now))
-    # A point's number counts configurations first, then seeds: with one configuration, more seeds keep all numbers.
+    # A point's number counts configurations first, then seeds: with one configuration, more seeds
+    # keep all numbers.
     may_grow = ("trials", "seeds") if old.get("trials") == new.get("trials") == 1 else ("trials",)
     lines = []
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
         free = key in ("question", "keep_checkpoints") or key.startswith("figure.")
-        grown = key in may_grow and isinstance(was, int) and isinstance(is_now, int) and is_now > was
+        grown = (
+            key in may_grow and isinstance(was, int) and isinstance(is_now, int) and is_now > was
+        )
         if was == is_now or free or grown:
             continue
         lines.append(f"{key}: was {was}, is {is_now}")
@@ -247,10 +288,11 @@ def _flat(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def tell(store: Store, trial: Trial) -> None:
-    """Write a finished trial to its Optuna study, in one transaction. The only function that decides how.
+    """Write a finished trial to its Optuna study, in one transaction. The only function that
+    decides how.
 
-    Feasible and infeasible trials are COMPLETE (an infeasible one is a result), a crashed one is FAIL: it
-    says nothing about its point, which is trained again by the next run.
+    Feasible and infeasible trials are COMPLETE (an infeasible one is a result), a crashed one is
+    FAIL: it says nothing about its point, which is trained again by the next run.
     """
     optuna_study = store.optuna_studies[trial.point.batch_size]
     attributes = {
@@ -277,7 +319,9 @@ def tell(store: Store, trial: Trial) -> None:
             params=parameters,
             distributions=distributions,
             user_attrs=attributes,
-            intermediate_values=dict(zip(trial.curve.eval_step.tolist(), values.tolist(), strict=True)),
+            intermediate_values=dict(
+                zip(trial.curve.eval_step.tolist(), values.tolist(), strict=True)
+            ),
             constraints={DIVERGED: told.diverged},
         )
     assert frozen.datetime_complete is not None  # it is finished
@@ -286,7 +330,9 @@ def tell(store: Store, trial: Trial) -> None:
 
 
 def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """A point as Optuna parameters. An axis that only this optimizer has is named after it: adam.base_lr."""
+    """A point as Optuna parameters. An axis that only this optimizer has is named after it:
+    adam.base_lr.
+    """
     parameters: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
     if len(study.optimizers) > 1:
@@ -305,15 +351,19 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
 
 
 def read_trials(store: Store) -> list[Trial]:
-    """Every finished trial, by batch size and number, as seen beside the others of its group (`neighbours`)."""
+    """Every finished trial, by batch size and number, as seen beside the others of its group
+    (`neighbours`).
+    """
     trials, study = stored_trials(store), store.study
     return beside(trials, study.scientific_names) if study.divergence else trials
 
 
 def stored_trials(store: Store, curves: bool = True) -> list[Trial]:
-    """Every finished trial with its own verdict. A crashed one gives way to a later try of its point.
+    """Every finished trial with its own verdict. A crashed one gives way to a later try of its
+    point.
 
-    Without `curves` only the updates that were planned are known of each: all that ranking and samplers look at.
+    Without `curves` only the updates that were planned are known of each: all that ranking and
+    samplers look at.
     """
     trials: dict[tuple[int, int], Trial] = {}
     for batch_size in store.study.batch_sizes:
@@ -328,13 +378,17 @@ def stored_trials(store: Store, curves: bool = True) -> list[Trial]:
 
 
 def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
-    """A trial as recorded; None for one that somebody else added to the study, or, which is said, a damaged one."""
+    """A trial as recorded; None for one that somebody else added to the study, or, which is said, a
+    damaged one.
+    """
     if RECORD not in frozen.user_attrs:
         return None
     try:
         trial = parse_trial(frozen.user_attrs[RECORD])
     except ValueError as error:
-        warn_once(f"{store.folder}: trial {frozen.number} of its database is damaged, and left out: {error}")
+        warn_once(
+            f"{store.folder}: trial {frozen.number} of its database is damaged, and left out: {error}"
+        )
         return None
     if not curves:
         return without_curve(trial, store.study.updates(trial.point))
@@ -347,12 +401,16 @@ def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
 
 
 def without_curve(trial: Trial, total_steps: int) -> Trial:
-    """A trial as it is kept in memory by the thousands: of its curve only the updates that were planned."""
+    """A trial as it is kept in memory by the thousands: of its curve only the updates that were
+    planned.
+    """
     return replace(trial, curve=replace(EMPTY_CURVE, total_steps=total_steps))
 
 
 def drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
-    """Keep the checkpoints of the best `keep_checkpoints` trials at each batch size (S10); infeasible ones go first."""
+    """Keep the checkpoints of the best `keep_checkpoints` trials at each batch size (S10);
+    infeasible ones go first.
+    """
     if store.study.keep_checkpoints is None:
         return
     ranking = sorted(trials, key=lambda trial: (not trained(trial), trial.cost, trial.point.number))
@@ -369,7 +427,9 @@ def write_comparison(folder: Path, result: Comparison) -> None:
 
 
 def read_comparison(folder: Path) -> Comparison | None:
-    """The latest comparison of a study with a baseline; None if there was none, or, which is said, it is damaged."""
+    """The latest comparison of a study with a baseline; None if there was none, or, which is said,
+    it is damaged.
+    """
     return _read(folder / COMPARISON_FILE, Comparison, "compare")
 
 
@@ -379,7 +439,9 @@ def _read(path: Path, kind: type[_Record], command: str) -> _Record | None:
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
-        warn_once(f"{path}: is damaged, or of another version, and left out: `tunewright {command}` writes it anew")
+        warn_once(
+            f"{path}: is damaged, or of another version, and left out: `tunewright {command}` writes it anew"
+        )
         return None
 
 
@@ -396,11 +458,14 @@ def read_diagnosis(folder: Path) -> Diagnosis | None:
 def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | None = None) -> None:
     """trials.csv: a row per finished trial, a column per hyperparameter and per result.
 
-    A table with more trials is left as it is, for its database may have been lost. With a comparison the first row is
-    the baseline, `baseline` in the place of its number, with the hyperparameters
-    that are known of it; and a column `delta` (`comparison.DELTA`), empty for a trial that did not train.
+    A table with more trials is left as it is, for its database may have been lost. With a
+    comparison the first row is the baseline, `baseline` in the place of its number, with the
+    hyperparameters that are known of it; and a column `delta` (`comparison.DELTA`), empty for a
+    trial that did not train.
     """
-    rows = ([_baseline_row(comparison)] if comparison else []) + [_table_row(trial, comparison) for trial in trials]
+    rows = ([_baseline_row(comparison)] if comparison else []) + [
+        _table_row(trial, comparison) for trial in trials
+    ]
     results = [
         *("verdict", "instability", "onset_step", "best_value", *(["delta"] if comparison else [])),
         *("best_step", "initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
@@ -417,7 +482,9 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         # A baseline of another study may have hyperparameters that no trial here has.
-        writer = csv.DictWriter(file, ["number", *hyperparameters(trials), *results], extrasaction="ignore")
+        writer = csv.DictWriter(
+            file, ["number", *hyperparameters(trials), *results], extrasaction="ignore"
+        )
         writer.writeheader()
         writer.writerows(rows)
 
@@ -464,7 +531,8 @@ def _baseline_row(comparison: Comparison) -> dict[str, Any]:
 def environment(command: Sequence[str]) -> dict[str, Any]:
     """What a result depends on besides the study file: versions, machine, git revision, command.
 
-    To be asked before a run: its results change the working tree, and then the revision is one "with changes".
+    To be asked before a run: its results change the working tree, and then the revision is one
+    "with changes".
     """
     return {
         "started": now(),
@@ -485,5 +553,7 @@ def _git_revision() -> str:
     git = shutil.which("git")
     if git is None:
         return "unknown"
-    found = subprocess.run([git, "describe", "--always", "--dirty"], capture_output=True, check=False)
+    found = subprocess.run(
+        [git, "describe", "--always", "--dirty"], capture_output=True, check=False
+    )
     return found.stdout.decode("utf-8", "replace").strip() or "unknown"

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from ..threads import torch_threads
 from ..trial import Told
@@ -27,8 +32,8 @@ def propose(
 ) -> list[dict[str, Any]]:
     """The next points of a group from TPE or GP, which learn from the group's finished trials.
 
-    They see one study in memory with this group's free axes only: no conditional parameters, which GP cannot
-    take, and no trials of other groups, which would mislead TPE.
+    They see one study in memory with this group's free axes only: no conditional parameters, which
+    GP cannot take, and no trials of other groups, which would mislead TPE.
     """
     sampler: optuna.samplers.BaseSampler
     if study.sampler == "gp":

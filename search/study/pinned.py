@@ -10,13 +10,20 @@ from ..trial import Point
 from .study import COMMON, Study, parse_study
 
 
-def pinned(origin: Study, point: Point, name: str, axes: Mapping[str, object] | None = None, **keys: object) -> Study:
-    """The study that trains a point as `origin` does, but for other values of some `axes` and other `keys` of the file.
+def pinned(
+    origin: Study, point: Point, name: str, axes: Mapping[str, object] | None = None, **keys: object
+) -> Study:
+    """The study that trains a point as `origin` does, but for other values of some `axes` and other
+    `keys` of the file.
 
-    It has the point's batch size and optimizer alone, and no roles, trials or seeds but those given; None leaves a key
-    out. Raises UserError as `study.parse_study`.
+    It has the point's batch size and optimizer alone, and no roles, trials or seeds but those
+    given; None leaves a key out. Raises UserError as `study.parse_study`.
     """
-    own = {axis: getattr(point, axis) for axis in COMMON if axis in point.shown} | {**point.settings} | {**(axes or {})}
+    own = (
+        {axis: getattr(point, axis) for axis in COMMON if axis in point.shown}
+        | {**point.settings}
+        | {**(axes or {})}
+    )
     document: dict[str, object] = {
         "workload": origin.workload,
         "workload_args": dict(point.workload_args),

@@ -1,9 +1,10 @@
 """Which points to train: a fixed plan for exploration, Optuna's TPE and GP for exploitation (S2).
 
-Every group (batch size, optimizer, scientific values) gets an equal share of the trials and a sequence of its
-own, seeded by the study's seed and the group's name. Point n of a batch size is the next one of group
-n mod G, so a study that is given more trials later keeps the points it has. With several seeds what is drawn
-are configurations: number n becomes the points n · seeds + i, i < seeds, which differ in their seed alone.
+Every group (batch size, optimizer, scientific values) gets an equal share of the trials and a
+sequence of its own, seeded by the study's seed and the group's name. Point n of a batch size is the
+next one of group n mod G, so a study that is given more trials later keeps the points it has. With
+several seeds what is drawn are configurations: number n becomes the points n · seeds + i, i <
+seeds, which differ in their seed alone.
 """
 
 from __future__ import annotations
@@ -23,18 +24,25 @@ from scipy.stats import qmc
 from ..trial import Group, Point, Told
 from .study import ADAPTIVE, COMMON, Axis, Range, Study, grid_size
 
-ROUND = 8  # points of a group that an adaptive sampler proposes at once; the first round is from Halton
+# points of a group that an adaptive sampler proposes at once; the first round is from Halton
+ROUND = 8
 
 
 def plan(study: Study) -> list[Point]:
-    """Every point of a non-adaptive study, in the order of training; the same list on every call."""
-    return _repeated(study, (point for batch_size in study.batch_sizes for point in _plan(study, batch_size)))
+    """Every point of a non-adaptive study, in the order of training; the same list on every
+    call.
+    """
+    return _repeated(
+        study, (point for batch_size in study.batch_sizes for point in _plan(study, batch_size))
+    )
 
 
 def some_points(study: Study, most: int) -> list[Point]:
-    """Configurations of a plan to judge it by, without making all of it: at most `most`, or one of every group if more.
+    """Configurations of a plan to judge it by, without making all of it: at most `most`, or one of
+    every group if more.
 
-    The first ones of an adaptive study are those of its first round; of a grid they are spread over it.
+    The first ones of an adaptive study are those of its first round; of a grid they are spread over
+    it.
     """
     each = max(1, most // len(study.batch_sizes))
     if study.sampler == "grid":
@@ -46,11 +54,12 @@ def some_points(study: Study, most: int) -> list[Point]:
 
 
 def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
-    """The points that can be trained now, given the finished trials; those already trained are among them.
+    """The points that can be trained now, given the finished trials; those already trained are
+    among them.
 
-    A non-adaptive study has them all from the start. TPE and GP propose ROUND configurations of each group when
-    all seeds of its earlier rounds are told, so what they propose depends on the results alone, not on the
-    number of workers or on interruptions.
+    A non-adaptive study has them all from the start. TPE and GP propose ROUND configurations of
+    each group when all seeds of its earlier rounds are told, so what they propose depends on the
+    results alone, not on the number of workers or on interruptions.
     """
     if study.sampler not in ADAPTIVE:
         return plan(study)
@@ -68,8 +77,13 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
                 if all(number in known for number in now):
                     points += [known[number].point for number in now]
                     continue
-                proposals = _proposals(study, group, [known[number] for number in earlier], len(now))
-                points += [_point(study, group, n, values) for n, values in zip(now, proposals, strict=True)]
+                proposals = _proposals(
+                    study, group, [known[number] for number in earlier], len(now)
+                )
+                points += [
+                    _point(study, group, n, values)
+                    for n, values in zip(now, proposals, strict=True)
+                ]
     return _repeated(study, points)
 
 
@@ -83,7 +97,8 @@ def _repeated(study: Study, configurations: Iterable[Point]) -> list[Point]:
 
 
 def _configurations(study: Study, told: Iterable[Told]) -> dict[int, Told]:
-    """The inverse of _repeated: configurations of one batch size, all of whose seeds are told, by number.
+    """The inverse of _repeated: configurations of one batch size, all of whose seeds are told, by
+    number.
 
     Told of one is the mean of its values; it diverged as soon as its first seed did.
     """
@@ -106,7 +121,9 @@ def _plan(study: Study, batch_size: int) -> list[Point]:
     if study.sampler == "grid":
         return _grid_points(study, batch_size, study.planned_trials())
     assert study.trials is not None  # for every sampler but grid (Study.problems)
-    sequences = [_sequence(study, group, share) for group, share in shares(study, batch_size).items()]
+    sequences = [
+        _sequence(study, group, share) for group, share in shares(study, batch_size).items()
+    ]
     return [
         _point(
             study,
@@ -119,10 +136,14 @@ def _plan(study: Study, batch_size: int) -> list[Point]:
 
 
 def _grid_points(study: Study, batch_size: int, most: int) -> list[Point]:
-    """The grids of a batch size's groups one after the other, or some of their points, at most `most` in all."""
+    """The grids of a batch size's groups one after the other, or some of their points, at most
+    `most` in all.
+    """
     of_group = shares(study, batch_size)
     steps = math.ceil(sum(of_group.values()) / most)
-    rows = [(group, values) for group in of_group for values in _grid(free_axes(study, group), steps)]
+    rows = [
+        (group, values) for group in of_group for values in _grid(free_axes(study, group), steps)
+    ]
     return [_point(study, group, number, values) for number, (group, values) in enumerate(rows)]
 
 
@@ -130,9 +151,13 @@ def shares(study: Study, batch_size: int) -> dict[Group, int]:
     """How many configurations each group of a batch size gets in all."""
     groups = study.groups(batch_size)
     if study.sampler == "grid":
-        return {group: math.prod(map(grid_size, free_axes(study, group).values())) for group in groups}
+        return {
+            group: math.prod(map(grid_size, free_axes(study, group).values())) for group in groups
+        }
     assert study.trials is not None  # for every sampler but grid (Study.problems)
-    return {group: len(range(index, study.trials, len(groups))) for index, group in enumerate(groups)}
+    return {
+        group: len(range(index, study.trials, len(groups))) for index, group in enumerate(groups)
+    }
 
 
 def free_axes(study: Study, group: Group) -> dict[str, Axis]:
@@ -147,9 +172,17 @@ def free_axes(study: Study, group: Group) -> dict[str, Axis]:
 
 def _point(study: Study, group: Group, number: int, values: Mapping[str, Any]) -> Point:
     """A point of a group: the values drawn, the scientific ones and the fixed ones."""
-    fixed = {name: axis[0] for name, axis in study.axes(group.optimizer).items() if isinstance(axis, tuple)}
+    fixed = {
+        name: axis[0]
+        for name, axis in study.axes(group.optimizer).items()
+        if isinstance(axis, tuple)
+    }
     held = dict(group.scientific)
-    chosen = fixed | {name: value for name, value in held.items() if name not in study.workload_args} | dict(values)
+    chosen = (
+        fixed
+        | {name: value for name, value in held.items() if name not in study.workload_args}
+        | dict(values)
+    )
     chosen["warmup_steps"] = round(chosen["warmup_steps"])
     common = {name: chosen.pop(name) for name in COMMON}
     common |= {name: float(common[name]) for name in ("base_lr", "clip_norm", "clip_z")}
@@ -179,14 +212,21 @@ def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
             unit = rng.random((count, len(axes)))
         case "sobol":
             # Sobol points are balanced in powers of two: draw the next power, use its beginning.
-            unit = qmc.Sobol(len(axes), scramble=True, rng=rng).random_base2(math.ceil(math.log2(max(count, 1))))
+            unit = qmc.Sobol(len(axes), scramble=True, rng=rng).random_base2(
+                math.ceil(math.log2(max(count, 1)))
+            )
         case _:
             unit = qmc.Halton(len(axes), scramble=True, rng=rng).random(count)
-    return [{name: _at(axis, u) for (name, axis), u in zip(axes.items(), row, strict=True)} for row in unit[:count]]
+    return [
+        {name: _at(axis, u) for (name, axis), u in zip(axes.items(), row, strict=True)}
+        for row in unit[:count]
+    ]
 
 
 def _at(axis: Axis, u: float) -> Any:
-    """The value of an axis at u ∈ [0, 1): log-spaced on a log axis; of a list, each value equally likely."""
+    """The value of an axis at u ∈ [0, 1): log-spaced on a log axis; of a list, each value equally
+    likely.
+    """
     if not isinstance(axis, Range):
         return axis[int(u * len(axis))]
     if axis.log:
@@ -195,7 +235,9 @@ def _at(axis: Axis, u: float) -> Any:
 
 
 def _grid(axes: Mapping[str, Axis], step: int) -> list[dict[str, Any]]:
-    """Every `step`-th point of a grid, or so: of a step that shares no factor with an axis, no value is left out."""
+    """Every `step`-th point of a grid, or so: of a step that shares no factor with an axis, no
+    value is left out.
+    """
     columns = [_ticks(axis) for axis in axes.values()]
     while any(math.gcd(step, len(column)) > 1 for column in columns) and step > 1:
         step += 1
@@ -207,15 +249,22 @@ def _ticks(axis: Axis) -> Sequence[Any]:
     if not isinstance(axis, Range):
         return axis
     assert axis.points is not None  # required of every range by the grid sampler (Study.problems)
-    space: NDArray[np.float64] = (np.geomspace if axis.log else np.linspace)(axis.low, axis.high, axis.points)
+    space: NDArray[np.float64] = (np.geomspace if axis.log else np.linspace)(
+        axis.low, axis.high, axis.points
+    )
     return [float(value) for value in space]
 
 
-def _proposals(study: Study, group: Group, told: Sequence[Told], count: int) -> list[dict[str, Any]]:
-    """The next points of a group: the first ones from a sequence, the others learned from finished trials."""
+def _proposals(
+    study: Study, group: Group, told: Sequence[Told], count: int
+) -> list[dict[str, Any]]:
+    """The next points of a group: the first ones from a sequence, the others learned from finished
+    trials.
+    """
     if not told:
         return _sequence(study, group, count)
-    from .adaptive import propose  # Optuna takes a second to import, and most studies need none here
+    # Optuna takes a second to import, and most studies need none here
+    from .adaptive import propose
 
     seed = int(_entropy(study, group, len(told)).generate_state(1)[0])
     return propose(study, free_axes(study, group), told, count, seed)

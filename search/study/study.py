@@ -1,8 +1,9 @@
 """Study files: one TOML file per question, validated as a whole.
 
-A hyperparameter's role (S1) follows from how it is written: a single value is *fixed*; a list or a range is
-a *nuisance* hyperparameter, optimized over; batch size, optimizer, lists in [workload_args] and whatever
-`scientific` names are *scientific*, and every combination of their values is a group of its own.
+A hyperparameter's role (S1) follows from how it is written: a single value is *fixed*; a list or a
+range is a *nuisance* hyperparameter, optimized over; batch size, optimizer, lists in
+[workload_args] and whatever `scientific` names are *scientific*, and every combination of their
+values is a group of its own.
 """
 
 from __future__ import annotations
@@ -37,20 +38,25 @@ from ..rules.optimizers import RULES
 from ..rules.schedule import DECAYS, longest_warmup, orders_of_magnitude, total_steps
 from ..trial import Group, Point
 
-# What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is said.
+# What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is
+# said.
 MOST_BYTES = 2**20  # of a file; the longest that ship have 2,000
 MOST_STEPS = 10**7  # of a training: a curve keeps two float64 of each update, 160 MB
 MOST_TRIALS = 10**6  # over all batch sizes and seeds: a plan of these takes seconds
-MOST_GROUPS = 1_000  # of a batch size: each is a row and a panel of the report, and tries its workload
+# of a batch size: each is a row and a panel of the report, and tries its workload
+MOST_GROUPS = 1_000
 MOST_BATCH_SIZES = 100  # each is a study of Optuna's and a facet of every plot
 MOST_EXAMPLES = 10**8  # of a batch: of one number each, 400 MB
 MOST_EVALUATIONS = 10**5  # of a training: each is a row in the database
 MOST_VALUES = 10_000  # of one list
 MOST_CHARACTERS = 100  # of a study's name: names of reruns add to it, and file systems end at 255
-LARGEST_SEED = 2**31 - 1  # NumPy takes 32 bits; the seeds of repetitions and reruns count on from it
+# NumPy takes 32 bits; the seeds of repetitions and reruns count on from it
+LARGEST_SEED = 2**31 - 1
 LARGEST_INTEGER = 2**63 - 1  # what TOML promises to keep
-SMALLEST, LARGEST = 1e-30, 1e30  # of a float: float32 ends at 1e-38 and 3e38, and sweeps are extended by decades
-# A key of so many parts, which no study has: what Python's parser needs for it grows with their square.
+# of a float: float32 ends at 1e-38 and 3e38, and sweeps are extended by decades
+SMALLEST, LARGEST = 1e-30, 1e30
+# A key of so many parts, which no study has: what Python's parser needs for it grows with their
+# square.
 DEEP_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){64}""")
 MOST_LINES = 20  # of a message, a mistake each
 SHOWN_NAMES = 10  # of the hyperparameters that a message lists
@@ -131,15 +137,24 @@ VALUE_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "base_lr": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
     "warmup_steps": ("an integer ≥ 0", lambda v: _number(v) and 0 <= v < math.inf and v == int(v)),
     "clip_norm": ("a number > 0 (inf = never clip)", lambda v: _number(v) and v > 0),
-    "clip_z": ("a number > 0 (inf = no threshold that follows the norms)", lambda v: _number(v) and v > 0),
+    "clip_z": (
+        "a number > 0 (inf = no threshold that follows the norms)",
+        lambda v: _number(v) and v > 0,
+    ),
     "decay": (f"one of {', '.join(DECAYS)}", lambda v: v in DECAYS),
     "weight_decay": ("a number ≥ 0", lambda v: _number(v) and 0 <= v < math.inf),
     "epsilon": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
     "momentum": ("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1),
 }
 VALUE_RULES |= dict.fromkeys(("rho", "beta1", "beta2"), VALUE_RULES["momentum"])
-COMMON = ("base_lr", "warmup_steps", "clip_norm", "clip_z", "decay")  # axes that every optimizer has
-DEFAULTS: dict[str, Scalar] = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf, "decay": "constant"}
+# axes that every optimizer has
+COMMON = ("base_lr", "warmup_steps", "clip_norm", "clip_z", "decay")
+DEFAULTS: dict[str, Scalar] = {
+    "warmup_steps": 0,
+    "clip_norm": math.inf,
+    "clip_z": math.inf,
+    "decay": "constant",
+}
 
 
 def _number(value: Any) -> bool:
@@ -180,13 +195,16 @@ class OrdersOfMagnitude(_Strict):
     orders_of_magnitude: Literal[True]
 
 
-# Which form of a value was read: no part of the place of a mistake, and no name that a key can have.
+# Which form of a value was read: no part of the place of a mistake, and no name that a key can
+# have.
 ORDERS, RANGE, LIST, VALUE = "<orders>", "<range>", "<list>", "<value>"
 FORMS = (ORDERS, RANGE, LIST, VALUE)
 
 
 def _form(value: object) -> str:
-    if isinstance(value, OrdersOfMagnitude) or (isinstance(value, dict) and "orders_of_magnitude" in value):
+    if isinstance(value, OrdersOfMagnitude) or (
+        isinstance(value, dict) and "orders_of_magnitude" in value
+    ):
         return ORDERS
     if isinstance(value, Range | dict):
         return RANGE
@@ -200,7 +218,8 @@ AxisSpec = Annotated[
     | Annotated[Scalar, Tag(VALUE)],
     Discriminator(_form),
 ]
-Axis = Range | tuple[Scalar, ...]  # as used: a range, or the values to choose from (one value: fixed)
+# as used: a range, or the values to choose from (one value: fixed)
+Axis = Range | tuple[Scalar, ...]
 
 
 def ends(axis: Axis) -> tuple[float, float]:
@@ -227,13 +246,19 @@ class _Axes(_Strict):
             if not holds(value):
                 raise ValueError(f"must be {rule}, got {shown(value)}")
             if not _in_reach(value):
-                raise ValueError(f"must lie between {SMALLEST:g} and {LARGEST:g}, got {shown(value)}")
+                raise ValueError(
+                    f"must lie between {SMALLEST:g} and {LARGEST:g}, got {shown(value)}"
+                )
         return spec
 
 
 def _optimizer_model(name: str) -> type[_Axes]:
-    fields: dict[str, Any] = dict.fromkeys((*COMMON, *RULES[name].defaults), (AxisSpec | None, None))
-    return create_model(name, __base__=_Axes, __doc__=f"Ranges of the {name} optimizer's own.", **fields)
+    fields: dict[str, Any] = dict.fromkeys(
+        (*COMMON, *RULES[name].defaults), (AxisSpec | None, None)
+    )
+    return create_model(
+        name, __base__=_Axes, __doc__=f"Ranges of the {name} optimizer's own.", **fields
+    )
 
 
 _Optimizers = create_model(
@@ -261,7 +286,8 @@ class Figure(_Strict):
         StrictBool, Field(description="A logarithmic step axis, on which the first steps have room")
     ] = False
     sparse_every: Annotated[int, Field(ge=2, le=MOST_STEPS), NUMBER] | None = Field(
-        default=None, description="Draw the losses once more, at every n-th step: what rare evaluation shows"
+        default=None,
+        description="Draw the losses once more, at every n-th step: what rare evaluation shows",
     )
 
 
@@ -269,7 +295,9 @@ def _form_of_argument(value: object) -> str:
     return LIST if isinstance(value, list | tuple) else VALUE
 
 
-Argument = Annotated[Annotated[Values, Tag(LIST)] | Annotated[Scalar, Tag(VALUE)], Discriminator(_form_of_argument)]
+Argument = Annotated[
+    Annotated[Values, Tag(LIST)] | Annotated[Scalar, Tag(VALUE)], Discriminator(_form_of_argument)
+]
 
 
 class Study(_Strict):
@@ -279,10 +307,15 @@ class Study(_Strict):
     question: str = ""
     workload: str = Field(description="Import path of a factory, package.module:factory")
     workload_args: dict[str, Argument] = Field(
-        default_factory=dict, description="Arguments of the factory; a list is a scientific hyperparameter"
+        default_factory=dict,
+        description="Arguments of the factory; a list is a scientific hyperparameter",
     )
-    objective: str = Field(description="A metric that evaluate() returns; minimized, unless `maximize` is set")
-    maximize: StrictBool = Field(False, description="A higher value of the objective is better, as of an accuracy")
+    objective: str = Field(
+        description="A metric that evaluate() returns; minimized, unless `maximize` is set"
+    )
+    maximize: StrictBool = Field(
+        False, description="A higher value of the objective is better, as of an accuracy"
+    )
     max_train_steps: Steps = Field(description="Optimizer updates of the baseline schedule")
     batch_sizes: Annotated[
         tuple[BatchSize, ...],
@@ -290,11 +323,14 @@ class Study(_Strict):
         Field(json_schema_extra={"minItems": 1, "maxItems": MOST_BATCH_SIZES}),
     ]
     trials: Trials | None = Field(
-        None, description="Configurations per batch size, each trained with every seed; the grid sampler counts its own"
+        None,
+        description="Configurations per batch size, each trained with every seed; the grid sampler counts its own",
     )
     sampler: Sampler = "halton"
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = 0
-    seeds: Trials = Field(1, description="Trials of each configuration, with seed, seed + 1, ... (S9)")
+    seeds: Trials = Field(
+        1, description="Trials of each configuration, with seed, seed + 1, ... (S9)"
+    )
     evaluations: Annotated[int, Field(gt=0, le=MOST_EVALUATIONS), NUMBER] = Field(
         50, description="Evaluations per trial, at regular step intervals"
     )
@@ -303,19 +339,24 @@ class Study(_Strict):
         description="Passes whose gradients are averaged for one update; batch sizes count examples per update",
     )
     precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="bfloat16: torch.autocast of loss and evaluation; parameters stay as they are"
+        "float32",
+        description="bfloat16: torch.autocast of loss and evaluation; parameters stay as they are",
     )
-    prepend_warmup: StrictBool = Field(False, description="Warmup adds to max_train_steps instead of being part of it")
+    prepend_warmup: StrictBool = Field(
+        False, description="Warmup adds to max_train_steps instead of being part of it"
+    )
     divergence: StrictBool = Field(
         True,
         description="false: a training loss that starts near 0 or grows by design (annealed KL, curriculum, policy "
         "gradient, GAN) is no sign of divergence; only values that are not finite and evaluations are",
     )
     stop_after: Steps | None = Field(
-        None, description="Updates after which every trial ends, short of its schedule: a screening run (R9)"
+        None,
+        description="Updates after which every trial ends, short of its schedule: a screening run (R9)",
     )
     keep_checkpoints: Trials | None = Field(
-        None, description="Checkpoints kept at each batch size, those of the best trials; default: all"
+        None,
+        description="Checkpoints kept at each batch size, those of the best trials; default: all",
     )
     scientific: Annotated[
         tuple[str, ...],
@@ -324,7 +365,9 @@ class Study(_Strict):
     ] = Field((), description="Axes whose effect is the question, besides the optimizer")
     space: Space
     figure: Figure = Figure()
-    source: str = Field("", exclude=True, repr=False, description="The file's text, comments and all")
+    source: str = Field(
+        "", exclude=True, repr=False, description="The file's text, comments and all"
+    )
 
     @field_validator("max_train_steps", "seed", "seeds", mode="before")
     @classmethod
@@ -361,7 +404,9 @@ class Study(_Strict):
         return [name for name in RULES if getattr(self.space.optimizer, name) is not None]
 
     def axes(self, optimizer: str) -> dict[str, Axis]:
-        """Every axis of an optimizer by name, fixed ones included; its own table wins over the common one."""
+        """Every axis of an optimizer by name, fixed ones included; its own table wins over the
+        common one.
+        """
         own = getattr(self.space.optimizer, optimizer)
         specs: dict[str, Axis] = {}
         for name in (*COMMON, *RULES[optimizer].defaults):
@@ -404,8 +449,13 @@ class Study(_Strict):
 
     def group_count(self) -> int:
         """How many groups each batch size has, without making them."""
-        arguments = math.prod(len(_values(self.workload_args[name])) for name in self.scientific_workload_args)
-        return sum(self._combinations(self.axes(optimizer)) for optimizer in self.optimizers) * arguments
+        arguments = math.prod(
+            len(_values(self.workload_args[name])) for name in self.scientific_workload_args
+        )
+        return (
+            sum(self._combinations(self.axes(optimizer)) for optimizer in self.optimizers)
+            * arguments
+        )
 
     def _combinations(self, axes: Mapping[str, Axis]) -> int:
         return math.prod(grid_size(axes[name]) for name in self.scientific)
@@ -440,12 +490,19 @@ class Study(_Strict):
         if (self.trials is None) != (self.sampler == "grid"):
             yield (
                 "trials",
-                ("is required" if self.trials is None else "the grid sampler counts its own points: remove trials"),
+                (
+                    "is required"
+                    if self.trials is None
+                    else "the grid sampler counts its own points: remove trials"
+                ),
             )
         yield from self._shadowing()
         uneven = [size for size in self.batch_sizes if size % self.accumulation]
         if uneven:
-            yield "accumulation", f"must divide every batch size, got {self.accumulation} for {uneven}"
+            yield (
+                "accumulation",
+                f"must divide every batch size, got {self.accumulation} for {uneven}",
+            )
         complete = True
         for optimizer in self.optimizers:
             for mistake in self._problems_of(optimizer):
@@ -455,14 +512,22 @@ class Study(_Strict):
             yield from self._too_many()
 
     def _shadowing(self) -> Iterator[tuple[str, str]]:
-        """Arguments of the workload that stand in the same tables as something else of that name."""
+        """Arguments of the workload that stand in the same tables as something else of that
+        name.
+        """
         own = {"optimizer", "seed"}  # batch_size: advice.py
         own |= {name for optimizer in self.optimizers for name in self.axes(optimizer)}
         for name in sorted(self.workload_args):
             if name in own:
-                yield f"workload_args.{name}", "is also a hyperparameter of this study; rename the factory's argument"
+                yield (
+                    f"workload_args.{name}",
+                    "is also a hyperparameter of this study; rename the factory's argument",
+                )
             if name in RESULT_COLUMNS:
-                yield f"workload_args.{name}", "is also a column of trials.csv; rename the factory's argument"
+                yield (
+                    f"workload_args.{name}",
+                    "is also a column of trials.csv; rename the factory's argument",
+                )
 
     def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
         axes, place = self.axes(optimizer), f"space.optimizer.{optimizer}"
@@ -531,7 +596,8 @@ def load_study(path: str | Path, name: str = "") -> Study:
         document = tomllib.loads(text) if not DEEP_KEY.search(text) else None
     except RecursionError:
         document = None
-    except ValueError as error:  # TOMLDecodeError, or what Python says of an integer too long for it
+    # TOMLDecodeError, or what Python says of an integer too long for it
+    except ValueError as error:
         raise UserError(f"{path}: is not valid TOML: {error}") from error
     if document is None:
         raise UserError(f"{path}: is no study file: tables or lists are nested too deeply")
@@ -555,7 +621,9 @@ def _check_name(path: Path) -> None:
 
 
 def _read(path: Path) -> str:
-    """The text of a study file. Raises UserError unless it is a file, of UTF-8 and of at most MOST_BYTES."""
+    """The text of a study file. Raises UserError unless it is a file, of UTF-8 and of at most
+    MOST_BYTES.
+    """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"{path}: cannot be read: it is a device or a pipe; give a file")
@@ -568,12 +636,16 @@ def _read(path: Path) -> str:
     try:
         text = content.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not valid TOML: it must be UTF-8, and byte {error.start} is not") from error
+        raise UserError(
+            f"{path}: is not valid TOML: it must be UTF-8, and byte {error.start} is not"
+        ) from error
     return text.replace("\r\n", "\n")
 
 
 def parse_study(document: Mapping[str, Any], name: str, place: str, source: str = "") -> Study:
-    """Validate a study file's content; `place` names it in messages. Raises UserError as load_study."""
+    """Validate a study file's content; `place` names it in messages. Raises UserError as
+    load_study.
+    """
     own = sorted(document.keys() & {"name", "source"})
     lines = [f"{key}: unknown key; the file's name is the study's name" for key in own]
     try:
@@ -599,14 +671,22 @@ def schema() -> dict[str, Any]:
 
 def _explain(detail: Any) -> str:
     """One pydantic error as `key: rule, value`."""
-    keys = [shown(part) if len(str(part)) > SHOWN else str(part) for part in detail["loc"] if part not in FORMS]
+    keys = [
+        shown(part) if len(str(part)) > SHOWN else str(part)
+        for part in detail["loc"]
+        if part not in FORMS
+    ]
     place, kind = ".".join(keys), detail["type"]
     if kind == "extra_forbidden":
         return f"{place}: {_unknown_key(keys)}"
     if kind == "missing":
         return f"{place}: is required"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{place}: {message}" if kind == "value_error" else f"{place}: {message}, got {shown(detail['input'])}"
+    return (
+        f"{place}: {message}"
+        if kind == "value_error"
+        else f"{place}: {message}, got {shown(detail['input'])}"
+    )
 
 
 def _unknown_key(keys: list[str]) -> str:
@@ -629,11 +709,17 @@ def _unknown_key(keys: list[str]) -> str:
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)
-    return f"unknown key; did you mean {nearest[0]!r}?" if nearest else f"unknown key; known are {', '.join(known)}"
+    return (
+        f"unknown key; did you mean {nearest[0]!r}?"
+        if nearest
+        else f"unknown key; known are {', '.join(known)}"
+    )
 
 
 def refuse_maximized(study: Study, command: str) -> None:
-    """Raise UserError for a command whose statistics take lower for better, if a study is maximized."""
+    """Raise UserError for a command whose statistics take lower for better, if a study is
+    maximized.
+    """
     if study.maximize:
         raise UserError(
             f"{study.name}: maximize: `tunewright {command}` cannot do with an objective that is maximized: let "

@@ -1,9 +1,10 @@
-"""The proof, again and again in training, that a stack or a recording computes what the model alone computes.
+"""The proof, again and again in training, that a stack or a recording computes what the model alone
+computes.
 
-What was equal in the first updates may differ later: another branch is taken, numbers have other sizes. So before a
-trial is handed out, the last update of one of the slots is computed again by the model alone, from the parameters,
-buffers and batch that the slot had: its loss, its gradient norm, the buffers after it and, if it was just
-evaluated, its metrics.
+What was equal in the first updates may differ later: another branch is taken, numbers have other
+sizes. So before a trial is handed out, the last update of one of the slots is computed again by the
+model alone, from the parameters, buffers and batch that the slot had: its loss, its gradient norm,
+the buffers after it and, if it was just evaluated, its metrics.
 """
 
 from __future__ import annotations
@@ -23,21 +24,26 @@ from ..workload.workload import Workload, evaluated, numbers
 from .rows import Call, Stack
 from .ties import fixed_tensors
 
-# Relative; the same operations in another order. At a ReLU's kink a gradient jumps, and a gradient that has become
-# small is a difference of large numbers, so that norms have more room than losses.
+# Relative; the same operations in another order. At a ReLU's kink a gradient jumps, and a gradient
+# that has become small is a difference of large numbers, so that norms have more room than losses.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 IN_BFLOAT16 = 5e-2  # three decimal digits, and a few of them lost
 NORMS = 10.0  # times the tolerance of losses
 SMALL = 1e-3  # of its first value: below, a loss, a norm or a metric is compared with this
-SMALL_BUFFER = 1e-3  # buffers are statistics of numbers of size 1: below, rounding would be all that is compared
+# buffers are statistics of numbers of size 1: below, rounding would be all that is compared
+SMALL_BUFFER = 1e-3
 
 
 class StackingError(RuntimeError):
-    """What a stack or a recording computed is not what the model alone computes from the same state."""
+    """What a stack or a recording computed is not what the model alone computes from the same
+    state.
+    """
 
 
 def relative_difference(ours: ArrayLike, others: ArrayLike, floor: float = 1e-12) -> float:
-    """max |a − b| / max(max |a|, floor); 0 where both are not a number or the same infinity, inf where one is."""
+    """max |a − b| / max(max |a|, floor); 0 where both are not a number or the same infinity, inf
+    where one is.
+    """
     a, b = np.asarray(ours, np.float64), np.asarray(others, np.float64)
     if a.shape != b.shape:
         return np.inf
@@ -63,7 +69,9 @@ class _Moment:
 
 
 class Audit:
-    """Looks over the shoulder of a stack: `before` and `after` an update of a slot, `check` when it matters."""
+    """Looks over the shoulder of a stack: `before` and `after` an update of a slot, `check` when it
+    matters.
+    """
 
     def __init__(self, stack: Stack, workload: Workload, model: nn.Module, bfloat16: bool) -> None:
         self._stack, self._model = stack, model
@@ -83,7 +91,9 @@ class Audit:
         if self._moment:
             slot = self._moment.slot
             self._moment.loss, self._moment.norm = loss_K[slot].clone(), norm_K1[slot, 0].clone()
-            self._moment.buffers = {name: tensor.clone() for name, tensor in self._stack.buffers(slot).items()}
+            self._moment.buffers = {
+                name: tensor.clone() for name, tensor in self._stack.buffers(slot).items()
+            }
 
     def check(
         self,
@@ -91,10 +101,12 @@ class Audit:
         metrics: Mapping[str, Sequence[float]] | None,
         seed: int,
     ) -> None:
-        """Raise StackingError if the model alone finds other numbers. Takes random numbers of the process.
+        """Raise StackingError if the model alone finds other numbers. Takes random numbers of the
+        process.
 
-        `first` are the slot's loss and gradient norm at its first update; `metrics` its evaluations so far, if the last
-        of them belongs to the parameters that it has now, and `seed` that of the last one.
+        `first` are the slot's loss and gradient norm at its first update; `metrics` its evaluations
+        so far, if the last of them belongs to the parameters that it has now, and `seed` that of
+        the last one.
         """
         moment, self._moment = self._moment, None
         if moment is None or moment.loss is None or moment.norm is None:
@@ -136,7 +148,9 @@ class Audit:
     def _compare(self, what: str, ours: Any, alone: Any, small: float, room: float = 1.0) -> None:
         difference = relative_difference(ours, alone, max(small, 1e-30))
         if not difference <= room * self._tolerance:
-            raise StackingError(f"later in training the {what} differs by {difference:.1e} from the model alone")
+            raise StackingError(
+                f"later in training the {what} differs by {difference:.1e} from the model alone"
+            )
 
 
 def _array(tensor: Tensor) -> Any:

@@ -1,7 +1,8 @@
 """Checkpoints from elsewhere: read, fitted to a model, and measured the way trials are measured.
 
-A checkpoint is a safetensors file, or a torch file that holds tensors by name (a state_dict, alone or under one
-of the names in NESTED). Nothing in a file is ever executed: torch files are loaded with weights only.
+A checkpoint is a safetensors file, or a torch file that holds tensors by name (a state_dict, alone
+or under one of the names in NESTED). Nothing in a file is ever executed: torch files are loaded
+with weights only.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..workload.workload import autocast
 
-NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the model beside other things
+# where training scripts put the model beside other things
+NESTED = ("state_dict", "model_state_dict", "model")
 SHOWN = 5  # names of each kind in a message; the rest are counted
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file by name, on the host.
 
-    Raises UserError if the file cannot be read, is truncated or damaged, or holds anything but tensors.
+    Raises UserError if the file cannot be read, is truncated or damaged, or holds anything but
+    tensors.
     """
     try:
         with path.open("rb"):
@@ -49,7 +52,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_sums(path: Path) -> None:
-    """Raise BadZipFile if a part of a torch file is not what was written, which torch.load does not look at."""
+    """Raise BadZipFile if a part of a torch file is not what was written, which torch.load does not
+    look at.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as parts:
             if damaged := parts.testzip():
@@ -59,25 +64,34 @@ def _check_sums(path: Path) -> None:
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     """The state_dict of a torch file."""
     if isinstance(content, Mapping):
-        content = next((content[name] for name in NESTED if isinstance(content.get(name), Mapping)), content)
+        content = next(
+            (content[name] for name in NESTED if isinstance(content.get(name), Mapping)), content
+        )
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: must hold tensors by name (a state_dict), got {type(content).__name__}")
+        raise UserError(
+            f"{path}: must hold tensors by name (a state_dict), got {type(content).__name__}"
+        )
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers or not content:
-        raise UserError(f"{path}: must hold tensors by name (a state_dict); {_listed('not tensors', strangers)}")
+        raise UserError(
+            f"{path}: must hold tensors by name (a state_dict); {_listed('not tensors', strangers)}"
+        )
     return {str(name): value for name, value in content.items()}
 
 
 def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Put a checkpoint into a model, all of it or nothing; values are cast to the model's dtypes.
 
-    A tensor that the model has under several names (tied weights) may be there under one of them. Raises UserError
-    listing the names that are missing, that the model does not have, and whose shapes differ.
+    A tensor that the model has under several names (tied weights) may be there under one of them.
+    Raises UserError listing the names that are missing, that the model does not have, and whose
+    shapes differ.
     """
     own = model.state_dict()
     present = {own[name].data_ptr() for name in tensors if name in own}
     problems = {
-        "missing": [name for name in own if name not in tensors and own[name].data_ptr() not in present],
+        "missing": [
+            name for name in own if name not in tensors and own[name].data_ptr() not in present
+        ],
         "unexpected": [name for name in tensors if name not in own],
         "of another shape": [
             f"{name} (is {list(tensors[name].shape)}, must be {list(own[name].shape)})"
@@ -98,18 +112,26 @@ def _listed(kind: str, names: list[str]) -> str:
 
 @torch.no_grad()
 def metrics_of(
-    method: Callable[[nn.Module], Mapping[str, Tensor | float]], model: nn.Module, bfloat16: bool = False
+    method: Callable[[nn.Module], Mapping[str, Tensor | float]],
+    model: nn.Module,
+    bfloat16: bool = False,
 ) -> dict[str, float]:
-    """What a workload's `evaluate` or `test` says about a model in evaluation mode, as it is measured in training."""
+    """What a workload's `evaluate` or `test` says about a model in evaluation mode, as it is
+    measured in training.
+    """
     model.eval()
     with autocast(model, bfloat16):
         return {name: float(value) for name, value in method(model).items()}
 
 
 def finite(path: Path, metrics: Mapping[str, float], objective: str) -> float:
-    """The objective of a checkpoint. Raises UserError if it was not measured, or is nan or inf: nothing to compare."""
+    """The objective of a checkpoint. Raises UserError if it was not measured, or is nan or inf:
+    nothing to compare.
+    """
     if objective not in metrics:
-        raise UserError(f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}")
+        raise UserError(
+            f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}"
+        )
     value = metrics[objective]
     if not math.isfinite(value):
         raise UserError(f"{path}: its {objective} must be finite, got {value}")

@@ -1,8 +1,8 @@
 """Which way of training is faster for a workload: one trial after the other, or K of them stacked.
 
-Measured, not guessed, on a few updates of the study's own points, in the process that will train them. A model
-that cannot be stacked, or whose numbers change when it is, trains one after the other, and the engine's `reason`
-says why. A long study tries torch's compiler, too.
+Measured, not guessed, on a few updates of the study's own points, in the process that will train
+them. A model that cannot be stacked, or whose numbers change when it is, trains one after the
+other, and the engine's `reason` says why. A long study tries torch's compiler, too.
 """
 
 from __future__ import annotations
@@ -31,30 +31,39 @@ from .python_state import PythonState, python_state
 from .rows import Traces
 
 WORTH_UPDATES = 500  # in all: a choice costs up to 50, whatever their length
-WORTH_SECONDS = 15.0  # of training one after the other: below, a study is over before a choice has paid
-WORTH_STACKING = 1.1  # times the rate of one after the other: less is within the noise of a measurement
-WORTH_WIDENING = 1.05  # times the rate so far; a stack of 4 that gains less than this gains nothing by being wider
+# of training one after the other: below, a study is over before a choice has paid
+WORTH_SECONDS = 15.0
+# times the rate of one after the other: less is within the noise of a measurement
+WORTH_STACKING = 1.1
+# times the rate so far; a stack of 4 that gains less than this gains nothing by being wider
+WORTH_WIDENING = 1.05
 WORTH_THREADS = 1.1  # times the rate of one thread per process
 WORTH_COMPILING = 1.1  # times the rate that is not compiled
-COMPILED_SECONDS = 400.0  # of training per worker, or more: compiling takes 20 to 40, and saves a quarter to a half
-COMPILED_SLOTS = 16  # at the most: compiled, a wider stack gains nothing, and more of it is idle at the end
+# of training per worker, or more: compiling takes 20 to 40, and saves a quarter to a half
+COMPILED_SECONDS = 400.0
+# at the most: compiled, a wider stack gains nothing, and more of it is idle at the end
+COMPILED_SLOTS = 16
 WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
 SECONDS = 0.2  # of one run that is measured
 REPEATS = 3  # the fastest counts: what else the machine does can only slow a measurement down
 NOT_REPEATED = 1.0  # seconds: a run that is longer is measured once
 MOST_STEPS, FEWEST_STEPS = 400, 3  # of one run
 MEMORY_SHARE = 0.5  # of what is free, over all workers
-ROWS = 6  # copies of the parameters a slot holds: θ, gradient (twice while it is copied), m, v, best
+# copies of the parameters a slot holds: θ, gradient (twice while it is copied), m, v, best
+ROWS = 6
 MEASURED = ("loss", "gradient norm")
-SMALL_KEPT = 1e-3  # parameters and states below this are compared with it: some move by rounding alone
+# parameters and states below this are compared with it: some move by rounding alone
+SMALL_KEPT = 1e-3
 ACCUMULATED = "gradients are accumulated, for models too large to stack"
-CHECKED_STEPS = 3  # enough for an optimizer's state to count, and few enough that rounding stays rounding
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}  # relative; float32 only where float64 cannot run
+# enough for an optimizer's state to count, and few enough that rounding stays rounding
+CHECKED_STEPS = 3
+# relative; float32 only where float64 cannot run
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 def devices(names: str) -> list[str]:
-    """The torch devices named, as "cpu" or "cuda:0,cuda:1". Raises UserError for one that is not there, or that
-    cannot keep a number, as "meta"."""
+    """The torch devices named, as "cpu" or "cuda:0,cuda:1". Raises UserError for one that is not
+    there, or that cannot keep a number, as "meta"."""
     found = [name.strip() for name in names.split(",")]
     for name in found:
         try:
@@ -76,12 +85,14 @@ def choose(
     compiled: bool | None = None,
     slots: int | None = None,
 ) -> Engine:
-    """The faster engine for points of one batch size and one workload, measured on the first of them.
+    """The faster engine for points of one batch size and one workload, measured on the first of
+    them.
 
-    The points are shared by `workers` processes with one torch thread each, or by fewer with more threads, which
-    together fill the `cores`. `traces` keeps the recordings of the stacks that were tried. `compiled`: whether to try
-    torch's compiler also where training is short, or never; by default, where it may pay. `slots` forces how many
-    trials are stacked, if the workload can be stacked.
+    The points are shared by `workers` processes with one torch thread each, or by fewer with more
+    threads, which together fill the `cores`. `traces` keeps the recordings of the stacks that were
+    tried. `compiled`: whether to try torch's compiler also where training is short, or never; by
+    default, where it may pay. `slots` forces how many trials are stacked, if the workload can be
+    stacked.
     """
     if slots is not None:
         return _forced(study, workload, points, device, slots)
@@ -95,11 +106,15 @@ def choose(
     return _compiled(study, workload, points, engine, device, traces) if compiled else engine
 
 
-def _forced(study: Study, workload: Workload, points: Sequence[Point], device: str, slots: int) -> Engine:
+def _forced(
+    study: Study, workload: Workload, points: Sequence[Point], device: str, slots: int
+) -> Engine:
     """A stack of as many slots as a user wants, or alone where that would change numbers."""
     if slots == 1:
         return replace(ALONE, reason="forced")
-    trouble = ACCUMULATED if study.accumulation > 1 else why_not_stacked(study, workload, points, device)
+    trouble = (
+        ACCUMULATED if study.accumulation > 1 else why_not_stacked(study, workload, points, device)
+    )
     if trouble:
         return replace(ALONE, reason=f"{slots} slots were wanted, {trouble}")
     return Engine(stacked=True, slots=slots, reason="forced")
@@ -123,12 +138,17 @@ def _compiled(
             if differs := _differs(alone, first, TOLERANCE[torch.float32]):
                 raise RuntimeError(f"{differs} from the model as it is")
             both = (engine, candidate)
-            turns = [[_rate(study, workload, points, one, device, traces) for one in both] for _ in range(REPEATS)]
+            turns = [
+                [_rate(study, workload, points, one, device, traces) for one in both]
+                for _ in range(REPEATS)
+            ]
             rate, found = map(max, zip(*turns, strict=True))
     except Exception as error:  # there is no C++ compiler, say
         return replace(engine, reason=f"{engine.reason}; cannot be compiled: {first_line(error)}")
     if found < WORTH_COMPILING * rate:
-        return replace(engine, reason=f"{engine.reason}; compiled only {found / rate:.2f} times as fast")
+        return replace(
+            engine, reason=f"{engine.reason}; compiled only {found / rate:.2f} times as fast"
+        )
     return replace(candidate, reason=f"{engine.reason}; {found:.0f} compiled")
 
 
@@ -141,17 +161,23 @@ def _not_compiled(
     device: str,
     traces: Traces,
 ) -> tuple[Engine, float]:
-    """The faster engine without a compiler, and its updates per second; 0 where nothing could be compiled, either."""
+    """The faster engine without a compiler, and its updates per second; 0 where nothing could be
+    compiled, either.
+    """
     updates = sum(map(study.updates, points))
     if updates < WORTH_UPDATES:
         return replace(ALONE, reason=f"only {updates} updates in all: a choice would not pay"), 0.0
     began = time.perf_counter()
     list(train(_short(study, 1), workload, points[:1], ALONE, device))
     if updates * (time.perf_counter() - began) < WORTH_SECONDS:
-        return replace(ALONE, reason=f"{updates} short updates in all: over before a choice has paid"), 0.0
+        return replace(
+            ALONE, reason=f"{updates} short updates in all: over before a choice has paid"
+        ), 0.0
     one_thread = rate = _rate(study, workload, points, ALONE, device)
     if updates / rate < WORTH_SECONDS:
-        return replace(ALONE, reason=f"{updates} updates at {rate:.0f}/s: over before a choice has paid"), 0.0
+        return replace(
+            ALONE, reason=f"{updates} updates at {rate:.0f}/s: over before a choice has paid"
+        ), 0.0
     alone = ALONE
     if device == "cpu":
         alone, rate = _with_threads(study, workload, points, workers, cores, rate)
@@ -160,7 +186,9 @@ def _not_compiled(
     if trouble := why_not_stacked(study, workload, points, device):
         return replace(alone, measured=True, reason=trouble), 0.0
     best, found = alone, rate
-    most = min(_slots_in_memory(workload, points[0], workers, device), max(2, len(points) // workers))
+    most = min(
+        _slots_in_memory(workload, points[0], workers, device), max(2, len(points) // workers)
+    )
     for slots in sorted({min(width, most) for width in WIDTHS}):
         engine = Engine(stacked=True, slots=slots)
         measured = _rate(study, workload, points, engine, device, traces)
@@ -179,10 +207,11 @@ def _not_compiled(
 def _with_threads(
     study: Study, workload: Workload, points: Sequence[Point], workers: int, cores: int, rate: float
 ) -> tuple[Engine, float]:
-    """One after the other with the number of threads that is fastest over all processes, and its rate per worker.
+    """One after the other with the number of threads that is fastest over all processes, and its
+    rate per worker.
 
-    Where there is a point for every worker, processes win: on none of the networks of tests/benchmarks did one
-    process with two threads reach what two with one thread do.
+    Where there is a point for every worker, processes win: on none of the networks of
+    tests/benchmarks did one process with two threads reach what two with one thread do.
     """
     busy = min(workers, len(points))
     best, found = ALONE, rate
@@ -200,9 +229,9 @@ def _with_threads(
 def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], device: str) -> str:
     """One sentence on why a workload must train one after the other; empty if it can be stacked.
 
-    The first updates of some points are taken alone and stacked. Everything that is measured or kept must be equal:
-    losses, gradient norms, metrics, parameters, optimizer states and buffers; and neither workload nor model may keep
-    state in Python (`python_state`).
+    The first updates of some points are taken alone and stacked. Everything that is measured or
+    kept must be equal: losses, gradient norms, metrics, parameters, optimizer states and buffers;
+    and neither workload nor model may keep state in Python (`python_state`).
     """
     some = [replace(point, base_lr=point.base_lr * 1e-3) for point in points[:2]]
     work, tolerance = _Observed(workload, double=True), TOLERANCE[torch.float64]
@@ -249,7 +278,9 @@ class _Observed:
         try:
             self._models[id(model)] = model, python_state(self.workload, model)
         except Exception as error:
-            self._trouble = f"workload or model may keep state, which cannot be seen: {first_line(error)}"
+            self._trouble = (
+                f"workload or model may keep state, which cannot be seen: {first_line(error)}"
+            )
 
     def kept_state(self) -> str:
         """In words, whether workload or models are not as they were; empty if they are."""
@@ -264,7 +295,9 @@ class _Observed:
 
 @dataclass
 class _Unevaluated:
-    """A workload whose evaluation is not worth mentioning: on a large validation set it would take most of a rate."""
+    """A workload whose evaluation is not worth mentioning: on a large validation set it would take
+    most of a rate.
+    """
 
     workload: Workload
     objective: str
@@ -284,7 +317,9 @@ def _differs(alone: Sequence[Trained], others: Sequence[Trained], tolerance: flo
             return f"{', '.join(sorted(ours.keys() ^ theirs.keys()))}: not what there is"
         for name, values in ours.items():
             measured = name in MEASURED or name.startswith("metric ")
-            difference = relative_difference(values, theirs[name], 1e-12 if measured else SMALL_KEPT)
+            difference = relative_difference(
+                values, theirs[name], 1e-12 if measured else SMALL_KEPT
+            )
             if not difference <= tolerance:
                 return f"{name} differs by {difference:.1e}"
     return ""
@@ -295,7 +330,10 @@ def _all_of(one: Trained) -> dict[str, NDArray[np.float64]]:
     curve = one.trial.curve
     found = dict(zip(MEASURED, (curve.loss, curve.grad_norm), strict=True))
     found |= {f"metric {name}": values for name, values in curve.metrics.items()}
-    kept = {**one.state, **{f"checkpoint {name}": tensor for name, tensor in one.checkpoint.items()}}
+    kept = {
+        **one.state,
+        **{f"checkpoint {name}": tensor for name, tensor in one.checkpoint.items()},
+    }
     for name, tensor in kept.items():
         found[name.replace("/", " ")] = tensor.to(torch.float64).numpy()
     return found
@@ -303,7 +341,12 @@ def _all_of(one: Trained) -> dict[str, NDArray[np.float64]]:
 
 def _short(study: Study, steps: int) -> Study:
     return study.model_copy(
-        update={"max_train_steps": steps, "evaluations": 1, "prepend_warmup": False, "stop_after": None}
+        update={
+            "max_train_steps": steps,
+            "evaluations": 1,
+            "prepend_warmup": False,
+            "stop_after": None,
+        }
     )
 
 
@@ -329,9 +372,15 @@ def _rate(
     device: str,
     traces: Traces | None = None,
 ) -> float:
-    """Updates of single trials per second, by what trials say of their seconds in training: starts do not count."""
+    """Updates of single trials per second, by what trials say of their seconds in training: starts
+    do not count.
+    """
     some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
-    own: Traces = {} if traces is None else {key: recorded for key, recorded in traces.items() if key[0] == "loss"}
+    own: Traces = (
+        {}
+        if traces is None
+        else {key: recorded for key, recorded in traces.items() if key[0] == "loss"}
+    )
     unevaluated = _Unevaluated(workload, study.objective)
 
     def run(steps: int) -> float:

@@ -1,7 +1,8 @@
 """The training loop: slots that refill as trials finish or diverge, one loop for every study.
 
-A trial's numbers depend on its point alone: its model, batches and schedule start when it is loaded into a
-slot, whoever its neighbours are. Nothing here knows of Optuna or of files; finished trials are yielded.
+A trial's numbers depend on its point alone: its model, batches and schedule start when it is loaded
+into a slot, whoever its neighbours are. Nothing here knows of Optuna or of files; finished trials
+are yielded.
 """
 
 from __future__ import annotations
@@ -36,18 +37,20 @@ from .audit import Audit, StackingError
 from .python_state import PythonState, content_hash, python_state
 from .rows import Stack, Traces
 
-# Updates between two looks at the losses. Each look waits for the device and costs the host some tens of
-# microseconds; a divergent trial costs at most this many updates too many.
+# Updates between two looks at the losses. Each look waits for the device and costs the host some
+# tens of microseconds; a divergent trial costs at most this many updates too many.
 CHECK_EVERY = 20
-SAVE_SECONDS = 60.0  # between two savings of what is in training: the most that an interruption costs a long trial
+# between two savings of what is in training: the most that an interruption costs a long trial
+SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How points are trained: one after the other, or `slots` of them stacked, each process with `threads` threads.
+    """How points are trained: one after the other, or `slots` of them stacked, each process with
+    `threads` threads.
 
-    `compiled`: by torch's compiler, which rounds differently. `reason` says why; `measured`, whether it was
-    measured, and so holds for any number of such points.
+    `compiled`: by torch's compiler, which rounds differently. `reason` says why; `measured`,
+    whether it was measured, and so holds for any number of such points.
     """
 
     stacked: bool
@@ -63,7 +66,9 @@ ALONE = Engine(stacked=False, slots=1)
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished trial, its best checkpoint by parameter name, and where asked for, its state after the last update."""
+    """A finished trial, its best checkpoint by parameter name, and where asked for, its state after
+    the last update.
+    """
 
     trial: Trial
     checkpoint: dict[str, Tensor]
@@ -71,21 +76,29 @@ class Trained:
 
 
 class Keeper(Protocol):
-    """Keeps the state of trials in training, so that one that was interrupted goes on where it was."""
+    """Keeps the state of trials in training, so that one that was interrupted goes on where it
+    was.
+    """
 
     def begin(self, point: Point) -> Mapping[str, Tensor] | None:
-        """Called when a point's training begins. Returns the state that was saved of it, if there is one."""
+        """Called when a point's training begins. Returns the state that was saved of it, if there
+        is one.
+        """
 
     def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
         """Keep a state, in place of an earlier one."""
 
     def start_again(self, point: Point, reason: str) -> None:
-        """Called when a saved state is of no use: training begins anew, because of the reason given."""
+        """Called when a saved state is of no use: training begins anew, because of the reason
+        given.
+        """
 
 
 @dataclass(eq=False)
 class _Slot:
-    """A trial in training: its point, its schedule as coefficients, and what was measured so far."""
+    """A trial in training: its point, its schedule as coefficients, and what was measured so
+    far.
+    """
 
     point: Point
     batches: _Batches
@@ -111,7 +124,9 @@ class _Slot:
         )
 
     def measured(self, metrics: Mapping[str, float], objective: str) -> None:
-        """Add an evaluation; a metric that it lacks, or that is there for the first time, is nan elsewhere."""
+        """Add an evaluation; a metric that it lacks, or that is there for the first time, is nan
+        elsewhere.
+        """
         for name in {*self.metrics, *metrics, objective}:
             earlier = self.metrics.setdefault(name, [math.nan] * len(self.eval_step))
             earlier.append(metrics.get(name, math.nan))
@@ -119,7 +134,9 @@ class _Slot:
         self.eval_step.append(self.step)
 
     def state(self) -> dict[str, Tensor]:
-        """All that was measured, where the process's random numbers stand, and the last batch, for `restore`."""
+        """All that was measured, where the process's random numbers stand, and the last batch, for
+        `restore`.
+        """
         return {
             "loss": torch.from_numpy(self.loss[: self.step]),
             "grad_norm": torch.from_numpy(self.grad_norm[: self.step]),
@@ -128,11 +145,16 @@ class _Slot:
             "missing": torch.tensor(self.missing),
             "batch": torch.tensor(list(bytes.fromhex(self.batches.last())), dtype=torch.uint8),
             **RandomState.now().tensors(),
-            **{f"metric/{name}": torch.tensor(v, dtype=torch.float64) for name, v in self.metrics.items()},
+            **{
+                f"metric/{name}": torch.tensor(v, dtype=torch.float64)
+                for name, v in self.metrics.items()
+            },
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned. Raises ValueError, with nothing changed, if its batches were others."""
+        """Put back what `state` returned. Raises ValueError, with nothing changed, if its batches
+        were others.
+        """
         if bytes(state["batch"].tolist()).hex() != self.batches.last():
             raise ValueError("its batches come in another order when they are drawn again")
         random = RandomState.from_tensors(state)
@@ -151,9 +173,13 @@ class _Slot:
 
 
 class _Batches:
-    """The batches of the slots that were loaded together with the same seed: drawn once for all of them."""
+    """The batches of the slots that were loaded together with the same seed: drawn once for all of
+    them.
+    """
 
-    def __init__(self, workload: Workload, point: Point, device: torch.device, skip: int, parts: Parts) -> None:
+    def __init__(
+        self, workload: Workload, point: Point, device: torch.device, skip: int, parts: Parts
+    ) -> None:
         self._iterator = drawn(workload, point.batch_size, point.seed)
         self._device, self._parts = device, parts
         self._last: Any = None
@@ -186,13 +212,13 @@ def train(
 ) -> Iterator[Trained]:
     """Train points of one batch size and one workload; yield each as it finishes.
 
-    At most `engine.slots` points are in training at once. A trial ends after its last update, or as soon as
-    `verdict.hopeless` says that it can only be infeasible; its slot then takes the next point, and the stack
-    shrinks when there is none. `keeper` is told what is in training and keeps its state now and then; `traces`
-    keeps the graphs of a stacked workload from one call to the next. Exceptions of the workload are not caught.
-    Raises StackingError if what a stack or a recording computes is not what the model alone does (audit.py).
-    Each trial has its own random numbers, of Python, NumPy and torch; the caller's are as they were
-    at each yield.
+    At most `engine.slots` points are in training at once. A trial ends after its last update, or as
+    soon as `verdict.hopeless` says that it can only be infeasible; its slot then takes the next
+    point, and the stack shrinks when there is none. `keeper` is told what is in training and keeps
+    its state now and then; `traces` keeps the graphs of a stacked workload from one call to the
+    next. Exceptions of the workload are not caught. Raises StackingError if what a stack or a
+    recording computes is not what the model alone does (audit.py). Each trial has its own random
+    numbers, of Python, NumPy and torch; the caller's are as they were at each yield.
     """
     loop = _Loop(study, workload, points, engine, torch.device(device), keeper, traces, with_state)
     finished = loop.run()
@@ -212,7 +238,9 @@ def train(
 
 
 def evaluation_seed(seed: int, step: int) -> int:
-    """Of the random numbers that an evaluation draws: by trial and step, whoever else is evaluated."""
+    """Of the random numbers that an evaluation draws: by trial and step, whoever else is
+    evaluated.
+    """
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
@@ -270,7 +298,11 @@ class _Loop:
             share = (time.perf_counter() - began) / len(self.slots)
             for slot in self.slots:
                 slot.seconds += share
-            finished = [k for k, slot in enumerate(self.slots) if slot.step == slot.total or self._hopeless(slot)]
+            finished = [
+                k
+                for k, slot in enumerate(self.slots)
+                if slot.step == slot.total or self._hopeless(slot)
+            ]
             if finished:
                 self._prove()
                 self._prove_stateless()
@@ -283,9 +315,13 @@ class _Loop:
                 self.saved = time.monotonic()
 
     def _save(self, keeper: Keeper) -> None:
-        """Save what is in training, if all that it depends on can be saved: otherwise it would begin anew."""
+        """Save what is in training, if all that it depends on can be saved: otherwise it would
+        begin anew.
+        """
         for k, slot in enumerate(self.slots):
-            if self.stack.builds_anew and (slot.python is None or self._python_state() != slot.python):
+            if self.stack.builds_anew and (
+                slot.python is None or self._python_state() != slot.python
+            ):
                 continue  # it keeps state in Python
             try:
                 state = self.stack.state(k) | slot.state()
@@ -304,10 +340,15 @@ class _Loop:
         return built(self.workload, point.seed, point.batch_size, self.device)
 
     def _initial(self, point: Point) -> dict[str, Tensor]:
-        """Parameters and buffers of the untrained model of a point's seed; each seed is built once."""
+        """Parameters and buffers of the untrained model of a point's seed; each seed is built
+        once.
+        """
         if point.seed not in self.initial:
             model = self._build(point)
-            self.initial[point.seed] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+            self.initial[point.seed] = {
+                **dict(model.named_parameters()),
+                **dict(model.named_buffers()),
+            }
         return self.initial[point.seed]
 
     def _aligned(self) -> bool:
@@ -327,7 +368,9 @@ class _Loop:
         self._keep(range(len(self.slots)))
 
     def _append(self, point: Point, step: int, batches: dict[tuple[int, int], _Batches]) -> int:
-        """Load a point into the next slot, with batches of which the first `step` were drawn; the slot."""
+        """Load a point into the next slot, with batches of which the first `step` were drawn; the
+        slot.
+        """
         k = len(self.slots)
         if self.stack.builds_anew:
             self.stack.adopt(self.unused or self._build(point), point.optimizer)
@@ -337,12 +380,18 @@ class _Loop:
         seed_all(point.seed)  # what draws random numbers in training trains alone
         python = self._python_state() if self.stack.builds_anew and self.keeper else None
         if (point.seed, step) not in batches:
-            batches[point.seed, step] = _Batches(self.workload, point, self.device, step, self.parts)
+            batches[point.seed, step] = _Batches(
+                self.workload, point, self.device, step, self.parts
+            )
         self.slots.append(replace(self._start(point, batches[point.seed, step]), python=python))
         return k
 
-    def _resumed(self, point: Point, state: Mapping[str, Tensor], batches: dict[tuple[int, int], _Batches]) -> bool:
-        """Load a point as it was saved, if what can be put back is all that its training depends on."""
+    def _resumed(
+        self, point: Point, state: Mapping[str, Tensor], batches: dict[tuple[int, int], _Batches]
+    ) -> bool:
+        """Load a point as it was saved, if what can be put back is all that its training depends
+        on.
+        """
         before = len(self.slots)
         try:
             k = self._append(point, len(state["loss"]), batches)
@@ -375,22 +424,31 @@ class _Loop:
         )
 
     def _steps_ahead(self) -> int:
-        """Updates until the first slot must be looked at: an evaluation, its end, or the next check."""
+        """Updates until the first slot must be looked at: an evaluation, its end, or the next
+        check.
+        """
         every = self.study.evaluate_every
-        return min(CHECK_EVERY, *(min(every - slot.step % every, slot.total - slot.step) for slot in self.slots))
+        return min(
+            CHECK_EVERY,
+            *(min(every - slot.step % every, slot.total - slot.step) for slot in self.slots),
+        )
 
     def _evaluation_due(self, slot: _Slot) -> bool:
         return slot.step % self.study.evaluate_every == 0 or slot.step == slot.total
 
     def _advance(self, steps: int) -> None:
-        """Take updates without looking at their results; then read losses and norms of all of them."""
+        """Take updates without looking at their results; then read losses and norms of all of
+        them.
+        """
         tensor = self._tensor
         blocks = [
             (
                 self.slots[rows[0]].point.optimizer,
                 slice(rows[0], rows[-1] + 1),
                 {
-                    name: tensor([self._ahead(self.slots[k], name, steps) for k in rows]).T[:, :, None].unbind()
+                    name: tensor([self._ahead(self.slots[k], name, steps) for k in rows])
+                    .T[:, :, None]
+                    .unbind()
                     for name in self.slots[rows[0]].columns
                 },
             )
@@ -419,10 +477,15 @@ class _Loop:
             self.stack.update(
                 norm_K1,
                 self.stack.limit(norm_K1, gates[i]) if gates else clip_norm_K1,
-                [(name, rows, {c: table[i] for c, table in columns.items()}) for name, rows, columns in blocks],
+                [
+                    (name, rows, {c: table[i] for c, table in columns.items()})
+                    for name, rows, columns in blocks
+                ],
             )
         if before is not None and before != RandomState.now():
-            raise RuntimeError("batches or loss draw from the process's random numbers, which each trial needs alone")
+            raise RuntimeError(
+                "batches or loss draw from the process's random numbers, which each trial needs alone"
+            )
         for slot, loss, norm in zip(self.slots, losses.T.tolist(), norms.T.tolist(), strict=False):
             slot.loss[slot.step : slot.step + steps] = loss
             slot.grad_norm[slot.step : slot.step + steps] = norm
@@ -435,12 +498,20 @@ class _Loop:
                 )
 
     def _healthiest(self) -> _Slot | None:
-        """The slot that has come farthest of those that learn: in others, rounding grows to any size."""
-        learning = [slot for slot in self.slots if slot.step == 0 or slot.loss[slot.step - 1] <= slot.loss[0]]
+        """The slot that has come farthest of those that learn: in others, rounding grows to any
+        size.
+        """
+        learning = [
+            slot
+            for slot in self.slots
+            if slot.step == 0 or slot.loss[slot.step - 1] <= slot.loss[0]
+        ]
         return max(learning, key=lambda slot: slot.step, default=None)
 
     def _prove(self) -> None:
-        """Compute an update of one slot again, alone, before trials are handed out. Raises StackingError."""
+        """Compute an update of one slot again, alone, before trials are handed out. Raises
+        StackingError.
+        """
         slot = self.audited
         if self.audit is None or slot is None or not slot.loss[slot.step - 1] <= slot.loss[0]:
             return
@@ -452,21 +523,31 @@ class _Loop:
         before.restore()
 
     def _prove_stateless(self) -> None:
-        """Raise StackingError if Python remembers something else than after the first update: epochs, say."""
+        """Raise StackingError if Python remembers something else than after the first update:
+        epochs, say.
+        """
         if self.audit and self._python_state() != self.python:
-            raise StackingError("later in training the workload or model changes what it keeps in Python")
+            raise StackingError(
+                "later in training the workload or model changes what it keeps in Python"
+            )
 
     def _each(self, name: str) -> list[float]:
         """A clip threshold of every slot; those of idle ones never clip."""
-        return [getattr(slot.point, name) for slot in self.slots] + [np.inf] * (self.stack.slots - len(self.slots))
+        return [getattr(slot.point, name) for slot in self.slots] + [np.inf] * (
+            self.stack.slots - len(self.slots)
+        )
 
     def _gates(self, steps: int) -> list[Gate]:
-        """What the thresholds of the next updates depend on besides the norms, prepared on the host."""
+        """What the thresholds of the next updates depend on besides the norms, prepared on the
+        host.
+        """
         first_K = [slot.step for slot in self.slots] + [0] * (self.stack.slots - len(self.slots))
         update_SK = np.arange(steps)[:, None] + np.array(first_K)
         clip_norm_K1 = self._tensor(self._each("clip_norm"), torch.float64)[:, None]
         tables = (clip_z_of(update_SK, self._each("clip_z")), share_of(update_SK))
-        each = zip(*(self._tensor(table, torch.float64)[:, :, None] for table in tables), strict=True)
+        each = zip(
+            *(self._tensor(table, torch.float64)[:, :, None] for table in tables), strict=True
+        )
         return [Gate(clip_norm_K1, clip_z_K1, share_K1) for clip_z_K1, share_K1 in each]
 
     @staticmethod
@@ -474,7 +555,9 @@ class _Loop:
         return slot.columns[name][slot.step : slot.step + steps]
 
     def _tensor(self, values: Any, dtype: torch.dtype | None = None) -> Tensor:
-        return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(self.device, dtype or self.stack.wide)
+        return torch.from_numpy(np.asarray(values, dtype=np.float64)).to(
+            self.device, dtype or self.stack.wide
+        )
 
     def _blocks(self) -> list[list[int]]:
         """Rows of the same optimizer."""
@@ -482,7 +565,9 @@ class _Loop:
         return [list(block) for _, block in rows]
 
     def _batch(self) -> Any:
-        """The next batch of every slot; stacked, with a leading slot dimension. Idle slots get some batch."""
+        """The next batch of every slot; stacked, with a leading slot dimension. Idle slots get some
+        batch.
+        """
         sources = list({id(slot.batches): slot.batches for slot in self.slots}.values())
         each_source = [source.draw() for source in sources]
         if not self.engine.stacked:
@@ -491,7 +576,8 @@ class _Loop:
         place = {id(source): i for i, source in enumerate(sources)}
         each = [place[id(slot.batches)] for slot in self.slots]
         each += [0] * (self.stack.slots - len(each))
-        # Copies also where one batch serves all: some kernels round differently if a tensor has no strides.
+        # Copies also where one batch serves all: some kernels round differently if a tensor has no
+        # strides.
         return tree_map(lambda *parts: torch.stack([parts[i] for i in each]), *each_source)
 
     def _evaluate(self, due: Sequence[int]) -> None:
@@ -503,7 +589,9 @@ class _Loop:
         before.restore()  # training draws as if there were no evaluations
         for k in due:
             slot = self.slots[k]
-            slot.measured({name: values[k] for name, values in metrics.items()}, self.study.objective)
+            slot.measured(
+                {name: values[k] for name, values in metrics.items()}, self.study.objective
+            )
             history = np.array(slot.metrics[self.study.objective])
             if self.study.maximize:
                 history = -history
@@ -512,7 +600,12 @@ class _Loop:
 
     def _hopeless(self, slot: _Slot) -> bool:
         study = self.study
-        return hopeless(slot.curve(self.chance), study.objective, maximize=study.maximize, divergence=study.divergence)
+        return hopeless(
+            slot.curve(self.chance),
+            study.objective,
+            maximize=study.maximize,
+            divergence=study.divergence,
+        )
 
     def _finish(self, k: int) -> Trained:
         slot = self.slots[k]
@@ -520,9 +613,18 @@ class _Loop:
         if broken.any():
             slot.step = int(broken.argmax()) + 1
         curve = slot.curve(self.chance)
-        verdict = judge(curve, self.study.objective, maximize=self.study.maximize, divergence=self.study.divergence)
+        verdict = judge(
+            curve,
+            self.study.objective,
+            maximize=self.study.maximize,
+            divergence=self.study.divergence,
+        )
         if slot.missing:
             lacking = f"{self.study.objective} was missing in {slot.missing} of {len(slot.eval_step)} evaluations"
-            verdict = replace(verdict, evidence="; ".join(filter(None, [verdict.evidence, lacking])))
-        trial = measured(slot.point, verdict, curve, self.study.objective, slot.seconds, self.study.maximize)
+            verdict = replace(
+                verdict, evidence="; ".join(filter(None, [verdict.evidence, lacking]))
+            )
+        trial = measured(
+            slot.point, verdict, curve, self.study.objective, slot.seconds, self.study.maximize
+        )
         return Trained(trial, self.stack.best(k), self.stack.state(k) if self.with_state else {})

@@ -1,10 +1,11 @@
 """What Python remembers of a workload and a model, besides the tensors that are trained.
 
-A recording repeats the operations of tensors and none of the statements around them. So what counts its calls, keeps a
-list or replaces a buffer must not be recorded or stacked. `python_state` is compared before and after a few updates:
-attributes of the workload and of all modules, closures, class attributes and globals of the user's own modules, by
-value; buffers by identity. The user's own modules are those of these classes and all that they import; functions count
-with their attributes, defaults and closures.
+A recording repeats the operations of tensors and none of the statements around them. So what counts
+its calls, keeps a list or replaces a buffer must not be recorded or stacked. `python_state` is
+compared before and after a few updates: attributes of the workload and of all modules, closures,
+class attributes and globals of the user's own modules, by value; buffers by identity. The user's
+own modules are those of these classes and all that they import; functions count with their
+attributes, defaults and closures.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ from ..workload.workload import is_own, own_modules
 LARGE_ARRAY = 2**20  # bytes: hashed in less than a millisecond
 TENSORS = ("_parameters", "_buffers", "_modules")  # of a module, apart from its plain attributes
 LOCKS = (type(threading.Lock()), type(threading.RLock()))
-HAVE_STATE = (FunctionType, MethodType, BuiltinMethodType, functools.partial, nn.Module, type)  # of what can be called
+# of what can be called
+HAVE_STATE = (FunctionType, MethodType, BuiltinMethodType, functools.partial, nn.Module, type)
 
 
 @dataclass(frozen=True)
 class PythonState:
-    """State as bytes, and the buffers themselves, which are the same only if they are the same objects."""
+    """State as bytes, and the buffers themselves, which are the same only if they are the same
+    objects.
+    """
 
     content: bytes
     buffers: tuple[Tensor, ...]
@@ -52,10 +56,11 @@ class PythonState:
 
 
 def python_state(workload: object, model: nn.Module, quick: bool = False) -> PythonState:
-    """The state now. Raises what pickling raises, where something cannot be pickled, and so may keep state unseen.
+    """The state now. Raises what pickling raises, where something cannot be pickled, and so may
+    keep state unseen.
 
-    `quick` takes a sum for the contents of tensors and arrays above LARGE_ARRAY: for a look at each trial's start,
-    however large its data are.
+    `quick` takes a sum for the contents of tensors and arrays above LARGE_ARRAY: for a look at each
+    trial's start, however large its data are.
     """
     own = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
     file = io.BytesIO()
@@ -76,7 +81,9 @@ def content_hash(value: object) -> str:
 
 
 def _modules_of(kinds: Iterable[type]) -> list[ModuleType]:
-    """The user's own modules in which classes and their bases are defined, and those that these import."""
+    """The user's own modules in which classes and their bases are defined, and those that these
+    import.
+    """
     names = {base.__module__ for kind in kinds for base in kind.__mro__}
     found = (sys.modules.get(name) for name in sorted(names))
     return own_modules(module for module in found if isinstance(module, ModuleType))
@@ -102,7 +109,9 @@ def _is_own(module_name: str | None) -> bool:
 
 
 def _state_of_function(function: FunctionType) -> tuple[object, ...]:
-    """What a function remembers between calls, and what it does, as another may have taken its name."""
+    """What a function remembers between calls, and what it does, as another may have taken its
+    name.
+    """
     code: CodeType = function.__code__
     cells = [_content(cell) for cell in function.__closure__ or ()]
     does = code.co_code, str(code.co_consts), code.co_names
@@ -117,7 +126,9 @@ def _content(cell: Any) -> object:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Writes values of tensors and arrays as hashes, and of the model's own parameters and buffers only names."""
+    """Writes values of tensors and arrays as hashes, and of the model's own parameters and buffers
+    only names.
+    """
 
     def __init__(self, file: io.BytesIO, own: Mapping[int, str], quick: bool = False) -> None:
         super().__init__(file)
@@ -132,7 +143,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             else:
                 content = hashlib.sha256(value.tobytes()).hexdigest()
             return str, (f"{value.shape} {value.dtype} {content}",)
-        # What may hold itself gives its parts as a state: pickle remembers it before it writes them.
+        # What may hold itself gives its parts as a state: pickle remembers it before it writes
+        # them.
         if isinstance(value, nn.Module):
             plain = {name: held for name, held in vars(value).items() if name not in TENSORS}
             held = [dict(getattr(value, name)) for name in TENSORS]
@@ -150,7 +162,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             return str, ("property", value.fget)
         if isinstance(value, functools.cached_property):
             return str, ("property", value.func)
-        if callable(value) and hasattr(value, "__wrapped__"):  # by a library's decorator, as no_grad or lru_cache
+        # by a library's decorator, as no_grad or lru_cache
+        if callable(value) and hasattr(value, "__wrapped__"):
             return str, ("decorated", value.__wrapped__)
         if isinstance(value, torch.Generator):
             return str, (_hash_of(value.get_state()),)
@@ -162,7 +175,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def _tensor(self, tensor: Tensor) -> str:
         size = tensor.numel() * tensor.element_size()
-        if self._quick and size > LARGE_ARRAY and tensor.layout is torch.strided and not tensor.is_inference():
+        if (
+            self._quick
+            and size > LARGE_ARRAY
+            and tensor.layout is torch.strided
+            and not tensor.is_inference()
+        ):
             flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
             total = _words(flat.cpu().numpy())
             return f"{tuple(tensor.shape)} {tensor.dtype} {tensor.data_ptr()} {tensor._version} {total}"
@@ -170,7 +188,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _words(content: NDArray[np.uint8]) -> int:
-    """The sum of an array's bytes taken as whole numbers of 64 bits: tells of any change but of the order."""
+    """The sum of an array's bytes taken as whole numbers of 64 bits: tells of any change but of the
+    order.
+    """
     whole = len(content) // 8 * 8
     return int(content[:whole].view(np.uint64).sum()) + int(content[whole:].sum())
 

@@ -1,16 +1,17 @@
-"""K models of one shape as rows of one buffer: forward, backward, norm, clip and update for all at once.
+"""K models of one shape as rows of one buffer: forward, backward, norm, clip and update for all at
+once.
 
-Shapes: K slots, P trainable parameters of one model. `theta` [K, P] holds the parameters, a row a slot, and
-`gradient` [K, P] their gradients; the model's tensors are views of them. So norm, clipping and update are a
-few operations on whole rows, however many tensors a model has.
+Shapes: K slots, P trainable parameters of one model. `theta` [K, P] holds the parameters, a row a
+slot, and `gradient` [K, P] their gradients; the model's tensors are views of them. So norm,
+clipping and update are a few operations on whole rows, however many tensors a model has.
 
-Stacked, the model's forward and backward pass run under torch.func.vmap, every slot with its own buffers
-(BatchNorm's running statistics). They are recorded once per K and replayed (tracing.py): the same numbers
-without what vmap, autograd and the modules cost in Python. A slot's numbers depend neither on K nor on its
-neighbours, to the last bit, as long as K ≥ 2: below that, kernels differ.
+Stacked, the model's forward and backward pass run under torch.func.vmap, every slot with its own
+buffers (BatchNorm's running statistics). They are recorded once per K and replayed (tracing.py):
+the same numbers without what vmap, autograd and the modules cost in Python. A slot's numbers depend
+neither on K nor on its neighbours, to the last bit, as long as K ≥ 2: below that, kernels differ.
 Not stacked (K = 1), the model runs as it is.
-Compiled, the recording of a stack's loss and gradients, or of the lone model's, is made machine code: other rounding,
-and again the same for every neighbour.
+Compiled, the recording of a stack's loss and gradients, or of the lone model's, is made machine
+code: other rounding, and again the same for every neighbour.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ Traces: TypeAlias = dict[tuple[object, ...], tuple[Callable[..., Any], tuple[str
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
 FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbour
-MOST_COMPILED = 2  # kinds of batches, each for half a minute: whole ones and a last one; others are replayed
+# kinds of batches, each for half a minute: whole ones and a last one; others are replayed
+MOST_COMPILED = 2
 
 
 class Call(nn.Module):
-    """A workload's method as a module around the model, so that functional_call can swap what it contains."""
+    """A workload's method as a module around the model, so that functional_call can swap what it
+    contains.
+    """
 
     def __init__(self, workload: Workload, model: nn.Module, bfloat16: bool) -> None:
         super().__init__()
@@ -56,7 +60,9 @@ class Call(nn.Module):
 
 
 class Stack:
-    """K slots, the used ones first and ordered by optimizer, so that each update rule has one block of rows."""
+    """K slots, the used ones first and ordered by optimizer, so that each update rule has one block
+    of rows.
+    """
 
     def __init__(
         self,
@@ -70,11 +76,13 @@ class Stack:
         follows_norms: bool = False,
         compiled: bool = False,
     ) -> None:
-        """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier stacks.
+        """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier
+        stacks.
 
-        Not stacked and not compiled, an update's gradient is the mean over the `parts` of its batch, weighted by their
-        numbers of examples: that of the whole batch, if the loss is a mean over examples. With `follows_norms` a slot
-        may have a threshold that follows its gradient norms (`limit`).
+        Not stacked and not compiled, an update's gradient is the mean over the `parts` of its
+        batch, weighted by their numbers of examples: that of the whole batch, if the loss is a mean
+        over examples. With `follows_norms` a slot may have a threshold that follows its gradient
+        norms (`limit`).
 
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
@@ -82,7 +90,9 @@ class Stack:
         kinds = {(p.device, p.dtype) for p in trainable.values()}
         if len(kinds) != 1:
             found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds))
-            raise UserError(f"workload: the model's parameters must share one device and dtype; found {found}")
+            raise UserError(
+                f"workload: the model's parameters must share one device and dtype; found {found}"
+            )
         if not next(iter(kinds))[1].is_floating_point:
             raise UserError(
                 f"workload: the model's parameters are {next(iter(kinds))[1]}, for which there are no update rules: "
@@ -90,7 +100,8 @@ class Stack:
             )
         self.model, self.stacked, self._parts = model, stacked, parts or Parts(1, 0)
         self.device, self.dtype = next(iter(kinds))
-        self.wide = torch.promote_types(self.dtype, torch.float32)  # of norms, coefficients and optimizer states
+        # of norms, coefficients and optimizer states
+        self.wide = torch.promote_types(self.dtype, torch.float32)
         self._call = Call(workload, model, bfloat16)
         self._shapes = {name: p.shape for name, p in trainable.items()}
         self._offsets: dict[str, tuple[int, int]] = {}
@@ -104,18 +115,28 @@ class Stack:
         shape = (self.slots, width)
         self._rows = {
             name: torch.zeros(shape, device=self.device, dtype=dtype)
-            for name, dtype in (("theta", self.dtype), ("m", self.wide), ("v", self.wide), ("best", self.dtype))
+            for name, dtype in (
+                ("theta", self.dtype),
+                ("m", self.wide),
+                ("v", self.wide),
+                ("best", self.dtype),
+            )
         }
-        # Not written before the first backward pass, which holds all gradients at once while it is recorded.
+        # Not written before the first backward pass, which holds all gradients at once while it is
+        # recorded.
         self._rows["gradient"] = torch.empty(shape, device=self.device, dtype=self.dtype)
         # Parameters that are not trained belong to a slot, too: another seed may have drawn others.
         fixed = fixed_tensors(model)
         self._buffers = {name: torch.stack([tensor] * self.slots) for name, tensor in fixed.items()}
         self._best_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
         self._names = checkpoint_names(model)
-        # float64: the host repeats their recurrence (clipping.limits), and must find the same updates clipped.
+        # float64: the host repeats their recurrence (clipping.limits), and must find the same
+        # updates clipped.
         norms = ("norm_mean", "norm_variance") if follows_norms else ()
-        self._norms = {name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64) for name in norms}
+        self._norms = {
+            name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64)
+            for name in norms
+        }
         self._traces: Traces = {} if traces is None else traces
         self._evaluates_stacked = True
         self._without_gradient: list[str] = []  # parameters, in the last update
@@ -130,7 +151,10 @@ class Stack:
 
     def _bind(self, tied: bool = True) -> None:
         """Tie the views, and the model itself if it is alone, to the current rows."""
-        self._values, self._gradients = self._views(self._rows["theta"]), self._views(self._rows["gradient"])
+        self._values, self._gradients = (
+            self._views(self._rows["theta"]),
+            self._views(self._rows["gradient"]),
+        )
         if self.stacked or not tied:
             return
         if self._compiled:  # its recording reads and writes the rows, its evaluation the model
@@ -151,7 +175,9 @@ class Stack:
 
     @property
     def builds_anew(self) -> bool:
-        """Whether each trial needs a model of its own, because it runs as it is and may keep state in Python."""
+        """Whether each trial needs a model of its own, because it runs as it is and may keep state
+        in Python.
+        """
         return not self.stacked and not self._compiled
 
     def adopt(self, model: nn.Module, optimizer: str) -> None:
@@ -180,13 +206,19 @@ class Stack:
             rows[slot] = 0.0
 
     def arrange(self, order: Sequence[int], shrink: bool) -> None:
-        """Move the slots named to the front, in this order; to shrink, drop half of the rows while they are idle.
+        """Move the slots named to the front, in this order; to shrink, drop half of the rows while
+        they are idle.
 
-        Halving, not fitting: every K that is used costs a trace. A stack that is compiled keeps its K: what another
-        rounds, a trial's numbers would depend on.
+        Halving, not fitting: every K that is used costs a trace. A stack that is compiled keeps its
+        K: what another rounds, a trial's numbers would depend on.
         """
         slots = self.slots
-        while shrink and self.stacked and not self._compiled and slots // 2 >= max(len(order), FEWEST_STACKED):
+        while (
+            shrink
+            and self.stacked
+            and not self._compiled
+            and slots // 2 >= max(len(order), FEWEST_STACKED)
+        ):
             slots //= 2
         if slots == self.slots and list(order) == list(range(len(order))):
             return
@@ -198,13 +230,16 @@ class Stack:
                 if slots < self.slots:
                     held[name] = held[name][index]
                 else:  # in blocks, never two copies of all
-                    for block in torch.split(held[name].view(self.slots, -1), UPDATED_AT_ONCE, dim=1):
+                    for block in torch.split(
+                        held[name].view(self.slots, -1), UPDATED_AT_ONCE, dim=1
+                    ):
                         block.copy_(block[index])
         self.slots = slots
         self._bind()
 
     def gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Loss [K] and unclipped gradient norm [K, 1] at the current parameters; fills the gradient buffer.
+        """Loss [K] and unclipped gradient norm [K, 1] at the current parameters; fills the gradient
+        buffer.
 
         Stacked, the batch's tensors have a leading slot dimension.
         """
@@ -242,11 +277,14 @@ class Stack:
         key = (method, self.slots, self.dtype, self.device, self._call.in_bfloat16, kinds, compiled)
         if key not in self._traces:
             call = self._loss_and_gradients if method == "loss" else self._metrics
-            # Recording runs the call: on copies of the buffers, because training writes into them (running statistics).
+            # Recording runs the call: on copies of the buffers, because training writes into them
+            # (running statistics).
             values, buffers, *batch = arguments
             before = RandomState.now()
             with torch.enable_grad():
-                replay = record(call, values, tree_map(torch.clone, buffers), *batch, compiled=compiled)
+                replay = record(
+                    call, values, tree_map(torch.clone, buffers), *batch, compiled=compiled
+                )
             if RandomState.now() != before:  # recorded, the numbers would be the same at every step
                 raise RuntimeError(f"{method} draws from the process's random numbers")
             self._traces[key] = replay, tuple(self._without_gradient)
@@ -255,7 +293,9 @@ class Stack:
             self._without_gradient = list(missing)
         return replay(*arguments, into=into)
 
-    def _loss_and_gradients(self, values: Any, buffers: Any, batch: Any) -> tuple[Tensor, list[Tensor]]:
+    def _loss_and_gradients(
+        self, values: Any, buffers: Any, batch: Any
+    ) -> tuple[Tensor, list[Tensor]]:
         def loss(own: Any, buffers: Any, batch: Any) -> Any:
             return functional_call(self._call, _inside(own, buffers), ("loss", batch))
 
@@ -265,7 +305,8 @@ class Stack:
         gradients = dict(zip(leaves, found, strict=True))
         self._without_gradient = [name for name, gradient in gradients.items() if gradient is None]
         return loss_K.detach(), [
-            torch.zeros_like(leaves[name]) if gradient is None else gradient for name, gradient in gradients.items()
+            torch.zeros_like(leaves[name]) if gradient is None else gradient
+            for name, gradient in gradients.items()
         ]
 
     def _metrics(self, values: Any, buffers: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
@@ -292,7 +333,9 @@ class Stack:
         clip_norm_K1: Tensor | None,
         blocks: Iterable[tuple[str, slice, Mapping[str, Tensor]]],
     ) -> None:
-        """Clip the gradient buffer and apply one update: per optimizer, its rows and their coefficients."""
+        """Clip the gradient buffer and apply one update: per optimizer, its rows and their
+        coefficients.
+        """
         rows = self._rows
         if clip_norm_K1 is not None:
             clip_(rows["gradient"], norm_K1, clip_norm_K1)
@@ -300,7 +343,10 @@ class Stack:
         skipped = self._held_back()
         for optimizer, block, columns in blocks:
             for start in range(0, width, UPDATED_AT_ONCE):
-                part = {name: held[block, start : start + UPDATED_AT_ONCE] for name, held in rows.items()}
+                part = {
+                    name: held[block, start : start + UPDATED_AT_ONCE]
+                    for name, held in rows.items()
+                }
                 state = {name: part[name] for name in ("m", "v")}
                 theta, gradient = part["theta"], part["gradient"]
                 if self.wide is not self.dtype:
@@ -312,9 +358,11 @@ class Stack:
             held.copy_(values)
 
     def _held_back(self) -> list[tuple[Tensor, Tensor]]:
-        """Parts of rows that an update must not change, and their values: of parameters without a gradient.
+        """Parts of rows that an update must not change, and their values: of parameters without a
+        gradient.
 
-        As torch's optimizers skip a parameter whose gradient is None: its momentum and weight decay rest, too.
+        As torch's optimizers skip a parameter whose gradient is None: its momentum and weight decay
+        rest, too.
         """
         parts = [
             self._rows[name][:, slice(*self._offsets[parameter])]
@@ -325,10 +373,11 @@ class Stack:
 
     @torch.no_grad()
     def evaluate(self, seeds: Sequence[int]) -> dict[str, list[float]]:
-        """What `evaluate` returns for every slot, by metric, with the process's generators seeded for each.
+        """What `evaluate` returns for every slot, by metric, with the process's generators seeded
+        for each.
 
-        Stacked if the workload's evaluate() can be; one after the other if it uses .item(), Python numbers or random
-        ones.
+        Stacked if the workload's evaluate() can be; one after the other if it uses .item(), Python
+        numbers or random ones.
         """
         with evaluated(self.model):
             if not self.stacked:
@@ -364,7 +413,8 @@ class Stack:
             for name, rows in self._buffers.items():
                 self._best_buffers[name][slot].copy_(rows[slot])
             return
-        # A lone model may have replaced its buffers instead of writing into them, and have new ones.
+        # A lone model may have replaced its buffers instead of writing into them, and have new
+        # ones.
         own = fixed_tensors(self.model)
         self._best_buffers = {name: tensor.detach().clone()[None] for name, tensor in own.items()}
         self._names = checkpoint_names(self.model)
@@ -382,7 +432,9 @@ class Stack:
 
     @torch.no_grad()
     def restore(self, slot: int, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned. Raises ValueError, with nothing changed, if it is of another model."""
+        """Put back what `state` returned. Raises ValueError, with nothing changed, if it is of
+        another model.
+        """
         own = {name: rows[slot] for name, rows in self._buffers.items()}
         if self.builds_anew:
             self._ties.mend()  # batches that were drawn again may have bound parameters elsewhere
@@ -397,12 +449,16 @@ class Stack:
         strangers = named - into.keys()
         other = [name for name, tensor in into.items() if _shape(state.get(name)) != tensor.shape]
         if strangers or other:
-            raise ValueError(f"saved state of another model: {', '.join(sorted({*strangers, *other}))}")
+            raise ValueError(
+                f"saved state of another model: {', '.join(sorted({*strangers, *other}))}"
+            )
         for name, tensor in into.items():
             tensor.copy_(state[name])
 
     def best(self, slot: int) -> dict[str, Tensor]:
-        """A slot's best checkpoint on the host, under all names of the model's state_dict, tied ones, too."""
+        """A slot's best checkpoint on the host, under all names of the model's state_dict, tied
+        ones, too.
+        """
         tensors = {name: view[slot] for name, view in self._views(self._rows["best"]).items()}
         tensors |= {name: rows[slot] for name, rows in self._best_buffers.items()}
         return {

@@ -1,9 +1,11 @@
-"""The tensors of a lone model, tied to the rows that its optimizer updates, and the check that they still are.
+"""The tensors of a lone model, tied to the rows that its optimizer updates, and the check that they
+still are.
 
-A workload's methods may do with the model what a plain training loop allows: `model.zero_grad()`, `p.grad = None`,
-`p.data = …`, `model.double()` and back. Each of these can leave a parameter on memory that the optimizer does not
-update. What a plain loop would train is trained: gradients are taken from the parameters after each backward pass, and
-new values go into the rows. What a plain loop would silently not train is refused by name.
+A workload's methods may do with the model what a plain training loop allows: `model.zero_grad()`,
+`p.grad = None`, `p.data = …`, `model.double()` and back. Each of these can leave a parameter on
+memory that the optimizer does not update. What a plain loop would train is trained: gradients are
+taken from the parameters after each backward pass, and new values go into the rows. What a plain
+loop would silently not train is refused by name.
 """
 
 from __future__ import annotations
@@ -18,13 +20,17 @@ from ..errors import UserError
 
 
 def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What belongs to a trial beside its trained parameters: buffers, and parameters that are not trained."""
+    """What belongs to a trial beside its trained parameters: buffers, and parameters that are not
+    trained.
+    """
     frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     return dict(model.named_buffers()) | frozen
 
 
 def checkpoint_names(model: nn.Module) -> dict[str, str]:
-    """The names in a model's state_dict, each with the first name of its tensor: tied weights have several."""
+    """The names in a model's state_dict, each with the first name of its tensor: tied weights have
+    several.
+    """
     first = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
     state = model.state_dict(keep_vars=True)
     return {name: first[id(tensor)] for name, tensor in state.items() if id(tensor) in first}
@@ -44,13 +50,18 @@ class _Tie:
 
 
 class Ties:
-    """Ties the trained parameters of a model to views of rows; `gather` and `mend` after each call of a workload."""
+    """Ties the trained parameters of a model to views of rows; `gather` and `mend` after each call
+    of a workload.
+    """
 
-    def __init__(self, model: nn.Module, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, model: nn.Module, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> None:
         self._model = model
         self._ties = []
         own = dict(model.named_parameters())
-        modules = dict(model.named_modules(remove_duplicate=False))  # get_submodule refuses TorchScript
+        # get_submodule refuses TorchScript
+        modules = dict(model.named_modules(remove_duplicate=False))
         for name, value in values.items():
             path, _, attribute = name.rpartition(".")
             holder = modules[path]._parameters
@@ -69,7 +80,8 @@ class Ties:
             parameter.grad = None
 
     def gather(self, add: bool = False) -> list[str]:
-        """Copy, or add, the gradients into their row; the names of the parameters that have none, which count as 0.
+        """Copy, or add, the gradients into their row; the names of the parameters that have none,
+        which count as 0.
 
         Raises UserError for a parameter that the optimizer can no longer train.
         """
@@ -94,10 +106,11 @@ class Ties:
         return missing
 
     def mend(self) -> None:
-        """Put parameters whose `.data` was bound elsewhere back on their rows, with the values that they have now.
+        """Put parameters whose `.data` was bound elsewhere back on their rows, with the values that
+        they have now.
 
-        Raises UserError for a parameter that is no longer the model's, that changed its dtype, shape or device, or
-        that was frozen when training began and is not any more.
+        Raises UserError for a parameter that is no longer the model's, that changed its dtype,
+        shape or device, or that was frozen when training began and is not any more.
         """
         for tie in self._ties:
             # Of TorchScript, the holder has no `get`.
@@ -118,7 +131,9 @@ class Ties:
                 )
 
     def look_for_new_ones(self) -> None:
-        """Raise UserError for a parameter that the model got after training began: a layer that was put in, say."""
+        """Raise UserError for a parameter that the model got after training began: a layer that was
+        put in, say.
+        """
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad and id(parameter) not in self._known:
                 raise UserError(

@@ -1,10 +1,13 @@
-"""A tensor program, recorded once and replayed: the operations that a function does, without the function.
+"""A tensor program, recorded once and replayed: the operations that a function does, without the
+function.
 
-Replaying skips what modules, autograd and vmap cost in Python, and computes the same numbers: the operations are
-those that ran, in their order, with their arguments. Recorded with a TorchDispatchMode, not with make_fx, because
-that imports torch's compiler: seconds in each worker process, for nothing that a short study uses.
+Replaying skips what modules, autograd and vmap cost in Python, and computes the same numbers: the
+operations are those that ran, in their order, with their arguments. Recorded with a
+TorchDispatchMode, not with make_fx, because that imports torch's compiler: seconds in each worker
+process, for nothing that a short study uses.
 
-A recording can also be compiled: torch's compiler fuses its operations, for half a minute once, and rounds differently.
+A recording can also be compiled: torch's compiler fuses its operations, for half a minute once, and
+rounds differently.
 """
 
 from __future__ import annotations
@@ -22,19 +25,24 @@ aten = torch.ops.aten
 RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default}
 
 
-def record(function: Callable[..., Any], *arguments: Any, compiled: bool = False) -> Callable[..., Any]:
-    """Call a function of nested tensors once; return `replay`, which repeats its operations on new arguments.
+def record(
+    function: Callable[..., Any], *arguments: Any, compiled: bool = False
+) -> Callable[..., Any]:
+    """Call a function of nested tensors once; return `replay`, which repeats its operations on new
+    arguments.
 
-    The new arguments must have the nesting, shapes, dtypes and devices of the first ones. Tensors that the
-    function reads besides its arguments are constants. What it writes in place, it writes when replayed, too.
+    The new arguments must have the nesting, shapes, dtypes and devices of the first ones. Tensors
+    that the function reads besides its arguments are constants. What it writes in place, it writes
+    when replayed, too.
 
-    The function returns (result, parts). `replay(*arguments, into=tensors)` returns the result, and copies each of
-    the parts into a tensor as soon as it is computed: never are all parts held twice.
+    The function returns (result, parts). `replay(*arguments, into=tensors)` returns the result, and
+    copies each of the parts into a tensor as soon as it is computed: never are all parts held
+    twice.
 
     With `compiled`, torch.compile makes machine code of it when it is first replayed.
 
-    Raises what the function raises. A function whose operations depend on values of tensors fails here, with
-    RuntimeError, if it reads them by `.item()` or `bool()`.
+    Raises what the function raises. A function whose operations depend on values of tensors fails
+    here, with RuntimeError, if it reads them by `.item()` or `bool()`.
     """
     leaves, nesting = tree_flatten(arguments)
     recorder = _Recorder(leaves)
@@ -44,7 +52,9 @@ def record(function: Callable[..., Any], *arguments: Any, compiled: bool = False
     module = recorder.program(outputs, parts)
     program: Callable[..., list[Tensor]] = module.forward
     if compiled:  # by one thread: worker processes share the machine
-        program = torch.compile(module, dynamic=False, fullgraph=True, options={"compile_threads": 1})
+        program = torch.compile(
+            module, dynamic=False, fullgraph=True, options={"compile_threads": 1}
+        )
 
     def replay(*arguments: Any, into: Sequence[Tensor] = ()) -> Any:
         return tree_unflatten(program(*tree_leaves(arguments), *into), result_nesting)
@@ -64,17 +74,25 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
-        self.nodes = WeakTensorKeyDictionary()  # by the tensor they make, which recording must not keep alive
+        # by the tensor they make, which recording must not keep alive
+        self.nodes = WeakTensorKeyDictionary()
         self.written: set[int] = set()  # memory that an operation changed in place
-        self.copies: list[tuple[fx.Node, set[int]]] = []  # multiplications by 1, and the memory of both sides
+        # multiplications by 1, and the memory of both sides
+        self.copies: list[tuple[fx.Node, set[int]]] = []
         for i, tensor in enumerate(inputs):
             self.nodes[tensor] = self.graph.placeholder(f"input_{i}")
 
     def __torch_dispatch__(
-        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        operation: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if operation is aten._local_scalar_dense.default:
-            raise RuntimeError("the value of a tensor is read on the host (.item(), bool() or the like)")
+            raise RuntimeError(
+                "the value of a tensor is read on the host (.item(), bool() or the like)"
+            )
         kwargs = kwargs or {}
         result = operation(*args, **kwargs)
         if self._is_the_same(operation, args, result):
@@ -86,7 +104,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for i, argument in enumerate(operation._schema.arguments):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 changed = args[i] if i < len(args) else kwargs[argument.name]
-                self.written |= {_memory(leaf) for leaf in tree_leaves(changed) if isinstance(leaf, Tensor)}
+                self.written |= {
+                    _memory(leaf) for leaf in tree_leaves(changed) if isinstance(leaf, Tensor)
+                }
         if isinstance(result, Tensor):
             self.nodes[result] = node
         elif isinstance(result, tuple | list):
@@ -97,11 +117,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _is_the_same(operation: Any, args: tuple[Any, ...], result: Any) -> bool:
-        """Whether an operation returns its argument under another name; vmap and autograd do many of them."""
-        return operation is aten.detach.default or (operation in RESHAPES and result.shape == args[0].shape)
+        """Whether an operation returns its argument under another name; vmap and autograd do many
+        of them.
+        """
+        return operation is aten.detach.default or (
+            operation in RESHAPES and result.shape == args[0].shape
+        )
 
     def _node(self, value: Any) -> Any:
-        """What stands for a value in the graph; a tensor that nothing recorded made is a constant."""
+        """What stands for a value in the graph; a tensor that nothing recorded made is a
+        constant.
+        """
         if not isinstance(value, Tensor):
             return value
         if value not in self.nodes:

@@ -17,18 +17,28 @@ from .loop import train
 
 
 def check_studies(studies: Sequence[Study]) -> None:
-    """Try every workload of the studies once. Raises UserError naming the study and what is wrong."""
+    """Try every workload of the studies once. Raises UserError naming the study and what is
+    wrong.
+    """
     edited_modules_reloaded(study.workload for study in studies)
     for study in studies:
         for workload_args in _workload_args(study):
             with _tried(study):
                 workload = load_workload(study.workload, workload_args)
-                check_workload(workload, study.objective, study.batch_sizes, study.max_train_steps, study.accumulation)
+                check_workload(
+                    workload,
+                    study.objective,
+                    study.batch_sizes,
+                    study.max_train_steps,
+                    study.accumulation,
+                )
 
 
 @contextmanager
 def _tried(study: Study) -> Iterator[None]:
-    """Whatever a workload raises here is a UserError of its study, SystemExit included; Ctrl-C stays what it is."""
+    """Whatever a workload raises here is a UserError of its study, SystemExit included; Ctrl-C
+    stays what it is.
+    """
     try:
         yield
     except UserError as error:
@@ -37,7 +47,9 @@ def _tried(study: Study) -> Iterator[None]:
         raise
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
-        raise UserError(f"{study.name}: workload: {said(error)} ({where.filename}, line {where.lineno})") from error
+        raise UserError(
+            f"{study.name}: workload: {said(error)} ({where.filename}, line {where.lineno})"
+        ) from error
 
 
 def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
@@ -51,7 +63,8 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
         point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
         with _tried(study), torch_threads():
             workload = load_workload(study.workload, point.workload_args)
-            list(train(short.model_copy(update={"max_train_steps": 5}), workload, [point]))  # allocations, caches
+            # allocations, caches
+            list(train(short.model_copy(update={"max_train_steps": 5}), workload, [point]))
             began = time.perf_counter()
             list(train(short, workload, [point]))
         result[batch_size] = (time.perf_counter() - began) / steps

@@ -61,13 +61,16 @@ def _with_fields(leaf: Any, change: Callable[[Any], Any]) -> Any:
         return leaf
     changed = copy.copy(leaf)
     for one in fields(leaf):
-        object.__setattr__(changed, one.name, change(getattr(leaf, one.name)))  # also where it is frozen
+        # also where it is frozen
+        object.__setattr__(changed, one.name, change(getattr(leaf, one.name)))
     return changed
 
 
 def only_tensors(batch: Any) -> None:
     """Raise TypeError for a batch that cannot be stacked, because it holds more than tensors."""
-    others = sorted({type(leaf).__name__ for leaf in tree_leaves(batch) if not isinstance(leaf, Tensor)})
+    others = sorted(
+        {type(leaf).__name__ for leaf in tree_leaves(batch) if not isinstance(leaf, Tensor)}
+    )
     if others:
         raise TypeError(f"a batch holds more than tensors: {', '.join(others)}")
 
@@ -174,7 +177,9 @@ class Parts:
         self._places: list[int | None] | None = None
 
     def learn(self, batch: Any) -> None:
-        """Find the dimension of the examples in the first batch. Raises UserError if there is none."""
+        """Find the dimension of the examples in the first batch. Raises UserError if there is
+        none.
+        """
         if self._places is not None:
             return
         if any(_is_one_each(node, self.batch_size) for node in _nodes(batch)):
@@ -185,7 +190,9 @@ class Parts:
         leaves = _leaves(batch)
         others = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, CUTTABLE)})
         if others:
-            raise UserError(f"accumulation: cannot cut a batch into parts: it holds {', '.join(others)}")
+            raise UserError(
+                f"accumulation: cannot cut a batch into parts: it holds {', '.join(others)}"
+            )
         self._places = [_place(leaf, self.batch_size) for leaf in leaves]
 
     def __call__(self, batch: Any) -> Iterator[tuple[Any, float]]:
@@ -199,7 +206,11 @@ class Parts:
         self.learn(batch)
         leaves, nesting = tree_flatten(batch, is_leaf=_is_items)
         places = self._places or []
-        sizes = {_length(leaf, place) for leaf, place in zip(leaves, places, strict=False) if place is not None}
+        sizes = {
+            _length(leaf, place)
+            for leaf, place in zip(leaves, places, strict=False)
+            if place is not None
+        }
         if len(leaves) != len(places) or len(sizes) != 1:
             raise UserError(
                 f"accumulation: cannot cut a batch into parts of its examples: no size {self.batch_size} that its "
@@ -210,18 +221,30 @@ class Parts:
             start, stop = k * size // self.count, (k + 1) * size // self.count
             if start == stop:
                 continue
-            cut = [_cut(leaf, place, start, stop) for leaf, place in zip(leaves, places, strict=True)]
+            cut = [
+                _cut(leaf, place, start, stop) for leaf, place in zip(leaves, places, strict=True)
+            ]
             yield tree_unflatten(cut, nesting), (stop - start) / size
 
 
 def _is_items(node: Any) -> bool:
     """Whether a list or tuple holds one plain value for each example, as names do."""
-    return isinstance(node, list | tuple) and bool(node) and all(isinstance(item, str | int | float) for item in node)
+    return (
+        isinstance(node, list | tuple)
+        and bool(node)
+        and all(isinstance(item, str | int | float) for item in node)
+    )
 
 
 def _nodes(batch: Any) -> Iterator[Any]:
     """The containers of a batch."""
-    inner = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
+    inner = (
+        batch.values()
+        if isinstance(batch, dict)
+        else batch
+        if isinstance(batch, list | tuple)
+        else ()
+    )
     if isinstance(batch, dict | list | tuple):
         yield batch
     for value in inner:
@@ -229,7 +252,9 @@ def _nodes(batch: Any) -> Iterator[Any]:
 
 
 def _is_one_each(node: Any, size: int) -> bool:
-    """Whether a list holds one item with tensors for each example: it is as long, and nothing in it has that size."""
+    """Whether a list holds one item with tensors for each example: it is as long, and nothing in it
+    has that size.
+    """
     if not isinstance(node, list | tuple) or len(node) != size or size == 1:
         return False
     tensors = [leaf for leaf in tree_leaves(node) if isinstance(leaf, Tensor)]
@@ -259,7 +284,11 @@ def _length(leaf: Any, place: int) -> int:
 def _cut(leaf: Any, place: int | None, start: int, stop: int) -> Any:
     if place is None:
         return leaf
-    return leaf[(slice(None),) * place + (slice(start, stop),)] if _has_shape(leaf) else leaf[start:stop]
+    return (
+        leaf[(slice(None),) * place + (slice(start, stop),)]
+        if _has_shape(leaf)
+        else leaf[start:stop]
+    )
 
 
 def _has_shape(leaf: Any) -> bool:
@@ -267,11 +296,15 @@ def _has_shape(leaf: Any) -> bool:
 
 
 def _described(leaves: Sequence[Any]) -> str:
-    return ", ".join(str(list(shape)) for leaf in leaves if (shape := _shape(leaf))) or "no tensor with a dimension"
+    return (
+        ", ".join(str(list(shape)) for leaf in leaves if (shape := _shape(leaf)))
+        or "no tensor with a dimension"
+    )
 
 
 def examples(batch: Any, batch_size: int) -> int:
-    """How many examples a batch has: `batch_size`, if most of what it holds has that size in one of its dimensions.
+    """How many examples a batch has: `batch_size`, if most of what it holds has that size in one of
+    its dimensions.
 
     Or if the leading dimension of its first tensor has it. Otherwise the size that is most frequent
     among the leading dimensions. Raises UserError if nothing has a dimension.

@@ -1,4 +1,6 @@
-"""The random numbers of a process: Python's, NumPy's and torch's, seeded for each trial and given back."""
+"""The random numbers of a process: Python's, NumPy's and torch's, seeded for each trial and given
+back.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ class RandomState:
         """All of it as tensors by name, for a file; `from_tensors` is the inverse."""
         kind, keys, *rest = self.numpy
         plain = json.dumps([self.python, [kind, keys.tolist(), *rest]]).encode()
-        found = {"random/plain": torch.tensor(list(plain), dtype=torch.uint8), "random/torch": self.torch}
+        found = {
+            "random/plain": torch.tensor(list(plain), dtype=torch.uint8),
+            "random/torch": self.torch,
+        }
         return found | {f"random/cuda{i}": state for i, state in enumerate(self.cuda)}
 
     @classmethod

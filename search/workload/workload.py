@@ -31,12 +31,15 @@ from .randomness import own_random_numbers, seed_all
 # wait that is noticed.
 CHECKED_SECONDS = 0.2
 SHOWN = 80  # characters of a wrong value in a message
-PARTS_TOLERANCE = 1e-3  # relative difference above which the loss of a batch is not the mean of its parts
+# relative difference above which the loss of a batch is not the mean of its parts
+PARTS_TOLERANCE = 1e-3
 METHODS = ("build_model", "train_batches", "loss", "evaluate")
 
 
 def autocast(model: nn.Module, bfloat16: bool) -> AbstractContextManager[object]:
-    """In which a model runs, trained and measured alike: bfloat16 autocast on its own device, or as it is."""
+    """In which a model runs, trained and measured alike: bfloat16 autocast on its own device, or as
+    it is.
+    """
     if not bfloat16:
         return nullcontext()
     return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
@@ -76,7 +79,9 @@ class Workload(Protocol):
         """
 
     def evaluate(self, model: nn.Module) -> Mapping[str, Tensor | float]:
-        """Validation metrics by name; of the study's objective lower is better, unless it is maximized."""
+        """Validation metrics by name; of the study's objective lower is better, unless it is
+        maximized.
+        """
 
 
 def chance_loss(workload: Workload) -> float:
@@ -84,10 +89,16 @@ def chance_loss(workload: Workload) -> float:
 
 
 def architectures_of(workload: Workload) -> Mapping[str, Mapping[str, Any]]:
-    """The other architectures that a workload declares. Raises UserError unless they are name → arguments by name."""
+    """The other architectures that a workload declares. Raises UserError unless they are name →
+    arguments by name.
+    """
     found = getattr(workload, "architectures", {})
-    if not isinstance(found, Mapping) or not all(isinstance(own, Mapping) for own in found.values()):
-        raise UserError(f"workload: architectures must map names to arguments of the factory, got {found!r}")
+    if not isinstance(found, Mapping) or not all(
+        isinstance(own, Mapping) for own in found.values()
+    ):
+        raise UserError(
+            f"workload: architectures must map names to arguments of the factory, got {found!r}"
+        )
     return found
 
 
@@ -137,7 +148,8 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
 
 
 def edited_modules_reloaded(paths: Iterable[str]) -> str:
-    """Import the edited modules of workloads anew; a text that is the same as long as none of the user's was edited.
+    """Import the edited modules of workloads anew; a text that is the same as long as none of the
+    user's was edited.
 
     Modules count that are neither installed nor part of Python, and that the workload's module or
     one of those imports.
@@ -146,21 +158,32 @@ def edited_modules_reloaded(paths: Iterable[str]) -> str:
         module = sys.modules.get(path.partition(":")[0])
         anew: set[str] = set()
         for name, needed in _own_modules(module, {}).items() if module else ():
-            changed = _IMPORTED.setdefault(name, _stamp(sys.modules[name])) != _stamp(sys.modules[name])
+            changed = _IMPORTED.setdefault(name, _stamp(sys.modules[name])) != _stamp(
+                sys.modules[name]
+            )
             if changed or needed & anew:
                 _attempt(f"reloading {name}", partial(importlib.reload, sys.modules[name]))
                 _IMPORTED[name] = _stamp(sys.modules[name])
                 anew.add(name)
-    own = [module for module in list(sys.modules.values()) if isinstance(module, ModuleType) and is_own(module)]
+    own = [
+        module
+        for module in list(sys.modules.values())
+        if isinstance(module, ModuleType) and is_own(module)
+    ]
     return " ".join(sorted(f"{module.__file__}:{_stamp(module)}" for module in own))
 
 
-_IMPORTED: dict[str, str] = {}  # the files of own modules, as they were when the modules were imported
-_NOT_OWN = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+# the files of own modules, as they were when the modules were imported
+_IMPORTED: dict[str, str] = {}
+_NOT_OWN = tuple(
+    {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
 
 
 def _own_modules(module: ModuleType, found: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The user's modules that a module imports, and itself, each after those that it imports; name → names of those."""
+    """The user's modules that a module imports, and itself, each after those that it imports; name
+    → names of those.
+    """
     if not is_own(module) or module.__name__ in found:
         return found
     needed: set[str] = set()
@@ -183,7 +206,9 @@ def own_modules(modules: Iterable[ModuleType]) -> list[ModuleType]:
 
 
 def _imports(module: ModuleType) -> Iterable[str]:
-    """The names in a module's import statements, those inside functions included; some may be no modules."""
+    """The names in a module's import statements, those inside functions included; some may be no
+    modules.
+    """
     return _imported_names(module.__file__ or "", module.__package__ or "", _stamp(module))
 
 
@@ -225,12 +250,15 @@ def _stamp(module: ModuleType) -> str:
 
 
 def drawn(workload: Workload, batch_size: int, seed: int) -> Iterator[Any]:
-    """Endless training batches, on the device where the workload put them. Raises UserError where they end."""
+    """Endless training batches, on the device where the workload put them. Raises UserError where
+    they end.
+    """
     return endless(lambda: workload.train_batches(batch_size, seed), batch_size)
 
 
 def built(workload: Workload, seed: int, batch_size: int, device: torch.device) -> nn.Module:
-    """The untrained model of a seed on a device; it takes the process's random numbers, seeded with the same seed.
+    """The untrained model of a seed on a device; it takes the process's random numbers, seeded with
+    the same seed.
 
     Lazy modules get their shapes as in a plain training loop, from the loss of the first batch.
     Raises UserError if some get none.
@@ -244,11 +272,14 @@ def built(workload: Workload, seed: int, batch_size: int, device: torch.device) 
 
 
 def _materialize(model: nn.Module, forward: Callable[[], object]) -> None:
-    """Give lazy modules their shapes by one forward pass, which leaves buffers as they were before it."""
+    """Give lazy modules their shapes by one forward pass, which leaves buffers as they were before
+    it.
+    """
     buffers = {id(module): _cloned(module) for module in model.modules()}
 
     def remember(module: nn.Module, _: object) -> None:
-        buffers[id(module)] = _cloned(module)  # by now with shapes: torch's own hook, which gives them, is older
+        # by now with shapes: torch's own hook, which gives them, is older
+        buffers[id(module)] = _cloned(module)
 
     lazy = [module for module in model.modules() if isinstance(module, LazyModuleMixin)]
     hooks = [module.register_forward_pre_hook(remember) for module in lazy]
@@ -276,20 +307,28 @@ def _cloned(module: nn.Module) -> dict[str, Tensor]:
 def number(name: str, value: object) -> float:
     """A metric as a number. Raises UserError if it is none, as a confusion matrix or a text."""
     single = isinstance(value, Tensor) and value.numel() == 1
-    if single or isinstance(value, int | float) or (hasattr(value, "__float__") and not isinstance(value, Tensor)):
+    if (
+        single
+        or isinstance(value, int | float)
+        or (hasattr(value, "__float__") and not isinstance(value, Tensor))
+    ):
         try:
             return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):  # an array of several
             pass
     is_array = hasattr(value, "shape")
     shown = f"an array of shape {tuple(value.shape)}" if is_array else repr(value)[:SHOWN]  # type: ignore[attr-defined]
-    raise UserError(f"workload: evaluate() returns {shown} as {name!r}; every metric must be one number")
+    raise UserError(
+        f"workload: evaluate() returns {shown} as {name!r}; every metric must be one number"
+    )
 
 
 def numbers(metrics: object) -> dict[str, float]:
     """What evaluate() returned, as numbers by name. Raises UserError if it is anything else."""
     if not isinstance(metrics, Mapping):
-        raise UserError(f"workload: evaluate() must return numbers by name, got {type(metrics).__name__}")
+        raise UserError(
+            f"workload: evaluate() must return numbers by name, got {type(metrics).__name__}"
+        )
     return {str(name): number(str(name), value) for name, value in metrics.items()}
 
 
@@ -306,9 +345,14 @@ def evaluated(model: nn.Module) -> Iterator[None]:
 
 
 def check_workload(
-    workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int = 1, accumulation: int = 1
+    workload: Workload,
+    objective: str,
+    batch_sizes: Sequence[int],
+    steps: int = 1,
+    accumulation: int = 1,
 ) -> None:
-    """Try every method once, so that a mistake shows before the first training; batches, for a moment.
+    """Try every method once, so that a mistake shows before the first training; batches, for a
+    moment.
 
     Warns if gradients are to be accumulated and the loss is not a mean over examples.
 
@@ -320,14 +364,18 @@ def check_workload(
         _check(workload, objective, batch_sizes, steps, accumulation)
 
 
-def _check(workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int, accumulation: int) -> None:
+def _check(
+    workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int, accumulation: int
+) -> None:
     device = torch.device("cpu")
     for batch_size in batch_sizes:
         call = f"train_batches(batch_size={batch_size})"
         batch = _attempt(call, partial(_some_batches, workload, batch_size, steps))
         count = _count(workload, batch, batch_size)
         if count != batch_size:
-            raise UserError(f"batch_sizes: {call} yielded a batch of {count} examples. If it is full, {STATED}")
+            raise UserError(
+                f"batch_sizes: {call} yielded a batch of {count} examples. If it is full, {STATED}"
+            )
     model = _attempt("build_model", lambda: built(workload, 0, batch_sizes[-1], device))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("workload: build_model returned a model without trainable parameters")
@@ -339,7 +387,9 @@ def _check(workload: Workload, objective: str, batch_sizes: Sequence[int], steps
     with torch.no_grad(), evaluated(model):
         metrics = numbers(_attempt("evaluate", lambda: workload.evaluate(model)))
     if objective not in metrics:
-        raise UserError(f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}")
+        raise UserError(
+            f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}"
+        )
 
 
 def _check_parts(workload: Workload, model: nn.Module, batch: Any, parts: Parts) -> None:
@@ -356,7 +406,9 @@ def _check_parts(workload: Workload, model: nn.Module, batch: Any, parts: Parts)
         whole, again = loss_of(batch, 0), loss_of(batch, 1)
         if whole != again or not math.isfinite(whole):
             return
-        mean = sum(share * _attempt("loss", partial(loss_of, part, 0)) for part, share in parts(batch))
+        mean = sum(
+            share * _attempt("loss", partial(loss_of, part, 0)) for part, share in parts(batch)
+        )
     if abs(mean - whole) > PARTS_TOLERANCE * abs(whole):
         warn_once(
             f"accumulation: the loss of a whole batch is {whole:.4g}, the mean over its {parts.count} parts, weighted "

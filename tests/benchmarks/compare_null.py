@@ -1,9 +1,10 @@
-"""How often `tunewright compare` is wrong, and how soon it is right, on runs that were really trained.
+"""How often `tunewright compare` is wrong, and how soon it is right, on runs that were really
+trained.
 
-40 comparisons each of a known null, a recipe against itself with other seeds, and of two known gains, the recipe
-against a better learning rate on the same seeds: a clear gain and a small one. To reach: the null is adopted in 5 % of
-comparisons at most (over 5 of 40 would happen with probability 0.014 at exactly 5 %), the clear gain in most of them
-with few seeds.
+40 comparisons each of a known null, a recipe against itself with other seeds, and of two known
+gains, the recipe against a better learning rate on the same seeds: a clear gain and a small one. To
+reach: the null is adopted in 5 % of comparisons at most (over 5 of 40 would happen with probability
+0.014 at exactly 5 %), the clear gain in most of them with few seeds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ BETTER = {"clear gain": 0.03, "small gain": 0.0105}
 
 
 def values(base_lr: float, runs: int, folder: Path, slots: int | None) -> NDArray[np.float64]:
-    """The best validation loss of each of `runs` runs of a small MLP on digits, 200 updates, seeds 0, 1, …"""
+    """The best validation loss of each of `runs` runs of a small MLP on digits, 200 updates, seeds
+    0, 1, …
+    """
     document = {
         "workload": "tunewright.models.digits:mlp",
         "objective": "val_loss",
@@ -40,15 +43,22 @@ def values(base_lr: float, runs: int, folder: Path, slots: int | None) -> NDArra
         "seeds": runs,
         "space": {"optimizer": {"momentum": {"base_lr": base_lr}}},
     }
-    trials = run_study(parse_study(document, name=f"base_lr={base_lr}", place="benchmark"), results=folder, slots=slots)
+    trials = run_study(
+        parse_study(document, name=f"base_lr={base_lr}", place="benchmark"),
+        results=folder,
+        slots=slots,
+    )
     return np.array([trial.best_value for trial in trials])
 
 
-def row(rule: str, seeds: int, **pairs: Iterable[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> dict[str, object]:
+def row(
+    rule: str, seeds: int, **pairs: Iterable[tuple[NDArray[np.float64], NDArray[np.float64]]]
+) -> dict[str, object]:
     """In how many comparisons of (candidate, baseline) the candidate is adopted."""
     decisions = {name: [decide([evidence(*pair)]) for pair in of] for name, of in pairs.items()}
     return {"rule": rule, "seeds": seeds} | {
-        f"{name} adopted": f"{found.count(['adopt'])} of {len(found)}" for name, found in decisions.items()
+        f"{name} adopted": f"{found.count(['adopt'])} of {len(found)}"
+        for name, found in decisions.items()
     }
 
 
@@ -61,9 +71,14 @@ def main() -> None:
     print_header("Decisions of tunewright compare")
     with tempfile.TemporaryDirectory() as folder:
         runs = values(BASE_LR, comparisons * 2 * PAIRED, Path(folder), slots)
-        better = {name: values(base_lr, comparisons * PAIRED, Path(folder), slots) for name, base_lr in BETTER.items()}
+        better = {
+            name: values(base_lr, comparisons * PAIRED, Path(folder), slots)
+            for name, base_lr in BETTER.items()
+        }
     for name, own in {"null": runs, **better}.items():
-        print(f"{name}: base_lr {BETTER.get(name, BASE_LR)}, val_loss {own.mean():.4f} ± {own.std():.4f}")
+        print(
+            f"{name}: base_lr {BETTER.get(name, BASE_LR)}, val_loss {own.mean():.4f} ± {own.std():.4f}"
+        )
     one, other = runs.reshape(2, comparisons, PAIRED)
     rows = [
         row(
@@ -84,7 +99,9 @@ def main() -> None:
             AGAINST_ONE,
             null=[(own[1:], own[:1]) for own in alike],
             **{
-                name: list(zip(np.resize(own, (comparisons, AGAINST_ONE)), alike[:, :1], strict=True))
+                name: list(
+                    zip(np.resize(own, (comparisons, AGAINST_ONE)), alike[:, :1], strict=True)
+                )
                 for name, own in better.items()
             },
         )

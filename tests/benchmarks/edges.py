@@ -1,14 +1,17 @@
-"""How many trainings it takes to find where training becomes unstable, and how often what is found is true.
+"""How many trainings it takes to find where training becomes unstable, and how often what is found
+is true.
 
 For networks whose illness is known (illnesses.py), with real trainings:
 
-    --golden   writes tests/golden/edges.json: the base LR at which half of many trainings diverge, on a fine grid
-    else       follows the procedure of `tunewright diagnose` from the sweep to the edge, on seeds of its own, and
-               counts what it trains beside a grid as narrow as its interval over the range of the sweep, with as many
-               seeds at each base LR. Of the grid only what is near the golden edge is trained; beyond, it is known.
+    --golden   writes tests/golden/edges.json: the base LR at which half of many trainings diverge,
+               on a fine grid
+    else       follows the procedure of `tunewright diagnose` from the sweep to the edge, on seeds
+               of its own, and counts what it trains beside a grid as narrow as its interval over
+               the range of the sweep, with as many seeds at each base LR. Of the grid only what is
+               near the golden edge is trained; beyond, it is known.
 
-To reach: an interval of at most 0.15 decades for at most a quarter of the grid's trainings, which in nine of ten cases,
-widened by a factor of 1.5, holds the golden edge.
+To reach: an interval of at most 0.15 decades for at most a quarter of the grid's trainings, which
+in nine of ten cases, widened by a factor of 1.5, holds the golden edge.
 """
 
 from __future__ import annotations
@@ -71,21 +74,33 @@ def read_golden() -> dict[str, Golden]:
     return {name: Golden(**own) for name, own in json.loads(GOLDEN.read_text())["networks"].items()}
 
 
-# --- the golden edges ---------------------------------------------------------------------------------------------
+# --- the golden edges -----------------------------------------------------------------------------
 
 
 def write_golden(workers: int, seeds: int) -> None:
     found = joblib.Parallel(workers)(joblib.delayed(_near)(name) for name in MODELS)
-    chunks = [range(FIRST_FINE_SEED + i, FIRST_FINE_SEED + i + FINE_CHUNK) for i in range(0, seeds, FINE_CHUNK)]
-    jobs = [(name, *own, chunk) for name, own in zip(MODELS, found, strict=True) for chunk in chunks]
-    trained = joblib.Parallel(workers)(joblib.delayed(_fine)(*job) for job in reversed(jobs))  # the slowest first
+    chunks = [
+        range(FIRST_FINE_SEED + i, FIRST_FINE_SEED + i + FINE_CHUNK)
+        for i in range(0, seeds, FINE_CHUNK)
+    ]
+    jobs = [
+        (name, *own, chunk) for name, own in zip(MODELS, found, strict=True) for chunk in chunks
+    ]
+    # the slowest first
+    trained = joblib.Parallel(workers)(joblib.delayed(_fine)(*job) for job in reversed(jobs))
     networks = {}
     for name, (lr_star, learned, _) in zip(MODELS, found, strict=True):
-        trials = [t for job, own in zip(reversed(jobs), trained, strict=True) if job[0] == name for t in own]
+        trials = [
+            t
+            for job, own in zip(reversed(jobs), trained, strict=True)
+            if job[0] == name
+            for t in own
+        ]
         networks[name] = asdict(_golden(lr_star, learned, trials))
     document = {
         "command": f"python tests/benchmarks/edges.py --golden --seeds {seeds}",
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in ("torch", "numpy")},
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("torch", "numpy")},
         "networks": networks,
     }
     GOLDEN.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -101,7 +116,9 @@ def _near(name: str) -> tuple[float, float, float]:
 
 def _fine(name: str, lr_star: float, learned: float, near: float, seeds: range) -> list[Trial]:
     middle = round(math.log10(near) / FINE_DECADES)
-    base_lrs = [10 ** (k * FINE_DECADES) for k in range(middle - FINE_REACH, middle + FINE_REACH + 1)]
+    base_lrs = [
+        10 ** (k * FINE_DECADES) for k in range(middle - FINE_REACH, middle + FINE_REACH + 1)
+    ]
     case = case_at(STUDIES[name], lr_star, learned=learned)
     return case.judged(trials_of(case.ask("fine", base_lrs, len(seeds), first_seed=seeds[0])))
 
@@ -123,26 +140,34 @@ def _golden(lr_star: float, learned: float, trials: Sequence[Trial]) -> Golden:
 
 
 def _confidence(trials: Sequence[Trial]) -> tuple[float, float]:
-    rates, seeds = (sorted({getattr(t.point, name) for t in trials}) for name in ("base_lr", "seed"))
+    rates, seeds = (
+        sorted({getattr(t.point, name) for t in trials}) for name in ("base_lr", "seed")
+    )
     infeasible = np.zeros((len(rates), len(seeds)), bool)
     for trial in trials:
-        infeasible[rates.index(trial.point.base_lr), seeds.index(trial.point.seed)] = trial.verdict.infeasible
+        infeasible[rates.index(trial.point.base_lr), seeds.index(trial.point.seed)] = (
+            trial.verdict.infeasible
+        )
     rng = np.random.default_rng(0)
     edges = []
     for _ in range(RESAMPLINGS):
         counts = infeasible[:, rng.integers(len(seeds), size=len(seeds))].sum(axis=1)
-        low, high = bracket([Tried(rate, int(k), len(seeds)) for rate, k in zip(rates, counts, strict=True)])
+        low, high = bracket(
+            [Tried(rate, int(k), len(seeds)) for rate, k in zip(rates, counts, strict=True)]
+        )
         edges.append(np.sqrt(max(low, rates[0]) * min(high, rates[-1])))
     low, high = np.quantile(edges, (0.025, 0.975))
     return float(low), float(high)
 
 
-# --- the benchmark --------------------------------------------------------------------------------------------------
+# --- the benchmark --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """What one repetition spent, and found: the kind of instability, the procedure's interval and the grid's."""
+    """What one repetition spent, and found: the kind of instability, the procedure's interval and
+    the grid's.
+    """
 
     kind: str
     at_the_edge: int
@@ -159,8 +184,12 @@ def repetition(name: str, golden: Golden, number: int) -> Repetition:
     study, seed = STUDIES[name], 100 * number
     followed = follow(study, seed=seed)
     case = case_at(study, golden.lr_star, learned=golden.learned)
-    near = [rate for rate in grid(name) if abs(math.log10(rate / golden.unstable_base_lr)) <= GRID_REACH]
-    tried = tries(case.judged(trials_of(case.ask("grid", near, SEEDS, first_seed=seed + study.seeds))))
+    near = [
+        rate for rate in grid(name) if abs(math.log10(rate / golden.unstable_base_lr)) <= GRID_REACH
+    ]
+    tried = tries(
+        case.judged(trials_of(case.ask("grid", near, SEEDS, first_seed=seed + study.seeds)))
+    )
     spent = followed.spent("edge"), followed.spent(*TO_THE_EDGE)
     return Repetition(followed.found.kind, *spent, followed.found.edge.interval, bracket(tried))
 
@@ -186,7 +215,9 @@ def row(name: str, golden: Golden, found: Sequence[Repetition]) -> dict[str, obj
     own, of_grid = [one.interval for one in found], [one.of_grid for one in found]
     return {
         "network": name,
-        "kind": ", ".join(f"{kind} {count}" for kind, count in Counter(one.kind for one in found).most_common()),
+        "kind": ", ".join(
+            f"{kind} {count}" for kind, count in Counter(one.kind for one in found).most_common()
+        ),
         "golden edge": f"{readable(edge)} ({readable(golden.confidence[0])}–{readable(golden.confidence[1])})",
         "trainings at the edge": _spread([one.at_the_edge for one in found]),
         "with the sweep and lr_star": _spread([one.in_all for one in found]),
@@ -205,11 +236,17 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_REPETITIONS} repetition of one network")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_REPETITIONS} repetition of one network"
+    )
     parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument("--golden", action="store_true", help="write the golden file instead")
-    parser.add_argument("--seeds", type=int, default=FINE_SEEDS, help="of each base LR of the golden file")
+    parser.add_argument(
+        "--seeds", type=int, default=FINE_SEEDS, help="of each base LR of the golden file"
+    )
     parser.add_argument("--workers", type=int, default=joblib.cpu_count())
     options = parser.parse_args()
     print_header("Where training becomes unstable")
@@ -221,7 +258,10 @@ def main() -> None:
         models = MODELS[:1] if options.quick else MODELS
         jobs = [(name, golden[name], number) for name in models for number in range(repetitions)]
         found = joblib.Parallel(options.workers)(joblib.delayed(repetition)(*job) for job in jobs)
-        own = {name: [one for job, one in zip(jobs, found, strict=True) if job[0] == name] for name in models}
+        own = {
+            name: [one for job, one in zip(jobs, found, strict=True) if job[0] == name]
+            for name in models
+        }
         print_table([row(name, golden[name], own[name]) for name in models])
     print_footer()
 

@@ -1,8 +1,10 @@
-"""Framework time per trial outside training: planning it, posting its files, telling the store, moving the files.
+"""Framework time per trial outside training: planning it, posting its files, telling the store,
+moving the files.
 
-A trial has a curve of 1,000 updates and 51 evaluations, and the checkpoint of a small network. It takes the way of
-every trial: the worker's `_post` into the inbox, the driver's `collect` out of it, one trial at a time. Storage is
-the default, SQLite in a results folder, here a temporary one. Rows give the mean of the last hundred trials.
+A trial has a curve of 1,000 updates and 51 evaluations, and the checkpoint of a small network. It
+takes the way of every trial: the worker's `_post` into the inbox, the driver's `collect` out of it,
+one trial at a time. Storage is the default, SQLite in a results folder, here a temporary one. Rows
+give the mean of the last hundred trials.
 
 Target: under 20 ms per trial at 1,000 trials.
 """
@@ -46,7 +48,8 @@ def large_study(trials: int) -> Study:
             "warmup_steps": {"orders_of_magnitude": True},
             "clip_norm": [math.inf, 1.0],
             "optimizer": {
-                name: {"base_lr": {"low": 1e-4, "high": 1.0, "log": True}} for name in ("momentum", "rmsprop", "adam")
+                name: {"base_lr": {"low": 1e-4, "high": 1.0, "log": True}}
+                for name in ("momentum", "rmsprop", "adam")
             },
         },
     }
@@ -70,7 +73,9 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 
 def measure(study: Study, results: Path) -> tuple[list[float], list[float], float, float]:
-    """Milliseconds per trial of posting and of collecting; of reading all back, and of writing the tables."""
+    """Milliseconds per trial of posting and of collecting; of reading all back, and of writing the
+    tables.
+    """
     checkpoint = load_workload(study.workload, {}).build_model(0).state_dict()
     rng = np.random.default_rng(0)
     store = create_store(study, results)
@@ -80,20 +85,35 @@ def measure(study: Study, results: Path) -> tuple[list[float], list[float], floa
         driver.show.plan(study, study.trials or 0)
         for point in next_points(study, []):
             trial = invented(point, rng)
-            posting.append(milliseconds(lambda trial=trial: _post(_inbox(store), trial, checkpoint)))
+            posting.append(
+                milliseconds(lambda trial=trial: _post(_inbox(store), trial, checkpoint))
+            )
             collecting.append(milliseconds(driver.collect))
     reading = milliseconds(lambda: read_trials(store))
     return posting, collecting, reading, milliseconds(lambda: write_results(store))
 
 
-def rows_at(sizes: Sequence[int], planning: float, posting: list[float], collecting: list[float]) -> list[dict]:
+def rows_at(
+    sizes: Sequence[int], planning: float, posting: list[float], collecting: list[float]
+) -> list[dict]:
     rows = []
     for size in sizes:
         last = slice(max(0, size - LAST), size)
-        parts = {"plan": planning, "post (worker)": mean(posting[last]), "tell, move (driver)": mean(collecting[last])}
+        parts = {
+            "plan": planning,
+            "post (worker)": mean(posting[last]),
+            "tell, move (driver)": mean(collecting[last]),
+        }
         shown = {name: f"{value:.2f}" for name, value in parts.items()}
         slowest = max(a + b for a, b in zip(posting[last], collecting[last], strict=True))
-        rows.append({"trials": size, **shown, "sum, ms": f"{sum(parts.values()):.2f}", "slowest": f"{slowest:.1f}"})
+        rows.append(
+            {
+                "trials": size,
+                **shown,
+                "sum, ms": f"{sum(parts.values()):.2f}",
+                "slowest": f"{slowest:.1f}",
+            }
+        )
     return rows
 
 
@@ -105,11 +125,16 @@ def main() -> None:
     sizes = (100,) if options.quick else (100, 500, 1000)
     print_header("Framework time per trial, in ms")
     study = large_study(sizes[-1])
-    planning = Spread.of([milliseconds(lambda: next_points(study, [])) for _ in range(5)]).median / sizes[-1]
+    planning = (
+        Spread.of([milliseconds(lambda: next_points(study, [])) for _ in range(5)]).median
+        / sizes[-1]
+    )
     with tempfile.TemporaryDirectory() as folder:
         posting, collecting, reading, writing = measure(study, Path(folder))
     print_table(rows_at(sizes, planning, posting, collecting))
-    print(f"once per run, for {sizes[-1]} trials: reading them back {reading:.0f} ms, all tables {writing:.0f} ms")
+    print(
+        f"once per run, for {sizes[-1]} trials: reading them back {reading:.0f} ms, all tables {writing:.0f} ms"
+    )
     print_footer()
 
 

@@ -1,6 +1,8 @@
-"""Networks whose illness is known, as studies, and the procedure followed in this process with real trainings.
+"""Networks whose illness is known, as studies, and the procedure followed in this process with real
+trainings.
 
-Shared by edges.py, which measures where they become unstable, and by tests/judge/test_ground_truth.py.
+Shared by edges.py, which measures where they become unstable, and by
+tests/judge/test_ground_truth.py.
 """
 
 from __future__ import annotations
@@ -20,12 +22,16 @@ from tunewright.search.train.loop import Engine, train
 from tunewright.search.trial import Trial
 from tunewright.search.workload.workload import load_workload
 
-SLOTS = 32  # trials in one stack: for networks as small as these, several times as fast as one after the other
-FIRST_PART = ("sweep", "close", "above", "below", "edge", "probe", "confirm")  # all before the remedies
+# trials in one stack: for networks as small as these, several times as fast as one after the other
+SLOTS = 32
+# all before the remedies
+FIRST_PART = ("sweep", "close", "above", "below", "edge", "probe", "confirm")
 SEEDS = 5  # trainings that a finding rests on: the default of `tunewright diagnose`
 
 
-def _study(name: str, workload: str, optimizer: str, low: float, steps: int = 200, **workload_args: Any) -> Study:
+def _study(
+    name: str, workload: str, optimizer: str, low: float, steps: int = 200, **workload_args: Any
+) -> Study:
     """A study of three decades of base LR from `low` on, two of them in each."""
     base_lr = {"low": low, "high": 1000 * low, "log": True, "points": 7}
     document = {
@@ -48,19 +54,35 @@ STUDIES = {
         _study("healthy", RESIDUAL_MLP, "momentum", 1e-3, normalization="pre", depth=4),
         # Nothing bounds the residual stream.
         _study("no_norm", RESIDUAL_MLP, "momentum", 1e-3, normalization="none", depth=12),
-        # Normalized block by block, the stream forgets its input; most trainings end at chance without having learned.
+        # Normalized block by block, the stream forgets its input; most trainings end at chance
+        # without having learned.
         _study("post_norm", RESIDUAL_MLP, "adam", 1e-4, normalization="post", depth=32, width=16),
-        # Each block adds to the stream what is as large as its input: a blow-up at once, from which training recovers.
-        _study("branch_out", RESIDUAL_MLP, "momentum", 1e-4, 100, normalization="branch_out", depth=24, width=32),
+        # Each block adds to the stream what is as large as its input: a blow-up at once, from which
+        # training recovers.
+        _study(
+            "branch_out",
+            RESIDUAL_MLP,
+            "momentum",
+            1e-4,
+            100,
+            normalization="branch_out",
+            depth=24,
+            width=32,
+        ),
         # At step 80, whatever the base LR.
-        *(_study(kind, ON_CUE, "momentum", 1e-3, kind=kind, cue_step=80) for kind in ("spike", "blow_up", "nan")),
+        *(
+            _study(kind, ON_CUE, "momentum", 1e-3, kind=kind, cue_step=80)
+            for kind in ("spike", "blow_up", "nan")
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
 class Followed:
-    """A diagnosis, and the trials of every study that it asked for, by the step's name; none of those left out."""
+    """A diagnosis, and the trials of every study that it asked for, by the step's name; none of
+    those left out.
+    """
 
     found: GroupDiagnosis
     trials: Mapping[str, Sequence[Trial]]
@@ -70,7 +92,9 @@ class Followed:
 
     def at(self, name: str) -> list[Trial]:
         """The trials of a step, of all its rounds."""
-        return [trial for own, trials in self.trials.items() if own.startswith(name) for trial in trials]
+        return [
+            trial for own, trials in self.trials.items() if own.startswith(name) for trial in trials
+        ]
 
     def spent(self, *steps: str) -> int:
         """Trainings of these steps."""
@@ -78,7 +102,8 @@ class Followed:
 
 
 def follow(study: Study, steps: Collection[str] = FIRST_PART, seed: int = 0) -> Followed:
-    """The procedure for the study's only group, on seeds from `seed` on. Only these steps are trained.
+    """The procedure for the study's only group, on seeds from `seed` on. Only these steps are
+    trained.
 
     The others are answered as `tunewright diagnose` does where the budget has come to its end.
     """
@@ -91,15 +116,21 @@ def follow(study: Study, steps: Collection[str] = FIRST_PART, seed: int = 0) -> 
         answers: dict[str, list[Trial]] = {}
         for one in asked:
             step = "sweep" if one.name == study.name else one.name.removeprefix(f"{label(group)}-")
-            trials[step] = answers[one.name] = trials_of(one) if step.startswith(tuple(steps)) else []
+            trials[step] = answers[one.name] = (
+                trials_of(one) if step.startswith(tuple(steps)) else []
+            )
         try:
             asked = procedure.send(answers)
         except StopIteration as done:
             return Followed(done.value, trials)
 
 
-def case_at(study: Study, lr_star: float, trials: Sequence[Trial] = (), learned: float = math.nan) -> Case:
-    """The study's only group under diagnosis, at this lr_star; what is learned there is given or taken from trials."""
+def case_at(
+    study: Study, lr_star: float, trials: Sequence[Trial] = (), learned: float = math.nan
+) -> Case:
+    """The study's only group under diagnosis, at this lr_star; what is learned there is given or
+    taken from trials.
+    """
     (group,) = study.groups(study.batch_sizes[0])
     point = replace(next_points(study, [])[0], base_lr=lr_star)
     case = Case(study, group, SEEDS, point)

@@ -1,11 +1,12 @@
 """What our measurements cost: one trial by `train` with one slot, against a bare torch loop.
 
-Ours records loss and unclipped gradient norm of every update, clips, follows a schedule, and looks for
-divergence. The bare loops do none of it, but for one that clips; both evaluate twice, as ours does at its first
-and last step. Same model, batches, learning rate and number of updates; one thread; fused optimizers.
+Ours records loss and unclipped gradient norm of every update, clips, follows a schedule, and looks
+for divergence. The bare loops do none of it, but for one that clips; both evaluate twice, as ours
+does at its first and last step. Same model, batches, learning rate and number of updates; one
+thread; fused optimizers.
 
-Targets: at most 1.10 × the loop that clips, on digits:conv; at most 1.05 × the loop that does nothing but train,
-on wide_resnet:digits and transformer:characters.
+Targets: at most 1.10 × the loop that clips, on digits:conv; at most 1.05 × the loop that does
+nothing but train, on wide_resnet:digits and transformer:characters.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from measure import Spread, interleaved, print_footer, print_header, print_table, processors, ratio, walls
+from measure import (
+    Spread,
+    interleaved,
+    print_footer,
+    print_header,
+    print_table,
+    processors,
+    ratio,
+    walls,
+)
 
 from tunewright.search.study.study import Study, parse_study
 from tunewright.search.train.loop import train
@@ -95,7 +105,9 @@ def row(case: Case, optimizer: str, rounds: int) -> dict[str, object]:
     timings = interleaved(calls(case, optimizer), rounds)
     wall = {name: walls(of) for name, of in timings.items()}
     processor = {name: processors(of) for name, of in timings.items()}
-    milliseconds = {name: f"{1e3 * Spread.of(of).median / case.steps:.3f}" for name, of in wall.items()}
+    milliseconds = {
+        name: f"{1e3 * Spread.of(of).median / case.steps:.3f}" for name, of in wall.items()
+    }
     return {
         "workload": case.workload,
         "optimizer": optimizer,
@@ -111,8 +123,12 @@ def row(case: Case, optimizer: str, rounds: int) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the first case, 1 round of a twentieth of the steps")
-    parser.add_argument("--workload", choices=[case.workload for case in CASES], nargs="*", help="default: all")
+    parser.add_argument(
+        "--quick", action="store_true", help="the first case, 1 round of a twentieth of the steps"
+    )
+    parser.add_argument(
+        "--workload", choices=[case.workload for case in CASES], nargs="*", help="default: all"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     print_header("Our loop with one slot against a bare torch loop")

@@ -1,19 +1,20 @@
 """A whole learning-rate study: what the user waits for, by hand and with `run_studies`.
 
-By hand: joblib's loky processes on all cores, one torch thread each; a plain loop per trial with a fused optimizer,
-clip_grad_norm_, loss and norm of every update kept as tensors, evaluations; a row per trial written to a CSV file.
-No checkpoints, no verdicts, and every trial is trained to its end. `hand, stops` is the same by somebody who thought of
-that, too: a look every 20 updates ends a trial whose loss is not finite.
+By hand: joblib's loky processes on all cores, one torch thread each; a plain loop per trial with a
+fused optimizer, clip_grad_norm_, loss and norm of every update kept as tensors, evaluations; a row
+per trial written to a CSV file. No checkpoints, no verdicts, and every trial is trained to its end.
+`hand, stops` is the same by somebody who thought of that, too: a look every 20 updates ends a trial
+whose loss is not finite.
 
 Ours: `run_studies` on the equivalent study: the same points, batches and updates, with the rules of
 `verdict.hopeless` for stopping, and everything that a results folder holds.
 
-Both sides are processes of their own, timed from start to exit: interpreter, imports, workers, training, writing.
-Compiled code, if any, is cached in a new folder for every run (`--cache cold`), or in one that the uncounted first
-round fills (`warm`).
+Both sides are processes of their own, timed from start to exit: interpreter, imports, workers,
+training, writing. Compiled code, if any, is cached in a new folder for every run (`--cache cold`),
+or in one that the uncounted first round fills (`warm`).
 
-Targets: at least 5 × on digits:mlp, 4 × on residual_mlp:digits, 1.8 × on wide_resnet:digits, 1.4 × on
-transformer:characters (d_model 64).
+Targets: at least 5 × on digits:mlp, 4 × on residual_mlp:digits, 1.8 × on wide_resnet:digits, 1.4 ×
+on transformer:characters (d_model 64).
 """
 
 from __future__ import annotations
@@ -127,11 +128,15 @@ def study_by_hand(case: Case, folder: Path, stops: bool = False) -> dict[str, An
 
     workload, rates = build_workload(case), np.geomspace(case.low, case.high, case.points)
     one = joblib.delayed(train_by_hand)
-    found = joblib.Parallel(n_jobs=-1, backend="loky")(one(workload, case, float(rate), stops) for rate in rates)
+    found = joblib.Parallel(n_jobs=-1, backend="loky")(
+        one(workload, case, float(rate), stops) for rate in rates
+    )
     with (folder / "trials.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["base_lr", "best", "last_loss", "largest_norm"])
-        writer.writerows([t["base_lr"], t["best"], t["losses"][-1], t["norms"].max()] for t in found)
+        writer.writerows(
+            [t["base_lr"], t["best"], t["losses"][-1], t["norms"].max()] for t in found
+        )
     return {
         "trained_steps": sum(len(trial["losses"]) for trial in found),
         "infeasible": sum(not math.isfinite(trial["losses"][-1]) for trial in found),
@@ -153,7 +158,10 @@ def study_document(case: Case) -> dict[str, Any]:
         "evaluations": case.evaluations,
         "batch_sizes": [BATCH_SIZE],
         "sampler": "grid",
-        "space": {"clip_norm": case.clip_norm, "optimizer": {"momentum": {"base_lr": base_lr, "momentum": MOMENTUM}}},
+        "space": {
+            "clip_norm": case.clip_norm,
+            "optimizer": {"momentum": {"base_lr": base_lr, "momentum": MOMENTUM}},
+        },
     }
 
 
@@ -192,8 +200,19 @@ def run_side(side: str, case: Case, cache: Path | None, results: list[dict[str, 
     """One study in a process of its own; appends what it reports."""
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache or Path(folder) / "cache")}
-        command = [sys.executable, __file__, "--side", side, "--case", json.dumps(asdict(case)), "--folder", folder]
-        process = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        command = [
+            sys.executable,
+            __file__,
+            "--side",
+            side,
+            "--case",
+            json.dumps(asdict(case)),
+            "--folder",
+            folder,
+        ]
+        process = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+        )
     results.append(json.loads(process.stdout.splitlines()[-1]))
 
 
@@ -223,7 +242,8 @@ def peak_of_core(repeats: int = 15) -> float:
 
 
 def disagreement(hand: list[float], ours: list[float]) -> float:
-    """Largest relative difference of a trial's best value between the sides, over the lowest quarter of base LRs.
+    """Largest relative difference of a trial's best value between the sides, over the lowest
+    quarter of base LRs.
 
     Higher up, rounding decides on which side of the edge a trial falls.
     """
@@ -231,16 +251,22 @@ def disagreement(hand: list[float], ours: list[float]) -> float:
     return max(abs(a - b) / abs(a) for a, b in zip(hand[calm], ours[calm], strict=True))
 
 
-def compare(case: Case, rounds: int, cache: Path | None, sides: Collection[str]) -> list[dict[str, object]]:
+def compare(
+    case: Case, rounds: int, cache: Path | None, sides: Collection[str]
+) -> list[dict[str, object]]:
     """A row per side."""
     reports: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     calls = {side: functools.partial(run_side, side, case, cache, reports[side]) for side in sides}
-    seconds = {side: walls(of) for side, of in interleaved(calls, rounds, warm=cache is not None).items()}
+    seconds = {
+        side: walls(of) for side, of in interleaved(calls, rounds, warm=cache is not None).items()
+    }
     cores = os.cpu_count() or 1
     cost, peak = cost_of_step(case), cores * peak_of_core()
     planned = case.points * case.steps
     differs = disagreement(reports["hand"][-1]["values"], reports["ours"][-1]["values"])
-    print(f"{case.workload}: {reports['ours'][-1]['engine']}; best values at low base LRs differ by {differs:.0e}")
+    print(
+        f"{case.workload}: {reports['ours'][-1]['engine']}; best values at low base LRs differ by {differs:.0e}"
+    )
     rows = []
     for side in sides:
         wall, last = Spread.of(seconds[side]), reports[side][-1]
@@ -262,39 +288,67 @@ def compare(case: Case, rounds: int, cache: Path | None, sides: Collection[str])
 
 
 def measure(options: argparse.Namespace) -> None:
-    print_header(f"A learning-rate study, by hand and with run_studies (compile cache {options.cache})")
+    print_header(
+        f"A learning-rate study, by hand and with run_studies (compile cache {options.cache})"
+    )
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder) if options.cache == "warm" else None
         for case in CASES:
             if options.workload and case.workload not in options.workload:
                 continue
-            changes = {name: getattr(options, name) for name in ("points", "steps", "clip_norm", "low", "slots")}
-            changes = (QUICK if options.quick else {}) | {n: v for n, v in changes.items() if v is not None}
+            changes = {
+                name: getattr(options, name)
+                for name in ("points", "steps", "clip_norm", "low", "slots")
+            }
+            changes = (QUICK if options.quick else {}) | {
+                n: v for n, v in changes.items() if v is not None
+            }
             rows += compare(
-                Case(**asdict(case) | changes), options.rounds, cache, QUICK_SIDES if options.quick else SIDES
+                Case(**asdict(case) | changes),
+                options.rounds,
+                cache,
+                QUICK_SIDES if options.quick else SIDES,
             )
     print_table(rows)
-    print(f"peak of one core: {peak_of_core() / 1e9:.0f} GFLOP/s (float32 matrix product of {MATMUL_SIZE})")
+    print(
+        f"peak of one core: {peak_of_core() / 1e9:.0f} GFLOP/s (float32 matrix product of {MATMUL_SIZE})"
+    )
     print_footer()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="4 points of 50 updates, digits:mlp, one round, two sides")
-    parser.add_argument("--workload", choices=[case.workload for case in CASES], nargs="*", help="default: all")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="4 points of 50 updates, digits:mlp, one round, two sides",
+    )
+    parser.add_argument(
+        "--workload", choices=[case.workload for case in CASES], nargs="*", help="default: all"
+    )
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--points", type=int)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--low", type=float, help="lowest base LR; the highest is 10,000 times this")
-    parser.add_argument("--clip-norm", type=float, help="default: inf, which computes the norm and never clips")
-    parser.add_argument("--slots", type=int, help="force how many trials a worker stacks; 1: one after the other")
+    parser.add_argument(
+        "--low", type=float, help="lowest base LR; the highest is 10,000 times this"
+    )
+    parser.add_argument(
+        "--clip-norm", type=float, help="default: inf, which computes the norm and never clips"
+    )
+    parser.add_argument(
+        "--slots", type=int, help="force how many trials a worker stacks; 1: one after the other"
+    )
     parser.add_argument("--cache", choices=["cold", "warm"], default="cold")
     for hidden in ("--side", "--case", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        print(json.dumps(SIDES[options.side](Case(**json.loads(options.case)), Path(options.folder))))
+        print(
+            json.dumps(SIDES[options.side](Case(**json.loads(options.case)), Path(options.folder)))
+        )
         return
     options.rounds = options.rounds or (1 if options.quick else 3)
     if options.quick:

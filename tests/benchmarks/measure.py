@@ -1,7 +1,7 @@
 """Timing on a machine that others use too: A B B A, medians, and the ratio within each round.
 
-A ratio is taken between neighbours in time, so that a slow minute slows both sides of it. Imports neither
-torch nor the library, so that a script's own process stays small.
+A ratio is taken between neighbours in time, so that a slow minute slows both sides of it. Imports
+neither torch nor the library, so that a script's own process stays small.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ def timed(call: Callable[[], object]) -> Timing:
     return Timing(time.perf_counter() - wall, time.process_time() - processor)
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True) -> dict[str, list[Timing]]:
-    """Run every call once per round, in turn forwards and backwards; `warm` adds a round that is not counted."""
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], rounds: int, warm: bool = True
+) -> dict[str, list[Timing]]:
+    """Run every call once per round, in turn forwards and backwards; `warm` adds a round that is
+    not counted.
+    """
     timings: dict[str, list[Timing]] = {name: [] for name in calls}
     if warm:
         for call in calls.values():
@@ -104,7 +108,8 @@ def print_table(rows: Sequence[Mapping[str, object]]) -> None:
     cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     print("\n" + "\n".join(lines) + "\n", flush=True)

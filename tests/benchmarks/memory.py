@@ -1,13 +1,15 @@
 """Memory of a stack of K slots, against K times the model's own training state.
 
-    own state = 5 P · 4 bytes + 2 · buffers          parameters, gradient, two moments, best checkpoint
+    own state = 5 P · 4 bytes + 2 · buffers          parameters, gradient, two moments, best
+                                                     checkpoint
     ratio     = (peak − before) / (K · own state)
 
-`peak` is the process's largest resident set (getrusage) after `train` with K slots. `before` is its resident set
-just before: everything imported, the data loaded, and a stack of K tiny models of the same kind trained to its end,
-so that what the first training loads is not counted. Nothing of the measured model exists by then: its module,
-its initial values, its activations and whatever is temporary count against the stack. Each row is a process of
-its own. Of the two models one has its parameters spread over 16 equal matrices, the other 97 % of them in one.
+`peak` is the process's largest resident set (getrusage) after `train` with K slots. `before` is its
+resident set just before: everything imported, the data loaded, and a stack of K tiny models of the
+same kind trained to its end, so that what the first training loads is not counted. Nothing of the
+measured model exists by then: its module, its initial values, its activations and whatever is
+temporary count against the stack. Each row is a process of its own. Of the two models one has its
+parameters spread over 16 equal matrices, the other 97 % of them in one.
 
 Target: at most 1.20.
 """
@@ -66,7 +68,9 @@ def measure(case: str, slots: int) -> None:
 
 
 def train_stack(case: str, slots: int, arguments: dict[str, int]) -> int:
-    """Train one point per slot, dropping each trial as it comes; returns the bytes of one model's own state."""
+    """Train one point per slot, dropping each trial as it comes; returns the bytes of one model's
+    own state.
+    """
     from tunewright.search.study.study import parse_study
     from tunewright.search.train.loop import Engine, train
     from tunewright.search.trial import Point
@@ -89,12 +93,14 @@ def train_stack(case: str, slots: int, arguments: dict[str, int]) -> int:
     if diverges:
         points[0] = Point(0, 32, optimizer, 1e30)
     outcomes = [
-        trained.trial.verdict.outcome for trained in train(study, workload, points, Engine(stacked=True, slots=slots))
+        trained.trial.verdict.outcome
+        for trained in train(study, workload, points, Engine(stacked=True, slots=slots))
     ]
     assert outcomes.count("feasible") == slots - diverges
     model = workload.build_model(0)
     parameters, buffers = (
-        sum(t.numel() * t.element_size() for t in tensors) for tensors in (model.parameters(), model.buffers())
+        sum(t.numel() * t.element_size() for t in tensors)
+        for tensors in (model.parameters(), model.buffers())
     )
     return 5 * parameters + 2 * buffers
 
@@ -103,7 +109,9 @@ def rows(slots: int, cases: Iterable[str]) -> Iterator[dict[str, object]]:
     for case in cases:
         # This process is small: a child's peak begins at its parent's.
         command = [sys.executable, __file__, "--measure", case, "--slots", str(slots)]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        found = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        )
         stack, own = found["peak"] - found["before"], found["own_state"]
         yield {
             "case": case,
@@ -117,7 +125,9 @@ def rows(slots: int, cases: Iterable[str]) -> Iterator[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SLOTS} slots, one case")
     parser.add_argument("--slots", type=int)
     parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)

@@ -1,7 +1,8 @@
 """Whether the statistics keep what they promise, by simulation: no model is trained here.
 
-Coverage of the interval of the mean gain; how often what is no better is adopted; the failure rate that is not
-excluded; the power with as many seeds as `settles` recommends; what the intervals of unstable_base_lr hold.
+Coverage of the interval of the mean gain; how often what is no better is adopted; the failure rate
+that is not excluded; the power with as many seeds as `settles` recommends; what the intervals of
+unstable_base_lr hold.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from tunewright.search.study.study import Study, parse_study
 from tunewright.search.trial import EMPTY_CURVE, Group, Point, Trial, Verdict
 
 SEEDS = (5, 6, 7, 10, 20)
-FAILING, COST, EASE = 0.1, 1.0, 0.1  # a run of ten costs as much as the other nine gain: equal means
+# a run of ten costs as much as the other nine gain: equal means
+FAILING, COST, EASE = 0.1, 1.0, 0.1
 EFFECTS = (0.3, 0.5, 0.8, 1.0)  # true gains in standard deviations
 PILOTS = (5, 7, 10)  # seeds of the comparison that was undecided
 MOST_PAIRS = 2000  # of a simulated comparison; a recommendation of more is taken as that
-WIDTHS = (0.02, 0.1, 0.3)  # of an edge: standard deviation of log10 of the base LR at which a training diverges
+# of an edge: standard deviation of log10 of the base LR at which a training diverges
+WIDTHS = (0.02, 0.1, 0.3)
 STAR = 0.1  # the best base LR of the simulated sweeps
 
 Draw = Callable[[np.random.Generator, int], NDArray[np.float64]]
@@ -69,9 +72,11 @@ def gains(repetitions: int) -> Iterable[dict[str, object]]:
 
 
 def failures(repetitions: int) -> Iterable[dict[str, object]]:
-    """The candidate that fails in a run of ten, at equal means: adopted by the rule alone, and on the edge.
+    """The candidate that fails in a run of ten, at equal means: adopted by the rule alone, and on
+    the edge.
 
-    On the edge it must also show no failure in SAFE_SEEDS runs, and be better on all of them (`remedies`).
+    On the edge it must also show no failure in SAFE_SEEDS runs, and be better on all of them
+    (`remedies`).
     """
     for seeds in (5, 7, 10, 20):
         rng = np.random.default_rng(seeds)
@@ -95,7 +100,9 @@ def failures(repetitions: int) -> Iterable[dict[str, object]]:
 
 
 def power(repetitions: int) -> Iterable[dict[str, object]]:
-    """How often fresh seeds, as many as `settles` recommends after an undecided pilot, decide; normal gains."""
+    """How often fresh seeds, as many as `settles` recommends after an undecided pilot, decide;
+    normal gains.
+    """
     for pilot in PILOTS:
         for effect in EFFECTS:
             rng = np.random.default_rng([pilot, round(10 * effect)])
@@ -116,7 +123,7 @@ def power(repetitions: int) -> Iterable[dict[str, object]]:
             }
 
 
-# --- the edge --------------------------------------------------------------------------------------------------
+# --- the edge -------------------------------------------------------------------------------------
 
 
 def sweep_study() -> Study:
@@ -126,7 +133,11 @@ def sweep_study() -> Study:
         "max_train_steps": 400,
         "batch_sizes": [32],
         "sampler": "grid",
-        "space": {"optimizer": {"momentum": {"base_lr": {"low": 1e-3, "high": 10.0, "log": True, "points": 9}}}},
+        "space": {
+            "optimizer": {
+                "momentum": {"base_lr": {"low": 1e-3, "high": 10.0, "log": True, "points": 9}}
+            }
+        },
     }
     return parse_study(document, name="edge", place="benchmark")
 
@@ -149,7 +160,9 @@ def answered(asking: Asking, trials_of: Callable[[Study], list[Trial]]) -> objec
 
 
 def edges(repetitions: int) -> Iterable[dict[str, object]]:
-    """The edge as `diagnose` finds it, 5 seeds: what its bracket and its confidence interval hold."""
+    """The edge as `diagnose` finds it, 5 seeds: what its bracket and its confidence interval
+    hold.
+    """
     study = sweep_study()
     for shared in (False, True):
         for width in WIDTHS:
@@ -183,7 +196,11 @@ def _found(study: Study, true: float, width: float, shared: bool, rng: np.random
     def trials_of(asked: Study) -> list[Trial]:
         found = []
         for point in plan(asked):
-            own = luck.setdefault(point.seed, rng.standard_normal()) if shared else rng.standard_normal()
+            own = (
+                luck.setdefault(point.seed, rng.standard_normal())
+                if shared
+                else rng.standard_normal()
+            )
             found.append(trial(point, math.log10(point.base_lr / true) > width * own))
         return found
 
@@ -192,7 +209,9 @@ def _found(study: Study, true: float, width: float, shared: bool, rng: np.random
     case = Case(study, Group(32, "momentum"), 5, star)
     close = trials_of(case.ask("close", [STAR / 10**0.5, STAR], 5))
     edge, _ = answered(_edge(case, star.base_lr, [*sweep, *close]), trials_of)
-    return judged_edge(edge, star.base_lr, star.base_lr, trials_of(case.ask("confirm", [5 * STAR, 10 * STAR], 5)))
+    return judged_edge(
+        edge, star.base_lr, star.base_lr, trials_of(case.ask("confirm", [5 * STAR, 10 * STAR], 5))
+    )
 
 
 def main() -> None:
@@ -202,7 +221,9 @@ def main() -> None:
     options = parser.parse_args()
     repetitions = 4 if options.quick else options.repetitions
     print_header("What the statistics promise")
-    print(f"{repetitions} repetitions of each row; a third as many of those of power and of the edge")
+    print(
+        f"{repetitions} repetitions of each row; a third as many of those of power and of the edge"
+    )
     fewer = max(repetitions // 3, 4)
     for title, rows in {
         "Gains whose mean is 0": gains(repetitions),

@@ -1,4 +1,5 @@
-"""How long `tunewright --help` takes, from the shell's point of view, and an interpreter that does nothing.
+"""How long `tunewright --help` takes, from the shell's point of view, and an interpreter that does
+nothing.
 
 Target: under 0.4 s.
 """
@@ -29,7 +30,9 @@ def main() -> None:
         },
         3 if options.quick else options.rounds,
     )
-    print_table([{"command": name, "seconds": Spread.of(walls(of))} for name, of in timings.items()])
+    print_table(
+        [{"command": name, "seconds": Spread.of(walls(of))} for name, of in timings.items()]
+    )
     print_footer()
 
 

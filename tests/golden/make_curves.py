@@ -2,7 +2,8 @@
 
     python tests/golden/make_curves.py
 
-The verdicts that judge/test_verdict.py expects of them were written down after looking at each curve.
+The verdicts that judge/test_verdict.py expects of them were written down after looking at each
+curve.
 """
 
 from pathlib import Path
@@ -49,7 +50,14 @@ RUNS = {
         600,
     ),
     "wide_resnet_noisy_but_stable": ("wide_resnet:digits", {}, "momentum", 0.3, 0, 150),
-    "cue_late_blow_up": ("on_cue:linear", {"cue_step": 150, "kind": "blow_up"}, "momentum", 0.05, 0, 400),
+    "cue_late_blow_up": (
+        "on_cue:linear",
+        {"cue_step": 150, "kind": "blow_up"},
+        "momentum",
+        0.05,
+        0,
+        400,
+    ),
     "cue_late_spike_recovers": (
         "on_cue:linear",
         {"cue_step": 200, "kind": "spike"},
@@ -80,7 +88,8 @@ def main():
             "space": {"optimizer": {optimizer: {"base_lr": base_lr}}},
         }
         study = parse_study(document, name, name)
-        with mock.patch.object(loop, "hopeless", broken):  # the whole curve, not only until it is hopeless
+        # the whole curve, not only until it is hopeless
+        with mock.patch.object(loop, "hopeless", broken):
             point = Point(0, 32, optimizer, base_lr, seed=seed)
             (trained,) = loop.train(study, load_workload(study.workload, arguments), [point])
         curve = trained.trial.curve

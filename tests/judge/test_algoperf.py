@@ -1,6 +1,7 @@
 """Verdicts of public training runs of other people, against what their validation says.
 
-The data is no part of the repository: TUNEWRIGHT_ALGOPERF names a folder that holds runs.jsonl.gz (see algoperf.py).
+The data is no part of the repository: TUNEWRIGHT_ALGOPERF names a folder that holds runs.jsonl.gz
+(see algoperf.py).
 """
 
 import os

@@ -23,11 +23,18 @@ MOMENTUM = {"momentum": {"base_lr": (1e-3, 10.0, True)}}
 
 
 def trial(
-    base_lr: float, best_value: float = math.inf, outcome: Outcome = "feasible", number: int = 0, **point: Any
+    base_lr: float,
+    best_value: float = math.inf,
+    outcome: Outcome = "feasible",
+    number: int = 0,
+    **point: Any,
 ) -> Trial:
     kind: Instability = "none" if outcome in ("feasible", "crashed") else "mid_training"
     return Trial(
-        point=Point(**{"number": number, "batch_size": 32, "optimizer": "momentum", "base_lr": base_lr} | point),
+        point=Point(
+            **{"number": number, "batch_size": 32, "optimizer": "momentum", "base_lr": base_lr}
+            | point
+        ),
         verdict=Verdict(outcome, kind, math.inf, ""),
         curve=EMPTY_CURVE,
         best_value=best_value,
@@ -40,7 +47,9 @@ def trial(
 
 
 def figure_7a() -> list[Trial]:
-    """10 LRs, log-spaced from 10^-3.5 to 10^-1, 6 feasible; the best is two grid points below the edge."""
+    """10 LRs, log-spaced from 10^-3.5 to 10^-1, 6 feasible; the best is two grid points below the
+    edge.
+    """
     base_lrs = np.logspace(-3.5, -1, 10)
     values = [0.40, 0.34, 0.30, 0.27, 0.25, 0.29]
     return [trial(lr, value) for lr, value in zip(base_lrs, values, strict=False)] + [
@@ -60,7 +69,9 @@ lost_trials = st.builds(  # of other configurations than those of the feasible o
 
 
 @given(st.lists(feasible_trials, min_size=1, max_size=20), st.lists(lost_trials, max_size=20))
-def test_an_infeasible_or_crashed_trial_never_moves_lr_star(kept: list[Trial], lost: list[Trial]) -> None:
+def test_an_infeasible_or_crashed_trial_never_moves_lr_star(
+    kept: list[Trial], lost: list[Trial]
+) -> None:
     [before], [after] = summarize(kept), summarize(lost + kept)
     assert (after.lr_star, after.best_value, after.best_point) == (
         before.lr_star,
@@ -89,14 +100,19 @@ def repeated(base_lr: float, *values: float, infeasible: int = 0) -> list[Trial]
     """One configuration: a feasible trial per value, then infeasible ones, with seeds 0, 1, ..."""
     outcomes: list[Outcome] = ["feasible"] * len(values) + ["diverged"] * infeasible
     best = [*values, *[0.01] * infeasible]
-    return [trial(base_lr, best[seed], outcomes[seed], number=seed, seed=seed) for seed in range(len(best))]
+    return [
+        trial(base_lr, best[seed], outcomes[seed], number=seed, seed=seed)
+        for seed in range(len(best))
+    ]
 
 
 several = st.lists(st.floats(0, 1), min_size=3, max_size=3)
 
 
 @given(st.dictionaries(rates, several, min_size=1, max_size=6))
-def test_lr_star_is_the_base_lr_of_the_best_mean_over_seeds(values: dict[float, list[float]]) -> None:
+def test_lr_star_is_the_base_lr_of_the_best_mean_over_seeds(
+    values: dict[float, list[float]],
+) -> None:
     [row] = summarize([one for base_lr, own in values.items() for one in repeated(base_lr, *own)])
     means = {base_lr: fmean(own) for base_lr, own in values.items()}
     assert means[row.lr_star] == row.best_value == min(means.values())
@@ -108,7 +124,9 @@ def test_lr_star_is_the_base_lr_of_the_best_mean_over_seeds(values: dict[float, 
 def test_a_configuration_with_an_infeasible_seed_is_never_the_best(
     values: dict[float, list[float]], edge: float
 ) -> None:
-    kept = [one for base_lr, own in values.items() for one in repeated(base_lr, *own) if base_lr != edge]
+    kept = [
+        one for base_lr, own in values.items() for one in repeated(base_lr, *own) if base_lr != edge
+    ]
     partly = repeated(edge, 0.0, 0.0, infeasible=1)
     [row] = summarize(kept + partly)
     assert row.lr_star != edge
@@ -116,7 +134,11 @@ def test_a_configuration_with_an_infeasible_seed_is_never_the_best(
 
 
 def test_the_edge_is_the_first_base_lr_with_any_infeasible_seed_and_its_share_is_reported() -> None:
-    trials = [*repeated(0.01, 0.3, 0.3, 0.3), *repeated(0.1, 0.1, 0.2, 0.3), *repeated(0.2, 0.1, 0.1, infeasible=1)]
+    trials = [
+        *repeated(0.01, 0.3, 0.3, 0.3),
+        *repeated(0.1, 0.1, 0.2, 0.3),
+        *repeated(0.2, 0.1, 0.1, infeasible=1),
+    ]
     [row] = summarize([*trials, *repeated(0.4, infeasible=3)])
     assert (row.lr_star, row.best_value) == (0.1, pytest.approx(0.2))
     assert (row.unstable_base_lr, row.unstable_trials) == ((0.1, 0.2), (1, 3))
@@ -201,7 +223,11 @@ def test_groups_are_ordered_by_batch_size_optimizer_and_scientific_values() -> N
         trial(0.1, 0.1, clip_norm=10.0),
         trial(0.1, 0.1, optimizer="adam"),
     ]
-    assert list(group_trials(trials)) == [Group(32, "adam"), Group(32, "momentum"), Group(256, "momentum")]
+    assert list(group_trials(trials)) == [
+        Group(32, "adam"),
+        Group(32, "momentum"),
+        Group(256, "momentum"),
+    ]
     assert [group.scientific for group in group_trials(trials, ["clip_norm"])] == [
         (("clip_norm", math.inf),),
         (("clip_norm", 10.0),),
@@ -226,9 +252,17 @@ def test_the_best_few_are_three_or_a_tenth() -> None:
 def test_just_above_lr_star_are_the_next_three_learning_rates() -> None:
     above = just_above(
         [trial(0.1, 0.1), trial(0.05, 0.2), trial(0.15, outcome="crashed")]
-        + [trial(lr, outcome="diverged", number=i) for i, lr in enumerate((0.5, 0.4, 0.3, 0.2, 0.2))]
+        + [
+            trial(lr, outcome="diverged", number=i)
+            for i, lr in enumerate((0.5, 0.4, 0.3, 0.2, 0.2))
+        ]
     )
-    assert [(t.point.base_lr, t.point.number) for t in above] == [(0.2, 3), (0.2, 4), (0.3, 2), (0.4, 1)]
+    assert [(t.point.base_lr, t.point.number) for t in above] == [
+        (0.2, 3),
+        (0.2, 4),
+        (0.3, 2),
+        (0.4, 1),
+    ]
     assert just_above([trial(0.5, outcome="diverged")]) == []
 
 
@@ -251,7 +285,9 @@ def test_everything_infeasible_above_is_instability_not_a_boundary() -> None:
     trials = [trial(lr, 1 / lr) for lr in np.logspace(-3, 0, 10)] + [trial(2.0, outcome="diverged")]
     [note] = boundary_checks(trials, {"momentum": {"base_lr": (1e-3, 2.0, True)}})
     assert note.kind == "instability"
-    assert "1 of the 1 trials at base_lr ≥ 2 are infeasible, which is 2 × lr_star = 1" in note.sentence
+    assert (
+        "1 of the 1 trials at base_lr ≥ 2 are infeasible, which is 2 × lr_star = 1" in note.sentence
+    )
     assert note.sentence.endswith("(R6, S4).")
     assert boundary_checks(figure_7a())[0].kind == "instability"
 

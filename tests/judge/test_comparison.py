@@ -32,7 +32,10 @@ def test_sides_exchanged_are_evidence_exchanged():
     one, other = evidence(BETTER, WORSE), evidence(WORSE, BETTER)
     assert one.gain == -other.gain == pytest.approx(0.62 / 6)
     assert (one.p_better, one.p_worse) == (other.p_worse, other.p_better) == (1 / 64, 1.0)
-    assert (one.candidate_spread, one.baseline_spread) == (other.baseline_spread, other.candidate_spread)
+    assert (one.candidate_spread, one.baseline_spread) == (
+        other.baseline_spread,
+        other.candidate_spread,
+    )
     assert decide([one]) == ["adopt"]
     assert decide([other]) == ["keep baseline"]
 
@@ -56,11 +59,13 @@ def test_a_true_null_is_adopted_in_at_most_the_stated_share_of_comparisons(draw)
     rng = np.random.default_rng(0)
     comparisons = 200
     checkpoints = [
-        decide([evidence(sample[:-1], sample[-1:])]) for sample in getattr(rng, draw)(size=(comparisons, 20))
+        decide([evidence(sample[:-1], sample[-1:])])
+        for sample in getattr(rng, draw)(size=(comparisons, 20))
     ]
     pairs = [
         decide([evidence(*sample)])
-        for sample in getattr(rng, draw)(size=(comparisons // 2, 2, 6))  # sign flips: exact, and slower
+        # sign flips: exact, and slower
+        for sample in getattr(rng, draw)(size=(comparisons // 2, 2, 6))
     ]
     for decisions, count in ((checkpoints, comparisons), (pairs, comparisons // 2)):
         adopted = sum(decision == ["adopt"] for decision in decisions)
@@ -68,7 +73,10 @@ def test_a_true_null_is_adopted_in_at_most_the_stated_share_of_comparisons(draw)
 
 
 def test_one_checkpoint_needs_19_runs_all_better_and_claims_no_variance():
-    enough, few = evidence(np.linspace(0.1, 0.2, 19), [0.3]), evidence(np.linspace(0.1, 0.2, 18), [0.3])
+    enough, few = (
+        evidence(np.linspace(0.1, 0.2, 19), [0.3]),
+        evidence(np.linspace(0.1, 0.2, 18), [0.3]),
+    )
     assert math.isnan(enough.baseline_spread)
     assert not enough.paired
     assert (enough.p_better, few.p_better) == (1 / 20, 1 / 19)
@@ -83,7 +91,10 @@ def test_the_fewest_seeds_can_decide_and_one_fewer_cannot(candidates, paired):
     fewest = fewest_seeds(paired, candidates)
     for seeds, decision in ((fewest, "adopt"), (fewest - 1, "not enough evidence")):
         baseline = np.full(seeds if paired else 1, 9.0)
-        clear, none = evidence(np.arange(seeds) / seeds, baseline), evidence(np.full(seeds, 9.0), baseline)
+        clear, none = (
+            evidence(np.arange(seeds) / seeds, baseline),
+            evidence(np.full(seeds, 9.0), baseline),
+        )
         assert decide([clear, *[none] * (candidates - 1)])[0] == decision
 
 
@@ -98,14 +109,17 @@ def test_with_one_candidate_more_the_same_evidence_counts_for_less():
 def test_the_recommended_number_of_seeds_decides_as_often_as_promised():
     rng = np.random.default_rng(1)
     gains = stats.zscore([0.0, 1.0, -0.5, 1.5], ddof=1) + 0.5
-    assert settles(evidence(-gains, np.zeros(4)), 1) == 73  # 27 if gain and spread were known to be those of 4 pairs
+    # 27 if gain and spread were known to be those of 4 pairs
+    assert settles(evidence(-gains, np.zeros(4)), 1) == 73
     found = []
     while len(found) < 60:
         pilot = rng.normal(0.5, 1.0, 6)
         one = evidence(-pilot, np.zeros(6))
         if decide([one]) == ["not enough evidence"]:
             pairs = int(min(settles(one, 1), 2000))
-            found.append(decide([evidence(-rng.normal(0.5, 1.0, pairs), np.zeros(pairs))]) == ["adopt"])
+            found.append(
+                decide([evidence(-rng.normal(0.5, 1.0, pairs), np.zeros(pairs))]) == ["adopt"]
+            )
     assert sum(found) >= stats.binom.ppf(0.001, len(found), 0.8)
 
 
@@ -114,20 +128,24 @@ def test_a_checkpoint_in_the_midst_of_the_candidates_values_is_never_settled():
 
 
 @pytest.mark.parametrize(
-    ("candidate", "baseline"), [([1.0], [1.0]), ([1.0, 2.0], [1.0, 2.0, 3.0]), ([1.0, math.inf], [1.0, 1.0])]
+    ("candidate", "baseline"),
+    [([1.0], [1.0]), ([1.0, 2.0], [1.0, 2.0, 3.0]), ([1.0, math.inf], [1.0, 1.0])],
 )
 def test_values_that_cannot_be_compared_are_refused(candidate, baseline):
     with pytest.raises(ValueError, match=r"needed|finite"):
         evidence(candidate, baseline)
 
 
-# --- what is promised beyond the decision -------------------------------------------------------------------
+# --- what is promised beyond the decision ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("seeds", [5, 7])
 def test_the_interval_of_the_mean_gain_holds_it_as_often_as_it_says(seeds):
     rng = np.random.default_rng(seeds)
-    found = [evidence(gains, np.zeros(seeds)).gain_interval for gains in rng.standard_normal((800, seeds))]
+    found = [
+        evidence(gains, np.zeros(seeds)).gain_interval
+        for gains in rng.standard_normal((800, seeds))
+    ]
     held = sum(low <= 0 <= high for low, high in found)
     assert stats.binomtest(held, len(found), CONFIDENCE).pvalue > 0.001
 
@@ -142,19 +160,30 @@ def test_the_interval_is_students_and_says_so():
 
 @pytest.mark.parametrize(("runs", "bound"), [(5, 0.451), (7, 0.348), (10, 0.259), (29, 0.098)])
 def test_without_a_failure_so_many_may_fail(runs, bound):
-    assert failure_bound(0, runs) == pytest.approx(1 - 0.05 ** (1 / runs)) == pytest.approx(bound, abs=5e-4)
-    assert failures_in_words(0, runs) == f"with {runs} seeds without a failure, up to {bound:.0%} may fail"
+    assert (
+        failure_bound(0, runs)
+        == pytest.approx(1 - 0.05 ** (1 / runs))
+        == pytest.approx(bound, abs=5e-4)
+    )
+    assert (
+        failures_in_words(0, runs)
+        == f"with {runs} seeds without a failure, up to {bound:.0%} may fail"
+    )
 
 
 def test_the_bound_of_the_failure_rate_is_too_low_in_a_twentieth_at_most():
     for rate in (0.05, 0.1, 0.3):
         chances = stats.binom.pmf(np.arange(8), 7, rate)
-        too_low = sum(chance for failures, chance in enumerate(chances) if failure_bound(failures, 7) < rate)
+        too_low = sum(
+            chance for failures, chance in enumerate(chances) if failure_bound(failures, 7) < rate
+        )
         assert too_low <= 0.05
 
 
 @pytest.mark.parametrize(("share", "runs"), [(0.1, 29), (0.05, 59), (0.5, 5)])
-def test_as_many_runs_without_a_failure_bring_the_bound_below_a_share_and_one_fewer_does_not(share, runs):
+def test_as_many_runs_without_a_failure_bring_the_bound_below_a_share_and_one_fewer_does_not(
+    share, runs
+):
     assert runs_without_failure(share) == runs
     assert failure_bound(0, runs) <= share < failure_bound(0, runs - 1)
 

@@ -1,7 +1,9 @@
-"""Networks whose illness is known, trained here and now: the verdict names it, and sees none in healthy ones.
+"""Networks whose illness is known, trained here and now: the verdict names it, and sees none in
+healthy ones.
 
-Every row was chosen well inside its phenomenon, so that no rounding decides it: outcome and instability were the same
-with seeds 0 to 2 at a base learning rate a tenth of a decade lower and higher.
+Every row was chosen well inside its phenomenon, so that no rounding decides it: outcome and
+instability were the same with seeds 0 to 2 at a base learning rate a tenth of a decade lower and
+higher.
 """
 
 import functools
@@ -47,7 +49,8 @@ class Case:
     instability: Instability
     onset_step: float = math.inf
     tolerance: int = 0  # updates either side of onset_step
-    changes: Mapping[str, Any] = field(default_factory=dict)  # of the point: warmup_steps, clip_norm, decay
+    # of the point: warmup_steps, clip_norm, decay
+    changes: Mapping[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1)
 
 
@@ -55,7 +58,8 @@ class Case:
 CASES = [
     # Nothing bounds the residual stream without normalization.
     Case("no_norm", RESIDUAL_MLP, NO_NORM, "momentum", 0.25, 100, "non_finite", "early", 14, 8, seeds=(0, 1, 2)),
-    # Just above the highest stable rate it learns first. When it ends is chance: step 57 to 120 with seeds 0 to 3.
+    # Just above the highest stable rate it learns first. When it ends is chance: step 57 to 120
+    # with seeds 0 to 3.
     Case("no_norm_edge", RESIDUAL_MLP, NO_NORM, "momentum", 0.11, 400, "non_finite", "mid_training", 90, 60),
     Case("no_norm_clipped", RESIDUAL_MLP, NO_NORM, "momentum", 0.25, 200, "feasible", "none",
          changes={"clip_norm": 0.5}),
@@ -76,15 +80,16 @@ CASES = [
          changes={"clip_norm": 0.2}),
     Case("transformer_pre_norm", TRANSFORMER, SMALL, "momentum", 0.3, 150, "feasible", "none"),
 
-    # Adam's first steps are as long as its later ones, whatever the gradient. The spike belongs to the high learning
-    # rate: at this size the standard strides have it too.
+    # Adam's first steps are as long as its later ones, whatever the gradient. The spike belongs to
+    # the high learning rate: at this size the standard strides have it too.
     Case("wide_resnet", WIDE_RESNET, STRIDE_1, "adam", 0.5, 120, "feasible", "early", 1, 3, changes=COSINE),
     Case("wide_resnet_warmup", WIDE_RESNET, STRIDE_1, "adam", 0.5, 80, "feasible", "none",
          changes={**COSINE, "warmup_steps": 20}),
     Case("wide_resnet_low_lr", WIDE_RESNET, STRIDE_1, "momentum", 0.05, 60, "feasible", "none", seeds=(0,)),
     Case("wide_resnet_standard", WIDE_RESNET, STRIDE_2, "momentum", 0.1, 80, "feasible", "none"),
 
-    # Mid-training, to the step; but the first pushes of a blow-up are as small as what they disturb.
+    # Mid-training, to the step; but the first pushes of a blow-up are as small as what they
+    # disturb.
     Case("cue_nan", ON_CUE, {**CUE, "kind": "nan"}, "momentum", 0.05, 200, "non_finite", "mid_training", 80),
     Case("cue_blow_up", ON_CUE, {**CUE, "kind": "blow_up"}, "momentum", 0.05, 200, "diverged", "mid_training", 82, 2),
     Case("cue_spike", ON_CUE, {**CUE, "kind": "spike"}, "adam", 0.01, 200, "feasible", "mid_training", 80),
@@ -102,7 +107,9 @@ CASES = [
 
 @functools.cache
 def trained(case: Case, seed: int) -> Curve:
-    study = parse(max_train_steps=case.steps, objective="val_loss", space__warmup_steps=0, evaluations=1)
+    study = parse(
+        max_train_steps=case.steps, objective="val_loss", space__warmup_steps=0, evaluations=1
+    )
     workload = load_workload(f"tunewright.models.{case.workload}", dict(case.workload_args))
     point = Point(0, 32, case.optimizer, case.base_lr, seed=seed, **case.changes)
     (result,) = train(study, workload, [point])
@@ -119,19 +126,27 @@ def recorded_rarely(curve: Curve) -> Curve:
 def by_seed(*names: str) -> list[Any]:
     """Cases and their seeds, all of them or those with these names."""
     chosen = [case for case in CASES if not names or case.name in names]
-    return [pytest.param(case, seed, id=f"{case.name}-{seed}") for case in chosen for seed in case.seeds]
+    return [
+        pytest.param(case, seed, id=f"{case.name}-{seed}") for case in chosen for seed in case.seeds
+    ]
 
 
 @pytest.mark.parametrize(("case", "seed"), by_seed())
 def test_the_verdict_is_the_known_diagnosis(case: Case, seed: int) -> None:
     verdict = judge(trained(case, seed), "val_loss")
-    assert (verdict.outcome, verdict.instability) == (case.outcome, case.instability), verdict.evidence
+    assert (verdict.outcome, verdict.instability) == (case.outcome, case.instability), (
+        verdict.evidence
+    )
     onset_step = verdict.onset_step
-    assert onset_step == case.onset_step or abs(onset_step - case.onset_step) <= case.tolerance, verdict.evidence
+    assert onset_step == case.onset_step or abs(onset_step - case.onset_step) <= case.tolerance, (
+        verdict.evidence
+    )
 
 
 @pytest.mark.parametrize(("case", "seed"), by_seed("wide_resnet", "pre_norm"))
-def test_an_early_instability_is_invisible_if_only_every_20th_step_is_recorded(case: Case, seed: int) -> None:
+def test_an_early_instability_is_invisible_if_only_every_20th_step_is_recorded(
+    case: Case, seed: int
+) -> None:
     """R5; figure 5 of the Tuning Playbook."""
     curve = trained(case, seed)
     assert judge(curve, "val_loss").instability == "early"

@@ -14,7 +14,16 @@ from scipy import stats
 from simulated import Simulated, diagnosed
 
 from tunewright.search.judge.comparison import ALPHA, CONFIDENCE
-from tunewright.search.judge.diagnosis import TITLES, Curvature, Diagnosis, Edge, GroupDiagnosis, Remedy, Step, adopt
+from tunewright.search.judge.diagnosis import (
+    TITLES,
+    Curvature,
+    Diagnosis,
+    Edge,
+    GroupDiagnosis,
+    Remedy,
+    Step,
+    adopt,
+)
 from tunewright.search.judge.stability_edge import Tried
 from tunewright.search.show.tables import interval_method, remedy_rows
 from tunewright.search.store.storage import read_diagnosis, write_diagnosis
@@ -40,11 +49,17 @@ def remedy(name, *values, decision=None, **changes):
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=12))
 def test_one_more_run_falls_within_the_prediction_interval_of_a_normal_distribution(values):
-    """For x of N values, (x − mean) / (s √(1 + 1/N)) has Student's distribution with N − 1 degrees of freedom."""
+    """For x of N values, (x − mean) / (s √(1 + 1/N)) has Student's distribution with N − 1 degrees
+    of freedom.
+    """
     low, high = remedy("plain", *values).next_run
     count = len(values)
     scale = np.std(values, ddof=1) * math.sqrt(1 + 1 / count)
-    expected = stats.t.interval(CONFIDENCE, count - 1, loc=np.mean(values), scale=scale) if scale > 0 else (low, high)
+    expected = (
+        stats.t.interval(CONFIDENCE, count - 1, loc=np.mean(values), scale=scale)
+        if scale > 0
+        else (low, high)
+    )
     assert (low, high) == pytest.approx(expected, abs=1e-9)
     assert low <= np.mean(values) + 1e-9
     assert high >= np.mean(values) - 1e-9
@@ -64,7 +79,7 @@ def test_of_fewer_than_two_runs_nothing_is_predicted(values):
     assert all(map(math.isnan, remedy("plain", *values).next_run))
 
 
-# --- the edge -----------------------------------------------------------------------------------------------
+# --- the edge -------------------------------------------------------------------------------------
 
 
 def test_unstable_base_lr_is_the_middle_of_its_bracket_on_the_log_axis():
@@ -85,11 +100,14 @@ def test_headroom_is_relative_to_lr_star():
     assert group(edge=Edge((0.2, 0.3), (), 0), lr_star=0.1).headroom == pytest.approx((2.0, 3.0))
 
 
-# --- adoption -----------------------------------------------------------------------------------------------
+# --- adoption -------------------------------------------------------------------------------------
 
 
 def test_what_is_not_shown_to_be_better_is_not_adopted():
-    others = [remedy("a", 0.1, decision="not enough evidence"), remedy("b", 0.3, decision="keep baseline")]
+    others = [
+        remedy("a", 0.1, decision="not enough evidence"),
+        remedy("b", 0.3, decision="keep baseline"),
+    ]
     assert adopt([remedy("plain", 0.2), *others], {}) == "plain"
     assert adopt([], {}) == ""
 
@@ -110,7 +128,7 @@ def test_the_best_is_adopted_unless_a_simpler_one_cannot_be_told_from_it():
     assert adopt([plain, undecided, b, c], better | {("c", "a"): unknown}) == "c"
 
 
-# --- as a file ----------------------------------------------------------------------------------------------
+# --- as a file ------------------------------------------------------------------------------------
 
 
 def group(**changes):
@@ -129,7 +147,9 @@ def group(**changes):
 
 
 def whole(*groups):
-    return Diagnosis("s", "val_error", 5, 4000, math.inf, ("momentum-32-probe",), groups, {"32": "recipe.toml"})
+    return Diagnosis(
+        "s", "val_error", 5, 4000, math.inf, ("momentum-32-probe",), groups, {"32": "recipe.toml"}
+    )
 
 
 @cache
@@ -143,7 +163,15 @@ def found(edge):
         (),
         (group(),),
         (group(curvature=Curvature(3.0, 200.0, math.nan, math.nan)),),
-        (group(lr_star=math.nan, edge=Edge((0.0, 0.1), (), 0), onset_steps=(math.inf,), remedies=(), adopted=""),),
+        (
+            group(
+                lr_star=math.nan,
+                edge=Edge((0.0, 0.1), (), 0),
+                onset_steps=(math.inf,),
+                remedies=(),
+                adopted="",
+            ),
+        ),
         (found(0.08), found(1e-9)),
         (found(math.inf),),
     ],

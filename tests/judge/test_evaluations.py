@@ -1,4 +1,6 @@
-"""The objective's evaluations as evidence: what the training loss does not tell, and where it is no measure."""
+"""The objective's evaluations as evidence: what the training loss does not tell, and where it is no
+measure.
+"""
 
 import math
 from dataclasses import replace
@@ -26,7 +28,9 @@ def of(loss, values, chance=2.3):
 
 
 def test_a_loss_at_chance_is_no_collapse_where_the_objective_was_learned_and_kept():
-    """Schedule-free optimizers take the training loss at other weights than those that are evaluated."""
+    """Schedule-free optimizers take the training loss at other weights than those that are
+    evaluated.
+    """
     assert judge(of(RETURNS, np.full(21, 2.3))).outcome == "collapsed"
     verdict = judge(of(RETURNS, GOOD))
     assert (verdict.outcome, verdict.instability) == ("feasible", "mid_training")
@@ -44,7 +48,9 @@ def test_a_healthy_loss_is_no_training_where_the_objective_lost_half_of_what_it_
 
 
 def test_overfitting_is_no_divergence():
-    """The training loss goes on to fall: its best checkpoint is kept, and the curve has a flag (S6)."""
+    """The training loss goes on to fall: its best checkpoint is kept, and the curve has a flag
+    (S6).
+    """
     memorized = 2.3 * np.exp(-np.arange(STEPS) / 60)
     values = [*np.linspace(2.3, 1.5, 6), *np.linspace(1.6, 6.0, 15)]
     assert judge(of(memorized, values)).feasible
@@ -88,7 +94,9 @@ def test_the_objective_is_named_or_the_only_metric():
     assert judge(two, "other").outcome == "collapsed"
 
 
-@pytest.mark.parametrize("values", [[0.9], [0.9, 0.88], 0.9 + 0.02 * RNG.standard_normal(50), np.full(50, 0.9)])
+@pytest.mark.parametrize(
+    "values", [[0.9], [0.9, 0.88], 0.9 + 0.02 * RNG.standard_normal(50), np.full(50, 0.9)]
+)
 def test_evaluations_that_hardly_change_are_no_evidence(values):
     assert evaluated(of(FALLS, values)).state == "unknown"
     assert judge(of(FALLS, values)).feasible
@@ -103,7 +111,9 @@ def test_a_curve_that_was_logged_rarely_is_judged_with_the_steps_of_its_evaluati
 
 def test_a_log_without_gradient_norms_is_judged():
     assert judge(replace(of(FALLS, GOOD), grad_norm=np.empty(0))).feasible
-    assert judge(replace(of(RETURNS, np.full(21, 2.3)), grad_norm=np.empty(0))).outcome == "collapsed"
+    assert (
+        judge(replace(of(RETURNS, np.full(21, 2.3)), grad_norm=np.empty(0))).outcome == "collapsed"
+    )
 
 
 def test_without_divergence_a_loss_may_grow_by_design():
@@ -114,11 +124,14 @@ def test_without_divergence_a_loss_may_grow_by_design():
     assert not judge(of(grows, flat, math.nan), divergence=False).infeasible
     assert judge(of(grows, flat, math.nan), divergence=False).instability == "none"
     assert not hopeless(of(grows, flat, math.nan), divergence=False)
-    assert judge(of(grows, [*GOOD[:10], *np.full(11, math.nan)]), divergence=False).outcome == "non_finite"
+    assert (
+        judge(of(grows, [*GOOD[:10], *np.full(11, math.nan)]), divergence=False).outcome
+        == "non_finite"
+    )
     assert judge(of(np.append(grows, math.nan), flat), divergence=False).outcome == "non_finite"
 
 
-# --- online -------------------------------------------------------------------------------------------------
+# --- online ---------------------------------------------------------------------------------------
 
 levels = st.sampled_from([0.1, 1.0, 2.0, 2.3, 2.6, 5.0, 40.0, 1e4])
 parts = st.lists(st.tuples(levels, st.integers(5, 250)), min_size=1, max_size=5)
@@ -174,8 +187,12 @@ def test_nothing_is_stopped_before_an_evaluation_agrees():
 @pytest.mark.parametrize("steps", [12, 40, 100, 400])
 @pytest.mark.parametrize("nudge", [-0.002, 0.0, 0.002])
 @pytest.mark.parametrize("ended", [1.1, 1.5, 3.0])
-def test_a_loss_that_falls_while_validation_only_rises_is_overfitting_in_runs_of_any_length(steps, nudge, ended):
-    """Whether the first evaluation is a little better than the untrained model, or a little worse, decides nothing."""
+def test_a_loss_that_falls_while_validation_only_rises_is_overfitting_in_runs_of_any_length(
+    steps, nudge, ended
+):
+    """Whether the first evaluation is a little better than the untrained model, or a little worse,
+    decides nothing.
+    """
     noise = np.random.default_rng(0).chisquare(8, steps) / 8  # squared errors of a batch of 8
     loss = 1.4 * np.geomspace(1.0, 0.3, steps) * noise
     values = np.array([1.0, 1.0 + nudge, *np.linspace(1.0, ended, 4)[1:]])

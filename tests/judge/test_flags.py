@@ -58,9 +58,13 @@ def test_noise_alone_is_hardly_ever_a_rise_or_a_fall() -> None:
 
 
 def test_a_training_loss_that_rises_again_is_flagged() -> None:
-    loss = np.concatenate([np.linspace(2.0, 0.5, 800), np.linspace(0.5, 0.8, 200)]) + noise(0.05, STEPS)
+    loss = np.concatenate([np.linspace(2.0, 0.5, 800), np.linspace(0.5, 0.8, 200)]) + noise(
+        0.05, STEPS
+    )
     assert "training loss rising" in names(run(DECLINE, loss))
-    assert "training loss rising" not in names(run(DECLINE, np.linspace(2.0, 0.5, STEPS) + noise(0.05, STEPS)))
+    assert "training loss rising" not in names(
+        run(DECLINE, np.linspace(2.0, 0.5, STEPS) + noise(0.05, STEPS))
+    )
 
 
 def test_only_feasible_trials_with_a_curve_are_flagged() -> None:
@@ -83,12 +87,16 @@ def test_non_finite_values_are_left_out_of_the_shape() -> None:
 def test_a_best_checkpoint_in_the_first_tenth_means_far_too_long() -> None:
     values = np.ones(EVALUATIONS)
     values[5] = 0.1
-    assert checkpoint_note([run(values)], "val_error").endswith("max_train_steps is far too large (S8)")
+    assert checkpoint_note([run(values)], "val_error").endswith(
+        "max_train_steps is far too large (S8)"
+    )
 
 
 def test_best_checkpoints_in_the_last_quarter_mean_too_short() -> None:
     late = run(np.linspace(1, 0.5, EVALUATIONS))
-    assert checkpoint_note(three_of(late), "val_error").endswith("train longer and retune the decay (S8)")
+    assert checkpoint_note(three_of(late), "val_error").endswith(
+        "train longer and retune the decay (S8)"
+    )
     assert checkpoint_note([late], "val_error") == ""  # one is not "consistently"
 
 

@@ -1,7 +1,7 @@
 """The procedure of `tunewright diagnose` on networks whose illness is known, trained here and now.
 
-Each is followed as far as its illness shows: what is left out is answered as if the budget had ended. The edges were
-measured once with many more seeds (benchmarks/edges.py --golden).
+Each is followed as far as its illness shows: what is left out is answered as if the budget had
+ended. The edges were measured once with many more seeds (benchmarks/edges.py --golden).
 """
 
 import functools
@@ -18,8 +18,11 @@ from tunewright.search.judge.verdict import EARLY_STEPS
 from tunewright.search.procedure.group import EDGE_DECADES
 from tunewright.search.trial import Trial
 
-GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "edges.json").read_text())["networks"]
-FACTOR = 1.5  # by which an interval is widened: with 5 seeds, the next base LR may look like the edge
+GOLDEN: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "golden" / "edges.json").read_text()
+)["networks"]
+# by which an interval is widened: with 5 seeds, the next base LR may look like the edge
+FACTOR = 1.5
 REMEDIES = {"healthy": ("rerun",), "no_norm": ("clipping",)}  # steps beyond the first part
 KINDS = {
     "healthy": "none",
@@ -41,7 +44,9 @@ def above(name: str) -> list[Trial]:
     """Trainings above the edge that was found, without a remedy, as seen from lr_star."""
     own = followed(name)
     first = own.found.edge.interval[1]
-    trials = [trial for step in FIRST_PART for trial in own.at(step) if trial.point.base_lr >= first]
+    trials = [
+        trial for step in FIRST_PART for trial in own.at(step) if trial.point.base_lr >= first
+    ]
     sweep = [*own.at("sweep"), *own.at("close")]
     return case_at(STUDIES[name], own.found.lr_star, sweep).judged(trials)
 
@@ -69,7 +74,9 @@ def test_for_a_healthy_network_no_remedy_is_looked_for() -> None:
 
 
 def test_without_normalization_the_numbers_overflow() -> None:
-    assert {trial.verdict.outcome for trial in above("no_norm") if trial.verdict.infeasible} == {"non_finite"}
+    assert {trial.verdict.outcome for trial in above("no_norm") if trial.verdict.infeasible} == {
+        "non_finite"
+    }
 
 
 def test_without_normalization_clipping_raises_the_base_lr_that_can_be_used() -> None:
@@ -82,18 +89,26 @@ def test_without_normalization_clipping_raises_the_base_lr_that_can_be_used() ->
 
 
 def test_post_norm_falls_to_chance() -> None:
-    assert {trial.verdict.outcome for trial in above("post_norm") if trial.verdict.infeasible} == {"collapsed"}
+    assert {trial.verdict.outcome for trial in above("post_norm") if trial.verdict.infeasible} == {
+        "collapsed"
+    }
 
 
 def test_an_early_blow_up_is_found_where_training_recovers() -> None:
     own = followed("branch_out")
-    recovered = [t for t in own.at("confirm") + own.at("probe") if t.feasible and t.verdict.instability == "early"]
+    recovered = [
+        t
+        for t in own.at("confirm") + own.at("probe")
+        if t.feasible and t.verdict.instability == "early"
+    ]
     assert recovered
     assert all(trial.verdict.onset_step <= EARLY_STEPS for trial in recovered)
 
 
 def test_a_training_that_never_learned_has_collapsed_only_where_a_lower_base_lr_learns() -> None:
-    """By itself it may be too slow; seen from lr_star, what lies below may be, what lies above may not."""
+    """By itself it may be too slow; seen from lr_star, what lies below may be, what lies above may
+    not.
+    """
     golden, study = GOLDEN["post_norm"], STUDIES["post_norm"]
     edge = golden["unstable_base_lr"]
     case = case_at(study, golden["lr_star"], learned=golden["learned"])
@@ -107,12 +122,16 @@ def test_a_training_that_never_learned_has_collapsed_only_where_a_lower_base_lr_
 
 
 def test_a_spike_that_comes_at_the_same_step_at_every_base_lr_is_said_to_be_the_data() -> None:
-    (sentence,) = (one for one in followed("spike").step("kind").sentences if "that is the data" in one)
+    (sentence,) = (
+        one for one in followed("spike").step("kind").sentences if "that is the data" in one
+    )
     assert sentence.startswith("At step 80 the loss of ")
 
 
 @pytest.mark.parametrize("name", ["blow_up", "nan"])
-def test_what_goes_wrong_at_the_same_step_at_every_base_lr_is_not_blamed_on_the_base_lr(name: str) -> None:
+def test_what_goes_wrong_at_the_same_step_at_every_base_lr_is_not_blamed_on_the_base_lr(
+    name: str,
+) -> None:
     found = followed(name).found
     assert math.isnan(found.lr_star)
     assert "whatever the base LR" in found.summary

@@ -21,10 +21,16 @@ STEPS = 400
 
 
 def trial(number, base_lr, ends, value=None, steps=STEPS, chance=CHANCE, scatter=0.02, **changes):
-    """A training whose loss falls to `ends`, and its objective to `value`; by itself it is feasible."""
+    """A training whose loss falls to `ends`, and its objective to `value`; by itself it is
+    feasible.
+    """
     point = Point(number, 32, "momentum", base_lr, **{"settings": {"momentum": 0.9}, **changes})
     rng = np.random.default_rng(number)
-    loss = ends + (CHANCE - ends) * np.exp(-np.arange(steps) / 40) + scatter * rng.standard_normal(steps)
+    loss = (
+        ends
+        + (CHANCE - ends) * np.exp(-np.arange(steps) / 40)
+        + scatter * rng.standard_normal(steps)
+    )
     values = np.full(21, 0.9)
     values[1:] = 0.9 * ends / CHANCE if value is None else value
     eval_step = np.linspace(0, steps, 21).astype(np.int64)
@@ -56,7 +62,9 @@ def test_it_is_said_once_and_in_the_order_of_the_trials():
 
 
 @pytest.mark.parametrize("chance", [CHANCE, math.nan])
-@pytest.mark.parametrize(("ends", "outcome"), [(2.25, "collapsed"), (1.9, "collapsed"), (1.5, "feasible")])
+@pytest.mark.parametrize(
+    ("ends", "outcome"), [(2.25, "collapsed"), (1.9, "collapsed"), (1.5, "feasible")]
+)
 def test_next_to_nothing_is_less_than_a_quarter_of_what_is_learned(ends, outcome, chance):
     trials = [trial(1, 0.1, 0.2, chance=chance), trial(2, 1.0, ends, chance=chance)]
     assert outcomes(trials) == ["feasible", outcome]
@@ -84,7 +92,9 @@ def test_where_the_objective_was_learned_the_loss_says_nothing():
     ],
 )
 def test_only_shorter_steps_tell_that_steps_are_too_long(slower):
-    """A trial with less momentum, more warmup or tighter clipping may be too slow in spite of its base LR."""
+    """A trial with less momentum, more warmup or tighter clipping may be too slow in spite of its
+    base LR.
+    """
     assert outcomes([STAR, trial(2, 1.0, CHANCE, **slower)]) == ["feasible", "feasible"]
     faster = trial(1, 0.1, 0.2, **slower)
     same = slower.keys() & {"decay", "workload_args"}
@@ -101,14 +111,19 @@ def test_other_groups_are_no_neighbours():
 
 
 def test_the_edge_is_where_the_neighbours_place_it():
-    (alone,), (seen,) = (summarize(trials) for trials in ([LOW, STAR, HIGH], beside([LOW, STAR, HIGH])))
+    (alone,), (seen,) = (
+        summarize(trials) for trials in ([LOW, STAR, HIGH], beside([LOW, STAR, HIGH]))
+    )
     assert alone.unstable_base_lr[1] == math.inf
     assert seen.unstable_base_lr == (0.1, 1.0)
     assert seen.infeasible == 1
 
 
 def test_without_curves_there_is_nothing_to_compare():
-    bare = [replace(one, curve=replace(one.curve, loss=np.empty(0), grad_norm=np.empty(0))) for one in (STAR, HIGH)]
+    bare = [
+        replace(one, curve=replace(one.curve, loss=np.empty(0), grad_norm=np.empty(0)))
+        for one in (STAR, HIGH)
+    ]
     assert beside(bare) == bare
 
 
@@ -130,7 +145,11 @@ def test_tables_summary_and_report_agree_and_the_store_keeps_the_own_verdict(tmp
         tell(store, one)
     store_curves(store, [LOW, STAR, HIGH])
     assert [one.verdict.outcome for one in stored_trials(store)] == ["feasible"] * 3
-    assert [one.verdict.outcome for one in read_trials(store)] == ["feasible", "feasible", "collapsed"]
+    assert [one.verdict.outcome for one in read_trials(store)] == [
+        "feasible",
+        "feasible",
+        "collapsed",
+    ]
     write_results(store)
     table = (store.folder / "trials.csv").read_text()
     assert table.count("collapsed") == 1

@@ -59,12 +59,16 @@ base_lr = [0.003, 0.01, 0.03]
 
 def trials(values, objective="val", loss=FALLING, count=4):
     """As many trainings of one loss, and these values of the objective."""
-    curve = Curve(loss, np.ones(len(loss)), STEPS, {objective: np.asarray(values, float)}, len(loss))
+    curve = Curve(
+        loss, np.ones(len(loss)), STEPS, {objective: np.asarray(values, float)}, len(loss)
+    )
     points = [Point(i, 32, "sgd", 0.01 * 2**i) for i in range(count)]
     return [measured(point, FEASIBLE, curve, objective, seconds=0.1) for point in points]
 
 
-@pytest.mark.parametrize("name", ["val_acc", "accuracy", "test/AUC", "f1", "bleu-4", "top1", "mean_reward"])
+@pytest.mark.parametrize(
+    "name", ["val_acc", "accuracy", "test/AUC", "f1", "bleu-4", "top1", "mean_reward"]
+)
 def test_a_metric_whose_name_says_that_larger_is_better_is_not_minimized(name):
     rising = np.linspace(0.1, 0.9, len(STEPS))
     assert "by its name larger is better" in fault_of(trials(rising, name), name)
@@ -75,10 +79,13 @@ def test_what_rises_as_the_loss_falls_is_told_whatever_its_name():
     rising = np.linspace(0.1, 0.9, len(STEPS))
     assert "if larger is better" in fault_of(trials(rising), "val")
     assert fault_of(trials(1 - rising), "val") == ""
-    assert fault_of([*trials(rising), *trials(1 - rising)], "val") == ""  # some trainings improve it
+    # some trainings improve it
+    assert fault_of([*trials(rising), *trials(1 - rising)], "val") == ""
 
 
-@pytest.mark.parametrize("name", ["accuracy_loss", "map_error", "val_loss", "spaces", "accumulated"])
+@pytest.mark.parametrize(
+    "name", ["accuracy_loss", "map_error", "val_loss", "spaces", "accumulated"]
+)
 def test_a_name_that_only_looks_like_it_is_none(name):
     assert fault_of(trials(np.linspace(0.9, 0.89, len(STEPS)), name), name) == ""
 

@@ -31,13 +31,20 @@ def test_sweeps_by_hand(sweep, decades, sensitivity):
 
 def test_the_mean_over_seeds_counts_an_infeasible_one_as_its_untrained_model():
     """At 1.0 the mean of 0.1 and 0.9 is 0.5, though one of its seeds was the best of all."""
-    sweep = [feasible(0, 0.1, 0.2), feasible(1, 0.1, 0.2), feasible(2, 1.0, 0.1), diverged(3, 1.0, 5)]
+    sweep = [
+        feasible(0, 0.1, 0.2),
+        feasible(1, 0.1, 0.2),
+        feasible(2, 1.0, 0.1),
+        diverged(3, 1.0, 5),
+    ]
     assert lr_sensitivity(sweep) == pytest.approx(0.3 / 0.7 / 2)
     assert usable_decades(sweep) == pytest.approx(0.5)
 
 
 def test_a_value_worse_than_untrained_is_worth_the_untrained_model():
-    assert lr_sensitivity([feasible(0, 0.1, 0.1), feasible(1, 1.0, UNTRAINED)]) == pytest.approx(0.5)
+    assert lr_sensitivity([feasible(0, 0.1, 0.1), feasible(1, 1.0, UNTRAINED)]) == pytest.approx(
+        0.5
+    )
 
 
 def test_usable_base_lrs_end_at_the_first_that_is_not():

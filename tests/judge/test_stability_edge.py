@@ -39,7 +39,9 @@ def trial(base_lr: float, outcome: Outcome = "feasible", number: int = 0) -> Tri
 rates = st.sampled_from([10.0 ** (k / 2) for k in range(-8, 3)])  # few, so that many are repeated
 outcomes = st.sampled_from(["feasible", "non_finite", "diverged", "collapsed", "crashed"])
 trials = st.lists(st.builds(trial, rates, outcomes), max_size=60)
-judged = st.lists(st.builds(trial, rates, outcomes.filter(lambda outcome: outcome != "crashed")), min_size=1)
+judged = st.lists(
+    st.builds(trial, rates, outcomes.filter(lambda outcome: outcome != "crashed")), min_size=1
+)
 
 
 @given(trials)
@@ -47,7 +49,9 @@ def test_every_judged_trial_is_counted_once_and_crashed_ones_never(some: list[Tr
     tried = tries(some)
     assert sum(one.trials for one in tried) == sum(not one.verdict.crashed for one in some)
     assert sum(one.infeasible for one in tried) == sum(one.verdict.infeasible for one in some)
-    assert [one.base_lr for one in tried] == sorted({one.point.base_lr for one in some if not one.verdict.crashed})
+    assert [one.base_lr for one in tried] == sorted(
+        {one.point.base_lr for one in some if not one.verdict.crashed}
+    )
 
 
 @given(trials)
@@ -67,22 +71,31 @@ def test_the_fit_keeps_the_number_of_divergences(some: list[Trial]) -> None:
 
 
 @given(trials, rates, st.randoms(use_true_random=False))
-def test_the_bracket_does_not_depend_on_the_order_of_trials(some: list[Trial], above: float, random) -> None:
+def test_the_bracket_does_not_depend_on_the_order_of_trials(
+    some: list[Trial], above: float, random
+) -> None:
     shuffled = random.sample(some, len(some))
     assert tries(shuffled) == tries(some)
     assert bracket(tries(shuffled), above) == bracket(tries(some), above)
 
 
 @given(trials, st.lists(st.builds(trial, rates)))
-def test_more_feasible_trials_never_move_the_bracket_down(some: list[Trial], more: list[Trial]) -> None:
+def test_more_feasible_trials_never_move_the_bracket_down(
+    some: list[Trial], more: list[Trial]
+) -> None:
     low, high = bracket(tries(some))
     after_low, after_high = bracket(tries([*some, *more]))
     assert after_low >= low
     assert after_high >= high
 
 
-@given(trials, st.lists(st.builds(trial, rates, outcomes.filter(lambda outcome: outcome != "feasible"))))
-def test_more_infeasible_trials_never_move_the_bracket_up(some: list[Trial], more: list[Trial]) -> None:
+@given(
+    trials,
+    st.lists(st.builds(trial, rates, outcomes.filter(lambda outcome: outcome != "feasible"))),
+)
+def test_more_infeasible_trials_never_move_the_bracket_up(
+    some: list[Trial], more: list[Trial]
+) -> None:
     assert bracket(tries([*some, *more]))[1] <= bracket(tries(some))[1]
 
 
@@ -106,7 +119,8 @@ def test_one_unlucky_seed_far_below_does_not_make_the_edge() -> None:
 
 
 def test_half_is_beyond_the_edge_however_the_fit_rounds() -> None:
-    assert bracket([Tried(0.1, 13, 23), Tried(1.0, 0, 3)]) == (0.0, 0.1)  # fitted: 0.49999999999999994
+    # fitted: 0.49999999999999994
+    assert bracket([Tried(0.1, 13, 23), Tried(1.0, 0, 3)]) == (0.0, 0.1)
     assert bracket([Tried(0.1, 7, 11), Tried(0.2, 3, 7), Tried(0.4, 1, 4)]) == (0.0, 0.1)
     assert bracket([Tried(0.1, 0, 4), Tried(1.0, 2, 4)]) == (0.1, 1.0)
 
@@ -127,19 +141,23 @@ def test_what_is_too_slow_to_train_is_not_the_edge() -> None:
     ("infeasible", "of", "low", "high"),
     [(0, 5, 0.0, 1 - 0.025 ** (1 / 5)), (5, 5, 0.025 ** (1 / 5), 1.0), (1, 1, 0.025, 1.0)],
 )
-def test_the_interval_is_that_of_clopper_and_pearson(infeasible: int, of: int, low: float, high: float) -> None:
+def test_the_interval_is_that_of_clopper_and_pearson(
+    infeasible: int, of: int, low: float, high: float
+) -> None:
     assert interval(infeasible, of) == pytest.approx((low, high))
 
 
 @given(st.integers(1, 200).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))))
-def test_the_interval_holds_the_share_and_mirrors_that_of_the_feasible(counts: tuple[int, int]) -> None:
+def test_the_interval_holds_the_share_and_mirrors_that_of_the_feasible(
+    counts: tuple[int, int],
+) -> None:
     infeasible, of = counts
     low, high = interval(infeasible, of)
     assert 0 <= low <= infeasible / of <= high <= 1
     assert (1 - high, 1 - low) == pytest.approx(interval(of - infeasible, of))
 
 
-# --- confidence, and data that contradict the fit -------------------------------------------------------------
+# --- confidence, and data that contradict the fit -------------------------------------------------
 
 
 @given(trials)
@@ -161,14 +179,18 @@ def test_the_confidence_interval_holds_the_edge_as_often_as_it_says(width: float
         places = np.arange(-1.2, 1.21, 0.15)
         infeasible = rng.binomial(5, stats.norm.cdf((places - edge) / width))
         counts = zip(places, infeasible, strict=True)
-        low, high = confidence_interval([Tried(10**place, int(count), 5) for place, count in counts])
+        low, high = confidence_interval(
+            [Tried(10**place, int(count), 5) for place, count in counts]
+        )
         held += low <= 10**edge <= high
     assert held >= stats.binom.ppf(0.001, 200, 0.95)
 
 
 def test_far_from_one_half_the_neighbours_are_the_interval_near_it_they_are_not() -> None:
     assert confidence_interval([Tried(0.1, 0, 5), Tried(0.2, 5, 5)]) == (0.1, 0.2)
-    assert confidence_interval([Tried(0.1, 0, 5), Tried(0.2, 2, 5), Tried(0.4, 3, 5), Tried(0.8, 5, 5)]) == (0.1, 0.8)
+    assert confidence_interval(
+        [Tried(0.1, 0, 5), Tried(0.2, 2, 5), Tried(0.4, 3, 5), Tried(0.8, 5, 5)]
+    ) == (0.1, 0.8)
     assert confidence_interval([]) == (0.0, math.inf)
 
 
@@ -187,5 +209,7 @@ def test_what_rises_is_seldom_called_contradictory() -> None:
     called = 0
     for _ in range(100):
         counts = zip((0.1, 0.2, 0.3, 0.4, 0.5, 0.6), rng.binomial(5, chances), strict=True)
-        called += contradiction([Tried(rate, int(count), 5) for rate, count in counts]) <= CONTRADICTED
+        called += (
+            contradiction([Tried(rate, int(count), 5) for rate, count in counts]) <= CONTRADICTED
+        )
     assert called <= stats.binom.ppf(0.999, 100, CONTRADICTED)

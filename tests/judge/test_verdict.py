@@ -14,7 +14,9 @@ CHANCE = math.log(10)
 
 
 def curve(loss, grad_norm=None, total_steps=None, chance=CHANCE, eval_step=(0,)):
-    """A training of which only the loss tells: however often it was evaluated, the objective is the same."""
+    """A training of which only the loss tells: however often it was evaluated, the objective is the
+    same.
+    """
     loss = np.asarray(loss, float)
     grad_norm = np.ones_like(loss) if grad_norm is None else np.asarray(grad_norm, float)
     metrics = {"v": np.ones(len(eval_step))}
@@ -23,13 +25,23 @@ def curve(loss, grad_norm=None, total_steps=None, chance=CHANCE, eval_step=(0,))
 
 def real(name):
     total_steps, chance = GOLDEN[f"{name}/limits"]
-    return curve(GOLDEN[f"{name}/loss"], GOLDEN[f"{name}/grad_norm"], int(total_steps), float(chance))
+    return curve(
+        GOLDEN[f"{name}/loss"], GOLDEN[f"{name}/grad_norm"], int(total_steps), float(chance)
+    )
 
 
 def stopped_at(whole):
     """The update at which an online check every 20 updates stops a run; its length if none does."""
     for step in range(20, len(whole.loss), 20):
-        if hopeless(curve(whole.loss[:step], whole.grad_norm[:step], whole.total_steps, whole.chance_loss, [0, step])):
+        if hopeless(
+            curve(
+                whole.loss[:step],
+                whole.grad_norm[:step],
+                whole.total_steps,
+                whole.chance_loss,
+                [0, step],
+            )
+        ):
             return step
     return len(whole.loss)
 
@@ -68,19 +80,27 @@ def test_a_run_is_stopped_exactly_if_it_is_infeasible(name):
         assert step == len(whole.loss)
     elif judge(whole).outcome != "non_finite":
         onset = judge(whole).onset_step
-        assert step <= max(onset, 100) + 2 * patience(whole.total_steps) + 40 or step == len(whole.loss)
+        assert step <= max(onset, 100) + 2 * patience(whole.total_steps) + 40 or step == len(
+            whole.loss
+        )
 
 
 def decline(steps, low=0.1, seed=0, noise=0.02):
     rng = np.random.default_rng(seed)
-    return low + (CHANCE - low) * np.exp(-np.arange(steps) / 60) * (1 + noise * rng.standard_normal(steps))
+    return low + (CHANCE - low) * np.exp(-np.arange(steps) / 60) * (
+        1 + noise * rng.standard_normal(steps)
+    )
 
 
 def test_nan_late_is_non_finite_at_that_step():
     loss = decline(500)
     loss[400:] = np.nan
     verdict = judge(curve(loss[:401], total_steps=500))
-    assert (verdict.outcome, verdict.instability, verdict.onset_step) == ("non_finite", "mid_training", 400)
+    assert (verdict.outcome, verdict.instability, verdict.onset_step) == (
+        "non_finite",
+        "mid_training",
+        400,
+    )
 
 
 def test_an_infinite_gradient_counts_as_non_finite_though_the_loss_is_finite():
@@ -119,7 +139,11 @@ def test_late_spike_that_recovers_is_feasible_mid_training():
     loss = decline(600)
     loss[400:410] = 5.0
     verdict = judge(curve(loss))
-    assert (verdict.outcome, verdict.instability, verdict.onset_step) == ("feasible", "mid_training", 400)
+    assert (verdict.outcome, verdict.instability, verdict.onset_step) == (
+        "feasible",
+        "mid_training",
+        400,
+    )
 
 
 def test_late_spike_that_does_not_recover_is_infeasible():
@@ -128,7 +152,11 @@ def test_late_spike_that_does_not_recover_is_infeasible():
     assert judge(curve(loss)).outcome == "collapsed"
     loss[300:] = 40.0
     verdict = judge(curve(loss))
-    assert (verdict.outcome, verdict.instability, verdict.onset_step) == ("diverged", "mid_training", 300)
+    assert (verdict.outcome, verdict.instability, verdict.onset_step) == (
+        "diverged",
+        "mid_training",
+        300,
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -170,7 +198,12 @@ def test_what_blew_up_rose_and_what_collapsed_at_once_or_trained_did_not():
     vanished = curve(flat, np.concatenate([np.full(5, 2.0), np.full(395, 0.01)]))
     assert judge(vanished).outcome == "collapsed"
     assert not rose(vanished)
-    for name in ("mlp_slow_collapse", "mlp_collapse_at_once", "cue_nan_late", "branch_out_early_blow_up_recovers"):
+    for name in (
+        "mlp_slow_collapse",
+        "mlp_collapse_at_once",
+        "cue_nan_late",
+        "branch_out_early_blow_up_recovers",
+    ):
         assert rose(real(name))
 
 

@@ -19,7 +19,9 @@ def test_training_columns_are_standardized() -> None:
 
 def test_parts_are_disjoint_and_cover_all_patients() -> None:
     split = diabetes.load()
-    rows = torch.cat([torch.column_stack(part) for part in (split.train, split.validation, split.test)])
+    rows = torch.cat(
+        [torch.column_stack(part) for part in (split.train, split.validation, split.test)]
+    )
     assert [len(part[1]) for part in (split.train, split.validation, split.test)] == [264, 89, 89]
     assert len(rows.unique(dim=0)) == 442
 

@@ -42,7 +42,9 @@ def test_an_enlarged_image_keeps_its_label_and_its_mean() -> None:
     small, large = digits.load(), digits.load(16)
     assert large.train[0].shape[1:] == (1, 16, 16)
     assert torch.equal(small.train[1], large.train[1])
-    torch.testing.assert_close(large.train[0].mean((2, 3)), small.train[0].mean((2, 3)), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        large.train[0].mean((2, 3)), small.train[0].mean((2, 3)), atol=0.01, rtol=0
+    )
 
 
 @pytest.mark.parametrize("workload", [digits.mlp(), digits.conv()])

@@ -20,7 +20,9 @@ def test_the_mlp_is_its_equation() -> None:
 
 
 def test_an_mlp_of_depth_0_is_linear() -> None:
-    assert sum(p.numel() for p in MLP(inputs=4, outputs=3, width=5, depth=0).parameters()) == 4 * 3 + 3
+    assert (
+        sum(p.numel() for p in MLP(inputs=4, outputs=3, width=5, depth=0).parameters()) == 4 * 3 + 3
+    )
 
 
 def test_the_convolutional_network_halves_the_resolution_twice() -> None:

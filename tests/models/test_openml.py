@@ -21,7 +21,9 @@ FACTORIES = {
 
 
 class Downloads:
-    """`fetch_openml` with 140 random images, in the form that scikit-learn returns; counts its calls."""
+    """`fetch_openml` with 140 random images, in the form that scikit-learn returns; counts its
+    calls.
+    """
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -31,7 +33,9 @@ class Downloads:
         assert parser in ("pandas", "liac-arff")
         self.names.append(name)
         pixels = np.random.default_rng(0).integers(0, 256, (140, FEATURES[name])).astype(np.float64)
-        return SimpleNamespace(data=pixels, target=np.array([str(i % 10) for i in range(140)], dtype=object))
+        return SimpleNamespace(
+            data=pixels, target=np.array([str(i % 10) for i in range(140)], dtype=object)
+        )
 
 
 @pytest.fixture
@@ -58,7 +62,9 @@ def offline(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_it_downloads_when_the_data_are_first_needed_and_once(name: str, downloads: Downloads) -> None:
+def test_it_downloads_when_the_data_are_first_needed_and_once(
+    name: str, downloads: Downloads
+) -> None:
     workload: Classification = FACTORIES[name]()
     model = workload.build_model(0)
     assert downloads.names == []
@@ -92,7 +98,9 @@ def test_pixels_are_standardized_per_channel() -> None:
 @pytest.mark.usefixtures("offline")
 def test_without_a_network_the_message_says_what_to_do(home: Path) -> None:
     workload = openml.mnist()
-    with pytest.raises(OSError, match=r"mnist_784: not on this machine.*no route to host.*copy the file") as info:
+    with pytest.raises(
+        OSError, match=r"mnist_784: not on this machine.*no route to host.*copy the file"
+    ) as info:
         workload.train_batches(4, seed=0)
     assert str(home / "tunewright" / "mnist_784.npz") in str(info.value)
 

@@ -18,12 +18,19 @@ CHARACTERS = {"d_model": 16, "layers": 1, "heads": 2, "context": 8}
 WORKLOADS: dict[str, Supervised] = {
     "digits:mlp": digits.mlp(),
     "digits:conv": digits.conv(width=4),
-    **{f"residual_mlp {name}": residual_mlp.digits(16, 2, name) for name in ("pre", "branch_out", "post")},
+    **{
+        f"residual_mlp {name}": residual_mlp.digits(16, 2, name)
+        for name in ("pre", "branch_out", "post")
+    },
     "residual_mlp none rezero": residual_mlp.digits(16, 2, "none", rezero=True),
     "wide_resnet batch": wide_resnet.digits(),
-    "wide_resnet none 16×16": wide_resnet.digits(normalization="none", image_size=16, strides="2,2,2"),
+    "wide_resnet none 16×16": wide_resnet.digits(
+        normalization="none", image_size=16, strides="2,2,2"
+    ),
     "transformer pre": transformer.characters(**CHARACTERS),
-    "transformer post qk_norm": transformer.characters(**CHARACTERS, normalization="post", qk_norm=True),
+    "transformer post qk_norm": transformer.characters(
+        **CHARACTERS, normalization="post", qk_norm=True
+    ),
     "diabetes:mlp": diabetes.mlp(),
     **{f"on_cue {kind}": on_cue.linear(cue_step=1, kind=kind) for kind in on_cue.KINDS},
 }
@@ -35,7 +42,9 @@ def workload(request: pytest.FixtureRequest) -> Supervised:
 
 
 class Bound(nn.Module):
-    """`function(model, …)` as a module's forward, so that `functional_call` can swap the model's state."""
+    """`function(model, …)` as a module's forward, so that `functional_call` can swap the model's
+    state.
+    """
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
@@ -76,10 +85,14 @@ def test_stacked_models_equal_single_ones(workload: Supervised) -> None:
         torch.testing.assert_close(tuple(g[i] for g in gradients), gradient, **close)
         for name, buffer in models[i].named_buffers():
             torch.testing.assert_close(buffers[f"model.{name}"][i], buffer, **close)
-        torch.testing.assert_close({k: m[i] for k, m in metrics.items()}, workload.evaluate(models[i]), **close)
+        torch.testing.assert_close(
+            {k: m[i] for k, m in metrics.items()}, workload.evaluate(models[i]), **close
+        )
 
 
-def test_building_is_a_function_of_the_seed_and_leaves_the_callers_random_state(workload: Supervised) -> None:
+def test_building_is_a_function_of_the_seed_and_leaves_the_callers_random_state(
+    workload: Supervised,
+) -> None:
     before = torch.random.get_rng_state()
     first, again, other = (workload.build_model(seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), before)

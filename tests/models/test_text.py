@@ -1,4 +1,6 @@
-"""The text: real characters, contiguous parts that do not overlap, windows with their next characters."""
+"""The text: real characters, contiguous parts that do not overlap, windows with their next
+characters.
+"""
 
 import sysconfig
 from pathlib import Path
@@ -17,7 +19,9 @@ def test_encoding_keeps_what_the_vocabulary_has() -> None:
     tokens = text.encoded("a b~\n\té\U0001f600")
     assert tokens.dtype == torch.int64
     assert decoded(tokens.tolist()) == "a b~\n\0\0\0"
-    assert text.encoded("".join(map(chr, range(1000)))).unique().tolist() == list(range(text.VOCABULARY))
+    assert text.encoded("".join(map(chr, range(1000)))).unique().tolist() == list(
+        range(text.VOCABULARY)
+    )
 
 
 def test_the_text_is_bounded_and_almost_all_known() -> None:

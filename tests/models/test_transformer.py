@@ -30,21 +30,29 @@ def test_changing_a_later_token_changes_no_earlier_logits() -> None:
 
 @pytest.mark.parametrize("qk_norm", [False, True])
 def test_attention_equals_torchs_own(qk_norm: bool) -> None:
-    attention, x_BTD = Attention(16, heads=2, qk_norm=qk_norm, temperature=2.0), torch.randn(3, 5, 16)
+    attention, x_BTD = (
+        Attention(16, heads=2, qk_norm=qk_norm, temperature=2.0),
+        torch.randn(3, 5, 16),
+    )
     heads = attention.qkv(x_BTD).reshape(3, 5, 3, 2, 8)
     q, k, v = (heads[:, :, i].transpose(1, 2) for i in range(3))
     if qk_norm:
         q, k = (torch.nn.functional.layer_norm(tensor, (8,)) for tensor in (q, k))
     scale = 1 / (2.0 * math.sqrt(8))
     mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    torch.testing.assert_close(attention(x_BTD), attention.join(mixed.transpose(1, 2).reshape(3, 5, 16)))
+    torch.testing.assert_close(
+        attention(x_BTD), attention.join(mixed.transpose(1, 2).reshape(3, 5, 16))
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_qk_norm_bounds_the_logits(temperature: float) -> None:
     bound = math.sqrt(8) / temperature
     q_BHTE, k_BHTE = 100 * torch.randn(2, 2, 5, 8), 100 * torch.randn(2, 2, 5, 8)
-    logits = {on: Attention(16, 2, on, temperature).logits(q_BHTE, k_BHTE).abs().max() for on in (True, False)}
+    logits = {
+        on: Attention(16, 2, on, temperature).logits(q_BHTE, k_BHTE).abs().max()
+        for on in (True, False)
+    }
     assert logits[True] <= bound * (1 + 1e-6) < logits[False]
 
 
@@ -62,7 +70,9 @@ def test_a_shorter_text_than_the_context_is_allowed() -> None:
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_it_starts_near_a_uniform_guess_and_learns_more_than_frequencies(placement: str) -> None:
-    workload = transformer.characters(d_model=32, layers=1, heads=2, context=16, normalization=placement)
+    workload = transformer.characters(
+        d_model=32, layers=1, heads=2, context=16, normalization=placement
+    )
     model = workload.build_model(0)
     uniform = math.log(97)
     assert workload.evaluate(model)["val_loss"].item() == pytest.approx(uniform, abs=0.7)

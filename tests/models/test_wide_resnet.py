@@ -35,8 +35,11 @@ def test_strides_do_not_change_the_number_of_parameters() -> None:
 
 def test_depth_and_width_are_the_papers() -> None:
     model = wide_resnet.digits(depth=16, width=2).build_model(0)
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
-    assert len(convolutions) == 16 - 3  # the paper counts the linear layer and two 1×1 shortcuts too
+    convolutions = [
+        m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+    ]
+    # the paper counts the linear layer and two 1×1 shortcuts too
+    assert len(convolutions) == 16 - 3
     assert [c.out_channels for c in convolutions] == [16, *[32] * 4, *[64] * 4, *[128] * 4]
 
 
@@ -52,7 +55,10 @@ def test_a_block_without_normalization_is_its_equation() -> None:
 
 def test_batch_normalization_can_be_left_out() -> None:
     kinds = [
-        any(isinstance(m, nn.BatchNorm2d) for m in wide_resnet.digits(normalization=n).build_model(0).modules())
+        any(
+            isinstance(m, nn.BatchNorm2d)
+            for m in wide_resnet.digits(normalization=n).build_model(0).modules()
+        )
         for n in ("batch", "none")
     ]
     assert kinds == [True, False]
@@ -62,7 +68,9 @@ def test_batch_normalization_can_be_left_out() -> None:
 def test_it_starts_near_chance_and_learns(normalization: str) -> None:
     workload = wide_resnet.digits(normalization=normalization)
     model = workload.build_model(0)
-    assert workload.evaluate(model)["val_loss"].item() == pytest.approx(workload.chance_loss, abs=0.2)
+    assert workload.evaluate(model)["val_loss"].item() == pytest.approx(
+        workload.chance_loss, abs=0.2
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     batches = workload.train_batches(32, seed=0)
     for _ in range(100):
@@ -83,7 +91,8 @@ def test_wrong_strides_are_refused(strides: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"depth": 9}, {"depth": 12}, {"width": 0}, {"normalization": "pre"}, {"image_size": 12}]
+    "arguments",
+    [{"depth": 9}, {"depth": 12}, {"width": 0}, {"normalization": "pre"}, {"image_size": 12}],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(arguments))):

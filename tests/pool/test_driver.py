@@ -1,4 +1,6 @@
-"""Whatever interrupts a run, the same command ends with the table that an uninterrupted run gives."""
+"""Whatever interrupts a run, the same command ends with the table that an uninterrupted run
+gives.
+"""
 
 import csv
 import json
@@ -68,7 +70,8 @@ def line(fault="none"):
     return Line(fault)
 """
 NOT_A_RESULT = ("seconds",)
-RUN = ("--workers", 2, "--slots", 2)  # of a stated engine: one that a stopwatch chose may differ from run to run
+# of a stated engine: one that a stopwatch chose may differ from run to run
+RUN = ("--workers", 2, "--slots", 2)
 
 
 @pytest.fixture
@@ -84,7 +87,9 @@ def study_file(tmp_path):
 def rows(folder):
     """trials.csv without what may differ between two runs of the same study."""
     with (folder / "trials.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if k not in NOT_A_RESULT} for row in csv.DictReader(file)]
+        return [
+            {k: v for k, v in row.items() if k not in NOT_A_RESULT} for row in csv.DictReader(file)
+        ]
 
 
 def command(*arguments, cwd, **options):
@@ -95,7 +100,8 @@ def command(*arguments, cwd, **options):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have ignored it
+        # a shell may have ignored it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         **options,
     )
 
@@ -115,7 +121,9 @@ def uninterrupted(tmp_path_factory):
     return path, rows(folder / "results" / "small")
 
 
-def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three_workers(study_file, tmp_path):
+def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three_workers(
+    study_file, tmp_path
+):
     study = load_study(study_file())
     one = run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
     three = run_study(study, results=tmp_path / "three", workers=3, slots=1, progress=False)
@@ -124,20 +132,35 @@ def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three
     assert all(a.curve == b.curve for a, b in zip(one, three, strict=True))
     assert {t.verdict.outcome for t in one} > {"feasible"}
     names = {p.name for p in (tmp_path / "one" / "small").iterdir()}
-    assert {"study.toml", "study.db", "trials.csv", "summary.json", "environment.json", "curves"} <= names
+    assert {
+        "study.toml",
+        "study.db",
+        "trials.csv",
+        "summary.json",
+        "environment.json",
+        "curves",
+    } <= names
     assert len(list((tmp_path / "one" / "small" / "checkpoints").iterdir())) == 12
     again = time.time()
     run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
     assert all(p.stat().st_mtime < again for p in (tmp_path / "one" / "small" / "curves").iterdir())
 
 
-def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_and_are_recorded(study_file, tmp_path):
+def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_and_are_recorded(
+    study_file, tmp_path
+):
     study = load_study(study_file(trials=12))
     for name, workers, slots in (("one", 1, 8), ("three", 3, 3)):
         run_study(study, results=tmp_path / name, workers=workers, slots=slots, progress=False)
         environment = json.loads((tmp_path / name / "small" / "environment.json").read_text())
         engines = [engine for of in environment["engines"].values() for engine in of.values()]
-        forced = {"stacked": True, "slots": slots, "reason": "forced", "threads": 1, "measured": False}
+        forced = {
+            "stacked": True,
+            "slots": slots,
+            "reason": "forced",
+            "threads": 1,
+            "measured": False,
+        }
         assert engines == [forced | {"compiled": False}] * 2
     assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
 
@@ -149,7 +172,8 @@ def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file
     driver.show = Progress([store], shown=False)
     missing = driver.missing()
     engines = driver.engines(missing)
-    assert [engine.measured for engine in engines] == [True, True]  # which is faster is the machine's to say
+    # which is faster is the machine's to say
+    assert [engine.measured for engine in engines] == [True, True]
     assert all("updates/s" in engine.reason for engine in engines)
     driver.pool = None  # measured once only
     assert driver.engines(missing) == engines
@@ -164,7 +188,11 @@ def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, 
     path.write_text("keep_checkpoints = 2\n" + path.read_text())
     trials = run_study(load_study(path), results=tmp_path, workers=1, slots=8, progress=False)
     ranking = sorted((trial for trial in trials if trial.feasible), key=attrgetter("best_value"))
-    best = [name_of(t.point) for size in (16, 64) for t in [t for t in ranking if t.point.batch_size == size][:2]]
+    best = [
+        name_of(t.point)
+        for size in (16, 64)
+        for t in [t for t in ranking if t.point.batch_size == size][:2]
+    ]
     kept = (tmp_path / "small" / "checkpoints").iterdir()
     assert sorted(file.name for file in kept) == sorted(f"{name}.safetensors" for name in best)
 
@@ -175,7 +203,9 @@ def test_two_studies_share_one_pool(study_file, tmp_path):
     assert [len(rows(store.folder)) for store in stores] == [4, 4]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9 of the driver"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9 of the driver"]
+)
 def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, number):
     path, want = uninterrupted
     folder = tmp_path / "again" / "small"
@@ -192,7 +222,9 @@ def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, nu
     before = {p: p.stat().st_mtime_ns for p in kept}
     states = {t.state for name in (16, 64) for t in optuna_trials(folder, name)}
     assert states == {optuna.trial.TrialState.COMPLETE}
-    status, _, err = finish(command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path))
+    status, _, err = finish(
+        command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
+    )
     assert status == 0, err
     assert rows(folder) == want
     assert {p: p.stat().st_mtime_ns for p in kept} == before
@@ -226,7 +258,9 @@ def wait_until(condition, process, seconds=90):
 
 def workers_of(pid):
     """Processes below a driver that load torch: its training workers."""
-    children = subprocess.run(["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    children = subprocess.run(
+        ["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    )
     found = [line.split(None, 2) for line in children.stdout.splitlines()]
     return [int(p) for p, parent, args in found if int(parent) == pid and "LokyProcess" in args]
 
@@ -262,7 +296,11 @@ def test_crashed_trials_are_told_as_such_and_the_others_go_on(tmp_path, fault, r
     if fault == "raise":
         assert "no luck in step 3" in (folder / "crashed.log").read_text()
         assert "line_workload.py" in (folder / "crashed.log").read_text()
-    (summary,) = [s for s in json.loads((folder / "summary.json").read_text()) if s["scientific"]["fault"] == fault]
+    (summary,) = [
+        s
+        for s in json.loads((folder / "summary.json").read_text())
+        if s["scientific"]["fault"] == fault
+    ]
     assert (summary["crashed"], summary["infeasible"]) == (2, 0)
     assert "report.html" in out
 
@@ -270,7 +308,10 @@ def test_crashed_trials_are_told_as_such_and_the_others_go_on(tmp_path, fault, r
 def test_a_folder_that_another_run_writes_to_is_left_alone(study_file, tmp_path):
     study = load_study(study_file(trials=2))
     (tmp_path / "small").mkdir()
-    with FileLock(tmp_path / "small" / ".lock"), pytest.raises(UserError, match="another run is writing here"):
+    with (
+        FileLock(tmp_path / "small" / ".lock"),
+        pytest.raises(UserError, match="another run is writing here"),
+    ):
         run_studies([study], results=tmp_path, workers=1, progress=False)
 
 
@@ -279,7 +320,9 @@ def test_adaptive_studies_are_the_same_for_any_number_of_workers(study_file, tmp
     path = study_file(trials=18, steps=20, text=f'sampler = "{sampler}"\n' + STUDY)
     path.write_text(path.read_text().replace("[16, 64]", "[64]"))
     for workers in (1, 2):
-        run_study(load_study(path), results=tmp_path / str(workers), workers=workers, progress=False)
+        run_study(
+            load_study(path), results=tmp_path / str(workers), workers=workers, progress=False
+        )
     assert rows(tmp_path / "1" / "small") == rows(tmp_path / "2" / "small")
     assert len(rows(tmp_path / "1" / "small")) == 18
 
@@ -288,11 +331,16 @@ def test_adaptive_studies_are_the_same_for_any_number_of_workers(study_file, tmp
     ("change", "message"),
     [
         (("digits:mlp", "digits:mpl"), "workload: 'tunewright.models.digits' has no 'mpl'"),
-        (("val_loss", "val_eror"), "objective: evaluate() returns val_error, val_loss; got 'val_eror'"),
+        (
+            ("val_loss", "val_eror"),
+            "objective: evaluate() returns val_error, val_loss; got 'val_eror'",
+        ),
         (("[16, 64]", "[16, 100000]"), "train_batches(batch_size=100000) raised ValueError"),
     ],
 )
-def test_a_study_that_cannot_run_is_refused_before_anything_is_written(study_file, tmp_path, capsys, change, message):
+def test_a_study_that_cannot_run_is_refused_before_anything_is_written(
+    study_file, tmp_path, capsys, change, message
+):
     path = study_file()
     path.write_text(path.read_text().replace(*change))
     assert main(["run", str(path), "--results", str(tmp_path / "results")]) == 2

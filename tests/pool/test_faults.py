@@ -30,7 +30,13 @@ from tunewright.search.run import run_studies
 from tunewright.search.show import publish
 from tunewright.search.show.report import build_report
 from tunewright.search.store.database import UnansweredError, open_storage
-from tunewright.search.store.storage import create_store, environment, exclusive, open_store, read_trials
+from tunewright.search.store.storage import (
+    create_store,
+    environment,
+    exclusive,
+    open_store,
+    read_trials,
+)
 from tunewright.search.train.loop import ALONE
 from tunewright.search.train.tryout import check_studies
 from tunewright.search.trial import Point
@@ -101,13 +107,18 @@ def line(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "odd_workload", raising=False)
 
     def study(fault):
-        changes = {"workload": "odd_workload:line", "objective": "val", "max_train_steps": 20, "batch_sizes": [4]}
+        changes = {
+            "workload": "odd_workload:line",
+            "objective": "val",
+            "max_train_steps": 20,
+            "batch_sizes": [4],
+        }
         return small_study(**changes, workload_args={"fault": fault})
 
     return study
 
 
-# --- what a workload raises -------------------------------------------------------------------------------
+# --- what a workload raises -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -122,7 +133,8 @@ def line(tmp_path, monkeypatch):
     ],
 )
 def test_whatever_a_workload_raises_is_its_trials_crash(line, tmp_path, fault, reason, monkeypatch):
-    monkeypatch.setattr("tunewright.search.pool.worker._FOLLOWS", {1})  # a worker, which does not hear Ctrl-C
+    # a worker, which does not hear Ctrl-C
+    monkeypatch.setattr("tunewright.search.pool.worker._FOLLOWS", {1})
     points = [Point(number, 4, "sgd", 0.01, workload_args={"fault": fault}) for number in range(2)]
     work(Task(line(fault), tmp_path, points, ALONE, "cpu"))
     trials = [trial for trial, _ in posted(tmp_path)]
@@ -132,10 +144,13 @@ def test_whatever_a_workload_raises_is_its_trials_crash(line, tmp_path, fault, r
         (trial.verdict.evidence + trial.traceback).encode("utf-8")
 
 
-@pytest.mark.parametrize(("fault", "words"), [("at once", "SystemExit: 3"), ("factory", "SystemExit: no data here")])
+@pytest.mark.parametrize(
+    ("fault", "words"), [("at once", "SystemExit: 3"), ("factory", "SystemExit: no data here")]
+)
 def test_what_a_workload_raises_while_it_is_checked_is_the_users_to_mend(line, fault, words):
     with pytest.raises(
-        UserError, match=rf"^small: workload: (loss raised )?{words}( \(.*odd_workload.py, line \d+\))?$"
+        UserError,
+        match=rf"^small: workload: (loss raised )?{words}( \(.*odd_workload.py, line \d+\))?$",
     ):
         check_studies([line(fault)])
 
@@ -144,7 +159,7 @@ def test_a_long_text_is_cut():
     assert len(said(ValueError("x" * 10_000_000))) < 3_000
 
 
-# --- the disk, the workers, the database ------------------------------------------------------------------
+# --- the disk, the workers, the database ----------------------------------------------------------
 
 
 def driver_of(store, monkeypatch):
@@ -160,7 +175,9 @@ def test_a_full_disk_is_the_runs_failure_and_not_the_trials(line, tmp_path, monk
 
     monkeypatch.setattr(worker, "write_curve", full)
     points = [Point(0, 4, "sgd", 0.01, workload_args={"fault": "none"})]
-    with pytest.raises(UnfinishedError, match=r"batch_size=4-00000: cannot be written: No space left on device$"):
+    with pytest.raises(
+        UnfinishedError, match=r"batch_size=4-00000: cannot be written: No space left on device$"
+    ):
         work(Task(line("none"), tmp_path, points, ALONE, "cpu"))
     assert not list(posted(tmp_path))
 
@@ -171,7 +188,10 @@ def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
     store = create_store(small_study(), tmp_path)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UnfinishedError, match=r"trials.csv: No space left on device$"), run.disk_answers():
+    with (
+        pytest.raises(UnfinishedError, match=r"trials.csv: No space left on device$"),
+        run.disk_answers(),
+    ):
         publish.write_results(store)
     assert not list(store.folder.glob("trials.csv")) + list(store.folder.glob(".trials*"))
 
@@ -217,12 +237,18 @@ def test_a_database_whose_file_was_removed_is_missed(tmp_path, monkeypatch):
         driver.collect()
 
 
-# --- two drivers ------------------------------------------------------------------------------------------
+# --- two drivers ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", ["sqlite", "postgresql"])
-def test_a_second_driver_of_one_study_in_one_database_is_refused_from_any_folder(where, tmp_path, request):
-    url = f"sqlite:///{tmp_path / 'shared.db'}" if where == "sqlite" else request.getfixturevalue("postgresql")
+def test_a_second_driver_of_one_study_in_one_database_is_refused_from_any_folder(
+    where, tmp_path, request
+):
+    url = (
+        f"sqlite:///{tmp_path / 'shared.db'}"
+        if where == "sqlite"
+        else request.getfixturevalue("postgresql")
+    )
     study = small_study(max_train_steps=20).model_copy(update={"name": f"two-{where}"})
     with exclusive(create_store(study, tmp_path / "a", url)):
         for results in ("a", "b"):
@@ -256,7 +282,9 @@ def end_connections(url):
     connection = psycopg2.connect(plain.render_as_string(hide_password=False))
     connection.autocommit = True
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        )
     connection.close()
 
 
@@ -282,7 +310,7 @@ def test_a_lock_that_went_with_its_connection_is_taken_again_unless_another_run_
     second.lock.release()
 
 
-# --- passwords --------------------------------------------------------------------------------------------
+# --- passwords ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -316,7 +344,9 @@ def test_a_password_that_an_earlier_version_wrote_is_not_reported(tmp_path):
     assert "postgresql://ada:***@host/db" in text
 
 
-@pytest.mark.parametrize("arguments", [["diagnose", "s.toml", "--storage"], ["run", "s.toml", "--slots"]])
+@pytest.mark.parametrize(
+    "arguments", [["diagnose", "s.toml", "--storage"], ["run", "s.toml", "--slots"]]
+)
 def test_a_wrong_command_line_does_not_repeat_a_password(arguments, capsys):
     with pytest.raises(SystemExit):
         main([*arguments, f"postgresql://ada:{SECRET}@host/db"])
@@ -339,7 +369,7 @@ def test_postgresql_opens_with_either_driver(postgresql, driver):
     assert storage.get_all_studies() is not None
 
 
-# --- the command as it is run -----------------------------------------------------------------------------
+# --- the command as it is run ---------------------------------------------------------------------
 
 
 def start(*arguments, cwd, **environ):
@@ -351,7 +381,8 @@ def start(*arguments, cwd, **environ):
         text=True,
         start_new_session=True,
         env=os.environ | environ,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell may have ignored it
+        # a shell may have ignored it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
@@ -372,7 +403,9 @@ def written(tmp_path, fault="slow"):
 RUN = ("run", "s.toml", "--workers", 1, "--slots", 1)
 
 
-@pytest.mark.parametrize("numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGINT]], ids=["once", "twice"])
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGINT]], ids=["once", "twice"]
+)
 def test_a_signal_ends_a_run_in_a_sentence(tmp_path, numbers):
     folder = written(tmp_path)
     run = start(*RUN, cwd=tmp_path)
@@ -381,7 +414,9 @@ def test_a_signal_ends_a_run_in_a_sentence(tmp_path, numbers):
         run.send_signal(number)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert err.count("Interrupted. Finished trials are kept; the same command goes on from here.") == 1
+    assert (
+        err.count("Interrupted. Finished trials are kept; the same command goes on from here.") == 1
+    )
     assert "Traceback" not in err
     if len(numbers) == 1:
         assert len((folder / "trials.csv").read_text().splitlines()) >= 3
@@ -405,14 +440,20 @@ def test_a_results_folder_that_vanishes_is_named(tmp_path):
     folder.rename(tmp_path / "away")
     _, err = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert "No such file or directory. The same command tries again." in err or "study.db: is gone" in err
+    assert (
+        "No such file or directory. The same command tries again." in err
+        or "study.db: is gone" in err
+    )
     assert "Traceback" not in err
 
 
 def test_output_that_nobody_reads_or_that_is_ascii_loses_nothing(tmp_path):
     folder = written(tmp_path, fault="surrogate")
     command = f"{sys.executable} -m tunewright.search.cli"
-    for shell in (f"{command} run s.toml --workers 1 2>&1 | true", f"{command} report results/s > /dev/full"):
+    for shell in (
+        f"{command} run s.toml --workers 1 2>&1 | true",
+        f"{command} report results/s > /dev/full",
+    ):
         run = subprocess.run(
             ["bash", "-c", f"{shell}; exit ${{PIPESTATUS[0]}}"],
             cwd=tmp_path,
@@ -433,7 +474,9 @@ def test_a_password_is_in_no_list_of_processes_and_no_file(postgresql, tmp_path,
     folder = written(tmp_path)
     run = start(*RUN, "--storage", postgresql, cwd=tmp_path)
     until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 1, run)
-    listed = subprocess.run(["ps", "-eww", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    listed = subprocess.run(
+        ["ps", "-eww", "-o", "args="], capture_output=True, text=True, check=True
+    ).stdout
     out, err = run.communicate(timeout=90)
     assert run.returncode == 0, err
     assert SECRET not in listed + out + err

@@ -67,7 +67,9 @@ def test_states_are_written_now_and_then_and_removed_with_the_result(tmp_path, m
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     saved = []
     monkeypatch.setattr(
-        _InboxKeeper, "save", lambda self, point, state: saved.append((point.number, len(state["loss"])))
+        _InboxKeeper,
+        "save",
+        lambda self, point, state: saved.append((point.number, len(state["loss"]))),
     )
     work(task(tmp_path, ALONE))
     assert saved == [(number, step) for number in range(3) for step in (10, 20)]
@@ -82,7 +84,9 @@ def test_what_a_workload_prints_in_a_worker_is_not_lost():
         "pool = get_reusable_executor(1, initializer=follow_driver, initargs=(os.getpid(),))\n"
         "pool.submit(print, 'said').result()\n"
     )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
     assert ended.stdout == "said\n"
     assert not ended.stderr
 
@@ -93,7 +97,9 @@ def test_records_are_plain_json(tmp_path):
     assert record["point"]["base_lr"] == 1e-4
 
 
-def test_a_workload_that_fails_while_it_is_measured_trains_one_after_the_other(tmp_path, monkeypatch):
+def test_a_workload_that_fails_while_it_is_measured_trains_one_after_the_other(
+    tmp_path, monkeypatch
+):
     def fail(*arguments):
         raise RuntimeError("no")
 

@@ -22,7 +22,7 @@ COLLAPSE = replace(EARLY, blow_up="collapse")
 of = cache(diagnosed)
 
 
-# --- a group that needs nothing -----------------------------------------------------------------------------
+# --- a group that needs nothing -------------------------------------------------------------------
 
 
 def test_a_healthy_group_asks_for_no_remedy_and_says_none():
@@ -52,12 +52,16 @@ def test_a_stable_groups_recipe_is_at_lr_star_and_so_are_its_fresh_seeds():
     }
 
 
-# --- lr_star ------------------------------------------------------------------------------------------------
+# --- lr_star --------------------------------------------------------------------------------------
 
 
 def test_of_base_lrs_that_are_as_good_lr_star_is_the_one_farthest_from_the_edge():
-    """Five are, from 0.01 to 1: the best single run is at one of the lowest two in two studies of five."""
-    plateau = Simulated(20.0, better=lambda point, updates: 0.2 * min(abs(math.log10(point.base_lr) + 1), 1) ** 2)
+    """Five are, from 0.01 to 1: the best single run is at one of the lowest two in two studies of
+    five.
+    """
+    plateau = Simulated(
+        20.0, better=lambda point, updates: 0.2 * min(abs(math.log10(point.base_lr) + 1), 1) ** 2
+    )
     stars = [diagnosed(plateau, study_of(seed=10 * i))[0].lr_star for i in range(20)]
     assert all(0.009 < star < 1.1 for star in stars)
     assert sum(star < 0.04 for star in stars) >= 15
@@ -75,7 +79,7 @@ def test_every_base_lr_that_came_close_is_trained_on_the_same_seeds():
     assert len({tuple(own) for own in seeds.values()}) == 1
 
 
-# --- boundaries ---------------------------------------------------------------------------------------------
+# --- boundaries -----------------------------------------------------------------------------------
 
 
 def test_where_nothing_diverges_the_range_is_extended_above_until_something_does():
@@ -89,7 +93,11 @@ def test_where_nothing_diverges_the_range_is_extended_above_until_something_does
 
 def test_the_range_is_extended_by_three_decades_at_most():
     found, asked = of(Simulated())
-    assert [name for name in steps_asked(asked) if "above" in name] == ["above-1", "above-2", "above-3"]
+    assert [name for name in steps_asked(asked) if "above" in name] == [
+        "above-1",
+        "above-2",
+        "above-3",
+    ]
     assert not found.edge.found
     assert found.kind == "none"
     assert found.headroom == (math.inf, math.inf)
@@ -111,7 +119,7 @@ def test_an_edge_below_the_range_is_found_by_extending_it():
     assert found.edge.interval[1] >= 2.7e-4
 
 
-# --- nothing trains -----------------------------------------------------------------------------------------
+# --- nothing trains -------------------------------------------------------------------------------
 
 
 def test_where_nothing_trains_it_says_what_was_seen_and_where_to_look():
@@ -140,11 +148,13 @@ def test_a_model_that_never_learns_is_not_called_unstable():
     found, asked = of(Simulated(learns=False))
     assert found.kind == "unknown"
     assert "the loss does not fall" in found.summary
-    assert not [name for name in steps_asked(asked) if name.startswith(("warmup", "tune", "clipping"))]
+    assert not [
+        name for name in steps_asked(asked) if name.startswith(("warmup", "tune", "clipping"))
+    ]
     assert found.adopted == ""
 
 
-# --- the edge -----------------------------------------------------------------------------------------------
+# --- the edge -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("true", [0.012, 0.03, 0.0501, 0.1, 0.25, 0.9, 4.0])
@@ -156,7 +166,8 @@ def test_the_bracket_is_narrow_holds_the_true_edge_and_costs_less_than_a_grid(tr
     slack = 10 ** (2 * spread)  # half of five seeds say where half of all do, but for their luck
     assert low / slack <= true <= high * slack
     assert low < found.edge.unstable_base_lr < high
-    grid = math.ceil(4 / found.edge.decades) * 5  # of the same width over the four decades of the sweep, on five seeds
+    # of the same width over the four decades of the sweep, on five seeds
+    grid = math.ceil(4 / found.edge.decades) * 5
     assert found.edge.trainings < grid / 2
 
 
@@ -173,7 +184,9 @@ def test_a_single_unlucky_seed_in_the_sweep_does_not_place_the_edge():
 
 
 def test_a_lucky_seed_in_the_sweep_does_not_place_the_edge_either():
-    edges = Simulated(0.25, best_base_lr=0.03, raised=lambda point: 100.0 if point.seed == 0 else 1.0)
+    edges = Simulated(
+        0.25, best_base_lr=0.03, raised=lambda point: 100.0 if point.seed == 0 else 1.0
+    )
     found, _ = of(edges)
     assert found.edge.interval[0] <= 0.26
     assert found.edge.interval[1] >= 0.24
@@ -185,7 +198,7 @@ def test_seeds_of_an_end_of_the_bracket_are_as_many_as_of_what_lies_between():
     assert all(one.trials >= 5 for one in found.edge.tried if low <= one.base_lr <= high)
 
 
-# --- the kind -----------------------------------------------------------------------------------------------
+# --- the kind -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -194,7 +207,12 @@ def test_seeds_of_an_end_of_the_bracket_are_as_many_as_of_what_lies_between():
         (EARLY, "early", 5, "Unstable from the first steps"),
         (MID, "mid_training", 300, "Unstable in mid-training"),
         (COLLAPSE, "edge", None, "Unstable at high base LR, without a blow-up"),
-        (Simulated(blow_up="recovers", unstable_base_lr=0.25, best_base_lr=0.1), "early", 3, "Unstable from the first"),
+        (
+            Simulated(blow_up="recovers", unstable_base_lr=0.25, best_base_lr=0.1),
+            "early",
+            3,
+            "Unstable from the first",
+        ),
     ],
 )
 def test_kinds_are_told_apart_and_their_onset_is_reported(model, kind, onset, words):
@@ -233,7 +251,7 @@ def test_the_probe_is_evaluated_at_every_step_at_twice_lr_star():
     assert {round(point.base_lr / found.lr_star, 9) for point in points(confirm)} == {5.0, 10.0}
 
 
-# --- as a whole ---------------------------------------------------------------------------------------------
+# --- as a whole -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", [HEALTHY, EARLY, MID])
@@ -245,9 +263,13 @@ def test_the_same_trials_give_the_same_studies_in_the_same_order(model):
     assert repr(again) == repr(found)
 
 
-@pytest.mark.parametrize("model", [HEALTHY, EARLY, MID, Simulated(0.25, blow_up="recovers"), Simulated(1e-9)])
+@pytest.mark.parametrize(
+    "model", [HEALTHY, EARLY, MID, Simulated(0.25, blow_up="recovers"), Simulated(1e-9)]
+)
 def test_every_step_may_be_left_out_for_budget(model):
-    """After the sweep, whatever the budget leaves out: there is a result, and no step names what was not trained."""
+    """After the sweep, whatever the budget leaves out: there is a result, and no step names what
+    was not trained.
+    """
     _, asked = of(model)
     trials_of = cache_by_name(model.trials_of)
     costs = [sum(study.updates(trial.point) for trial in trials_of(study)) for study in asked]
@@ -261,8 +283,13 @@ def test_every_step_may_be_left_out_for_budget(model):
 
         found, _ = follow(diagnosis_of(study_of(), group, 5, {}), recorded, budget)
         assert {name for step in found.steps for name in step.studies} <= set(trained)
-        assert all(one.tuned_in in trained and (one.rerun_in or trained[0]) in trained for one in found.remedies)
-        text = " ".join([found.summary, *(sentence for step in found.steps for sentence in step.sentences)])
+        assert all(
+            one.tuned_in in trained and (one.rerun_in or trained[0]) in trained
+            for one in found.remedies
+        )
+        text = " ".join(
+            [found.summary, *(sentence for step in found.steps for sentence in step.sentences)]
+        )
         assert "nan" not in text
         assert found.summary
 
@@ -288,7 +315,9 @@ def test_a_budget_that_ends_with_the_sweep_leaves_out_the_rest():
 
 def test_a_budget_below_the_sweep_ends_in_no_diagnosis():
     study = study_of()
-    found, asked = follow(diagnosis_of(study, study.groups(32)[0], 5, {}), HEALTHY.trials_of, budget=8 * STEPS)
+    found, asked = follow(
+        diagnosis_of(study, study.groups(32)[0], 5, {}), HEALTHY.trials_of, budget=8 * STEPS
+    )
     assert found is None
     assert [one.name for one in asked] == ["simulated"]
 
@@ -309,17 +338,24 @@ def test_every_group_of_a_sweep_is_diagnosed_on_its_own_trials():
 
 
 def test_the_simulated_blow_ups_are_judged_as_they_are_meant():
-    outcomes = {"early": "non_finite", "mid_training": "diverged", "collapse": "collapsed", "recovers": "feasible"}
+    outcomes = {
+        "early": "non_finite",
+        "mid_training": "diverged",
+        "collapse": "collapsed",
+        "recovers": "feasible",
+    }
     for blow_up, outcome in outcomes.items():
         trials = Simulated(0.5, blow_up=blow_up).trials_of(study_of())
         below = [trial for trial in trials if trial.point.base_lr < 0.4]
         above = [trial for trial in trials if trial.point.base_lr > 0.6]
         assert {trial.verdict.outcome for trial in above} == {outcome}
-        assert {(trial.verdict.outcome, trial.verdict.instability) for trial in below} == {("feasible", "none")}
+        assert {(trial.verdict.outcome, trial.verdict.instability) for trial in below} == {
+            ("feasible", "none")
+        }
         assert all(trial.curve.loss[0] == pytest.approx(CHANCE, rel=0.05) for trial in trials)
 
 
-# --- a diagnosis does not contradict itself -----------------------------------------------------------------
+# --- a diagnosis does not contradict itself -------------------------------------------------------
 
 
 def diagnosed_of(changed, model=HEALTHY):
@@ -342,8 +378,16 @@ def drawn(trial, chance):
 
 def test_rises_that_are_as_frequent_below_lr_star_are_no_kind_of_instability():
     def hovering(trial):
-        onset = 30.0 + 300 * np.random.default_rng(trial.point.seed + round(1e5 * trial.point.base_lr)).random()
-        return judged(trial, "feasible", "mid_training", onset) if trial.feasible and drawn(trial, 0.7) else trial
+        onset = (
+            30.0
+            + 300
+            * np.random.default_rng(trial.point.seed + round(1e5 * trial.point.base_lr)).random()
+        )
+        return (
+            judged(trial, "feasible", "mid_training", onset)
+            if trial.feasible and drawn(trial, 0.7)
+            else trial
+        )
 
     found, _ = diagnosed_of(hovering)
     assert found.kind == "none"
@@ -391,7 +435,9 @@ def test_an_edge_beyond_a_thousand_times_the_best_base_lr_is_no_edge_that_matter
 
 
 def test_headroom_is_relative_to_the_best_mean_and_not_to_what_is_within_an_error_of_it():
-    shallow = [diagnosed(replace(FLAT, unstable_base_lr=3.0), study_of(seed=10 * i))[0] for i in range(6)]
+    shallow = [
+        diagnosed(replace(FLAT, unstable_base_lr=3.0), study_of(seed=10 * i))[0] for i in range(6)
+    ]
     lower = [found for found in shallow if found.lr_star < found.best_base_lr]
     assert lower
     for found in lower:
@@ -407,7 +453,7 @@ def test_the_edge_is_told_with_a_confidence_beside_how_finely_it_was_tried():
     assert "With 95 % confidence it " in sentences(found, "edge")
 
 
-# --- objectives that rank nothing ---------------------------------------------------------------------------
+# --- objectives that rank nothing -----------------------------------------------------------------
 
 
 def with_values(trial, values):
@@ -418,9 +464,18 @@ def with_values(trial, values):
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (lambda steps: np.full(len(steps), 0.5), "val_error is 0.5 in every evaluation of all 9 trainings, although"),
-        (lambda steps: np.full(len(steps), math.nan), "val_error is nan or inf in every evaluation of all 9 trainings"),
-        (lambda steps: 0.1 + steps / 1000, "if larger is better, let `evaluate` return its negative"),
+        (
+            lambda steps: np.full(len(steps), 0.5),
+            "val_error is 0.5 in every evaluation of all 9 trainings, although",
+        ),
+        (
+            lambda steps: np.full(len(steps), math.nan),
+            "val_error is nan or inf in every evaluation of all 9 trainings",
+        ),
+        (
+            lambda steps: 0.1 + steps / 1000,
+            "if larger is better, let `evaluate` return its negative",
+        ),
     ],
 )
 def test_an_objective_that_ranks_nothing_ends_the_diagnosis_in_a_sentence(values, words):

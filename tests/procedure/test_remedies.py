@@ -22,18 +22,24 @@ from tunewright.search.procedure.remedies import (
 from tunewright.search.study.sampling import plan
 from tunewright.search.trial import as_told
 
-UNSTABLE = Simulated(0.08, best_base_lr=1.0, spread=0.005)  # bracketed from 0.075 to 0.1; better ones beyond it
+# bracketed from 0.075 to 0.1; better ones beyond it
+UNSTABLE = Simulated(0.08, best_base_lr=1.0, spread=0.005)
 of = cache(diagnosed)
 
 
 def by_warmup(factors, point):
     """The factor of the longest warmup that a point's is no shorter than."""
-    return max((factor for steps, factor in factors.items() if point.warmup_steps >= steps), default=1.0)
+    return max(
+        (factor for steps, factor in factors.items() if point.warmup_steps >= steps), default=1.0
+    )
 
 
 def by_clipping(factors, point):
     """The factor of the largest threshold that a point's is no larger than."""
-    return max((factor for threshold, factor in factors.items() if point.clip_norm <= threshold), default=1.0)
+    return max(
+        (factor for threshold, factor in factors.items() if point.clip_norm <= threshold),
+        default=1.0,
+    )
 
 
 @cache
@@ -45,7 +51,9 @@ def warmed(*factors):
 @cache
 def clipped(*factors, norm=1.0):
     """UNSTABLE where thresholds up to one raise the edge by a factor: (threshold, factor), …"""
-    return replace(UNSTABLE, raised=partial(by_clipping, dict(factors)), norm=partial(growing, norm))
+    return replace(
+        UNSTABLE, raised=partial(by_clipping, dict(factors)), norm=partial(growing, norm)
+    )
 
 
 def growing(factor, point):
@@ -57,13 +65,18 @@ def named(found, name):
     return next(one for one in found.remedies if one.name == name)
 
 
-# --- warmup -------------------------------------------------------------------------------------------------
+# --- warmup ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("reach", "multiple"), [(13.0, 10), (6.5, 5), (3.9, 3), (1.4, 1), (250.0, 100), (50.0, 30)])
+@pytest.mark.parametrize(
+    ("reach", "multiple"), [(13.0, 10), (6.5, 5), (3.9, 3), (1.4, 1), (250.0, 100), (50.0, 30)]
+)
 def test_the_multiple_that_a_warmup_reaches_is_reported(reach, multiple):
     found, asked = of(warmed((40, reach)))
-    assert f"40 steps are the shortest of 10, 40 that reach {multiple} × unstable_base_lr" in sentences(found, "warmup")
+    assert (
+        f"40 steps are the shortest of 10, 40 that reach {multiple} × unstable_base_lr"
+        in sentences(found, "warmup")
+    )
     assert "on 5 of 5 seeds" in sentences(found, "warmup")
     assert f"warmup-40-at-{multiple}x" in steps_asked(asked)
     assert named(found, "warmup").point.warmup_steps == 40
@@ -90,12 +103,16 @@ def test_the_shortest_length_that_reaches_as_far_is_taken():
 
 def test_no_warmup_that_works_is_no_remedy():
     found, asked = of(UNSTABLE)
-    assert "No warmup of 10, 40 steps reaches even 1 × unstable_base_lr" in sentences(found, "warmup")
+    assert "No warmup of 10, 40 steps reaches even 1 × unstable_base_lr" in sentences(
+        found, "warmup"
+    )
     assert not [name for name in steps_asked(asked) if name.startswith("tune-warmup")]
 
 
 def test_a_confirmation_that_fails_falls_back_to_the_next_rung():
-    """In mid-training a blow-up comes after the screening run: 5 × and 10 × look well, and are not."""
+    """In mid-training a blow-up comes after the screening run: 5 × and 10 × look well, and are
+    not.
+    """
     model = replace(warmed((40, 3.9)), blow_up="mid_training")
     found, asked = of(model)
     assert [name for name in steps_asked(asked) if "-at-" in name] == [
@@ -110,12 +127,15 @@ def test_a_confirmation_that_fails_falls_back_to_the_next_rung():
 
 
 def test_more_than_a_twentieth_of_the_steps_is_said_to_be_much():
-    assert "That is 10% of max_train_steps: it may have to grow (R12)" in sentences(of(warmed((40, 13.0)))[0], "warmup")
+    assert "That is 10% of max_train_steps: it may have to grow (R12)" in sentences(
+        of(warmed((40, 13.0)))[0], "warmup"
+    )
     assert "R12" not in sentences(of(warmed((10, 13.0)))[0], "warmup")
 
 
 @pytest.mark.parametrize(
-    ("steps", "lengths"), [(5, []), (10, [1]), (100, [10]), (400, [10, 40]), (1000, [10, 100]), (5000, [10, 100, 500])]
+    ("steps", "lengths"),
+    [(5, []), (10, [1]), (100, [10]), (400, [10, 40]), (1000, [10, 100]), (5000, [10, 100, 500])],
 )
 def test_warmups_are_orders_of_magnitude_and_a_tenth_of_the_steps(steps, lengths):
     assert warmup_lengths(steps) == lengths
@@ -136,14 +156,16 @@ def test_training_too_short_for_a_warmup_has_none():
     assert found.summary
 
 
-# --- clipping -----------------------------------------------------------------------------------------------
+# --- clipping -------------------------------------------------------------------------------------
 
 
 def test_of_thresholds_that_reach_equally_far_the_largest_is_taken():
     found, _ = of(clipped((2.0, 13.0)))
     words = sentences(found, "clipping")
     assert "their 90th percentile, training reaches 10 × unstable_base_lr on every seed" in words
-    assert named(found, "clipping").point.clip_norm == pytest.approx(math.exp(1.2816 * 0.3), rel=0.05)
+    assert named(found, "clipping").point.clip_norm == pytest.approx(
+        math.exp(1.2816 * 0.3), rel=0.05
+    )
     assert "control" not in " ".join(found.steps[5].studies)
 
 
@@ -169,7 +191,9 @@ def test_where_every_threshold_that_works_clips_more_than_half_the_base_lr_is_cu
     assert {point.clip_norm for point in plan(control)} == {math.inf}
     highest = 10 * found.edge.interval[1]
     assert base_lr == pytest.approx(highest * clip_norm / 4.0 * math.exp(0.3**2 / 2), rel=0.1)
-    assert "More than half: a strange way of cutting the learning rate (R17)." in sentences(found, "clipping")
+    assert "More than half: a strange way of cutting the learning rate (R17)." in sentences(
+        found, "clipping"
+    )
 
 
 def test_thresholds_are_percentiles_of_the_norms_at_lr_star():
@@ -186,7 +210,7 @@ def test_no_threshold_that_works_is_no_remedy():
     assert "tune-clipping" not in steps_asked(asked)
 
 
-# --- what is tuned ------------------------------------------------------------------------------------------
+# --- what is tuned --------------------------------------------------------------------------------
 
 
 def test_what_works_is_tuned_alone_and_together_and_adaptive_clipping_always():
@@ -203,7 +227,9 @@ def test_what_works_is_tuned_alone_and_together_and_adaptive_clipping_always():
         "tune-warmup_and_clipping",
         "tune-adam",
     ]
-    assert [one.name for one in found.remedies] == [name.removeprefix("tune-").replace("_", " ") for name in tuned]
+    assert [one.name for one in found.remedies] == [
+        name.removeprefix("tune-").replace("_", " ") for name in tuned
+    ]
 
 
 def test_remedies_are_tuned_at_the_same_base_lrs_on_the_same_seeds():
@@ -222,7 +248,9 @@ def test_remedies_are_tuned_at_the_same_base_lrs_on_the_same_seeds():
 def test_the_other_optimizers_of_a_study_are_tuned_in_their_own_ranges():
     sweep = {"low": 1e-3, "high": 10.0, "log": True, "points": 9}
     adam = {"base_lr": {"low": 2e-4, "high": 0.2, "log": True, "points": 3}, "beta2": 0.99}
-    _, asked = diagnosed(UNSTABLE, study_of(optimizer={"momentum": {"base_lr": sweep}, "adam": adam}))
+    _, asked = diagnosed(
+        UNSTABLE, study_of(optimizer={"momentum": {"base_lr": sweep}, "adam": adam})
+    )
     (tuned,) = (study for study in asked if study.name.endswith("tune-adam"))
     rates = [point.base_lr for point in plan(tuned)]
     assert (min(rates), max(rates)) == pytest.approx((2e-4, 0.2))
@@ -260,7 +288,7 @@ def test_an_optimizer_that_trains_at_no_base_lr_is_said_to():
     assert "adam" not in [one.name for one in found.remedies]
 
 
-# --- what is adopted ----------------------------------------------------------------------------------------
+# --- what is adopted ------------------------------------------------------------------------------
 
 
 def test_ways_that_are_equally_good_leave_plain_training_as_it_is():
@@ -269,7 +297,10 @@ def test_ways_that_are_equally_good_leave_plain_training_as_it_is():
     found, _ = of(model)
     assert found.kind != "none"
     assert found.adopted == "plain"
-    assert {one.decision for one in found.remedies[1:] if one.values} <= {"not enough evidence", "keep baseline"}
+    assert {one.decision for one in found.remedies[1:] if one.values} <= {
+        "not enough evidence",
+        "keep baseline",
+    }
     assert "Not enough evidence that any remedy is better" in sentences(found, "tournament")
     assert found.summary.endswith("no remedy is shown to be better.")
 
@@ -332,7 +363,9 @@ def test_a_prepended_warmup_has_plain_training_for_as_many_updates_as_a_control(
     assert (plain.updates, warmup.updates) == (STEPS, STEPS + 10)
     (control,) = (study for study in asked if study.name.endswith(f"rerun-plain-{STEPS + 10}"))
     (rerun,) = (study for study in asked if study.name == plain.rerun_in)
-    assert [study_point.base_lr for study_point in plan(control)] == [plain.point.base_lr] * len(plan(rerun))
+    assert [study_point.base_lr for study_point in plan(control)] == [plain.point.base_lr] * len(
+        plan(rerun)
+    )
     assert warmup.equal_steps.gain == pytest.approx(warmup.evidence.gain, abs=0.02)
     assert named(found, "adaptive clipping").equal_steps is None
 
@@ -358,7 +391,11 @@ def test_an_infeasible_rerun_counts_as_its_untrained_model():
 
 def test_the_best_few_are_rerun_and_plain_training_always():
     def worth(point, updates):
-        return -0.2 if (point.warmup_steps, point.clip_norm, point.clip_z) == (0, math.inf, math.inf) else 0.0
+        return (
+            -0.2
+            if (point.warmup_steps, point.clip_norm, point.clip_z) == (0, math.inf, math.inf)
+            else 0.0
+        )
 
     def raised(point):
         return 1.0 if (point.warmup_steps, point.clip_norm) == (0, math.inf) else 13.0
@@ -379,14 +416,16 @@ def test_a_remedy_is_tuned_where_the_mean_of_its_seeds_is_best():
         assert one.point.configuration == ranked(model.trials_of(study))[0].point.configuration
 
 
-# --- budget -------------------------------------------------------------------------------------------------
+# --- budget ---------------------------------------------------------------------------------------
 
 
 def test_an_optimizer_that_the_budget_left_out_is_not_said_to_train_nowhere():
     model = warmed((10, 13.0))
     _, asked = of(model)
     names = steps_asked(asked)
-    before = sum(study.updates(p) for study in asked[: names.index("tune-adam")] for p in plan(study))
+    before = sum(
+        study.updates(p) for study in asked[: names.index("tune-adam")] for p in plan(study)
+    )
     found, _ = diagnosed(model, budget=before)
     assert sentences(found, "arms") == "adam: left out for budget."
 
@@ -395,7 +434,9 @@ def test_reruns_that_the_budget_left_out_leave_plain_training():
     model = warmed((10, 13.0))
     _, asked = of(model)
     names = steps_asked(asked)
-    before = sum(study.updates(p) for study in asked[: names.index("rerun-warmup")] for p in plan(study))
+    before = sum(
+        study.updates(p) for study in asked[: names.index("rerun-warmup")] for p in plan(study)
+    )
     found, _ = diagnosed(model, budget=before)
     assert found.adopted == "plain"
     assert "The budget left out the reruns" in sentences(found, "tournament")
@@ -410,7 +451,9 @@ def test_where_plain_training_was_not_tuned_it_is_kept_at_lr_star():
     model = warmed((10, 13.0))
     _, asked = of(model)
     names = steps_asked(asked)
-    before = sum(study.updates(p) for study in asked[: names.index("tune-plain")] for p in plan(study))
+    before = sum(
+        study.updates(p) for study in asked[: names.index("tune-plain")] for p in plan(study)
+    )
     found, _ = diagnosed(model, budget=before)
     assert found.adopted == "plain"
     assert found.winner.point.base_lr == found.lr_star
@@ -418,18 +461,22 @@ def test_where_plain_training_was_not_tuned_it_is_kept_at_lr_star():
 
 
 def test_what_trains_on_a_lucky_seed_alone_is_no_recipe():
-    model = Simulated(0.012, best_base_lr=1.0, raised=lambda point: 30.0 if point.seed == 0 else 1.0)
+    model = Simulated(
+        0.012, best_base_lr=1.0, raised=lambda point: 30.0 if point.seed == 0 else 1.0
+    )
     found, _ = diagnosed(model)
     assert found.edge.interval[1] < found.lr_star
     assert (found.adopted, found.winner) == ("", None)
     assert found.summary.endswith("no remedy could be compared.")
 
 
-# --- plain training is tuned as well; the edge asks for seeds --------------------------------------------------
+# --- plain training is tuned as well; the edge asks for seeds -------------------------------------
 
 
 def test_plain_training_is_tuned_at_lr_star_too_and_the_better_of_the_two_counts():
-    """The edge is far and the grid coarse: the base LR beside lr_star is worse, and luck takes it."""
+    """The edge is far and the grid coarse: the base LR beside lr_star is worse, and luck takes
+    it.
+    """
     seen = 0
     for seed in range(0, 50, 10):
         model = replace(UNSTABLE, unstable_base_lr=0.9, best_base_lr=0.1, curved=0.4, noise=0.02)
@@ -438,10 +485,14 @@ def test_plain_training_is_tuned_at_lr_star_too_and_the_better_of_the_two_counts
             continue
         (tuned,) = (study for study in asked if study.name.endswith("tune-plain"))
         assert found.lr_star in {point.base_lr for point in plan(tuned)}
-        reruns = [study for study in asked if study.name.endswith(("rerun-plain", "rerun-plain-lr_star"))]
+        reruns = [
+            study for study in asked if study.name.endswith(("rerun-plain", "rerun-plain-lr_star"))
+        ]
         rates = {plan(study)[0].base_lr for study in reruns}
         assert found.lr_star in rates
-        worth = [fmean(as_told(trial).value for trial in model.trials_of(study)) for study in reruns]
+        worth = [
+            fmean(as_told(trial).value for trial in model.trials_of(study)) for study in reruns
+        ]
         assert fmean(named(found, "plain").values[:7]) == pytest.approx(min(worth))
         seen += 1
     assert seen >= 2
@@ -480,7 +531,9 @@ def test_where_the_budget_left_out_the_seeds_that_the_edge_asks_for_it_is_not_ad
     model = warmed((10, 13.0))
     _, asked = of(model)
     names = steps_asked(asked)
-    before = sum(study.updates(p) for study in asked[: names.index("rerun-plain-more")] for p in plan(study))
+    before = sum(
+        study.updates(p) for study in asked[: names.index("rerun-plain-more")] for p in plan(study)
+    )
     found, _ = diagnosed(model, budget=before)
     assert found.adopted == "plain"
     assert re.search(r"the 2[23] more seeds that the edge asks of warmup", " ".join(found.left_out))

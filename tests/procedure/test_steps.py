@@ -22,7 +22,7 @@ def case(**changes):
     return Case(study_of(**changes), Group(32, "momentum"), 5, POINT)
 
 
-# --- studies ---------------------------------------------------------------------------------------------------
+# --- studies --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -32,8 +32,16 @@ def case(**changes):
         {"stop_after": 60, "every_step": True},
         {"max_train_steps": 440, "first_seed": 1000},
         {"clip_norm": [0.5, math.inf], "warmup_steps": [10, 40]},
-        {"point": replace(POINT, optimizer="adam", settings={"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8})},
-        {"point": replace(POINT, clip_z=2.5, decay="cosine", workload_args={"depth": 3, "norm": "pre"})},
+        {
+            "point": replace(
+                POINT, optimizer="adam", settings={"beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8}
+            )
+        },
+        {
+            "point": replace(
+                POINT, clip_z=2.5, decay="cosine", workload_args={"depth": 3, "norm": "pre"}
+            )
+        },
     ],
 )
 def test_what_is_asked_for_is_a_valid_study_file(ask):
@@ -45,16 +53,22 @@ def test_what_is_asked_for_is_a_valid_study_file(ask):
 
 
 def test_every_study_of_a_diagnosis_can_be_read_again_from_its_own_file():
-    _, asked = diagnosed(Simulated(0.25, best_base_lr=1.0, raised=lambda point: 20.0 if point.warmup_steps else 1.0))
+    _, asked = diagnosed(
+        Simulated(0.25, best_base_lr=1.0, raised=lambda point: 20.0 if point.warmup_steps else 1.0)
+    )
     for study in asked[1:]:
-        assert parse_study(tomllib.loads(study.source), study.name, place="again", source=study.source) == study
+        assert (
+            parse_study(tomllib.loads(study.source), study.name, place="again", source=study.source)
+            == study
+        )
 
 
 def test_a_point_of_a_step_differs_from_that_of_the_case_only_in_what_was_asked_for():
     point = replace(POINT, settings={"momentum": 0.8}, workload_args={"depth": 3}, decay="cosine")
     study = replace(case(), point=point).ask("step", [0.3], 2, clip_norm=[1.0])
     assert plan(study) == [
-        replace(point, number=i, base_lr=0.3, clip_norm=1.0, seed=study_of().seeds + i) for i in range(2)
+        replace(point, number=i, base_lr=0.3, clip_norm=1.0, seed=study_of().seeds + i)
+        for i in range(2)
     ]
 
 
@@ -92,29 +106,45 @@ def test_plain_is_without_warmup_and_clipping_and_else_the_same():
     assert plain(replace(POINT, warmup_steps=10, clip_norm=1.0, clip_z=2.5)) == POINT
 
 
-# --- the sweep -------------------------------------------------------------------------------------------------
+# --- the sweep ------------------------------------------------------------------------------------
 
 
 def test_a_study_without_warmup_and_clipping_is_its_own_sweep():
     study = study_of()
     assert sweep_of(study) is study
-    same = study_of(space={"warmup_steps": 0, "clip_norm": math.inf, "optimizer": {"sgd": {"base_lr": 0.1}}})
+    same = study_of(
+        space={"warmup_steps": 0, "clip_norm": math.inf, "optimizer": {"sgd": {"base_lr": 0.1}}}
+    )
     assert sweep_of(same) is same
 
 
 @pytest.mark.parametrize(
-    "axis", [{"warmup_steps": [0, 10]}, {"clip_norm": 1.0}, {"clip_z": [2.5, math.inf]}, {"warmup_steps": 10}]
+    "axis",
+    [
+        {"warmup_steps": [0, 10]},
+        {"clip_norm": 1.0},
+        {"clip_z": [2.5, math.inf]},
+        {"warmup_steps": 10},
+    ],
 )
 def test_a_sweep_has_neither_warmup_nor_clipping_and_all_else_of_the_study(axis):
-    optimizers = {"momentum": {"base_lr": [0.1, 1.0], "momentum": 0.8}, "adam": {"base_lr": [0.01], **axis}}
-    for space in ({"optimizer": optimizers}, {"optimizer": {"momentum": optimizers["momentum"]}, **axis}):
+    optimizers = {
+        "momentum": {"base_lr": [0.1, 1.0], "momentum": 0.8},
+        "adam": {"base_lr": [0.01], **axis},
+    }
+    for space in (
+        {"optimizer": optimizers},
+        {"optimizer": {"momentum": optimizers["momentum"]}, **axis},
+    ):
         study = study_of(space=space, seeds=2)
         sweep = sweep_of(study)
         assert sweep.name != study.name
         assert trained_points(plan(study)) == trained_points(plan(sweep))
         assert len(plan(sweep)) == len(trained_points(plan(sweep)))
         assert sweep_of(sweep) is sweep
-        again = parse_study(tomllib.loads(sweep.source), sweep.name, place="again", source=sweep.source)
+        again = parse_study(
+            tomllib.loads(sweep.source), sweep.name, place="again", source=sweep.source
+        )
         assert again == sweep
 
 
@@ -129,18 +159,24 @@ def test_groups_by_warmup_or_clipping_are_one_in_the_sweep():
     assert [len(study.groups(32)), len(sweep.groups(32))] == [2 * 3 + 2, 2]
 
 
-@pytest.mark.parametrize(("sampler", "explores"), [("tpe", "halton"), ("gp", "halton"), ("sobol", "sobol")])
+@pytest.mark.parametrize(
+    ("sampler", "explores"), [("tpe", "halton"), ("gp", "halton"), ("sobol", "sobol")]
+)
 def test_a_sweep_explores(sampler, explores):
     assert sweep_of(parse(sampler=sampler)).sampler == explores
 
 
 def test_a_sweep_never_has_the_name_of_its_study():
-    document = {**study_of(space={"clip_norm": 1.0, "optimizer": {"sgd": {"base_lr": 0.1}}}).model_dump()}
-    study = parse_study({k: v for k, v in document.items() if k not in ("name", "source")}, "sweep", place="sweep")
+    document = {
+        **study_of(space={"clip_norm": 1.0, "optimizer": {"sgd": {"base_lr": 0.1}}}).model_dump()
+    }
+    study = parse_study(
+        {k: v for k, v in document.items() if k not in ("name", "source")}, "sweep", place="sweep"
+    )
     assert sweep_of(study).name != "sweep"
 
 
-# --- procedures ------------------------------------------------------------------------------------------------
+# --- procedures -----------------------------------------------------------------------------------
 
 
 def asks(*names, result):
@@ -166,7 +202,9 @@ def test_together_asks_for_everything_at_once_and_keeps_results_in_order():
 
 
 def test_what_two_procedures_ask_for_at_once_is_trained_once():
-    (found, others), asked = follow(both(asks("a", "bb", result="x"), asks("a", result="y")), MODEL.trials_of)
+    (found, others), asked = follow(
+        both(asks("a", "bb", result="x"), asks("a", result="y")), MODEL.trials_of
+    )
     assert (found, others) == (("x", [1, 2]), ("y", [1]))
     assert [study.name for study in asked] == ["momentum-32-a", "momentum-32-bb"]
 

@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunewright.search.rules.clipping import Gate, clip_, global_norm, limit
-from tunewright.search.rules.thresholds import Z_DECAY, Z_GATHERS, clip_z_of, entered, limits, share_of
+from tunewright.search.rules.thresholds import (
+    Z_DECAY,
+    Z_GATHERS,
+    clip_z_of,
+    entered,
+    limits,
+    share_of,
+)
 
 norms = st.lists(st.floats(1e-6, 1e6), min_size=30, max_size=60).map(np.array)
 SPIKE = 40  # update
@@ -32,7 +39,11 @@ def on_device(norms_KT, clip_norm_K, clip_z_K):
     found = []
     for t, norm_K in enumerate(norms_KT.T):
         update_K1 = np.full((len(norm_K), 1), t)
-        columns = (clip_norm_K[:, None], clip_z_of(update_K1, clip_z_K[:, None]), share_of(update_K1))
+        columns = (
+            clip_norm_K[:, None],
+            clip_z_of(update_K1, clip_z_K[:, None]),
+            share_of(update_K1),
+        )
         gate = Gate(*(torch.tensor(column) for column in columns))
         limit_K1 = limit(mean_K1, variance_K1, gate)
         norm_K1 = torch.minimum(torch.tensor(norm_K)[:, None], limit_K1)
@@ -46,7 +57,9 @@ def test_clipping_gives_the_threshold_and_is_idempotent():
     limit_K1 = torch.tensor([[1.0], [1.0], [math.inf], [1.0]], dtype=torch.float64)
     before = g.clone()
     clip_(g, global_norm(g), limit_K1)
-    torch.testing.assert_close(global_norm(g)[:, 0], torch.tensor([1.0, 0.5, 50.0, 0.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        global_norm(g)[:, 0], torch.tensor([1.0, 0.5, 50.0, 0.0], dtype=torch.float64)
+    )
     torch.testing.assert_close(g[0] / g[0, 0], before[0] / before[0, 0])
     assert torch.equal(g[1:3], before[1:3])
     once = g.clone()
@@ -55,7 +68,9 @@ def test_clipping_gives_the_threshold_and_is_idempotent():
 
 
 @given(norms, st.floats(0.5, 4.0), st.sampled_from([0.5, 10.0, math.inf]))
-def test_the_threshold_is_mean_plus_z_deviations_of_what_entered_before_it(norm_T, clip_z, clip_norm):
+def test_the_threshold_is_mean_plus_z_deviations_of_what_entered_before_it(
+    norm_T, clip_z, clip_norm
+):
     limit_T = limits(norm_T, clip_norm, clip_z)
     entered_T = np.minimum(norm_T, limit_T)
     for t in range(Z_GATHERS, len(norm_T)):
@@ -68,7 +83,9 @@ def test_the_threshold_is_mean_plus_z_deviations_of_what_entered_before_it(norm_
 
 @given(norms, st.floats(0.5, 4.0), st.sampled_from([0.5, 10.0, math.inf]))
 def test_the_host_finds_the_thresholds_of_the_stack(norm_T, clip_z, clip_norm):
-    stack = on_device(np.stack([norm_T, norm_T[::-1]]), np.array([clip_norm, 1.0]), np.array([clip_z, 2.0]))
+    stack = on_device(
+        np.stack([norm_T, norm_T[::-1]]), np.array([clip_norm, 1.0]), np.array([clip_z, 2.0])
+    )
     np.testing.assert_allclose(stack[0], limits(norm_T, clip_norm, clip_z), rtol=1e-12)
     np.testing.assert_allclose(stack[1], limits(norm_T[::-1], 1.0, 2.0), rtol=1e-12)
 
@@ -77,7 +94,9 @@ def test_the_threshold_is_found_without_a_look_at_values():
     """On meta tensors, which have none: on a device each look would wait for it."""
     some_K1 = torch.empty((3, 1), dtype=torch.float64, device="meta")
     limit_K1 = limit(some_K1, some_K1, Gate(some_K1, some_K1, some_K1))
-    assert [tensor.shape for tensor in (limit_K1, *entered(some_K1, some_K1, limit_K1, some_K1))] == [(3, 1)] * 3
+    assert [
+        tensor.shape for tensor in (limit_K1, *entered(some_K1, some_K1, limit_K1, some_K1))
+    ] == [(3, 1)] * 3
 
 
 def test_a_clipped_norm_never_exceeds_its_threshold():
@@ -105,7 +124,8 @@ def test_one_spike_is_clipped_to_the_threshold_and_does_not_open_the_gate():
     assert limit_T[SPIKE] < 1.5
     at_most = noisy()
     at_most[SPIKE] = limit_T[SPIKE]
-    np.testing.assert_array_equal(limits(at_most, math.inf, 2.5), limit_T)  # as if it had been as high as its threshold
+    # as if it had been as high as its threshold
+    np.testing.assert_array_equal(limits(at_most, math.inf, 2.5), limit_T)
     before, after = (statistics(np.minimum(spiked, limit_T)[:t])[0] for t in (SPIKE, SPIKE + 1))
     assert 0 < after - before <= 1.001 * share_of(np.array(SPIKE)) * (limit_T[SPIKE] - before)
     assert limit_T[SPIKE + 1 :].max() < 1.1 * limit_T[SPIKE]
@@ -141,4 +161,6 @@ def test_a_norm_that_is_not_finite_stays_in_its_slot(broken, update):
     sick[update] = broken
     both = on_device(np.stack([sound, sick]), np.full(2, math.inf), np.full(2, 2.0))
     np.testing.assert_allclose(both[0], limits(sound, math.inf, 2.0), rtol=1e-12)
-    np.testing.assert_allclose(both[1, : update + 1], limits(sick[: update + 1], math.inf, 2.0), rtol=1e-12)
+    np.testing.assert_allclose(
+        both[1, : update + 1], limits(sick[: update + 1], math.inf, 2.0), rtol=1e-12
+    )

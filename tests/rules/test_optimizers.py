@@ -1,4 +1,6 @@
-"""Every rule against a float64 transcription of its formula, and against torch where torch's is the same."""
+"""Every rule against a float64 transcription of its formula, and against torch where torch's is the
+same.
+"""
 
 import math
 
@@ -73,7 +75,9 @@ OWN = {
     ],
 }
 OWN["nadam"] = OWN["adam"]
-OWN["adamw"] = [own | {"weight_decay": decay} for own, decay in zip(OWN["adam"], (0.01, 0.3), strict=True)]
+OWN["adamw"] = [
+    own | {"weight_decay": decay} for own, decay in zip(OWN["adam"], (0.01, 0.3), strict=True)
+]
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -114,4 +118,6 @@ def test_rules_that_torch_shares_equal_torch(name, make):
         optimizer.param_groups[0]["lr"] = float(eta)
         parameter.grad = torch.tensor(gradients(parameter.detach().numpy(), t))
         optimizer.step()
-    np.testing.assert_allclose(stacked(name, OWN[name][:1], [start])[0], parameter.detach().numpy(), rtol=1e-12)
+    np.testing.assert_allclose(
+        stacked(name, OWN[name][:1], [start])[0], parameter.detach().numpy(), rtol=1e-12
+    )

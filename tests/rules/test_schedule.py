@@ -1,9 +1,16 @@
-"""Laws of the schedule: the warmup reaches base_lr, the decay leaves it, nothing else depends on the total."""
+"""Laws of the schedule: the warmup reaches base_lr, the decay leaves it, nothing else depends on
+the total.
+"""
 
 import numpy as np
 import pytest
 
-from tunewright.search.rules.schedule import learning_rates, longest_warmup, orders_of_magnitude, total_steps
+from tunewright.search.rules.schedule import (
+    learning_rates,
+    longest_warmup,
+    orders_of_magnitude,
+    total_steps,
+)
 from tunewright.search.trial import Point
 
 

@@ -1,4 +1,6 @@
-"""Advice names the rule that a study breaks, and is silent about a study that just does not break it."""
+"""Advice names the rule that a study breaks, and is silent about a study that just does not break
+it.
+"""
 
 import math
 from pathlib import Path
@@ -23,7 +25,12 @@ GRID = {
     f"{MOMENTUM}__base_lr": {"low": 1e-3, "high": 10.0, "log": True, "points": 10},
     f"{ADAM}__base_lr": {"low": 1e-5, "high": 0.1, "log": True, "points": 10},
 }
-ADAMW = {MOMENTUM: ..., ADAM: ..., "space__optimizer__adamw__base_lr": WIDE, "batch_sizes": [32, 256]}
+ADAMW = {
+    MOMENTUM: ...,
+    ADAM: ...,
+    "space__optimizer__adamw__base_lr": WIDE,
+    "batch_sizes": [32, 256],
+}
 
 
 def clean(**changes: object) -> Study:
@@ -63,7 +70,12 @@ CASES = {
     "a narrow list of base_lr": (
         ("R3", "space.optimizer.adam.base_lr"),
         {f"{ADAM}__base_lr": [0.1, 0.2, 0.5]},
-        {f"{ADAM}__base_lr": [0.1, 0.2, 0.5], f"{MOMENTUM}__base_lr": [1, 2, 5], "scientific": ["base_lr"], "seeds": 3},
+        {
+            f"{ADAM}__base_lr": [0.1, 0.2, 0.5],
+            f"{MOMENTUM}__base_lr": [1, 2, 5],
+            "scientific": ["base_lr"],
+            "seeds": 3,
+        },
     ),
     "batch size as an argument": (
         ("R20", "workload_args.batch_size"),
@@ -212,7 +224,7 @@ def test_the_files_of_shipped_studies_break_no_rule_but_one(path):
     assert broken(load_study(path)) == known.get(path.stem, set())
 
 
-# --- results ------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def trial(
@@ -224,7 +236,9 @@ def trial(
     clip_fraction: float = 0.0,
     **point: float,
 ) -> Trial:
-    """A finished trial whose best checkpoint lies at a share of training; its objective never stops falling."""
+    """A finished trial whose best checkpoint lies at a share of training; its objective never stops
+    falling.
+    """
     steps = np.linspace(0, STEPS, 51).astype(np.int64)
     falling = {"val_error": np.linspace(1.0, value, 51)}
     return Trial(
@@ -243,12 +257,17 @@ def trial(
 def four(*base_lrs: float, **measured: float) -> list[Trial]:
     """Four trials, the last but one the best."""
     values = (0.3, 0.2, 0.1, 0.2)
-    return [trial(base_lr, value, **measured) for base_lr, value in zip(base_lrs, values, strict=True)]
+    return [
+        trial(base_lr, value, **measured) for base_lr, value in zip(base_lrs, values, strict=True)
+    ]
 
 
 INSIDE = four(0.01, 0.03, 0.1, 0.3)
 LONG = trial(0.5, 0.05, warmup_steps=51)
-SHORT = [trial(0.5, 0.9, "diverged", warmup_steps=steps, clip_norm=clip) for steps, clip in ((0, 1), (50, 1), (50, 9))]
+SHORT = [
+    trial(0.5, 0.9, "diverged", warmup_steps=steps, clip_norm=clip)
+    for steps, clip in ((0, 1), (50, 1), (50, 9))
+]
 RESULTS = {
     "the best at the border": (
         ("S4", "space.optimizer.momentum.base_lr"),

@@ -19,7 +19,9 @@ from tunewright.search.store.storage import create_store, open_store, tell, writ
 from tunewright.search.words import readable
 
 AXIS = {"base_lr": {"low": 1e-3, "high": 10.0, "log": True, "points": 9}}
-UNSTABLE = Simulated(0.08, best_base_lr=1.0, raised=lambda point: 13.0 if point.warmup_steps >= 10 else 1.0)
+UNSTABLE = Simulated(
+    0.08, best_base_lr=1.0, raised=lambda point: 13.0 if point.warmup_steps >= 10 else 1.0
+)
 UNSTABLE = replace(UNSTABLE, spread=0.005)
 EVERY_STEP = ["sweep", "boundary", "edge", "kind", "warmup", "clipping", "arms", "tournament"]
 
@@ -41,7 +43,9 @@ def stored(results, model, study=None, budget=math.inf):
     groups = [group for size in study.batch_sizes for group in sweep.groups(size)]
     asked = together(*(diagnosis_of(study, group, 3, {}) for group in groups))
     found, studies = follow(asked, kept, budget)
-    result = Diagnosis(study.name, study.objective, 3, 0, budget, (), tuple(filter(None, found)), {})
+    result = Diagnosis(
+        study.name, study.objective, 3, 0, budget, (), tuple(filter(None, found)), {}
+    )
     write_diagnosis(store.folder, result)
     return store, result, studies
 
@@ -65,8 +69,12 @@ def test_every_step_with_something_to_draw_has_a_figure(unstable):
     assert drawn == [name for name in EVERY_STEP if name not in ("boundary", "arms")]
 
 
-def test_the_sweep_is_titled_with_what_the_diagnosis_found_not_with_the_best_single_training(unstable):
-    """One page tells one lr_star: that of means over seeds, and the headroom of the bracketed edge."""
+def test_the_sweep_is_titled_with_what_the_diagnosis_found_not_with_the_best_single_training(
+    unstable,
+):
+    """One page tells one lr_star: that of means over seeds, and the headroom of the bracketed
+    edge.
+    """
     store, result, _ = unstable
     (found,) = result.groups
     sweep = next(scene.figure for scene in story(store, result) if scene.step.name == "sweep")
@@ -110,7 +118,9 @@ def test_the_figure_of_the_tournament_has_a_line_for_every_remedy(unstable):
     """Those of another optimizer too, in a panel of its own."""
     store, result, _ = unstable
     (figure,) = (scene.figure for scene in story(store, result) if scene.step.name == "tournament")
-    shown = {trace.name for trace in figure.data} | {note.text for note in figure.layout.annotations}
+    shown = {trace.name for trace in figure.data} | {
+        note.text for note in figure.layout.annotations
+    }
     words = " ".join(map(str, shown))
     for remedy in result.groups[0].remedies:
         assert remedy.name in words
@@ -119,9 +129,13 @@ def test_the_figure_of_the_tournament_has_a_line_for_every_remedy(unstable):
 def test_the_figure_of_the_edge_shows_only_what_it_was_found_from(unstable):
     store, result, _ = unstable
     (figure,) = (scene.figure for scene in story(store, result) if scene.step.name == "edge")
-    drawn = {x for trace in figure.data if trace.mode == "markers" for x in trace.x if x is not None}
+    drawn = {
+        x for trace in figure.data if trace.mode == "markers" for x in trace.x if x is not None
+    }
     tried = {one.base_lr for one in result.groups[0].edge.tried}
-    assert all(any(math.isclose(x, rate) or math.isclose(10**x, rate) for rate in tried) for x in drawn)
+    assert all(
+        any(math.isclose(x, rate) or math.isclose(10**x, rate) for rate in tried) for x in drawn
+    )
 
 
 def test_groups_that_share_a_sweep_are_told_each_of_its_own_trials(tmp_path):
@@ -158,14 +172,20 @@ def test_a_study_with_clipping_has_its_sweep_among_the_steps(tmp_path):
 
 
 def test_whatever_the_budget_left_out_the_report_is_built(tmp_path):
-    """Most cannot be drawn, having no folder; that no step names what was not trained is a law of the procedure."""
+    """Most cannot be drawn, having no folder; that no step names what was not trained is a law of
+    the procedure.
+    """
     for budget in (9, 20):
         store, result, studies = stored(tmp_path / str(budget), UNSTABLE, budget=budget * STEPS)
         assert len(list((store.folder / FOLDER).glob("*"))) < len(studies) - 1
-        assert result.groups[0].summary in html.unescape(build_report(store).read_text(encoding="utf-8"))
+        assert result.groups[0].summary in html.unescape(
+            build_report(store).read_text(encoding="utf-8")
+        )
 
 
-@pytest.mark.parametrize("model", [Simulated(1e-9), Simulated(broken=True), Simulated(0.25, blow_up="recovers")])
+@pytest.mark.parametrize(
+    "model", [Simulated(1e-9), Simulated(broken=True), Simulated(0.25, blow_up="recovers")]
+)
 def test_whatever_was_found_the_report_is_built(tmp_path, model):
     store, result, _ = stored(tmp_path, model, budget=50 * STEPS)
     text = build_report(store).read_text(encoding="utf-8")

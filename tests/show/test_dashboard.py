@@ -140,14 +140,18 @@ def test_optunas_own_plots_answer(store: Store) -> None:
         ("POST", "/api/trials/1/user-attrs"),
     ],
 )
-def test_studies_and_trials_cannot_be_changed_in_the_browser(store: Store, method: str, path: str) -> None:
+def test_studies_and_trials_cannot_be_changed_in_the_browser(
+    store: Store, method: str, path: str
+) -> None:
     tell(store, BEST)
     assert ask(store, path, method) == ("403 Forbidden", {"reason": READ_ONLY})
     assert len(page(store)["trials"]) == 1
 
 
 def test_the_page_answers_at_once_while_a_run_writes(store: Store) -> None:
-    """SQLite's write-ahead log: whoever reads never waits for who writes, and sees what was committed."""
+    """SQLite's write-ahead log: whoever reads never waits for who writes, and sees what was
+    committed.
+    """
     tell(store, BEST)
     writer = sqlite3.connect(store.folder / "study.db")
     writer.execute("BEGIN EXCLUSIVE")
@@ -161,7 +165,9 @@ def test_the_page_answers_at_once_while_a_run_writes(store: Store) -> None:
     assert len(page(store)["trials"]) == 2
 
 
-def test_the_baseline_is_shown_with_its_checkpoint_and_is_never_the_best_trial(store: Store, tmp_path: Path) -> None:
+def test_the_baseline_is_shown_with_its_checkpoint_and_is_never_the_best_trial(
+    store: Store, tmp_path: Path
+) -> None:
     (tmp_path / "b.pt").write_bytes(b"weights")
     tell(store, BEST)
     tell_baseline(store, Checkpoint(str(tmp_path / "b.pt"), sha256(tmp_path / "b.pt"), 0.001))
@@ -173,10 +179,13 @@ def test_the_baseline_is_shown_with_its_checkpoint_and_is_never_the_best_trial(s
     (artifact,) = trial["artifacts"]
     assert artifact["filename"] == "b.pt"
     path = f"/artifacts/{trial['study_id']}/{trial['trial_id']}/{artifact['artifact_id']}"
-    assert answer(application(open_storage(url_of(store)), store.folder), path) == ("200 OK", b"weights")
+    assert answer(application(open_storage(url_of(store)), store.folder), path) == (
+        "200 OK",
+        b"weights",
+    )
 
 
-# --- the server --------------------------------------------------------------------------------------------
+# --- the server -----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -191,7 +200,9 @@ def no_application(environ: Any, start_response: Any) -> list[bytes]:
 
 
 def test_a_port_in_use_is_named(busy_port: int) -> None:
-    with pytest.raises(UserError, match=f"^--port: cannot listen on port {busy_port}: Address already in use"):
+    with pytest.raises(
+        UserError, match=f"^--port: cannot listen on port {busy_port}: Address already in use"
+    ):
         listen(no_application, busy_port)
 
 
@@ -219,7 +230,9 @@ def test_a_slow_request_does_not_hold_up_another() -> None:
         thread.start()
         with socket.create_connection(("127.0.0.1", server.server_port)) as slow:
             slow.sendall(b"GET /slow HTTP/1.0\r\n\r\n")
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.server_port}/", timeout=10) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{server.server_port}/", timeout=10
+            ) as answer:
                 assert answer.status == 200
             released.set()
             assert slow.recv(100).startswith(b"HTTP/1.0 200 OK")
@@ -231,7 +244,8 @@ def test_serve_prints_its_address_answers_and_ends_with_ctrl_c(store: Store) -> 
     tell(store, BEST)
     program = (
         "import pathlib, signal, sys\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
+        # ignored where tests run in the background
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from stored import small_study\n"
         "from tunewright.search.dashboard import serve\n"
         "from tunewright.search.storage import create_store\n"
@@ -259,21 +273,29 @@ def test_serve_prints_its_address_answers_and_ends_with_ctrl_c(store: Store) -> 
     assert server.returncode == 0
 
 
-def test_a_page_does_not_look_through_more_attributes_the_more_trials_there_are(store: Store) -> None:
-    """Optuna Dashboard looks through them for every trial: a figure that is stored in parts made that n² steps."""
+def test_a_page_does_not_look_through_more_attributes_the_more_trials_there_are(
+    store: Store,
+) -> None:
+    """Optuna Dashboard looks through them for every trial: a figure that is stored in parts made
+    that n² steps.
+    """
     for number in range(60):
         tell(store, feasible(number, 0.01 * (number + 1), 0.05))
     write_results(store)
     (own,) = store.optuna_studies.values()
     attributes = own._storage.get_study_system_attrs(own._study_id)
-    stored = {name: value for name, value in attributes.items() if name.startswith("dashboard:plot_data:")}
+    stored = {
+        name: value for name, value in attributes.items() if name.startswith("dashboard:plot_data:")
+    }
     assert len(stored) > 5
     (shown,) = _DashboardStorage(_backend(own._storage)).get_all_studies()
     figures = [name for name in shown.system_attrs if name.startswith("dashboard:plot_data:")]
     assert figures == ["dashboard:plot_data:axis-base_lr:0"]
     (drawn,) = page(store)["plotly_graph_objects"]
     assert json.loads(drawn["graph_object"])["data"]
-    assert drawn["graph_object"] == "".join(stored[f"dashboard:plot_data:axis-base_lr:{i}"] for i in range(len(stored)))
+    assert drawn["graph_object"] == "".join(
+        stored[f"dashboard:plot_data:axis-base_lr:{i}"] for i in range(len(stored))
+    )
 
 
 def test_a_finished_trial_is_converted_once(store: Store) -> None:

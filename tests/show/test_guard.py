@@ -56,11 +56,18 @@ def ask(
 ) -> tuple[int, dict[str, str], bytes]:
     sent = {"Host": f"127.0.0.1:{port}", "Content-Length": str(len(body))}
     sent |= {name.replace("_", "-"): value.format(port=port) for name, value in headers.items()}
-    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in sent.items()), "", ""]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        *(f"{name}: {value}" for name, value in sent.items()),
+        "",
+        "",
+    ]
     return send(port, "\r\n".join(lines).encode("latin-1") + body)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "LOCALHOST:{port}"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:{port}", "localhost:{port}", "[::1]:{port}", "LOCALHOST:{port}"]
+)
 def test_it_answers_to_its_own_names(port: int, host: str) -> None:
     assert ask(port, "/api/studies", Host=host)[0] == 200
 
@@ -108,11 +115,16 @@ def test_a_note_of_another_site_is_not_kept(port: int) -> None:
     note = json.dumps({"version": version, "body": "theirs"}).encode()
     assert ask(port, NOTE, "PUT", note, Origin="http://evil.example")[0] == 403
     assert json.loads(ask(port, "/api/studies/1")[2])["note"]["version"] == version - 1
-    assert ask(port, NOTE, "PUT", note, Origin="http://localhost:{port}", Content_Type="text/plain")[0] == 204
+    assert (
+        ask(port, NOTE, "PUT", note, Origin="http://localhost:{port}", Content_Type="text/plain")[0]
+        == 204
+    )
     assert json.loads(ask(port, "/api/studies/1")[2])["note"]["body"] == "theirs"
 
 
-@pytest.mark.parametrize("path", ["/dashboard", "/api/studies", "/static/bundle.js", "/favicon.ico", "/nowhere", "/"])
+@pytest.mark.parametrize(
+    "path", ["/dashboard", "/api/studies", "/static/bundle.js", "/favicon.ico", "/nowhere", "/"]
+)
 def test_every_answer_has_a_policy_and_none_lets_others_read_it(port: int, path: str) -> None:
     _, headers, _ = ask(port, path)
     policy = headers["content-security-policy"]

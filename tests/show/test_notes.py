@@ -80,7 +80,8 @@ def test_each_batch_size_has_a_note_and_axis_plots_of_its_own(store: Store) -> N
     assert "| 0.1 |" in get_note(store.optuna_studies[32])
     assert "| 0.3 |" in get_note(store.optuna_studies[64])
     marks = [
-        sum(len(trace["x"]) for trace in figures(store, batch_size)["axis-base_lr"]["data"]) for batch_size in (32, 64)
+        sum(len(trace["x"]) for trace in figures(store, batch_size)["axis-base_lr"]["data"])
+        for batch_size in (32, 64)
     ]
     assert marks == [len(TRIALS), len(other)]
     assert store.optuna_studies[32].metric_names == ["val_error"]
@@ -94,15 +95,21 @@ def test_writing_again_replaces_and_the_same_again_changes_nothing(store: Store)
     annotate(store, TRIALS)
     assert attributes(store) == once
     assert list(figures(store, 32)) == ["axis-base_lr"]
-    assert sum(len(trace["x"]) for trace in figures(store, 32)["axis-base_lr"]["data"]) == len(TRIALS)
+    assert sum(len(trace["x"]) for trace in figures(store, 32)["axis-base_lr"]["data"]) == len(
+        TRIALS
+    )
 
 
-def test_with_a_comparison_the_note_has_the_decision_the_baseline_and_the_distance_to_it(store: Store) -> None:
+def test_with_a_comparison_the_note_has_the_decision_the_baseline_and_the_distance_to_it(
+    store: Store,
+) -> None:
     found = comparison([[0.01, 0.02]], None, checkpoint=0.03)
     write_comparison(store.folder, found)
     annotate(store, TRIALS)
     note = get_note(store.optuna_studies[32])
-    header, _, first, row = ([cell.strip() for cell in line.split("|")] for line in note.splitlines() if "|" in line)
+    header, _, first, row = (
+        [cell.strip() for cell in line.split("|")] for line in note.splitlines() if "|" in line
+    )
     place = header.index("delta")
     assert header[place - 1] == "best value"
     assert (first[1], first[place - 1], first[place]) == ("baseline: <best>.pt", "0.03", "0")
@@ -138,7 +145,9 @@ def test_a_study_without_trials_gets_a_note_and_no_plot(store: Store) -> None:
 
 def test_scientific_values_cannot_break_the_table() -> None:
     study = small_study(workload_args={"norm": ["pre|post", "none"]})
-    points = [replace(TRIALS[0].point, workload_args={"norm": norm}) for norm in ("pre|post", "none")]
+    points = [
+        replace(TRIALS[0].point, workload_args={"norm": norm}) for norm in ("pre|post", "none")
+    ]
     trials = [replace(TRIALS[0], point=point) for point in points]
     note = verdict_note(study, 32, summarize(trials, study.scientific_names, study.ranges))
     rows = [line for line in note.splitlines() if line.startswith("|")]

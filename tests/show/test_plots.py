@@ -52,7 +52,10 @@ def trial(
     **point: Any,
 ) -> Trial:
     return Trial(
-        point=Point(**{"number": number, "batch_size": 32, "optimizer": "momentum", "base_lr": base_lr} | point),
+        point=Point(
+            **{"number": number, "batch_size": 32, "optimizer": "momentum", "base_lr": base_lr}
+            | point
+        ),
         verdict=Verdict(outcome, "none", math.inf, "loss < 1e3 & falling"),
         curve=measured,
         best_value=best_value,
@@ -96,7 +99,10 @@ any_trial = st.builds(
 
 
 @settings(deadline=None)  # the first figure is slow
-@given(st.lists(any_trial, min_size=1, max_size=12), st.sampled_from(["base_lr", "clip_norm", "warmup_steps"]))
+@given(
+    st.lists(any_trial, min_size=1, max_size=12),
+    st.sampled_from(["base_lr", "clip_norm", "warmup_steps"]),
+)
 def test_marks_drawn_are_trials(trials: list[Trial], axis: str) -> None:
     info = axis_info(trials, axis, "val_error", log=axis == "base_lr")
     left_out = sum(count for _, count in info.not_varied)
@@ -122,7 +128,9 @@ def test_the_best_is_a_star_and_infeasible_and_crashed_stand_on_rails() -> None:
     assert marks(info)[1].y == 0.3 < marks(info)[2].y < marks(info)[3].y
     assert (info.y_range, info.log_x, info.log_y, info.categories) == ((0.2, 0.3), True, False, ())
     assert info.panels[0].note == "lr_star = 0.1, headroom 10 ×"
-    looks = {trace.name: (trace.marker.symbol, trace.marker.color) for trace in axis_figure(info).data}
+    looks = {
+        trace.name: (trace.marker.symbol, trace.marker.color) for trace in axis_figure(info).data
+    }
     assert looks["best"] == ("star", "#009E73")
     assert looks["feasible"] == ("circle", "#0072B2")
     assert looks["infeasible"][0] == "x-thin"
@@ -178,17 +186,28 @@ def test_an_optimizer_that_does_not_vary_the_axis_is_named_not_dropped() -> None
     assert "1 trials of adam" in axis_figure(info).layout.annotations[-1].text
 
 
-@pytest.mark.parametrize(("best", "log"), [((0.01, 0.9), True), ((0.1, 0.9), False), ((-1.0, 0.9), False)])
+@pytest.mark.parametrize(
+    ("best", "log"), [((0.01, 0.9), True), ((0.1, 0.9), False), ((-1.0, 0.9), False)]
+)
 def test_the_value_axis_is_logarithmic_over_more_than_one_and_a_half_decades(
     best: tuple[float, float], log: bool
 ) -> None:
-    assert axis_info([trial(0, 0.1, best[0]), trial(1, 0.2, best[1])], "base_lr", "val_error").log_y is log
+    assert (
+        axis_info([trial(0, 0.1, best[0]), trial(1, 0.2, best[1])], "base_lr", "val_error").log_y
+        is log
+    )
 
 
 def test_a_scientific_hyperparameter_has_panels_of_its_own_unless_it_is_the_axis() -> None:
-    trials = [trial(n, 0.1 * (n + 1), 0.1, workload_args={"norm": "pre" if n % 2 else "post"}) for n in range(4)]
+    trials = [
+        trial(n, 0.1 * (n + 1), 0.1, workload_args={"norm": "pre" if n % 2 else "post"})
+        for n in range(4)
+    ]
     split = axis_info(trials, "base_lr", "val_error", scientific=["norm"])
-    assert [dict(panel.group.scientific) for panel in split.panels] == [{"norm": "post"}, {"norm": "pre"}]
+    assert [dict(panel.group.scientific) for panel in split.panels] == [
+        {"norm": "post"},
+        {"norm": "pre"},
+    ]
     assert len(axis_info(trials, "norm", "val_error", scientific=["norm"]).panels) == 1
 
 
@@ -196,7 +215,7 @@ def test_text_of_a_trial_is_escaped_in_hover() -> None:
     assert "loss &lt; 1e3 &amp; falling" in marks(axis_info(FOUR, "base_lr", "val_error"))[0].hover
 
 
-# --- curves ------------------------------------------------------------------------------------------------
+# --- curves ---------------------------------------------------------------------------------------
 
 
 @given(
@@ -204,7 +223,9 @@ def test_text_of_a_trial_is_escaped_in_hover() -> None:
     st.booleans(),
     st.integers(50, 300),
 )
-def test_thinning_keeps_order_extremes_and_ends(drawn_values: list[float], log: bool, most: int) -> None:
+def test_thinning_keeps_order_extremes_and_ends(
+    drawn_values: list[float], log: bool, most: int
+) -> None:
     full = np.array(drawn_values)
     steps, kept = thin(full, log, most)
     finite = full[np.isfinite(full)]
@@ -244,7 +265,14 @@ def lr_sweep() -> list[Trial]:
 
 def test_lr_star_and_the_next_three_learning_rates_are_picked_out() -> None:
     [panel] = curves_info(lr_sweep(), "val_error").panels
-    assert {line.number: line.rank for line in panel.lines} == {0: 0, 1: -1, 2: 1, 3: 2, 4: 3, 5: -1}
+    assert {line.number: line.rank for line in panel.lines} == {
+        0: 0,
+        1: -1,
+        2: 1,
+        3: 2,
+        4: 3,
+        5: -1,
+    }
     assert panel.lr_star == 0.1
 
 
@@ -278,7 +306,7 @@ def test_without_any_curve_there_is_still_a_figure() -> None:
     assert curves_figure(curves_info(FOUR, "val_error")).layout.annotations
 
 
-# --- gradient norms ----------------------------------------------------------------------------------------
+# --- gradient norms -------------------------------------------------------------------------------
 
 
 def test_norms_are_those_of_lr_star_with_their_90th_percentile() -> None:
@@ -301,7 +329,9 @@ def test_an_infinite_threshold_is_no_line() -> None:
 
 def test_norms_that_no_log_axis_shows_are_counted() -> None:
     norms = np.array([0.0, 1.0, 2.0, math.inf])
-    [panel] = norms_info([trial(0, 0.1, 0.1, measured=Curve(norms, norms, np.array([0]), {}, 4))]).panels
+    [panel] = norms_info(
+        [trial(0, 0.1, 0.1, measured=Curve(norms, norms, np.array([0]), {}, 4))]
+    ).panels
     assert (panel.unshown, panel.norms) == (2, (1.0, 2.0))
 
 
@@ -315,7 +345,9 @@ def test_groups_without_norms_are_named() -> None:
 
 
 def test_a_group_without_a_feasible_trial_shows_its_infeasible_one_at_the_lowest_base_lr() -> None:
-    lost = [trial(n, lr, outcome="diverged", measured=curve()) for n, lr in enumerate((0.4, 0.2, 0.8))]
+    lost = [
+        trial(n, lr, outcome="diverged", measured=curve()) for n, lr in enumerate((0.4, 0.2, 0.8))
+    ]
     info = norms_info(lost)
     assert [panel.number for panel in info.panels] == [1]
     assert sum(trace.marker.symbol == "x-thin" for trace in norms_figure(info).data) == 1
@@ -324,13 +356,20 @@ def test_a_group_without_a_feasible_trial_shows_its_infeasible_one_at_the_lowest
 
 
 def test_groups_of_one_optimizer_share_the_scale_of_norms_and_thresholds() -> None:
-    thresholds = [trial(n, 0.1, 0.1, measured=curve(), clip_norm=clip) for n, clip in enumerate((0.1, math.inf))]
+    thresholds = [
+        trial(n, 0.1, 0.1, measured=curve(), clip_norm=clip)
+        for n, clip in enumerate((0.1, math.inf))
+    ]
     info = norms_info(thresholds, scientific=["clip_norm"])
-    assert info.scale == (0.1, pytest.approx(3.3))  # the smaller threshold, the largest norm: 1 + 2.3
+    # the smaller threshold, the largest norm: 1 + 2.3
+    assert info.scale == (0.1, pytest.approx(3.3))
     figure = norms_figure(info)
     assert figure.layout.yaxis.range == figure.layout.yaxis3.range
     assert figure.layout.xaxis.range == figure.layout.xaxis3.range
-    assert norms_info([*thresholds, trial(2, 0.1, 0.1, measured=curve(), optimizer="adam")]).scale is None
+    assert (
+        norms_info([*thresholds, trial(2, 0.1, 0.1, measured=curve(), optimizer="adam")]).scale
+        is None
+    )
 
 
 def test_clipping_more_than_half_of_the_updates_is_pointed_out() -> None:
@@ -350,7 +389,7 @@ def test_what_cut_the_updates_is_named() -> None:
     assert "clip_norm = 1 and clip_z = 2.5 cut 25% of updates" in note(clip_norm=1.0, clip_z=2.5)
 
 
-# --- groups over one another -------------------------------------------------------------------------------
+# --- groups over one another ----------------------------------------------------------------------
 
 
 def repeated(base_lr: float, norm: str, *values: float, infeasible: int = 0) -> list[Trial]:
@@ -384,7 +423,9 @@ def test_an_overlay_has_a_line_per_group_through_means_that_one_infeasible_seed_
 @given(st.lists(any_trial, min_size=1, max_size=12))
 def test_an_overlay_accounts_for_every_trial(trials: list[Trial]) -> None:
     info = overlay_info(trials, "val_error", ["clip_norm"])
-    shown = sum(len(point.values) + point.infeasible for line in info.lines for point in line.points)
+    shown = sum(
+        len(point.values) + point.infeasible for line in info.lines for point in line.points
+    )
     assert shown + info.outdone + info.crashed == len(trials)
 
 
@@ -400,7 +441,10 @@ def test_every_seed_of_an_overlay_is_a_mark_in_the_colour_of_its_line() -> None:
 
 
 def test_at_each_base_lr_the_best_configuration_is_drawn_and_the_others_are_counted() -> None:
-    worse = [replace(one, point=replace(one.point, clip_norm=1.0), best_value=0.9) for one in PRE_AND_POST[:2]]
+    worse = [
+        replace(one, point=replace(one.point, clip_norm=1.0), best_value=0.9)
+        for one in PRE_AND_POST[:2]
+    ]
     info = overlay_info([*PRE_AND_POST, *worse], "val_error", ["norm"])
     assert info.lines == overlay_info(PRE_AND_POST, "val_error", ["norm"]).lines
     assert info.outdone == 2
@@ -425,14 +469,17 @@ def test_losses_are_laid_over_one_another_where_nothing_is_tuned() -> None:
     assert (line.seed, line.infeasible, line.sparse_steps) == (1, True, (0, 50, 100, 150))
     assert line.sparse_loss == tuple(FALLING[::50])
     figure = loss_figure(info)
-    assert sum(trace.mode == "lines" for trace in figure.data) == 8  # every step, and the running median
+    # every step, and the running median
+    assert sum(trace.mode == "lines" for trace in figure.data) == 8
     assert sum(trace.mode == "lines+markers" for trace in figure.data) == 4
     assert [trace.name for trace in figure.data if trace.showlegend] == ["post", "pre"]
     assert "4 trials, 2 seeds per colour" in figure.layout.annotations[-1].text
 
 
 @given(st.integers(20, 160), st.floats(1, 1e6))
-def test_the_running_median_ignores_one_spike_that_the_thin_line_keeps(at: int, height: float) -> None:
+def test_the_running_median_ignores_one_spike_that_the_thin_line_keeps(
+    at: int, height: float
+) -> None:
     loss = np.full(STEPS, 1.0)
     loss[at] += height
     [group] = loss_info([trial(0, 0.1, 0.1, measured=curve(loss))], []).groups
@@ -441,24 +488,36 @@ def test_the_running_median_ignores_one_spike_that_the_thin_line_keeps(at: int, 
 
 
 def test_a_trial_without_a_curve_is_counted_under_the_losses() -> None:
-    at_one_lr = [*repeated(0.1, "pre", 0.2), replace(repeated(0.1, "post", 0.2)[0], curve=EMPTY_CURVE)]
+    at_one_lr = [
+        *repeated(0.1, "pre", 0.2),
+        replace(repeated(0.1, "post", 0.2)[0], curve=EMPTY_CURVE),
+    ]
     info = loss_info(at_one_lr, ["norm"])
     assert [one.missing for one in info.groups] == [1, 0]
     assert "no curve of 1 more" in loss_figure(info).layout.annotations[-1].text
 
 
-def test_one_numeric_scientific_axis_goes_from_dark_to_light_and_names_are_clearly_different() -> None:
+def test_one_numeric_scientific_axis_goes_from_dark_to_light_and_names_are_clearly_different() -> (
+    None
+):
     ordered = colours([{"warmup_steps": steps} for steps in (0, 10, 100)])
     assert len(set(ordered)) == 3
     assert ordered != colours([{"norm": name} for name in ("pre", "post", "none")])
 
 
-# --- the edge of stability ---------------------------------------------------------------------------------
+# --- the edge of stability ------------------------------------------------------------------------
 
 
 def seeds_at(base_lr: float, feasible: int, infeasible: int, **point: Any) -> list[Trial]:
     return [
-        trial(seed, base_lr, 1 / base_lr, "feasible" if seed < feasible else "diverged", seed=seed, **point)
+        trial(
+            seed,
+            base_lr,
+            1 / base_lr,
+            "feasible" if seed < feasible else "diverged",
+            seed=seed,
+            **point,
+        )
         for seed in range(feasible + infeasible)
     ]
 
@@ -470,7 +529,9 @@ EDGE = [
     *seeds_at(1.0, 3, 1),
     *seeds_at(10.0, 1, 3),
 ]
-LIMITS = {Group(32, "momentum"): {"2/λ₁ at initialization": 20.0, "flat": math.inf, "adaptive": math.nan}}
+LIMITS = {
+    Group(32, "momentum"): {"2/λ₁ at initialization": 20.0, "flat": math.inf, "adaptive": math.nan}
+}
 
 
 def test_the_edge_is_fitted_from_lr_star_on_and_bracketed_where_half_diverge() -> None:
@@ -487,7 +548,12 @@ def test_the_edge_is_fitted_from_lr_star_on_and_bracketed_where_half_diverge() -
 def test_every_base_lr_has_a_dot_with_its_confidence_and_every_finite_limit_a_line() -> None:
     figure = edge_figure(edge_info(EDGE, limits=LIMITS))
     traces = {trace.name: trace for trace in figure.data}
-    assert list(traces) == ["lr_star", "2/λ₁ at initialization", "non-decreasing fit", "share that diverged"]
+    assert list(traces) == [
+        "lr_star",
+        "2/λ₁ at initialization",
+        "non-decreasing fit",
+        "share that diverged",
+    ]
     dots = traces["share that diverged"]
     assert list(dots.x) == [1e-4, 0.01, 0.1, 1.0, 10.0]
     assert list(dots.y) == [1.0, 0.0, 0.0, 0.25, 0.75]
@@ -517,14 +583,19 @@ def test_an_open_bracket_is_shaded_to_the_border_and_a_single_trial_has_no_bar()
     assert (lost.panels[0].bracket, lost.panels[0].fitted) == ((0.0, 0.1), ((0.1, 1.0), (1.0, 1.0)))
     figure = edge_figure(lost)
     assert math.log10(figure.layout.shapes[0].x0) == pytest.approx(figure.layout.xaxis.range[0])
-    assert any("no feasible trial, unstable_base_lr at most 0.1" in note.text for note in figure.layout.annotations)
+    assert any(
+        "no feasible trial, unstable_base_lr at most 0.1" in note.text
+        for note in figure.layout.annotations
+    )
 
 
 @settings(deadline=None, max_examples=30)  # figures of many panels are slow
 @given(st.lists(any_trial, min_size=1, max_size=12))
 def test_an_edge_accounts_for_every_trial(trials: list[Trial]) -> None:
     info = edge_info(trials, ["clip_norm"])
-    assert sum(one.trials for panel in info.panels for one in panel.tried) + info.crashed == len(trials)
+    assert sum(one.trials for panel in info.panels for one in panel.tried) + info.crashed == len(
+        trials
+    )
     for panel in info.panels:
         low, high = panel.bracket
         assert low < high
@@ -534,7 +605,7 @@ def test_an_edge_accounts_for_every_trial(trials: list[Trial]) -> None:
     assert sum(bool(trace.showlegend) for trace in dots) == bool(dots)
 
 
-# --- ticks -------------------------------------------------------------------------------------------------
+# --- ticks ----------------------------------------------------------------------------------------
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
@@ -551,10 +622,18 @@ def test_log_ticks_are_1_2_5_over_few_decades_and_powers_over_many() -> None:
 
 
 @pytest.mark.parametrize("baseline", [None, [0.31, 0.29]])
-def test_a_comparison_shows_every_run_and_the_best_of_n_where_there_was_a_search(baseline: list[float] | None) -> None:
+def test_a_comparison_shows_every_run_and_the_best_of_n_where_there_was_a_search(
+    baseline: list[float] | None,
+) -> None:
     info = versus_info(comparison([[0.2, 0.21], [0.4, 0.01]], baseline))
-    assert [side.values for side in info.sides] == ([(0.31, 0.29)] if baseline else []) + [(0.2, 0.21), (0.4, 0.01)]
-    assert [side.best_of is None for side in info.sides] == ([True] if baseline else []) + [False, False]
+    assert [side.values for side in info.sides] == ([(0.31, 0.29)] if baseline else []) + [
+        (0.2, 0.21),
+        (0.4, 0.01),
+    ]
+    assert [side.best_of is None for side in info.sides] == ([True] if baseline else []) + [
+        False,
+        False,
+    ]
     assert (info.checkpoint, info.y_range) == (0.3, (0.01, 0.9))
     figure = versus_figure(info)
     marks = [trace for trace in figure.data if trace.mode == "markers"]
@@ -569,4 +648,8 @@ def test_the_baseline_is_a_dashed_line_that_the_range_holds() -> None:
     assert info.y_range == (0.2, 0.35)
     lines = [shape for shape in axis_figure(info).layout.shapes if shape.type == "line"]
     assert [(line.y0, line.line.dash) for line in lines] == [(0.35, "dash")]
-    assert not [shape for shape in axis_figure(replace(info, baseline=None)).layout.shapes if shape.type == "line"]
+    assert not [
+        shape
+        for shape in axis_figure(replace(info, baseline=None)).layout.shapes
+        if shape.type == "line"
+    ]

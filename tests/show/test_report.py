@@ -31,7 +31,9 @@ DIVERGED = Verdict("diverged", "mid_training", 40, "loss <far> above its start &
 
 
 def trials(count: int = 8, steps: int = 100) -> list[Trial]:
-    """Half of each optimizer; the upper quarter of learning rates diverged; one crash at the end."""
+    """Half of each optimizer; the upper quarter of learning rates diverged; one crash at the
+    end.
+    """
     random = np.random.default_rng(0)
     finished = []
     for number in range(count):
@@ -43,7 +45,11 @@ def trials(count: int = 8, steps: int = 100) -> list[Trial]:
             base_lr=1e-3 * 1e3**share,
             clip_norm=(math.inf, 1.0, 10.0)[number % 3],
         )
-        loss = 2.3 * np.exp(-np.linspace(0, 1 + 3 * share, steps)) * np.exp(0.1 * random.standard_normal(steps))
+        loss = (
+            2.3
+            * np.exp(-np.linspace(0, 1 + 3 * share, steps))
+            * np.exp(0.1 * random.standard_normal(steps))
+        )
         evaluations = np.arange(0, steps + 1, steps // 20)
         error = 0.9 * np.exp(-np.linspace(0, 1 + 3 * share, len(evaluations)))
         curve = Curve(loss, 1 + loss, evaluations, {"val_error": error}, steps)
@@ -53,7 +59,10 @@ def trials(count: int = 8, steps: int = 100) -> list[Trial]:
 
 
 def write(path: Path, finished: list[Trial], **arguments: Any) -> str:
-    write_report(path, **{"name": "s", "question": "?", "trials": finished, "objective": "val_error"} | arguments)
+    write_report(
+        path,
+        **{"name": "s", "question": "?", "trials": finished, "objective": "val_error"} | arguments,
+    )
     return path.read_text(encoding="utf-8")
 
 
@@ -69,7 +78,9 @@ class Outline(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        self.fetched += [
+            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")
+        ]
         self.inside = tag
         if tag == "table":
             self.rows.append(0)
@@ -90,14 +101,19 @@ def test_the_report_fetches_nothing_and_holds_plotly_once(tmp_path: Path) -> Non
 
 def test_every_trial_has_a_row_and_every_varied_hyperparameter_a_plot(tmp_path: Path) -> None:
     text = write(tmp_path / "report.html", trials())
-    assert Outline(text).rows == [1 + 2 * 4, 1 + 9]  # per group a row and its best point; per trial a row
-    assert [text.count(f'id="{name}"') for name in ("axis_base_lr", "axis_optimizer", "axis_clip_norm")] == [1] * 3
+    # per group a row and its best point; per trial a row
+    assert Outline(text).rows == [1 + 2 * 4, 1 + 9]
+    assert [
+        text.count(f'id="{name}"') for name in ("axis_base_lr", "axis_optimizer", "axis_clip_norm")
+    ] == [1] * 3
     assert text.count('id="axis_') == 3
     assert "CUDA out of memory" in text
 
 
 def test_every_id_of_a_rule_says_the_rule(tmp_path: Path) -> None:
-    text = write(tmp_path / "report.html", trials(), comparison=comparison([[0.1, 0.2]], [0.3, 0.4]))
+    text = write(
+        tmp_path / "report.html", trials(), comparison=comparison([[0.1, 0.2]], [0.3, 0.4])
+    )
     body = re.sub(r"<(script|style)>.*?</\1>|<script .*?</script>", "", text, flags=re.DOTALL)
     said = re.findall(r'<abbr title="([^"]+)">([RS]\d+)</abbr>', body)
     assert {"R1", "R3", "R6", "S4", "S5", "S9", "R16", "R20"} <= {id for _, id in said}
@@ -129,7 +145,12 @@ def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
         notes=["a < b"],
         environment={"command": "a && b"},
     )
-    for escaped in ("&lt;script&gt;alert(1)", "a &lt; b", "a &amp;&amp; b", "loss &lt;far&gt; above"):
+    for escaped in (
+        "&lt;script&gt;alert(1)",
+        "a &lt; b",
+        "a &amp;&amp; b",
+        "loss &lt;far&gt; above",
+    ):
         assert escaped in text
     assert "<script>alert(1)" not in text
     assert "<far>" not in text
@@ -170,21 +191,33 @@ def test_a_comparison_is_a_chapter_with_its_decision_its_costs_and_its_warnings(
     assert outline.headings[2:5] == ["What to look at", "Against the baseline", "Axis plots"]
     assert f">{found.decision}</b>" in text
     assert found.decision == ("adopt" if baseline else "not enough evidence")
-    for words in ("Mind &lt;this&gt;.", "test_error 0.21", "runs/&lt;best&gt;.pt", "base_lr 0.001 to 10"):
+    for words in (
+        "Mind &lt;this&gt;.",
+        "test_error 0.21",
+        "runs/&lt;best&gt;.pt",
+        "base_lr 0.001 to 10",
+    ):
         assert words in text
     assert (">unknown</td>" in text) == (baseline is None)
 
 
-def test_with_a_comparison_the_baseline_is_the_first_row_and_delta_a_column_of_both_tables(tmp_path: Path) -> None:
+def test_with_a_comparison_the_baseline_is_the_first_row_and_delta_a_column_of_both_tables(
+    tmp_path: Path,
+) -> None:
     found = comparison([[0.2, 0.21]], None, checkpoint=0.25)
-    text, plain = write(tmp_path / "a.html", trials(), comparison=found), write(tmp_path / "b.html", trials())
+    text, plain = (
+        write(tmp_path / "a.html", trials(), comparison=found),
+        write(tmp_path / "b.html", trials()),
+    )
     before, after = Outline(plain).rows, Outline(text).rows
     assert (after[0], after[-1]) == (before[0] + 1, before[-1] + 1)
     assert text.count(">delta</th>") == 2
     assert text.count(DELTA) == 2
     assert "delta" not in plain.replace(get_plotlyjs(), "").replace("deltaX", "")
     body = text.split("<h2>Result per group</h2>")[1].split("<tbody>")[1]
-    assert re.search(r'^\s*<tr><td class="text">baseline: &lt;best&gt;.pt</td>.*?<td>0.25</td><td>0</td>', body)
+    assert re.search(
+        r'^\s*<tr><td class="text">baseline: &lt;best&gt;.pt</td>.*?<td>0.25</td><td>0</td>', body
+    )
     body = text.split("<h2>All trials</h2>")[1].split("<tbody>")[1]
     assert body.strip().startswith('<tr><td data-value="baseline" class="text">baseline</td>')
 
@@ -224,9 +257,15 @@ def test_the_summary_fits_140_columns(found: Comparison | None) -> None:
     assert "…" not in file.getvalue()
 
 
-def seeded(number: int, base_lr: float, seed: int, error: float, verdict: Verdict = STABLE, **point: Any) -> Trial:
-    curve = Curve(np.full(9, 2.0), np.ones(9), np.array([0, 9]), {"val_error": np.array([0.9, error])}, 9)
-    return measured(Point(number, 32, "adam", base_lr, seed=seed, **point), verdict, curve, "val_error", 1.0)
+def seeded(
+    number: int, base_lr: float, seed: int, error: float, verdict: Verdict = STABLE, **point: Any
+) -> Trial:
+    curve = Curve(
+        np.full(9, 2.0), np.ones(9), np.array([0, 9]), {"val_error": np.array([0.9, error])}, 9
+    )
+    return measured(
+        Point(number, 32, "adam", base_lr, seed=seed, **point), verdict, curve, "val_error", 1.0
+    )
 
 
 def test_scientific_groups_are_compared_in_one_picture() -> None:
@@ -236,22 +275,29 @@ def test_scientific_groups_are_compared_in_one_picture() -> None:
     ]
 
     def names(finished: list[Trial], scientific: list[str]) -> list[str]:
-        return [picture.name for picture in pictures(finished, "val_error", ["base_lr"], scientific)]
+        return [
+            picture.name for picture in pictures(finished, "val_error", ["base_lr"], scientific)
+        ]
 
     rest = ["axis_clip_norm", "training_curves", "gradient_norms"]
     assert names(clips, []) == ["axis_base_lr", *rest]
-    assert names(clips, ["clip_norm"]) == ["comparison", "axis_base_lr", *rest]  # tuned over the same base LRs
+    # tuned over the same base LRs
+    assert names(clips, ["clip_norm"]) == ["comparison", "axis_base_lr", *rest]
     assert names(clips[:2], ["clip_norm"]) == ["training_loss", *rest]  # nothing tuned
 
 
-def test_several_seeds_show_their_mean_their_spread_and_their_share_at_the_edge(tmp_path: Path) -> None:
+def test_several_seeds_show_their_mean_their_spread_and_their_share_at_the_edge(
+    tmp_path: Path,
+) -> None:
     finished = [seeded(s, 0.1, s, 0.1 + 0.1 * s) for s in range(3)]
     finished += [seeded(3 + s, 0.4, s, 0.5, STABLE if s else DIVERGED) for s in range(3)]
     [row] = summarize(finished)
     cells = summary_cells(row, [])
     assert cells["best value"] == "0.2 (0.1 – 0.3)"
     assert cells["unstable_base_lr"] == "0.1 – 0.4 (1 of 3)"
-    assert "Every configuration was trained with 3 seeds" in write(tmp_path / "three.html", finished)
+    assert "Every configuration was trained with 3 seeds" in write(
+        tmp_path / "three.html", finished
+    )
     assert "seeds" not in write(tmp_path / "one.html", finished[::3]).split("</table>")[0]
 
 

@@ -1,4 +1,6 @@
-"""The baseline is in the Optuna studies once, for people to see, and in nothing that counts trials."""
+"""The baseline is in the Optuna studies once, for people to see, and in nothing that counts
+trials.
+"""
 
 import filecmp
 from pathlib import Path
@@ -44,7 +46,11 @@ def test_each_batch_size_has_the_baseline_with_its_value_and_its_file(store, tmp
     (meta,) = get_all_artifact_meta(trial, storage=store.optuna_studies[batch_size]._storage)
     assert meta.filename == "b.pt"
     copy = tmp_path / "copy.pt"
-    download_artifact(artifact_store=artifact_store(store.folder), artifact_id=meta.artifact_id, file_path=str(copy))
+    download_artifact(
+        artifact_store=artifact_store(store.folder),
+        artifact_id=meta.artifact_id,
+        file_path=str(copy),
+    )
     assert filecmp.cmp(copy, baseline.path, shallow=False)
 
 

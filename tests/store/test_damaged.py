@@ -1,4 +1,6 @@
-"""A file of the results that is damaged, foreign or in another's place is named; what it does not concern goes on."""
+"""A file of the results that is damaged, foreign or in another's place is named; what it does not
+concern goes on.
+"""
 
 import csv
 import json
@@ -19,8 +21,21 @@ from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.progress import Progress
 from tunewright.search.pool.worker import _InboxKeeper
 from tunewright.search.show.publish import write_results
-from tunewright.search.store.files import checkpoint_path, curve_path, write_checkpoint, write_curve, write_json
-from tunewright.search.store.storage import create_store, environment, open_store, read_trials, tell, write_comparison
+from tunewright.search.store.files import (
+    checkpoint_path,
+    curve_path,
+    write_checkpoint,
+    write_curve,
+    write_json,
+)
+from tunewright.search.store.storage import (
+    create_store,
+    environment,
+    open_store,
+    read_trials,
+    tell,
+    write_comparison,
+)
 from tunewright.search.study.study import load_study
 from tunewright.search.trial import crashed
 
@@ -100,7 +115,11 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("name", "damage"), CASES)
 def test_a_damaged_file_is_named_and_the_rest_is_reported(
-    folder: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    folder: Path,
+    name: str,
+    damage: str,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = (folder / "report.html").stat().st_mtime_ns
     DAMAGES[damage](folder / name)
@@ -126,18 +145,26 @@ UNNOTICED = {
 }
 
 
-def test_results_whose_database_lost_trials_keep_their_table(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_results_whose_database_lost_trials_keep_their_table(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (folder / "study.db").unlink()
     tell(create_store(load_study(folder / "study.toml", name="small"), folder.parent), TRIALS[0])
     table = (folder / "trials.csv").read_bytes()
     assert main(["report", str(folder)]) == 0
     assert (folder / "trials.csv").read_bytes() == table
-    assert f"{folder / 'trials.csv'}: is kept: it has 3 trials, and the database only 1." in caplog.text
+    assert (
+        f"{folder / 'trials.csv'}: is kept: it has 3 trials, and the database only 1."
+        in caplog.text
+    )
 
 
 def test_an_empty_database_is_begun_anew_by_the_same_study(folder: Path) -> None:
     (folder / "study.db").write_bytes(b"")
-    assert read_trials(create_store(load_study(folder / "study.toml", name="small"), folder.parent)) == []
+    assert (
+        read_trials(create_store(load_study(folder / "study.toml", name="small"), folder.parent))
+        == []
+    )
 
 
 @pytest.mark.parametrize("results", ["caf\udce9", "caf\udce9/below"])
@@ -153,12 +180,18 @@ def test_a_results_path_that_is_not_utf8_is_refused_before_anything_is_written(
 def test_a_database_whose_making_was_interrupted_is_made_whole(folder: Path, made: int) -> None:
     path = folder / "study.db"
     with closing(sqlite3.connect(path)) as connection:
-        tables = [sql for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")]
+        tables = [
+            sql
+            for (sql,) in connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table'")
+        ]
     path.unlink()
     with closing(sqlite3.connect(path)) as connection:
         for sql in tables[:made]:
             connection.execute(sql)
-    assert read_trials(create_store(load_study(folder / "study.toml", name="small"), folder.parent)) == []
+    assert (
+        read_trials(create_store(load_study(folder / "study.toml", name="small"), folder.parent))
+        == []
+    )
 
 
 def test_the_database_of_another_program_is_refused_and_left_as_it_is(folder: Path) -> None:
@@ -167,7 +200,9 @@ def test_the_database_of_another_program_is_refused_and_left_as_it_is(folder: Pa
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE cookies (name TEXT)")
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"study.db: is another program's database, with tables cookies"):
+    with pytest.raises(
+        UserError, match=r"study.db: is another program's database, with tables cookies"
+    ):
         open_store(folder)
     assert path.read_bytes() == before
 
@@ -239,7 +274,9 @@ def test_a_damaged_record_in_the_inbox_is_named_and_its_point_tried_again(
     assert "batch_size=32-00002" in caplog.text
 
 
-def test_a_record_of_another_study_is_left_out(folder: Path, inbox: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_of_another_study_is_left_out(
+    folder: Path, inbox: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     record = LATE.record()
     for number, batch_size in ((2, 999), (7, 32)):
         record["point"] |= {"number": number, "batch_size": batch_size}
@@ -248,7 +285,9 @@ def test_a_record_of_another_study_is_left_out(folder: Path, inbox: Path, caplog
     assert "batch_size=999-00002.json: is left out: it is of another study" in caplog.text
 
 
-def test_a_damaged_state_is_trained_from_its_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_state_is_trained_from_its_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     keeper = _InboxKeeper(tmp_path)
     state = tmp_path / "batch_size=32-00002.state"
     for damage in DAMAGES.values():

@@ -29,7 +29,12 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path):
 
 def test_curves_are_read_as_written(tmp_path):
     curve = Curve(
-        np.array([1.0, math.nan]), np.array([math.inf, 2.0]), np.array([0, 2]), {"v": np.array([3.0, 4.0])}, 9, 2.3
+        np.array([1.0, math.nan]),
+        np.array([math.inf, 2.0]),
+        np.array([0, 2]),
+        {"v": np.array([3.0, 4.0])},
+        9,
+        2.3,
     )
     write_curve(tmp_path / "c.npz", curve)
     assert read_curve(tmp_path / "c.npz") == curve
@@ -37,4 +42,7 @@ def test_curves_are_read_as_written(tmp_path):
 
 def test_json_is_strict(tmp_path):
     write_json(tmp_path / "a.json", {"x": math.inf, "y": math.nan})
-    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {"x": "Infinity", "y": "NaN"}
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {
+        "x": "Infinity",
+        "y": "NaN",
+    }

@@ -38,7 +38,9 @@ from tunewright.search.study.study import Study, load_study
 from tunewright.search.trial import Point, Told, Trial, as_told, crashed
 
 TRAINED, EARLY = feasible(0, 0.1, 0.05), diverged(1, 5.0, onset_step=3)
-KILLED = crashed(point(2, 1.0), "MemoryError: out of memory", traceback="Traceback ...", seconds=2.0)
+KILLED = crashed(
+    point(2, 1.0), "MemoryError: out of memory", traceback="Traceback ...", seconds=2.0
+)
 NAME = "small/batch_size=32"
 
 
@@ -57,15 +59,23 @@ def told(store: Store, trial: Trial) -> optuna.trial.FrozenTrial:
     return optuna.load_study(study_name=NAME, storage=url_of(store)).trials[-1]
 
 
-# --- how a trial is told -----------------------------------------------------------------------------------
+# --- how a trial is told --------------------------------------------------------------------------
 
 
-def test_a_feasible_trial_is_complete_with_its_best_value_and_a_negative_constraint(store: Store) -> None:
+def test_a_feasible_trial_is_complete_with_its_best_value_and_a_negative_constraint(
+    store: Store,
+) -> None:
     frozen = told(store, TRAINED)
-    assert (frozen.state, frozen.value, frozen.constraints) == (TrialState.COMPLETE, 0.05, {"diverged": -1.0})
+    assert (frozen.state, frozen.value, frozen.constraints) == (
+        TrialState.COMPLETE,
+        0.05,
+        {"diverged": -1.0},
+    )
 
 
-def test_an_infeasible_trial_is_complete_with_the_value_of_the_untrained_model(store: Store) -> None:
+def test_an_infeasible_trial_is_complete_with_the_value_of_the_untrained_model(
+    store: Store,
+) -> None:
     """Also if it was better for a moment: 0.001 at step 2."""
     frozen = told(store, EARLY)
     assert (frozen.state, frozen.value) == (TrialState.COMPLETE, UNTRAINED)
@@ -93,7 +103,11 @@ def test_a_collapse_found_at_the_end_is_infeasible_too() -> None:
 
 
 def test_what_optuna_is_told_is_always_finite() -> None:
-    for trial in (EARLY, replace(EARLY, initial_value=math.nan), replace(EARLY, initial_value=math.inf)):
+    for trial in (
+        EARLY,
+        replace(EARLY, initial_value=math.nan),
+        replace(EARLY, initial_value=math.inf),
+    ):
         assert math.isfinite(as_told(trial).value)
         assert as_told(trial).diverged > 0
 
@@ -147,23 +161,32 @@ def contents(database: Path) -> dict[str, list[str]]:
     """Every row about trials, without row ids and dates."""
     connection = sqlite3.connect(database)
     connection.row_factory = sqlite3.Row
-    tables = ("trials", "trial_values", "trial_params", "trial_user_attributes", "trial_system_attributes")
+    tables = (
+        "trials",
+        "trial_values",
+        "trial_params",
+        "trial_user_attributes",
+        "trial_system_attributes",
+    )
     rows = {}
     for table in (*tables, "trial_intermediate_values"):
         found = connection.execute(f"SELECT * FROM {table}").fetchall()
         # the first column is the row's own id
         rows[table] = sorted(
-            repr([(key, row[key]) for key in row.keys()[1:] if "datetime" not in key]) for row in found
+            repr([(key, row[key]) for key in row.keys()[1:] if "datetime" not in key])
+            for row in found
         )
     connection.close()
     assert all(rows.values())
     return rows
 
 
-# --- reading back ------------------------------------------------------------------------------------------
+# --- reading back ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("trial", [TRAINED, EARLY, KILLED], ids=["feasible", "infeasible", "crashed"])
+@pytest.mark.parametrize(
+    "trial", [TRAINED, EARLY, KILLED], ids=["feasible", "infeasible", "crashed"]
+)
 def test_a_trial_is_read_as_it_was_told(store: Store, trial: Trial) -> None:
     """To the bit, nan and inf included, the curve from its file."""
     if not trial.verdict.crashed:
@@ -186,7 +209,9 @@ def same(mine: Any, theirs: Any) -> bool:
 def test_every_number_of_a_trial_may_be_nan_or_inf(store: Store) -> None:
     odd = replace(
         EARLY,
-        point=replace(EARLY.point, clip_norm=math.inf, workload_args={"width": 8, "bias": True, "name": "ü"}),
+        point=replace(
+            EARLY.point, clip_norm=math.inf, workload_args={"width": 8, "bias": True, "name": "ü"}
+        ),
         best_value=math.inf,
         initial_value=math.nan,
         last_loss=-math.inf,
@@ -214,7 +239,9 @@ def test_a_crashed_trial_gives_way_to_a_later_try_and_to_no_other(store: Store) 
     assert [trial.verdict.outcome for trial in read_trials(store)] == ["feasible"]
 
 
-def test_trials_come_in_the_order_of_the_plan_whatever_the_order_of_finishing(tmp_path: Path) -> None:
+def test_trials_come_in_the_order_of_the_plan_whatever_the_order_of_finishing(
+    tmp_path: Path,
+) -> None:
     store = create_store(small_study(batch_sizes=[32, 256]), tmp_path)
     for number, batch_size in ((3, 32), (0, 256), (0, 32), (1, 256)):
         tell(store, feasible(number, 0.1, 0.05, batch_size))
@@ -223,7 +250,9 @@ def test_trials_come_in_the_order_of_the_plan_whatever_the_order_of_finishing(tm
 
 
 def test_a_trial_that_somebody_added_is_left_alone(store: Store) -> None:
-    optuna.load_study(study_name=NAME, storage=url_of(store)).add_trial(optuna.trial.create_trial(value=0.0))
+    optuna.load_study(study_name=NAME, storage=url_of(store)).add_trial(
+        optuna.trial.create_trial(value=0.0)
+    )
     tell(store, TRAINED)
     assert [trial.point.number for trial in read_trials(store)] == [0]
 
@@ -245,8 +274,26 @@ def test_clip_z_has_a_column_if_a_trial_uses_it(tmp_path: Path) -> None:
     write_table(path, [TRAINED, EARLY])
     without = path.read_text(encoding="utf-8").splitlines()[0].split(",")
     assert without == [
-        *("number", "batch_size", "optimizer", "base_lr", "warmup_steps", "clip_norm", "decay", "seed", "momentum"),
-        *("verdict", "instability", "onset_step", "best_value", "best_step", "initial_value", "last_loss"),
+        *(
+            "number",
+            "batch_size",
+            "optimizer",
+            "base_lr",
+            "warmup_steps",
+            "clip_norm",
+            "decay",
+            "seed",
+            "momentum",
+        ),
+        *(
+            "verdict",
+            "instability",
+            "onset_step",
+            "best_value",
+            "best_step",
+            "initial_value",
+            "last_loss",
+        ),
         *("clip_fraction", "seconds", "reason"),
     ]
     write_table(path, [TRAINED, replace(EARLY, point=replace(EARLY.point, clip_z=2.5))])
@@ -264,7 +311,9 @@ def test_clip_z_is_an_optuna_parameter_if_the_study_varies_it(tmp_path: Path, ax
         frozen = told(store, replace(TRAINED, point=planned))
         assert frozen.params == {"base_lr": planned.base_lr, "clip_z": planned.clip_z}
     assert [trial.point for trial in read_trials(store)] == plan(store.study)
-    assert len({planned.clip_z for planned in plan(store.study)}) == (2 if isinstance(axis, list) else 4)
+    assert len({planned.clip_z for planned in plan(store.study)}) == (
+        2 if isinstance(axis, list) else 4
+    )
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -273,7 +322,9 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_baseline_is_row_0_of_the_table_and_delta_is_the_distance_to_it(tmp_path: Path, known: bool) -> None:
+def test_the_baseline_is_row_0_of_the_table_and_delta_is_the_distance_to_it(
+    tmp_path: Path, known: bool
+) -> None:
     found = comparison([[0.2, 0.3]], [0.3, 0.31] if known else None, checkpoint=0.25)
     write_table(tmp_path / "trials.csv", [TRAINED, EARLY, KILLED], found)
     first, *rest = table(tmp_path / "trials.csv")
@@ -289,7 +340,9 @@ def test_the_baseline_is_row_0_of_the_table_and_delta_is_the_distance_to_it(tmp_
     ]
 
 
-def test_a_damaged_comparison_is_named_and_counts_as_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_comparison_is_named_and_counts_as_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert read_comparison(tmp_path) is None
     written = comparison([[0.2, 0.3]], None)
     write_comparison(tmp_path, written)
@@ -303,7 +356,7 @@ def test_a_damaged_comparison_is_named_and_counts_as_none(tmp_path: Path, caplog
     ]
 
 
-# --- whose results are these -------------------------------------------------------------------------------
+# --- whose results are these ----------------------------------------------------------------------
 
 
 def refusal(study: Study, results: Path) -> str:
@@ -315,7 +368,10 @@ def refusal(study: Study, results: Path) -> str:
 def test_a_changed_study_file_is_refused_with_what_changed(store: Store) -> None:
     space = {"optimizer": {"momentum": {"base_lr": {"low": 1e-2, "high": 10.0, "log": True}}}}
     message = refusal(small_study(space=space, seed=2), store.folder.parent)
-    assert message.splitlines()[0] == f"{store.folder}: holds results of a different study file. Changed since:"
+    assert (
+        message.splitlines()[0]
+        == f"{store.folder}: holds results of a different study file. Changed since:"
+    )
     assert message.splitlines()[1:-1] == [
         "  seed: was 1, is 2",
         "  space.optimizer.momentum.base_lr.low: was 0.001, is 0.01",
@@ -378,8 +434,14 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 
 def test_a_results_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "small").write_text("a file in the folder's place")
-    assert refusal(small_study(), tmp_path) == f"{tmp_path / 'small'}: cannot be written: Not a directory"
-    assert refusal(small_study(), Path("/proc")) == "/proc/small: cannot be written: No such file or directory"
+    assert (
+        refusal(small_study(), tmp_path)
+        == f"{tmp_path / 'small'}: cannot be written: Not a directory"
+    )
+    assert (
+        refusal(small_study(), Path("/proc"))
+        == "/proc/small: cannot be written: No such file or directory"
+    )
 
 
 def test_the_study_file_is_kept_and_opens_the_results_again(tmp_path: Path) -> None:
@@ -409,7 +471,9 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["space in it", "50%", "what?", "{braces}", "{SCHEMA_VERSION}", "a#b", "ü"])
+@pytest.mark.parametrize(
+    "name", ["space in it", "50%", "what?", "{braces}", "{SCHEMA_VERSION}", "a#b", "ü"]
+)
 def test_any_folder_will_do(tmp_path: Path, name: str) -> None:
     create_store(small_study(), tmp_path / name)
     assert (tmp_path / name / "small" / "study.db").is_file()
@@ -439,14 +503,16 @@ def test_a_wrong_password_is_refused_and_not_shown(postgresql: str) -> None:
     assert "notthispassword" not in str(refused.value)
 
 
-# --- what samplers learn from it ---------------------------------------------------------------------------
-# Half of the square diverges, and the best points lie next to that region. Told as infeasible, with a graded
-# constraint, it is left alone; told as failed, both samplers know nothing of it and see the best points on
-# its near side: they walk into it.
+# --- what samplers learn from it ------------------------------------------------------------------
+# Half of the square diverges, and the best points lie next to that region. Told as infeasible, with
+# a graded constraint, it is left alone; told as failed, both samplers know nothing of it and see
+# the best points on its near side: they walk into it.
 
 
 def train(at: Point) -> Trial:
-    """base_lr is stable up to an edge that moves down as momentum goes up; the best is just below it."""
+    """base_lr is stable up to an edge that moves down as momentum goes up; the best is just below
+    it.
+    """
     place, momentum = (math.log10(at.base_lr) + 4) / 4, at.settings["momentum"]
     below_edge = 0.7 - 0.4 * momentum - place
     if below_edge < 0:
@@ -471,12 +537,16 @@ def told_as_failed(study: Study) -> list[Told]:
     while len(trials) < (study.trials or 0):
         healthy = [trial for trial in trials if trial.diverged <= 0]
         proposals = _proposals(study, group, healthy, ROUND)
-        proposed = [_point(study, group, len(trials) + k, values) for k, values in enumerate(proposals)]
+        proposed = [
+            _point(study, group, len(trials) + k, values) for k, values in enumerate(proposals)
+        ]
         trials += [as_told(train(one)) for one in proposed]
     return trials
 
 
-def later_divergent_share(way: Callable[[Study], list[Told]], sampler: str, trials: int, seeds: int) -> float:
+def later_divergent_share(
+    way: Callable[[Study], list[Told]], sampler: str, trials: int, seeds: int
+) -> float:
     space = {
         "momentum": {
             "base_lr": {"low": 1e-4, "high": 1.0, "log": True},
@@ -527,7 +597,9 @@ def test_a_driver_keeps_no_curve_in_memory(tmp_path):
         driver.record(store, feasible(1, 0.2, 0.04))
     (kept,) = driver.trials
     assert [trial.best_value for trial in kept.values()] == [0.05, 0.04]
-    assert [(len(t.curve.loss), t.curve.metrics, t.curve.total_steps) for t in kept.values()] == [(0, {}, STEPS)] * 2
+    assert [(len(t.curve.loss), t.curve.metrics, t.curve.total_steps) for t in kept.values()] == [
+        (0, {}, STEPS)
+    ] * 2
 
 
 def test_results_in_a_folder_that_happens_to_be_named_steps_have_their_database_with_them(tmp_path):

@@ -15,7 +15,10 @@ STUDY = small_study(max_train_steps=20, trials=4)
 def table(results: Path) -> list[dict[str, str]]:
     """trials.csv without the one column that never repeats."""
     with (results / STUDY.name / "trials.csv").open(newline="", encoding="utf-8") as file:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+        return [
+            {name: value for name, value in row.items() if name != "seconds"}
+            for row in csv.DictReader(file)
+        ]
 
 
 def test_postgresql_and_sqlite_give_the_same_results(postgresql: str, tmp_path: Path) -> None:
@@ -28,7 +31,9 @@ def test_postgresql_and_sqlite_give_the_same_results(postgresql: str, tmp_path: 
     # A second run finds everything done, and trains nothing.
     curves = tmp_path / "postgresql" / "small" / "curves"
     written = {path.name: path.stat().st_mtime_ns for path in curves.iterdir()}
-    (store,) = run_studies([STUDY], tmp_path / "postgresql", workers=1, storage=postgresql, progress=False)
+    (store,) = run_studies(
+        [STUDY], tmp_path / "postgresql", workers=1, storage=postgresql, progress=False
+    )
     trials = store.optuna_studies[32].trials
     assert len(written) == len(trials) == len(read_trials(store)) == 4
     assert {path.name: path.stat().st_mtime_ns for path in curves.iterdir()} == written

@@ -27,7 +27,9 @@ def test_shares_count_the_configurations_that_are_planned(sampler):
     trials = ... if sampler == "grid" else 15
     study = parse(sampler=sampler, trials=trials, seeds=2, space__optimizer__momentum__base_lr=base_lr,
                   space__optimizer__adam__base_lr=base_lr, workload_args={"depth": [1, 2]})  # fmt: skip
-    planned = Counter(group_of(p, study.scientific_names) for p in plan(study) if p.batch_size == 32)
+    planned = Counter(
+        group_of(p, study.scientific_names) for p in plan(study) if p.batch_size == 32
+    )
     assert {group: 2 * share for group, share in shares(study, 32).items()} == planned
 
 
@@ -66,7 +68,9 @@ def test_quasi_random_points_fill_the_square_more_evenly_than_random_ones():
             space__warmup_steps=0,
         )
         points = [p for p in plan(study) if p.batch_size == 32]
-        return qmc.discrepancy([[(p.clip_norm - 0.1) / 0.8, (p.settings["momentum"] - 0.1) / 0.8] for p in points])
+        return qmc.discrepancy(
+            [[(p.clip_norm - 0.1) / 0.8, (p.settings["momentum"] - 0.1) / 0.8] for p in points]
+        )
 
     assert discrepancy("halton") < 0.5 * discrepancy("random")
     assert discrepancy("sobol") < 0.5 * discrepancy("random")
@@ -86,7 +90,8 @@ def test_grid_is_the_product_of_all_axes():
         space__optimizer__momentum__base_lr=[0.1, 0.2],
     )
     points = [p for p in plan(study) if p.batch_size == 32]
-    assert len(points) == 4 * 2 + 2 * 3 * 2  # adam: 4 base_lr × 2 clip_norm; momentum: 2 × 3 warmups × 2
+    # adam: 4 base_lr × 2 clip_norm; momentum: 2 × 3 warmups × 2
+    assert len(points) == 4 * 2 + 2 * 3 * 2
     adam = sorted({p.base_lr for p in points if p.optimizer == "adam"})
     np.testing.assert_allclose(adam, [1e-4, 1e-3, 1e-2, 1e-1])
 
@@ -101,7 +106,9 @@ def test_scientific_values_reach_the_points():
 
 
 def grid(**changes):
-    return parse(sampler="grid", trials=..., space__optimizer={"adam": {"base_lr": [0.1, 0.2]}}, **changes)
+    return parse(
+        sampler="grid", trials=..., space__optimizer={"adam": {"base_lr": [0.1, 0.2]}}, **changes
+    )
 
 
 @pytest.mark.parametrize("study", [parse, grid])
@@ -122,10 +129,14 @@ def test_more_trials_keep_the_points_there_were_with_all_their_seeds():
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp"])
 def test_an_adaptive_round_waits_for_every_seed_and_learns_from_their_mean(sampler):
-    study = parse(sampler=sampler, trials=ROUND + 4, seeds=2, batch_sizes=[32], space__optimizer__adam=...)
+    study = parse(
+        sampler=sampler, trials=ROUND + 4, seeds=2, batch_sizes=[32], space__optimizer__adam=...
+    )
 
     def told(points, noise):
-        return [Told(p, round(8 * p.base_lr) + noise * (1, -1)[p.seed], diverged=-1.0) for p in points]
+        return [
+            Told(p, round(8 * p.base_lr) + noise * (1, -1)[p.seed], diverged=-1.0) for p in points
+        ]
 
     first = next_points(study, [])
     assert [p.seed for p in first] == [0, 1] * ROUND
@@ -142,7 +153,8 @@ def test_adaptive_samplers_propose_in_rounds_that_depend_on_results_alone(sample
     assert len(first) == 2 * ROUND
     told = [Told(p, value=math.log10(p.base_lr) ** 2, diverged=-1.0) for p in first]
     assert next_points(study, told[1:])[: 2 * ROUND] != []
-    half = next_points(study, told[:-1])  # the momentum group lacks nothing, the adam group one point
+    # the momentum group lacks nothing, the adam group one point
+    half = next_points(study, told[:-1])
     assert len(half) == ROUND + 4 + ROUND
     every = next_points(study, told)
     assert len(every) == study.trials
@@ -155,8 +167,13 @@ def test_some_points_of_a_plan_are_its_own_and_leave_no_value_of_a_grid_out():
     first = [point for point in plan(study) if point.batch_size == 32][:10]
     assert [point for point in some_points(study, 20) if point.batch_size == 32] == first
     assert {point.optimizer for point in some_points(study, 1)} == {"momentum", "adam"}
-    axes = {"space__optimizer__adam__base_lr": [i / 100 for i in range(1, 21)], "space__optimizer__momentum": ...}
-    grid = parse(sampler="grid", trials=..., space__clip_norm=[1.0, 2.0, 3.0], space__warmup_steps=0, **axes)
+    axes = {
+        "space__optimizer__adam__base_lr": [i / 100 for i in range(1, 21)],
+        "space__optimizer__momentum": ...,
+    }
+    grid = parse(
+        sampler="grid", trials=..., space__clip_norm=[1.0, 2.0, 3.0], space__warmup_steps=0, **axes
+    )
     every = {point.configuration for point in plan(grid)}
     assert len(every) == 2 * 20 * 3
     some = some_points(grid, 24)

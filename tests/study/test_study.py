@@ -54,24 +54,39 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"objectve": "x"}, "s.toml: objectve: unknown key; did you mean 'objective'?"),
         ({"workload": ...}, "s.toml: workload: is required"),
         ({"sampler": "haltn"}, "'halton', 'sobol', 'grid', 'random', 'tpe' or 'gp', got 'haltn'"),
-        ({"figure__sparse_every": 1}, "figure.sparse_every: should be greater than or equal to 2, got 1"),
+        (
+            {"figure__sparse_every": 1},
+            "figure.sparse_every: should be greater than or equal to 2, got 1",
+        ),
         ({"figure__log_step": True}, "figure.log_step: unknown key; did you mean 'log_steps'?"),
         ({"seeds": 0}, "seeds: should be greater than 0, got 0"),
         ({"seeds": [0, 1]}, "seeds: is never an axis (S8)"),
         ({"max_train_steps": [10, 100]}, "max_train_steps: is never an axis (S8)"),
         ({"space__seed": 1}, "space.seed: is never an axis (S8)"),
         ({"space__batch_size": [1]}, "every batch size is tuned on its own (R20)"),
-        ({"space__clip_norm": [0, 1]}, "space.clip_norm: must be a number > 0 (inf = never clip), got 0"),
+        (
+            {"space__clip_norm": [0, 1]},
+            "space.clip_norm: must be a number > 0 (inf = never clip), got 0",
+        ),
         ({"space__clip_norm": [1.0, 1.0]}, "values must differ"),
-        ({"space__clip_z": 0}, "space.clip_z: must be a number > 0 (inf = no threshold that follows the norms), got 0"),
+        (
+            {"space__clip_z": 0},
+            "space.clip_z: must be a number > 0 (inf = no threshold that follows the norms), got 0",
+        ),
         ({"space__clip_z": [2.5, -1.0]}, "space.clip_z: must be a number > 0"),
         (
             {"space__optimizer__adam__clip_z": {"low": 0.0, "high": 3.0}},
             "space.optimizer.adam.clip_z: must be a number",
         ),
-        ({"space__clip_z": {"orders_of_magnitude": True}}, "space.clip_z: orders_of_magnitude is for warmup_steps"),
+        (
+            {"space__clip_z": {"orders_of_magnitude": True}},
+            "space.clip_z: orders_of_magnitude is for warmup_steps",
+        ),
         ({"space__warmup_stps": 3}, "space.warmup_stps: unknown key; did you mean 'warmup_steps'?"),
-        ({"space__decay": "step"}, "space.decay: must be one of constant, linear, cosine, got 'step'"),
+        (
+            {"space__decay": "step"},
+            "space.decay: must be one of constant, linear, cosine, got 'step'",
+        ),
         ({"space__optimizer__adm": {}}, "space.optimizer.adm: unknown key; did you mean 'adam'?"),
         (
             {"space__optimizer__adam__base_lr": {"low": 0, "high": 1, "log": True}},
@@ -88,7 +103,10 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"space__optimizer__adam__base_lr": ...}, "space.optimizer.adam.base_lr: is required"),
         ({"space__optimizer__adam__beta1": 1.0}, "beta1: must be a number in [0, 1), got 1.0"),
         ({"space__optimizer__adam__momentum": 0.9}, "space.optimizer.adam.momentum: unknown key"),
-        ({"space__warmup_steps": [0, 200]}, "must not exceed 10 % of max_train_steps = 100 (R10), got 200"),
+        (
+            {"space__warmup_steps": [0, 200]},
+            "must not exceed 10 % of max_train_steps = 100 (R10), got 200",
+        ),
         ({"batch_sizes": [8, 8]}, "batch_sizes: must differ from one another"),
         ({"accumulation": 3}, "accumulation: must divide every batch size, got 3 for [32, 256]"),
         (
@@ -102,7 +120,10 @@ def test_groups_are_optimizers_times_scientific_values():
             {"sampler": "grid", "trials": ...},
             "base_lr: the grid sampler needs the number of points of a range",
         ),
-        ({"scientific": ["base_lr"]}, "scientific: 'base_lr' must be a list of values for momentum"),
+        (
+            {"scientific": ["base_lr"]},
+            "scientific: 'base_lr' must be a list of values for momentum",
+        ),
         ({"name": "x"}, "name: unknown key; the file's name is the study's name"),
     ],
 )

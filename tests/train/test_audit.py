@@ -47,7 +47,9 @@ def turns():
 
 
 def study(**changes):
-    return parse(objective="val_loss", max_train_steps=STEPS, space__warmup_steps=0, evaluations=3, **changes)
+    return parse(
+        objective="val_loss", max_train_steps=STEPS, space__warmup_steps=0, evaluations=3, **changes
+    )
 
 
 def points(count=3):
@@ -60,7 +62,9 @@ def alone():
 
 def test_a_few_updates_do_not_show_it_and_an_audit_does():
     assert why_not_stacked(study(), Turns(), points(), "cpu") == ""
-    with pytest.raises(StackingError, match=r"later in training the loss differs by 1.* from the model alone"):
+    with pytest.raises(
+        StackingError, match=r"later in training the loss differs by 1.* from the model alone"
+    ):
         list(train(study(), Turns(), points(), STACKED))
 
 
@@ -81,23 +85,32 @@ def test_other_workers_end_stacking_too(tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(
         "tunewright.search.pool.worker.train",
-        lambda study, workload, some, engine, *rest: used.append(engine) or train(study, workload, some, engine, *rest),
+        lambda study, workload, some, engine, *rest: (
+            used.append(engine) or train(study, workload, some, engine, *rest)
+        ),
     )
     work(Task(short, tmp_path, points(3), STACKED, "cpu"))
     assert used[0] == STACKED
     assert not used[-1].stacked
 
 
-def test_a_run_says_that_stacking_ended_and_has_the_numbers_of_one_after_the_other(tmp_path, monkeypatch, caplog):
+def test_a_run_says_that_stacking_ended_and_has_the_numbers_of_one_after_the_other(
+    tmp_path, monkeypatch, caplog
+):
     monkeypatch.chdir(Path(__file__).parent)
     space = {"sgd": {"base_lr": [0.01, 0.02, 0.03, 0.04]}}
     a_study = study(
-        workload="test_audit:turns", sampler="grid", trials=..., batch_sizes=[8], space={"optimizer": space}
+        workload="test_audit:turns",
+        sampler="grid",
+        trials=...,
+        batch_sizes=[8],
+        space={"optimizer": space},
     )
     trials = run_study(a_study, results=tmp_path / "a", workers=1, slots=2, progress=False)
     wanted = run_study(a_study, results=tmp_path / "b", workers=1, slots=1, progress=False)
     assert [trial.curve for trial in trials] == [trial.curve for trial in wanted]
-    assert "trained one after the other: 2 slots were wanted" not in caplog.text  # the first check passed
+    # the first check passed
+    assert "trained one after the other: 2 slots were wanted" not in caplog.text
     text = (tmp_path / "a" / a_study.name / "environment.json").read_text()
     assert "trained alone: later in training the loss differs" in text
 
@@ -105,7 +118,9 @@ def test_a_run_says_that_stacking_ended_and_has_the_numbers_of_one_after_the_oth
 def test_what_is_equal_passes_every_audit(monkeypatch):
     checked = []
     original = train.__globals__["Audit"].check
-    monkeypatch.setattr(train.__globals__["Audit"], "check", lambda *args: checked.append(args) or original(*args))
+    monkeypatch.setattr(
+        train.__globals__["Audit"], "check", lambda *args: checked.append(args) or original(*args)
+    )
 
     class Still(Turns):
         def loss(self, model, batch):
@@ -120,7 +135,9 @@ def test_what_is_equal_passes_every_audit(monkeypatch):
 def test_slots_that_are_wanted_are_refused_where_they_would_change_numbers(forced):
     chosen = choose(study(), counting(), points(), workers=1, slots=forced)
     assert not chosen.stacked
-    assert chosen.reason.startswith(f"{forced} slots were wanted, cannot be stacked: workload or model keeps state")
+    assert chosen.reason.startswith(
+        f"{forced} slots were wanted, cannot be stacked: workload or model keeps state"
+    )
     assert choose(study(), Turns(), points(), workers=1, slots=forced).slots == forced
     accumulating = study(accumulation=2)
     assert "accumulated" in choose(accumulating, Turns(), points(), workers=1, slots=forced).reason
@@ -159,8 +176,15 @@ def test_a_run_with_slots_that_cannot_be_says_so(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(Path(__file__).parent)
     space = {"sgd": {"base_lr": [0.01, 0.02]}}
     a_study = study(
-        workload="test_audit:counting", sampler="grid", trials=..., batch_sizes=[8], space={"optimizer": space}
+        workload="test_audit:counting",
+        sampler="grid",
+        trials=...,
+        batch_sizes=[8],
+        space={"optimizer": space},
     )
     trials = run_study(a_study, results=tmp_path, workers=1, slots=2, progress=False)
     assert all(trial.feasible for trial in trials)
-    assert "batch size 8: trained one after the other: 2 slots were wanted, cannot be stacked" in caplog.text
+    assert (
+        "batch size 8: trained one after the other: 2 slots were wanted, cannot be stacked"
+        in caplog.text
+    )

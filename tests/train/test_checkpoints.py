@@ -20,7 +20,9 @@ def baseline():
 
 
 @pytest.mark.parametrize("name", ["b.pt", "b.safetensors"])
-def test_a_baseline_of_another_script_is_measured_as_its_own_model_would_be(baseline, tmp_path, name):
+def test_a_baseline_of_another_script_is_measured_as_its_own_model_would_be(
+    baseline, tmp_path, name
+):
     save(baseline, tmp_path / name)
     model = mlp().build_model(3)
     fit(model, read_tensors(tmp_path / name), tmp_path / name)
@@ -82,7 +84,9 @@ def test_a_torch_file_whose_bytes_were_changed_is_one_clear_error(baseline, tmp_
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_whatever_is_wrong_with_a_torch_file_is_one_clear_error(baseline, tmp_path, zipped):
-    """A hundred torch files with eight bytes of their beginning changed: either read, or refused."""
+    """A hundred torch files with eight bytes of their beginning changed: either read, or
+    refused.
+    """
     random, path = np.random.default_rng(0), tmp_path / "b.pt"
     torch.save(baseline.state_dict(), path, _use_new_zipfile_serialization=zipped)
     whole, refused = path.read_bytes(), 0
@@ -126,7 +130,9 @@ def test_a_file_that_is_not_there_is_said_to_be_so(tmp_path):
 
 def test_a_checkpoint_that_is_worth_nan_is_refused(tmp_path):
     model = mlp().build_model(0)
-    tensors = {name: torch.full_like(tensor, torch.nan) for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: torch.full_like(tensor, torch.nan) for name, tensor in model.state_dict().items()
+    }
     save_file(tensors, tmp_path / "b.safetensors")
     fit(model, tensors, tmp_path / "b.safetensors")
     with pytest.raises(UserError, match="its val_loss must be finite, got nan"):

@@ -1,4 +1,6 @@
-"""The choice between one after the other and stacked: never a wrong number, and a sentence that says why."""
+"""The choice between one after the other and stacked: never a wrong number, and a sentence that
+says why.
+"""
 
 import itertools
 from types import SimpleNamespace
@@ -115,12 +117,18 @@ def test_it_trains_one_after_the_other_all_the_same(workload, monkeypatch):
 @pytest.mark.parametrize("workload", [NumbersFromEvaluate, FrozenPart])
 def test_seeds_and_metrics_of_their_own_survive_stacking(workload):
     some = [*points(2), *(Point(2 + i, 8, "adam", 1e-2, seed=7) for i in range(2))]
-    stacked = {t.trial.point.number: t for t in train(study(), workload(), some, Engine(stacked=True, slots=4))}
+    stacked = {
+        t.trial.point.number: t
+        for t in train(study(), workload(), some, Engine(stacked=True, slots=4))
+    }
     for point in some:
         (alone,) = train(study(), workload(), [point])
         got = stacked[point.number]
         torch.testing.assert_close(
-            torch.tensor(got.trial.curve.loss), torch.tensor(alone.trial.curve.loss), rtol=1e-4, atol=1e-7
+            torch.tensor(got.trial.curve.loss),
+            torch.tensor(alone.trial.curve.loss),
+            rtol=1e-4,
+            atol=1e-7,
         )
         for name, tensor in alone.checkpoint.items():
             torch.testing.assert_close(got.checkpoint[name], tensor, rtol=1e-3, atol=1e-5)
@@ -145,13 +153,18 @@ def test_a_short_study_is_not_measured(monkeypatch):
     ("rates", "slots", "reason"),
     [
         ({1: 100, 4: 300, 16: 800, 24: 900}, 24, "900 updates/s stacked, 100 one after the other"),
-        ({1: 100, 4: 300, 16: 310, 24: 900}, 16, "310 updates/s stacked"),  # too little gained to be wider yet
+        # too little gained to be wider yet
+        ({1: 100, 4: 300, 16: 310, 24: 900}, 16, "310 updates/s stacked"),
         ({1: 100, 4: 109, 16: 108}, 1, "100 updates/s; the best stack is only 1.09 times as fast"),
     ],
 )
-def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points(monkeypatch, rates, slots, reason):
+def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points(
+    monkeypatch, rates, slots, reason
+):
     clock(monkeypatch, 1.0)
-    monkeypatch.setattr(engine, "_rate", lambda study, work, points, how, *more: float(rates[how.slots]))
+    monkeypatch.setattr(
+        engine, "_rate", lambda study, work, points, how, *more: float(rates[how.slots])
+    )
     work = load_workload("tunewright.models.digits:mlp", {})
     chosen = choose(study(steps=20_000), work, points(24), workers=1)
     assert (chosen.stacked, chosen.slots) == (slots > 1, slots)
@@ -167,7 +180,9 @@ def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points(
         (2, {1: 500.0, 2: 520.0, 4: 900.0}, 1, [1, 2, 4]),
     ],
 )
-def test_threads_take_the_place_of_processes_where_these_are_slower(monkeypatch, count, rates, threads, tried):
+def test_threads_take_the_place_of_processes_where_these_are_slower(
+    monkeypatch, count, rates, threads, tried
+):
     seen = []
 
     def rate(study, workload, points, how, device, traces=None):
@@ -193,7 +208,9 @@ def test_a_long_study_is_compiled_where_it_is_faster_and_trains_the_same(monkeyp
     chosen = choose(study(60), Regression(), points(), workers=1)
     assert chosen.compiled
     assert chosen.reason.endswith(" compiled")
-    trained = {t.trial.point.number: t.trial for t in train(study(60), Regression(), points(), chosen)}
+    trained = {
+        t.trial.point.number: t.trial for t in train(study(60), Regression(), points(), chosen)
+    }
     for alone in train(study(60), Regression(), points()):
         loss = trained[alone.trial.point.number].curve.loss
         torch.testing.assert_close(loss, alone.trial.curve.loss, rtol=1e-3, atol=1e-6)
@@ -233,7 +250,9 @@ class Lengths(Regression):
         return itertools.cycle([torch.ones(batch_size + more, 2) for more in range(4)])
 
 
-def test_every_batch_size_is_compiled_and_of_each_stack_two_kinds_of_batches_at_the_most(monkeypatch):
+def test_every_batch_size_is_compiled_and_of_each_stack_two_kinds_of_batches_at_the_most(
+    monkeypatch,
+):
     compiled = []
 
     def compiler(module, **options):
@@ -274,7 +293,10 @@ def test_batches_that_differ_in_size_train_alone_and_stacked_with_the_same_numbe
     for got in stacked:
         (alone,) = train(study(), Uneven(), [got.trial.point])
         torch.testing.assert_close(
-            torch.tensor(got.trial.curve.loss), torch.tensor(alone.trial.curve.loss), rtol=1e-4, atol=1e-7
+            torch.tensor(got.trial.curve.loss),
+            torch.tensor(alone.trial.curve.loss),
+            rtol=1e-4,
+            atol=1e-7,
         )
 
 
@@ -285,7 +307,8 @@ class TwoDtypes(Regression):
 
 def test_parameters_of_two_kinds_are_refused():
     with pytest.raises(
-        UserError, match=r"must share one device and dtype; found torch\.float32 on cpu, torch\.float64"
+        UserError,
+        match=r"must share one device and dtype; found torch\.float32 on cpu, torch\.float64",
     ):
         list(train(study(), TwoDtypes(), points(1)))
 

@@ -13,7 +13,12 @@ from torch.nn import functional
 
 from tunewright.models import diabetes, digits, on_cue, residual_mlp, transformer, wide_resnet
 from tunewright.search.rules.optimizers import RULES, coefficients
-from tunewright.search.train.curvature import EXAMPLES, largest_eigenvalue, some_batches, stability_limit
+from tunewright.search.train.curvature import (
+    EXAMPLES,
+    largest_eigenvalue,
+    some_batches,
+    stability_limit,
+)
 from tunewright.search.workload.batches import examples
 
 TINY_TEXT = {"d_model": 2, "layers": 1, "heads": 1, "context": 4}
@@ -23,7 +28,11 @@ class Task:
     """A workload of a model, a loss and one batch."""
 
     def __init__(self, model, loss, batch=None):
-        self.model, self.loss, self.batch = model, loss, torch.zeros(4, 3) if batch is None else batch
+        self.model, self.loss, self.batch = (
+            model,
+            loss,
+            torch.zeros(4, 3) if batch is None else batch,
+        )
 
     def build_model(self, seed):
         return self.model
@@ -48,10 +57,15 @@ def quadratic(eigenvalues):
     """½ θᵀ Q diag(eigenvalues) Qᵀ θ with a random rotation Q."""
     rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((len(eigenvalues),) * 2))
     matrix = torch.tensor(rotation @ np.diag(eigenvalues) @ rotation.T)
-    return Task(Theta(*[0.3] * len(eigenvalues)), lambda model, batch: 0.5 * model.theta @ matrix @ model.theta)
+    return Task(
+        Theta(*[0.3] * len(eigenvalues)),
+        lambda model, batch: 0.5 * model.theta @ matrix @ model.theta,
+    )
 
 
-@pytest.mark.parametrize("eigenvalues", [[5.0], [5.0, 1.0], [3.0, -40.0, 1.0], [-2.0, -1.0, -7.0], [*range(60), 61.5]])
+@pytest.mark.parametrize(
+    "eigenvalues", [[5.0], [5.0, 1.0], [3.0, -40.0, 1.0], [-2.0, -1.0, -7.0], [*range(60), 61.5]]
+)
 def test_the_largest_eigenvalue_of_a_quadratic_is_the_one_that_it_was_made_of(eigenvalues):
     assert quadratic(eigenvalues).eigenvalue() == pytest.approx(max(eigenvalues), rel=1e-5)
 
@@ -68,9 +82,14 @@ def test_an_mlp_agrees_with_the_dense_hessian_of_torch_func():
 
     def mean_loss(flat):
         parts = flat.split([p.numel() for p in model.parameters()])
-        own = {name: part.view_as(p) for name, part, p in zip(names, parts, model.parameters(), strict=True)}
+        own = {
+            name: part.view_as(p)
+            for name, part, p in zip(names, parts, model.parameters(), strict=True)
+        }
         predictions = [(functional_call(model, own, (x.double(),)), y.double()) for x, y in batches]
-        return sum(functional.mse_loss(output.squeeze(-1), y) for output, y in predictions) / len(batches)
+        return sum(functional.mse_loss(output.squeeze(-1), y) for output, y in predictions) / len(
+            batches
+        )
 
     flat = torch.cat([p.detach().flatten() for p in model.parameters()])
     dense = torch.linalg.eigvalsh(jacrev(jacrev(mean_loss))(flat))
@@ -79,11 +98,15 @@ def test_an_mlp_agrees_with_the_dense_hessian_of_torch_func():
 
 
 def gradient(workload, model, batches):
-    """By plain autograd, flat; buffers are put back, because training mode counts steps and keeps statistics."""
+    """By plain autograd, flat; buffers are put back, because training mode counts steps and keeps
+    statistics.
+    """
     total = 0
     for batch in batches:
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        gradients = torch.autograd.grad(workload.loss(model, batch) / len(batches), list(model.parameters()))
+        gradients = torch.autograd.grad(
+            workload.loss(model, batch) / len(batches), list(model.parameters())
+        )
         model.load_state_dict(before, strict=False)
         total = total + torch.cat([g.flatten() for g in gradients])
     return total
@@ -147,15 +170,21 @@ def test_a_narrow_wide_resnet_agrees_with_its_dense_hessian(normalization, monke
 @pytest.mark.parametrize("normalization", ["batch", "none"])
 def test_a_wide_resnet_of_usual_size_has_a_curvature(normalization):
     workload = wide_resnet.digits(normalization=normalization)
-    assert largest_eigenvalue(workload, workload.build_model(0), some_batches(workload, 16, 0, 32)) > 0
+    assert (
+        largest_eigenvalue(workload, workload.build_model(0), some_batches(workload, 16, 0, 32)) > 0
+    )
 
 
 class Worn(nn.Module):
-    """Everything that training mode changes or draws: running statistics, dropout, a buffer that is replaced."""
+    """Everything that training mode changes or draws: running statistics, dropout, a buffer that is
+    replaced.
+    """
 
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 1))
+        self.layers = nn.Sequential(
+            nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5), nn.Linear(6, 1)
+        )
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x):
@@ -166,7 +195,11 @@ class Worn(nn.Module):
 def worn():
     torch.manual_seed(0)
     batch = torch.randn(32, 3), torch.randn(32, 1)
-    return Task(Worn().double(), lambda model, batch: functional.mse_loss(*(model(batch[0].double()), batch[1])), batch)
+    return Task(
+        Worn().double(),
+        lambda model, batch: functional.mse_loss(*(model(batch[0].double()), batch[1])),
+        batch,
+    )
 
 
 def test_the_model_and_the_random_numbers_are_left_as_they_were():
@@ -205,7 +238,11 @@ def test_parameters_that_are_not_trained_do_not_count():
 def test_fused_attention_has_a_curvature_too():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    task = Task(layer, lambda model, x: model(x).square().mean() + model(x)[:, 0].mean(), torch.randn(4, 5, 8))
+    task = Task(
+        layer,
+        lambda model, x: model(x).square().mean() + model(x)[:, 0].mean(),
+        torch.randn(4, 5, 8),
+    )
     assert math.isfinite(task.eigenvalue())
 
 
@@ -224,9 +261,18 @@ class Once(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda model, batch: model.theta.sum() * math.nan, "the training loss is nan at these parameters"),
-        (lambda model, batch: model.theta.sum() * math.inf, "the training loss is inf at these parameters"),
-        (lambda model, batch: (model.theta - 1).abs().pow(1.5).sum(), "second derivatives .* are not finite"),
+        (
+            lambda model, batch: model.theta.sum() * math.nan,
+            "the training loss is nan at these parameters",
+        ),
+        (
+            lambda model, batch: model.theta.sum() * math.inf,
+            "the training loss is inf at these parameters",
+        ),
+        (
+            lambda model, batch: (model.theta - 1).abs().pow(1.5).sum(),
+            "second derivatives .* are not finite",
+        ),
         (
             lambda model, batch: Once.apply(model.theta).square().sum(),
             "cannot be differentiated twice: .*once_differentiable",
@@ -249,7 +295,7 @@ def test_some_batches_are_the_first_ones_within_the_bound():
     assert [examples(batch, 1000) for batch in some_batches(workload, 1000, 0)] == [1000]
 
 
-# --- the limit ---------------------------------------------------------------------------------------------
+# --- the limit ------------------------------------------------------------------------------------
 
 
 def size_after(optimizer, settings, base_lr, curvature, steps=1500):
@@ -266,9 +312,18 @@ def size_after(optimizer, settings, base_lr, curvature, steps=1500):
 @pytest.mark.parametrize("curvature", [0.02, 7.0])
 @pytest.mark.parametrize(
     ("optimizer", "settings"),
-    [("sgd", {}), *((name, {"momentum": g}) for name in ("momentum", "nesterov") for g in (0.0, 0.5, 0.9, 0.99))],
+    [
+        ("sgd", {}),
+        *(
+            (name, {"momentum": g})
+            for name in ("momentum", "nesterov")
+            for g in (0.0, 0.5, 0.9, 0.99)
+        ),
+    ],
 )
-def test_just_below_the_limit_the_rule_converges_and_just_above_it_diverges(optimizer, settings, curvature):
+def test_just_below_the_limit_the_rule_converges_and_just_above_it_diverges(
+    optimizer, settings, curvature
+):
     limit = stability_limit(optimizer, settings, curvature)
     assert size_after(optimizer, settings, 0.98 * limit, curvature) < 0.01
     assert size_after(optimizer, settings, 1.02 * limit, curvature) > 1e3

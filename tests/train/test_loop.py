@@ -1,4 +1,6 @@
-"""A trial equals the same point trained by a plain torch loop, alone or in a stack, whatever its neighbours do."""
+"""A trial equals the same point trained by a plain torch loop, alone or in a stack, whatever its
+neighbours do.
+"""
 
 import dataclasses
 import functools
@@ -27,7 +29,10 @@ WORKLOADS = {
     "residual_mlp": ("residual_mlp:digits", {"width": 16, "depth": 2, "normalization": "post"}),
     "rezero": ("residual_mlp:digits", {"width": 16, "depth": 2, "rezero": True}),
     "wide_resnet": ("wide_resnet:digits", {}),
-    "transformer": ("transformer:characters", {"d_model": 16, "layers": 1, "heads": 2, "context": 8}),
+    "transformer": (
+        "transformer:characters",
+        {"d_model": 16, "layers": 1, "heads": 2, "context": 8},
+    ),
     "diabetes": ("diabetes:mlp", {"width": 8}),
     "on_cue": ("on_cue:linear", {"cue_step": 10_000}),
 }
@@ -52,8 +57,8 @@ class Double:
 class Smooth:
     """A workload with SiLU in the place of ReLU.
 
-    At a kink rounding is not rounding: an input next to 0 takes the other side, and norms jump by 1e-3 or more,
-    as they do between a plain loop in float32 and the same loop in float64.
+    At a kink rounding is not rounding: an input next to 0 takes the other side, and norms jump by
+    1e-3 or more, as they do between a plain loop in float32 and the same loop in float64.
     """
 
     workload: object
@@ -76,12 +81,22 @@ def workload(name):
 
 
 def study(steps, **changes):
-    return parse(max_train_steps=steps, objective="val_loss", space__warmup_steps=0, evaluations=2, **changes)
+    return parse(
+        max_train_steps=steps, objective="val_loss", space__warmup_steps=0, evaluations=2, **changes
+    )
 
 
 def points(optimizers=tuple(RULES), clip_norm=0.3, batch_size=16):
     return [
-        Point(i, batch_size, name, CALM.get(name, 1e-3), warmup_steps=3, clip_norm=clip_norm, decay="cosine")
+        Point(
+            i,
+            batch_size,
+            name,
+            CALM.get(name, 1e-3),
+            warmup_steps=3,
+            clip_norm=clip_norm,
+            decay="cosine",
+        )
         for i, name in enumerate(optimizers)
     ]
 
@@ -91,7 +106,10 @@ def engine(slots, compiled=False):
 
 
 def trained(a_study, a_workload, some_points, slots, compiled=False):
-    result = {t.trial.point.number: t for t in train(a_study, a_workload, some_points, engine(slots, compiled))}
+    result = {
+        t.trial.point.number: t
+        for t in train(a_study, a_workload, some_points, engine(slots, compiled))
+    }
     assert len(result) == len(some_points)
     return [result[point.number] for point in some_points]
 
@@ -99,7 +117,9 @@ def trained(a_study, a_workload, some_points, slots, compiled=False):
 def plainly(work, optimizer, steps, dtype):
     """Losses, norms and the model of a plain loop at `points`."""
     (point,) = [point for point in points() if point.optimizer == optimizer]
-    losses, norms, model = plain.train(work, point, RULES[optimizer].defaults, learning_rates(point, steps), dtype)
+    losses, norms, model = plain.train(
+        work, point, RULES[optimizer].defaults, learning_rates(point, steps), dtype
+    )
     return np.array(losses), np.array(norms), model
 
 
@@ -109,7 +129,11 @@ def plainly_in_float64(name, optimizer, steps):
     work = Double(workload(name))
     losses, norms, model = plainly(work, optimizer, steps, torch.float64)
     with torch.no_grad():
-        return losses, norms, {metric: float(value) for metric, value in work.evaluate(model.eval()).items()}
+        return (
+            losses,
+            norms,
+            {metric: float(value) for metric, value in work.evaluate(model.eval()).items()},
+        )
 
 
 @functools.cache
@@ -155,14 +179,21 @@ def test_float32_agrees_with_a_plain_loop_over_the_first_fifty_steps(name):
 
 
 def followers():
-    """Thresholds that follow the norms: alone, with a fixed one far above, with one that is the smaller at first."""
-    momentum, adam, rmsprop, sgd = points(("momentum", "adam", "rmsprop", "sgd"), clip_norm=math.inf)
+    """Thresholds that follow the norms: alone, with a fixed one far above, with one that is the
+    smaller at first.
+    """
+    momentum, adam, rmsprop, sgd = points(
+        ("momentum", "adam", "rmsprop", "sgd"), clip_norm=math.inf
+    )
     return [
         dataclasses.replace(momentum, clip_z=1.5),
         dataclasses.replace(adam, clip_z=2.0, clip_norm=100.0),
         dataclasses.replace(rmsprop, clip_z=1.0, clip_norm=1.0),
         sgd,
-        *(dataclasses.replace(point, number=4 + i) for i, point in enumerate(points(("adam", "momentum")))),
+        *(
+            dataclasses.replace(point, number=4 + i)
+            for i, point in enumerate(points(("adam", "momentum")))
+        ),
     ]
 
 
@@ -206,7 +237,10 @@ def test_off_is_bit_identical_to_a_stack_in_which_no_threshold_follows_the_norms
     for one, other in zip(mixed, plainer, strict=True):
         if one.trial.point.clip_z == math.inf:
             assert one.trial == dataclasses.replace(other.trial, seconds=one.trial.seconds)
-            assert all(torch.equal(one.checkpoint[name], other.checkpoint[name]) for name in other.checkpoint)
+            assert all(
+                torch.equal(one.checkpoint[name], other.checkpoint[name])
+                for name in other.checkpoint
+            )
         else:
             assert one.trial.curve != other.trial.curve
 
@@ -220,7 +254,16 @@ def test_neighbours_that_die_and_slots_that_refill_change_nothing(clip_z):
         for i, p in enumerate(points(("sgd", "momentum", "nesterov")))
     ]
     other_seed = [dataclasses.replace(p, number=20 + i, seed=5) for i, p in enumerate(healthy[:2])]
-    mixed = [doomed[0], healthy[0], doomed[1], healthy[1], other_seed[0], healthy[2], doomed[2], *healthy[3:]]
+    mixed = [
+        doomed[0],
+        healthy[0],
+        doomed[1],
+        healthy[1],
+        other_seed[0],
+        healthy[2],
+        doomed[2],
+        *healthy[3:],
+    ]
     mixed += other_seed[1:]
     mixed = [dataclasses.replace(point, clip_z=clip_z) for point in mixed]
     alone = {p.number: trained(a_study, work, [p], 1)[0] for p in mixed}
@@ -232,7 +275,9 @@ def test_neighbours_that_die_and_slots_that_refill_change_nothing(clip_z):
                 np.testing.assert_allclose(got.trial.curve.loss, want.trial.curve.loss, rtol=1e-9)
                 np.testing.assert_array_equal(got.trial.curve.eval_step, want.trial.curve.eval_step)
                 assert got.trial.best_step == want.trial.best_step
-                for tensor, other in zip(got.checkpoint.values(), want.checkpoint.values(), strict=True):
+                for tensor, other in zip(
+                    got.checkpoint.values(), want.checkpoint.values(), strict=True
+                ):
                     torch.testing.assert_close(tensor, other, rtol=1e-8, atol=1e-10)
             else:
                 assert got.trial.point.number in {point.number for point in doomed}
@@ -289,7 +334,9 @@ def test_training_leaves_the_callers_random_numbers_alone():
 
 
 def test_ten_steps_are_pinned():
-    """Golden numbers: a change of the batches, the initialization, a rule or the schedule shows here."""
+    """Golden numbers: a change of the batches, the initialization, a rule or the schedule shows
+    here.
+    """
     (got,) = trained(study(100), workload("mlp"), points(("adam",), clip_norm=0.5)[:1], 1)
     curve = got.trial.curve
     pinned = json.loads((Path(__file__).parents[1] / "golden" / "ten_steps.json").read_text())
@@ -326,25 +373,38 @@ class Dropout:
         return getattr(self.workload, name)
 
     def build_model(self, seed):
-        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.2), self.workload.build_model(seed))
+        return torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Dropout(0.2), self.workload.build_model(seed)
+        )
 
 
 @pytest.mark.parametrize("clip_z", [math.inf, 1.0])
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("name", ["mlp", "wide_resnet", "dropout"])
-def test_an_interrupted_trial_goes_on_where_it_was_and_ends_bit_equal(name, slots, clip_z, monkeypatch):
+def test_an_interrupted_trial_goes_on_where_it_was_and_ends_bit_equal(
+    name, slots, clip_z, monkeypatch
+):
     if name == "dropout" and slots > 1:
         pytest.skip("a model that draws random numbers trains alone")
     work = Dropout(workload("mlp")) if name == "dropout" else workload(name)
     a_study = study(40).model_copy(update={"evaluations": 8})
-    some = [dataclasses.replace(point, clip_z=clip_z) for point in points(("adam", "momentum", "rmsprop"))]
+    some = [
+        dataclasses.replace(point, clip_z=clip_z)
+        for point in points(("adam", "momentum", "rmsprop"))
+    ]
     whole = trained(a_study, work, some, slots)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     memory = Memory(savings=5)
     finished = {}
 
     def go_on():
-        for t in train(a_study, work, [p for p in some if p.number not in finished], engine(slots), keeper=memory):
+        for t in train(
+            a_study,
+            work,
+            [p for p in some if p.number not in finished],
+            engine(slots),
+            keeper=memory,
+        ):
             finished[t.trial.point.number] = t
 
     with pytest.raises(KeyboardInterrupt):
@@ -354,7 +414,9 @@ def test_an_interrupted_trial_goes_on_where_it_was_and_ends_bit_equal(name, slot
     for want in whole:
         got = finished[want.trial.point.number]
         assert got.trial.curve == want.trial.curve
-        assert all(torch.equal(got.checkpoint[key], tensor) for key, tensor in want.checkpoint.items())
+        assert all(
+            torch.equal(got.checkpoint[key], tensor) for key, tensor in want.checkpoint.items()
+        )
 
 
 def test_accumulated_gradients_equal_those_of_the_whole_batch():
@@ -363,14 +425,18 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch():
         (whole,) = train(study(30), work, [point])
         (parts,) = train(study(30).model_copy(update={"accumulation": 4}), work, [point])
         np.testing.assert_allclose(parts.trial.curve.loss, whole.trial.curve.loss, rtol=1e-9)
-        np.testing.assert_allclose(parts.trial.curve.grad_norm, whole.trial.curve.grad_norm, rtol=1e-9)
+        np.testing.assert_allclose(
+            parts.trial.curve.grad_norm, whole.trial.curve.grad_norm, rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_bfloat16_is_close_to_float32_and_not_equal(slots):
     some = points(("momentum", "adam"))
     exact = trained(study(20), workload("mlp"), some, slots)
-    rounded = trained(study(20).model_copy(update={"precision": "bfloat16"}), workload("mlp"), some, slots)
+    rounded = trained(
+        study(20).model_copy(update={"precision": "bfloat16"}), workload("mlp"), some, slots
+    )
     for one, other in zip(exact, rounded, strict=True):
         np.testing.assert_allclose(other.trial.curve.loss, one.trial.curve.loss, rtol=0.05)
         assert (other.trial.curve.loss != one.trial.curve.loss).all()
@@ -380,18 +446,28 @@ def test_bfloat16_is_close_to_float32_and_not_equal(slots):
 @pytest.mark.parametrize("name", ["mlp", "conv", "wide_resnet"])
 def test_float32_numbers_do_not_depend_on_the_width_of_the_stack_to_the_last_bit(name):
     some, a_study = points(("adam", "momentum", "rmsprop", "sgd", "adam")), study(40)
-    some = [dataclasses.replace(point, number=i, clip_z=(math.inf, 1.0)[i % 2]) for i, point in enumerate(some)]
+    some = [
+        dataclasses.replace(point, number=i, clip_z=(math.inf, 1.0)[i % 2])
+        for i, point in enumerate(some)
+    ]
     wide = trained(a_study, workload(name), some, 5)
     for slots in (2, 3):
-        for one, other in zip(wide, trained(a_study, workload(name), some[::-1], slots)[::-1], strict=True):
+        for one, other in zip(
+            wide, trained(a_study, workload(name), some[::-1], slots)[::-1], strict=True
+        ):
             assert one.trial.curve == other.trial.curve
 
 
 def test_compiled_numbers_do_not_depend_on_the_neighbours_to_the_last_bit():
     """Whether they die, are others, or are not there at all."""
     some, a_study = points(("adam", "momentum", "rmsprop")), study(40)
-    doomed = dataclasses.replace(some[1], number=9, base_lr=1e12, clip_norm=math.inf, warmup_steps=0)
-    among = {t.trial.point.number: t.trial for t in trained(a_study, workload("mlp"), some, 3, compiled=True)}
+    doomed = dataclasses.replace(
+        some[1], number=9, base_lr=1e12, clip_norm=math.inf, warmup_steps=0
+    )
+    among = {
+        t.trial.point.number: t.trial
+        for t in trained(a_study, workload("mlp"), some, 3, compiled=True)
+    }
     others = [doomed, dataclasses.replace(some[0], number=8, seed=5), some[1], some[2]]
     with_others = train(a_study, workload("mlp"), others, engine(3, compiled=True))
     (alone,) = train(a_study, workload("mlp"), some[:1], engine(3, compiled=True))
@@ -405,7 +481,8 @@ def test_a_run_stopped_after_n_updates_is_the_first_n_of_the_whole_schedule():
     whole = study(60).model_copy(update={"evaluations": 6})
     point = [Point(0, 16, "adam", 1e-3, warmup_steps=6, decay="cosine")]
     (full,), (short,) = (
-        trained(one, workload("mlp"), point, 1) for one in (whole, whole.model_copy(update={"stop_after": 25}))
+        trained(one, workload("mlp"), point, 1)
+        for one in (whole, whole.model_copy(update={"stop_after": 25}))
     )
     np.testing.assert_array_equal(short.trial.curve.loss, full.trial.curve.loss[:25])
     assert short.trial.curve.total_steps == 25

@@ -1,4 +1,6 @@
-"""A trial that was interrupted ends as if it had not been: from its saved state, or from its start."""
+"""A trial that was interrupted ends as if it had not been: from its saved state, or from its
+start.
+"""
 
 import functools
 
@@ -50,7 +52,9 @@ def whole(name):
 
 
 def interrupted(name):
-    """A trial that was interrupted after its third saving, if it can be saved, and what its keeper saw."""
+    """A trial that was interrupted after its third saving, if it can be saved, and what its keeper
+    saw.
+    """
     memory = Memory(savings=3)
     try:
         return trained(name, memory), memory
@@ -75,7 +79,9 @@ def test_an_interrupted_trial_equals_an_uninterrupted_one_to_the_last_bit(name, 
     assert all(torch.equal(got.checkpoint[key], tensor) for key, tensor in want.checkpoint.items())
 
 
-@pytest.mark.parametrize("name", ["Mlp", "BatchNorm", "Dropout", "NumpyInLoss", "ShufflingLoader", "Lstm", "Lazy"])
+@pytest.mark.parametrize(
+    "name", ["Mlp", "BatchNorm", "Dropout", "NumpyInLoss", "ShufflingLoader", "Lstm", "Lazy"]
+)
 def test_what_can_be_put_back_is_not_trained_again(name, monkeypatch):
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     _, memory = interrupted(name)
@@ -83,7 +89,9 @@ def test_what_can_be_put_back_is_not_trained_again(name, monkeypatch):
     assert memory.again == []
 
 
-@pytest.mark.parametrize("name", ["AnnealsEarly", "AssignedBuffers", "CountsInTheWorkload", "CannotBePickled"])
+@pytest.mark.parametrize(
+    "name", ["AnnealsEarly", "AssignedBuffers", "CountsInTheWorkload", "CannotBePickled"]
+)
 def test_what_keeps_state_in_python_is_not_saved(name, monkeypatch):
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
     _, memory = interrupted(name)

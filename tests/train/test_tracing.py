@@ -1,4 +1,6 @@
-"""A recording repeats the operations of a function: on other numbers, and also what it writes in place."""
+"""A recording repeats the operations of a function: on other numbers, and also what it writes in
+place.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,10 @@ def rows(*shape, seed=0):
 
 def test_a_recording_gives_what_the_function_gives_on_other_numbers():
     def function(tensors, factor):
-        return {"sum": tensors["a"] @ tensors["b"] + 1, "rest": [tensors["a"].softmax(-1) * factor]}, []
+        return {
+            "sum": tensors["a"] @ tensors["b"] + 1,
+            "rest": [tensors["a"].softmax(-1) * factor],
+        }, []
 
     replay = record(function, {"a": rows(3, 3), "b": rows(3, 2)}, rows(3, 1))
     new = {"a": rows(3, 3, seed=1), "b": rows(3, 2, seed=2)}, rows(3, 1, seed=3)
@@ -28,9 +33,9 @@ def test_gradients_of_a_stacked_model_with_running_statistics_replay_to_the_last
 
     def gradients(values, buffers, x):
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-        loss = vmap(lambda own, kept, x: functional_call(model, {**own, **kept}, (x,)).square().mean())(
-            leaves, buffers, x
-        )
+        loss = vmap(
+            lambda own, kept, x: functional_call(model, {**own, **kept}, (x,)).square().mean()
+        )(leaves, buffers, x)
         return loss.detach(), torch.autograd.grad(loss.sum(), list(leaves.values()))
 
     def inputs(seed):
@@ -91,7 +96,9 @@ def test_what_a_function_reads_besides_its_arguments_is_constant():
     assert torch.equal(replay(rows(3, seed=2)), rows(3, seed=2) + constant)
 
 
-@pytest.mark.parametrize("function", [lambda x: (x * float(x.sum()), []), lambda x: (x if x.sum() > 0 else -x, [])])
+@pytest.mark.parametrize(
+    "function", [lambda x: (x * float(x.sum()), []), lambda x: (x if x.sum() > 0 else -x, [])]
+)
 def test_operations_that_depend_on_values_cannot_be_recorded(function):
     with pytest.raises(RuntimeError, match="read on the host"):
         record(function, rows(3))

@@ -47,7 +47,11 @@ def test_each_epoch_is_a_new_permutation() -> None:
 
 
 def test_the_order_depends_on_the_seed_and_not_on_the_batch_size() -> None:
-    assert order(3, seed=1, examples=40) == order(8, seed=1, examples=40) == order(10, seed=1, examples=40)
+    assert (
+        order(3, seed=1, examples=40)
+        == order(8, seed=1, examples=40)
+        == order(10, seed=1, examples=40)
+    )
     assert order(3, seed=1, examples=40) != order(3, seed=2, examples=40)
 
 
@@ -61,7 +65,9 @@ def test_the_order_ignores_and_keeps_the_callers_random_state() -> None:
 
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_an_impossible_batch_size_is_refused_at_once_with_both_numbers(batch_size: int) -> None:
-    with pytest.raises(ValueError, match=rf"between 1 and the 10 training examples, got {batch_size}"):
+    with pytest.raises(
+        ValueError, match=rf"between 1 and the 10 training examples, got {batch_size}"
+    ):
         endless_batches(EXAMPLES, batch_size, seed=0)
 
 

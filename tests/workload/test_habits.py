@@ -1,5 +1,7 @@
 # ruff: noqa: NPY002  # the global generator is what many users draw from
-"""What users do in workloads: modes, random numbers, batches, loaders, lazy modules; each equals a plain loop."""
+"""What users do in workloads: modes, random numbers, batches, loaders, lazy modules; each equals a
+plain loop.
+"""
 
 import collections
 import copy
@@ -94,7 +96,9 @@ class Epochs(Line):
 
     def train_batches(self, batch_size, seed):
         data = TensorDataset(X_N8[: self.count], Y_N1[: self.count])
-        loader = DataLoader(data, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
+        loader = DataLoader(
+            data, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed)
+        )
         while True:
             yield from loader
 
@@ -110,7 +114,14 @@ class TimeMajor(Line):
 
     def train_batches(self, batch_size, seed):
         for x, y in Epochs().train_batches(batch_size, seed):
-            yield x.expand(5, *x.shape), y, [f"name {i}" for i in range(len(x))], None, x.numpy(), torch.tensor(2.0)
+            yield (
+                x.expand(5, *x.shape),
+                y,
+                [f"name {i}" for i in range(len(x))],
+                None,
+                x.numpy(),
+                torch.tensor(2.0),
+            )
 
     def loss(self, model, batch):
         x_TBF, y, names, nothing, x_BF, two = batch
@@ -128,7 +139,9 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(workload):
 
 
 def test_a_batch_that_cannot_be_cut_is_an_error():
-    with pytest.raises(UserError, match=re.escape("no size 8 that its tensors share; found [7, 3]")):
+    with pytest.raises(
+        UserError, match=re.escape("no size 8 that its tensors share; found [7, 3]")
+    ):
         list(Parts(2, 8)((torch.ones(7, 3),)))
     with pytest.raises(UserError, match="it holds Pair"):
         list(Parts(2, 8)((Pair(torch.ones(8), "a"), torch.ones(8))))
@@ -190,7 +203,13 @@ class Frozen(Line):
     """A BatchNorm that is kept in evaluation mode, one that is not, and dropout that is off."""
 
     def build_model(self, seed):
-        layers = [nn.Linear(8, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1)]
+        layers = [
+            nn.Linear(8, 4),
+            nn.BatchNorm1d(4),
+            nn.BatchNorm1d(4),
+            nn.Dropout(0.5),
+            nn.Linear(4, 1),
+        ]
         model = nn.Sequential(*layers).double()
         model[1].eval()
         model[3].eval()
@@ -259,7 +278,8 @@ def test_every_generator_is_seeded_with_the_trial_and_given_back():
     for got in train(study(), Noisy(), some):
         found.append(got.trial.curve.loss)
         if len(found) == 2:
-            assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected  # between two trials, too
+            # between two trials, too
+            assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
             seed_all(11)
     np.testing.assert_allclose(found[0], plainly(Noisy())[0], rtol=1e-9)
     np.testing.assert_array_equal(found[0], found[1])
@@ -336,7 +356,9 @@ def test_a_workload_may_state_how_many_examples_a_batch_holds():
             while True:
                 yield X_N8[: 3 * batch_size], Y_N1[: 3 * batch_size]
 
-    with pytest.raises(UserError, match=r"a batch of 24 examples. If it is full, .* method examples\(batch\)"):
+    with pytest.raises(
+        UserError, match=r"a batch of 24 examples. If it is full, .* method examples\(batch\)"
+    ):
         check_workload(Packed(), "val_loss", [8])
     stating = Packed()
     stating.examples = lambda batch: len(batch[0]) // 3
@@ -372,11 +394,15 @@ class Returned(Line):
 
 def loader(batch_size, seed, count=70, **options):
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(TensorDataset(X_N8[:count], Y_N1[:count]), batch_size, generator=generator, **options)
+    return DataLoader(
+        TensorDataset(X_N8[:count], Y_N1[:count]), batch_size, generator=generator, **options
+    )
 
 
 def test_a_loader_starts_again_after_each_epoch():
-    check_workload(Returned(lambda b, seed: loader(b, seed, shuffle=True)), "val_loss", [8], steps=STEPS)
+    check_workload(
+        Returned(lambda b, seed: loader(b, seed, shuffle=True)), "val_loss", [8], steps=STEPS
+    )
     returned = losses(Returned(lambda b, seed: loader(b, seed, shuffle=True)))
     np.testing.assert_allclose(returned, plainly(Epochs())[0], rtol=1e-9)
 
@@ -397,7 +423,10 @@ def around_nothing(batch_size, seed):
     ("make", "message"),
     [
         (lambda b, seed: iter(loader(b, seed)), "ended after 9 batches, and must be endless"),
-        (lambda b, seed: (batch for batch in loader(b, seed)), "ended after 9 batches, and must be endless"),
+        (
+            lambda b, seed: (batch for batch in loader(b, seed)),
+            "ended after 9 batches, and must be endless",
+        ),
         (lambda b, seed: [], "has no batch: are there fewer than 8 training examples"),
         (lambda b, seed: loader(b, seed, count=5, drop_last=True), "has no batch"),
         (spinning, "has no batch"),
@@ -424,10 +453,18 @@ def test_a_generator_that_skips_most_examples_is_not_stopped():
 
 
 class Lazy(Line):
-    """Dropout before a lazy module draws random numbers before it; a normalization must not see the first batch."""
+    """Dropout before a lazy module draws random numbers before it; a normalization must not see the
+    first batch.
+    """
 
     def build_model(self, seed):
-        layers = [nn.LazyLinear(8), nn.Dropout(0.2), nn.LazyBatchNorm1d(), nn.BatchNorm1d(8), nn.LazyLinear(1)]
+        layers = [
+            nn.LazyLinear(8),
+            nn.Dropout(0.2),
+            nn.LazyBatchNorm1d(),
+            nn.BatchNorm1d(8),
+            nn.LazyLinear(1),
+        ]
         return nn.Sequential(*layers).double()
 
 
@@ -483,7 +520,13 @@ def test_an_objective_that_is_missing_once_is_nan_there_and_said():
     (got,) = train(study(), Measured(other=1.0), [POINT])
     values = got.trial.curve.metrics["val_loss"]
     assert np.isnan(values).tolist() == [False, False, True, False, False]
-    assert np.isfinite(got.trial.curve.metrics["other"]).tolist() == [False, False, True, False, False]
+    assert np.isfinite(got.trial.curve.metrics["other"]).tolist() == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert got.trial.best_value == np.nanmin(values)
     assert "val_loss was missing in 1 of 5 evaluations" in got.trial.verdict.evidence
 

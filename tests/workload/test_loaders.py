@@ -1,4 +1,6 @@
-"""Processes and modules of users: a DataLoader's workers inside worker processes, code that is edited between runs."""
+"""Processes and modules of users: a DataLoader's workers inside worker processes, code that is
+edited between runs.
+"""
 
 import importlib
 import os
@@ -97,7 +99,9 @@ def test_a_loader_has_processes_of_its_own_inside_a_worker_process(place, method
     who = place / "who"
     who.mkdir()
     asked = {"folder": str(who), "method": None if method == "default" else method}
-    (place / "loading_here.py").write_text(LOADING + f"\n\ndef make():\n    return Loading(**{asked!r})\n")
+    (place / "loading_here.py").write_text(
+        LOADING + f"\n\ndef make():\n    return Loading(**{asked!r})\n"
+    )
     trials = run_study(study("loading_here:make", max_train_steps=5), workers=1, progress=False)
     assert [trial.verdict.evidence for trial in trials if trial.verdict.crashed] == []
     pids = {int(name) for name in os.listdir(who)}
@@ -106,7 +110,9 @@ def test_a_loader_has_processes_of_its_own_inside_a_worker_process(place, method
     for trial in trials:
         (want,) = train(study("loading_here:make", max_train_steps=5), alone, [trial.point])
         np.testing.assert_array_equal(trial.curve.loss, want.trial.curve.loss)
-        np.testing.assert_array_equal(trial.curve.metrics["val_loss"], want.trial.curve.metrics["val_loss"])
+        np.testing.assert_array_equal(
+            trial.curve.metrics["val_loss"], want.trial.curve.metrics["val_loss"]
+        )
     (who / str(os.getpid())).unlink()
     assert alive(who) == []
 
@@ -134,7 +140,9 @@ pool.submit(load, "who").result()
 def test_a_loader_ends_with_its_worker_when_the_driver_is_killed(place):
     (place / "loading_here.py").write_text(LOADING)
     (place / "who").mkdir()
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER], env={**os.environ, "PYTHONPATH": str(place)})
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER], env={**os.environ, "PYTHONPATH": str(place)}
+    )
     try:
         wait_until(lambda: (place / "loads").exists(), 60)
         assert alive("who")
@@ -203,12 +211,16 @@ def test_the_next_run_in_a_process_trains_code_that_was_edited_or_reloaded(place
 
 
 def test_a_workload_of_the_main_module_is_refused_in_a_sentence():
-    with pytest.raises(UserError, match="put the factory into a file of its own, and name it file:factory"):
+    with pytest.raises(
+        UserError, match="put the factory into a file of its own, and name it file:factory"
+    ):
         load_workload("__main__:make", {})
 
 
 @pytest.mark.parametrize("text", ["import sys; sys.exit(3)", "1 / 0", "def broken("])
 def test_a_module_that_cannot_be_imported_is_an_error_of_its_own(place, text):
     (place / "edited_here.py").write_text(text)
-    with pytest.raises(UserError, match=r"importing 'edited_here' raised (SystemExit|ZeroDivision|Syntax)"):
+    with pytest.raises(
+        UserError, match=r"importing 'edited_here' raised (SystemExit|ZeroDivision|Syntax)"
+    ):
         load_workload("edited_here:make", {})

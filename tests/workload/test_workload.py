@@ -70,7 +70,11 @@ def test_each_mistake_is_named(broken, objective, message):
         ("nonsense", {}, "must be package.module:factory, got 'nonsense'"),
         ("no_such_module_anywhere:f", {}, "cannot import 'no_such_module_anywhere'"),
         ("test_workload:Nothing", {}, "'test_workload' has no 'Nothing'"),
-        ("test_workload:Line", {"depth": 3}, "test_workload:Line(depth=3): got an unexpected keyword"),
+        (
+            "test_workload:Line",
+            {"depth": 3},
+            "test_workload:Line(depth=3): got an unexpected keyword",
+        ),
         ("test_workload:Incomplete", {}, "missing: build_model, train_batches, evaluate"),
     ],
 )
@@ -101,9 +105,15 @@ class Weighted(Line):
         }[self.rule]
 
 
-@pytest.mark.parametrize(("rule", "said"), [("mean", False), ("sum", True), ("spread", True), ("noisy sum", False)])
-def test_a_loss_that_is_no_mean_over_examples_is_told_where_gradients_are_accumulated(rule, said, caplog):
-    """Of a loss that draws random numbers nothing is said: nobody can tell its noise from the parts."""
+@pytest.mark.parametrize(
+    ("rule", "said"), [("mean", False), ("sum", True), ("spread", True), ("noisy sum", False)]
+)
+def test_a_loss_that_is_no_mean_over_examples_is_told_where_gradients_are_accumulated(
+    rule, said, caplog
+):
+    """Of a loss that draws random numbers nothing is said: nobody can tell its noise from the
+    parts.
+    """
     check_workload(Weighted(rule), "val_loss", [8], accumulation=4)
     assert ("accumulation: the loss of a whole batch is" in caplog.text) is said
     caplog.clear()

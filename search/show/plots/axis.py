@@ -39,7 +39,13 @@ RAIL = 0.14  # height of the band of infeasible trials, and of the one of crashe
 
 Kind = Literal["feasible", "infeasible", "crashed", "best"]
 LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on top (S3)
-    "feasible": {"symbol": "circle", "size": 8, "color": BLUE, "opacity": 0.75, "line": {"width": 0}},
+    "feasible": {
+        "symbol": "circle",
+        "size": 8,
+        "color": BLUE,
+        "opacity": 0.75,
+        "line": {"width": 0},
+    },
     "infeasible": {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": VERMILLION}},
     "crashed": {"symbol": "square-open", "size": 8, "color": MUTED, "line": {"width": 1.5}},
     "best": {"symbol": "star", "size": 17, "color": GREEN, "line": {"width": 1, "color": "white"}},
@@ -48,7 +54,9 @@ LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on to
 
 @dataclass(frozen=True)
 class Mark:
-    """One trial. `x` is its value, or category index and jitter; `y` its best value, or that of a rail."""
+    """One trial. `x` is its value, or category index and jitter; `y` its best value, or that of a
+    rail.
+    """
 
     number: int
     x: float
@@ -71,11 +79,12 @@ class AxisInfo:
     """An axis plot as plain data.
 
     categories   tick labels at x = 0, 1, ...; empty if the axis is a scale
-    y_range      from the best side to the worst: lowest and highest feasible value, the baseline's included, or
-                 highest and lowest if the objective is maximized. They alone set the scale; infeasible and crashed
-                 trials stand on rails beyond the worst
+    y_range      from the best side to the worst: lowest and highest feasible value, the baseline's
+                 included, or highest and lowest if the objective is maximized. They alone set the
+                 scale; infeasible and crashed trials stand on rails beyond the worst
     baseline     value of the checkpoint that the study was compared with, a dashed line
-    not_varied   (optimizer, trials) not drawn: that optimizer has one value of the hyperparameter, or none
+    not_varied   (optimizer, trials) not drawn: that optimizer has one value of the hyperparameter,
+                 or none
     """
 
     axis: str
@@ -100,7 +109,8 @@ def axis_info(
 ) -> AxisInfo:
     """What an axis plot shows: a panel per group, a mark per trial.
 
-    A scientific hyperparameter splits trials into panels of their own, unless it is the axis itself.
+    A scientific hyperparameter splits trials into panels of their own, unless it is the axis
+    itself.
     """
     trials = list(trials)
     if axis == "optimizer":
@@ -108,7 +118,9 @@ def axis_info(
     else:
         having = _optimizers_that_vary(trials, axis)
     shown = [trial for trial in trials if trial.point.optimizer in having]
-    left_out = Counter(trial.point.optimizer for trial in trials if trial.point.optimizer not in having)
+    left_out = Counter(
+        trial.point.optimizer for trial in trials if trial.point.optimizer not in having
+    )
     values = [trial.point.values[axis] for trial in shown]
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
@@ -126,7 +138,15 @@ def axis_info(
             Panel(
                 group,
                 _note(members, axis),
-                tuple(_marks(members, axis, objective, categories, lambda h: at_height(h, low, high, log_y))),
+                tuple(
+                    _marks(
+                        members,
+                        axis,
+                        objective,
+                        categories,
+                        lambda h: at_height(h, low, high, log_y),
+                    )
+                ),
             )
             for group, members in _panels(shown, axis, scientific).items()
         ),
@@ -148,12 +168,16 @@ def _panels(trials: list[Trial], axis: str, scientific: Sequence[str]) -> dict[G
         return groups
     together: dict[Group, list[Trial]] = {}
     for group, members in groups.items():
-        together.setdefault(Group(group.batch_size, "all optimizers", group.scientific), []).extend(members)
+        together.setdefault(Group(group.batch_size, "all optimizers", group.scientific), []).extend(
+            members
+        )
     return together
 
 
 def _categories(values: list[Any], log: bool) -> list[Any]:
-    """The values in order if they are choices: not all finite numbers, or few and tried repeatedly."""
+    """The values in order if they are choices: not all finite numbers, or few and tried
+    repeatedly.
+    """
     distinct = sorted({repr(value): value for value in values}.values(), key=in_order)
     scale = all(isinstance(value, int | float) and math.isfinite(value) for value in distinct)
     few = not log and len(distinct) <= MAX_CHOICES and 2 * len(distinct) <= len(values)
@@ -161,7 +185,9 @@ def _categories(values: list[Any], log: bool) -> list[Any]:
 
 
 def scale(values: list[float]) -> tuple[bool, float, float]:
-    """Whether the y axis is logarithmic, and the lowest and highest value on it (0 to 1 if there is none)."""
+    """Whether the y axis is logarithmic, and the lowest and highest value on it (0 to 1 if there is
+    none).
+    """
     low, high = min(values, default=0.0), max(values, default=1.0)
     if low == high:
         return False, low - 0.1 * abs(low or 1), high + 0.1 * abs(high or 1)
@@ -169,7 +195,9 @@ def scale(values: list[float]) -> tuple[bool, float, float]:
 
 
 def from_best(low: float, high: float, trials: Iterable[Trial]) -> tuple[float, float]:
-    """A range of values from the best side to the worst: what did not train stands beyond the worst."""
+    """A range of values from the best side to the worst: what did not train stands beyond the
+    worst.
+    """
     return (high, low) if any(trial.maximize for trial in trials) else (low, high)
 
 
@@ -179,7 +207,9 @@ def is_turned(y_range: tuple[float, float]) -> bool:
 
 
 def at_height(height: float, low: float, high: float, log: bool) -> float:
-    """The value at a height: 0 is low, 1 is high, evenly or in log; low is above high if the range is turned."""
+    """The value at a height: 0 is low, 1 is high, evenly or in log; low is above high if the range
+    is turned.
+    """
     return low * (high / low) ** height if log else low + (high - low) * height
 
 
@@ -196,7 +226,11 @@ def _note(trials: list[Trial], axis: str) -> str:
 
 
 def _marks(
-    trials: list[Trial], axis: str, objective: str, categories: list[Any], at: Callable[[float], float]
+    trials: list[Trial],
+    axis: str,
+    objective: str,
+    categories: list[Any],
+    at: Callable[[float], float],
 ) -> Iterable[Mark]:
     best = next(iter(ranked(trials)), None)
     for trial in trials:
@@ -217,11 +251,13 @@ def _jitter(number: int) -> float:
     return 2 * (number * GOLDEN % 1) - 1
 
 
-# --- drawing -----------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def axis_figure(info: AxisInfo) -> go.Figure:
-    """The figure: blue dots feasible, green star the best, red crosses on a rail infeasible (S3)."""
+    """The figure: blue dots feasible, green star the best, red crosses on a rail infeasible
+    (S3).
+    """
     places = in_grid(panel.group for panel in info.panels)
     count = sum(len(panel.marks) for panel in info.panels)
     side = "below" if is_turned(info.y_range) else "above"
@@ -242,11 +278,14 @@ def axis_figure(info: AxisInfo) -> go.Figure:
     _draw_axes(figure, info, places, kinds)
     _draw_rails(figure, places, kinds, is_turned(info.y_range))
     if info.baseline is not None:
-        figure.add_hline(info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="below")
+        figure.add_hline(
+            info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="below"
+        )
     footnote(
         figure,
         "; ".join(
-            [f"dashed: the baseline's checkpoint, {readable(info.baseline)}"] * (info.baseline is not None)
+            [f"dashed: the baseline's checkpoint, {readable(info.baseline)}"]
+            * (info.baseline is not None)
             + [
                 f"not drawn: {trials} trials of {escape(optimizer)}, which does not vary {escape(info.axis)}"
                 for optimizer, trials in info.not_varied
@@ -280,19 +319,27 @@ def _head(kinds: set[Kind]) -> float:
     return HEAD + RAIL * (2 if "crashed" in kinds else 1 if "infeasible" in kinds else 0)
 
 
-def _draw_axes(figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int, int]], kinds: set[Kind]) -> None:
+def _draw_axes(
+    figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int, int]], kinds: set[Kind]
+) -> None:
     y_axis = value_axis(info.y_range, info.log_y, _head(kinds))
     for panel in info.panels:
         row, column = places[panel.group]
-        in_row = [mark.x for other in info.panels if places[other.group][0] == row for mark in other.marks]
+        in_row = [
+            mark.x for other in info.panels if places[other.group][0] == row for mark in other.marks
+        ]
         figure.update_yaxes(row=row, col=column, **y_axis)
         figure.update_xaxes(row=row, col=column, **_x_axis(info, in_row))
     figure.update_yaxes(col=1, title_text=f"best {escape(info.objective)}")
-    figure.update_xaxes(row=max((row for row, _ in places.values()), default=1), title_text=escape(info.axis))
+    figure.update_xaxes(
+        row=max((row for row, _ in places.values()), default=1), title_text=escape(info.axis)
+    )
 
 
 def value_axis(y_range: tuple[float, float], log_y: bool, head: float) -> dict[str, Any]:
-    """An axis of objective values, from FOOT up to height `head` of their range, marked within the range."""
+    """An axis of objective values, from FOOT up to height `head` of their range, marked within the
+    range.
+    """
     foot, top = sorted(at_height(height, *y_range, log_y) for height in (FOOT, head))
     low, high = sorted(y_range)
     if log_y:
@@ -301,7 +348,9 @@ def value_axis(y_range: tuple[float, float], log_y: bool, head: float) -> dict[s
 
 
 def in_panel(height: float, head: float, turned: bool) -> float:
-    """A height as a share of a panel that reaches up to height `head`, from the top if the range is turned."""
+    """A height as a share of a panel that reaches up to height `head`, from the top if the range is
+    turned.
+    """
     share = (height - FOOT) / (head - FOOT)
     return 1 - share if turned else share
 
@@ -321,7 +370,9 @@ def _x_axis(info: AxisInfo, values: list[float]) -> dict[str, Any]:
     return {"range": [low - pad, high + pad]}
 
 
-def _draw_rails(figure: go.Figure, places: dict[Group, tuple[int, int]], kinds: set[Kind], turned: bool) -> None:
+def _draw_rails(
+    figure: go.Figure, places: dict[Group, tuple[int, int]], kinds: set[Kind], turned: bool
+) -> None:
     """A tinted band and a name at the right for the rails of infeasible and crashed trials."""
     head = _head(kinds)
 

@@ -39,7 +39,8 @@ ABOVE_COLOURS = (ORANGE, PURPLE, SKY)  # the next three learning rates above lr_
 class Line:
     """One training, thinned.
 
-    rank          0 for lr_star, with all its seeds, 1, 2, 3 for the next learning rates above it, −1 for all others
+    rank          0 for lr_star, with all its seeds, 1, 2, 3 for the next learning rates above it,
+                  −1 for all others
     steps, loss   updates done before the loss was measured, and the loss
     """
 
@@ -73,19 +74,36 @@ class CurvesInfo:
 
 
 def curves_info(
-    trials: Iterable[Trial], objective: str, *, log_steps: bool = False, scientific: Sequence[str] = ()
+    trials: Iterable[Trial],
+    objective: str,
+    *,
+    log_steps: bool = False,
+    scientific: Sequence[str] = (),
 ) -> CurvesInfo:
-    """What the training curves show: a panel per group, a line per trial that has a curve (S3, R3)."""
-    panels = tuple(_panel(group, own, objective, log_steps) for group, own in group_trials(trials, scientific).items())
-    log_loss, low, high = frame([line.loss for panel in panels for line in panel.lines if line.loss])
+    """What the training curves show: a panel per group, a line per trial that has a curve (S3,
+    R3).
+    """
+    panels = tuple(
+        _panel(group, own, objective, log_steps)
+        for group, own in group_trials(trials, scientific).items()
+    )
+    log_loss, low, high = frame(
+        [line.loss for panel in panels for line in panel.lines if line.loss]
+    )
     return CurvesInfo(log_steps, log_loss, loss_range=(low, high), panels=panels)
 
 
 def frame(losses: Sequence[Sequence[float]]) -> tuple[bool, float, float]:
-    """Whether the loss axis is logarithmic, and its lowest and highest value: what blows up does not set them."""
+    """Whether the loss axis is logarithmic, and its lowest and highest value: what blows up does
+    not set them.
+    """
     lowest, highest = min(map(min, losses), default=0.1), max(map(max, losses), default=1.0)
     high = min(highest, CEILING * max((loss[0] for loss in losses), default=1.0))
-    low = min((value for loss in losses for value in loss if value > 0), default=0.1) if lowest >= 0 else lowest
+    low = (
+        min((value for loss in losses for value in loss if value > 0), default=0.1)
+        if lowest >= 0
+        else lowest
+    )
     return 0 < low < high, low, high
 
 
@@ -98,7 +116,13 @@ def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -
         if not len(trial.curve.loss):
             continue
         base_lr = trial.point.base_lr
-        rank = 0 if trial.point.configuration == best else above.index(base_lr) + 1 if base_lr in above else -1
+        rank = (
+            0
+            if trial.point.configuration == best
+            else above.index(base_lr) + 1
+            if base_lr in above
+            else -1
+        )
         text = hover(trial, objective)
         lines.append(
             Line(
@@ -118,13 +142,17 @@ def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -
     )
 
 
-# --- drawing -----------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def curves_figure(info: CurvesInfo) -> go.Figure:
-    """The figure: thin grey feasible, thin red infeasible, colours for lr_star and just above (R3)."""
+    """The figure: thin grey feasible, thin red infeasible, colours for lr_star and just above
+    (R3).
+    """
     places = in_grid(panel.group for panel in info.panels)
-    titles = {places[panel.group]: panel_title(panel.group.label, _key(panel)) for panel in info.panels}
+    titles = {
+        places[panel.group]: panel_title(panel.group.label, _key(panel)) for panel in info.panels
+    }
     figure = panel_figure(
         "Training loss: does it rise just above lr_star?",
         "grey: feasible, red: infeasible; in colour: lr_star and the next learning rates above it",
@@ -141,7 +169,9 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
             figure.add_trace(trace, row=row, col=column)
     _draw_axes(figure, info, max((row for row, _ in places.values()), default=1))
     missing = [
-        f"{panel.group.label}: trials {', '.join(map(str, panel.missing))}" for panel in info.panels if panel.missing
+        f"{panel.group.label}: trials {', '.join(map(str, panel.missing))}"
+        for panel in info.panels
+        if panel.missing
     ]
     footnote(figure, "no curve: " + "; ".join(missing) if missing else "")
     return figure
@@ -158,7 +188,11 @@ def _key(panel: CurvesPanel) -> str:
     first = {line.rank: line for line in panel.lines if line.rank >= 0}
     names = [
         f"<span style='color:{_colour(line)}'><b>━</b></span> "
-        + (f"{readable(line.base_lr / panel.lr_star)} ×" if rank else f"lr_star = {readable(line.base_lr)}")
+        + (
+            f"{readable(line.base_lr / panel.lr_star)} ×"
+            if rank
+            else f"lr_star = {readable(line.base_lr)}"
+        )
         for rank, line in sorted(first.items())
     ]
     return "&nbsp;&nbsp; ".join(names) or "no feasible trial"
@@ -169,8 +203,12 @@ def _depth(line: Line) -> tuple[bool, int]:
     return line.rank >= 0, -line.rank
 
 
-def in_frame(loss: Sequence[float], log_loss: bool, loss_range: tuple[float, float]) -> NDArray[np.float64]:
-    """Losses as they are drawn: on the frame's edge where a log axis has no place, not far above what leaves it."""
+def in_frame(
+    loss: Sequence[float], log_loss: bool, loss_range: tuple[float, float]
+) -> NDArray[np.float64]:
+    """Losses as they are drawn: on the frame's edge where a log axis has no place, not far above
+    what leaves it.
+    """
     low, high = loss_range
     return np.asarray(np.clip(loss, low if log_loss else None, OUT_OF_FRAME * high))
 
@@ -206,7 +244,9 @@ def _ends(lines: list[Line], info: CurvesInfo) -> go.Scatter:
 
 def _draw_axes(figure: go.Figure, info: CurvesInfo, rows: int) -> None:
     figure.update_yaxes(**loss_axis(info.log_loss, info.loss_range))
-    last = max((line.steps[-1] for panel in info.panels for line in panel.lines if line.steps), default=1)
+    last = max(
+        (line.steps[-1] for panel in info.panels for line in panel.lines if line.steps), default=1
+    )
     figure.update_xaxes(**step_axis(info.log_steps, last))
     figure.update_yaxes(col=1, title_text="training loss")
     figure.update_xaxes(row=rows, title_text="step + 1" if info.log_steps else "step")
@@ -224,4 +264,6 @@ def loss_axis(log_loss: bool, loss_range: tuple[float, float]) -> dict[str, Any]
 
 def step_axis(log_steps: bool, last: int, start: float = 1.0) -> dict[str, Any]:
     """An axis of steps up to the last one; a log axis counts them from 1, and begins at `start`."""
-    return log_axis(start, (last + 1) * 1.05) if log_steps else {"range": [-0.02 * last, 1.02 * last]}
+    return (
+        log_axis(start, (last + 1) * 1.05) if log_steps else {"range": [-0.02 * last, 1.02 * last]}
+    )

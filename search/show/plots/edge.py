@@ -32,8 +32,10 @@ from .style import (
     right_legend,
 )
 
-FEWEST_FOR_A_BAR = 2  # trials: of one, the interval is nearly everything, and a search has a hundred of them
-DOT, LARGEST_DOT = 5.0, 16.0  # pixels across for one trial, and at most; the area grows with the number of trials
+# trials: of one, the interval is nearly everything, and a search has a hundred of them
+FEWEST_FOR_A_BAR = 2
+# pixels across for one trial, and at most; the area grows with the number of trials
+DOT, LARGEST_DOT = 5.0, 16.0
 FOOT, HEAD = -0.05, 1.17  # of the y axis; above 1 stands the bracket's label
 LABEL_AT = 1.1
 MARGIN = 0.06  # to the left and right, of the range of base LRs
@@ -45,8 +47,10 @@ class EdgePanel:
     """The edge of one group.
 
     tried      every base_lr with its judged trials, ascending
-    fitted     (base_lr, P(diverge)) from lr_star on: what is infeasible far below it is too slow, not unstable
-    bracket    where the fit passes 1/2: unstable_base_lr lies between; (…, inf) or (0, …) where it is open
+    fitted     (base_lr, P(diverge)) from lr_star on: what is infeasible far below it is too slow,
+               not unstable
+    bracket    where the fit passes 1/2: unstable_base_lr lies between; (…, inf) or (0, …) where it
+               is open
     lr_star    nan if nothing is feasible
     limits     (label, base_lr) of what theory predicts; finite ones alone
     """
@@ -67,7 +71,9 @@ class EdgePanel:
 
 @dataclass(frozen=True)
 class EdgeInfo:
-    """The edges as plain data, a panel per group with judged trials. `crashed` trials are no evidence."""
+    """The edges as plain data, a panel per group with judged trials. `crashed` trials are no
+    evidence.
+    """
 
     panels: tuple[EdgePanel, ...]
     crashed: int
@@ -94,29 +100,41 @@ def _star(trials: list[Trial]) -> float:
     return next((trial.point.base_lr for trial in ranked(trials)), math.nan)
 
 
-def edge_panel(group: Group, tried: Sequence[Tried], lr_star: float, limits: Mapping[str, float]) -> EdgePanel:
-    """The edge of a group by what became of its trials; limits that are nan or inf are not drawn."""
-    counted = [one for one in tried if not one.base_lr < lr_star]  # all of them, if nothing is feasible
+def edge_panel(
+    group: Group, tried: Sequence[Tried], lr_star: float, limits: Mapping[str, float]
+) -> EdgePanel:
+    """The edge of a group by what became of its trials; limits that are nan or inf are not
+    drawn.
+    """
+    # all of them, if nothing is feasible
+    counted = [one for one in tried if not one.base_lr < lr_star]
     return EdgePanel(
         group=group,
         tried=tuple(tried),
         fitted=tuple(zip((one.base_lr for one in counted), probability(counted), strict=True)),
         bracket=bracket(counted),
         lr_star=lr_star,
-        limits=tuple((label, base_lr) for label, base_lr in limits.items() if math.isfinite(base_lr)),
+        limits=tuple(
+            (label, base_lr) for label, base_lr in limits.items() if math.isfinite(base_lr)
+        ),
     )
 
 
-# --- drawing -----------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def edge_figure(info: EdgeInfo) -> go.Figure:
-    """The figure: dots with confidence bars, the fit through them, its bracket shaded, predicted limits dashed."""
+    """The figure: dots with confidence bars, the fit through them, its bracket shaded, predicted
+    limits dashed.
+    """
     places = in_grid(panel.group for panel in info.panels)
     figure = panel_figure(
         "How often training diverges against base_lr",
         "dots: share of trials that were infeasible, larger for more trials; bars: 95 % confidence (Clopper–Pearson)",
-        {places[panel.group]: panel_title(panel.group.label, _note(panel)) for panel in info.panels},
+        {
+            places[panel.group]: panel_title(panel.group.label, _note(panel))
+            for panel in info.panels
+        },
     )
     labels = list(dict.fromkeys(label for panel in info.panels for label, _ in panel.limits))
     named: set[str] = set()
@@ -129,9 +147,13 @@ def edge_figure(info: EdgeInfo) -> go.Figure:
             named.add(trace.name)
             figure.add_trace(trace, row=row, col=column)
         figure.update_xaxes(row=row, col=column, **log_axis(low, high))
-    figure.update_yaxes(range=[FOOT, HEAD], tickvals=[0, 0.25, 0.5, 0.75, 1], ticktext=["0", "¼", "½", "¾", "1"])
+    figure.update_yaxes(
+        range=[FOOT, HEAD], tickvals=[0, 0.25, 0.5, 0.75, 1], ticktext=["0", "¼", "½", "¾", "1"]
+    )
     figure.update_yaxes(col=1, title_text="P(diverge)")
-    figure.update_xaxes(row=max((row for row, _ in places.values()), default=1), title_text="base_lr")
+    figure.update_xaxes(
+        row=max((row for row, _ in places.values()), default=1), title_text="base_lr"
+    )
     footnote(figure, _footnote(info))
     right_legend(figure, "")
     return figure
@@ -143,7 +165,9 @@ def _note(panel: EdgePanel) -> str:
         where = f"above {low}" if panel.bracket[0] else f"at most {high}"
     else:
         where = f"{low} to {high}"
-    star = "no feasible trial" if math.isnan(panel.lr_star) else f"lr_star = {readable(panel.lr_star)}"
+    star = (
+        "no feasible trial" if math.isnan(panel.lr_star) else f"lr_star = {readable(panel.lr_star)}"
+    )
     return f"{star}, unstable_base_lr {where}"
 
 
@@ -203,7 +227,10 @@ def _fit(panel: EdgePanel) -> go.Scatter:
 
 def _verticals(panel: EdgePanel, labels: Sequence[str]) -> list[go.Scatter]:
     """lr_star, and the predicted limits; lines of points that the mouse finds anywhere."""
-    lines = [(label, base_lr, LIMITS[labels.index(label) % len(LIMITS)], "dash") for label, base_lr in panel.limits]
+    lines = [
+        (label, base_lr, LIMITS[labels.index(label) % len(LIMITS)], "dash")
+        for label, base_lr in panel.limits
+    ]
     if math.isfinite(panel.lr_star):
         lines.insert(0, ("lr_star", panel.lr_star, GREEN, "solid"))
     heights = [FOOT + i * (1 - FOOT) / 20 for i in range(21)]
@@ -222,8 +249,12 @@ def _verticals(panel: EdgePanel, labels: Sequence[str]) -> list[go.Scatter]:
     ]
 
 
-def _draw_bracket(figure: go.Figure, panel: EdgePanel, ends: tuple[float, float], place: dict[str, Any]) -> None:
-    """The bracket as a tinted band with its width above it; to the border of the panel where it is open."""
+def _draw_bracket(
+    figure: go.Figure, panel: EdgePanel, ends: tuple[float, float], place: dict[str, Any]
+) -> None:
+    """The bracket as a tinted band with its width above it; to the border of the panel where it is
+    open.
+    """
     low, high = max(panel.bracket[0], ends[0]), min(panel.bracket[1], ends[1])
     if math.isfinite(panel.decades):
         text, x, anchor = f"{panel.decades:.2f} decades", math.sqrt(low * high), "center"

@@ -1,4 +1,6 @@
-"""Training loss of groups in which nothing is tuned, one colour each: who blows up, when, and who would see it (R5)."""
+"""Training loss of groups in which nothing is tuned, one colour each: who blows up, when, and who
+would see it (R5).
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,15 @@ from .style import (
 )
 from .thin import thin
 
-TYPICAL_SHARE = 0.02  # of the planned updates: the window of the running median that stands out of minibatch noise
+# of the planned updates: the window of the running median that stands out of minibatch noise
+TYPICAL_SHARE = 0.02
 
 
 @dataclass(frozen=True)
 class LossLine:
-    """One trial: every step of it (thinned), the running median where it is long, and every `sparse_every`-th step."""
+    """One trial: every step of it (thinned), the running median where it is long, and every
+    `sparse_every`-th step.
+    """
 
     seed: int
     infeasible: bool
@@ -58,7 +63,8 @@ class LossInfo:
     """Training losses as plain data.
 
     chance_loss   of a constant predictor; nan where the workload does not state it
-    sparse_every  updates between two evaluations of somebody who does not look at every step; 0: not drawn
+    sparse_every  updates between two evaluations of somebody who does not look at every step; 0:
+                  not drawn
     """
 
     log_steps: bool
@@ -70,13 +76,21 @@ class LossInfo:
 
 
 def untuned(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
-    """Whether there are several groups with one configuration each: their losses can be laid over one another."""
+    """Whether there are several groups with one configuration each: their losses can be laid over
+    one another.
+    """
     groups = group_trials(trials, scientific).values()
-    return bool(scientific) and len(groups) > 1 and all(len(repetitions(own)) <= 1 for own in groups)
+    return (
+        bool(scientific) and len(groups) > 1 and all(len(repetitions(own)) <= 1 for own in groups)
+    )
 
 
 def loss_info(
-    trials: Iterable[Trial], scientific: Sequence[str], *, log_steps: bool = False, sparse_every: int = 0
+    trials: Iterable[Trial],
+    scientific: Sequence[str],
+    *,
+    log_steps: bool = False,
+    sparse_every: int = 0,
 ) -> LossInfo:
     """What the picture shows: a line per trial that has a curve."""
     trials = list(trials)
@@ -88,7 +102,9 @@ def loss_info(
         )
         for group, own in group_trials(trials, scientific).items()
     )
-    log_loss, low, high = frame([line.loss for group in groups for line in group.lines if line.loss])
+    log_loss, low, high = frame(
+        [line.loss for group in groups for line in group.lines if line.loss]
+    )
     chances = {trial.curve.chance_loss for trial in trials if len(trial.curve.loss)}
     chance = chances.pop() if len(chances) == 1 else math.nan
     return LossInfo(log_steps, log_loss, (low, high), chance, sparse_every, groups)
@@ -111,8 +127,9 @@ def _line(trial: Trial, log_steps: bool, sparse_every: int) -> LossLine:
 def _typical(curve: Curve, log_steps: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The median over TYPICAL_SHARE of the planned updates around each step, thinned.
 
-    Within half a window of the start, and of the end of a training that was stopped, the losses themselves, so that
-    a blow-up stays as it was. Empty where the window is less than three steps, too short to need a median.
+    Within half a window of the start, and of the end of a training that was stopped, the losses
+    themselves, so that a blow-up stays as it was. Empty where the window is less than three steps,
+    too short to need a median.
     """
     half = int(TYPICAL_SHARE * curve.total_steps) // 2
     if half < 1:
@@ -125,11 +142,13 @@ def _typical(curve: Curve, log_steps: bool) -> tuple[tuple[int, ...], tuple[floa
     return thin(typical, log_steps)
 
 
-# --- drawing -----------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def loss_figure(info: LossInfo) -> go.Figure:
-    """The figure: a panel per batch size and optimizer, and beside it what rare evaluation shows of the same runs."""
+    """The figure: a panel per batch size and optimizer, and beside it what rare evaluation shows of
+    the same runs.
+    """
     rows = list(dict.fromkeys((one.group.batch_size, one.group.optimizer) for one in info.groups))
     titles = {}
     for row, (batch_size, optimizer) in enumerate(rows, start=1):
@@ -141,7 +160,11 @@ def loss_figure(info: LossInfo) -> go.Figure:
     long = any(line.typical_steps for one in info.groups for line in one.lines)
     figure = panel_figure(
         f"Training loss, by {escape(names)}",
-        ("thin: every step of every seed; bold: median around each step; " if long else "one line per seed; ")
+        (
+            "thin: every step of every seed; bold: median around each step; "
+            if long
+            else "one line per seed; "
+        )
         + "a cross ends what did not train; dashed: a constant predictor",
         titles,
     )
@@ -213,9 +236,13 @@ def _draw_axes(figure: go.Figure, info: LossInfo, rows: int) -> None:
     low, high = info.loss_range
     ticks = {} if info.log_loss else {"tickvals": linear_ticks(low, high)}
     figure.update_yaxes(**loss_axis(info.log_loss, info.loss_range), **ticks)
-    last = max((line.steps[-1] for one in info.groups for line in one.lines if line.steps), default=1)
+    last = max(
+        (line.steps[-1] for one in info.groups for line in one.lines if line.steps), default=1
+    )
     figure.update_xaxes(**step_axis(info.log_steps, last, start=0.95))
     if low <= info.chance_loss <= high:
-        figure.add_hline(y=info.chance_loss, line={"color": MUTED, "width": 1, "dash": "dash"}, layer="below")
+        figure.add_hline(
+            y=info.chance_loss, line={"color": MUTED, "width": 1, "dash": "dash"}, layer="below"
+        )
     figure.update_yaxes(col=1, title_text="training loss (one minibatch)")
     figure.update_xaxes(row=rows, title_text="step + 1" if info.log_steps else "step")

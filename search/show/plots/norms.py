@@ -1,4 +1,6 @@
-"""Gradient norm against step and its histogram, with the clip thresholds they suggest (R15, R16)."""
+"""Gradient norm against step and its histogram, with the clip thresholds they suggest (R15,
+R16).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ import plotly.graph_objects as go
 from ...judge.analysis import CLIP_TOO_MUCH, group_trials, ranked
 from ...trial import Array, Group, Outcome, Trial
 from ...words import readable
-from .style import BLUE, COLUMN_GAP, ORANGE, VERMILLION, footnote, log_axis, panel_figure, panel_title
+from .style import (
+    BLUE,
+    COLUMN_GAP,
+    ORANGE,
+    VERMILLION,
+    footnote,
+    log_axis,
+    panel_figure,
+    panel_title,
+)
 from .thin import thin
 
 CLIP_PERCENTILE = 0.90  # R16: where the threshold starts
@@ -24,7 +35,8 @@ STEP_WIDTH, HISTOGRAM_WIDTH = 0.72, 0.28  # shares of the figure's width
 class NormsPanel:
     """The gradient norms of one trial, unclipped.
 
-    edges, counts   histogram of the positive finite norms over all steps: len(edges) = len(counts) + 1
+    edges, counts   histogram of the positive finite norms over all steps: len(edges) = len(counts)
+                    + 1
     unshown         steps whose norm is 0 or non-finite: on no log axis
     outcome         the trial's verdict: an infeasible one stands for a group without a feasible one
     """
@@ -48,8 +60,9 @@ class NormsPanel:
 class NormsInfo:
     """Gradient norms of one trial of each group; `missing` names the groups that have none to show.
 
-    scale   lowest and highest norm or threshold of all panels, if they are of one optimizer and batch size
-            and so can be compared, also step by step; else None, and every panel has its own
+    scale   lowest and highest norm or threshold of all panels, if they are of one optimizer and
+            batch size and so can be compared, also step by step; else None, and every panel has its
+            own
     """
 
     panels: tuple[NormsPanel, ...]
@@ -76,12 +89,18 @@ def norms_info(trials: Iterable[Trial], *, scientific: Sequence[str] = ()) -> No
 def _first_infeasible(trials: Iterable[Trial]) -> Trial | None:
     """The infeasible trial at the lowest base_lr: the nearest to one that trains."""
     infeasible = (trial for trial in trials if trial.verdict.infeasible)
-    return min(infeasible, key=lambda trial: (trial.point.base_lr, trial.point.number), default=None)
+    return min(
+        infeasible, key=lambda trial: (trial.point.base_lr, trial.point.number), default=None
+    )
 
 
 def _marks(panel: NormsPanel) -> list[float]:
     """What the norm axis of a panel must hold."""
-    return [*panel.edges, panel.percentile, *([panel.clip_norm] if math.isfinite(panel.clip_norm) else [])]
+    return [
+        *panel.edges,
+        panel.percentile,
+        *([panel.clip_norm] if math.isfinite(panel.clip_norm) else []),
+    ]
 
 
 def _shown(norms: Array) -> Array:
@@ -111,11 +130,13 @@ def _panel(group: Group, trial: Trial) -> NormsPanel:
     )
 
 
-# --- drawing -----------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def norms_figure(info: NormsInfo) -> go.Figure:
-    """The figure: a row per group, the norm against step, and its histogram on the same scale (R15)."""
+    """The figure: a row per group, the norm against step, and its histogram on the same scale
+    (R15).
+    """
     titles = {}
     for row, panel in enumerate(info.panels, start=1):
         titles[row, 1] = panel_title(panel.group.label, _note(panel))
@@ -156,7 +177,9 @@ def _note(panel: NormsPanel) -> str:
     note += f", base_lr = {readable(panel.base_lr)}"
     note += f", 90th percentile = {readable(panel.percentile)}"
     thresholds = {"clip_norm": panel.clip_norm, "clip_z": panel.clip_z}
-    in_use = [f"{name} = {readable(value)}" for name, value in thresholds.items() if math.isfinite(value)]
+    in_use = [
+        f"{name} = {readable(value)}" for name, value in thresholds.items() if math.isfinite(value)
+    ]
     if in_use:
         note += f", {' and '.join(in_use)} cut {panel.clip_fraction:.0%} of updates"
         if panel.clip_fraction > CLIP_TOO_MUCH:

@@ -1,4 +1,6 @@
-"""Best validation value against base LR, one line per scientific value (S7): is one worse, or only more fragile?"""
+"""Best validation value against base LR, one line per scientific value (S7): is one worse, or only
+more fragile?
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon")
 
 @dataclass(frozen=True)
 class Repeated:
-    """What one group's seeds gave at one base_lr: the best value of each that trained; how many were infeasible."""
+    """What one group's seeds gave at one base_lr: the best value of each that trained; how many
+    were infeasible.
+    """
 
     base_lr: float
     values: tuple[float, ...]
@@ -58,10 +62,11 @@ class OverlayLine:
 class OverlayInfo:
     """An overlay as plain data: the lines of a batch size and optimizer share a panel.
 
-    y_range        from the best side to the worst: lowest and highest value of a trial that trained, or highest and
-                   lowest if the objective is maximized
+    y_range        from the best side to the worst: lowest and highest value of a trial that
+                   trained, or highest and lowest if the objective is maximized
     seeds          the most that any configuration has
-    outdone        trials of configurations that another one of their group outdid at the same base_lr
+    outdone        trials of configurations that another one of their group outdid at the same
+                   base_lr
     crashed        trials that are no evidence
     """
 
@@ -75,7 +80,9 @@ class OverlayInfo:
 
 
 def comparable(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
-    """Whether an overlay says something: groups of a batch size and optimizer, tried at the same base LRs."""
+    """Whether an overlay says something: groups of a batch size and optimizer, tried at the same
+    base LRs.
+    """
     base_lrs: dict[tuple[int, str], list[set[float]]] = {}
     for group, own in group_trials(trials, scientific).items():
         tried = {trial.point.base_lr for trial in own}
@@ -87,7 +94,9 @@ def comparable(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
 
 
 def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[str]) -> OverlayInfo:
-    """What an overlay shows. Where a group has several configurations at a base_lr, the best of them (S7)."""
+    """What an overlay shows. Where a group has several configurations at a base_lr, the best of
+    them (S7).
+    """
     trials = list(trials)
     log_y, low, high = scale([trial.best_value for trial in trials if trained(trial)])
     low, high = from_best(low, high, trials)
@@ -104,7 +113,9 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
             for seeds in best
         )
         ranking = ranked(own)
-        lines.append(OverlayLine(group, ranking[0].point.base_lr if ranking else math.nan, tuple(points)))
+        lines.append(
+            OverlayLine(group, ranking[0].point.base_lr if ranking else math.nan, tuple(points))
+        )
     crashed = sum(trial.verdict.crashed for trial in trials)
     return OverlayInfo(
         objective=objective,
@@ -118,7 +129,9 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
 
 
 def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """The best configuration at each base_lr, ascending: fewest infeasible seeds first, then the best mean."""
+    """The best configuration at each base_lr, ascending: fewest infeasible seeds first, then the
+    best mean.
+    """
 
     def worth(seeds: list[Trial]) -> tuple[int, float]:
         return sum(not trained(trial) for trial in seeds), mean_cost(seeds)
@@ -129,23 +142,33 @@ def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
     return [best[base_lr] for base_lr in sorted(best)]
 
 
-# --- drawing -----------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def overlay_figure(info: OverlayInfo) -> go.Figure:
-    """The figure: lines through the means, small marks for the seeds, crosses on a rail for what did not train."""
+    """The figure: lines through the means, small marks for the seeds, crosses on a rail for what
+    did not train.
+    """
     places = _places(info)
     names = SEPARATOR.join(name for name, _ in info.lines[0].group.scientific)
     rows = sorted({(place, group.optimizer, group.batch_size) for group, place in places.items()})
     figure = panel_figure(
         f"Best {escape(info.objective)} against base_lr, by {escape(names)}",
         "line: mean over seeds; star: lr_star; a cross on the rail: a seed that did not train, and the line ends",
-        {place: panel_title(f"batch size {batch_size}, {optimizer}", "") for place, optimizer, batch_size in rows},
+        {
+            place: panel_title(f"batch size {batch_size}, {optimizer}", "")
+            for place, optimizer, batch_size in rows
+        },
     )
-    styles = {labels: i for i, labels in enumerate(dict.fromkeys(line.group.scientific for line in info.lines))}
+    styles = {
+        labels: i
+        for i, labels in enumerate(dict.fromkeys(line.group.scientific for line in info.lines))
+    }
     shades = colours([dict(scientific) for scientific in styles])
     head = (
-        HEAD + RAIL_ROW * (len(styles) + 1) if any(p.infeasible for line in info.lines for p in line.points) else HEAD
+        HEAD + RAIL_ROW * (len(styles) + 1)
+        if any(p.infeasible for line in info.lines for p in line.points)
+        else HEAD
     )
     named: set[int] = set()
     for line in info.lines:
@@ -205,7 +228,12 @@ def _traces(line: OverlayLine, info: OverlayInfo, style: int, colour: str) -> li
         x=[point.base_lr for point in stars],
         y=[point.mean for point in stars],
         mode="markers",
-        marker={"symbol": "star", "size": 17, "color": colour, "line": {"width": 1, "color": "white"}},
+        marker={
+            "symbol": "star",
+            "size": 17,
+            "color": colour,
+            "line": {"width": 1, "color": "white"},
+        },
         hovertemplate=f"{name}<br>lr_star %{{x:.3g}}, mean %{{y:.3g}}<extra></extra>",
         **shared,
     )
@@ -216,10 +244,14 @@ def _side_by_side(point: Repeated, line: OverlayLine) -> list[float]:
     """A place for each infeasible seed at one base_lr, close to it on a log axis."""
     rates = [other.base_lr for other in line.points]
     step = (rates[-1] / rates[0]) ** (SPREAD / max(len(rates) - 1, 1))
-    return [point.base_lr * step ** (2 * i - (point.infeasible - 1)) for i in range(point.infeasible)]
+    return [
+        point.base_lr * step ** (2 * i - (point.infeasible - 1)) for i in range(point.infeasible)
+    ]
 
 
-def _ways_out(line: OverlayLine, rail: float, colour: str, shared: dict[str, Any]) -> list[go.Scatter]:
+def _ways_out(
+    line: OverlayLine, rail: float, colour: str, shared: dict[str, Any]
+) -> list[go.Scatter]:
     """Dotted, from a mean up to the rail where the next base_lr has an infeasible seed."""
     return [
         go.Scatter(
@@ -235,7 +267,9 @@ def _ways_out(line: OverlayLine, rail: float, colour: str, shared: dict[str, Any
     ]
 
 
-def _draw_axes(figure: go.Figure, info: OverlayInfo, places: dict[Group, tuple[int, int]], head: float) -> None:
+def _draw_axes(
+    figure: go.Figure, info: OverlayInfo, places: dict[Group, tuple[int, int]], head: float
+) -> None:
     figure.update_yaxes(**value_axis(info.y_range, info.log_y, head))
     rates = [point.base_lr for line in info.lines for point in line.points]
     margin = (max(rates) / min(rates)) ** 0.05
@@ -259,11 +293,17 @@ def _draw_axes(figure: go.Figure, info: OverlayInfo, places: dict[Group, tuple[i
 
 
 def _footnote(info: OverlayInfo) -> str:
-    trials = sum(len(point.values) + point.infeasible for line in info.lines for point in line.points)
+    trials = sum(
+        len(point.values) + point.infeasible for line in info.lines for point in line.points
+    )
     notes = [f"{trials} trials, {info.seeds} seed{'s' * (info.seeds > 1)} per line and base_lr"]
     if info.outdone:
-        notes.append(f"at each base_lr the best configuration, {info.outdone} trials of others not drawn")
+        notes.append(
+            f"at each base_lr the best configuration, {info.outdone} trials of others not drawn"
+        )
     if info.crashed:
         notes.append(f"{info.crashed} crashed trials not drawn")
-    stars = (f"{scientific_label(line.group)}: lr_star = {readable(line.lr_star)}" for line in info.lines)
+    stars = (
+        f"{scientific_label(line.group)}: lr_star = {readable(line.lr_star)}" for line in info.lines
+    )
     return "; ".join(notes) + ". " + "; ".join(stars) + "."

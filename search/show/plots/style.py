@@ -63,11 +63,16 @@ TEMPLATE = go.layout.Template(
 
 
 def in_grid(groups: Iterable[Group]) -> dict[Group, tuple[int, int]]:
-    """Where each group's panel stands, (row, column) from 1: a column per batch size, else a row each."""
+    """Where each group's panel stands, (row, column) from 1: a column per batch size, else a row
+    each.
+    """
     groups = list(groups)
     rows = sorted({_row_key(group) for group in groups}, key=_row_order)
     columns = sorted({group.batch_size for group in groups})
-    return {group: (rows.index(_row_key(group)) + 1, columns.index(group.batch_size) + 1) for group in groups}
+    return {
+        group: (rows.index(_row_key(group)) + 1, columns.index(group.batch_size) + 1)
+        for group in groups
+    }
 
 
 def _row_key(group: Group) -> tuple[str, tuple[tuple[str, Any], ...]]:
@@ -78,7 +83,9 @@ def _row_order(key: tuple[str, tuple[tuple[str, Any], ...]]) -> tuple[Any, ...]:
     return key[0], [in_order(value) for _, value in key[1]]
 
 
-def panel_figure(title: str, subtitle: str, panel_titles: dict[tuple[int, int], str], **subplots: Any) -> go.Figure:
+def panel_figure(
+    title: str, subtitle: str, panel_titles: dict[tuple[int, int], str], **subplots: Any
+) -> go.Figure:
     """An empty figure with a panel per (row, column), each under its own title."""
     rows = max((row for row, _ in panel_titles), default=1)
     columns = max((column for _, column in panel_titles), default=1)
@@ -117,7 +124,9 @@ def panel_title(label: str, note: str) -> str:
 
 
 def footnote(figure: go.Figure, text: str) -> None:
-    """Lines under the figure, for whatever it cannot show; the figure grows by as much as they need."""
+    """Lines under the figure, for whatever it cannot show; the figure grows by as much as they
+    need.
+    """
     lines = textwrap.wrap(text, FOOT_WIDTH)
     if not lines:
         return
@@ -136,9 +145,13 @@ def scientific_label(group: Group) -> str:
 
 
 def colours(choices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A colour for each choice of scientific values: dark to light along one numeric axis, else clearly different."""
+    """A colour for each choice of scientific values: dark to light along one numeric axis, else
+    clearly different.
+    """
     values = [value for choice in choices for value in choice.values()]
-    ordered = len(values) == len(choices) and all(isinstance(value, int | float) for value in values)
+    ordered = len(values) == len(choices) and all(
+        isinstance(value, int | float) for value in values
+    )
     if not ordered or len(choices) == 1:
         return [PALETTE[i % len(PALETTE)] for i in range(len(choices))]
     places = [LIGHTEST * i / (len(choices) - 1) for i in range(len(choices))]
@@ -174,15 +187,27 @@ def hover(trial: Trial, objective: str) -> str:
 
 
 def log_axis(low: float, high: float, marked: tuple[float, float] | None = None) -> dict[str, Any]:
-    """A logarithmic plotly axis over [low, high], with readable ticks within `marked` (all of it, if None).
+    """A logarithmic plotly axis over [low, high], with readable ticks within `marked` (all of it,
+    if None).
 
     Ticks are 0.02, 0.05, 0.1, ...; over many decades 10⁻⁵, 10⁻⁴, ...
     """
     ticks = log_ticks(*(marked or (low, high)))
-    plain = not ticks or (ticks[0] >= 1e-3 and ticks[-1] <= 1e3) or ticks[-1] / ticks[0] < 10**TICK_DECADES
-    texts = [f"{tick:.6g}" if plain else f"10<sup>{round(math.log10(tick))}</sup>" for tick in ticks]
+    plain = (
+        not ticks
+        or (ticks[0] >= 1e-3 and ticks[-1] <= 1e3)
+        or ticks[-1] / ticks[0] < 10**TICK_DECADES
+    )
+    texts = [
+        f"{tick:.6g}" if plain else f"10<sup>{round(math.log10(tick))}</sup>" for tick in ticks
+    ]
     texts = [text.replace("-", "−") for text in texts]
-    return {"type": "log", "range": [math.log10(low), math.log10(high)], "tickvals": ticks, "ticktext": texts}
+    return {
+        "type": "log",
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": ticks,
+        "ticktext": texts,
+    }
 
 
 def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -190,12 +215,16 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
     if not high > low:
         return [low]
     step = 10.0 ** math.floor(math.log10((high - low) / most))
-    step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= most - 1)
+    step *= next(
+        factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= most - 1
+    )
     return [k * step for k in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 × 10^k within [low, high]; powers of ten over more than three decades, round numbers in part of one."""
+    """1, 2, 5 × 10^k within [low, high]; powers of ten over more than three decades, round numbers
+    in part of one.
+    """
     factors = (1, 2, 5) if math.log10(high / low) <= TICK_DECADES else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [factor * 10.0**k for k in exponents for factor in factors]
