@@ -80,7 +80,7 @@ def test_what_a_workload_prints_in_a_worker_is_not_lost():
     program = (
         "import os\n"
         "from joblib.externals.loky import get_reusable_executor\n"
-        "from tunewright.search.worker import follow_driver\n"
+        "from tunewright.search.pool.worker import follow_driver\n"
         "pool = get_reusable_executor(1, initializer=follow_driver, initargs=(os.getpid(),))\n"
         "pool.submit(print, 'said').result()\n"
     )
