@@ -247,8 +247,8 @@ def test_serve_prints_its_address_answers_and_ends_with_ctrl_c(store: Store) -> 
         # ignored where tests run in the background
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from stored import small_study\n"
-        "from tunewright.search.dashboard import serve\n"
-        "from tunewright.search.storage import create_store\n"
+        "from tunewright.search.show.dashboard import serve\n"
+        "from tunewright.search.store.storage import create_store\n"
         "serve(create_store(small_study(), pathlib.Path(sys.argv[1])), port=0)\n"
     )
     server = subprocess.Popen(

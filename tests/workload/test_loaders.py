@@ -120,7 +120,7 @@ def test_a_loader_has_processes_of_its_own_inside_a_worker_process(place, method
 DRIVER = """
 import os
 from joblib.externals.loky import get_reusable_executor
-from tunewright.search.worker import follow_driver
+from tunewright.search.pool.worker import follow_driver
 
 
 def load(folder):
