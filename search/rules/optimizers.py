@@ -73,15 +73,46 @@ def _adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     _adam(theta, g, state, c)
 
 
+Table = NDArray[np.float64]  # of one number for each update, [T]
+Coefficients = Callable[[Mapping[str, float], Table], dict[str, Table]]
+
+
+def _constant(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+    """The learning rate of every update, and every hyperparameter as it is."""
+    return {"eta": eta} | {name: np.full_like(eta, value) for name, value in own.items()}
+
+
+def _bias_corrected(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+    """Adam's bias correction, folded into the learning rate: `eta` holds η_t b_t."""
+    update = np.arange(1, len(eta) + 1)
+    root = np.sqrt(1.0 - own["beta2"] ** update)
+    return _constant(own, eta) | {"eta": eta * root / (1.0 - own["beta1"] ** update)}
+
+
+def _decoupled(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+    """Adam's, where `epsilon` holds ε √(1−β₂^(t+1)), and `decay` holds 1 − η_t λ."""
+    root = np.sqrt(1.0 - own["beta2"] ** np.arange(1, len(eta) + 1))
+    columns = _bias_corrected(own, eta)
+    columns["epsilon"] = own["epsilon"] * root
+    columns["decay"] = 1.0 - eta * columns.pop("weight_decay")
+    return columns
+
+
 @dataclass(frozen=True)
 class Rule:
-    """An update rule: its own hyperparameters with their defaults, its state's initial values, its
-    update.
+    """An update rule: all that the search must know of an optimizer.
+
+    defaults       its own hyperparameters, each with its default
+    state          the names of its state, each with its initial value
+    update         one update, in place, from the gradient, the state and the coefficients
+    coefficients   the coefficients of every update, [T] each, from hyperparameters and learning
+                   rates
     """
 
     defaults: Mapping[str, float]
     state: Mapping[str, float]
     update: Callable[[Tensor, Tensor, State, Columns], None]
+    coefficients: Coefficients = _constant
 
 
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
@@ -94,30 +125,18 @@ RULES: dict[str, Rule] = {
     "rmsprop": Rule(
         {"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10}, {"m": 0.0, "v": 1.0}, _rmsprop
     ),
-    "adam": Rule(_ADAM, _MOMENTS, _adam),
-    "nadam": Rule(_ADAM, _MOMENTS, _nadam),
-    "adamw": Rule(_ADAM | {"weight_decay": 0.01}, _MOMENTS, _adamw),
+    "adam": Rule(_ADAM, _MOMENTS, _adam, _bias_corrected),
+    "nadam": Rule(_ADAM, _MOMENTS, _nadam, _bias_corrected),
+    "adamw": Rule(_ADAM | {"weight_decay": 0.01}, _MOMENTS, _adamw, _decoupled),
 }
 
 
 def coefficients(
-    optimizer: str, settings: Mapping[str, float], learning_rates: NDArray[np.float64]
-) -> dict[str, NDArray[np.float64]]:
+    optimizer: str, settings: Mapping[str, float], learning_rates: Table
+) -> dict[str, Table]:
     """The coefficients of every update by name, each [T], in float64.
 
-    The bias corrections of the adam family are folded in here, on the host: `eta` holds η_t b_t
-    and, for adamw, `epsilon` holds ε √(1−β₂^(t+1)) and `decay` holds 1 − η_t λ. Raises KeyError for
-    an unknown rule.
+    Raises KeyError for an unknown rule.
     """
-    own = {**RULES[optimizer].defaults, **settings}
-    columns = {"eta": learning_rates} | {
-        name: np.full_like(learning_rates, value) for name, value in own.items()
-    }
-    if "beta1" in own:
-        update = np.arange(1, len(learning_rates) + 1)
-        root = np.sqrt(1.0 - own["beta2"] ** update)
-        columns["eta"] = learning_rates * root / (1.0 - own["beta1"] ** update)
-        if optimizer == "adamw":
-            columns["epsilon"] = own["epsilon"] * root
-            columns["decay"] = 1.0 - learning_rates * columns.pop("weight_decay")
-    return columns
+    rule = RULES[optimizer]
+    return rule.coefficients({**rule.defaults, **settings}, learning_rates)

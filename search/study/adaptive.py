@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -16,6 +16,12 @@ from optuna.distributions import (
 from ..threads import torch_threads
 from ..trial import Told
 from .study import Axis, Range, Study
+
+# those of `study.ADAPTIVE`; any other is a KeyError, never another sampler
+SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
+    "tpe": optuna.samplers.TPESampler,
+    "gp": optuna.samplers.GPSampler,
+}
 
 
 def distribution(axis: Axis, name: str) -> BaseDistribution:
@@ -35,11 +41,7 @@ def propose(
     They see one study in memory with this group's free axes only: no conditional parameters, which
     GP cannot take, and no trials of other groups, which would mislead TPE.
     """
-    sampler: optuna.samplers.BaseSampler
-    if study.sampler == "gp":
-        sampler = optuna.samplers.GPSampler(seed=seed, n_startup_trials=0)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=0)
+    sampler = SAMPLERS[study.sampler](seed=seed, n_startup_trials=0)
     distributions = {name: distribution(axis, name) for name, axis in axes.items()}
     memory = optuna.create_study(sampler=sampler, direction=study.direction)
     for one in told:

@@ -215,8 +215,10 @@ def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
             unit = qmc.Sobol(len(axes), scramble=True, rng=rng).random_base2(
                 math.ceil(math.log2(max(count, 1)))
             )
-        case _:
+        case "halton" | "tpe" | "gp":  # the first round of those that learn
             unit = qmc.Halton(len(axes), scramble=True, rng=rng).random(count)
+        case unknown:
+            raise ValueError(f"sampler {unknown!r} has no sequence")
     return [
         {name: _at(axis, u) for (name, axis), u in zip(axes.items(), row, strict=True)}
         for row in unit[:count]

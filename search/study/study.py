@@ -34,7 +34,7 @@ from pydantic import (
 )
 
 from ..errors import UserError
-from ..rules.optimizers import RULES
+from ..rules.optimizers import RULES, Rule
 from ..rules.schedule import DECAYS, longest_warmup, orders_of_magnitude, total_steps
 from ..trial import Group, Point
 
@@ -127,10 +127,8 @@ Values = Annotated[
     Field(json_schema_extra={"minItems": 1, "maxItems": MOST_VALUES}),
 ]
 Sampler = Literal["halton", "sobol", "grid", "random", "tpe", "gp"]
-ADAPTIVE = (
-    "tpe",
-    "gp",
-)  # these learn from finished trials; the others draw every point before the first training
+# these learn from finished trials; the others draw every point before the first training
+ADAPTIVE = ("tpe", "gp")
 
 # What a value must satisfy: the rule in words, and its test.
 VALUE_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -147,6 +145,18 @@ VALUE_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "momentum": ("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1),
 }
 VALUE_RULES |= dict.fromkeys(("rho", "beta1", "beta2"), VALUE_RULES["momentum"])
+
+
+def refuse_incomplete(rules: Mapping[str, Rule]) -> None:
+    """Raise TypeError for an optimizer with a hyperparameter whose values nothing checks."""
+    for name, rule in rules.items():
+        if missing := rule.defaults.keys() - VALUE_RULES.keys():
+            raise TypeError(
+                f"optimizer {name!r}: no row of VALUE_RULES for {', '.join(sorted(missing))}"
+            )
+
+
+refuse_incomplete(RULES)
 # axes that every optimizer has
 COMMON = ("base_lr", "warmup_steps", "clip_norm", "clip_z", "decay")
 DEFAULTS: dict[str, Scalar] = {

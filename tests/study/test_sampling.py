@@ -180,3 +180,9 @@ def test_some_points_of_a_plan_are_its_own_and_leave_no_value_of_a_grid_out():
     assert {point.configuration for point in some} < every
     assert {point.clip_norm for point in some} == {1.0, 2.0, 3.0}
     assert {point.configuration for point in some_points(grid, 1000)} == every
+
+
+def test_an_unknown_sampler_is_an_error_never_another_one():
+    study = parse().model_copy(update={"sampler": "simplex"})
+    with pytest.raises(ValueError, match="sampler 'simplex' has no sequence"):
+        plan(study)
