@@ -77,7 +77,8 @@ def library_text() -> str:
     missing = [name for name in MODULES if not (library / name).is_file()]
     if missing:
         raise FileNotFoundError(
-            f"{library}: this Python has no source of {', '.join(missing)}; the character language model "
+            f"{library}: this Python has no source of {', '.join(missing)}; the character "
+            f"language model "
             "reads it as its text, so run it with a Python that has the library's .py files"
         )
     return "".join((library / name).read_text("utf-8")[:MODULE_CHARACTERS] for name in MODULES)

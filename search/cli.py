@@ -86,7 +86,8 @@ def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
         return []
     if not is_continued(store, study):
         print(
-            f"note: {folder}: holds results of a different study file, which say nothing of this one"
+            f"note: {folder}: holds results of a different study file, which say nothing of "
+            f"this one"
         )
         return []
     return read_trials(store)
@@ -178,7 +179,8 @@ def _show(store: Store, png: bool = False) -> int:
         print(f"crashed: {study.name}, {place}: {trial.verdict.evidence}", file=sys.stderr)
     if crashes:
         print(
-            f"{len(crashes)} of {len(trials)} trials crashed, which says nothing about their points; tracebacks "
+            f"{len(crashes)} of {len(trials)} trials crashed, which says nothing about their "
+            f"points; tracebacks "
             f"in {store.folder / 'crashed.log'}. The same command tries them again.",
             file=sys.stderr,
         )
@@ -288,7 +290,9 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="tunewright",
-        description="Hyperparameter-search studies for PyTorch, after the Deep Learning Tuning Playbook.",
+        description=(
+            "Hyperparameter-search studies for PyTorch, after the Deep Learning Tuning Playbook."
+        ),
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('tunewright')}")
 
@@ -311,8 +315,10 @@ def _parser() -> argparse.ArgumentParser:
             "--storage",
             metavar="URL",
             default=os.environ.get(STORAGE),
-            help="Optuna storage to use instead of the results folder's study.db, as postgresql://user@host/database; "
-            f"a password belongs into PGPASSWORD or ~/.pgpass, or with the whole URL into {STORAGE}",
+            help="Optuna storage to use instead of the results folder's study.db, as "
+            "postgresql://user@host/database; "
+            f"a password belongs into PGPASSWORD or ~/.pgpass, or with the whole URL into "
+            f"{STORAGE}",
         )
 
     def pool(sub: argparse.ArgumentParser) -> None:
@@ -340,13 +346,19 @@ def _parser() -> argparse.ArgumentParser:
             "--slots",
             type=_whole(1, MOST_SLOTS),
             metavar="K",
-            help="trials that a worker trains at once; 1 = one after the other (default: what is measured faster)",
+            help=(
+                "trials that a worker trains at once; 1 = one after the other (default: "
+                "what is measured faster)"
+            ),
         )
         how.add_argument(
             "--compile",
             dest="compiled",
             action=argparse.BooleanOptionalAction,
-            help="try torch.compile, however short training is, or do not (default: try it where it may pay)",
+            help=(
+                "try torch.compile, however short training is, or do not (default: try it "
+                "where it may pay)"
+            ),
         )
 
     def results(sub: argparse.ArgumentParser, summary: str) -> None:
@@ -381,7 +393,8 @@ def _parser() -> argparse.ArgumentParser:
         "Run studies, or go on with them where they stopped, in one pool of worker processes.",
     )
     check.epilog = run.epilog = (
-        "A study's `trials` counts configurations per batch size; with `seeds = 3` each is trained three times."
+        "A study's `trials` counts configurations per batch size; with `seeds = 3` each is "
+        "trained three times."
     )
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     pool(run)
@@ -406,7 +419,10 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole(1, MOST_TRAININGS),
         default=math.inf,
         metavar="TRAININGS",
-        help="how many trainings may be spent, counted in updates: TRAININGS × max_train_steps (default: no limit)",
+        help=(
+            "how many trainings may be spent, counted in updates: TRAININGS × "
+            "max_train_steps (default: no limit)"
+        ),
     )
     pool(diagnose)
     results(diagnose, "where results go (default: results)")
@@ -426,14 +442,18 @@ def _parser() -> argparse.ArgumentParser:
         "compare", _compare, "Rerun the best trials on fresh seeds, and decide against a baseline."
     )
     compare.epilog = (
-        "A decision against a checkpoint of unknown settings takes 19 seeds or more; with its settings known, both "
+        "A decision against a checkpoint of unknown settings takes 19 seeds or more; with "
+        "its settings known, both "
         "sides are trained on the same seeds, and fewer do."
     )
     compare.add_argument(
         "candidate",
         metavar="RESULTS_DIR|STUDY.toml",
         type=Path,
-        help="a study's results; or a study of one configuration per batch size, which is trained first",
+        help=(
+            "a study's results; or a study of one configuration per batch size, which is "
+            "trained first"
+        ),
     )
     compare.add_argument(
         "--baseline",

@@ -128,7 +128,8 @@ def baseline_of_point(store: Store, text: str) -> Settings:
     found = [p for p in points if str(p.number) == number and batch_size in ("", str(p.batch_size))]
     if not found:
         raise UserError(
-            f"--baseline-point: must be [BATCH_SIZE:]NUMBER of a trial in {store.folder}, got {text!r}"
+            f"--baseline-point: must be [BATCH_SIZE:]NUMBER of a trial in {store.folder}, "
+            f"got {text!r}"
         )
     if len(found) > 1:
         choices = ", ".join(f"{point.batch_size}:{point.number}" for point in found)
@@ -155,7 +156,8 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
         store = create_store(study, results)
     else:
         raise UserError(
-            f"{path}: has several configurations and no results in {results / study.name}: run it first, or leave "
+            f"{path}: has several configurations and no results in {results / study.name}: "
+            f"run it first, or leave "
             "the one that the baseline was trained with"
         )
     trials = read_trials(store)
@@ -196,8 +198,10 @@ def train_recipe(
     points = _only_points(study)
     if not points:
         raise UserError(
-            f"{path}: must have exactly one configuration per batch size to be a candidate, trained once with each "
-            f"seed. Run it first, and compare the best of its results: tunewright compare {results / study.name}"
+            f"{path}: must have exactly one configuration per batch size to be a candidate, "
+            f"trained once with each "
+            f"seed. Run it first, and compare the best of its results: tunewright compare "
+            f"{results / study.name}"
         )
     check_studies([study])
     _measured(checkpoint, [baseline or Settings(study, points[0])], study.objective, options)
@@ -248,7 +252,8 @@ def _compared(
     found = [side for side in found if baseline is None or side.training != baseline.training]
     if not found:
         raise UserError(
-            f"{store.folder}: its best trial has the settings of the baseline: there is nothing to compare"
+            f"{store.folder}: its best trial has the settings of the baseline: there is "
+            f"nothing to compare"
         )
     seeds = seeds or max(SEEDS, fewest_seeds(paired=baseline is not None, candidates=len(found)))
     controls = [_control(side, baseline) for side in found]
@@ -359,7 +364,8 @@ class _Runs:
         self.stores = dict(zip(studies, stores, strict=True))
 
     def name(self, side: Settings) -> str:
-        return f"{side.study.name}-{name_of(side.point)}-steps={side.total_steps}-seed={self.first_seed}"
+        origin = f"{side.study.name}-{name_of(side.point)}"
+        return f"{origin}-steps={side.total_steps}-seed={self.first_seed}"
 
     def study(self, side: Settings) -> Study:
         return pinned(
@@ -472,26 +478,44 @@ def _warnings(result: Comparison) -> Iterator[str]:
         *([result.baseline] if result.baseline else []),
     ]:
         if side.infeasible:
-            yield f"{side.name}: {side.infeasible} of {result.seeds} runs are infeasible, and count as untrained"
+            yield (
+                f"{side.name}: {side.infeasible} of {result.seeds} runs are infeasible, "
+                f"and count as untrained"
+            )
     for side in (one.side for one in result.candidates):
         if side.trials == 1:
-            yield f"{side.name}: the only configuration of its study: how many trials found it is not known"
+            yield (
+                f"{side.name}: the only configuration of its study: how many trials found "
+                f"it is not known"
+            )
     base = result.baseline
     if base is None:
         yield (
-            "the baseline is one checkpoint of unknown settings: how much another run of it would differ, and how "
-            "well it was tuned, is not known. --baseline-point or --baseline-study name its settings"
+            "the baseline is one checkpoint of unknown settings: how much another run of it "
+            "would differ, and how "
+            "well it was tuned, is not known. --baseline-point or --baseline-study name its "
+            "settings"
         )
         return
     if not min(base.values) <= result.checkpoint.value <= max(base.values):
         yield (
-            f"the checkpoint's {readable(result.checkpoint.value)} is not among the values of its retrained settings, "
+            f"the checkpoint's {readable(result.checkpoint.value)} is not among the values "
+            f"of its retrained settings, "
             f"{readable(min(base.values))} to {readable(max(base.values))}: are these its settings?"
         )
     for side in (one.side for one in result.candidates):
         if base.trials < side.trials:
-            yield f"{side.name}: the best of {side.trials} trials, the baseline of {base.trials}: tune it as well (S9)"
+            yield (
+                f"{side.name}: the best of {side.trials} trials, the baseline of "
+                f"{base.trials}: tune it as well (S9)"
+            )
         if base.total_steps < side.total_steps:
-            yield f"the baseline trains for {base.total_steps} updates, {side.name} for {side.total_steps}"
+            yield (
+                f"the baseline trains for {base.total_steps} updates, {side.name} for "
+                f"{side.total_steps}"
+            )
         if base.point.batch_size != side.point.batch_size:
-            yield f"{side.name}: paired by seed alone: its batch size is not the baseline's, and so its batches differ"
+            yield (
+                f"{side.name}: paired by seed alone: its batch size is not the baseline's, "
+                f"and so its batches differ"
+            )

@@ -31,7 +31,8 @@ def test_unknown_names_are_attribute_errors():
 def test_a_study_in_five_lines(tmp_path):
     (tmp_path / "tiny.toml").write_text(
         'workload = "tunewright.models.digits:mlp"\nobjective = "val_error"\nmax_train_steps = 20\n'
-        "batch_sizes = [64]\ntrials = 3\n[space.optimizer.sgd]\nbase_lr = { low = 1e-3, high = 1.0, log = true }\n"
+        "batch_sizes = [64]\ntrials = 3\n[space.optimizer.sgd]\nbase_lr = { low = 1e-3, high "
+        "= 1.0, log = true }\n"
     )
     study = load_study(tmp_path / "tiny.toml")
     trials = run_study(study, results=tmp_path, workers=1, progress=False)

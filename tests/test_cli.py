@@ -17,7 +17,10 @@ STUDY = str(ROOT / "studies" / "digits_mlp.toml")
 
 
 def test_help_imports_neither_torch_nor_optuna_nor_plotly():
-    code = "import sys; from tunewright.search.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = (
+        "import sys; from tunewright.search.cli import main\ntry: "
+        "main(['--help'])\nexcept SystemExit: pass\n"
+    )
     code += "print(sorted({'torch', 'optuna', 'plotly', 'pydantic', 'scipy'} & set(sys.modules)))"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -43,7 +46,8 @@ def test_check_warns_of_a_broken_rule_after_the_plan_and_ends_with_0(tmp_path, c
     plan, warning = capsys.readouterr().out.split("warning: ")
     assert "batch size 32, momentum" in plan
     assert warning == (
-        f"{path}: evaluations: 5 are too few: luck decides which is a trial's best, and the shape of its curve cannot "
+        f"{path}: evaluations: 5 are too few: luck decides which is a trial's best, and the "
+        f"shape of its curve cannot "
         "be judged; give 10 or more (S10)\n\n"
         "Rules cited (`tunewright rules ID` names the section of the playbook):\n"
         f"{legend(['S10'])}\n"
@@ -64,7 +68,10 @@ def test_check_warns_of_what_results_show_unless_they_are_of_another_file(tmp_pa
     store = create_store(load_study(path), tmp_path)
     for number, (base_lr, value) in enumerate([(0.01, 0.5), (0.1, 0.3), (9.9, 0.1)]):
         tell(store, feasible(number, base_lr, value))
-    expected = f"{path}: space.optimizer.momentum.base_lr: batch size 32, momentum: expand base_lr above 10:"
+    expected = (
+        f"{path}: space.optimizer.momentum.base_lr: batch size 32, momentum: expand "
+        f"base_lr above 10:"
+    )
     assert main(["check", path, "--results", str(tmp_path)]) == 0
     assert expected in capsys.readouterr().out
     assert main(["check", path, "--results", str(tmp_path / "elsewhere")]) == 0
@@ -79,7 +86,8 @@ def test_check_warns_of_what_results_show_unless_they_are_of_another_file(tmp_pa
 def small_study(folder: Path, evaluations: int) -> str:
     path = folder / "small.toml"
     path.write_text(
-        'workload = "tunewright.models.digits:mlp"\nobjective = "val_error"\nmax_train_steps = 100\n'
+        'workload = "tunewright.models.digits:mlp"\nobjective = "val_error"\nmax_train_steps '
+        "= 100\n"
         f"batch_sizes = [32]\ntrials = 4\nevaluations = {evaluations}\n"
         "[space.optimizer.momentum]\nbase_lr = { low = 1e-3, high = 10.0, log = true }\n"
     )

@@ -306,7 +306,8 @@ def test_a_recipe_whose_baseline_does_not_fit_is_not_trained(tmp_path, capsys):
 def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(tmp_path):
     (tmp_path / "fragile.py").write_text(FRAGILE)
     (tmp_path / "s.toml").write_text(
-        'workload = "fragile:Fragile"\nobjective = "val_loss"\nmax_train_steps = 9\nbatch_sizes = [4]\n'
+        'workload = "fragile:Fragile"\nobjective = "val_loss"\nmax_train_steps = '
+        "9\nbatch_sizes = [4]\n"
         "trials = 1\n[space.optimizer.sgd]\nbase_lr = 0.1\n"
     )
     torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "b.pt")

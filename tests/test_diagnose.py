@@ -220,9 +220,17 @@ def test_with_a_larger_budget_it_goes_on_from_there(study, short):
 # --- the plan -------------------------------------------------------------------------------------
 
 ROWS = {
-    "simulated": "sweep", "above": "boundary", "below": "boundary", "close": "close", "edge": "edge", "probe": "probe",
-    "confirm": "confirm", "clipping": "clipping", "tune": "tuning", "rerun": "tournament",
-}  # fmt: skip
+    "simulated": "sweep",
+    "above": "boundary",
+    "below": "boundary",
+    "close": "close",
+    "edge": "edge",
+    "probe": "probe",
+    "confirm": "confirm",
+    "clipping": "clipping",
+    "tune": "tuning",
+    "rerun": "tournament",
+}
 
 
 def row_of(name):
@@ -367,7 +375,8 @@ def test_help_names_every_option(capsys):
 def test_a_crashed_training_is_status_1_and_the_same_command_tries_it_again(tmp_path):
     (tmp_path / "fragile.py").write_text(FRAGILE)
     (tmp_path / "s.toml").write_text(
-        'workload = "fragile:Fragile"\nobjective = "val_loss"\nmax_train_steps = 9\nbatch_sizes = [4]\n'
+        'workload = "fragile:Fragile"\nobjective = "val_loss"\nmax_train_steps = '
+        "9\nbatch_sizes = [4]\n"
         'sampler = "grid"\n[space.optimizer.sgd]\nbase_lr = [0.01, 0.3, 3.0]\n'
     )
 

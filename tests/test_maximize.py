@@ -351,7 +351,8 @@ def test_an_objective_that_sounds_better_when_lower_is_not(name):
 def test_run_warns_too(tmp_path, monkeypatch, capsys):
     path = tmp_path / "s.toml"
     path.write_text(
-        'workload = "a:b"\nobjective = "val_acc"\nmax_train_steps = 10\nbatch_sizes = [8]\ntrials = 2\n'
+        'workload = "a:b"\nobjective = "val_acc"\nmax_train_steps = 10\nbatch_sizes = '
+        "[8]\ntrials = 2\n"
         "[space.optimizer.sgd]\nbase_lr = { low = 1e-3, high = 1.0, log = true }\n"
     )
 
@@ -366,7 +367,8 @@ def test_run_warns_too(tmp_path, monkeypatch, capsys):
 def test_compare_and_diagnose_refuse_what_is_maximized(store, tmp_path, capsys):
     path = tmp_path / "s.toml"
     path.write_text(
-        'workload = "a:b"\nobjective = "val_acc"\nmaximize = true\nmax_train_steps = 10\nbatch_sizes = [8]\n'
+        'workload = "a:b"\nobjective = "val_acc"\nmaximize = true\nmax_train_steps = '
+        "10\nbatch_sizes = [8]\n"
         "trials = 1\n[space.optimizer.sgd]\nbase_lr = 0.1\n"
     )
     before = sorted(tmp_path.rglob("*"))

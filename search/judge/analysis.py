@@ -361,9 +361,12 @@ def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> Bou
     if headroom > EDGE_HEADROOM and not (at_border and infeasible == len(above)):
         return None
     sentence = (
-        f"{group.label}: instability, not a boundary: {infeasible} of the {len(above)} trials at base_lr ≥ "
-        f"{readable(unstable)} are infeasible, which is {readable(headroom)} × lr_star = {readable(lr_star)} "
-        f"(feasible up to {readable(last_feasible)}); fix the instability before widening base_lr (R6, S4)."
+        f"{group.label}: instability, not a boundary: {infeasible} of the {len(above)} "
+        f"trials at base_lr ≥ "
+        f"{readable(unstable)} are infeasible, which is {readable(headroom)} × lr_star = "
+        f"{readable(lr_star)} "
+        f"(feasible up to {readable(last_feasible)}); fix the instability before widening "
+        f"base_lr (R6, S4)."
     )
     return BoundaryNote(group, "base_lr", "high", "instability", sentence)
 
@@ -411,7 +414,8 @@ def _expand_note(
     count = sum(_near(place, side) for place in _places(few, axis, bound))
     border, beyond = (bound[0], "below") if side == "low" else (bound[1], "above")
     sentence = (
-        f"{group.label}: expand {axis} {beyond} {readable(border)}: {count} of the {len(few)} best trials "
+        f"{group.label}: expand {axis} {beyond} {readable(border)}: {count} of the "
+        f"{len(few)} best trials "
         f"lie in the outermost {BORDER:.0%} of its range, the best at {readable(best)} (S4)."
     )
     if (axis, side) == ("warmup_steps", "high"):

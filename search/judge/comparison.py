@@ -55,7 +55,10 @@ RESAMPLES = 9_999  # of sign patterns; with the one observed, p has steps of 1/1
 QUANTILES = 40
 MOST_SEEDS = 10_000  # more than this is no recommendation
 STUDENT = "Student's t"  # of Evidence.interval_method
-DELTA = "delta = best value − that of the baseline checkpoint: below 0 is better. A gain has the other sign."
+DELTA = (
+    "delta = best value − that of the baseline checkpoint: below 0 is better. A gain has "
+    "the other sign."
+)
 
 Decision = Literal["adopt", "keep baseline", "not enough evidence"]
 Interval = tuple[float, float]
@@ -98,7 +101,8 @@ def evidence(candidate: ArrayLike, baseline: ArrayLike) -> Evidence:
     paired, seeds = len(baseline_N) > 1, len(candidate_N)
     if seeds < 2 or baseline_N.shape not in ((seeds,), (1,)):
         raise ValueError(
-            f"N ≥ 2 values against N or 1 are needed, got {candidate_N.shape} and {baseline_N.shape}"
+            f"N ≥ 2 values against N or 1 are needed, got {candidate_N.shape} and "
+            f"{baseline_N.shape}"
         )
     if not (np.isfinite(candidate_N).all() and np.isfinite(baseline_N).all()):
         raise ValueError("values must be finite")

@@ -100,8 +100,8 @@ def confidence_interval(tried: Sequence[Tried], above: float = 0.0) -> tuple[flo
     All x between two neighbouring base LRs are alike to the data. Of n trainings at base LR i, k
     diverged:
 
-        LR(x) = 2 (max ℓ(p) − max_{p_i ≤ 1/2 below x, p_i ≥ 1/2 above x} ℓ(p)),    ℓ(p) = Σ k log p
-                                                                                   + (n − k) log(1 − p)
+        LR(x) = 2 (max ℓ(p) − max_{p_i ≤ 1/2 below x, p_i ≥ 1/2 above x} ℓ(p)),
+        ℓ(p) = Σ k log p + (n − k) log(1 − p)
 
     over non-decreasing p; the interval is where LR(x) ≤ LIKELIHOOD_RATIO. Only base LRs ≥ `above`
     count, as in `bracket`, which it contains. That quantile is of many base LRs with a training

@@ -205,7 +205,8 @@ def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -
         "worse": "ended worse than the untrained model",
     }
     evidence = (
-        f"the objective {what[seen.state]}: {seen.first:.3g} untrained, {seen.best:.3g} at its best at step "
+        f"the objective {what[seen.state]}: {seen.first:.3g} untrained, {seen.best:.3g} at "
+        f"its best at step "
         f"{seen.step}, {seen.ended:.3g} at the end; {_ends(curve, level)}"
     )
     step = int(rise) if math.isfinite(rise) else _place(curve, seen.step)
@@ -376,15 +377,24 @@ def _feasible(
         step = int(rise)
         kind = _kind(loss[:step], level)
         said = [
-            f"blew up at step {step}{_before(loss, step)} to {loss[step:].max():.3g}, ended at {ended:.3g}"
+            (
+                f"blew up at step {step}{_before(loss, step)} to {loss[step:].max():.3g}, ended "
+                f"at {ended:.3g}"
+            )
         ]
     elif not level.learned and seen.state != "learned":
         said = [
-            f"learned nothing that stands out from minibatch noise: loss {loss[0]:.3g} to {ended:.3g}"
+            (
+                f"learned nothing that stands out from minibatch noise: loss {loss[0]:.3g} to "
+                f"{ended:.3g}"
+            )
         ]
     if by_loss:
         said = [
-            f"the objective was learned ({seen.first:.3g} to {seen.ended:.3g}), though {by_loss.evidence}; if the"
+            (
+                f"the objective was learned ({seen.first:.3g} to {seen.ended:.3g}), though "
+                f"{by_loss.evidence}; if the"
+            )
         ]
         said = [f"{said[0]} loss is no measure of that, set divergence = false"]
         kind, rise = by_loss.instability, by_loss.onset_step

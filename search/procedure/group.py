@@ -136,9 +136,15 @@ def summary_of(found: GroupDiagnosis) -> str:
 def _edge_in_words(found: GroupDiagnosis) -> str:
     star = f"lr_star = {readable(found.lr_star)}"
     if found.edge.refused == "contradicted":
-        return f"{star}, and trainings diverge at lower base LRs more often than at higher ones: no edge can be told"
+        return (
+            f"{star}, and trainings diverge at lower base LRs more often than at higher "
+            f"ones: no edge can be told"
+        )
     if found.edge.refused == "too far":
-        return f"{star}, and nothing that matters diverges up to {MOST_HEADROOM:.0f} × the best base LR"
+        return (
+            f"{star}, and nothing that matters diverges up to {MOST_HEADROOM:.0f} × the "
+            f"best base LR"
+        )
     if not found.edge.found:
         return f"{star}, and no base LR tried above it diverges"
     (low, high), (above, below) = found.headroom, map(readable, found.edge.interval)
@@ -214,15 +220,18 @@ def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple
     at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
     value = f"{case.study.objective} {readable(fmean(at_star))}"
     sentence = (
-        f"{len(trials)} trainings at base LRs from {readable(min(tried))} to {readable(max(tried))}, {infeasible} "
-        f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a standard error of the best."
+        f"{len(trials)} trainings at base LRs from {readable(min(tried))} to "
+        f"{readable(max(tried))}, {infeasible} "
+        f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a "
+        f"standard error of the best."
     )
     sentences = [sentence]
     if best != star:
         sentences.append(f"The best mean is at {readable(best)}: headroom is relative to that.")
     if beside := sum(map(collapsed_beside, trials)):
         sentences.append(
-            f"{beside} of these look no worse than too slow by themselves, but end with {NEXT_TO_NOTHING}: they count "
+            f"{beside} of these look no worse than too slow by themselves, but end with "
+            f"{NEXT_TO_NOTHING}: they count "
             "as collapsed (R6)."
         )
     return Step("sweep", ("R3", "S2", "S3"), tuple(sentences), studies)
@@ -252,7 +261,10 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
             )
             break
         why = {
-            "above": f"Nothing above lr_star = {_star(trials)} is infeasible: the range ends before stability does",
+            "above": (
+                f"Nothing above lr_star = {_star(trials)} is infeasible: the range ends "
+                f"before stability does"
+            ),
             "below": "Nothing trains"
             if not ranked(trials)
             else f"lr_star = {_star(trials)} is the lowest tried",
@@ -265,7 +277,8 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
         above = [trial for trial in trials if trial.point.base_lr >= first]
         bad = sum(trial.verdict.infeasible for trial in above)
         sentences.append(
-            f"Feasible up to {readable(last)}; {bad} of {len(above)} trainings at {readable(first)} and above are "
+            f"Feasible up to {readable(last)}; {bad} of {len(above)} trainings at "
+            f"{readable(first)} and above are "
             f"infeasible: the edge of stability, not a border of the range (S4)."
             if above
             else f"Feasible up to {readable(last)}, the highest base LR tried."
@@ -316,7 +329,10 @@ def _nothing_trains(
     tried = [trial.point.base_lr for trial in trials]
     words = ", ".join(f"{count} {outcome}" for outcome, count in seen.most_common())
     if all(len(trial.curve.loss) and not math.isfinite(trial.curve.loss[0]) for trial in trials):
-        advice = "the loss is not finite before the first update: look at the data and the initialization, not the LR"
+        advice = (
+            "the loss is not finite before the first update: look at the data and the "
+            "initialization, not the LR"
+        )
     elif at := _same_step(trials):
         step = f"{at[0]:.0f}" if at[0] == at[1] else f"{at[0]:.0f} to {at[1]:.0f}"
         advice = (
@@ -327,8 +343,14 @@ def _nothing_trains(
         low, high = readable(min(learned) / 100), readable(min(learned))
         advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
     else:
-        advice = "at no base LR did the loss move: look at the loss and the data before the learning rate"
-    sentence = f"No feasible trial from base_lr {readable(min(tried))} to {readable(max(tried))} ({words}); {advice} (R1)."
+        advice = (
+            "at no base LR did the loss move: look at the loss and the data before the "
+            "learning rate"
+        )
+    sentence = (
+        f"No feasible trial from base_lr {readable(min(tried))} to "
+        f"{readable(max(tried))} ({words}); {advice} (R1)."
+    )
     return GroupDiagnosis(
         group=case.group,
         kind="unknown",
@@ -476,20 +498,29 @@ def _edge_sentences(case: Case, best: float, edge: Edge) -> Iterable[str]:
     low, high = edge.interval
     if edge.refused == "contradicted":
         yield (
-            "Trainings diverge at lower base LRs more often than at higher ones, beyond what chance makes of it: no "
+            "Trainings diverge at lower base LRs more often than at higher ones, beyond what "
+            "chance makes of it: no "
             "base LR is told as the edge. Is the loss a measure of success here?"
         )
         return
     if edge.refused == "too far":
-        yield f"Up to {readable(low)}, more than {MOST_HEADROOM:.0f} × the best base LR, fewer than half diverge: "
+        yield (
+            f"Up to {readable(low)}, more than {MOST_HEADROOM:.0f} × the best base LR, "
+            f"fewer than half diverge: "
+        )
         yield "no edge that matters."
         return
     if not edge.found:
-        yield f"No base LR up to {readable(low)} diverges in half of its trainings: there is no edge to bracket."
+        yield (
+            f"No base LR up to {readable(low)} diverges in half of its trainings: there is "
+            f"no edge to bracket."
+        )
         return
     yield (
-        f"unstable_base_lr lies between {readable(low)} and {readable(high)} ({edge.decades:.2f} decades): headroom "
-        f"{readable(low / best)} to {readable(high / best)}. {edge.trainings} trainings besides the sweep."
+        f"unstable_base_lr lies between {readable(low)} and {readable(high)} "
+        f"({edge.decades:.2f} decades): headroom "
+        f"{readable(low / best)} to {readable(high / best)}. {edge.trainings} trainings "
+        f"besides the sweep."
     )
     yield _confidence_in_words(edge)
 
@@ -563,14 +594,17 @@ def _kind(
         kind = "early" if counts["early"] >= counts["mid_training"] else "mid_training"
     infeasible = sum(trial.verdict.infeasible for trial in above)
     sentences = [
-        f"Of {len(above)} trainings between the best base LR and {readable(CONFIRM_MULTIPLES[-1])} × that, "
-        f"{infeasible} are infeasible; {counts['early']} blew up in the first steps, {counts['mid_training']} in "
+        f"Of {len(above)} trainings between the best base LR and "
+        f"{readable(CONFIRM_MULTIPLES[-1])} × that, "
+        f"{infeasible} are infeasible; {counts['early']} blew up in the first steps, "
+        f"{counts['mid_training']} in "
         "mid-training."
     ]
     sentences += _kind_sentences(ill, risen, onsets)
     if kind == "none" and 2 * len(ill) >= len(above) > 0:
         sentences.append(
-            f"So do {sum(map(_ill, below))} of {len(below)} at and below the best base LR: the loss rises by itself, "
+            f"So do {sum(map(_ill, below))} of {len(below)} at and below the best base LR: "
+            f"the loss rises by itself, "
             "which is no matter of the learning rate."
         )
     if recovering:
@@ -596,7 +630,10 @@ def _kind_sentences(
     if len(ill) > len(risen):
         yield f"{len(ill) - len(risen)} collapsed to chance without a rise of the loss."
     if onsets:
-        yield f"Onset at step {onsets[0]:.0f} to {onsets[-1]:.0f}, half of them by step {np.median(onsets):.0f}."
+        yield (
+            f"Onset at step {onsets[0]:.0f} to {onsets[-1]:.0f}, half of them by step "
+            f"{np.median(onsets):.0f}."
+        )
     recovered = sum(trial.feasible for trial in risen)
     if recovered:
         yield f"{recovered} of those recovered (R5): rare evaluation would not have shown them."
@@ -608,6 +645,8 @@ def _of_data_in_words(trials: Sequence[Trial]) -> str:
     first, last = min(onsets), max(onsets)
     steps = f"step {first:.0f}" if first == last else f"step {first:.0f} to {last:.0f}"
     return (
-        f"At {steps} the loss of {len(trials)} trainings rises at base LRs from {readable(min(rates))} to "
-        f"{readable(max(rates))} alike: that is the data, not the learning rate; look at what comes then."
+        f"At {steps} the loss of {len(trials)} trainings rises at base LRs from "
+        f"{readable(min(rates))} to "
+        f"{readable(max(rates))} alike: that is the data, not the learning rate; look at "
+        f"what comes then."
     )

@@ -26,14 +26,24 @@ from .tables import baseline_cells, signed, with_delta
 
 KEPT = "*What you write below this line stays when the verdict is written anew.*"
 COLUMNS = (
-    "group", "lr_star", "unstable_base_lr", "headroom", "infeasible", "best value", "at step", "verdict",
-)  # fmt: skip
+    "group",
+    "lr_star",
+    "unstable_base_lr",
+    "headroom",
+    "infeasible",
+    "best value",
+    "at step",
+    "verdict",
+)
 MEANING: dict[GroupVerdict, str] = {
     "unstable at the edge": (
-        f"lr_star is within {EDGE_HEADROOM:g} × of where training breaks (R6). Fix the instability first: "
+        f"lr_star is within {EDGE_HEADROOM:g} × of where training breaks (R6). Fix the "
+        f"instability first: "
         "warmup, clipping, another optimizer; lowering the learning rate is the last resort (R18)."
     ),
-    "boundary": "the best trials crowd a border of the search space. Widen it there and run again (S4).",
+    "boundary": (
+        "the best trials crowd a border of the search space. Widen it there and run again (S4)."
+    ),
     "stable": "lr_star lies inside the search space, and nothing breaks near it.",
     "no feasible trial": "no training survived. Lower base_lr by an order of magnitude or more.",
 }
@@ -43,7 +53,7 @@ READING = f"""\
 - **headroom** is unstable_base_lr / lr_star; up to {EDGE_HEADROOM:g} means that lr_star sits on the edge.
 - **infeasible** trials diverged or collapsed: a result, not a failure. They are drawn grey here and red in
   the axis plots, and are never the best trial. The objective value shown for them is that of the untrained
-  model."""
+  model."""  # noqa: E501  # one paragraph of Markdown, shown as it stands
 
 BASELINE_TRIAL = (
     "The baseline is a trial of its own, with `verdict` baseline and its checkpoint as artifact."

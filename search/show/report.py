@@ -72,12 +72,28 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one is as wide as two
 PANEL_WIDTH, MARGIN_WIDTH = 300, 160  # pixels: narrower figures scroll instead of shrinking
 SUMMARY_COLUMNS = (
-    "group", "trials", "infeasible", "crashed", "near lr_star", "lr_star", "unstable_base_lr", "headroom",
-    "best value", "at step", "verdict",
-)  # fmt: skip
+    "group",
+    "trials",
+    "infeasible",
+    "crashed",
+    "near lr_star",
+    "lr_star",
+    "unstable_base_lr",
+    "headroom",
+    "best value",
+    "at step",
+    "verdict",
+)
 OUTCOMES = (
-    "verdict", "instability", "onset_step", "best_value", "best_step", "clip_fraction", "seconds", "reason",
-)  # fmt: skip
+    "verdict",
+    "instability",
+    "onset_step",
+    "best_value",
+    "best_step",
+    "clip_fraction",
+    "seconds",
+    "reason",
+)
 TEXT_COLUMNS = ("optimizer", "decay", "verdict", "instability", "reason")
 COLOURS: dict[GroupVerdict, str] = {
     "stable": "good",
@@ -336,7 +352,8 @@ def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
         except (ValueError, RuntimeError, ImportError) as error:
             raise UserError(
                 "--png: needs kaleido and a Chrome or Chromium browser: "
-                f"pip install 'tunewright[png]', and install chromium. {str(error).strip().splitlines()[0]}"
+                f"pip install 'tunewright[png]', and install chromium. "
+                f"{str(error).strip().splitlines()[0]}"
             ) from error
         with atomic(folder / f"{picture.name}.png") as temporary:
             temporary.write_bytes(image)

@@ -35,7 +35,10 @@ COLUMNS = (
 )
 # `comparison_rows`
 COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")
-MAY_FAIL = "may fail: the share of runs that may be infeasible for all that these show, with 95 % confidence"
+MAY_FAIL = (
+    "may fail: the share of runs that may be infeasible for all that these show, with "
+    "95 % confidence"
+)
 UNKNOWN = "unknown"
 LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
 
@@ -163,7 +166,8 @@ def comparison_tables(result: Comparison) -> list[Table]:
         box=box.SIMPLE_HEAD,
         title=f"{result.objective}: {result.seeds} runs per side, seeds from {result.first_seed}",
         title_justify="left",
-        caption=f"gain = baseline − candidate, with its 95 % interval ({interval_method(result)}); p: corrected for "
+        caption=f"gain = baseline − candidate, with its 95 % interval "
+        f"({interval_method(result)}); p: corrected for "
         f"all candidates;\n{MAY_FAIL}.\n{on_test_split(result)}",
         caption_justify="left",
     )

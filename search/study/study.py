@@ -334,7 +334,10 @@ class Study(_Strict):
     ]
     trials: Trials | None = Field(
         None,
-        description="Configurations per batch size, each trained with every seed; the grid sampler counts its own",
+        description=(
+            "Configurations per batch size, each trained with every seed; the grid "
+            "sampler counts its own"
+        ),
     )
     sampler: Sampler = "halton"
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = 0
@@ -346,7 +349,10 @@ class Study(_Strict):
     )
     accumulation: BatchSize = Field(
         1,
-        description="Passes whose gradients are averaged for one update; batch sizes count examples per update",
+        description=(
+            "Passes whose gradients are averaged for one update; batch sizes count "
+            "examples per update"
+        ),
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
@@ -357,12 +363,16 @@ class Study(_Strict):
     )
     divergence: StrictBool = Field(
         True,
-        description="false: a training loss that starts near 0 or grows by design (annealed KL, curriculum, policy "
-        "gradient, GAN) is no sign of divergence; only values that are not finite and evaluations are",
+        description="false: a training loss that starts near 0 or grows by design (annealed "
+        "KL, curriculum, policy "
+        "gradient, GAN) is no sign of divergence; only values that are not finite and "
+        "evaluations are",
     )
     stop_after: Steps | None = Field(
         None,
-        description="Updates after which every trial ends, short of its schedule: a screening run (R9)",
+        description=(
+            "Updates after which every trial ends, short of its schedule: a screening run (R9)"
+        ),
     )
     keep_checkpoints: Trials | None = Field(
         None,
@@ -563,19 +573,26 @@ class Study(_Strict):
             names = ", ".join(("optimizer", *self.scientific_names[:SHOWN_NAMES]))
             yield (
                 "scientific",
-                f"the values of {names} make {shown(groups)} groups per batch size, of at most {MOST_GROUPS}: "
+                f"the values of {names} make {shown(groups)} groups per batch size, of at "
+                f"most {MOST_GROUPS}: "
                 "give shorter lists",
             )
         elif self.trials is not None and self.trials < groups:
             yield (
                 "trials",
-                f"must be at least the number of groups per batch size, {groups}, got {self.trials}",
+                (
+                    f"must be at least the number of groups per batch size, {groups}, got "
+                    f"{self.trials}"
+                ),
             )
         if planned > MOST_TRIALS:
             key = "sampler" if self.trials is None else "trials"
             yield (
                 key,
-                f"batch sizes × configurations × seeds must be at most {MOST_TRIALS} trials, got {shown(planned)}",
+                (
+                    f"batch sizes × configurations × seeds must be at most {MOST_TRIALS} trials, "
+                    f"got {shown(planned)}"
+                ),
             )
         if self.seed + self.seeds > LARGEST_SEED:
             yield (
@@ -626,7 +643,8 @@ def _check_name(path: Path) -> None:
         rule = f"must have at most {MOST_CHARACTERS} characters"
     if rule:
         raise UserError(
-            f"{shown(str(path))}: the file's name without .toml names the results folder: it {rule}, got {shown(name)}"
+            f"{shown(str(path))}: the file's name without .toml names the results folder: it "
+            f"{rule}, got {shown(name)}"
         )
 
 
@@ -704,7 +722,10 @@ def _unknown_key(keys: list[str]) -> str:
     if key in ("max_train_steps", "seed", "seeds"):
         return "is never an axis (S8): it stands at the top of the file, with one value"
     if key in ("batch_size", "batch_sizes"):
-        return "every batch size is tuned on its own (R20): list them in batch_sizes at the top of the file"
+        return (
+            "every batch size is tuned on its own (R20): list them in batch_sizes at the "
+            "top of the file"
+        )
     match parents:
         case []:
             known = [name for name in Study.model_fields if name not in ("name", "source")]
@@ -732,6 +753,8 @@ def refuse_maximized(study: Study, command: str) -> None:
     """
     if study.maximize:
         raise UserError(
-            f"{study.name}: maximize: `tunewright {command}` cannot do with an objective that is maximized: let "
-            "evaluate() return one that is better when lower, as 1 − accuracy, and leave maximize out"
+            f"{study.name}: maximize: `tunewright {command}` cannot do with an objective "
+            f"that is maximized: let "
+            "evaluate() return one that is better when lower, as 1 − accuracy, and leave "
+            "maximize out"
         )

@@ -45,7 +45,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # of a damaged file torch raises whatever its parser stumbles over
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"{path}: is damaged, or not a checkpoint: safetensors (named *.safetensors), or torch.save of tensors "
+            f"{path}: is damaged, or not a checkpoint: safetensors (named *.safetensors), or "
+            f"torch.save of tensors "
             f"by name. {reason[0]}"
         ) from error
     return _tensors(content, path)
@@ -130,7 +131,8 @@ def finite(path: Path, metrics: Mapping[str, float], objective: str) -> float:
     """
     if objective not in metrics:
         raise UserError(
-            f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}"
+            f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got "
+            f"{objective!r}"
         )
     value = metrics[objective]
     if not math.isfinite(value):

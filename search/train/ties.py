@@ -116,7 +116,8 @@ class Ties:
             # Of TorchScript, the holder has no `get`.
             if tie.attribute not in tie.holder or tie.holder[tie.attribute] is not tie.parameter:
                 raise UserError(
-                    f"workload: the parameter {tie.name!r} was replaced by another object while it was "
+                    f"workload: the parameter {tie.name!r} was replaced by another object "
+                    f"while it was "
                     "trained, which no optimizer updates: write the values into it, as by "
                     "load_state_dict(state) without assign=True"
                 )
@@ -125,8 +126,10 @@ class Ties:
         for name, parameter in self._frozen.items():
             if parameter.requires_grad:
                 raise UserError(
-                    f"workload: the parameter {name!r} was frozen when training began, and requires a gradient "
-                    "now: an optimizer of what was trained until then does not update it. Let build_model return it "
+                    f"workload: the parameter {name!r} was frozen when training began, and "
+                    f"requires a gradient "
+                    "now: an optimizer of what was trained until then does not update it. "
+                    "Let build_model return it "
                     "with requires_grad=True, and keep it from changing by detach() in loss"
                 )
 
@@ -137,7 +140,8 @@ class Ties:
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad and id(parameter) not in self._known:
                 raise UserError(
-                    f"workload: the parameter {name!r} came into the model after training began, and no optimizer "
+                    f"workload: the parameter {name!r} came into the model after training "
+                    f"began, and no optimizer "
                     "updates it: let build_model make all layers"
                 )
 
@@ -146,8 +150,10 @@ class Ties:
         now, trained = tie.parameter.data, tie.values
         if (now.dtype, now.shape, now.device) != (trained.dtype, trained.shape, trained.device):
             raise UserError(
-                f"workload: the parameter {tie.name!r} was left as {_kind(now)} while it is trained as "
-                f"{_kind(trained)}: change the model back before the method returns, or change a copy of it"
+                f"workload: the parameter {tie.name!r} was left as {_kind(now)} while it is "
+                f"trained as "
+                f"{_kind(trained)}: change the model back before the method returns, or "
+                f"change a copy of it"
             )
         trained.copy_(now)
         tie.parameter.data = trained

@@ -35,7 +35,10 @@ FRUITLESS_SECONDS = 3.0
 # What a batch may hold that is cut into parts; another object might hide tensors that would have to
 # be cut.
 CUTTABLE = (Tensor, np.ndarray, list, tuple, str, int, float, np.generic, type(None))
-STATED = "train_batches: say how many examples a batch holds, by a method examples(batch) of the workload"
+STATED = (
+    "train_batches: say how many examples a batch holds, by a method examples(batch) of "
+    "the workload"
+)
 
 
 def moved(batch: Any, device: torch.device) -> Any:
@@ -92,8 +95,10 @@ def endless(draw: Callable[[], Iterable[Any]], batch_size: int) -> Iterator[Any]
             raise UserError(_no_batch(batch_size))
         if isinstance(batches, Iterator) or count == before:
             raise UserError(
-                f"workload: train_batches(batch_size={batch_size}) ended after {count} batches, and must be endless: "
-                "return the DataLoader or list itself, which starts again after each epoch, or put `while True:` "
+                f"workload: train_batches(batch_size={batch_size}) ended after {count} "
+                f"batches, and must be endless: "
+                "return the DataLoader or list itself, which starts again after each epoch, "
+                "or put `while True:` "
                 "around `yield from loader`"
             )
 
@@ -157,7 +162,8 @@ def _searching_lines(code: CodeType) -> frozenset[int]:
 
 def _no_batch(batch_size: int) -> str:
     return (
-        f"workload: train_batches(batch_size={batch_size}) has no batch: are there fewer than {batch_size} training "
+        f"workload: train_batches(batch_size={batch_size}) has no batch: are there fewer "
+        f"than {batch_size} training "
         "examples, and the last batch is dropped?"
     )
 
@@ -184,7 +190,8 @@ class Parts:
             return
         if any(_is_one_each(node, self.batch_size) for node in _nodes(batch)):
             raise UserError(
-                "accumulation: cannot cut a batch into parts: it holds a list with the tensors of each example; "
+                "accumulation: cannot cut a batch into parts: it holds a list with the "
+                "tensors of each example; "
                 "stack or pad them to one tensor of all"
             )
         leaves = _leaves(batch)
@@ -213,7 +220,8 @@ class Parts:
         }
         if len(leaves) != len(places) or len(sizes) != 1:
             raise UserError(
-                f"accumulation: cannot cut a batch into parts of its examples: no size {self.batch_size} that its "
+                f"accumulation: cannot cut a batch into parts of its examples: no size "
+                f"{self.batch_size} that its "
                 f"tensors share; found {_described(leaves)}"
             )
         (size,) = sizes

@@ -112,7 +112,8 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
         raise UserError(f"workload: must be package.module:factory, got {path!r}")
     if module_name == "__main__":
         raise UserError(
-            f"workload: {path!r} cannot be imported by worker processes: put the factory into a file of its own, "
+            f"workload: {path!r} cannot be imported by worker processes: put the factory "
+            f"into a file of its own, "
             "and name it file:factory"
         )
     if str(Path.cwd()) not in sys.path:
@@ -121,7 +122,8 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"workload: cannot import {module_name!r}: {error}. Run from the folder that contains it, or install it."
+            f"workload: cannot import {module_name!r}: {error}. Run from the folder that "
+            f"contains it, or install it."
         ) from error
     except KeyboardInterrupt:
         raise
@@ -295,7 +297,8 @@ def _materialize(model: nn.Module, forward: Callable[[], object]) -> None:
     left = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if left:
         raise UserError(
-            f"workload: a first call of loss does not give these lazy parameters a shape: {', '.join(left)}"
+            f"workload: a first call of loss does not give these lazy parameters a shape: "
+            f"{', '.join(left)}"
         )
 
 
@@ -317,7 +320,7 @@ def number(name: str, value: object) -> float:
         except (TypeError, ValueError):  # an array of several
             pass
     is_array = hasattr(value, "shape")
-    shown = f"an array of shape {tuple(value.shape)}" if is_array else repr(value)[:SHOWN]  # type: ignore[attr-defined]
+    shown = (f"an array of shape {tuple(value.shape)}") if is_array else repr(value)[:SHOWN]  # type: ignore[attr-defined]
     raise UserError(
         f"workload: evaluate() returns {shown} as {name!r}; every metric must be one number"
     )
@@ -388,7 +391,8 @@ def _check(
         metrics = numbers(_attempt("evaluate", lambda: workload.evaluate(model)))
     if objective not in metrics:
         raise UserError(
-            f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got {objective!r}"
+            f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got "
+            f"{objective!r}"
         )
 
 
@@ -411,8 +415,10 @@ def _check_parts(workload: Workload, model: nn.Module, batch: Any, parts: Parts)
         )
     if abs(mean - whole) > PARTS_TOLERANCE * abs(whole):
         warn_once(
-            f"accumulation: the loss of a whole batch is {whole:.4g}, the mean over its {parts.count} parts, weighted "
-            f"by examples, {mean:.4g}, and training follows the second: let `loss` return a mean over examples"
+            f"accumulation: the loss of a whole batch is {whole:.4g}, the mean over its "
+            f"{parts.count} parts, weighted "
+            f"by examples, {mean:.4g}, and training follows the second: let `loss` return a "
+            f"mean over examples"
         )
 
 

@@ -77,7 +77,8 @@ def main() -> None:
         }
     for name, own in {"null": runs, **better}.items():
         print(
-            f"{name}: base_lr {BETTER.get(name, BASE_LR)}, val_loss {own.mean():.4f} ± {own.std():.4f}"
+            f"{name}: base_lr {BETTER.get(name, BASE_LR)}, val_loss {own.mean():.4f} ± "
+            f"{own.std():.4f}"
         )
     one, other = runs.reshape(2, comparisons, PAIRED)
     rows = [

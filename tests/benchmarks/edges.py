@@ -218,7 +218,9 @@ def row(name: str, golden: Golden, found: Sequence[Repetition]) -> dict[str, obj
         "kind": ", ".join(
             f"{kind} {count}" for kind, count in Counter(one.kind for one in found).most_common()
         ),
-        "golden edge": f"{readable(edge)} ({readable(golden.confidence[0])}–{readable(golden.confidence[1])})",
+        "golden edge": (
+            f"{readable(edge)} ({readable(golden.confidence[0])}–{readable(golden.confidence[1])})"
+        ),
         "trainings at the edge": _spread([one.at_the_edge for one in found]),
         "with the sweep and lr_star": _spread([one.in_all for one in found]),
         "grid": whole_grid,

@@ -71,7 +71,7 @@ QUICK = {"points": 4, "steps": 50, "slots": 4}
 QUICK_SIDES = ("hand", "ours")
 
 
-# ---------------------------------------------------------------------------------------------------- by hand
+# ---------------------------------------------------------------------------------------- by hand
 
 
 def build_workload(case: Case) -> Any:
@@ -146,7 +146,7 @@ def study_by_hand(case: Case, folder: Path, stops: bool = False) -> dict[str, An
     }
 
 
-# ------------------------------------------------------------------------------------------------------- ours
+# ------------------------------------------------------------------------------------------- ours
 
 
 def study_document(case: Case) -> dict[str, Any]:
@@ -193,7 +193,7 @@ SIDES = {
 }
 
 
-# --------------------------------------------------------------------------------------------------- measuring
+# --------------------------------------------------------------------------------------- measuring
 
 
 def run_side(side: str, case: Case, cache: Path | None, results: list[dict[str, Any]]) -> None:
@@ -265,7 +265,8 @@ def compare(
     planned = case.points * case.steps
     differs = disagreement(reports["hand"][-1]["values"], reports["ours"][-1]["values"])
     print(
-        f"{case.workload}: {reports['ours'][-1]['engine']}; best values at low base LRs differ by {differs:.0e}"
+        f"{case.workload}: {reports['ours'][-1]['engine']}; best values at low base LRs "
+        f"differ by {differs:.0e}"
     )
     rows = []
     for side in sides:
@@ -312,7 +313,8 @@ def measure(options: argparse.Namespace) -> None:
             )
     print_table(rows)
     print(
-        f"peak of one core: {peak_of_core() / 1e9:.0f} GFLOP/s (float32 matrix product of {MATMUL_SIZE})"
+        f"peak of one core: {peak_of_core() / 1e9:.0f} GFLOP/s (float32 matrix product of "
+        f"{MATMUL_SIZE})"
     )
     print_footer()
 

@@ -50,7 +50,8 @@ def share(alarmed: int, count: int) -> str:
 def of_noise(repetitions: int) -> None:
     for known in (True, False):
         print(
-            f"\nNothing learned, {'with' if known else 'without'} chance_loss: called unstable or infeasible"
+            f"\nNothing learned, {'with' if known else 'without'} chance_loss: called "
+            f"unstable or infeasible"
         )
         total = np.zeros(2, int)
         for kind in NOTHING_LEARNED:
@@ -69,7 +70,8 @@ def of_noise(repetitions: int) -> None:
 def of_healthy(repetitions: int) -> None:
     for known in (True, False):
         print(
-            f"\nHealthy, {'with' if known else 'without'} chance_loss: called unstable or infeasible"
+            f"\nHealthy, {'with' if known else 'without'} chance_loss: called unstable or "
+            f"infeasible"
         )
         total = np.zeros(2, int)
         for kind in HEALTHY:
@@ -96,7 +98,10 @@ def of_scripts(repetitions: int) -> None:
             right += same and near
             if not (same and near):
                 wrong[
-                    f"{script.name}: {verdict.outcome}, {verdict.instability}, {verdict.onset_step:g}"
+                    (
+                        f"{script.name}: {verdict.outcome}, {verdict.instability}, "
+                        f"{verdict.onset_step:g}"
+                    )
                 ] += 1
     count = right + wrong.total()
     print(f"\nScripted curves: {right} of {count} right ({right / count:.1%})")
@@ -123,7 +128,8 @@ def of_time(steps: int) -> None:
     began = time.process_time()
     judge(Curve(loss, np.ones(steps), np.array([0]), {"value": np.ones(1)}, steps))
     print(
-        f"\nA curve of {steps} updates is judged in {time.process_time() - began:.2f} s of processor time"
+        f"\nA curve of {steps} updates is judged in {time.process_time() - began:.2f} s of "
+        f"processor time"
     )
 
 

@@ -59,14 +59,17 @@ class Case:
 # fmt: off
 CASES = [
     # Nothing bounds the residual stream without normalization.
-    Case("no_norm", RESIDUAL_MLP, NO_NORM, "momentum", 0.25, 100, "non_finite", "early", 14, 8, seeds=(0, 1, 2)),
+    Case("no_norm", RESIDUAL_MLP, NO_NORM, "momentum", 0.25, 100, "non_finite", "early", 14, 8,
+         seeds=(0, 1, 2)),
     # Just above the highest stable rate it learns first. When it ends is chance: step 57 to 120
     # with seeds 0 to 3.
-    Case("no_norm_edge", RESIDUAL_MLP, NO_NORM, "momentum", 0.11, 400, "non_finite", "mid_training", 90, 60),
+    Case("no_norm_edge", RESIDUAL_MLP, NO_NORM, "momentum", 0.11, 400, "non_finite",
+         "mid_training", 90, 60),
     Case("no_norm_clipped", RESIDUAL_MLP, NO_NORM, "momentum", 0.25, 200, "feasible", "none",
          changes={"clip_norm": 0.5}),
     # Clipping bounds each update, not the loss: far above the start, and finite.
-    Case("no_norm_clipped_too_high", RESIDUAL_MLP, NO_NORM, "momentum", 3.0, 200, "diverged", "early", 2, 3,
+    Case("no_norm_clipped_too_high", RESIDUAL_MLP, NO_NORM, "momentum", 3.0, 200, "diverged",
+         "early", 2, 3,
          changes={"clip_norm": 1.0}, or_outcome="collapsed"),
 
     # Post-norm falls to chance where pre-norm trains.
@@ -75,26 +78,34 @@ CASES = [
     # Higher still, pre-norm blows up as well but recovers; post-norm does not.
     Case("post_norm", RESIDUAL_MLP, POST, "adam", 0.1, 200, "collapsed", "early", 2, 3),
     Case("pre_norm", RESIDUAL_MLP, PRE, "adam", 0.1, 200, "feasible", "early", 2, 3),
-    Case("pre_norm_warmup", RESIDUAL_MLP, PRE, "adam", 0.1, 200, "feasible", "none", changes={"warmup_steps": 20}),
+    Case("pre_norm_warmup", RESIDUAL_MLP, PRE, "adam", 0.1, 200, "feasible", "none",
+         changes={"warmup_steps": 20}),
 
-    Case("transformer_post_norm", TRANSFORMER, SMALL_POST, "momentum", 1.25, 150, "non_finite", "early", 15, 7),
-    Case("transformer_post_norm_clipped", TRANSFORMER, SMALL_POST, "momentum", 1.25, 150, "feasible", "none",
+    Case("transformer_post_norm", TRANSFORMER, SMALL_POST, "momentum", 1.25, 150, "non_finite",
+         "early", 15, 7),
+    Case("transformer_post_norm_clipped", TRANSFORMER, SMALL_POST, "momentum", 1.25, 150,
+         "feasible", "none",
          changes={"clip_norm": 0.2}),
     Case("transformer_pre_norm", TRANSFORMER, SMALL, "momentum", 0.3, 150, "feasible", "none"),
 
     # Adam's first steps are as long as its later ones, whatever the gradient. The spike belongs to
     # the high learning rate: at this size the standard strides have it too.
-    Case("wide_resnet", WIDE_RESNET, STRIDE_1, "adam", 0.5, 120, "feasible", "early", 1, 3, changes=COSINE),
+    Case("wide_resnet", WIDE_RESNET, STRIDE_1, "adam", 0.5, 120, "feasible", "early", 1, 3,
+         changes=COSINE),
     Case("wide_resnet_warmup", WIDE_RESNET, STRIDE_1, "adam", 0.5, 80, "feasible", "none",
          changes={**COSINE, "warmup_steps": 20}),
-    Case("wide_resnet_low_lr", WIDE_RESNET, STRIDE_1, "momentum", 0.05, 60, "feasible", "none", seeds=(0,)),
+    Case("wide_resnet_low_lr", WIDE_RESNET, STRIDE_1, "momentum", 0.05, 60, "feasible", "none",
+         seeds=(0,)),
     Case("wide_resnet_standard", WIDE_RESNET, STRIDE_2, "momentum", 0.1, 80, "feasible", "none"),
 
     # Mid-training, to the step; but the first pushes of a blow-up are as small as what they
     # disturb.
-    Case("cue_nan", ON_CUE, {**CUE, "kind": "nan"}, "momentum", 0.05, 200, "non_finite", "mid_training", 80),
-    Case("cue_blow_up", ON_CUE, {**CUE, "kind": "blow_up"}, "momentum", 0.05, 200, "diverged", "mid_training", 82, 2),
-    Case("cue_spike", ON_CUE, {**CUE, "kind": "spike"}, "adam", 0.01, 200, "feasible", "mid_training", 80),
+    Case("cue_nan", ON_CUE, {**CUE, "kind": "nan"}, "momentum", 0.05, 200, "non_finite",
+         "mid_training", 80),
+    Case("cue_blow_up", ON_CUE, {**CUE, "kind": "blow_up"}, "momentum", 0.05, 200, "diverged",
+         "mid_training", 82, 2),
+    Case("cue_spike", ON_CUE, {**CUE, "kind": "spike"}, "adam", 0.01, 200, "feasible",
+         "mid_training", 80),
 
     Case("mlp_dead", MLP, {}, "momentum", 2.0, 200, "collapsed", "early", 5, 3),
     Case("mlp", MLP, {}, "momentum", 0.04, 200, "feasible", "none"),

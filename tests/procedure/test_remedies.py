@@ -141,7 +141,7 @@ def test_warmups_are_orders_of_magnitude_and_a_tenth_of_the_steps(steps, lengths
     assert warmup_lengths(steps) == lengths
 
 
-def test_a_screening_run_is_three_warmups_long_but_never_too_short_to_judge_nor_longer_than_the_whole():
+def test_a_screening_run_is_three_warmups_long_within_what_can_be_judged_and_the_whole():
     assert screened_updates(100, 5000) == 300
     assert screened_updates(10, 5000) == FEWEST_SCREENED
     assert screened_updates(10, 100) == 110
@@ -183,7 +183,7 @@ def test_of_thresholds_that_clip_no_more_than_half_the_one_that_reaches_furthest
     assert "clipping-control" not in steps_asked(asked)
 
 
-def test_where_every_threshold_that_works_clips_more_than_half_the_base_lr_is_cut_instead_as_a_control():
+def test_where_every_threshold_that_works_clips_more_than_half_the_base_lr_is_cut_instead():
     found, asked = of(clipped((2.0, 13.0), norm=4.0))
     assert "clipping-control" in steps_asked(asked)
     (control,) = (study for study in asked if study.name.endswith("clipping-control"))
@@ -443,7 +443,8 @@ def test_reruns_that_the_budget_left_out_leave_plain_training():
     assert len(named(found, "plain").values) == len(plan(asked[names.index("rerun-plain")]))
     assert "shown to be better" not in found.summary
     assert found.summary.endswith(
-        "the budget left out the rerun of warmup, adaptive clipping, adam: whether a remedy is better is not known."
+        "the budget left out the rerun of warmup, adaptive clipping, adam: whether a remedy "
+        "is better is not known."
     )
 
 

@@ -210,7 +210,8 @@ def test_the_database_of_another_program_is_refused_and_left_as_it_is(folder: Pa
 def test_a_record_in_the_database_that_cannot_be_read_is_left_out(folder: Path) -> None:
     with closing(sqlite3.connect(folder / "study.db")) as connection:
         connection.execute(
-            "UPDATE trial_user_attributes SET value_json = '\"{\"' WHERE key = 'record' AND trial_id = 1"
+            "UPDATE trial_user_attributes SET value_json = '\"{\"' WHERE key = 'record' AND "
+            "trial_id = 1"
         )
         connection.commit()
     assert [trial.point.number for trial in read_trials(open_store(folder))] == [1, 2]

@@ -352,7 +352,10 @@ def test_a_damaged_comparison_is_named_and_counts_as_none(
         path.write_bytes(content)
         assert read_comparison(tmp_path) is None
     assert [record.message for record in caplog.records] == [
-        f"{path}: is damaged, or of another version, and left out: `tunewright compare` writes it anew"
+        (
+            f"{path}: is damaged, or of another version, and left out: `tunewright compare` "
+            f"writes it anew"
+        )
     ]
 
 

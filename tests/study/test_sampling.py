@@ -25,8 +25,14 @@ def test_points_drawn_equal_trials_and_every_group_gets_its_share(sampler):
 def test_shares_count_the_configurations_that_are_planned(sampler):
     base_lr = {"low": 0.1, "high": 1.0, "points": 4}
     trials = ... if sampler == "grid" else 15
-    study = parse(sampler=sampler, trials=trials, seeds=2, space__optimizer__momentum__base_lr=base_lr,
-                  space__optimizer__adam__base_lr=base_lr, workload_args={"depth": [1, 2]})  # fmt: skip
+    study = parse(
+        sampler=sampler,
+        trials=trials,
+        seeds=2,
+        space__optimizer__momentum__base_lr=base_lr,
+        space__optimizer__adam__base_lr=base_lr,
+        workload_args={"depth": [1, 2]},
+    )
     planned = Counter(
         group_of(p, study.scientific_names) for p in plan(study) if p.batch_size == 32
     )

@@ -119,7 +119,10 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"accumulation": 3}, "accumulation: must divide every batch size, got 3 for [32, 256]"),
         (
             {"workload_args": {"width": 8, "seed": 1}},
-            "workload_args.seed: is also a hyperparameter of this study; rename the factory's argument",
+            (
+                "workload_args.seed: is also a hyperparameter of this study; rename the "
+                "factory's argument"
+            ),
         ),
         ({"trials": 1}, "trials: must be at least the number of groups per batch size, 2, got 1"),
         ({"trials": ...}, "trials: is required"),

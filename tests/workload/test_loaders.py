@@ -48,7 +48,9 @@ class Loading:
 
     def loader(self, batch_size, seed):
         generator = torch.Generator().manual_seed(seed)
-        more = {"num_workers": 1, "multiprocessing_context": self.method} if self.method != "none" else {}
+        more = {}
+        if self.method != "none":
+            more = {"num_workers": 1, "multiprocessing_context": self.method}
         return DataLoader(Noted(self.folder), batch_size, shuffle=True, generator=generator, **more)
 
     def build_model(self, seed):

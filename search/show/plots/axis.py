@@ -263,7 +263,10 @@ def axis_figure(info: AxisInfo) -> go.Figure:
     side = "below" if is_turned(info.y_range) else "above"
     figure = panel_figure(
         f"Best {escape(info.objective)} against {escape(info.axis)}",
-        f"one mark per trial, {count} in all; what did not train stands {side} the range of what did",
+        (
+            f"one mark per trial, {count} in all; what did not train stands {side} the range of "
+            f"what did"
+        ),
         {place: panel_title(group.label, _note_of(info, group)) for group, place in places.items()},
     )
     kinds = {mark.kind for panel in info.panels for mark in panel.marks}
@@ -287,7 +290,10 @@ def axis_figure(info: AxisInfo) -> go.Figure:
             [f"dashed: the baseline's checkpoint, {readable(info.baseline)}"]
             * (info.baseline is not None)
             + [
-                f"not drawn: {trials} trials of {escape(optimizer)}, which does not vary {escape(info.axis)}"
+                (
+                    f"not drawn: {trials} trials of {escape(optimizer)}, which does not vary "
+                    f"{escape(info.axis)}"
+                )
                 for optimizer, trials in info.not_varied
             ]
         ),
@@ -390,11 +396,25 @@ def _draw_rails(
         for row, column in places.values():
             panel = {"row": row, "col": column, "xref": "x domain", "yref": "y domain"}
             figure.add_shape(
-                type="rect", x0=0, x1=1, y0=domain(foot), y1=domain(foot + RAIL),
-                fillcolor=colour, opacity=0.07, line_width=0, layer="below", **panel,
-            )  # fmt: skip
+                type="rect",
+                x0=0,
+                x1=1,
+                y0=domain(foot),
+                y1=domain(foot + RAIL),
+                fillcolor=colour,
+                opacity=0.07,
+                line_width=0,
+                layer="below",
+                **panel,
+            )
             if column == columns:
                 figure.add_annotation(
-                    text=name, x=1, y=domain(foot + RAIL / 2), xanchor="left", xshift=6,
-                    showarrow=False, font={"size": 12, "color": colour}, **panel,
-                )  # fmt: skip
+                    text=name,
+                    x=1,
+                    y=domain(foot + RAIL / 2),
+                    xanchor="left",
+                    xshift=6,
+                    showarrow=False,
+                    font={"size": 12, "color": colour},
+                    **panel,
+                )

@@ -130,7 +130,10 @@ def edge_figure(info: EdgeInfo) -> go.Figure:
     places = in_grid(panel.group for panel in info.panels)
     figure = panel_figure(
         "How often training diverges against base_lr",
-        "dots: share of trials that were infeasible, larger for more trials; bars: 95 % confidence (Clopper–Pearson)",
+        (
+            "dots: share of trials that were infeasible, larger for more trials; bars: 95 % "
+            "confidence (Clopper–Pearson)"
+        ),
         {
             places[panel.group]: panel_title(panel.group.label, _note(panel))
             for panel in info.panels
@@ -191,12 +194,16 @@ def _dots(panel: EdgePanel) -> go.Scatter:
         error_y={
             "array": [high - share for (_, high), share in zip(bars, shares, strict=True)],
             "arrayminus": [share - low for (low, _), share in zip(bars, shares, strict=True)],
-            "color": PALE, "thickness": 1.5, "width": 0,
+            "color": PALE,
+            "thickness": 1.5,
+            "width": 0,
         },
         mode="markers",
         marker={
             "size": [min(DOT * math.sqrt(one.trials), LARGEST_DOT) for one in panel.tried],
-            "color": BLUE, "opacity": 1, "line": {"width": 1, "color": "white"},
+            "color": BLUE,
+            "opacity": 1,
+            "line": {"width": 1, "color": "white"},
         },
         name="share that diverged",
         legendgroup="share",
@@ -204,7 +211,7 @@ def _dots(panel: EdgePanel) -> go.Scatter:
         cliponaxis=False,
         hovertext=[_hover(one, *bar) for one, bar in zip(panel.tried, bars, strict=True)],
         hoverinfo="text",
-    )  # fmt: skip
+    )
 
 
 def _hover(one: Tried, low: float, high: float) -> str:
@@ -263,17 +270,37 @@ def _draw_bracket(
     else:
         text, x, anchor = "½ reached from the lowest on", low, "left"
     figure.add_shape(
-        type="rect", x0=low, x1=high, y0=FOOT, y1=1, fillcolor=VERMILLION, opacity=0.12, line_width=0,
-        layer="below", **place,
-    )  # fmt: skip
+        type="rect",
+        x0=low,
+        x1=high,
+        y0=FOOT,
+        y1=1,
+        fillcolor=VERMILLION,
+        opacity=0.12,
+        line_width=0,
+        layer="below",
+        **place,
+    )
     figure.add_shape(
-        type="line", x0=ends[0], x1=ends[1], y0=HALF, y1=HALF, line={"color": MUTED, "width": 1, "dash": "dot"},
-        layer="below", **place,
-    )  # fmt: skip
+        type="line",
+        x0=ends[0],
+        x1=ends[1],
+        y0=HALF,
+        y1=HALF,
+        line={"color": MUTED, "width": 1, "dash": "dot"},
+        layer="below",
+        **place,
+    )
     figure.add_annotation(
-        text=text, x=math.log10(x), y=LABEL_AT, xanchor=anchor, yanchor="middle", showarrow=False,
-        font={"size": 12, "color": VERMILLION}, **place,
-    )  # fmt: skip
+        text=text,
+        x=math.log10(x),
+        y=LABEL_AT,
+        xanchor=anchor,
+        yanchor="middle",
+        showarrow=False,
+        font={"size": 12, "color": VERMILLION},
+        **place,
+    )
 
 
 def _footnote(info: EdgeInfo) -> str:

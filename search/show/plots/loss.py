@@ -185,7 +185,10 @@ def loss_figure(info: LossInfo) -> go.Figure:
     missing = sum(one.missing for one in info.groups)
     footnote(
         figure,
-        f"{sum(len(one.lines) for one in info.groups)} trials, {seeds} seed{'s' * (seeds != 1)} per colour"
+        (
+            f"{sum(len(one.lines) for one in info.groups)} trials, {seeds} "
+            f"seed{'s' * (seeds != 1)} per colour"
+        )
         + (f"; no curve of {missing} more" if missing else ""),
     )
     right_legend(figure, names)

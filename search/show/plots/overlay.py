@@ -154,7 +154,10 @@ def overlay_figure(info: OverlayInfo) -> go.Figure:
     rows = sorted({(place, group.optimizer, group.batch_size) for group, place in places.items()})
     figure = panel_figure(
         f"Best {escape(info.objective)} against base_lr, by {escape(names)}",
-        "line: mean over seeds; star: lr_star; a cross on the rail: a seed that did not train, and the line ends",
+        (
+            "line: mean over seeds; star: lr_star; a cross on the rail: a seed that did not "
+            "train, and the line ends"
+        ),
         {
             place: panel_title(f"batch size {batch_size}, {optimizer}", "")
             for place, optimizer, batch_size in rows
@@ -282,14 +285,35 @@ def _draw_axes(
     end, anchor = (0, "bottom") if turned else (1, "top")
     for row, column in set(places.values()):
         figure.add_shape(
-            type="rect", x0=0, x1=1, y0=in_panel(HEAD, head, turned), y1=end, fillcolor=MUTED, opacity=0.08,
-            line_width=0, layer="below", row=row, col=column, xref="x domain", yref="y domain",
-        )  # fmt: skip
+            type="rect",
+            x0=0,
+            x1=1,
+            y0=in_panel(HEAD, head, turned),
+            y1=end,
+            fillcolor=MUTED,
+            opacity=0.08,
+            line_width=0,
+            layer="below",
+            row=row,
+            col=column,
+            xref="x domain",
+            yref="y domain",
+        )
         figure.add_annotation(
-            text="infeasible", x=0, y=end, xanchor="left", yanchor=anchor, xshift=4,
-            yshift=2 if turned else -2, showarrow=False, font={"size": 12, "color": MUTED},
-            row=row, col=column, xref="x domain", yref="y domain",
-        )  # fmt: skip
+            text="infeasible",
+            x=0,
+            y=end,
+            xanchor="left",
+            yanchor=anchor,
+            xshift=4,
+            yshift=2 if turned else -2,
+            showarrow=False,
+            font={"size": 12, "color": MUTED},
+            row=row,
+            col=column,
+            xref="x domain",
+            yref="y domain",
+        )
 
 
 def _footnote(info: OverlayInfo) -> str:

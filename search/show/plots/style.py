@@ -38,19 +38,35 @@ FEWEST_TICKS = 3  # of an axis that can be read
 TICK_DECADES = 3.0  # over more, an axis is marked at powers of ten alone
 
 AXIS = {
-    "showgrid": True, "gridcolor": GRID, "zeroline": False, "showline": True, "linecolor": MUTED,
-    "ticks": "outside", "tickcolor": MUTED, "ticklen": 4, "tickfont": {"size": 12},
+    "showgrid": True,
+    "gridcolor": GRID,
+    "zeroline": False,
+    "showline": True,
+    "linecolor": MUTED,
+    "ticks": "outside",
+    "tickcolor": MUTED,
+    "ticklen": 4,
+    "tickfont": {"size": 12},
     "title": {"standoff": 8, "font": {"size": 14}},
-}  # fmt: skip
+}
 TEMPLATE = go.layout.Template(
     layout={
         "font": {"family": FONT, "size": 13, "color": INK},
         "title": {
-            "x": 0, "xref": "paper", "xanchor": "left", "y": 1, "yanchor": "top", "pad": {"t": 16},
+            "x": 0,
+            "xref": "paper",
+            "xanchor": "left",
+            "y": 1,
+            "yanchor": "top",
+            "pad": {"t": 16},
             "font": {"size": 18},
         },
         "legend": {
-            "orientation": "h", "x": 1, "xanchor": "right", "yref": "container", "yanchor": "middle",
+            "orientation": "h",
+            "x": 1,
+            "xanchor": "right",
+            "yref": "container",
+            "yanchor": "middle",
             "font": {"size": 12},
         },
         "paper_bgcolor": "white",
@@ -59,7 +75,7 @@ TEMPLATE = go.layout.Template(
         "xaxis": AXIS,
         "yaxis": AXIS,
     }
-)  # fmt: skip
+)
 
 
 def in_grid(groups: Iterable[Group]) -> dict[Group, tuple[int, int]]:
@@ -107,9 +123,16 @@ def panel_figure(
     for (row, column), text in panel_titles.items():
         place = {"x": 0, "y": 1, "xref": "x domain", "yref": "y domain"}
         figure.add_annotation(
-            row=row, col=column, text=text, showarrow=False, align="left", xanchor="left", yanchor="bottom",
-            yshift=6, **place,
-        )  # fmt: skip
+            row=row,
+            col=column,
+            text=text,
+            showarrow=False,
+            align="left",
+            xanchor="left",
+            yanchor="bottom",
+            yshift=6,
+            **place,
+        )
     for row in range(1, rows + 1):
         for column in range(1, columns + 1):
             if (row, column) not in panel_titles:
@@ -134,9 +157,18 @@ def footnote(figure: go.Figure, text: str) -> None:
     height = figure.layout.height + more
     figure.update_layout(height=height, legend_y=1 - LEGEND_AT / height, margin_b=FOOT_SPACE + more)
     figure.add_annotation(
-        text="<br>".join(lines), x=0, y=0, xref="paper", yref="paper", xanchor="left", yanchor="top",
-        yshift=-FOOT_SPACE + 10, showarrow=False, align="left", font={"size": 12, "color": MUTED},
-    )  # fmt: skip
+        text="<br>".join(lines),
+        x=0,
+        y=0,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="top",
+        yshift=-FOOT_SPACE + 10,
+        showarrow=False,
+        align="left",
+        font={"size": 12, "color": MUTED},
+    )
 
 
 def scientific_label(group: Group) -> str:
@@ -162,10 +194,15 @@ def right_legend(figure: go.Figure, title: str) -> None:
     """The legend as a column at the right, where long names push nothing out of place."""
     figure.update_layout(
         legend={
-            "orientation": "v", "x": 1.02, "xanchor": "left", "y": 1, "yref": "paper", "yanchor": "top",
+            "orientation": "v",
+            "x": 1.02,
+            "xanchor": "left",
+            "y": 1,
+            "yref": "paper",
+            "yanchor": "top",
             "title": {"text": escape(title), "font": {"size": 12}},
         }
-    )  # fmt: skip
+    )
 
 
 def escape(value: Any) -> str:
