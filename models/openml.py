@@ -73,10 +73,9 @@ def _fetch(source: Source, cached: Path) -> None:
         table = fetch_openml(source.name, version=1, as_frame=False, parser=parser)
     except OSError as error:
         raise OSError(
-            f"{source.name}: not on this machine, and openml.org could not be reached "
-            f"({error}). Run the "
-            f"study once where there is a network, then copy the file {cached} to the same "
-            f"place here"
+            f"{source.name}: not on this machine, and openml.org could not be reached ({error}). "
+            f"Run the study once where there is a network, then copy the file {cached} to the "
+            "same place here"
         ) from error
     cached.parent.mkdir(parents=True, exist_ok=True)
     unfinished = cached.with_suffix(f".{os.getpid()}.npz")

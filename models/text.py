@@ -78,8 +78,8 @@ def library_text() -> str:
     if missing:
         raise FileNotFoundError(
             f"{library}: this Python has no source of {', '.join(missing)}; the character "
-            f"language model "
-            "reads it as its text, so run it with a Python that has the library's .py files"
+            "language model reads it as its text, so run it with a Python that has the library's "
+            ".py files"
         )
     return "".join((library / name).read_text("utf-8")[:MODULE_CHARACTERS] for name in MODULES)
 

@@ -86,8 +86,8 @@ def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
         return []
     if not is_continued(store, study):
         print(
-            f"note: {folder}: holds results of a different study file, which say nothing of "
-            f"this one"
+            f"note: {folder}: holds results of a different study file, which say nothing of this "
+            "one"
         )
         return []
     return read_trials(store)
@@ -180,8 +180,8 @@ def _show(store: Store, png: bool = False) -> int:
     if crashes:
         print(
             f"{len(crashes)} of {len(trials)} trials crashed, which says nothing about their "
-            f"points; tracebacks "
-            f"in {store.folder / 'crashed.log'}. The same command tries them again.",
+            f"points; tracebacks in {store.folder / 'crashed.log'}. The same command tries them "
+            "again.",
             file=sys.stderr,
         )
     return 1 if crashes else 0
@@ -347,8 +347,8 @@ def _parser() -> argparse.ArgumentParser:
             type=_whole(1, MOST_SLOTS),
             metavar="K",
             help=(
-                "trials that a worker trains at once; 1 = one after the other (default: "
-                "what is measured faster)"
+                "trials that a worker trains at once; 1 = one after the other (default: what is "
+                "measured faster)"
             ),
         )
         how.add_argument(
@@ -356,8 +356,8 @@ def _parser() -> argparse.ArgumentParser:
             dest="compiled",
             action=argparse.BooleanOptionalAction,
             help=(
-                "try torch.compile, however short training is, or do not (default: try it "
-                "where it may pay)"
+                "try torch.compile, however short training is, or do not (default: try it where "
+                "it may pay)"
             ),
         )
 
@@ -420,8 +420,8 @@ def _parser() -> argparse.ArgumentParser:
         default=math.inf,
         metavar="TRAININGS",
         help=(
-            "how many trainings may be spent, counted in updates: TRAININGS × "
-            "max_train_steps (default: no limit)"
+            "how many trainings may be spent, counted in updates: TRAININGS × max_train_steps "
+            "(default: no limit)"
         ),
     )
     pool(diagnose)
@@ -442,17 +442,16 @@ def _parser() -> argparse.ArgumentParser:
         "compare", _compare, "Rerun the best trials on fresh seeds, and decide against a baseline."
     )
     compare.epilog = (
-        "A decision against a checkpoint of unknown settings takes 19 seeds or more; with "
-        "its settings known, both "
-        "sides are trained on the same seeds, and fewer do."
+        "A decision against a checkpoint of unknown settings takes 19 seeds or more; with its "
+        "settings known, both sides are trained on the same seeds, and fewer do."
     )
     compare.add_argument(
         "candidate",
         metavar="RESULTS_DIR|STUDY.toml",
         type=Path,
         help=(
-            "a study's results; or a study of one configuration per batch size, which is "
-            "trained first"
+            "a study's results; or a study of one configuration per batch size, which is trained "
+            "first"
         ),
     )
     compare.add_argument(

@@ -128,8 +128,8 @@ def baseline_of_point(store: Store, text: str) -> Settings:
     found = [p for p in points if str(p.number) == number and batch_size in ("", str(p.batch_size))]
     if not found:
         raise UserError(
-            f"--baseline-point: must be [BATCH_SIZE:]NUMBER of a trial in {store.folder}, "
-            f"got {text!r}"
+            f"--baseline-point: must be [BATCH_SIZE:]NUMBER of a trial in {store.folder}, got "
+            f"{text!r}"
         )
     if len(found) > 1:
         choices = ", ".join(f"{point.batch_size}:{point.number}" for point in found)
@@ -156,9 +156,8 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
         store = create_store(study, results)
     else:
         raise UserError(
-            f"{path}: has several configurations and no results in {results / study.name}: "
-            f"run it first, or leave "
-            "the one that the baseline was trained with"
+            f"{path}: has several configurations and no results in {results / study.name}: run it "
+            "first, or leave the one that the baseline was trained with"
         )
     trials = read_trials(store)
     for best in ranked(trials)[:1]:
@@ -199,9 +198,8 @@ def train_recipe(
     if not points:
         raise UserError(
             f"{path}: must have exactly one configuration per batch size to be a candidate, "
-            f"trained once with each "
-            f"seed. Run it first, and compare the best of its results: tunewright compare "
-            f"{results / study.name}"
+            "trained once with each seed. Run it first, and compare the best of its results: "
+            f"tunewright compare {results / study.name}"
         )
     check_studies([study])
     _measured(checkpoint, [baseline or Settings(study, points[0])], study.objective, options)
@@ -252,8 +250,8 @@ def _compared(
     found = [side for side in found if baseline is None or side.training != baseline.training]
     if not found:
         raise UserError(
-            f"{store.folder}: its best trial has the settings of the baseline: there is "
-            f"nothing to compare"
+            f"{store.folder}: its best trial has the settings of the baseline: there is nothing "
+            "to compare"
         )
     seeds = seeds or max(SEEDS, fewest_seeds(paired=baseline is not None, candidates=len(found)))
     controls = [_control(side, baseline) for side in found]
@@ -479,35 +477,34 @@ def _warnings(result: Comparison) -> Iterator[str]:
     ]:
         if side.infeasible:
             yield (
-                f"{side.name}: {side.infeasible} of {result.seeds} runs are infeasible, "
-                f"and count as untrained"
+                f"{side.name}: {side.infeasible} of {result.seeds} runs are infeasible, and count "
+                "as untrained"
             )
     for side in (one.side for one in result.candidates):
         if side.trials == 1:
             yield (
-                f"{side.name}: the only configuration of its study: how many trials found "
-                f"it is not known"
+                f"{side.name}: the only configuration of its study: how many trials found it is "
+                "not known"
             )
     base = result.baseline
     if base is None:
         yield (
             "the baseline is one checkpoint of unknown settings: how much another run of it "
-            "would differ, and how "
-            "well it was tuned, is not known. --baseline-point or --baseline-study name its "
-            "settings"
+            "would differ, and how well it was tuned, is not known. --baseline-point or "
+            "--baseline-study name its settings"
         )
         return
     if not min(base.values) <= result.checkpoint.value <= max(base.values):
         yield (
-            f"the checkpoint's {readable(result.checkpoint.value)} is not among the values "
-            f"of its retrained settings, "
-            f"{readable(min(base.values))} to {readable(max(base.values))}: are these its settings?"
+            f"the checkpoint's {readable(result.checkpoint.value)} is not among the values of its "
+            f"retrained settings, {readable(min(base.values))} to {readable(max(base.values))}: "
+            "are these its settings?"
         )
     for side in (one.side for one in result.candidates):
         if base.trials < side.trials:
             yield (
-                f"{side.name}: the best of {side.trials} trials, the baseline of "
-                f"{base.trials}: tune it as well (S9)"
+                f"{side.name}: the best of {side.trials} trials, the baseline of {base.trials}: "
+                "tune it as well (S9)"
             )
         if base.total_steps < side.total_steps:
             yield (
@@ -516,6 +513,6 @@ def _warnings(result: Comparison) -> Iterator[str]:
             )
         if base.point.batch_size != side.point.batch_size:
             yield (
-                f"{side.name}: paired by seed alone: its batch size is not the baseline's, "
-                f"and so its batches differ"
+                f"{side.name}: paired by seed alone: its batch size is not the baseline's, and so "
+                "its batches differ"
             )

@@ -88,9 +88,8 @@ def diagnose(
     cost = updates_of(sweep)
     if cost > budget * study.max_train_steps:
         raise UserError(
-            f"--budget: must be at least {math.ceil(cost / study.max_train_steps)} "
-            f"trainings, the sweep alone, "
-            f"got {budget:g}"
+            f"--budget: must be at least {math.ceil(cost / study.max_train_steps)} trainings, the "
+            f"sweep alone, got {budget:g}"
         )
     create_store(study, results)  # the folder and its database
     runs = _Runs(study, results, budget * study.max_train_steps, options, say)
@@ -324,21 +323,20 @@ def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
     )
     words = (
         f"The largest eigenvalue of the training loss's Hessian, λ₁, is {at_start} before "
-        f"training and {at_best} at "
-        "the best checkpoint of plain training"
+        f"training and {at_best} at the best checkpoint of plain training"
     )
     if math.isnan(curvature.limit_at_start):
         return (
-            f"{words}. For {found.group.optimizer} it sets no limit: the preconditioned "
-            f"Hessian would."
+            f"{words}. For {found.group.optimizer} it sets no limit: the preconditioned Hessian "
+            "would."
         )
     limits = f"{readable(curvature.limit_at_start)} and {readable(curvature.limit_at_best)}"
     seen = (
         f"found: {readable(found.edge.unstable_base_lr)}" if found.edge.found else "found: no edge"
     )
     return (
-        f"{words}. Full-batch descent is unstable above {limits}, noise of minibatches "
-        f"earlier; {seen}."
+        f"{words}. Full-batch descent is unstable above {limits}, noise of minibatches earlier; "
+        f"{seen}."
     )
 
 
@@ -379,13 +377,12 @@ def _announcement(result: Diagnosis, winner: Remedy) -> str:
     low, high = winner.next_run
     if math.isnan(low):
         return (
-            f"# {result.objective} {readable(winner.tuned_value)} where it was tuned; not "
-            f"rerun on fresh seeds.\n"
+            f"# {result.objective} {readable(winner.tuned_value)} where it was tuned; not rerun "
+            "on fresh seeds.\n"
         )
     return (
-        f"# {result.objective} {readable(winner.mean)} over {len(winner.values)} fresh "
-        f"seeds; one more run falls "
-        f"between {readable(low)} and {readable(high)} (95 %).\n"
+        f"# {result.objective} {readable(winner.mean)} over {len(winner.values)} fresh seeds; one "
+        f"more run falls between {readable(low)} and {readable(high)} (95 %).\n"
     )
 
 

@@ -69,8 +69,8 @@ def test_check_warns_of_what_results_show_unless_they_are_of_another_file(tmp_pa
     for number, (base_lr, value) in enumerate([(0.01, 0.5), (0.1, 0.3), (9.9, 0.1)]):
         tell(store, feasible(number, base_lr, value))
     expected = (
-        f"{path}: space.optimizer.momentum.base_lr: batch size 32, momentum: expand "
-        f"base_lr above 10:"
+        f"{path}: space.optimizer.momentum.base_lr: batch size 32, momentum: expand base_lr above "
+        "10:"
     )
     assert main(["check", path, "--results", str(tmp_path)]) == 0
     assert expected in capsys.readouterr().out

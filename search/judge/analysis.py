@@ -361,12 +361,10 @@ def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> Bou
     if headroom > EDGE_HEADROOM and not (at_border and infeasible == len(above)):
         return None
     sentence = (
-        f"{group.label}: instability, not a boundary: {infeasible} of the {len(above)} "
-        f"trials at base_lr ≥ "
-        f"{readable(unstable)} are infeasible, which is {readable(headroom)} × lr_star = "
-        f"{readable(lr_star)} "
-        f"(feasible up to {readable(last_feasible)}); fix the instability before widening "
-        f"base_lr (R6, S4)."
+        f"{group.label}: instability, not a boundary: {infeasible} of the {len(above)} trials at "
+        f"base_lr ≥ {readable(unstable)} are infeasible, which is {readable(headroom)} × lr_star "
+        f"= {readable(lr_star)} (feasible up to {readable(last_feasible)}); fix the instability "
+        "before widening base_lr (R6, S4)."
     )
     return BoundaryNote(group, "base_lr", "high", "instability", sentence)
 
@@ -414,9 +412,9 @@ def _expand_note(
     count = sum(_near(place, side) for place in _places(few, axis, bound))
     border, beyond = (bound[0], "below") if side == "low" else (bound[1], "above")
     sentence = (
-        f"{group.label}: expand {axis} {beyond} {readable(border)}: {count} of the "
-        f"{len(few)} best trials "
-        f"lie in the outermost {BORDER:.0%} of its range, the best at {readable(best)} (S4)."
+        f"{group.label}: expand {axis} {beyond} {readable(border)}: {count} of the {len(few)} "
+        f"best trials lie in the outermost {BORDER:.0%} of its range, the best at "
+        f"{readable(best)} (S4)."
     )
     if (axis, side) == ("warmup_steps", "high"):
         sentence += " More than 10 % of max_train_steps needs a larger max_train_steps (R10, R12)."

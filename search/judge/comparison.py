@@ -56,8 +56,8 @@ QUANTILES = 40
 MOST_SEEDS = 10_000  # more than this is no recommendation
 STUDENT = "Student's t"  # of Evidence.interval_method
 DELTA = (
-    "delta = best value − that of the baseline checkpoint: below 0 is better. A gain has "
-    "the other sign."
+    "delta = best value − that of the baseline checkpoint: below 0 is better. A gain has the "
+    "other sign."
 )
 
 Decision = Literal["adopt", "keep baseline", "not enough evidence"]

@@ -183,8 +183,8 @@ def checkpoint_note(trials: Iterable[Trial], objective: str) -> str:
     places = [trial.best_step / trial.curve.total_steps for trial in few]
     if places and places[0] <= FAR_TOO_LONG:
         return (
-            f"the best checkpoint lies at {places[0]:.0%} of training: max_train_steps is "
-            f"far too large (S8)"
+            f"the best checkpoint lies at {places[0]:.0%} of training: max_train_steps is far too "
+            "large (S8)"
         )
     if (
         len(places) < 2

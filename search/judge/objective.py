@@ -76,9 +76,8 @@ def fault_of(trials: Sequence[Trial], objective: str) -> str:
         return ""
     if not len(values):
         return (
-            f"{objective} is nan or inf in every evaluation of all {len(own)} trainings: "
-            f"look at `evaluate`, nothing "
-            "can be concluded before it returns numbers."
+            f"{objective} is nan or inf in every evaluation of all {len(own)} trainings: look at "
+            "`evaluate`, nothing can be concluded before it returns numbers."
         )
     if not any(len(values) > 1 for values in measured):
         # training ended before the second look: a matter of the verdict, not of the objective
@@ -101,14 +100,13 @@ def _constant(trials: Sequence[Trial], objective: str, value: float) -> str:
     words = f"{objective} is {readable(value)} in every evaluation of all {len(trials)} trainings"
     if any(map(moved, trials)):
         return (
-            f"{words}, although the loss falls: look at `evaluate`, it does not depend on "
-            f"what is trained."
+            f"{words}, although the loss falls: look at `evaluate`, it does not depend on what is "
+            "trained."
         )
     high = readable(max(trial.point.base_lr for trial in trials))
     return (
-        f"{words}, and the loss does not fall: either base LRs up to {high} are too low to "
-        f"train anything, or `loss` "
-        "and `evaluate` do not depend on the parameters."
+        f"{words}, and the loss does not fall: either base LRs up to {high} are too low to train "
+        "anything, or `loss` and `evaluate` do not depend on the parameters."
     )
 
 
@@ -124,16 +122,15 @@ def _wrong_way(trials: Sequence[Trial], objective: str) -> str:
     named = bool(sounds_better_when_higher(objective))
     if named and (not trends or median(trends) < FALLS):
         return (
-            f"{objective} is minimized, but by its name larger is better, and it does not "
-            f"fall with the loss: let "
-            "`evaluate` return 1 − it, or its negative, under another name."
+            f"{objective} is minimized, but by its name larger is better, and it does not fall "
+            "with the loss: let `evaluate` return 1 − it, or its negative, under another name."
         )
     untrained = [trial for trial in learned if trial.best_step == 0]
     if trends and median(trends) <= -FALLS and len(untrained) >= NEARLY_ALL * len(learned):
         return (
             f"{objective} is best before training in {len(untrained)} of {len(learned)} "
-            f"trainings, and rises as the "
-            "loss falls: if larger is better, let `evaluate` return its negative; it is minimized."
+            "trainings, and rises as the loss falls: if larger is better, let `evaluate` return "
+            "its negative; it is minimized."
         )
     return ""
 

@@ -205,9 +205,8 @@ def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -
         "worse": "ended worse than the untrained model",
     }
     evidence = (
-        f"the objective {what[seen.state]}: {seen.first:.3g} untrained, {seen.best:.3g} at "
-        f"its best at step "
-        f"{seen.step}, {seen.ended:.3g} at the end; {_ends(curve, level)}"
+        f"the objective {what[seen.state]}: {seen.first:.3g} untrained, {seen.best:.3g} at its "
+        f"best at step {seen.step}, {seen.ended:.3g} at the end; {_ends(curve, level)}"
     )
     step = int(rise) if math.isfinite(rise) else _place(curve, seen.step)
     return Verdict(outcome, _kind(curve.loss[:step], level), step, evidence)

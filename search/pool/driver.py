@@ -257,9 +257,8 @@ class Driver:
         self.deaths_before_training = 0 if suspects else self.deaths_before_training + 1
         if self.deaths_before_training == MOST_DEATHS:
             raise UnfinishedError(
-                f"worker processes were killed {MOST_DEATHS} times before they began to "
-                f"train (out of memory? fewer "
-                "--workers take less); see the messages above"
+                f"worker processes were killed {MOST_DEATHS} times before they began to train "
+                "(out of memory? fewer --workers take less); see the messages above"
             )
         self.deaths.update(suspects)
         for store in self.stores:

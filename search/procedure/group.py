@@ -137,13 +137,13 @@ def _edge_in_words(found: GroupDiagnosis) -> str:
     star = f"lr_star = {readable(found.lr_star)}"
     if found.edge.refused == "contradicted":
         return (
-            f"{star}, and trainings diverge at lower base LRs more often than at higher "
-            f"ones: no edge can be told"
+            f"{star}, and trainings diverge at lower base LRs more often than at higher ones: no "
+            "edge can be told"
         )
     if found.edge.refused == "too far":
         return (
-            f"{star}, and nothing that matters diverges up to {MOST_HEADROOM:.0f} × the "
-            f"best base LR"
+            f"{star}, and nothing that matters diverges up to {MOST_HEADROOM:.0f} × the best base "
+            "LR"
         )
     if not found.edge.found:
         return f"{star}, and no base LR tried above it diverges"
@@ -221,9 +221,8 @@ def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple
     value = f"{case.study.objective} {readable(fmean(at_star))}"
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to "
-        f"{readable(max(tried))}, {infeasible} "
-        f"infeasible: lr_star = {readable(star)} with {value}, the lowest base LR within a "
-        f"standard error of the best."
+        f"{readable(max(tried))}, {infeasible} infeasible: lr_star = {readable(star)} with "
+        f"{value}, the lowest base LR within a standard error of the best."
     )
     sentences = [sentence]
     if best != star:
@@ -231,8 +230,7 @@ def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple
     if beside := sum(map(collapsed_beside, trials)):
         sentences.append(
             f"{beside} of these look no worse than too slow by themselves, but end with "
-            f"{NEXT_TO_NOTHING}: they count "
-            "as collapsed (R6)."
+            f"{NEXT_TO_NOTHING}: they count as collapsed (R6)."
         )
     return Step("sweep", ("R3", "S2", "S3"), tuple(sentences), studies)
 
@@ -262,8 +260,8 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
             break
         why = {
             "above": (
-                f"Nothing above lr_star = {_star(trials)} is infeasible: the range ends "
-                f"before stability does"
+                f"Nothing above lr_star = {_star(trials)} is infeasible: the range ends before "
+                "stability does"
             ),
             "below": "Nothing trains"
             if not ranked(trials)
@@ -278,8 +276,8 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
         bad = sum(trial.verdict.infeasible for trial in above)
         sentences.append(
             f"Feasible up to {readable(last)}; {bad} of {len(above)} trainings at "
-            f"{readable(first)} and above are "
-            f"infeasible: the edge of stability, not a border of the range (S4)."
+            f"{readable(first)} and above are infeasible: the edge of stability, not a border of "
+            "the range (S4)."
             if above
             else f"Feasible up to {readable(last)}, the highest base LR tried."
         )
@@ -344,12 +342,12 @@ def _nothing_trains(
         advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
     else:
         advice = (
-            "at no base LR did the loss move: look at the loss and the data before the "
-            "learning rate"
+            "at no base LR did the loss move: look at the loss and the data before the learning "
+            "rate"
         )
     sentence = (
-        f"No feasible trial from base_lr {readable(min(tried))} to "
-        f"{readable(max(tried))} ({words}); {advice} (R1)."
+        f"No feasible trial from base_lr {readable(min(tried))} to {readable(max(tried))} "
+        f"({words}); {advice} (R1)."
     )
     return GroupDiagnosis(
         group=case.group,
@@ -499,28 +497,27 @@ def _edge_sentences(case: Case, best: float, edge: Edge) -> Iterable[str]:
     if edge.refused == "contradicted":
         yield (
             "Trainings diverge at lower base LRs more often than at higher ones, beyond what "
-            "chance makes of it: no "
-            "base LR is told as the edge. Is the loss a measure of success here?"
+            "chance makes of it: no base LR is told as the edge. Is the loss a measure of "
+            "success here?"
         )
         return
     if edge.refused == "too far":
         yield (
-            f"Up to {readable(low)}, more than {MOST_HEADROOM:.0f} × the best base LR, "
-            f"fewer than half diverge: "
+            f"Up to {readable(low)}, more than {MOST_HEADROOM:.0f} × the best base LR, fewer than "
+            "half diverge: "
         )
         yield "no edge that matters."
         return
     if not edge.found:
         yield (
-            f"No base LR up to {readable(low)} diverges in half of its trainings: there is "
-            f"no edge to bracket."
+            f"No base LR up to {readable(low)} diverges in half of its trainings: there is no "
+            "edge to bracket."
         )
         return
     yield (
-        f"unstable_base_lr lies between {readable(low)} and {readable(high)} "
-        f"({edge.decades:.2f} decades): headroom "
-        f"{readable(low / best)} to {readable(high / best)}. {edge.trainings} trainings "
-        f"besides the sweep."
+        f"unstable_base_lr lies between {readable(low)} and {readable(high)} ({edge.decades:.2f} "
+        f"decades): headroom {readable(low / best)} to {readable(high / best)}. {edge.trainings} "
+        "trainings besides the sweep."
     )
     yield _confidence_in_words(edge)
 
@@ -595,17 +592,14 @@ def _kind(
     infeasible = sum(trial.verdict.infeasible for trial in above)
     sentences = [
         f"Of {len(above)} trainings between the best base LR and "
-        f"{readable(CONFIRM_MULTIPLES[-1])} × that, "
-        f"{infeasible} are infeasible; {counts['early']} blew up in the first steps, "
-        f"{counts['mid_training']} in "
-        "mid-training."
+        f"{readable(CONFIRM_MULTIPLES[-1])} × that, {infeasible} are infeasible; "
+        f"{counts['early']} blew up in the first steps, {counts['mid_training']} in mid-training."
     ]
     sentences += _kind_sentences(ill, risen, onsets)
     if kind == "none" and 2 * len(ill) >= len(above) > 0:
         sentences.append(
-            f"So do {sum(map(_ill, below))} of {len(below)} at and below the best base LR: "
-            f"the loss rises by itself, "
-            "which is no matter of the learning rate."
+            f"So do {sum(map(_ill, below))} of {len(below)} at and below the best base LR: the "
+            "loss rises by itself, which is no matter of the learning rate."
         )
     if recovering:
         sentences.append(_of_data_in_words(of_data))
@@ -646,7 +640,6 @@ def _of_data_in_words(trials: Sequence[Trial]) -> str:
     steps = f"step {first:.0f}" if first == last else f"step {first:.0f} to {last:.0f}"
     return (
         f"At {steps} the loss of {len(trials)} trainings rises at base LRs from "
-        f"{readable(min(rates))} to "
-        f"{readable(max(rates))} alike: that is the data, not the learning rate; look at "
-        f"what comes then."
+        f"{readable(min(rates))} to {readable(max(rates))} alike: that is the data, not the "
+        "learning rate; look at what comes then."
     )

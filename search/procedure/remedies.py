@@ -259,15 +259,14 @@ def _warmup_sentences(
     if found is None:
         which = "that was tried" if exhausted else f"of {tried} steps"
         yield (
-            f"No warmup {which} reaches even 1 × {foot.name} = {readable(foot.base_lr)} on "
-            f"every seed."
+            f"No warmup {which} reaches even 1 × {foot.name} = {readable(foot.base_lr)} on every "
+            "seed."
         )
         return
     multiple, length = found
     yield (
         f"{length} steps are the shortest of {tried} that reach {multiple:g} × {foot.name}, "
-        f"base_lr "
-        f"{readable(multiple * foot.base_lr)}, on {case.seeds} of {case.seeds} seeds."
+        f"base_lr {readable(multiple * foot.base_lr)}, on {case.seeds} of {case.seeds} seeds."
     )
     share = length / case.study.max_train_steps
     if share > LONG_WARMUP:
@@ -297,8 +296,8 @@ def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[f
     (trials,) = yield from trained(asked)
     sentences = [
         f"Norms at lr_star: 90th percentile {readable(thresholds[0])} over the whole run, "
-        f"{readable(float(np.percentile(_norms(case, sweep, last_half=True), 90)))} over its "
-        f"last half."
+        f"{readable(float(np.percentile(_norms(case, sweep, last_half=True), 90)))} over its last "
+        "half."
     ]
     step = Step(
         "clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ()
@@ -321,10 +320,8 @@ def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[f
     percentile = PERCENTILES[thresholds.index(chosen.threshold)]
     sentences.append(
         f"Clipped at {readable(chosen.threshold)}, their {percentile}th percentile, training "
-        f"reaches "
-        f"{chosen.reached:g} × {foot.name} on every seed; there {chosen.fraction:.0%} of the "
-        f"updates are clipped, "
-        "measured again."
+        f"reaches {chosen.reached:g} × {foot.name} on every seed; there {chosen.fraction:.0%} of "
+        "the updates are clipped, measured again."
     )
     furthest = max(works, key=lambda one: one.reached)
     if furthest.reached > chosen.reached:
@@ -341,10 +338,9 @@ def _clipping(case: Case, foot: _Foot, sweep: Sequence[Trial]) -> Asking[tuple[f
         if cut:
             studies.append(control.name)
             sentences.append(
-                f"With the base LR cut to {readable(base_lr)} instead, by the mean factor "
-                f"that clipping leaves of an "
-                f"update, {case.study.objective} is {_mean_words(cut)}; clipped it is "
-                f"{_mean_words(chosen.trials)}."
+                f"With the base LR cut to {readable(base_lr)} instead, by the mean factor that "
+                f"clipping leaves of an update, {case.study.objective} is {_mean_words(cut)}; "
+                f"clipped it is {_mean_words(chosen.trials)}."
             )
     return chosen.threshold, replace(step, sentences=tuple(sentences), studies=tuple(studies)), True
 
@@ -735,8 +731,8 @@ def _plains_in_words(plains: Sequence[Remedy]) -> str:
         for one in plains
     ]
     return (
-        f"Plain training at its best base LR of these: {told[0]}; at lr_star: {told[1]}. "
-        f"The better one counts."
+        f"Plain training at its best base LR of these: {told[0]}; at lr_star: {told[1]}. The "
+        "better one counts."
     )
 
 
@@ -764,8 +760,8 @@ def _tournament_sentences(
     rerun = [one for one in remedies if one.values]
     yield (
         f"Each of {len(remedies)} ways to train was tuned at {TUNED} base LRs on "
-        f"{SCREENING_SEEDS} seeds; plain "
-        f"training and the best {len(rerun) - 1} others were rerun on {seeds} fresh seeds."
+        f"{SCREENING_SEEDS} seeds; plain training and the best {len(rerun) - 1} others were rerun "
+        f"on {seeds} fresh seeds."
     )
     if left_out:
         yield f"The budget left out {listed(left_out)}."
@@ -774,20 +770,20 @@ def _tournament_sentences(
     winner = next(one for one in remedies if one.name == adopted)
     if winner.name == PLAIN:
         yield (
-            "Not enough evidence that any remedy is better than plain training at its best "
-            "base LR: keep it (S9)."
+            "Not enough evidence that any remedy is better than plain training at its best base "
+            "LR: keep it (S9)."
         )
         yield from _wider(winner, rerun[1:])
         return
     yield (
-        f"Adopt {adopted}: the simplest that the best is not shown to beat (p ≤ {ALPHA} "
-        f"would show it)."
+        f"Adopt {adopted}: the simplest that the best is not shown to beat (p ≤ {ALPHA} would "
+        "show it)."
     )
     if winner.equal_steps and winner.equal_steps.p_better > ALPHA:
         yield (
-            f"Against plain training for as many updates ({winner.updates}) the gain is not "
-            f"shown (p = "
-            f"{readable(winner.equal_steps.p_better)}): it may be that of training longer (R11)."
+            f"Against plain training for as many updates ({winner.updates}) the gain is not shown "
+            f"(p = {readable(winner.equal_steps.p_better)}): it may be that of training longer "
+            "(R11)."
         )
 
 
@@ -803,9 +799,8 @@ def _wider(control: Remedy, others: Sequence[Remedy]) -> Iterator[str]:
     for one in sorted(wider, key=lambda one: -one.usable_decades)[:1]:
         yield (
             f"{one.name} is not shown to be worse, and makes {readable(one.usable_decades)} "
-            f"decades of base LRs usable "
-            f"instead of {readable(control.usable_decades)}: worth it where the base LR "
-            f"cannot be tuned."
+            f"decades of base LRs usable instead of {readable(control.usable_decades)}: worth it "
+            "where the base LR cannot be tuned."
         )
 
 

@@ -131,9 +131,8 @@ def direction_of(study: Study) -> Iterator[Advice]:
     yield _advice(
         "S3",
         "objective",
-        f"{study.objective!r} is minimized, and {higher!r} sounds like a metric that is "
-        f"better when higher: set "
-        "maximize = true, or maximize = false to say that lower is better",
+        f"{study.objective!r} is minimized, and {higher!r} sounds like a metric that is better "
+        "when higher: set maximize = true, or maximize = false to say that lower is better",
     )
 
 
@@ -146,9 +145,9 @@ def _shared_base_lr(study: Study) -> Iterator[Advice]:
         yield _advice(
             "S1",
             "space.base_lr",
-            f"{axis_in_words(study.axes(sharing[0])['base_lr'])} is shared by "
-            f"{_all_of(sharing)}, whose steps differ "
-            "in size at the same base_lr: give each its own in [space.optimizer.NAME]",
+            f"{axis_in_words(study.axes(sharing[0])['base_lr'])} is shared by {_all_of(sharing)}, "
+            "whose steps differ in size at the same base_lr: give each its own in "
+            "[space.optimizer.NAME]",
         )
 
 
@@ -168,9 +167,9 @@ def _base_lr_range(study: Study) -> Iterator[Advice]:
             yield _advice(
                 "R3",
                 place,
-                f"{axis_in_words(axis)} spans a factor of {readable(high / low)}, too little "
-                f"to see where training "
-                "becomes unstable: sweep an order of magnitude at least, better three",
+                f"{axis_in_words(axis)} spans a factor of {readable(high / low)}, too little to "
+                "see where training becomes unstable: sweep an order of magnitude at least, "
+                "better three",
             )
 
 
@@ -184,10 +183,9 @@ def _batch_size_as_argument(study: Study) -> Iterator[Advice]:
             yield _advice(
                 "R20",
                 f"workload_args.{name}",
-                f"{given}, but train_batches is given the values of batch_sizes, each of "
-                f"which is tuned on its own: "
-                "list batch sizes there, and give an argument that means something else "
-                "another name",
+                f"{given}, but train_batches is given the values of batch_sizes, each of which is "
+                "tuned on its own: list batch sizes there, and give an argument that means "
+                "something else another name",
             )
 
 
@@ -206,9 +204,8 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
                     "R20",
                     _place(study, optimizer, name),
                     f"fixed at {axis_in_words(axis)} for batch sizes "
-                    f"{_all_of(study.batch_sizes)}, each of which "
-                    "has its own best value: tune it, or do not compare the batch sizes with "
-                    "one another",
+                    f"{_all_of(study.batch_sizes)}, each of which has its own best value: tune "
+                    "it, or do not compare the batch sizes with one another",
                 )
 
 
@@ -222,10 +219,9 @@ def _chance(study: Study, workload: Workload) -> Iterator[Advice]:
         yield _advice(
             "R6",
             "workload",
-            f"states no chance_loss, so what a trial starts from is read off its first "
-            f"minibatches, which differ most "
-            f"at batch size {smallest}: give it the loss of a constant predictor as "
-            f"attribute chance_loss",
+            "states no chance_loss, so what a trial starts from is read off its first "
+            f"minibatches, which differ most at batch size {smallest}: give it the loss of a "
+            "constant predictor as attribute chance_loss",
         )
     labels = _labels(workload, smallest)
     counts = np.bincount(labels)[np.unique(labels)] if len(labels) else np.ones(1)
@@ -236,9 +232,9 @@ def _chance(study: Study, workload: Workload) -> Iterator[Advice]:
         yield _advice(
             "R6",
             "workload",
-            f"chance_loss = {readable(stated)} is that of {labels.max() + 1} labels which "
-            f"are all as frequent, but "
-            f"their entropy is {readable(entropy)}, which a constant predictor reaches: state that",
+            f"chance_loss = {readable(stated)} is that of {labels.max() + 1} labels which are all "
+            f"as frequent, but their entropy is {readable(entropy)}, which a constant predictor "
+            "reaches: state that",
         )
 
 
@@ -273,7 +269,7 @@ def _no_control(study: Study) -> Iterator[Advice]:
                     place,
                     (
                         f"{axis_in_words(axis)} has no control: add {control}, to see whether it "
-                        f"takes any"
+                        "takes any"
                     ),
                 )
 
@@ -303,8 +299,8 @@ def _long_warmup(study: Study) -> Iterator[Advice]:
                 "R12",
                 place,
                 f"{axis_in_words(axis)} is more than {LONG_WARMUP:.0%} of max_train_steps = "
-                f"{study.max_train_steps}: "
-                "if no shorter warmup does, raise max_train_steps or set prepend_warmup = true",
+                f"{study.max_train_steps}: if no shorter warmup does, raise max_train_steps or "
+                "set prepend_warmup = true",
             )
 
 
@@ -318,9 +314,9 @@ def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
             yield _advice(
                 "S2",
                 "sampler",
-                f"the grid of {group.optimizer} over {_all_of(axes)} takes {count} "
-                f"configurations and tries few values "
-                f"of each: grids are for {GRID_AXES} axes at most; take halton",
+                f"the grid of {group.optimizer} over {_all_of(axes)} takes {count} configurations "
+                f"and tries few values of each: grids are for {GRID_AXES} axes at most; take "
+                "halton",
             )
 
 
@@ -331,8 +327,8 @@ def _nothing_to_learn_from(study: Study) -> Iterator[Advice]:
             "S2",
             "sampler",
             f"{study.sampler} learns nothing from {fewest} configurations of a group, as the "
-            f"first {ROUND} are Halton "
-            "points: explore with halton, and exploit with more trials what that finds",
+            f"first {ROUND} are Halton points: explore with halton, and exploit with more trials "
+            "what that finds",
         )
 
 
@@ -343,9 +339,8 @@ def _too_small_for_adam(study: Study) -> Iterator[Advice]:
                 yield _advice(
                     "S11",
                     _place(study, group.optimizer, name),
-                    f"{axis_in_words(axis)} is tuned with only {count} configurations of a "
-                    f"group: fix it, or give "
-                    f"a group {ADAM_BUDGETS[name]} or more",
+                    f"{axis_in_words(axis)} is tuned with only {count} configurations of a group: "
+                    f"fix it, or give a group {ADAM_BUDGETS[name]} or more",
                 )
 
 
@@ -357,8 +352,7 @@ def _few_evaluations(study: Study) -> Iterator[Advice]:
             "S10",
             "evaluations",
             f"{study.evaluations} are too few: luck decides which is a trial's best, and the "
-            f"shape of its curve "
-            f"cannot be judged; give {ENOUGH} or more",
+            f"shape of its curve cannot be judged; give {ENOUGH} or more",
         )
 
 
@@ -370,9 +364,9 @@ def _one_seed(study: Study) -> Iterator[Advice]:
         yield _advice(
             "S9",
             "seeds",
-            f"1, so a difference between values of {_all_of(study.scientific_names)} may be "
-            f"luck: give 3 or more, "
-            "or train the best of each again with other seeds before anything is adopted",
+            f"1, so a difference between values of {_all_of(study.scientific_names)} may be luck: "
+            "give 3 or more, or train the best of each again with other seeds before anything is "
+            "adopted",
         )
 
 
@@ -386,8 +380,8 @@ def _fixed_on_one_side(study: Study) -> Iterator[Advice]:
                 "S9",
                 _place(study, optimizer, name),
                 f"{axis_in_words(axes[optimizer])} is fixed for {optimizer}, but tuned for "
-                f"{_all_of(tuned)}: "
-                "the side that is less tuned loses by that alone; tune it for all",
+                f"{_all_of(tuned)}: the side that is less tuned loses by that alone; tune it for "
+                "all",
             )
 
 
@@ -422,8 +416,7 @@ def _fewer_on_one_side(study: Study) -> Iterator[Advice]:
             "S9",
             "trials",
             f"{study.trials} gives some groups {min(counts)} configurations and others "
-            f"{max(counts)}: "
-            f"give a multiple of {len(counts)}",
+            f"{max(counts)}: give a multiple of {len(counts)}",
         )
 
 
@@ -452,10 +445,9 @@ def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
                     "R17",
                     _place(study, group.optimizer, "clip_norm"),
                     f"{group.label}: the best trial, {best.point.number}, clips "
-                    f"{best.clip_fraction:.0%} of its "
-                    f"updates at {readable(best.point.clip_norm)}, a strange way of lowering "
-                    f"the learning rate: "
-                    "lower base_lr, and raise clip_norm",
+                    f"{best.clip_fraction:.0%} of its updates at "
+                    f"{readable(best.point.clip_norm)}, a strange way of lowering the learning "
+                    "rate: lower base_lr, and raise clip_norm",
                 )
 
 
@@ -477,11 +469,10 @@ def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice
                 yield _advice(
                     "R12",
                     "max_train_steps",
-                    f"{group.label}: {study.max_train_steps} may be too few: the best trial "
-                    f"needs a warmup of "
-                    f"{best.point.warmup_steps} steps; with {short:g} or less, none of "
-                    f"{len(shorter)} trials at its "
-                    "base_lr or above trained. Raise it, or set prepend_warmup = true",
+                    f"{group.label}: {study.max_train_steps} may be too few: the best trial needs "
+                    f"a warmup of {best.point.warmup_steps} steps; with {short:g} or less, none "
+                    f"of {len(shorter)} trials at its base_lr or above trained. Raise it, or set "
+                    "prepend_warmup = true",
                 )
 
 

@@ -38,8 +38,8 @@ COLUMNS = (
 MEANING: dict[GroupVerdict, str] = {
     "unstable at the edge": (
         f"lr_star is within {EDGE_HEADROOM:g} × of where training breaks (R6). Fix the "
-        f"instability first: "
-        "warmup, clipping, another optimizer; lowering the learning rate is the last resort (R18)."
+        "instability first: warmup, clipping, another optimizer; lowering the learning rate is "
+        "the last resort (R18)."
     ),
     "boundary": (
         "the best trials crowd a border of the search space. Widen it there and run again (S4)."

@@ -351,9 +351,8 @@ def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
             )
         except (ValueError, RuntimeError, ImportError) as error:
             raise UserError(
-                "--png: needs kaleido and a Chrome or Chromium browser: "
-                f"pip install 'tunewright[png]', and install chromium. "
-                f"{str(error).strip().splitlines()[0]}"
+                "--png: needs kaleido and a Chrome or Chromium browser: pip install "
+                f"'tunewright[png]', and install chromium. {str(error).strip().splitlines()[0]}"
             ) from error
         with atomic(folder / f"{picture.name}.png") as temporary:
             temporary.write_bytes(image)

@@ -36,8 +36,8 @@ COLUMNS = (
 # `comparison_rows`
 COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")
 MAY_FAIL = (
-    "may fail: the share of runs that may be infeasible for all that these show, with "
-    "95 % confidence"
+    "may fail: the share of runs that may be infeasible for all that these show, with 95 % "
+    "confidence"
 )
 UNKNOWN = "unknown"
 LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")

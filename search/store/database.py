@@ -155,8 +155,8 @@ def _refuse_foreign(path: Path | None) -> None:
     if found and not found >= OPTUNA_TABLES:
         some = ", ".join(sorted(found)[:3])
         raise UserError(
-            f"{path}: is another program's database, with tables {some}: move it away, or "
-            f"name another"
+            f"{path}: is another program's database, with tables {some}: move it away, or name "
+            "another"
         )
 
 

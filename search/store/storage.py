@@ -163,8 +163,8 @@ def open_store(folder: Path, url: str | None = None) -> Store:
         raise UserError(f"{folder}: is not a results folder: it has no {STUDY_FILE}")
     if not has_results(folder, url):
         raise UserError(
-            f"{folder}: has no study.db, or an empty one (git does not keep it); run the "
-            f"study, or name its --storage"
+            f"{folder}: has no study.db, or an empty one (git does not keep it); run the study, "
+            "or name its --storage"
         )
     study = load_study(folder / STUDY_FILE, name=folder.resolve().name)
     folder_itself = folder.resolve()
@@ -192,8 +192,8 @@ def _stored_name(folder: Path, optuna_names: Sequence[str], shared: bool) -> str
     if shared or len(others) > 1:
         known = ", ".join(others) or "none"
         raise UserError(
-            f"{folder}: its database has no study {folder.name!r}: was the folder renamed? "
-            f"It has {known}"
+            f"{folder}: its database has no study {folder.name!r}: was the folder renamed? It has "
+            f"{known}"
         )
     return others[0] if others else folder.resolve().name
 
@@ -241,9 +241,8 @@ def exclusive(store: Store) -> Iterator[Store]:
         if store.lock:
             if not store.lock.take():
                 raise UserError(
-                    f"{store.folder}: another run is writing here, from another folder into "
-                    f"the same database; wait "
-                    "for it or stop it"
+                    f"{store.folder}: another run is writing here, from another folder into the "
+                    "same database; wait for it or stop it"
                 )
             held.callback(store.lock.release)
         yield store
@@ -390,8 +389,8 @@ def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
         trial = parse_trial(frozen.user_attrs[RECORD])
     except ValueError as error:
         warn_once(
-            f"{store.folder}: trial {frozen.number} of its database is damaged, and left "
-            f"out: {error}"
+            f"{store.folder}: trial {frozen.number} of its database is damaged, and left out: "
+            f"{error}"
         )
         return None
     if not curves:
@@ -444,8 +443,8 @@ def _read(path: Path, kind: type[_Record], command: str) -> _Record | None:
         return None
     except (OSError, ValidationError):
         warn_once(
-            f"{path}: is damaged, or of another version, and left out: `tunewright "
-            f"{command}` writes it anew"
+            f"{path}: is damaged, or of another version, and left out: `tunewright {command}` "
+            "writes it anew"
         )
         return None
 
@@ -478,9 +477,8 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
     before = _rows(path)
     if before > len(trials):
         warn_once(
-            f"{path}: is kept: it has {before} trials, and the database only {len(trials)}. "
-            f"If you do not want it, "
-            "remove it"
+            f"{path}: is kept: it has {before} trials, and the database only {len(trials)}. If "
+            "you do not want it, remove it"
         )
         return
     with (

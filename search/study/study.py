@@ -335,8 +335,8 @@ class Study(_Strict):
     trials: Trials | None = Field(
         None,
         description=(
-            "Configurations per batch size, each trained with every seed; the grid "
-            "sampler counts its own"
+            "Configurations per batch size, each trained with every seed; the grid sampler "
+            "counts its own"
         ),
     )
     sampler: Sampler = "halton"
@@ -350,8 +350,8 @@ class Study(_Strict):
     accumulation: BatchSize = Field(
         1,
         description=(
-            "Passes whose gradients are averaged for one update; batch sizes count "
-            "examples per update"
+            "Passes whose gradients are averaged for one update; batch sizes count examples per "
+            "update"
         ),
     )
     precision: Literal["float32", "bfloat16"] = Field(
@@ -573,9 +573,8 @@ class Study(_Strict):
             names = ", ".join(("optimizer", *self.scientific_names[:SHOWN_NAMES]))
             yield (
                 "scientific",
-                f"the values of {names} make {shown(groups)} groups per batch size, of at "
-                f"most {MOST_GROUPS}: "
-                "give shorter lists",
+                f"the values of {names} make {shown(groups)} groups per batch size, of at most "
+                f"{MOST_GROUPS}: give shorter lists",
             )
         elif self.trials is not None and self.trials < groups:
             yield (
@@ -723,8 +722,8 @@ def _unknown_key(keys: list[str]) -> str:
         return "is never an axis (S8): it stands at the top of the file, with one value"
     if key in ("batch_size", "batch_sizes"):
         return (
-            "every batch size is tuned on its own (R20): list them in batch_sizes at the "
-            "top of the file"
+            "every batch size is tuned on its own (R20): list them in batch_sizes at the top of "
+            "the file"
         )
     match parents:
         case []:
@@ -753,8 +752,7 @@ def refuse_maximized(study: Study, command: str) -> None:
     """
     if study.maximize:
         raise UserError(
-            f"{study.name}: maximize: `tunewright {command}` cannot do with an objective "
-            f"that is maximized: let "
-            "evaluate() return one that is better when lower, as 1 − accuracy, and leave "
-            "maximize out"
+            f"{study.name}: maximize: `tunewright {command}` cannot do with an objective that is "
+            "maximized: let evaluate() return one that is better when lower, as 1 − accuracy, "
+            "and leave maximize out"
         )

@@ -46,8 +46,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"{path}: is damaged, or not a checkpoint: safetensors (named *.safetensors), or "
-            f"torch.save of tensors "
-            f"by name. {reason[0]}"
+            f"torch.save of tensors by name. {reason[0]}"
         ) from error
     return _tensors(content, path)
 

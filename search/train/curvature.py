@@ -70,8 +70,8 @@ def largest_eigenvalue(workload: Workload, model: nn.Module, batches: Sequence[A
         )
         if not np.isfinite(result_P).all():
             raise ValueError(
-                "the second derivatives of the training loss are not finite: it has no "
-                "curvature here"
+                "the second derivatives of the training loss are not finite: it has no curvature "
+                "here"
             )
         return result_P
 

@@ -484,8 +484,8 @@ class _Loop:
             )
         if before is not None and before != RandomState.now():
             raise RuntimeError(
-                "batches or loss draw from the process's random numbers, which each trial "
-                "needs alone"
+                "batches or loss draw from the process's random numbers, which each trial needs "
+                "alone"
             )
         for slot, loss, norm in zip(self.slots, losses.T.tolist(), norms.T.tolist(), strict=False):
             slot.loss[slot.step : slot.step + steps] = loss
@@ -494,10 +494,9 @@ class _Loop:
             looked = min(CHECK_EVERY, slot.total)
             if slot.step - steps < looked <= slot.step and not slot.grad_norm[:looked].any():
                 raise UserError(
-                    f"workload: the gradient is exactly 0 at each of the first {looked} "
-                    f"updates, so that nothing is "
-                    "trained: does the loss depend on the parameters of the model that "
-                    "build_model returned?"
+                    f"workload: the gradient is exactly 0 at each of the first {looked} updates, "
+                    "so that nothing is trained: does the loss depend on the parameters of the "
+                    "model that build_model returned?"
                 )
 
     def _healthiest(self) -> _Slot | None:
@@ -624,8 +623,8 @@ class _Loop:
         )
         if slot.missing:
             lacking = (
-                f"{self.study.objective} was missing in {slot.missing} of "
-                f"{len(slot.eval_step)} evaluations"
+                f"{self.study.objective} was missing in {slot.missing} of {len(slot.eval_step)} "
+                "evaluations"
             )
             verdict = replace(
                 verdict, evidence="; ".join(filter(None, [verdict.evidence, lacking]))

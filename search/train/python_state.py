@@ -184,8 +184,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             flat = tensor.detach().contiguous().view(-1).view(torch.uint8)
             total = _words(flat.cpu().numpy())
             return (
-                f"{tuple(tensor.shape)} {tensor.dtype} {tensor.data_ptr()} "
-                f"{tensor._version} {total}"
+                f"{tuple(tensor.shape)} {tensor.dtype} {tensor.data_ptr()} {tensor._version} "
+                f"{total}"
             )
         return _hash_of(tensor)
 

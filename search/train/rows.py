@@ -95,9 +95,9 @@ class Stack:
             )
         if not next(iter(kinds))[1].is_floating_point:
             raise UserError(
-                f"workload: the model's parameters are {next(iter(kinds))[1]}, for which "
-                f"there are no update rules: "
-                "keep real and imaginary parts as two real parameters (torch.view_as_complex)"
+                f"workload: the model's parameters are {next(iter(kinds))[1]}, for which there "
+                "are no update rules: keep real and imaginary parts as two real parameters "
+                "(torch.view_as_complex)"
             )
         self.model, self.stacked, self._parts = model, stacked, parts or Parts(1, 0)
         self.device, self.dtype = next(iter(kinds))

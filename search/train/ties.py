@@ -116,9 +116,8 @@ class Ties:
             # Of TorchScript, the holder has no `get`.
             if tie.attribute not in tie.holder or tie.holder[tie.attribute] is not tie.parameter:
                 raise UserError(
-                    f"workload: the parameter {tie.name!r} was replaced by another object "
-                    f"while it was "
-                    "trained, which no optimizer updates: write the values into it, as by "
+                    f"workload: the parameter {tie.name!r} was replaced by another object while "
+                    "it was trained, which no optimizer updates: write the values into it, as by "
                     "load_state_dict(state) without assign=True"
                 )
             if tie.parameter.data_ptr() != tie.address:
@@ -127,10 +126,9 @@ class Ties:
             if parameter.requires_grad:
                 raise UserError(
                     f"workload: the parameter {name!r} was frozen when training began, and "
-                    f"requires a gradient "
-                    "now: an optimizer of what was trained until then does not update it. "
-                    "Let build_model return it "
-                    "with requires_grad=True, and keep it from changing by detach() in loss"
+                    "requires a gradient now: an optimizer of what was trained until then does "
+                    "not update it. Let build_model return it with requires_grad=True, and keep "
+                    "it from changing by detach() in loss"
                 )
 
     def look_for_new_ones(self) -> None:
@@ -140,9 +138,8 @@ class Ties:
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad and id(parameter) not in self._known:
                 raise UserError(
-                    f"workload: the parameter {name!r} came into the model after training "
-                    f"began, and no optimizer "
-                    "updates it: let build_model make all layers"
+                    f"workload: the parameter {name!r} came into the model after training began, "
+                    "and no optimizer updates it: let build_model make all layers"
                 )
 
     @staticmethod
@@ -151,9 +148,8 @@ class Ties:
         if (now.dtype, now.shape, now.device) != (trained.dtype, trained.shape, trained.device):
             raise UserError(
                 f"workload: the parameter {tie.name!r} was left as {_kind(now)} while it is "
-                f"trained as "
-                f"{_kind(trained)}: change the model back before the method returns, or "
-                f"change a copy of it"
+                f"trained as {_kind(trained)}: change the model back before the method returns, "
+                "or change a copy of it"
             )
         trained.copy_(now)
         tie.parameter.data = trained

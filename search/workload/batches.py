@@ -36,8 +36,8 @@ FRUITLESS_SECONDS = 3.0
 # be cut.
 CUTTABLE = (Tensor, np.ndarray, list, tuple, str, int, float, np.generic, type(None))
 STATED = (
-    "train_batches: say how many examples a batch holds, by a method examples(batch) of "
-    "the workload"
+    "train_batches: say how many examples a batch holds, by a method examples(batch) of the "
+    "workload"
 )
 
 
@@ -95,11 +95,9 @@ def endless(draw: Callable[[], Iterable[Any]], batch_size: int) -> Iterator[Any]
             raise UserError(_no_batch(batch_size))
         if isinstance(batches, Iterator) or count == before:
             raise UserError(
-                f"workload: train_batches(batch_size={batch_size}) ended after {count} "
-                f"batches, and must be endless: "
-                "return the DataLoader or list itself, which starts again after each epoch, "
-                "or put `while True:` "
-                "around `yield from loader`"
+                f"workload: train_batches(batch_size={batch_size}) ended after {count} batches, "
+                "and must be endless: return the DataLoader or list itself, which starts again "
+                "after each epoch, or put `while True:` around `yield from loader`"
             )
 
 
@@ -162,9 +160,8 @@ def _searching_lines(code: CodeType) -> frozenset[int]:
 
 def _no_batch(batch_size: int) -> str:
     return (
-        f"workload: train_batches(batch_size={batch_size}) has no batch: are there fewer "
-        f"than {batch_size} training "
-        "examples, and the last batch is dropped?"
+        f"workload: train_batches(batch_size={batch_size}) has no batch: are there fewer than "
+        f"{batch_size} training examples, and the last batch is dropped?"
     )
 
 
@@ -190,9 +187,8 @@ class Parts:
             return
         if any(_is_one_each(node, self.batch_size) for node in _nodes(batch)):
             raise UserError(
-                "accumulation: cannot cut a batch into parts: it holds a list with the "
-                "tensors of each example; "
-                "stack or pad them to one tensor of all"
+                "accumulation: cannot cut a batch into parts: it holds a list with the tensors "
+                "of each example; stack or pad them to one tensor of all"
             )
         leaves = _leaves(batch)
         others = sorted({type(leaf).__name__ for leaf in leaves if not isinstance(leaf, CUTTABLE)})
@@ -220,9 +216,8 @@ class Parts:
         }
         if len(leaves) != len(places) or len(sizes) != 1:
             raise UserError(
-                f"accumulation: cannot cut a batch into parts of its examples: no size "
-                f"{self.batch_size} that its "
-                f"tensors share; found {_described(leaves)}"
+                "accumulation: cannot cut a batch into parts of its examples: no size "
+                f"{self.batch_size} that its tensors share; found {_described(leaves)}"
             )
         (size,) = sizes
         for k in range(self.count):

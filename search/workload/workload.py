@@ -112,9 +112,8 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
         raise UserError(f"workload: must be package.module:factory, got {path!r}")
     if module_name == "__main__":
         raise UserError(
-            f"workload: {path!r} cannot be imported by worker processes: put the factory "
-            f"into a file of its own, "
-            "and name it file:factory"
+            f"workload: {path!r} cannot be imported by worker processes: put the factory into a "
+            "file of its own, and name it file:factory"
         )
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -122,8 +121,8 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"workload: cannot import {module_name!r}: {error}. Run from the folder that "
-            f"contains it, or install it."
+            f"workload: cannot import {module_name!r}: {error}. Run from the folder that contains "
+            "it, or install it."
         ) from error
     except KeyboardInterrupt:
         raise
@@ -297,7 +296,7 @@ def _materialize(model: nn.Module, forward: Callable[[], object]) -> None:
     left = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if left:
         raise UserError(
-            f"workload: a first call of loss does not give these lazy parameters a shape: "
+            "workload: a first call of loss does not give these lazy parameters a shape: "
             f"{', '.join(left)}"
         )
 
@@ -416,9 +415,8 @@ def _check_parts(workload: Workload, model: nn.Module, batch: Any, parts: Parts)
     if abs(mean - whole) > PARTS_TOLERANCE * abs(whole):
         warn_once(
             f"accumulation: the loss of a whole batch is {whole:.4g}, the mean over its "
-            f"{parts.count} parts, weighted "
-            f"by examples, {mean:.4g}, and training follows the second: let `loss` return a "
-            f"mean over examples"
+            f"{parts.count} parts, weighted by examples, {mean:.4g}, and training follows the "
+            "second: let `loss` return a mean over examples"
         )
 
 

@@ -133,8 +133,8 @@ def main() -> None:
         posting, collecting, reading, writing = measure(study, Path(folder))
     print_table(rows_at(sizes, planning, posting, collecting))
     print(
-        f"once per run, for {sizes[-1]} trials: reading them back {reading:.0f} ms, all "
-        f"tables {writing:.0f} ms"
+        f"once per run, for {sizes[-1]} trials: reading them back {reading:.0f} ms, all tables "
+        f"{writing:.0f} ms"
     )
     print_footer()
 

@@ -265,8 +265,8 @@ def compare(
     planned = case.points * case.steps
     differs = disagreement(reports["hand"][-1]["values"], reports["ours"][-1]["values"])
     print(
-        f"{case.workload}: {reports['ours'][-1]['engine']}; best values at low base LRs "
-        f"differ by {differs:.0e}"
+        f"{case.workload}: {reports['ours'][-1]['engine']}; best values at low base LRs differ by "
+        f"{differs:.0e}"
     )
     rows = []
     for side in sides:

@@ -275,8 +275,7 @@ def test_best_points_at_the_border_ask_for_a_wider_space() -> None:
         "high",
         "expand",
         "batch size 32, momentum: expand base_lr above 10: 1 of the 3 best trials lie in the "
-        "outermost 10% "
-        "of its range, the best at 10 (S4).",
+        "outermost 10% of its range, the best at 10 (S4).",
     )
     assert summarize(trials, space=MOMENTUM)[0].verdict == "boundary"
     assert summarize(trials)[0].verdict == "boundary"  # the tried range stands for the space

@@ -128,9 +128,9 @@ def test_where_nothing_trains_it_says_what_was_seen_and_where_to_look():
     assert math.isnan(found.lr_star)
     assert steps_asked(asked) == ["simulated", "below-1", "below-2", "below-3"]
     assert found.summary == (
-        "No feasible trial from base_lr 1e-06 to 10 (21 diverged); training goes wrong at "
-        "step 300 whatever the base "
-        "LR: look at what happens there, in the data, the loss or the model, not at the LR (R1)."
+        "No feasible trial from base_lr 1e-06 to 10 (21 diverged); training goes wrong at step "
+        "300 whatever the base LR: look at what happens there, in the data, the loss or the "
+        "model, not at the LR (R1)."
     )
 
 

@@ -443,8 +443,8 @@ def test_reruns_that_the_budget_left_out_leave_plain_training():
     assert len(named(found, "plain").values) == len(plan(asked[names.index("rerun-plain")]))
     assert "shown to be better" not in found.summary
     assert found.summary.endswith(
-        "the budget left out the rerun of warmup, adaptive clipping, adam: whether a remedy "
-        "is better is not known."
+        "the budget left out the rerun of warmup, adaptive clipping, adam: whether a remedy is "
+        "better is not known."
     )
 
 

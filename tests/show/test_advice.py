@@ -203,9 +203,8 @@ def test_a_sentence_has_the_value_found_what_to_do_and_the_rule():
         Advice(
             "R20",
             "space.optimizer.momentum.momentum",
-            "fixed at 0.9 for batch sizes 32, 64 and 256, each of which has its own best "
-            "value: tune it, or do not "
-            "compare the batch sizes with one another (R20)",
+            "fixed at 0.9 for batch sizes 32, 64 and 256, each of which has its own best value: "
+            "tune it, or do not compare the batch sizes with one another (R20)",
         )
     ]
 

@@ -354,7 +354,7 @@ def test_a_damaged_comparison_is_named_and_counts_as_none(
     assert [record.message for record in caplog.records] == [
         (
             f"{path}: is damaged, or of another version, and left out: `tunewright compare` "
-            f"writes it anew"
+            "writes it anew"
         )
     ]
 

@@ -265,7 +265,7 @@ def axis_figure(info: AxisInfo) -> go.Figure:
         f"Best {escape(info.objective)} against {escape(info.axis)}",
         (
             f"one mark per trial, {count} in all; what did not train stands {side} the range of "
-            f"what did"
+            "what did"
         ),
         {place: panel_title(group.label, _note_of(info, group)) for group, place in places.items()},
     )
