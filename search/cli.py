@@ -366,6 +366,7 @@ def _parser() -> argparse.ArgumentParser:
             "--results", type=Path, default=Path("results"), metavar="DIR", help=summary
         )
 
+    shipped = shipped_studies()
     new = command(
         "new", _new, "Copy a small workload and its study into a new folder, to start from."
     )
@@ -373,9 +374,9 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument(
         "--from",
         dest="shipped",
-        choices=shipped_studies(),
+        choices=shipped,
         metavar="STUDY",
-        help=f"copy a study that comes with tunewright instead: {', '.join(shipped_studies())}",
+        help=f"copy a study that comes with tunewright instead: {', '.join(shipped)}",
     )
 
     check = command(

@@ -35,7 +35,7 @@ def run_studies(
 
     `workers` defaults to one per processor core, or per device if `device` names others. `slots`
     forces how many trials a worker trains at once (1: one after the other), `threads` how many
-    torch threads it has; by default both are measured (`engine.choose`), and fewer workers train
+    torch threads it has; by default both are measured (`choose.choose`), and fewer workers train
     where each has more threads. `compiled`: whether to try torch.compile, also where training is
     short, or never; by default, where it may pay. Tables and summaries are written at the end, also
     after an interruption. Raises UserError for a mistake in a study or its workload, before

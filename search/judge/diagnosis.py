@@ -74,9 +74,9 @@ class Edge:
                do); high = inf if none was found
     tried      how many diverged at each base LR
     trainings  spent on it besides the sweep
-    confidence_interval   holds the base LR at which half diverge with 95 % confidence
-               (`edge.confidence_interval`); nan in older files. `interval` is only how finely base
-               LRs were tried
+    confidence_interval   holds the base LR at which half diverge with 95 % confidence; nan in
+               older files (`stability_edge.confidence_interval`). `interval` is only how finely
+               base LRs were tried
     refused    why there is no edge, whatever `interval` is: "contradicted", trainings diverge more
                often at lower base LRs; "too far", beyond MOST_HEADROOM times the best base LR; else
                ""

@@ -9,7 +9,7 @@ they do not. Rules, in this order:
     non_finite   a loss, a gradient norm, or the objective's last evaluation is nan or inf
     diverged     the objective ended worse than that of the untrained model, though the training
                  loss is not simply overfitted; or the loss stays above the start, or above what a
-                 constant predictor has, by more than half of what is learned (`rises`)
+                 constant predictor has, by more than half of what is learned (`curve_shape`)
     collapsed    the objective ended with less than half of what had been learned; or the loss stays
                  where it has lost as much, or at the start where it has learned nothing but blew
                  up, rose or has a vanished gradient. A run whose learning rate is too low to learn

@@ -1,4 +1,4 @@
-"""Run studies: one driver that plans, hands out, collects and writes; worker processes that train.
+"""The driver of a run: it plans, hands out and collects; worker processes train.
 
 All groups of all studies share one pool of workers. A killed worker or a killed driver costs the
 trials that were in training, nothing else; the same command goes on where it stopped.
@@ -197,7 +197,7 @@ class Driver:
 
     def forced(self) -> Engine | None:
         """One after the other, if that is wanted: it needs no check. Other slots do
-        (`engine.choose`).
+        (`choose.choose`).
         """
         return replace(ALONE, reason="forced") if self.slots == 1 else None
 

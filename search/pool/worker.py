@@ -94,7 +94,7 @@ def measure(
     compiled: bool | None = None,
     slots: int | None = None,
 ) -> Engine:
-    """The engine for points of one batch size and workload (`engine.choose`).
+    """The engine for points of one batch size and workload (`choose.choose`).
 
     A workload that fails while it is measured trains one after the other: there the failure is a
     trial's.

@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from operator import attrgetter
 
 import optuna
 import pytest
+from commanded import start, wait_until
 from filelock import FileLock
 
 from tunewright.search.cli import main
@@ -92,20 +92,6 @@ def rows(folder):
         ]
 
 
-def command(*arguments, cwd, **options):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tunewright.search.cli", *map(str, arguments)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # a shell may have ignored it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        **options,
-    )
-
-
 def finish(process, seconds=120):
     out, err = process.communicate(timeout=seconds)
     return process.returncode, out, err
@@ -117,7 +103,7 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
     path = folder / "small.toml"
     path.write_text(STUDY.format(steps=600, trials=8))
-    assert finish(command("run", path, *RUN, cwd=folder))[0] == 0
+    assert finish(start("run", path, *RUN, cwd=folder))[0] == 0
     return path, rows(folder / "results" / "small")
 
 
@@ -209,7 +195,7 @@ def test_two_studies_share_one_pool(study_file, tmp_path):
 def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, number):
     path, want = uninterrupted
     folder = tmp_path / "again" / "small"
-    first = command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
+    first = start("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
     wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 3, first)
     os.kill(first.pid, number)
     status, _, err = finish(first)
@@ -222,9 +208,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, nu
     before = {p: p.stat().st_mtime_ns for p in kept}
     states = {t.state for name in (16, 64) for t in optuna_trials(folder, name)}
     assert states == {optuna.trial.TrialState.COMPLETE}
-    status, _, err = finish(
-        command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
-    )
+    status, _, err = finish(start("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path))
     assert status == 0, err
     assert rows(folder) == want
     assert {p: p.stat().st_mtime_ns for p in kept} == before
@@ -234,7 +218,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, nu
 def test_a_killed_worker_loses_no_finished_trial(uninterrupted, tmp_path):
     path, want = uninterrupted
     folder = tmp_path / "again" / "small"
-    run = command("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
+    run = start("run", path, *RUN, "--results", tmp_path / "again", cwd=tmp_path)
     wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 3, run)
     os.kill(workers_of(run.pid)[0], signal.SIGKILL)
     status, _, err = finish(run)
@@ -246,14 +230,6 @@ def test_a_killed_worker_loses_no_finished_trial(uninterrupted, tmp_path):
 def optuna_trials(folder, batch_size):
     url = f"sqlite:///{folder / 'study.db'}"
     return optuna.load_study(study_name=f"small/batch_size={batch_size}", storage=url).trials
-
-
-def wait_until(condition, process, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def workers_of(pid):
@@ -285,7 +261,7 @@ base_lr = {{ low = 1e-3, high = 0.1, log = true }}
 def test_crashed_trials_are_told_as_such_and_the_others_go_on(tmp_path, fault, reason):
     (tmp_path / "line_workload.py").write_text(LINE)
     (tmp_path / "faulty.toml").write_text(FAULTY.format(fault=fault))
-    status, out, err = finish(command("run", "faulty.toml", "--workers", 2, cwd=tmp_path))
+    status, out, err = finish(start("run", "faulty.toml", "--workers", 2, cwd=tmp_path))
     assert status == 1
     assert "2 of 4 trials crashed" in err
     folder = tmp_path / "results" / "faulty"

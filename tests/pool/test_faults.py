@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import tomllib
 from pathlib import Path
 
 import psycopg2
 import pytest
 import sqlalchemy
+from commanded import start, wait_until
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from packaging.requirements import Requirement
 from stored import small_study
@@ -21,7 +21,6 @@ from stored import small_study
 from tunewright.search import run
 from tunewright.search.cli import main
 from tunewright.search.errors import UnfinishedError, UserError, masked, said
-from tunewright.search.pool import driver as launch
 from tunewright.search.pool import worker
 from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.progress import Progress
@@ -36,6 +35,7 @@ from tunewright.search.store.storage import (
     exclusive,
     open_store,
     read_trials,
+    tell,
 )
 from tunewright.search.train.loop import ALONE
 from tunewright.search.train.tryout import check_studies
@@ -211,17 +211,16 @@ def test_trials_wait_for_a_database_that_does_not_answer(line, tmp_path, monkeyp
     study, answers = line("none"), threading.Event()
     store = create_store(study, tmp_path)
     driver = driver_of(store, monkeypatch)
-    tell = launch.tell
 
     def tell_or_not(*arguments):
         (tell if answers.is_set() else unanswered)(*arguments)
 
-    monkeypatch.setattr(launch, "tell", tell_or_not)
+    monkeypatch.setattr("tunewright.search.pool.driver.tell", tell_or_not)
     (store.folder / "inbox").mkdir(exist_ok=True)
     work(Task(study, store.folder / "inbox", [next(iter(driver.missing()))[1][0]], ALONE, "cpu"))
     driver.collect_patiently()
     assert read_trials(store) == []
-    monkeypatch.setattr(launch, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr("tunewright.search.pool.driver.PATIENCE_SECONDS", 0.0)
     with pytest.raises(UnfinishedError, match="connection refused"):
         driver.collect_patiently()
     answers.set()
@@ -372,28 +371,6 @@ def test_postgresql_opens_with_either_driver(postgresql, driver):
 # --- the command as it is run ---------------------------------------------------------------------
 
 
-def start(*arguments, cwd, **environ):
-    return subprocess.Popen(
-        [sys.executable, "-m", "tunewright.search.cli", *map(str, arguments)],
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | environ,
-        # a shell may have ignored it
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def until(condition, process, seconds=90):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-
-
 def written(tmp_path, fault="slow"):
     (tmp_path / "odd_workload.py").write_text(WORKLOAD)
     (tmp_path / "s.toml").write_text(STUDY.format(fault=fault))
@@ -409,7 +386,7 @@ RUN = ("run", "s.toml", "--workers", 1, "--slots", 1)
 def test_a_signal_ends_a_run_in_a_sentence(tmp_path, numbers):
     folder = written(tmp_path)
     run = start(*RUN, cwd=tmp_path)
-    until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 2, run)
+    wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 2, run)
     for number in numbers:
         run.send_signal(number)
     _, err = run.communicate(timeout=60)
@@ -425,7 +402,7 @@ def test_a_signal_ends_a_run_in_a_sentence(tmp_path, numbers):
 def test_ctrl_c_while_it_imports_is_a_sentence(tmp_path):
     written(tmp_path)
     run = start(*RUN, cwd=tmp_path)
-    until(lambda: "torch" in Path(f"/proc/{run.pid}/maps").read_text(), run)
+    wait_until(lambda: "torch" in Path(f"/proc/{run.pid}/maps").read_text(), run)
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 1
@@ -436,7 +413,7 @@ def test_ctrl_c_while_it_imports_is_a_sentence(tmp_path):
 def test_a_results_folder_that_vanishes_is_named(tmp_path):
     folder = written(tmp_path)
     run = start(*RUN, cwd=tmp_path)
-    until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 1, run)
+    wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 1, run)
     folder.rename(tmp_path / "away")
     _, err = run.communicate(timeout=60)
     assert run.returncode == 1
@@ -473,7 +450,7 @@ def test_output_that_nobody_reads_or_that_is_ascii_loses_nothing(tmp_path):
 def test_a_password_is_in_no_list_of_processes_and_no_file(postgresql, tmp_path, monkeypatch):
     folder = written(tmp_path)
     run = start(*RUN, "--storage", postgresql, cwd=tmp_path)
-    until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 1, run)
+    wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 1, run)
     listed = subprocess.run(
         ["ps", "-eww", "-o", "args="], capture_output=True, text=True, check=True
     ).stdout

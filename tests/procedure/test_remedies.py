@@ -419,14 +419,16 @@ def test_a_remedy_is_tuned_where_the_mean_of_its_seeds_is_best():
 # --- budget ---------------------------------------------------------------------------------------
 
 
+def updates_before(asked, name):
+    """The updates of all studies asked before the one of this name, as a budget."""
+    earlier = asked[: steps_asked(asked).index(name)]
+    return sum(study.updates(point) for study in earlier for point in plan(study))
+
+
 def test_an_optimizer_that_the_budget_left_out_is_not_said_to_train_nowhere():
     model = warmed((10, 13.0))
     _, asked = of(model)
-    names = steps_asked(asked)
-    before = sum(
-        study.updates(p) for study in asked[: names.index("tune-adam")] for p in plan(study)
-    )
-    found, _ = diagnosed(model, budget=before)
+    found, _ = diagnosed(model, budget=updates_before(asked, "tune-adam"))
     assert sentences(found, "arms") == "adam: left out for budget."
 
 
@@ -434,10 +436,7 @@ def test_reruns_that_the_budget_left_out_leave_plain_training():
     model = warmed((10, 13.0))
     _, asked = of(model)
     names = steps_asked(asked)
-    before = sum(
-        study.updates(p) for study in asked[: names.index("rerun-warmup")] for p in plan(study)
-    )
-    found, _ = diagnosed(model, budget=before)
+    found, _ = diagnosed(model, budget=updates_before(asked, "rerun-warmup"))
     assert found.adopted == "plain"
     assert "The budget left out the reruns" in sentences(found, "tournament")
     assert len(named(found, "plain").values) == len(plan(asked[names.index("rerun-plain")]))
@@ -451,11 +450,7 @@ def test_reruns_that_the_budget_left_out_leave_plain_training():
 def test_where_plain_training_was_not_tuned_it_is_kept_at_lr_star():
     model = warmed((10, 13.0))
     _, asked = of(model)
-    names = steps_asked(asked)
-    before = sum(
-        study.updates(p) for study in asked[: names.index("tune-plain")] for p in plan(study)
-    )
-    found, _ = diagnosed(model, budget=before)
+    found, _ = diagnosed(model, budget=updates_before(asked, "tune-plain"))
     assert found.adopted == "plain"
     assert found.winner.point.base_lr == found.lr_star
     assert found.summary.endswith("adam: whether a remedy is better is not known.")
@@ -531,11 +526,7 @@ def test_what_never_fails_is_adopted_on_the_edge_with_the_seeds_that_show_it():
 def test_where_the_budget_left_out_the_seeds_that_the_edge_asks_for_it_is_not_adopted():
     model = warmed((10, 13.0))
     _, asked = of(model)
-    names = steps_asked(asked)
-    before = sum(
-        study.updates(p) for study in asked[: names.index("rerun-plain-more")] for p in plan(study)
-    )
-    found, _ = diagnosed(model, budget=before)
+    found, _ = diagnosed(model, budget=updates_before(asked, "rerun-plain-more"))
     assert found.adopted == "plain"
     assert re.search(r"the 2[23] more seeds that the edge asks of warmup", " ".join(found.left_out))
     assert "shown to be better" not in found.summary

@@ -11,11 +11,12 @@ from examples import parse
 from torch import nn
 
 from tunewright.search.errors import UserError
-from tunewright.search.train import choose as engine
 from tunewright.search.train.choose import choose, devices, why_not_stacked
 from tunewright.search.train.loop import Engine, train
 from tunewright.search.trial import Point
 from tunewright.search.workload.workload import load_workload
+
+MODULE = "tunewright.search.train.choose"
 
 
 class Regression:
@@ -104,8 +105,8 @@ def test_what_cannot_be_stacked_says_why(workload, reason):
 
 @pytest.mark.parametrize("workload", [Dropout, ReadsALoss])
 def test_it_trains_one_after_the_other_all_the_same(workload, monkeypatch):
-    monkeypatch.setattr(engine, "WORTH_UPDATES", 0)
-    monkeypatch.setattr(engine, "WORTH_SECONDS", 0.0)
+    monkeypatch.setattr(f"{MODULE}.WORTH_UPDATES", 0)
+    monkeypatch.setattr(f"{MODULE}.WORTH_SECONDS", 0.0)
     chosen = choose(study(), workload(), points(), workers=1)
     assert not chosen.stacked
     assert chosen.reason.startswith("cannot be stacked")
@@ -137,7 +138,7 @@ def test_seeds_and_metrics_of_their_own_survive_stacking(workload):
 def clock(monkeypatch, seconds):
     """A stopwatch that has gone on by `seconds` at every look, however busy the machine is."""
     ticks = itertools.count(step=seconds)
-    monkeypatch.setattr(engine, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(f"{MODULE}.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
 
 
 def test_a_short_study_is_not_measured(monkeypatch):
@@ -163,7 +164,7 @@ def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points(
 ):
     clock(monkeypatch, 1.0)
     monkeypatch.setattr(
-        engine, "_rate", lambda study, work, points, how, *more: float(rates[how.slots])
+        f"{MODULE}._rate", lambda study, work, points, how, *more: float(rates[how.slots])
     )
     work = load_workload("tunewright.models.digits:mlp", {})
     chosen = choose(study(steps=20_000), work, points(24), workers=1)
@@ -189,8 +190,8 @@ def test_threads_take_the_place_of_processes_where_these_are_slower(
         seen.append(torch.get_num_threads())
         return rates[torch.get_num_threads()]
 
-    monkeypatch.setattr(engine, "_rate", rate)
-    monkeypatch.setattr(engine, "why_not_stacked", lambda *arguments: "cannot be stacked: no")
+    monkeypatch.setattr(f"{MODULE}._rate", rate)
+    monkeypatch.setattr(f"{MODULE}.why_not_stacked", lambda *arguments: "cannot be stacked: no")
     chosen = choose(study(steps=1_000_000), Regression(), points(count), workers=4, cores=4)
     assert (chosen.stacked, chosen.threads, seen) == (False, threads, tried)
     assert torch.get_num_threads() == 1
@@ -199,12 +200,12 @@ def test_threads_take_the_place_of_processes_where_these_are_slower(
 def long(monkeypatch):
     """Makes the choice as in a study that trains for long."""
     for name in ("WORTH_UPDATES", "WORTH_SECONDS", "COMPILED_SECONDS"):
-        monkeypatch.setattr(engine, name, 0)
+        monkeypatch.setattr(f"{MODULE}.{name}", 0)
 
 
 def test_a_long_study_is_compiled_where_it_is_faster_and_trains_the_same(monkeypatch):
     long(monkeypatch)
-    monkeypatch.setattr(engine, "WORTH_COMPILING", 0.0)
+    monkeypatch.setattr(f"{MODULE}.WORTH_COMPILING", 0.0)
     chosen = choose(study(60), Regression(), points(), workers=1)
     assert chosen.compiled
     assert chosen.reason.endswith(" compiled")
@@ -214,7 +215,7 @@ def test_a_long_study_is_compiled_where_it_is_faster_and_trains_the_same(monkeyp
     for alone in train(study(60), Regression(), points()):
         loss = trained[alone.trial.point.number].curve.loss
         torch.testing.assert_close(loss, alone.trial.curve.loss, rtol=1e-3, atol=1e-6)
-    monkeypatch.setattr(engine, "WORTH_COMPILING", 1e9)
+    monkeypatch.setattr(f"{MODULE}.WORTH_COMPILING", 1e9)
     chosen = choose(study(60), Regression(), points(), workers=1)
     assert not chosen.compiled
     assert "compiled only" in chosen.reason
@@ -273,7 +274,7 @@ def test_every_batch_size_is_compiled_and_of_each_stack_two_kinds_of_batches_at_
 @pytest.mark.parametrize("compiled", [None, False])
 def test_a_short_study_is_not_compiled_and_nor_is_one_that_must_not_be(monkeypatch, compiled):
     long(monkeypatch)
-    monkeypatch.setattr(engine, "COMPILED_SECONDS", 0.0 if compiled is False else 1e9)
+    monkeypatch.setattr(f"{MODULE}.COMPILED_SECONDS", 0.0 if compiled is False else 1e9)
     monkeypatch.setattr(torch, "compile", None)
     assert not choose(study(), Regression(), points(), workers=1, compiled=compiled).compiled
 
