@@ -414,21 +414,21 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
     searched = repetitions(settings.searched)
     values = [fmean(as_told(trial).value for trial in seeds) for seeds in searched]
     failed = sum(not trial.feasible for trial in runs)
+    search_seconds = sum(trial.seconds for trial in settings.searched)
+    independent = len(values) > 1 and settings.study.sampler not in ADAPTIVE
     return Side(
         name=settings.label,
         point=settings.point,
         trials=max(len(searched), 1),
         space=space_in_words(settings.study) if len(searched) > 1 else "one point",
-        search_seconds=sum(trial.seconds for trial in settings.searched),
+        search_seconds=search_seconds,
         max_train_steps=settings.study.max_train_steps,
         total_steps=settings.total_steps,
         values=_values(runs),
         infeasible=failed,
         failure_bound=failure_bound(failed, len(runs)),
         run_seconds=fmean(trial.seconds for trial in runs),
-        best_of=best_of(values)
-        if len(values) > 1 and settings.study.sampler not in ADAPTIVE
-        else None,
+        best_of=best_of(values) if independent else None,
     )
 
 
@@ -471,22 +471,19 @@ def _warnings(result: Comparison) -> Iterator[str]:
     needed = fewest_seeds(result.baseline is not None, len(result.candidates))
     if result.seeds < needed:
         yield f"{result.seeds} seeds cannot decide, whatever they show: it takes {needed}"
-    for side in [
-        *(one.side for one in result.candidates),
-        *([result.baseline] if result.baseline else []),
-    ]:
+    base, candidates = result.baseline, [one.side for one in result.candidates]
+    for side in [*candidates, base] if base else candidates:
         if side.infeasible:
             yield (
                 f"{side.name}: {side.infeasible} of {result.seeds} runs are infeasible, and count "
                 "as untrained"
             )
-    for side in (one.side for one in result.candidates):
+    for side in candidates:
         if side.trials == 1:
             yield (
                 f"{side.name}: the only configuration of its study: how many trials found it is "
                 "not known"
             )
-    base = result.baseline
     if base is None:
         yield (
             "the baseline is one checkpoint of unknown settings: how much another run of it "
@@ -500,19 +497,24 @@ def _warnings(result: Comparison) -> Iterator[str]:
             f"retrained settings, {readable(min(base.values))} to {readable(max(base.values))}: "
             "are these its settings?"
         )
-    for side in (one.side for one in result.candidates):
-        if base.trials < side.trials:
-            yield (
-                f"{side.name}: the best of {side.trials} trials, the baseline of {base.trials}: "
-                "tune it as well (S9)"
-            )
-        if base.total_steps < side.total_steps:
-            yield (
-                f"the baseline trains for {base.total_steps} updates, {side.name} for "
-                f"{side.total_steps}"
-            )
-        if base.point.batch_size != side.point.batch_size:
-            yield (
-                f"{side.name}: paired by seed alone: its batch size is not the baseline's, and so "
-                "its batches differ"
-            )
+    for side in candidates:
+        yield from _unlike(base, side)
+
+
+def _unlike(base: Side, side: Side) -> Iterator[str]:
+    """In what a candidate had more than the baseline, or was measured otherwise."""
+    if base.trials < side.trials:
+        yield (
+            f"{side.name}: the best of {side.trials} trials, the baseline of {base.trials}: "
+            "tune it as well (S9)"
+        )
+    if base.total_steps < side.total_steps:
+        yield (
+            f"the baseline trains for {base.total_steps} updates, {side.name} for "
+            f"{side.total_steps}"
+        )
+    if base.point.batch_size != side.point.batch_size:
+        yield (
+            f"{side.name}: paired by seed alone: its batch size is not the baseline's, and so "
+            "its batches differ"
+        )

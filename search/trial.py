@@ -275,15 +275,18 @@ def measured(
     clipped = curve.grad_norm > limits(curve.grad_norm, point.clip_norm, point.clip_z)
     values = curve.metrics[objective]
     finite = np.flatnonzero(np.isfinite(values))
-    pick = np.argmax if maximize else np.argmin
-    best = finite[pick(values[finite])] if len(finite) else -1
     finite_loss = curve.loss[np.isfinite(curve.loss)]
+    best_value, best_step = math.inf, 0
+    if len(finite):
+        pick = np.argmax if maximize else np.argmin
+        best = finite[pick(values[finite])]
+        best_value, best_step = float(values[best]), int(curve.eval_step[best])
     return Trial(
         point=point,
         verdict=verdict,
         curve=curve,
-        best_value=float(values[best]) if len(finite) else math.inf,
-        best_step=int(curve.eval_step[best]) if len(finite) else 0,
+        best_value=best_value,
+        best_step=best_step,
         initial_value=float(values[0]),
         last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
         clip_fraction=float(np.mean(clipped)) if len(curve.loss) else 0.0,

@@ -141,11 +141,8 @@ def hyperparameters(trials: Sequence[Trial]) -> list[str]:
     appear.
     """
     shown = {name for trial in trials for name in trial.point.shown}
-    return [
-        name
-        for name in dict.fromkeys(name for trial in trials for name in trial.point.values)
-        if name in shown
-    ]
+    in_order_of_appearance = dict.fromkeys(name for trial in trials for name in trial.point.values)
+    return [name for name in in_order_of_appearance if name in shown]
 
 
 def group_trials(
@@ -271,29 +268,34 @@ def summarize(
 def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSummary:
     best_seeds = next(iter(_ranking(trials)), [])
     best = _best_seed(best_seeds) if best_seeds else None
+    best_values = tuple(trial.best_value for trial in best_seeds)
     lr_star = best.point.base_lr if best else math.nan
     low, high = lr_star / GOOD_REGION, lr_star * GOOD_REGION
     edge = unstable_interval(trials)
     at_edge = [
         trial for trial in trials if trial.point.base_lr == edge[1] and not trial.verdict.crashed
     ]
+    broken = [trial for trial in at_edge if trial.verdict.infeasible]
+    feasible = [trial for trial in trials if trial.feasible]
+    infeasible = [trial for trial in trials if trial.verdict.infeasible]
+    crashed = [trial for trial in trials if trial.verdict.crashed]
+    good_region = [trial for trial in feasible if low <= trial.point.base_lr <= high]
+    seeds = [len({trial.point.seed for trial in own}) for own in repetitions(trials)]
     return GroupSummary(
         group=group,
         lr_star=lr_star,
         unstable_base_lr=edge,
-        unstable_trials=(sum(trial.verdict.infeasible for trial in at_edge), len(at_edge)),
+        unstable_trials=(len(broken), len(at_edge)),
         trials=len(trials),
-        feasible=sum(trial.feasible for trial in trials),
-        infeasible=sum(trial.verdict.infeasible for trial in trials),
-        crashed=sum(trial.verdict.crashed for trial in trials),
-        good_region=sum(low <= trial.point.base_lr <= high for trial in trials if trial.feasible),
-        best_values=tuple(trial.best_value for trial in best_seeds),
+        feasible=len(feasible),
+        infeasible=len(infeasible),
+        crashed=len(crashed),
+        good_region=len(good_region),
+        best_values=best_values,
         best_value=mean_value(best_seeds) if best_seeds else math.inf,
         best_step=best.best_step if best else 0,
         best_point=best.point if best else None,
-        seeds=max(
-            (len({trial.point.seed for trial in seeds}) for seeds in repetitions(trials)), default=1
-        ),
+        seeds=max(seeds, default=1),
         verdict=_group_verdict(group, trials, space),
     )
 

@@ -132,13 +132,8 @@ def work(task: Task) -> None:
     while unfinished:
         keeper = _InboxKeeper(task.inbox)
         began = time.perf_counter()
-        points = list(unfinished.values())
         try:
-            if engine.stacked or engine.compiled:
-                workload, traces = _known(study, points)
-            else:  # each with a workload of its own, which may keep state
-                points = points[:1]
-                workload, traces = _load(study, points), None
+            points, workload, traces = _next(study, list(unfinished.values()), engine)
             for trained in train(study, workload, points, engine, task.device, keeper, traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
@@ -156,18 +151,38 @@ def work(task: Task) -> None:
             if keeper.resumed:  # the saved state may be what is wrong
                 keeper.forget(error)
                 continue
-            if engine.compiled:
-                engine = replace(engine, compiled=False)
-                continue
-            if engine.slots > 1:
-                slots = engine.slots // 2
-                engine = replace(engine, slots=slots, stacked=slots > 1)
+            if simpler := _simpler(engine):
+                engine = simpler
                 continue
             point = next(iter(unfinished.values()))
             lines, seconds = printable(traceback.format_exc()), time.perf_counter() - began
             _post(task.inbox, crashed(point, said(error), lines, seconds), {})
             del unfinished[point.number]
             engine = task.engine
+
+
+def _next(
+    study: Study, points: list[Point], engine: Engine
+) -> tuple[list[Point], Workload, Traces | None]:
+    """What is trained next: all points in a stack, or the first of them alone.
+
+    Alone, each has a workload of its own, which may keep state.
+    """
+    if engine.stacked or engine.compiled:
+        return points, *_known(study, points)
+    return points[:1], _load(study, points[:1]), None
+
+
+def _simpler(engine: Engine) -> Engine | None:
+    """How to train again what failed: not compiled, then in stacks of half the size; None if it was
+    alone.
+    """
+    if engine.compiled:
+        return replace(engine, compiled=False)
+    if engine.slots > 1:
+        slots = engine.slots // 2
+        return replace(engine, slots=slots, stacked=slots > 1)
+    return None
 
 
 def why_alone(inbox: Path, point: Point) -> str:

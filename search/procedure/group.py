@@ -193,13 +193,11 @@ def _star_of(
     if len(base_lrs) == 1:
         return list(trials), case.point, case.point.base_lr, ()
     (more,) = yield from trained(asked := case.ask("close", base_lrs, case.seeds))
-    values = {
-        rate: [as_told(t).value for t in more if t.point.base_lr == rate]
-        for rate in base_lrs
-        if more
-    }
-    if not values:
+    if not more:
         return list(trials), case.point, case.point.base_lr, ()
+    values = {
+        rate: [as_told(t).value for t in more if t.point.base_lr == rate] for rate in base_lrs
+    }
     means = {rate: fmean(own) for rate, own in values.items()}
     lowest = min(means, key=lambda rate: (means[rate], rate))
     as_good = (rate for rate in base_lrs if _within_error(values[rate], values[lowest]))

@@ -217,12 +217,13 @@ def _warmup(case: Case, foot: _Foot) -> Asking[tuple[int, Step, bool]]:
             asked.name for asked, trials in zip(screens.values(), screened, strict=True) if trials
         ]
         exhausted = exhausted or not all(screened)
-        works = [
-            (multiple, length)
-            for multiple in ladder
-            for length, trials in zip(screens, screened, strict=True)
-            if _all_train(case, [t for t in trials if t.point.base_lr == multiple * foot.base_lr])
-        ]
+        by_length = list(zip(screens, screened, strict=True))
+        works = []
+        for multiple in ladder:
+            for length, trials in by_length:
+                own = [t for t in trials if t.point.base_lr == multiple * foot.base_lr]
+                if _all_train(case, own):
+                    works.append((multiple, length))
         confirmed = None
         for multiple, length in works:
             asked = case.ask(

@@ -136,11 +136,8 @@ def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -
     """Screening runs of every length at the highest base LR at which some length trains, else at
     the lowest.
     """
-    screens = [
-        trial
-        for trial in trials(name for name in step.studies if "-screen-" in name)
-        if len(trial.curve.loss)
-    ]
+    screened = trials(name for name in step.studies if "-screen-" in name)
+    screens = [trial for trial in screened if len(trial.curve.loss)]
     if not screens:
         return None
     works = [trial.point.base_lr for trial in screens if trial.feasible]

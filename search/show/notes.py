@@ -102,18 +102,15 @@ def verdict_note(
     judged = sum(row.feasible + row.infeasible for row in summaries)
     crashed = sum(row.crashed for row in summaries)
     verdicts = dict.fromkeys(row.verdict for row in summaries)
+    decision = [f"Against the baseline: **{comparison.decision}**.", ""] if comparison else []
+    baseline = [_baseline_row(comparison)] if comparison else []
+    rows = [_cells(row, comparison) for row in summaries]
     lines = [
         f"## {study.objective} at batch size {batch_size}: {judged} trials",
         study.question,
         "",
-        *([f"Against the baseline: **{comparison.decision}**.", ""] if comparison else []),
-        *_table(
-            [
-                with_delta(COLUMNS, comparison),
-                *([_baseline_row(comparison)] if comparison else []),
-                *(_cells(row, comparison) for row in summaries),
-            ]
-        ),
+        *decision,
+        *_table([with_delta(COLUMNS, comparison), *baseline, *rows]),
         "",
         *(f"- **{verdict}**: {CITATION.sub(_link, MEANING[verdict])}" for verdict in verdicts),
         READING,
@@ -137,22 +134,22 @@ def _baseline_row(comparison: Comparison) -> list[str]:
 
 
 def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
-    last_feasible, unstable = row.unstable_base_lr
-    seen = math.isfinite(unstable)
     none = "–"
-    return (
-        _name(row.group),
-        readable(row.lr_star) if row.best_point else none,
-        f"{readable(last_feasible)} – {readable(unstable)}"
-        if seen
-        else f"> {readable(last_feasible)}",
-        f"{readable(row.headroom)} ×" if row.best_point and seen else none,
-        none if math.isnan(row.infeasible_fraction) else f"{row.infeasible_fraction:.0%}",
-        readable(row.best_value) if row.best_point else none,
-        *([signed(comparison.delta(row.best_value))] if comparison else []),
-        str(row.best_step) if row.best_point else none,
-        f"**{row.verdict}**",
-    )
+    last_feasible, unstable = row.unstable_base_lr
+    lr_star = headroom = best_value = best_step = infeasible = none
+    edge = f"> {readable(last_feasible)}"
+    if math.isfinite(unstable):
+        edge = f"{readable(last_feasible)} – {readable(unstable)}"
+    if row.best_point:
+        lr_star, best_value = readable(row.lr_star), readable(row.best_value)
+        best_step = str(row.best_step)
+        if math.isfinite(unstable):
+            headroom = f"{readable(row.headroom)} ×"
+    if not math.isnan(row.infeasible_fraction):
+        infeasible = f"{row.infeasible_fraction:.0%}"
+    delta = [signed(comparison.delta(row.best_value))] if comparison else []
+    known = _name(row.group), lr_star, edge, headroom, infeasible, best_value
+    return (*known, *delta, best_step, f"**{row.verdict}**")
 
 
 def _name(group: Group) -> str:

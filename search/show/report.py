@@ -199,31 +199,32 @@ def write_report(
     trials = sorted(trials, key=lambda trial: (trial.point.batch_size, trial.point.number))
     summaries = summarize(trials, scientific, space)
     names = hyperparameters(trials)
-    baseline = comparison.checkpoint.value if comparison else None
+    rows = [_trial_row(trial, names, comparison) for trial in trials]
+    baseline = chapter = baseline_summary = None
+    if comparison:
+        baseline, chapter = comparison.checkpoint.value, _chapter(comparison)
+        baseline_summary = _baseline_summary(comparison) if summaries else None
+        rows.insert(0, _baseline_row(comparison, names))
+    steps = groupby(diagnosis, key=lambda scene: scene.group)
+    seeds = max((row.seeds for row in summaries), default=1)
     document = _template().render(
         name=name,
         question=question,
         objective=objective,
         counts=_counts(trials),
         summaries=[_summary_row(row, varied(trials), comparison) for row in summaries],
-        baseline=_baseline_summary(comparison) if comparison and summaries else None,
+        baseline=baseline_summary,
         summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
         delta=DELTA if comparison else "",
         may_fail=MAY_FAIL.capitalize(),
-        seeds=max((row.seeds for row in summaries), default=1),
+        seeds=seeds,
         sentences=[*notes, *_sentences(trials, objective, space, scientific)],
-        comparison=_chapter(comparison) if comparison else None,
-        diagnosis=[
-            _told(found, list(own))
-            for found, own in groupby(diagnosis, key=lambda scene: scene.group)
-        ],
+        comparison=chapter,
+        diagnosis=[_told(found, list(own)) for found, own in steps],
         sections=_sections(pictures(trials, objective, log_axes, scientific, figure, baseline)),
         trial_columns=["number", *names, *with_delta(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
-        trials=[
-            *([_baseline_row(comparison, names)] if comparison else []),
-            *(_trial_row(trial, names, comparison) for trial in trials),
-        ],
+        trials=rows,
         provenance=list((environment or {}).items()),
         plotly_js=Markup(get_plotlyjs()),
     )

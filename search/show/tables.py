@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..judge.analysis import GroupSummary
 from ..judge.comparison import DELTA, STUDENT, Comparison, Evidence, Side, holm
-from ..judge.diagnosis import GroupDiagnosis
+from ..judge.diagnosis import GroupDiagnosis, Remedy
 from ..study.sampling import free_axes, shares
 from ..study.study import Axis, Range, Study
 from ..trial import Group, Point, group_of
@@ -117,7 +117,11 @@ def summary_cells(
         headroom = _or_dash(row.headroom, "{:.2g} ×")
     if row.seeds > 1 and row.unstable_trials[1]:
         edge += " ({} of {})".format(*row.unstable_trials)
-    best_value = readable(row.best_value) if row.best_point else "–"
+    best_value = best_step = best_point = near = "–"
+    if row.best_point:
+        best_value, best_step = readable(row.best_value), str(row.best_step)
+        best_point = _in_words(row.best_point, row.group, varied)
+        near = f"{row.good_region} ({row.good_region_fraction:.0%})"
     if row.seeds > 1 and row.best_values:
         best_value += f" ({readable(min(row.best_values))} – {readable(max(row.best_values))})"
     held = "".join(f", {name} = {readable(value)}" for name, value in row.group.scientific)
@@ -128,18 +132,14 @@ def summary_cells(
         "trials": str(row.trials),
         "infeasible": _or_dash(row.infeasible_fraction, "{:.0%}"),
         "crashed": str(row.crashed),
-        "near lr_star": f"{row.good_region} ({row.good_region_fraction:.0%})"
-        if row.best_point
-        else "–",
+        "near lr_star": near,
         "lr_star": _or_dash(row.lr_star),
         "unstable_base_lr": edge,
         "headroom": headroom,
         "best value": best_value,
         "delta": signed(comparison.delta(row.best_value)) if comparison else "",
-        "at step": str(row.best_step) if row.best_point else "–",
-        "best point": "–"
-        if row.best_point is None
-        else _in_words(row.best_point, row.group, varied),
+        "at step": best_step,
+        "best point": best_point,
         "verdict": row.verdict,
     }
 
@@ -295,32 +295,33 @@ def _fill(table: Table, rows: Sequence[Mapping[str, str]]) -> None:
 
 def remedy_rows(found: GroupDiagnosis) -> list[dict[str, str]]:
     """A row per way to train: tuned, rerun, and decided."""
-    return [
-        {
-            "remedy": ("→ " if one.name == found.adopted else "") + one.name,
-            "base_lr": readable(one.point.base_lr),
-            "trains up to": readable(one.highest_base_lr),
-            "usable decades": _or_dash(one.usable_decades, "{:.2f}"),
-            "LR sensitivity": _or_dash(one.lr_sensitivity, "{:.2f}"),
-            "clipped": f"{one.clip_fraction:.0%}" if one.clip_fraction else "",
-            "updates": str(one.updates),
-            "tuned": readable(one.tuned_value),
-            "rerun": readable(one.mean) if one.values else "",
-            "may fail": _may_fail(one.failure_bound),
-            "gain": _gain(one.evidence) if one.evidence else "",
-            "gain at equal updates": _gain(one.equal_steps) if one.equal_steps else "",
-            "decision": one.decision or "",
-        }
-        for one in found.remedies
-    ]
+    return [_remedy_row(one, one.name == found.adopted) for one in found.remedies]
+
+
+def _remedy_row(one: Remedy, adopted: bool) -> dict[str, str]:
+    return {
+        "remedy": ("→ " if adopted else "") + one.name,
+        "base_lr": readable(one.point.base_lr),
+        "trains up to": readable(one.highest_base_lr),
+        "usable decades": _or_dash(one.usable_decades, "{:.2f}"),
+        "LR sensitivity": _or_dash(one.lr_sensitivity, "{:.2f}"),
+        "clipped": f"{one.clip_fraction:.0%}" if one.clip_fraction else "",
+        "updates": str(one.updates),
+        "tuned": readable(one.tuned_value),
+        "rerun": readable(one.mean) if one.values else "",
+        "may fail": _may_fail(one.failure_bound),
+        "gain": _gain(one.evidence),
+        "gain at equal updates": _gain(one.equal_steps),
+        "decision": one.decision or "",
+    }
 
 
 def _may_fail(bound: float) -> str:
     return "" if math.isnan(bound) else f"≤ {bound:.0%}"
 
 
-def _gain(one: Evidence) -> str:
-    return _evidence_cells(one)["gain"]
+def _gain(one: Evidence | None) -> str:
+    return _evidence_cells(one)["gain"] if one else ""
 
 
 def _row(**cells: str) -> dict[str, str]:

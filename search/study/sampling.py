@@ -105,15 +105,15 @@ def _configurations(study: Study, told: Iterable[Told]) -> dict[int, Told]:
     seeds: dict[int, list[Told]] = {}
     for one in told:
         seeds.setdefault(one.point.number // study.seeds, []).append(one)
-    return {
-        number: Told(
-            replace(each[0].point, number=number, seed=study.seed),
-            value=fmean(one.value for one in each),
-            diverged=max(one.diverged for one in each),
-        )
-        for number, each in seeds.items()
-        if len(each) == study.seeds
-    }
+    found = {}
+    for number, each in seeds.items():
+        if len(each) == study.seeds:
+            found[number] = Told(
+                replace(each[0].point, number=number, seed=study.seed),
+                value=fmean(one.value for one in each),
+                diverged=max(one.diverged for one in each),
+            )
+    return found
 
 
 def _plan(study: Study, batch_size: int) -> list[Point]:

@@ -492,14 +492,14 @@ class Study(_Strict):
 
     def groups(self, batch_size: int) -> list[Group]:
         """One group per optimizer and combination of scientific values, in a fixed order."""
-        return [
-            Group(batch_size, optimizer, tuple(zip(self.scientific_names, values, strict=True)))
-            for optimizer in self.optimizers
-            for values in itertools.product(
-                *(self.axes(optimizer)[name] for name in self.scientific),
-                *(self.workload_args[name] for name in self.scientific_workload_args),
-            )
-        ]
+        arguments = [self.workload_args[name] for name in self.scientific_workload_args]
+        groups = []
+        for optimizer in self.optimizers:
+            axes = self.axes(optimizer)
+            for values in itertools.product(*(axes[name] for name in self.scientific), *arguments):
+                scientific = tuple(zip(self.scientific_names, values, strict=True))
+                groups.append(Group(batch_size, optimizer, scientific))
+        return groups
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Mistakes that concern several keys at once, as (key, what is wrong)."""

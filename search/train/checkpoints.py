@@ -88,17 +88,14 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     own = model.state_dict()
     present = {own[name].data_ptr() for name in tensors if name in own}
-    problems = {
-        "missing": [
-            name for name in own if name not in tensors and own[name].data_ptr() not in present
-        ],
-        "unexpected": [name for name in tensors if name not in own],
-        "of another shape": [
-            f"{name} (is {list(tensors[name].shape)}, must be {list(own[name].shape)})"
-            for name in own
-            if name in tensors and tensors[name].shape != own[name].shape
-        ],
-    }
+    missing = [name for name in own if name not in tensors and own[name].data_ptr() not in present]
+    unexpected = [name for name in tensors if name not in own]
+    misshapen = [
+        f"{name} (is {list(tensors[name].shape)}, must be {list(own[name].shape)})"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
         lines = [f"  {_listed(kind, names)}" for kind, names in problems.items() if names]
         raise UserError("\n".join([f"{path}: does not fit the model. Its tensors are", *lines]))

@@ -112,10 +112,7 @@ def _forced(
     """A stack of as many slots as a user wants, or alone where that would change numbers."""
     if slots == 1:
         return replace(ALONE, reason="forced")
-    trouble = (
-        ACCUMULATED if study.accumulation > 1 else why_not_stacked(study, workload, points, device)
-    )
-    if trouble:
+    if trouble := why_not_stacked(study, workload, points, device):
         return replace(ALONE, reason=f"{slots} slots were wanted, {trouble}")
     return Engine(stacked=True, slots=slots, reason="forced")
 
@@ -181,14 +178,12 @@ def _not_compiled(
     alone = ALONE
     if device == "cpu":
         alone, rate = _with_threads(study, workload, points, workers, cores, rate)
-    if study.accumulation > 1:
-        return replace(alone, measured=True, reason=ACCUMULATED), 0.0
     if trouble := why_not_stacked(study, workload, points, device):
         return replace(alone, measured=True, reason=trouble), 0.0
-    best, found = alone, rate
     most = min(
         _slots_in_memory(workload, points[0], workers, device), max(2, len(points) // workers)
     )
+    best, found = alone, rate
     for slots in sorted({min(width, most) for width in WIDTHS}):
         engine = Engine(stacked=True, slots=slots)
         measured = _rate(study, workload, points, engine, device, traces)
@@ -233,6 +228,8 @@ def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], d
     kept must be equal: losses, gradient norms, metrics, parameters, optimizer states and buffers;
     and neither workload nor model may keep state in Python (`python_state`).
     """
+    if study.accumulation > 1:
+        return ACCUMULATED
     some = [replace(point, base_lr=point.base_lr * 1e-3) for point in points[:2]]
     work, tolerance = _Observed(workload, double=True), TOLERANCE[torch.float64]
     try:

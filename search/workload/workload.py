@@ -115,21 +115,7 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
             f"workload: {path!r} cannot be imported by worker processes: put the factory into a "
             "file of its own, and name it file:factory"
         )
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"workload: cannot import {module_name!r}: {error}. Run from the folder that contains "
-            "it, or install it."
-        ) from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # sys.exit(), too
-        raise UserError(f"workload: importing {module_name!r} raised {said(error)}") from error
-    for name in _own_modules(module, {}) if module_name not in _IMPORTED else ():
-        _IMPORTED.setdefault(name, _stamp(sys.modules[name]))
+    module = _imported(module_name)
     factory: Callable[..., Any] | None = getattr(module, factory_name, None)
     if factory is None:
         raise UserError(f"workload: {module_name!r} has no {factory_name!r}")
@@ -146,6 +132,26 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
             f"missing: {', '.join(missing)}"
         )
     return workload  # type: ignore[no-any-return]
+
+
+def _imported(module_name: str) -> ModuleType:
+    """The module of a workload; the files of the user's own modules are remembered as they are."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"workload: cannot import {module_name!r}: {error}. Run from the folder that contains "
+            "it, or install it."
+        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit(), too
+        raise UserError(f"workload: importing {module_name!r} raised {said(error)}") from error
+    for name in _own_modules(module, {}) if module_name not in _IMPORTED else ():
+        _IMPORTED.setdefault(name, _stamp(sys.modules[name]))
+    return module
 
 
 def edited_modules_reloaded(paths: Iterable[str]) -> str:
@@ -319,7 +325,7 @@ def number(name: str, value: object) -> float:
         except (TypeError, ValueError):  # an array of several
             pass
     is_array = hasattr(value, "shape")
-    shown = (f"an array of shape {tuple(value.shape)}") if is_array else repr(value)[:SHOWN]  # type: ignore[attr-defined]
+    shown = f"an array of shape {tuple(value.shape)}" if is_array else repr(value)[:SHOWN]  # type: ignore[attr-defined]
     raise UserError(
         f"workload: evaluate() returns {shown} as {name!r}; every metric must be one number"
     )

@@ -99,11 +99,9 @@ def frame(losses: Sequence[Sequence[float]]) -> tuple[bool, float, float]:
     """
     lowest, highest = min(map(min, losses), default=0.1), max(map(max, losses), default=1.0)
     high = min(highest, CEILING * max((loss[0] for loss in losses), default=1.0))
-    low = (
-        min((value for loss in losses for value in loss if value > 0), default=0.1)
-        if lowest >= 0
-        else lowest
-    )
+    low = lowest
+    if lowest >= 0:
+        low = min((value for loss in losses for value in loss if value > 0), default=0.1)
     return 0 < low < high, low, high
 
 
@@ -215,13 +213,16 @@ def in_frame(
 
 def _trace(line: Line, info: CurvesInfo) -> go.Scatter:
     chosen = line.rank >= 0
+    kind, opacity = ("infeasible", 0.35) if line.infeasible else ("feasible", 0.6)
+    if chosen:
+        kind, opacity = "", 1.0
     return go.Scatter(
         x=np.array(line.steps) + info.log_steps,
         y=in_frame(line.loss, info.log_loss, info.loss_range).astype(np.float32),
         mode="lines",
         line={"color": _colour(line), "width": 1.6 if chosen else 1},
-        opacity=1.0 if chosen else 0.35 if line.infeasible else 0.6,
-        name="" if chosen else "infeasible" if line.infeasible else "feasible",
+        opacity=opacity,
+        name=kind,
         hovertemplate=f"step %{{x}}, loss %{{y:.3g}}<br>{line.hover}<extra></extra>",
     )
 

@@ -188,19 +188,22 @@ def _dots(panel: EdgePanel) -> go.Scatter:
         interval(one.infeasible, one.trials) if one.trials >= FEWEST_FOR_A_BAR else (share, share)
         for one, share in zip(panel.tried, shares, strict=True)
     ]
+    above = [high - share for (_, high), share in zip(bars, shares, strict=True)]
+    below = [share - low for (low, _), share in zip(bars, shares, strict=True)]
+    sizes = [min(DOT * math.sqrt(one.trials), LARGEST_DOT) for one in panel.tried]
     return go.Scatter(
         x=[one.base_lr for one in panel.tried],
         y=shares,
         error_y={
-            "array": [high - share for (_, high), share in zip(bars, shares, strict=True)],
-            "arrayminus": [share - low for (low, _), share in zip(bars, shares, strict=True)],
+            "array": above,
+            "arrayminus": below,
             "color": PALE,
             "thickness": 1.5,
             "width": 0,
         },
         mode="markers",
         marker={
-            "size": [min(DOT * math.sqrt(one.trials), LARGEST_DOT) for one in panel.tried],
+            "size": sizes,
             "color": BLUE,
             "opacity": 1,
             "line": {"width": 1, "color": "white"},

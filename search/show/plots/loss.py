@@ -94,20 +94,17 @@ def loss_info(
 ) -> LossInfo:
     """What the picture shows: a line per trial that has a curve."""
     trials = list(trials)
-    groups = tuple(
-        LossGroup(
-            group,
-            tuple(_line(trial, log_steps, sparse_every) for trial in own if len(trial.curve.loss)),
-            sum(not len(trial.curve.loss) for trial in own),
-        )
-        for group, own in group_trials(trials, scientific).items()
-    )
+    groups = []
+    for group, own in group_trials(trials, scientific).items():
+        drawn = [trial for trial in own if len(trial.curve.loss)]
+        lines = tuple(_line(trial, log_steps, sparse_every) for trial in drawn)
+        groups.append(LossGroup(group, lines, len(own) - len(drawn)))
     log_loss, low, high = frame(
         [line.loss for group in groups for line in group.lines if line.loss]
     )
     chances = {trial.curve.chance_loss for trial in trials if len(trial.curve.loss)}
     chance = chances.pop() if len(chances) == 1 else math.nan
-    return LossInfo(log_steps, log_loss, (low, high), chance, sparse_every, groups)
+    return LossInfo(log_steps, log_loss, (low, high), chance, sparse_every, tuple(groups))
 
 
 def _line(trial: Trial, log_steps: bool, sparse_every: int) -> LossLine:

@@ -104,14 +104,10 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
     for group, own in group_trials(trials, scientific).items():
         best = _best_by_base_lr(own)
         drawn += sum(map(len, best))
-        points = (
-            Repeated(
-                seeds[0].point.base_lr,
-                tuple(trial.best_value for trial in seeds if trained(trial)),
-                sum(not trained(trial) for trial in seeds),
-            )
-            for seeds in best
-        )
+        points = []
+        for seeds in best:
+            values = tuple(trial.best_value for trial in seeds if trained(trial))
+            points.append(Repeated(seeds[0].point.base_lr, values, len(seeds) - len(values)))
         ranking = ranked(own)
         lines.append(
             OverlayLine(group, ranking[0].point.base_lr if ranking else math.nan, tuple(points))
@@ -210,17 +206,19 @@ def _traces(line: OverlayLine, info: OverlayInfo, style: int, colour: str) -> li
         hovertemplate=f"{name}<br>base_lr %{{x:.3g}}, mean %{{y:.3g}}<extra></extra>",
         **shared | {"showlegend": True},
     )
+    runs = [(point.base_lr, value) for point in line.points for value in point.values]
     seeds = go.Scatter(
-        x=[point.base_lr for point in line.points for _ in point.values],
-        y=[value for point in line.points for value in point.values],
+        x=[base_lr for base_lr, _ in runs],
+        y=[value for _, value in runs],
         mode="markers",
         marker={"symbol": symbol, "size": 5, "color": colour, "opacity": 0.45},
         hovertemplate=f"{name}<br>base_lr %{{x:.3g}}, one seed %{{y:.3g}}<extra></extra>",
         **shared,
     )
+    infeasible = [x for point in line.points for x in _side_by_side(point, line)]
     crosses = go.Scatter(
-        x=[x for point in line.points for x in _side_by_side(point, line)],
-        y=[rail for point in line.points for _ in range(point.infeasible)],
+        x=infeasible,
+        y=[rail] * len(infeasible),
         mode="markers",
         marker={"symbol": "x-thin", "size": 8, "line": {"width": 2, "color": colour}},
         hovertemplate=f"{name}<br>base_lr %{{x:.3g}}: infeasible<extra></extra>",
