@@ -38,8 +38,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from ..trial import Point
 from .best_of import BestOf
@@ -117,7 +117,7 @@ def evidence(candidate: ArrayLike, baseline: ArrayLike) -> Evidence:
         gain_spread=float(gain_N.std(ddof=1)),
         better_fraction=wins / seeds,
         better_interval=_plain(
-            stats.binomtest(wins, seeds).proportion_ci(CONFIDENCE, method="exact")
+            scipy.stats.binomtest(wins, seeds).proportion_ci(CONFIDENCE, method="exact")
         ),
         candidate_spread=float(candidate_N.std(ddof=1)),
         baseline_spread=float(baseline_N.std(ddof=1)) if paired else math.nan,
@@ -129,7 +129,7 @@ def evidence(candidate: ArrayLike, baseline: ArrayLike) -> Evidence:
 
 def _sign_flip(gain_N: NDArray[np.float64]) -> float:
     """P(mean gain at least this large) if every gain may as well have the other sign."""
-    result = stats.permutation_test(
+    result = scipy.stats.permutation_test(
         (gain_N, np.zeros_like(gain_N)),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
@@ -155,7 +155,7 @@ def _student(gain_N: NDArray[np.float64]) -> Interval:
     1/32, on either side.
     """
     count, mean = len(gain_N), float(gain_N.mean())
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
     reach = quantile * float(gain_N.std(ddof=1)) / math.sqrt(count)
     return mean - reach, mean + reach
 
@@ -224,8 +224,8 @@ def _pairs(one: Evidence, alpha: float) -> float:
         return 2 if one.gain else math.inf
     chances = (np.arange(QUANTILES) + 0.5) / QUANTILES
     freedom = one.seeds - 1
-    shrunk_Q = np.sqrt(stats.chi2.ppf(chances, freedom) / freedom)  # s / σ
-    off_Q = stats.norm.ppf(chances) / math.sqrt(one.seeds)  # (μ − m) / σ
+    shrunk_Q = np.sqrt(scipy.stats.chi2.ppf(chances, freedom) / freedom)  # s / σ
+    off_Q = scipy.stats.norm.ppf(chances) / math.sqrt(one.seeds)  # (μ − m) / σ
     effect_QQ = one.gain / one.gain_spread * shrunk_Q[:, None] + off_Q
 
     def decides(pairs: int) -> bool:
@@ -250,9 +250,9 @@ def _power(effect: NDArray[np.float64], pairs: int, alpha: float) -> NDArray[np.
     By a normal approximation of the noncentral t: Abramowitz & Stegun 1964, 26.7.10.
     """
     freedom = pairs - 1
-    limit = stats.t.ppf(1 - alpha, freedom)
+    limit = scipy.stats.t.ppf(1 - alpha, freedom)
     above = effect * math.sqrt(pairs) - limit * (1 - 1 / (4 * freedom))
-    return np.asarray(stats.norm.cdf(above / math.sqrt(1 + limit**2 / (2 * freedom))))
+    return np.asarray(scipy.stats.norm.cdf(above / math.sqrt(1 + limit**2 / (2 * freedom))))
 
 
 def _runs(one: Evidence, alpha: float) -> float:
@@ -260,10 +260,10 @@ def _runs(one: Evidence, alpha: float) -> float:
     seeds = one.seeds
     minority = round(min(one.p_better, one.p_worse) * (seeds + 1) - 1)
     chances = (np.arange(QUANTILES) + 0.5) / QUANTILES
-    share_Q = stats.beta.ppf(chances, minority + 0.5, seeds - minority + 0.5)
+    share_Q = scipy.stats.beta.ppf(chances, minority + 0.5, seeds - minority + 0.5)
     for allowed in range(minority, round(MOST_SEEDS * alpha)):
         runs = max(math.ceil((1 + allowed) / alpha - 1 - 1e-9), seeds + 1)
-        chance_Q = stats.binom.cdf(allowed - minority, runs - seeds, share_Q)
+        chance_Q = scipy.stats.binom.cdf(allowed - minority, runs - seeds, share_Q)
         if chance_Q.mean() >= POWER:
             return runs
     return math.inf
@@ -278,7 +278,7 @@ def failure_bound(failures: int, runs: int) -> float:
     The one-sided upper Clopper-Pearson limit at CONFIDENCE; without a failure 1 − (1 −
     CONFIDENCE)^(1 / runs). Raises ValueError unless 0 ≤ failures ≤ runs and runs ≥ 1.
     """
-    test = stats.binomtest(failures, runs, alternative="less")
+    test = scipy.stats.binomtest(failures, runs, alternative="less")
     return float(test.proportion_ci(CONFIDENCE, method="exact").high)
 
 

@@ -19,8 +19,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import median_filter, percentile_filter
 
 from ..trial import Array
 
@@ -147,7 +147,7 @@ def _low_scatter(away: Array) -> float:
 
 def typical(loss: Array) -> Array:
     """The median over WINDOW updates around each."""
-    return np.asarray(median_filter(loss, min(WINDOW, len(loss)), mode="mirror"))
+    return np.asarray(scipy.ndimage.median_filter(loss, min(WINDOW, len(loss)), mode="mirror"))
 
 
 def _start(loss: Array) -> float:
@@ -228,7 +228,8 @@ def _ahead(values: Array, count: int) -> Array:
     ends = len(values) - count + 1
     if count == 2:
         return np.minimum(values[:-1], values[1:])
-    return np.asarray(median_filter(values, count, mode="nearest"))[count // 2 : count // 2 + ends]
+    medians = np.asarray(scipy.ndimage.median_filter(values, count, mode="nearest"))
+    return medians[count // 2 : count // 2 + ends]
 
 
 def _later(loss: Array, level: Levels) -> float:
@@ -280,7 +281,7 @@ def _before(values: Array) -> tuple[Array, Array]:
 def _trailing(values: Array, percentile: float) -> Array:
     """A percentile of the TAIL_WINDOW values that end with each; the first ones are mirrored."""
     padded = np.pad(values, (TAIL_WINDOW - 1, 0), mode="symmetric")
-    ranked = percentile_filter(padded, percentile, TAIL_WINDOW, mode="nearest")
+    ranked = scipy.ndimage.percentile_filter(padded, percentile, TAIL_WINDOW, mode="nearest")
     middle = TAIL_WINDOW // 2  # the filter's windows lie around each place
     return np.asarray(ranked[middle : middle + len(values)])
 
@@ -313,7 +314,7 @@ def _single(loss: Array, level: Levels) -> float:
 def _local_scatter(away: Array) -> Array:
     """The scatter over the TAIL_WINDOW updates around each."""
     width = min(TAIL_WINDOW, len(away))
-    return NORMAL * np.asarray(median_filter(np.abs(away), width, mode="mirror"))
+    return NORMAL * np.asarray(scipy.ndimage.median_filter(np.abs(away), width, mode="mirror"))
 
 
 def _drift(loss: Array, level: Levels) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from scipy import stats
+import scipy
 
 from ..trial import Group, Point
 from .comparison import ALPHA, CONFIDENCE, Decision, Evidence, Interval
@@ -173,7 +173,7 @@ class Remedy:
             return math.nan, math.nan
         middle, spread = self.mean, stdev(self.values)
         reach = float(
-            stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread * math.sqrt(1 + 1 / count)
+            scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * spread * math.sqrt(1 + 1 / count)
         )
         return middle - reach, middle + reach
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from statistics import median
 
 import numpy as np
-from scipy.stats import rankdata
+import scipy
 
 from ..trial import Array, Trial
 from ..words import readable
@@ -146,7 +146,7 @@ def _trend(trial: Trial, objective: str) -> float:
     known = np.isfinite(values) & np.isfinite(loss)
     if known.sum() < FEWEST_POINTS:
         return math.nan
-    ranks = rankdata(values[known]), rankdata(loss[known])
+    ranks = scipy.stats.rankdata(values[known]), scipy.stats.rankdata(loss[known])
     if min(np.ptp(own) for own in ranks) == 0:
         return math.nan
     return float(np.corrcoef(*ranks)[0, 1])

@@ -13,9 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import isotonic_regression
-from scipy.special import xlogy
-from scipy.stats import binomtest
+import scipy
 
 from ..trial import Array, Trial
 
@@ -63,7 +61,7 @@ def probability(tried: Sequence[Tried]) -> list[float]:
     """
     if not tried:
         return []
-    fitted = isotonic_regression(
+    fitted = scipy.optimize.isotonic_regression(
         [one.infeasible / one.trials for one in tried], weights=[one.trials for one in tried]
     )
     return [float(p) for p in fitted.x]
@@ -89,7 +87,7 @@ def interval(infeasible: int, trials: int) -> tuple[float, float]:
 
     Raises ValueError unless 0 ≤ infeasible ≤ trials and trials ≥ 1. Source: Clopper & Pearson 1934.
     """
-    bounds = binomtest(infeasible, trials).proportion_ci(CONFIDENCE, method="exact")
+    bounds = scipy.stats.binomtest(infeasible, trials).proportion_ci(CONFIDENCE, method="exact")
     return float(bounds.low), float(bounds.high)
 
 
@@ -129,6 +127,7 @@ def _log_likelihood(tried: Sequence[Tried], p: Array) -> float:
     p = np.clip(p, 0.0, 1.0)  # a fitted one may be beyond by rounding
     infeasible = np.array([one.infeasible for one in tried])
     trials = np.array([one.trials for one in tried])
+    xlogy = scipy.special.xlogy
     return float((xlogy(infeasible, p) + xlogy(trials - infeasible, 1 - p)).sum())
 
 

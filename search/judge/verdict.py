@@ -41,7 +41,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from scipy.ndimage import median_filter
+import scipy
 
 from ..trial import Array, Curve, Instability, Outcome, Verdict
 from .curve_shape import (
@@ -299,7 +299,7 @@ def _since(loss: Array, level: Levels, last: float) -> int:
     if level.highest_start < last:
         smooth = typical(loss)
         # in the first steps a few updates tell
-        smooth[:WINDOW] = median_filter(loss, 5, mode="nearest")[:WINDOW]
+        smooth[:WINDOW] = scipy.ndimage.median_filter(loss, 5, mode="nearest")[:WINDOW]
         return last_below(smooth, (level.highest_start + last) / 2)
     return int(np.argmax(typical(loss) <= last + level.luck))
 

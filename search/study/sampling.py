@@ -18,8 +18,8 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from ..trial import Group, Point, Told
 from .study import ADAPTIVE, COMMON, Axis, Range, Study, grid_size
@@ -212,11 +212,11 @@ def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
             unit = rng.random((count, len(axes)))
         case "sobol":
             # Sobol points are balanced in powers of two: draw the next power, use its beginning.
-            unit = qmc.Sobol(len(axes), scramble=True, rng=rng).random_base2(
+            unit = scipy.stats.qmc.Sobol(len(axes), scramble=True, rng=rng).random_base2(
                 math.ceil(math.log2(max(count, 1)))
             )
         case "halton" | "tpe" | "gp":  # the first round of those that learn
-            unit = qmc.Halton(len(axes), scramble=True, rng=rng).random(count)
+            unit = scipy.stats.qmc.Halton(len(axes), scramble=True, rng=rng).random(count)
         case unknown:
             raise ValueError(f"sampler {unknown!r} has no sequence")
     return [
