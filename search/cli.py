@@ -23,6 +23,7 @@ from .errors import UnfinishedError, UserError, masked, said
 from .new import shipped_studies, start
 
 if TYPE_CHECKING:
+    from .show.advice import Advice
     from .store.storage import Store
     from .study.study import Study
     from .trial import Trial
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 CRASHES_SHOWN = 5  # the rest are in crashed.log
 STORAGE = "TUNEWRIGHT_STORAGE"  # the environment variable that --storage defaults to
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-POINTS_JUDGED = 1_000  # of a plan, for its updates and time: enough for a mean, made at once
 # workers of a machine, or threads of a worker: more than any machine has cores
 MOST_PROCESSES = 4096
 MOST_SLOTS = 10_000  # trials in one stack: each keeps a model and its optimizer's state in memory
@@ -47,22 +47,15 @@ def _check(options: argparse.Namespace) -> int:
     from .playbook import legend
     from .show.advice import advise
     from .show.tables import plan_table, print_table
-    from .study.sampling import some_points
     from .study.study import load_study
-    from .train.tryout import check_studies, seconds_per_step
-    from .workload.workload import load_workload
 
-    _quiet_optuna()
     cited = set()
     for path in options.studies:
         study = load_study(path)
-        check_studies([study])
-        print_table(plan_table(study, some_points(study, POINTS_JUDGED), seconds_per_step(study)))
-        (point,) = some_points(study, 1)[:1]
-        workload = load_workload(study.workload, point.workload_args)
-        for one in advise(
-            study, _finished(study, options.results / study.name, options.storage), workload
-        ):
+        of_workload = _try_workload(study, options.time)
+        print_table(plan_table(study, _seconds_per_step(study) if options.time else None))
+        trials = _finished(study, options.results / study.name, options.storage)
+        for one in [*advise(study, trials), *of_workload]:
             print(f"warning: {path}: {one.place}: {one.sentence}")
             cited.add(one.rule)
     if cited:
@@ -71,14 +64,42 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _try_workload(study: Study, time: bool) -> list[Advice]:
+    """Raise UserError for a workload that cannot be used; return advice on it, if it is tried.
+
+    It is tried for `time`, or where its source alone does not show that it can be made: only then
+    is torch imported.
+    """
+    from .workload.factory import argument_sets, takes_arguments
+
+    arguments = next(argument_sets(study))
+    if not time and takes_arguments(study.workload, arguments):
+        return []
+    from .show.chance import advise_on_chance
+    from .train.tryout import check_studies
+    from .workload.workload import load_workload
+
+    check_studies([study])
+    return list(advise_on_chance(study, load_workload(study.workload, arguments)))
+
+
+def _seconds_per_step(study: Study) -> dict[int, float]:
+    from .train.tryout import seconds_per_step
+
+    return seconds_per_step(study)
+
+
 def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
     """The trials that a study has in its results folder; none, and a word, if they are of another
     study file.
     """
-    from .store.storage import has_results, is_continued, open_store, read_trials
+    from .store.places import has_results
 
     if not has_results(folder, url):
         return []
+    from .store.storage import is_continued, open_store, read_trials
+
+    _quiet_optuna()
     try:
         store = open_store(folder, url)
     except UserError as error:
@@ -385,6 +406,12 @@ def _parser() -> argparse.ArgumentParser:
         "Validate studies, print their plans, and warn where they break rules of the playbook.",
     )
     check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
+    check.add_argument(
+        "--time",
+        action="store_true",
+        help="also try the workload: its methods, batch sizes and chance_loss; and estimate how "
+        "long training takes",
+    )
     results(check, "where results go; what is there already is judged, too (default: results)")
     storage(check)
 

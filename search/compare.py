@@ -39,8 +39,8 @@ from .show.publish import write_results
 from .show.tables import space_in_words
 from .store.baseline import tell_baseline
 from .store.files import checkpoint_path, name_of
+from .store.places import STUDY_FILE
 from .store.storage import (
-    STUDY_FILE,
     Store,
     create_store,
     exclusive,

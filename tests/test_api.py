@@ -46,7 +46,4 @@ def test_a_study_in_five_lines(tmp_path):
 
 
 def test_the_plan_has_a_row_per_group():
-    from tunewright.search.study.sampling import plan
-
-    study = parse()
-    assert plan_table(study, plan(study), {32: 0.001, 256: 0.002}).row_count == 4
+    assert plan_table(parse(), {32: 0.001, 256: 0.002}).row_count == 4

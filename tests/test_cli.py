@@ -1,5 +1,6 @@
 """Exit status 0 done, 1 the work failed, 2 the user's mistake; one message, no traceback."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,16 +17,38 @@ ROOT = Path(__file__).parents[1]
 STUDY = str(ROOT / "studies" / "digits_mlp.toml")
 
 
-def test_help_imports_neither_torch_nor_optuna_nor_plotly():
+def imported_by(*arguments: str) -> set[str]:
+    """The modules that a command has imported when it ends with status 0."""
     code = (
-        "import sys; from tunewright.search.cli import main\ntry: "
-        "main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys; from tunewright.search.cli import main\n"
+        "try: status = main(sys.argv[1:])\nexcept SystemExit as stopped: status = stopped.code\n"
+        "assert status == 0\nprint('', *sys.modules)"
     )
-    code += "print(sorted({'torch', 'optuna', 'plotly', 'pydantic', 'scipy'} & set(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.splitlines()[-1] == "[]"
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(result.stdout.splitlines()[-1].split())
+
+
+SLOW = {"torch", "sklearn", "plotly", "optuna_dashboard", "joblib"}  # seconds, or parts of one
+OF_RESULTS = {"optuna", "sqlalchemy"}
+
+
+def test_help_imports_nothing_that_takes_time():
+    assert not imported_by("--help") & (SLOW | OF_RESULTS | {"numpy", "scipy", "pydantic", "rich"})
+
+
+def test_check_imports_neither_torch_nor_optuna(tmp_path):
+    found = imported_by("check", STUDY, "--results", str(tmp_path))
+    assert "tunewright.search.study.study" in found
+    assert not found & (SLOW | OF_RESULTS | {"scipy.stats", "scipy.ndimage"})
+
+
+def test_check_of_a_study_that_has_results_imports_optuna_and_not_torch(tmp_path):
+    path = small_study(tmp_path, evaluations=50)
+    tell(create_store(load_study(path), tmp_path), feasible(0, 9.9, 0.1))
+    found = imported_by("check", path, "--results", str(tmp_path))
+    assert found >= OF_RESULTS
+    assert not found & SLOW
 
 
 def test_check_prints_the_plan_of_every_group(capsys):
@@ -38,6 +61,81 @@ def test_check_prints_the_plan_of_every_group(capsys):
         "1000",
     ):
         assert words in out
+
+
+def test_check_tries_the_workload_and_takes_times_only_when_asked(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "tried"
+    folder.mkdir()
+    (folder / "untried.py").write_text(WRONG_WORKLOAD)
+    path = folder / "untried.toml"
+    path.write_text(UNTRIED)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert main(["check", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "`tunewright check --time` also tries the workload" in out
+    assert "updates per trial" in out
+    assert "Time" not in out
+    assert "chance_loss" not in out
+    assert main(["check", str(path), "--time"]) == 2
+    assert "objective: evaluate() returns val_loss; got 'val_los'" in capsys.readouterr().err
+    path.write_text(UNTRIED.replace("val_los", "val_loss"))
+    assert main(["check", str(path), "--time"]) == 0
+    out = capsys.readouterr().out
+    assert "Time: one core, no trial stopped early." in out
+    assert re.search(r"batch size 8, sgd .* 40 +\d+ s", out)
+    assert "workload: states no chance_loss" in out
+    assert "check --time" not in out
+
+
+WRONG_WORKLOAD = """
+import torch
+
+class make:
+    def build_model(self, seed):
+        return torch.nn.Linear(1, 1)
+
+    def train_batches(self, batch_size, seed):
+        while True:
+            yield torch.ones(batch_size, 1)
+
+    def loss(self, model, batch):
+        return (model(batch) - 1).square().mean()
+
+    def evaluate(self, model):
+        return {"val_loss": self.loss(model, torch.ones(1, 1))}
+"""
+UNTRIED = """
+workload = "untried:make"
+objective = "val_los"
+max_train_steps = 40
+batch_sizes = [8]
+trials = 2
+[space.optimizer.sgd]
+base_lr = { low = 1e-3, high = 1e-1, log = true }
+"""
+
+
+@pytest.mark.parametrize(
+    ("workload", "arguments", "message"),
+    [
+        ("no.such:mlp", "", "cannot import 'no.such': No module named 'no'"),
+        ("tunewright.models.digit:mlp", "", "No module named 'tunewright.models.digit'. Run from"),
+        ("tunewright.models.digits:nlp", "", "'tunewright.models.digits' has no 'nlp'"),
+        ("tunewright.models.digits:mlp", "wide = 1", "mlp(wide=1): got an unexpected keyword"),
+    ],
+)
+def test_check_names_a_wrong_workload_as_run_does(workload, arguments, message, tmp_path, capsys):
+    path = Path(small_study(tmp_path, evaluations=50))
+    text = path.read_text().replace("tunewright.models.digits:mlp", workload)
+    path.write_text(text.replace("[space", f"[workload_args]\n{arguments}\n[space"))
+    results = ["--results", str(tmp_path / "results")]
+    assert main(["check", str(path), *results]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("small: workload: ")
+    assert message in error
+    assert main(["run", str(path), *results]) == 2
+    assert capsys.readouterr().err == error
 
 
 def test_check_warns_of_a_broken_rule_after_the_plan_and_ends_with_0(tmp_path, capsys):

@@ -149,7 +149,7 @@ def test_new_copies_a_study_that_can_be_run(
     assert main(["check", "my first/study.toml"]) == 2  # the working directory has no workload.py
     sys.modules.pop("workload", None)  # the folder of tests of that name, which has none either
     monkeypatch.chdir("my first")
-    assert main(["check", "study.toml"]) == 0
+    assert main(["check", "study.toml", "--time"]) == 0
     assert "warning" not in capsys.readouterr().out
 
 

@@ -11,12 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ..judge.analysis import BEST_FEW, CLIP_TOO_MUCH, boundary_checks, group_trials, ranked
 from ..judge.flags import ENOUGH, checkpoint_note
@@ -27,7 +21,6 @@ from ..study.sampling import ROUND, free_axes, shares
 from ..study.study import ADAPTIVE, COMMON, Axis, Range, Study, ends
 from ..trial import Trial
 from ..words import readable
-from ..workload.workload import Workload, chance_loss
 from .tables import axis_in_words
 
 # S1: update rules whose steps are of about the same size at the same base_lr, by the name of one of
@@ -40,10 +33,6 @@ CONTROLS = {"warmup_steps": (0, "R9"), "clip_norm": (math.inf, "S9")}
 # R10: an order of magnitude; R3, R6: the least that a sweep of base_lr spans (its width is ours)
 ORDER = 10.0
 GRID_AXES = 2  # S2: grids are for one or two dimensions
-NOISY_BATCH = 64  # examples: with fewer, a mean of squared errors scatters by a fifth or more
-LABEL_BATCHES = 200  # drawn to estimate how frequent labels are
-ENOUGH_LABELS = 10  # of each kind on average: fewer tell an entropy that is too low
-ENTROPY_FACTOR = 1.1  # what a constant predictor loses by more than that is no estimate's error
 LESS_TUNED = 0.5  # S9: half as many values or configurations as another side (the share is ours)
 # S11: fewest configurations; "far more" than 25: twice (ours)
 ADAM_BUDGETS = {"beta1": 10, "epsilon": 26, "beta2": 50}
@@ -60,16 +49,13 @@ class Advice:
     sentence: str
 
 
-def advise(
-    study: Study, trials: Iterable[Trial] = (), workload: Workload | None = None
-) -> list[Advice]:
-    """What the file breaks, then the workload if it is given, then what the finished trials show.
+def advise(study: Study, trials: Iterable[Trial] = ()) -> list[Advice]:
+    """What the file breaks, then what the finished trials show.
 
     Nothing is said twice, and nothing is trained.
     """
     trials = list(trials)
     found = [one for check in OF_THE_FILE for one in check(study)]
-    found += _chance(study, workload) if workload and study.divergence else []
     found += [one for judge in OF_THE_RESULTS for one in judge(study, trials)]
     return list(dict.fromkeys(found))
 
@@ -207,52 +193,6 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
                     f"{_all_of(study.batch_sizes)}, each of which has its own best value: tune "
                     "it, or do not compare the batch sizes with one another",
                 )
-
-
-# --- the workload's chance_loss -------------------------------------------------------------------
-
-
-def _chance(study: Study, workload: Workload) -> Iterator[Advice]:
-    """What verdicts on the training loss are measured by (R6)."""
-    stated, smallest = chance_loss(workload), min(study.batch_sizes)
-    if math.isnan(stated) and smallest < NOISY_BATCH:
-        yield _advice(
-            "R6",
-            "workload",
-            "states no chance_loss, so what a trial starts from is read off its first "
-            f"minibatches, which differ most at batch size {smallest}: give it the loss of a "
-            "constant predictor as attribute chance_loss",
-        )
-    labels = _labels(workload, smallest)
-    counts = np.bincount(labels)[np.unique(labels)] if len(labels) else np.ones(1)
-    shares = counts / counts.sum()
-    entropy = -float(shares @ np.log(shares)) + (len(counts) - 1) / (2 * counts.sum())
-    uniform = len(labels) >= ENOUGH_LABELS * len(counts) and stated >= ENTROPY_FACTOR * entropy
-    if uniform and math.isclose(stated, math.log(labels.max() + 1), rel_tol=ENTROPY_FACTOR - 1):
-        yield _advice(
-            "R6",
-            "workload",
-            f"chance_loss = {readable(stated)} is that of {labels.max() + 1} labels which are all "
-            f"as frequent, but their entropy is {readable(entropy)}, which a constant predictor "
-            "reaches: state that",
-        )
-
-
-def _labels(workload: Workload, batch_size: int) -> NDArray[np.int64]:
-    """The labels of the first batches: the last part of a batch, if those are counting numbers;
-    else none.
-    """
-    found: list[NDArray[np.int64]] = []
-    for batch in islice(iter(workload.train_batches(batch_size, 0)), LABEL_BATCHES):
-        last = batch[-1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
-        if (
-            not isinstance(last, Tensor)
-            or last.dtype not in (torch.int64, torch.int32)
-            or bool((last < 0).any())
-        ):
-            return np.empty(0, np.int64)
-        found.append(last.reshape(-1).to(torch.int64).cpu().numpy())
-    return np.concatenate(found) if found else np.empty(0, np.int64)
 
 
 # --- warmup and clipping --------------------------------------------------------------------------

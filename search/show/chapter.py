@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 
 from ..judge.diagnosis import Diagnosis, GroupDiagnosis, Kind, Step, StepName
 from ..procedure.steps import label, sweep_of
-from ..store.storage import STEPS, Store, open_store, read_trials
+from ..store.places import STEPS
+from ..store.storage import Store, open_store, read_trials
 from ..trial import Group, Trial, group_of
 from ..words import readable
 from .plots import (

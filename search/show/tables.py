@@ -15,7 +15,7 @@ from rich.text import Text
 from ..judge.analysis import GroupSummary
 from ..judge.comparison import DELTA, STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
-from ..study.sampling import free_axes, shares
+from ..study.sampling import free_axes, shares, some_points
 from ..study.study import Axis, Range, Study
 from ..trial import Group, Point, group_of
 from ..words import readable
@@ -39,6 +39,8 @@ MAY_FAIL = (
     "may fail: the share of runs that may be infeasible for all that these show, with 95 % "
     "confidence"
 )
+NOT_TRIED = "`tunewright check --time` also tries the workload, and estimates how long trials take."
+POINTS_JUDGED = 1_000  # of a plan, for the updates of its trials: enough for a mean, made at once
 UNKNOWN = "unknown"
 LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
 
@@ -365,35 +367,28 @@ def cost_rows(result: Comparison) -> list[dict[str, str]]:
     return rows
 
 
-def plan_table(
-    study: Study, points: Iterable[Point], seconds_per_step: Mapping[int, float]
-) -> Table:
-    """What `tunewright check` shows: every group with its ranges, trials, updates and estimated
-    time.
+def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None) -> Table:
+    """What `tunewright check` shows: every group with its ranges, trials and updates.
 
-    `points` are those of the plan, or some of them (`sampling.some_points`): updates and time are
-    theirs, the time scaled to all trials.
+    It has the estimated time, too, if the seconds of an update are given by batch size.
     """
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{study.name}: {study.question}" if study.question else study.name,
         title_justify="left",
-        caption="Time: one core, no trial stopped early.",
+        caption="Time: one core, no trial stopped early." if seconds_per_step else NOT_TRIED,
         caption_justify="left",
     )
-    for column in ("group", "varied", "trials", "updates per trial", "time"):
+    times = ["time"] if seconds_per_step else []
+    for column in ("group", "varied", "trials", "updates per trial", *times):
         table.add_column(
             column, justify="left" if column in ("group", "varied") else "right", overflow="fold"
         )
-    by_group: dict[Group, list[Point]] = {}
-    for point in points:
-        by_group.setdefault(group_of(point, study.scientific_names), []).append(point)
-    for group, members in by_group.items():
-        updates = [study.updates(point) for point in members]
+    for group, updates in _updates_of_groups(study).items():
         trials = shares(study, group.batch_size)[group]
-        seconds = (
-            sum(updates) / len(updates) * trials * study.seeds * seconds_per_step[group.batch_size]
-        )
+        if seconds_per_step:
+            each = statistics.fmean(updates) * seconds_per_step[group.batch_size]
+            times = [_duration(each * trials * study.seeds)]
         span = (
             f"{min(updates)}"
             if min(updates) == max(updates)
@@ -404,9 +399,24 @@ def plan_table(
             _varied_in_words(study, group) or "nothing",
             _times_seeds(trials, study.seeds),
             span,
-            _duration(seconds),
+            *times,
         )
     return table
+
+
+def _updates_of_groups(study: Study) -> dict[Group, list[int]]:
+    """The updates of some trials of every group: enough for their mean and their range."""
+    found: dict[Group, list[int]] = {}
+    if not study.prepend_warmup:  # then all are as long, and no point has to be drawn
+        whole = study.max_train_steps
+        for batch_size in study.batch_sizes:
+            for group in study.groups(batch_size):
+                found[group] = [min(whole, study.stop_after or whole)]
+        return found
+    for point in some_points(study, POINTS_JUDGED):
+        group = group_of(point, study.scientific_names)
+        found.setdefault(group, []).append(study.updates(point))
+    return found
 
 
 def _varied_in_words(study: Study, group: Group) -> str:

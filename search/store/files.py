@@ -11,16 +11,17 @@ from contextlib import contextmanager
 from dataclasses import fields
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
 from pydantic_core import to_json
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ..errors import first_line, printable, warn_once
 from ..trial import EMPTY_CURVE, Curve, Point, Trial, Verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -103,6 +104,9 @@ def find_curve(path: Path) -> Curve | None:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    # this imports torch, which whoever only reads results need not wait for
+    from safetensors.torch import save_file
+
     with atomic(path) as temporary:
         save_file(dict(tensors), temporary)
 

@@ -43,14 +43,13 @@ from ..study.study import ADAPTIVE, Range, Study, load_study
 from ..trial import EMPTY_CURVE, Curve, Point, Trial, as_told
 from .database import StudyLock, engine_of, open_storage
 from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial, write_json
+from .places import STEPS, STUDY_FILE, database_of, has_results
 
-STUDY_FILE = "study.toml"
 COMPARISON_FILE = "comparison.json"
 DIAGNOSIS_FILE = "diagnosis.json"
 # between the name of a study and the batch size in that of its Optuna study
 BATCH_SIZE = "/batch_size="
 PARTS = ("curves", "checkpoints", "plots")  # folders in a study's results
-STEPS = "steps"  # the folder in a study's results that holds those of the steps of its diagnosis
 RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
 PACKAGES = (
@@ -92,7 +91,7 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     _make(folder)
     storage = open_storage(where) if isinstance(where, URL) else where
     stored = set(optuna.get_all_study_names(storage))
-    is_own = url is not None or _database(folder).parent != folder
+    is_own = url is not None or database_of(folder).parent != folder
     if stored and not is_own and not any(name.startswith(f"{study.name}/") for name in stored):
         raise UserError(
             f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(stored))}"
@@ -143,16 +142,7 @@ def _own_url(folder: Path) -> URL:
         raise UserError(
             f"{folder}: the path of a results folder must be UTF-8: SQLite takes no other"
         )
-    return URL.create("sqlite", database=str(_database(folder)))
-
-
-def _database(folder: Path) -> Path:
-    """A study's own database; the steps of a diagnosis share that of the study, so that one
-    dashboard shows all.
-    """
-    diagnosed = folder.parent.parent
-    is_step = folder.parent.name == STEPS and (diagnosed / STUDY_FILE).is_file()
-    return (diagnosed if is_step else folder) / "study.db"
+    return URL.create("sqlite", database=str(database_of(folder)))
 
 
 def open_store(folder: Path, url: str | None = None) -> Store:
@@ -253,13 +243,6 @@ def is_continued(store: Store, study: Study) -> bool:
     did.
     """
     return not _changes(_document(store.study), _document(study))
-
-
-def has_results(folder: Path, url: str | None = None) -> bool:
-    """Whether `open_store` finds a study there."""
-    database = _database(folder.resolve())
-    stored = url is not None or (database.is_file() and database.stat().st_size > 0)
-    return (folder / STUDY_FILE).is_file() and stored
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -13,7 +13,6 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from ..threads import torch_threads
 from ..trial import Told
 from .study import Axis, Range, Study
 
@@ -41,6 +40,9 @@ def propose(
     They see one study in memory with this group's free axes only: no conditional parameters, which
     GP cannot take, and no trials of other groups, which would mislead TPE.
     """
+    # imports torch, which who only describes an axis need not wait for
+    from ..threads import torch_threads
+
     sampler = SAMPLERS[study.sampler](seed=seed, n_startup_trials=0)
     distributions = {name: distribution(axis, name) for name, axis in axes.items()}
     memory = optuna.create_study(sampler=sampler, direction=study.direction)

@@ -12,6 +12,7 @@ from ..errors import UserError, said
 from ..study.sampling import some_points
 from ..study.study import Study
 from ..threads import torch_threads
+from ..workload.factory import argument_sets
 from ..workload.workload import check_workload, edited_modules_reloaded, load_workload
 from .loop import train
 
@@ -22,7 +23,7 @@ def check_studies(studies: Sequence[Study]) -> None:
     """
     edited_modules_reloaded(study.workload for study in studies)
     for study in studies:
-        for workload_args in _workload_args(study):
+        for workload_args in argument_sets(study):
             with _tried(study):
                 workload = load_workload(study.workload, workload_args)
                 check_workload(
@@ -69,15 +70,3 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
             list(train(short, workload, [point]))
         result[batch_size] = (time.perf_counter() - began) / steps
     return result
-
-
-def _workload_args(study: Study) -> Iterator[dict[str, object]]:
-    """Every combination of the workload's arguments in the study."""
-    groups = study.groups(study.batch_sizes[0])
-    seen = []
-    for group in groups:
-        held = dict(group.scientific)
-        args = {name: held.get(name, value) for name, value in study.workload_args.items()}
-        if args not in seen:
-            seen.append(args)
-            yield args

@@ -25,6 +25,7 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import UserError, said, warn_once
 from .batches import STATED, Parts, endless, examples, first, moved
+from .factory import make_folder_importable
 from .randomness import own_random_numbers, seed_all
 
 # Of drawing batches of one size, to see whether they end: hundreds of what lies in memory, and no
@@ -136,8 +137,7 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
 
 def _imported(module_name: str) -> ModuleType:
     """The module of a workload; the files of the user's own modules are remembered as they are."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    make_folder_importable()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -11,6 +11,7 @@ import torch
 from examples import parse
 
 from tunewright.search.show.advice import Advice, advise
+from tunewright.search.show.chance import advise_on_chance
 from tunewright.search.study.study import Study, load_study
 from tunewright.search.trial import Curve, Outcome, Point, Trial, Verdict, crashed
 
@@ -344,7 +345,7 @@ class _Labelled:
 
 
 def of_workload(workload, **changes):
-    return [one.sentence for one in advise(clean(**changes), workload=workload)]
+    return [one.sentence for one in advise_on_chance(clean(**changes), workload)]
 
 
 def test_without_chance_loss_small_batches_make_verdicts_uncertain():

@@ -23,7 +23,6 @@ from tunewright.search.playbook import RULES
 from tunewright.search.show.report import build_report, pictures, write_report
 from tunewright.search.show.tables import plan_table, summary_cells, summary_table
 from tunewright.search.store.storage import Store
-from tunewright.search.study.sampling import plan
 from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, measured
 
 STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
@@ -304,7 +303,7 @@ def test_several_seeds_show_their_mean_their_spread_and_their_share_at_the_edge(
 def test_the_plan_counts_configurations_and_says_how_many_seeds() -> None:
     study = parse(trials=6, seeds=3)
     file = io.StringIO()
-    Console(file=file, width=140).print(plan_table(study, plan(study), {32: 0.001, 256: 0.002}))
+    Console(file=file, width=140).print(plan_table(study, {32: 0.001, 256: 0.002}))
     assert file.getvalue().count("3 × 3 seeds") == 4
     assert "9 s" in file.getvalue()  # 3 configurations × 3 seeds × 1000 updates × 1 ms
 

@@ -19,10 +19,10 @@ from tunewright.search.errors import UserError
 from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.progress import Progress
 from tunewright.search.store.files import curve_path, write_curve
+from tunewright.search.store.places import has_results
 from tunewright.search.store.storage import (
     Store,
     create_store,
-    has_results,
     is_continued,
     open_storage,
     open_store,

@@ -1,0 +1,175 @@
+"""Whether the source of a workload shows that its factory can be called: nothing of it is imported.
+
+To import a workload is to import torch and often data, which takes seconds. `tunewright check`
+reads its source instead, and imports it only where that leaves a doubt (`takes_arguments`).
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from importlib.machinery import SOURCE_SUFFIXES, ModuleSpec
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Any
+
+from ..study.study import Study
+
+# Names by which a module may bind others that its source does not show.
+DYNAMIC = {"globals", "vars", "exec"}
+
+
+def argument_sets(study: Study) -> Iterator[dict[str, Any]]:
+    """Every combination of the workload's arguments in a study."""
+    seen = []
+    for group in study.groups(study.batch_sizes[0]):
+        held = dict(group.scientific)
+        arguments = {name: held.get(name, value) for name, value in study.workload_args.items()}
+        if arguments not in seen:
+            seen.append(arguments)
+            yield arguments
+
+
+def make_folder_importable() -> None:
+    """Let modules of the working directory be imported, as those of a script's folder are."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+
+
+def takes_arguments(path: str, names: Mapping[str, Any]) -> bool:
+    """Whether `package.module:factory` plainly exists, and takes arguments of these names.
+
+    True only for an undecorated function, or a class without bases, that stands once at the top of
+    a module of Python source, where all packages that the module imports are installed. False may
+    mean a mistake, or a module too clever to tell: to import it says which.
+    """
+    module_name, _, factory_name = path.partition(":")
+    make_folder_importable()
+    tree = _parsed(_find(module_name))
+    if tree is None or not all(_find(name) for name in _packages(tree)):
+        return False
+    definition = _definition(tree, factory_name)
+    parameters = None if definition is None else _parameters(definition)
+    if parameters is None:
+        return False
+    try:
+        Signature(parameters).bind(**names)
+    except TypeError:
+        return False
+    return True
+
+
+def _find(module_name: str) -> ModuleSpec | None:
+    """Where a module is, of whose parent packages none is imported; None if it is not found."""
+    spec: ModuleSpec | None = None
+    name = ""
+    for part in module_name.split("."):
+        if name and (spec is None or spec.submodule_search_locations is None):
+            return None  # no package
+        places = spec.submodule_search_locations if spec else None
+        name = f"{name}.{part}" if name else part
+        spec = _spec(name, places)
+    return spec
+
+
+def _spec(name: str, places: Sequence[str] | None) -> ModuleSpec | None:
+    """What Python's own finders say of a module; None, too, if they need its package imported."""
+    for finder in sys.meta_path:
+        with suppress(Exception):  # a KeyError of PathFinder, or whatever a foreign finder raises
+            if spec := finder.find_spec(name, places):
+                return spec
+    return None
+
+
+def _parsed(spec: ModuleSpec | None) -> ast.Module | None:
+    """The syntax tree of a module; None if it has no source, or Python cannot compile that."""
+    if spec is None or not spec.has_location or not spec.origin:
+        return None
+    if not spec.origin.endswith(tuple(SOURCE_SUFFIXES)):
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are said when it is imported
+            tree = ast.parse(Path(spec.origin).read_bytes(), spec.origin)
+            compile(tree, spec.origin, "exec", dont_inherit=True)
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return tree
+
+
+def _packages(tree: ast.Module) -> Iterator[str]:
+    """The top-level packages that a module imports wherever it is imported itself."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield str(node.module).partition(".")[0]
+
+
+def _definition(tree: ast.Module, name: str) -> ast.FunctionDef | ast.ClassDef | None:
+    """The function or class of a name at the top of a module, if nothing else can have the name."""
+    if any(_may_bind(node, name) for node in ast.walk(tree)):
+        return None
+    found = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        and node.name == name
+    ]
+    if len(found) != 1 or found[0] not in tree.body or found[0].decorator_list:
+        return None
+    return None if isinstance(found[0], ast.AsyncFunctionDef) else found[0]
+
+
+def _may_bind(node: ast.AST, name: str) -> bool:
+    """Whether a statement or expression other than a definition may give a name a value."""
+    match node:
+        case ast.Name(id=own):
+            is_target = own == name and not isinstance(node.ctx, ast.Load)
+            return is_target or own in DYNAMIC
+        case ast.alias(name=own, asname=other):
+            return own == "*" or (other or own) == name
+        case ast.Attribute(attr=own):
+            return own == "modules"  # of sys
+        case ast.Global(names=names):
+            return name in names
+    return False
+
+
+def _parameters(definition: ast.FunctionDef | ast.ClassDef) -> list[Parameter] | None:
+    """What a function or class takes when it is called; None where its source does not show it."""
+    if isinstance(definition, ast.FunctionDef):
+        return _parameters_of(definition.args)
+    if definition.bases or definition.keywords:
+        return None
+    own = [node for node in definition.body if isinstance(node, ast.FunctionDef)]
+    makers = [node for node in own if node.name in ("__init__", "__new__")]
+    if not makers:
+        return []
+    if len(makers) > 1 or makers[0].name == "__new__" or makers[0].decorator_list:
+        return None
+    return _parameters_of(makers[0].args)[1:]  # without self
+
+
+def _parameters_of(own: ast.arguments) -> list[Parameter]:
+    """The parameters of a signature; those that have a default have None here."""
+    positional = [
+        *((one, Parameter.POSITIONAL_ONLY) for one in own.posonlyargs),
+        *((one, Parameter.POSITIONAL_OR_KEYWORD) for one in own.args),
+    ]
+    required = len(positional) - len(own.defaults)
+    parameters = [
+        Parameter(one.arg, kind, default=Parameter.empty if place < required else None)
+        for place, (one, kind) in enumerate(positional)
+    ]
+    if own.vararg:
+        parameters.append(Parameter(own.vararg.arg, Parameter.VAR_POSITIONAL))
+    for one, default in zip(own.kwonlyargs, own.kw_defaults, strict=True):
+        given = Parameter.empty if default is None else None
+        parameters.append(Parameter(one.arg, Parameter.KEYWORD_ONLY, default=given))
+    if own.kwarg:
+        parameters.append(Parameter(own.kwarg.arg, Parameter.VAR_KEYWORD))
+    return parameters
