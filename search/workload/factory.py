@@ -132,8 +132,8 @@ def _may_bind(node: ast.AST, name: str) -> bool:
             return is_target or own in DYNAMIC
         case ast.alias(name=own, asname=other):
             return own == "*" or (other or own) == name
-        case ast.Attribute(attr=own):
-            return own == "modules"  # of sys
+        case ast.Attribute(value=ast.Name(id="sys"), attr="modules"):
+            return True
         case ast.Global(names=names):
             return name in names
     return False
