@@ -1,15 +1,19 @@
-# `make check` is what must hold of every commit. Without an environment it makes one first, in .venv.
+# `make check` is what must hold of every commit. `make check-all` adds the tests that are marked slow:
+# PostgreSQL, torch's compiler, whole studies and benchmarks. Both make the environment, in .venv, first.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: check
+.PHONY: check check-all
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
+
+check-all: check
+	$(BIN)/pytest -n auto --dist loadfile -m slow
 
 # Written last: an installation that was interrupted, or one without the development tools, is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -18,6 +18,8 @@ from tunewright.search.judge.verdict import EARLY_STEPS
 from tunewright.search.procedure.group import EDGE_DECADES
 from tunewright.search.trial import Trial
 
+pytestmark = pytest.mark.slow
+
 GOLDEN: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "golden" / "edges.json").read_text()
 )["networks"]

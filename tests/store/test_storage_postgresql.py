@@ -4,10 +4,13 @@ import csv
 from pathlib import Path
 
 import optuna
+import pytest
 from stored import small_study
 
 from tunewright.search.run import run_studies
 from tunewright.search.store.storage import read_trials
+
+pytestmark = pytest.mark.slow
 
 STUDY = small_study(max_train_steps=20, trials=4)
 

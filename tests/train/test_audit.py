@@ -94,6 +94,7 @@ def test_other_workers_end_stacking_too(tmp_path, monkeypatch):
     assert not used[-1].stacked
 
 
+@pytest.mark.slow
 def test_a_run_says_that_stacking_ended_and_has_the_numbers_of_one_after_the_other(
     tmp_path, monkeypatch, caplog
 ):

@@ -203,6 +203,7 @@ def long(monkeypatch):
         monkeypatch.setattr(f"{MODULE}.{name}", 0)
 
 
+@pytest.mark.slow
 def test_a_long_study_is_compiled_where_it_is_faster_and_trains_the_same(monkeypatch):
     long(monkeypatch)
     monkeypatch.setattr(f"{MODULE}.WORTH_COMPILING", 0.0)

@@ -36,6 +36,8 @@ WORKLOADS = {
     "diabetes": ("diabetes:mlp", {"width": 8}),
     "on_cue": ("on_cue:linear", {"cue_step": 10_000}),
 }
+LARGE = ("wide_resnet", "transformer")  # many seconds a test
+SIZES = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in WORKLOADS]
 # A learning rate at which every rule trains without chaos, so that rounding is not amplified.
 CALM = {"sgd": 0.05, "momentum": 0.005, "nesterov": 0.005}
 
@@ -142,7 +144,7 @@ def one_after_the_other(name, steps):
 
 
 @pytest.mark.parametrize("slots", [1, 4, 7])
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", SIZES)
 def test_every_rule_equals_a_plain_float64_loop(name, slots):
     steps = 200
     alone = one_after_the_other(name, steps)
@@ -150,6 +152,7 @@ def test_every_rule_equals_a_plain_float64_loop(name, slots):
     equals_a_plain_loop(name, steps, stack, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "slots"), [("mlp", 4), ("wide_resnet", 3), ("transformer", 1)])
 def test_compiled_every_rule_equals_a_plain_float64_loop(name, slots):
     steps = 200
@@ -169,7 +172,7 @@ def equals_a_plain_loop(name, steps, some, alone):
         assert got.trial.best_step == lone.trial.best_step
 
 
-@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("name", SIZES)
 def test_float32_agrees_with_a_plain_loop_over_the_first_fifty_steps(name):
     steps, work = 50, Smooth(workload(name))
     for got in trained(study(steps), work, points(), 4):
@@ -198,7 +201,7 @@ def followers():
 
 
 @pytest.mark.parametrize("slots", [1, 4])
-@pytest.mark.parametrize("name", ["mlp", "transformer"])
+@pytest.mark.parametrize("name", ["mlp", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_a_threshold_that_follows_the_norms_equals_a_plain_float64_loop(name, slots):
     """More points than slots: what refills a slot does not meet the norms of the one before."""
     steps, work = 200, Double(workload(name))
@@ -380,7 +383,9 @@ class Dropout:
 
 @pytest.mark.parametrize("clip_z", [math.inf, 1.0])
 @pytest.mark.parametrize("slots", [1, 3])
-@pytest.mark.parametrize("name", ["mlp", "wide_resnet", "dropout"])
+@pytest.mark.parametrize(
+    "name", ["mlp", pytest.param("wide_resnet", marks=pytest.mark.slow), "dropout"]
+)
 def test_an_interrupted_trial_goes_on_where_it_was_and_ends_bit_equal(
     name, slots, clip_z, monkeypatch
 ):
@@ -443,7 +448,9 @@ def test_bfloat16_is_close_to_float32_and_not_equal(slots):
         assert all(tensor.dtype == torch.float32 for tensor in other.checkpoint.values())
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "wide_resnet"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "conv", pytest.param("wide_resnet", marks=pytest.mark.slow)]
+)
 def test_float32_numbers_do_not_depend_on_the_width_of_the_stack_to_the_last_bit(name):
     some, a_study = points(("adam", "momentum", "rmsprop", "sgd", "adam")), study(40)
     some = [
@@ -458,6 +465,7 @@ def test_float32_numbers_do_not_depend_on_the_width_of_the_stack_to_the_last_bit
             assert one.trial.curve == other.trial.curve
 
 
+@pytest.mark.slow
 def test_compiled_numbers_do_not_depend_on_the_neighbours_to_the_last_bit():
     """Whether they die, are others, or are not there at all."""
     some, a_study = points(("adam", "momentum", "rmsprop")), study(40)

@@ -95,7 +95,14 @@ def alive(folder):
     return [pid for pid in map(int, os.listdir(folder)) if Path(f"/proc/{pid}").exists()]
 
 
-@pytest.mark.parametrize("method", ["default", "fork", "forkserver", "spawn"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "default",
+        "fork",
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ("forkserver", "spawn")),
+    ],
+)
 def test_a_loader_has_processes_of_its_own_inside_a_worker_process(place, method):
     (place / "loading_here.py").write_text(LOADING)
     who = place / "who"
@@ -139,6 +146,7 @@ pool.submit(load, "who").result()
 """
 
 
+@pytest.mark.slow
 def test_a_loader_ends_with_its_worker_when_the_driver_is_killed(place):
     (place / "loading_here.py").write_text(LOADING)
     (place / "who").mkdir()
@@ -189,6 +197,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_the_next_run_in_a_process_trains_code_that_was_edited_or_reloaded(place):
     pids = []
 
