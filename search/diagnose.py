@@ -21,6 +21,8 @@ import torch
 from .errors import UnfinishedError, UserError
 from .judge.comparison import fewest_seeds
 from .judge.diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
+from .procedure.arms import TUNED
+from .procedure.clipping import PERCENTILES
 from .procedure.group import (
     CONFIRM_MULTIPLES,
     EDGE_ROUNDS,
@@ -30,18 +32,11 @@ from .procedure.group import (
     PROBE_STEPS,
     diagnosis_of,
 )
-from .procedure.remedies import (
-    BEST_FEW,
-    HIGHER,
-    LADDER,
-    OWN_WAYS,
-    PERCENTILES,
-    SAFE_SEEDS,
-    TUNED,
-    screened_updates,
-    warmup_lengths,
-)
+from .procedure.ladder import HIGHER, LADDER
+from .procedure.remedies import OWN_ARMS
 from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
+from .procedure.tournament import BEST_FEW, SAFE_SEEDS
+from .procedure.warmup import screened_updates, warmup_lengths
 from .run import RESULTS, run_studies
 from .store.files import atomic, checkpoint_path
 from .store.places import STEPS
@@ -140,7 +135,7 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
                 "edge": EDGE_ROUNDS * 3 * seeds,
                 "confirm": len(CONFIRM_MULTIPLES) * seeds,
                 "clipping": SCREENING_SEEDS * (len(PERCENTILES) * len(LADDER) + 1),
-                "tuning": (OWN_WAYS + others) * TUNED * SCREENING_SEEDS,
+                "tuning": (OWN_ARMS + others) * TUNED * SCREENING_SEEDS,
                 "tournament": (BEST_FEW + 3) * rerun,
                 "safety on the edge": (BEST_FEW + 1) * max(0, SAFE_SEEDS - rerun),
             }

@@ -38,7 +38,7 @@ from ..judge.verdict import rose
 from ..study.study import Study
 from ..trial import Group, Point, Trial, as_told, group_of
 from ..words import readable
-from .remedies import as_swept, remedied, rerun_plain
+from .remedies import as_swept, find_remedies, rerun_plain
 from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
@@ -87,7 +87,7 @@ def diagnosis_of(
     if kind in ("none", "unknown"):
         told = yield from rerun_plain(case, own, sweep.name)
     else:
-        told = yield from remedied(case, edge, own)
+        told = yield from find_remedies(case, edge, own)
         # the budget ended before plain was tuned
         if not told.adopted and edge.interval[0] >= star.base_lr:
             remedies = [as_swept(case, own, sweep.name), *told.remedies]

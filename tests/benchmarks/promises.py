@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from tunewright.search.judge.comparison import decide, evidence, failure_bound, settles
 from tunewright.search.procedure.group import _edge, judged_edge
-from tunewright.search.procedure.remedies import SAFE_SEEDS
 from tunewright.search.procedure.steps import Asking, Case
+from tunewright.search.procedure.tournament import SAFE_SEEDS
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import Study, parse_study
 from tunewright.search.trial import EMPTY_CURVE, Group, Point, Trial, Verdict

@@ -10,15 +10,10 @@ import pytest
 from simulated import STEPS, Simulated, diagnosed, sentences, steps_asked, study_of
 
 from tunewright.search.judge.analysis import ranked
-from tunewright.search.procedure.remedies import (
-    FEWEST_SCREENED,
-    LADDER,
-    MOST_FAILING,
-    SAFE_SEEDS,
-    TUNED,
-    screened_updates,
-    warmup_lengths,
-)
+from tunewright.search.procedure.arms import TUNED
+from tunewright.search.procedure.ladder import LADDER
+from tunewright.search.procedure.tournament import MOST_FAILING, SAFE_SEEDS
+from tunewright.search.procedure.warmup import FEWEST_SCREENED, screened_updates, warmup_lengths
 from tunewright.search.study.sampling import plan
 from tunewright.search.trial import as_told
 
