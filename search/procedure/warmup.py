@@ -1,4 +1,4 @@
-"""The search of a warmup's length (R8–R12): short runs choose, whole runs confirm."""
+"""The search of a warmup's length (R8–R13): short runs choose, whole runs confirm."""
 
 from __future__ import annotations
 
