@@ -167,7 +167,8 @@ def _show(store: Store, png: bool = False) -> int:
     from .judge.analysis import summarize, varied
     from .show.report import build_report
     from .show.tables import print_table, summary_table
-    from .store.storage import read_comparison, read_trials
+    from .store.results import read_comparison
+    from .store.storage import read_trials
 
     study, trials = store.study, read_trials(store)
     summaries = summarize(trials, study.scientific_names, study.ranges)

@@ -39,15 +39,8 @@ from .show.publish import write_results
 from .show.tables import space_in_words
 from .store.baseline import tell_baseline
 from .store.files import checkpoint_path, name_of
-from .store.storage import (
-    STUDY_FILE,
-    Store,
-    create_store,
-    exclusive,
-    open_store,
-    read_trials,
-    write_comparison,
-)
+from .store.results import write_comparison
+from .store.storage import STUDY_FILE, Store, create_store, exclusive, open_store, read_trials
 from .study.pinned import pinned
 from .study.sampling import next_points
 from .study.study import ADAPTIVE, Study, load_study, refuse_maximized

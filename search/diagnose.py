@@ -44,7 +44,8 @@ from .procedure.remedies import (
 from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .run import RESULTS, run_studies
 from .store.files import atomic, checkpoint_path
-from .store.storage import STEPS, Store, create_store, read_trials, write_diagnosis
+from .store.results import write_diagnosis
+from .store.storage import STEPS, Store, create_store, read_trials
 from .study.pinned import pinned
 from .study.sampling import next_points
 from .study.study import Study, refuse_maximized

@@ -11,7 +11,8 @@ from .errors import UnfinishedError, UserError, said
 from .pool.driver import Driver
 from .pool.progress import Progress
 from .show.publish import write_results
-from .store.storage import Store, create_store, environment, exclusive, read_trials
+from .store.provenance import environment
+from .store.storage import Store, create_store, exclusive, read_trials
 from .study.study import Study
 from .train.choose import devices
 from .train.tryout import check_studies

@@ -20,7 +20,8 @@ from tunewright.search.cli import main
 from tunewright.search.compare import baseline_of_point, baseline_of_study, candidates, compare
 from tunewright.search.errors import UserError
 from tunewright.search.run import run_study
-from tunewright.search.store.storage import exclusive, open_store, read_comparison, read_trials
+from tunewright.search.store.results import read_comparison
+from tunewright.search.store.storage import exclusive, open_store, read_trials
 from tunewright.search.study.study import load_study, parse_study
 
 QUIET = {"workers": 1, "slots": 10, "progress": False}

@@ -22,7 +22,8 @@ from tunewright.search.procedure.group import diagnosis_of
 from tunewright.search.run import run_study
 from tunewright.search.show.report import build_report
 from tunewright.search.show.tables import diagnosis_plan_table, diagnosis_table
-from tunewright.search.store.storage import create_store, open_store, read_diagnosis, read_trials
+from tunewright.search.store.results import read_diagnosis
+from tunewright.search.store.storage import create_store, open_store, read_trials
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import load_study, parse_study
 from tunewright.search.train.loop import Engine

@@ -24,7 +24,8 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from ..errors import UnfinishedError, warn_once
 from ..store.database import UnansweredError
 from ..store.files import checkpoint_path, curve_path, name_of
-from ..store.storage import Store, drop_checkpoints, now, stored_trials, tell, without_curve
+from ..store.provenance import now
+from ..store.storage import Store, drop_checkpoints, stored_trials, tell, without_curve
 from ..study.sampling import next_points
 from ..train.choose import devices
 from ..train.loop import ALONE, Engine

@@ -17,7 +17,8 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, summarize, varied
 from ..judge.comparison import DELTA, Comparison
 from ..playbook import CITATION, rule
-from ..store.storage import Store, read_comparison
+from ..store.results import read_comparison
+from ..store.storage import Store
 from ..study.study import Study
 from ..trial import Group, Trial
 from ..words import readable

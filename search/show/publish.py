@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from ..judge.analysis import summarize
 from ..store.files import atomic, name_of, write_json
-from ..store.storage import Store, drop_checkpoints, read_comparison, read_trials, write_table
+from ..store.results import read_comparison
+from ..store.storage import Store, drop_checkpoints, read_trials
+from ..store.table import write_table
 from .notes import annotate
 
 

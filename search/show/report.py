@@ -32,7 +32,8 @@ from ..judge.diagnosis import Diagnosis, GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
 from ..playbook import CITATION, rule
 from ..store.files import atomic, read_object
-from ..store.storage import Store, read_comparison, read_diagnosis, read_trials
+from ..store.results import read_comparison, read_diagnosis
+from ..store.storage import Store, read_trials
 from ..study.study import Figure
 from ..trial import Trial
 from ..words import readable

@@ -29,14 +29,8 @@ from tunewright.search.run import run_studies
 from tunewright.search.show import publish
 from tunewright.search.show.report import build_report
 from tunewright.search.store.database import UnansweredError, open_storage
-from tunewright.search.store.storage import (
-    create_store,
-    environment,
-    exclusive,
-    open_store,
-    read_trials,
-    tell,
-)
+from tunewright.search.store.provenance import environment
+from tunewright.search.store.storage import create_store, exclusive, open_store, read_trials, tell
 from tunewright.search.train.loop import ALONE
 from tunewright.search.train.tryout import check_studies
 from tunewright.search.trial import Point

@@ -14,8 +14,9 @@ from tunewright.search.procedure.steps import sweep_of, together
 from tunewright.search.show.chapter import COLOURS, colour, story
 from tunewright.search.show.report import build_report, write_report
 from tunewright.search.store.files import curve_path, write_curve
+from tunewright.search.store.results import write_diagnosis
 from tunewright.search.store.storage import STEPS as FOLDER
-from tunewright.search.store.storage import create_store, open_store, tell, write_diagnosis
+from tunewright.search.store.storage import create_store, open_store, tell
 from tunewright.search.words import readable
 
 AXIS = {"base_lr": {"low": 1e-3, "high": 10.0, "log": True, "points": 9}}

@@ -12,7 +12,8 @@ from stored import diverged, feasible, small_study
 from tunewright.search.judge.analysis import summarize
 from tunewright.search.judge.comparison import DELTA
 from tunewright.search.show.notes import KEPT, annotate, verdict_note
-from tunewright.search.store.storage import Store, create_store, write_comparison
+from tunewright.search.store.results import write_comparison
+from tunewright.search.store.storage import Store, create_store
 from tunewright.search.trial import Trial, crashed
 
 TRIALS = [

@@ -28,14 +28,9 @@ from tunewright.search.store.files import (
     write_curve,
     write_json,
 )
-from tunewright.search.store.storage import (
-    create_store,
-    environment,
-    open_store,
-    read_trials,
-    tell,
-    write_comparison,
-)
+from tunewright.search.store.provenance import environment
+from tunewright.search.store.results import write_comparison
+from tunewright.search.store.storage import create_store, open_store, read_trials, tell
 from tunewright.search.study.study import load_study
 from tunewright.search.trial import crashed
 

@@ -19,6 +19,7 @@ from tunewright.search.errors import UserError
 from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.progress import Progress
 from tunewright.search.store.files import curve_path, write_curve
+from tunewright.search.store.results import read_comparison, write_comparison
 from tunewright.search.store.storage import (
     Store,
     create_store,
@@ -26,13 +27,11 @@ from tunewright.search.store.storage import (
     is_continued,
     open_storage,
     open_store,
-    read_comparison,
     read_trials,
     stored_trials,
     tell,
-    write_comparison,
-    write_table,
 )
+from tunewright.search.store.table import write_table
 from tunewright.search.study.sampling import ROUND, _point, _proposals, next_points, plan
 from tunewright.search.study.study import Study, load_study
 from tunewright.search.trial import Point, Told, Trial, as_told, crashed
