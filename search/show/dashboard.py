@@ -17,8 +17,9 @@ import optuna_dashboard
 
 from ..errors import UserError
 from ..store.baseline import artifact_store
+from ..store.results import Results
 from ..store.shown import ShownStorage
-from ..store.storage import Store, read_trials
+from ..store.storage import Store
 from .guard import guarded
 from .notes import annotate
 
@@ -37,7 +38,7 @@ def serve(store: Store, port: int) -> None:
     any_study = next(iter(store.optuna_studies.values()))
     app = application(ShownStorage(any_study._storage), store.folder)
     with suppress(KeyboardInterrupt), listen(app, port) as server:
-        annotate(store, read_trials(store))
+        annotate(Results.read(store))
         print(
             f"Optuna Dashboard: http://{HOST}:{server.server_port}/dashboard (Ctrl-C stops it)",
             flush=True,

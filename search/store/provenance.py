@@ -7,14 +7,16 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..errors import masked, printable
+from .files import read_object, write_json
 
+ENVIRONMENT_FILE = "environment.json"
 PACKAGES = (
     "tunewright",
     "torch",
@@ -42,6 +44,19 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "git_revision": _git_revision(),
         "versions": {name: version(name) for name in PACKAGES},
     }
+
+
+def write_environment(folder: Path, provenance: Mapping[str, object]) -> None:
+    """environment.json of a results folder."""
+    write_json(folder / ENVIRONMENT_FILE, provenance)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """environment.json, if it can be read, without the password that earlier versions wrote into
+    it.
+    """
+    found = read_object(folder / ENVIRONMENT_FILE) or {}
+    return found | {"command": masked(str(found["command"]))} if "command" in found else found
 
 
 def now() -> str:

@@ -297,34 +297,42 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
     return parameters, distributions
 
 
-def read_trials(store: Store) -> list[Trial]:
+def read_trials(store: Store, records: Iterable[Trial] | None = None) -> list[Trial]:
     """Every finished trial, by batch size and number, as seen beside the others of its group
     (`neighbours`).
+
+    Each curve is opened once. `records` are those of `read_records`, where they are in memory
+    already.
     """
-    trials, study = stored_trials(store), store.study
-    return beside(trials, study.scientific_names) if study.divergence else trials
+    records = read_records(store) if records is None else records
+    trials = _with_curves(store, sorted(records, key=_place))
+    return beside(trials, store.study.scientific_names) if store.study.divergence else trials
 
 
-def stored_trials(store: Store, curves: bool = True) -> list[Trial]:
-    """Every finished trial with its own verdict. A crashed one gives way to a later try of its
-    point.
+def read_records(store: Store) -> list[Trial]:
+    """Every finished trial with its own verdict, its curve left on the disk. A crashed one gives
+    way to a later try of its point.
 
-    Without `curves` only the updates that were planned are known of each: all that ranking and
-    samplers look at.
+    Of the curve only the updates that were planned are known: all that ranking and samplers look
+    at.
     """
     trials: dict[tuple[int, int], Trial] = {}
     for batch_size in store.study.batch_sizes:
         for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
-            trial = _trial(store, frozen, curves)
+            trial = _record(store, frozen)
             if trial is None:
                 continue
             key = (batch_size, trial.point.number)
             if key not in trials or trials[key].verdict.crashed:
                 trials[key] = trial
-    return [trials[key] for key in sorted(trials)]
+    return sorted(trials.values(), key=_place)
 
 
-def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
+def _place(trial: Trial) -> tuple[int, int]:
+    return trial.point.batch_size, trial.point.number
+
+
+def _record(store: Store, frozen: FrozenTrial) -> Trial | None:
     """A trial as recorded; None for one that somebody else added to the study, or, which is said, a
     damaged one.
     """
@@ -338,14 +346,33 @@ def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
             f"{error}"
         )
         return None
-    if not curves:
-        return without_curve(trial, store.study.updates(trial.point))
-    curve = find_curve(curve_path(store.folder, trial.point))
-    if curve is None and not trial.verdict.crashed:
-        steps = np.array(list(frozen.intermediate_values), np.int64)
-        values = np.array(list(frozen.intermediate_values.values()))
-        curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
-    return replace(trial, curve=curve or EMPTY_CURVE)
+    return without_curve(trial, store.study.updates(trial.point))
+
+
+def _with_curves(store: Store, records: Iterable[Trial]) -> list[Trial]:
+    """Trials with their curves; of a curve that is lost, what Optuna was told of it."""
+    trials: list[Trial] = []
+    told: dict[tuple[int, int], Curve] | None = None
+    for trial in records:
+        curve = find_curve(curve_path(store.folder, trial.point))
+        if curve is None and not trial.verdict.crashed:
+            told = _evaluations(store) if told is None else told
+            curve = told.get(_place(trial))
+        trials.append(replace(trial, curve=curve or EMPTY_CURVE))
+    return trials
+
+
+def _evaluations(store: Store) -> dict[tuple[int, int], Curve]:
+    """The objective at each evaluation, as Optuna was told, by batch size and number."""
+    found: dict[tuple[int, int], Curve] = {}
+    for batch_size in store.study.batch_sizes:
+        for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
+            if RECORD in frozen.user_attrs and frozen.state == TrialState.COMPLETE:
+                told = frozen.intermediate_values
+                steps, values = np.array(list(told), np.int64), np.array(list(told.values()))
+                curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
+                found.setdefault((batch_size, frozen.user_attrs.get("number", -1)), curve)
+    return found
 
 
 def without_curve(trial: Trial, total_steps: int) -> Trial:

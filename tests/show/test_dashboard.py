@@ -23,6 +23,7 @@ from tunewright.search.show.dashboard import application, listen
 from tunewright.search.show.guard import READ_ONLY
 from tunewright.search.show.publish import write_results
 from tunewright.search.store.baseline import tell_baseline
+from tunewright.search.store.results import Results
 from tunewright.search.store.shown import ShownStorage
 from tunewright.search.store.storage import Store, create_store, open_storage, tell
 from tunewright.search.train.checkpoints import sha256
@@ -284,7 +285,7 @@ def test_a_page_does_not_look_through_more_attributes_the_more_trials_there_are(
     """
     for number in range(60):
         tell(store, feasible(number, 0.01 * (number + 1), 0.05))
-    write_results(store)
+    write_results(Results.read(store))
     (own,) = store.optuna_studies.values()
     attributes = own._storage.get_study_system_attrs(own._study_id)
     stored = {
