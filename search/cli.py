@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -24,7 +25,7 @@ from .new import shipped_studies, start
 
 if TYPE_CHECKING:
     from .show.advice import Advice
-    from .store.storage import Store
+    from .store.results import Results
     from .study.study import Study
     from .trial import Trial
 
@@ -173,27 +174,27 @@ def _run(options: argparse.Namespace) -> int:
     for path, study in zip(options.studies, studies, strict=True):
         for one in direction_of(study):
             print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)
+    codes: list[int] = []
     with _stopping_in_order():
-        stores = run_studies(
+        run_studies(
             studies,
             results=options.results,
             storage=options.storage,
+            then=lambda results: codes.append(_show(results)),
             **_pool_options(options),
         )
-    return max(_show(store) for store in stores)
+    return max(codes)
 
 
-def _show(store: Store, png: bool = False) -> int:
+def _show(results: Results, png: bool = False) -> int:
     """Print a study's results and build its report. Returns 1 if a trial crashed, else 0."""
-    from .judge.analysis import summarize, varied
-    from .show.report import build_report
+    from .judge.analysis import varied
+    from .show.report import write_report
     from .show.tables import print_table, summary_table
-    from .store.storage import read_comparison, read_trials
 
-    study, trials = store.study, read_trials(store)
-    summaries = summarize(trials, study.scientific_names, study.ranges)
-    print_table(summary_table(summaries, varied(trials), study.name, read_comparison(store.folder)))
-    print(f"report: {build_report(store, png)}")
+    study, trials = results.study, results.trials
+    print_table(summary_table(results.summaries, varied(trials), study.name, results.comparison))
+    print(f"report: {write_report(results, png)}")
     crashes = [trial for trial in trials if trial.verdict.crashed]
     for trial in crashes[:CRASHES_SHOWN]:
         place = f"batch size {trial.point.batch_size}, trial {trial.point.number}"
@@ -201,7 +202,7 @@ def _show(store: Store, png: bool = False) -> int:
     if crashes:
         print(
             f"{len(crashes)} of {len(trials)} trials crashed, which says nothing about their "
-            f"points; tracebacks in {store.folder / 'crashed.log'}. The same command tries them "
+            f"points; tracebacks in {results.folder / 'crashed.log'}. The same command tries them "
             "again.",
             file=sys.stderr,
         )
@@ -210,18 +211,20 @@ def _show(store: Store, png: bool = False) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from .show.publish import write_results
+    from .store.results import Results
     from .store.storage import open_store
 
     _quiet_optuna()
-    store = open_store(options.folder, options.storage)
-    write_results(store)
-    return _show(store, options.png)
+    results = Results.read(open_store(options.folder, options.storage))
+    write_results(results)
+    return _show(results, options.png)
 
 
 def _compare(options: argparse.Namespace) -> int:
     from .compare import baseline_of_point, baseline_of_study, compare, train_recipe
-    from .show.report import build_report
+    from .show.report import write_report
     from .show.tables import comparison_tables, print_table
+    from .store.results import Results
     from .store.storage import open_store
 
     _quiet_optuna()
@@ -233,7 +236,7 @@ def _compare(options: argparse.Namespace) -> int:
         baseline = baseline_of_study(options.baseline_study, beside)
     with _stopping_in_order():
         if recipe:
-            store = train_recipe(
+            results = train_recipe(
                 options.candidate,
                 options.baseline,
                 baseline,
@@ -242,26 +245,25 @@ def _compare(options: argparse.Namespace) -> int:
                 **pool,
             )
         else:
-            store = open_store(options.candidate, options.storage)
+            results = Results.read(open_store(options.candidate, options.storage))
         if options.baseline_point is not None:
-            baseline = baseline_of_point(store, options.baseline_point)
-        result = compare(store, options.baseline, baseline, options.seeds, **pool)
+            baseline = baseline_of_point(results, options.baseline_point)
+        result = compare(results, options.baseline, baseline, options.seeds, **pool)
     for table in comparison_tables(result):
         print_table(table)
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     for sentence in result.failures:
         print(sentence)
-    print(f"report: {build_report(store)}")
+    print(f"report: {write_report(replace(results, comparison=result))}")
     print(f"decision: {result.decision}")
     return 1 if options.require_better and result.decision != "adopt" else 0
 
 
 def _diagnose(options: argparse.Namespace) -> int:
     from .diagnose import diagnose, plan_of
-    from .show.report import build_report
+    from .show.report import write_report
     from .show.tables import diagnosis_plan_table, diagnosis_table, print_table
-    from .store.storage import create_store
     from .study.study import load_study, refuse_maximized
     from .train.tryout import check_studies, seconds_per_step
 
@@ -271,6 +273,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     check_studies([study])
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
     pool = _pool_options(options)
+    kept: list[Results] = []
     with _stopping_in_order():
         result = diagnose(
             study,
@@ -278,6 +281,7 @@ def _diagnose(options: argparse.Namespace) -> int:
             seeds=options.seeds,
             budget=options.budget,
             say=lambda text: print(text, file=sys.stderr),
+            then=kept.append,
             **pool,
         )
     for found in result.groups:
@@ -285,10 +289,10 @@ def _diagnose(options: argparse.Namespace) -> int:
         print(f"{found.group.label}: {found.summary}")
     if result.skipped:
         print(f"left out for budget: {', '.join(result.skipped)}")
-    store = create_store(study, options.results)
-    print(f"report: {build_report(store)}")
+    (results,) = kept
+    print(f"report: {write_report(results)}")
     for recipe in result.recipes.values():
-        print(f"recipe: tunewright run {store.folder / recipe} --results {store.folder}")
+        print(f"recipe: tunewright run {results.folder / recipe} --results {results.folder}")
     return 2 if any(found.fault for found in result.groups) else 0
 
 

@@ -40,14 +40,8 @@ from .show.tables import space_in_words
 from .store.baseline import tell_baseline
 from .store.files import checkpoint_path, name_of
 from .store.places import STUDY_FILE
-from .store.storage import (
-    Store,
-    create_store,
-    exclusive,
-    open_store,
-    read_trials,
-    write_comparison,
-)
+from .store.results import Results, write_comparison
+from .store.storage import create_store, exclusive, open_store, read_trials
 from .study.pinned import pinned
 from .study.sampling import next_points
 from .study.study import ADAPTIVE, Study, load_study, refuse_maximized
@@ -105,30 +99,30 @@ class Settings:
 # --- which settings are compared ------------------------------------------------------------------
 
 
-def candidates(store: Store) -> list[Settings]:
+def candidates(results: Results) -> list[Settings]:
     """The best feasible configuration of each batch size, whatever its optimizer. Raises UserError
     if there is none.
     """
-    trials = read_trials(store)
+    study = results.study
     found = []
-    for batch_size in store.study.batch_sizes:
-        own = [trial for trial in trials if trial.point.batch_size == batch_size]
-        found += [Settings(store.study, best.point, own) for best in ranked(own)[:1]]
+    for batch_size in study.batch_sizes:
+        own = [trial for trial in results.trials if trial.point.batch_size == batch_size]
+        found += [Settings(study, best.point, own) for best in ranked(own)[:1]]
     if not found:
-        raise UserError(f"{store.folder}: has no feasible trial to compare with the baseline")
+        raise UserError(f"{results.folder}: has no feasible trial to compare with the baseline")
     return found
 
 
-def baseline_of_point(store: Store, text: str) -> Settings:
+def baseline_of_point(results: Results, text: str) -> Settings:
     """The settings of a trial, `[BATCH_SIZE:]NUMBER`. Raises UserError unless it names one trial of
     the results.
     """
     batch_size, _, number = text.rpartition(":")
-    points = [trial.point for trial in read_trials(store)]
+    points = [trial.point for trial in results.trials]
     found = [p for p in points if str(p.number) == number and batch_size in ("", str(p.batch_size))]
     if not found:
         raise UserError(
-            f"--baseline-point: must be [BATCH_SIZE:]NUMBER of a trial in {store.folder}, got "
+            f"--baseline-point: must be [BATCH_SIZE:]NUMBER of a trial in {results.folder}, got "
             f"{text!r}"
         )
     if len(found) > 1:
@@ -136,7 +130,7 @@ def baseline_of_point(store: Store, text: str) -> Settings:
         raise UserError(
             f"--baseline-point: {text} is a trial of several batch sizes: write one of {choices}"
         )
-    return Settings(store.study, found[0])
+    return Settings(results.study, found[0])
 
 
 def baseline_of_study(path: Path, results: Path) -> Settings:
@@ -185,7 +179,7 @@ def train_recipe(
     results: Path = RESULTS,
     storage: str | None = None,
     **options: Any,
-) -> Store:
+) -> Results:
     """Train a study of one configuration per batch size as `tunewright run` does, and return its
     results.
 
@@ -203,17 +197,19 @@ def train_recipe(
         )
     check_studies([study])
     _measured(checkpoint, [baseline or Settings(study, points[0])], study.objective, options)
-    (store,) = run_studies([study], results=results, storage=storage, **options)
-    for trial in read_trials(store):
-        _raise_if_crashed(trial, store, f"{study.name}, batch size {trial.point.batch_size}")
-    return store
+    kept: list[Results] = []
+    run_studies([study], results=results, storage=storage, then=kept.append, **options)
+    (found,) = kept
+    for trial in found.trials:
+        _raise_if_crashed(trial, found, f"{study.name}, batch size {trial.point.batch_size}")
+    return found
 
 
 # --- the comparison -------------------------------------------------------------------------------
 
 
 def compare(
-    store: Store,
+    results: Results,
     checkpoint: Path,
     baseline: Settings | None = None,
     seeds: int | None = None,
@@ -228,36 +224,36 @@ def compare(
     checkpoint cannot be read or does not fit; UnfinishedError if a run crashed; KeyboardInterrupt
     passes through, with all finished runs kept.
     """
-    refuse_maximized(store.study, "compare")
-    with exclusive(store):
-        result = _compared(store, checkpoint, baseline, seeds, options)
-        write_comparison(store.folder, result)
-        tell_baseline(store, result.checkpoint)
-        write_results(store)
+    refuse_maximized(results.study, "compare")
+    with exclusive(results.store):
+        result = _compared(results, checkpoint, baseline, seeds, options)
+        write_comparison(results.folder, result)
+        tell_baseline(results.store, result.checkpoint)
+        write_results(replace(results, comparison=result))
     return result
 
 
 def _compared(
-    store: Store,
+    results: Results,
     checkpoint: Path,
     baseline: Settings | None,
     seeds: int | None,
     options: dict[str, Any],
 ) -> Comparison:
-    found = candidates(store)
+    found, objective = candidates(results), results.study.objective
     choices = [baseline] if baseline else _architectures(found)
-    fits, model, measured = _measured(checkpoint, choices, store.study.objective, options)
+    fits, model, measured = _measured(checkpoint, choices, objective, options)
     found = [side for side in found if baseline is None or side.training != baseline.training]
     if not found:
         raise UserError(
-            f"{store.folder}: its best trial has the settings of the baseline: there is nothing "
+            f"{results.folder}: its best trial has the settings of the baseline: there is nothing "
             "to compare"
         )
     seeds = seeds or max(SEEDS, fewest_seeds(paired=baseline is not None, candidates=len(found)))
     controls = [_control(side, baseline) for side in found]
     runs = _Runs(
         [side for side in (*found, baseline, *controls) if side],
-        store.folder / "comparison",
+        results.folder / "comparison",
         seeds,
         options,
     )
@@ -265,7 +261,7 @@ def _compared(
     base = _side(baseline, runs.trials(baseline)) if baseline else None
     evidences = [evidence(side.values, base.values if base else [measured.value]) for side in sides]
     result = Comparison(
-        objective=store.study.objective,
+        objective=objective,
         first_seed=runs.first_seed,
         seeds=seeds,
         checkpoint=measured,
@@ -358,8 +354,9 @@ class _Runs:
         self.first_seed = max(side.study.seed + side.study.seeds for side in sides)
         self.seeds, self.folder, self.device = seeds, folder, str(options.get("device") or "cpu")
         studies = {self.name(side): self.study(side) for side in sides}
-        stores = run_studies(list(studies.values()), results=folder, **options)
-        self.stores = dict(zip(studies, stores, strict=True))
+        kept: list[Results] = []
+        run_studies(list(studies.values()), results=folder, then=kept.append, **options)
+        self.results = dict(zip(studies, kept, strict=True))
 
     def name(self, side: Settings) -> str:
         origin = f"{side.study.name}-{name_of(side.point)}"
@@ -387,24 +384,23 @@ class _Runs:
         """The checkpoint of the best run of a side; of one with a further seed if only that is
         kept.
         """
-        store = self.stores[self.name(side)]
-        ranking = sorted(
-            read_trials(store), key=lambda trial: (as_told(trial).value, trial.point.seed)
-        )
-        paths = (checkpoint_path(store.folder, trial.point) for trial in ranking)
+        results = self.results[self.name(side)]
+        ranking = sorted(results.trials, key=lambda trial: (as_told(trial).value, trial.point.seed))
+        paths = (checkpoint_path(results.folder, trial.point) for trial in ranking)
         return next(path for path in paths if path.exists())
 
     def trials(self, side: Settings) -> list[Trial]:
         """The runs of a side, by seed. Raises UnfinishedError if one crashed."""
-        trials = read_trials(self.stores[self.name(side)])[: self.seeds]
+        results = self.results[self.name(side)]
+        trials = list(results.trials[: self.seeds])
         for trial in trials:
-            _raise_if_crashed(trial, self.stores[self.name(side)], side.label)
+            _raise_if_crashed(trial, results, side.label)
         return trials
 
 
-def _raise_if_crashed(trial: Trial, store: Store, place: str) -> None:
+def _raise_if_crashed(trial: Trial, results: Results, place: str) -> None:
     if trial.verdict.crashed:
-        log = store.folder / "crashed.log"
+        log = results.folder / "crashed.log"
         raise UnfinishedError(
             f"{place}, seed {trial.point.seed}: crashed: {trial.verdict.evidence}; see {log}"
         )

@@ -37,10 +37,11 @@ from .procedure.remedies import OWN_ARMS
 from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
-from .run import RESULTS, run_studies
+from .run import RESULTS, Then, run_studies
 from .store.files import atomic, checkpoint_path
 from .store.places import STEPS
-from .store.storage import Store, create_store, read_trials, write_diagnosis
+from .store.results import Results, write_diagnosis
+from .store.storage import create_store
 from .study.pinned import pinned
 from .study.sampling import next_points
 from .study.study import Study, refuse_maximized
@@ -68,13 +69,15 @@ def diagnose(
     seeds: int = SEEDS,
     budget: float = math.inf,
     say: Say = lambda text: None,
+    then: Then | None = None,
     **options: Any,
 ) -> Diagnosis:
     """Diagnose every group of a study; write diagnosis.json, recipes and tracking.csv into its
     results folder.
 
     `budget` is how many trainings may be spent, each max_train_steps updates; what does not fit is
-    left out and named. `say` is told what is asked for next; `options` are those of `run_studies`.
+    left out and named. `say` is told what is asked for next; `then` is called with the results of
+    the study, its diagnosis and the trials of its steps; `options` are those of `run_studies`.
     Raises UserError before anything is trained if the study, its workload or the budget will not
     do; UnfinishedError if a run crashed.
     """
@@ -109,6 +112,10 @@ def diagnose(
     result = replace(result, recipes=_write_recipes(study, results / study.name, result))
     write_diagnosis(results / study.name, result)
     _write_tracking(results / study.name / TRACKING_FILE, runs, result)
+    if then:
+        own = runs.results.get(study.name) or Results.read(create_store(study, results))
+        steps = {name: step.trials for name, step in runs.results.items()}
+        then(replace(own, diagnosis=result, steps=steps))
     return result
 
 
@@ -177,17 +184,11 @@ class _Runs:
     def __init__(
         self, study: Study, results: Path, budget: float, options: Mapping[str, Any], say: Say
     ) -> None:
-        self.study, self.results, self.budget, self.options, self.say = (
-            study,
-            results,
-            budget,
-            options,
-            say,
-        )
+        self.study, self.folder, self.budget = study, results, budget
+        self.options, self.say = options, say
         self.spent = 0
         self.skipped: list[str] = []
-        self.stores: dict[str, Store] = {}
-        self.trials: dict[str, list[Trial]] = {}
+        self.results: dict[str, Results] = {}  # by the names of the studies
         # by batch size: what one study measured holds for the next
         self.engines: dict[int, dict[str, Any]] = {}
 
@@ -201,11 +202,15 @@ class _Runs:
                 found: list[GroupDiagnosis | None] = done.value
                 return found
             self.train([study for study in asked if self.affords(study)])
-            answers = {study.name: self.trials.get(study.name, []) for study in asked}
+            answers = {study.name: self.trials(study.name) for study in asked}
+
+    def trials(self, name: str) -> list[Trial]:
+        """Those of a study that was trained; none of one that was not."""
+        return list(self.results[name].trials) if name in self.results else []
 
     def affords(self, study: Study) -> bool:
         """Whether the budget has room for a study that is new; then its cost is taken from it."""
-        if study.name in self.trials:
+        if study.name in self.results:
             return False
         cost = updates_of(study)
         if self.spent + cost > self.budget:
@@ -218,10 +223,14 @@ class _Runs:
         """How many trials a group took: its share of the sweep, and its steps."""
         sweep = sweep_of(self.study)
         swept = [
-            t for t in self.trials[sweep.name] if group_of(t.point, sweep.scientific_names) == group
+            t for t in self.trials(sweep.name) if group_of(t.point, sweep.scientific_names) == group
         ]
-        steps = [own for name, own in self.trials.items() if name.startswith(f"{label(group)}-")]
-        return len(swept) + sum(map(len, steps))
+        steps = [
+            len(own.trials)
+            for name, own in self.results.items()
+            if name.startswith(f"{label(group)}-")
+        ]
+        return len(swept) + sum(steps)
 
     def train(self, studies: list[Study]) -> None:
         if not studies:
@@ -231,11 +240,13 @@ class _Runs:
         self.say(f"{names}: {trainings} trainings")
         whole = [study for study in studies if study.name == self.study.name]
         steps = [study for study in studies if study.name != self.study.name]
-        for own, folder in ((whole, self.results), (steps, self.results / self.study.name / STEPS)):
+        for own, folder in ((whole, self.folder), (steps, self.folder / self.study.name / STEPS)):
             if own:
                 self._hand_on_engines(own, folder)
-                for store in run_studies(own, results=folder, **self.options):
-                    self._keep(store)
+                kept: list[Results] = []
+                run_studies(own, results=folder, then=kept.append, **self.options)
+                for one in kept:
+                    self._keep(one)
 
     def _hand_on_engines(self, studies: list[Study], folder: Path) -> None:
         for study in studies:
@@ -244,15 +255,14 @@ class _Runs:
                 if known and "engines" not in optuna_study.user_attrs:
                     optuna_study.set_user_attr("engines", known)
 
-    def _keep(self, store: Store) -> None:
-        trials = read_trials(store)
-        for trial in trials:
+    def _keep(self, results: Results) -> None:
+        for trial in results.trials:
             if trial.verdict.crashed:
-                log = store.folder / "crashed.log"
+                log = results.folder / "crashed.log"
                 raise UnfinishedError(
-                    f"{store.study.name}: a training crashed: {trial.verdict.evidence}; see {log}"
+                    f"{results.study.name}: a training crashed: {trial.verdict.evidence}; see {log}"
                 )
-        for batch_size, optuna_study in store.optuna_studies.items():
+        for batch_size, optuna_study in results.store.optuna_studies.items():
             found = optuna_study.user_attrs.get("engines", {})
             measured = {
                 key: _for_few_points(engine)
@@ -260,7 +270,7 @@ class _Runs:
                 if engine.get("measured")
             }
             self.engines[batch_size] = measured | self.engines.get(batch_size, {})
-        self.stores[store.study.name], self.trials[store.study.name] = store, trials
+        self.results[results.study.name] = results
 
 
 def _for_few_points(engine: dict[str, Any]) -> dict[str, Any]:
@@ -280,12 +290,13 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
     if not found.remedies:
         return found
     best = found.remedies[0]
-    store = runs.stores[best.rerun_in or best.tuned_in]
-    trials = runs.trials[store.study.name]
+    results = runs.results[best.rerun_in or best.tuned_in]
     trial = min(
-        (one for one in trials if one.feasible), key=lambda one: one.best_value, default=None
+        (one for one in results.trials if one.feasible),
+        key=lambda one: one.best_value,
+        default=None,
     )
-    path = checkpoint_path(store.folder, trial.point) if trial else None
+    path = checkpoint_path(results.folder, trial.point) if trial else None
     if trial is None or path is None or not path.exists():
         return found
     workload = load_workload(study.workload, trial.point.workload_args)
@@ -306,7 +317,9 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
         for value in (at_start, at_best)
     ]
     curvature = Curvature(at_start, at_best, *limits)
-    step = Step("curvature", ("R6",), (_curvature_sentence(found, curvature),), (store.study.name,))
+    step = Step(
+        "curvature", ("R6",), (_curvature_sentence(found, curvature),), (results.study.name,)
+    )
     steps = list(found.steps)
     steps.insert(1 + next(i for i, one in enumerate(steps) if one.name == "kind"), step)
     return replace(found, steps=tuple(steps), curvature=curvature)

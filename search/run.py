@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -11,13 +11,16 @@ from .errors import UnfinishedError, UserError, said
 from .pool.driver import Driver
 from .pool.progress import Progress
 from .show.publish import write_results
-from .store.storage import Store, create_store, environment, exclusive, read_trials
+from .store.provenance import environment, write_environment
+from .store.results import Results
+from .store.storage import Store, create_store, exclusive
 from .study.study import Study
 from .train.choose import devices
 from .train.tryout import check_studies
 from .trial import Trial
 
 RESULTS = Path("results")
+Then = Callable[[Results], object]
 
 
 def run_studies(
@@ -30,6 +33,7 @@ def run_studies(
     compiled: bool | None = None,
     storage: str | None = None,
     progress: bool = True,
+    then: Then | None = None,
 ) -> list[Store]:
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
@@ -38,8 +42,11 @@ def run_studies(
     torch threads it has; by default both are measured (`choose.choose`), and fewer workers train
     where each has more threads. `compiled`: whether to try torch.compile, also where training is
     short, or never; by default, where it may pay. Tables and summaries are written at the end, also
-    after an interruption. Raises UserError for a mistake in a study or its workload, before
-    anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
+    after an interruption. `then` is called with the results of each study once these are written,
+    one study after the other.
+
+    Raises UserError for a mistake in a study or its workload, before anything is trained;
+    KeyboardInterrupt passes through, with all finished trials stored.
     """
     devices(device)
     check_studies(studies)
@@ -51,7 +58,7 @@ def run_studies(
         ]
         driver = Driver(stores, workers, device, slots, threads, compiled)
         try:
-            with Progress(stores, shown=progress) as driver.show:
+            with Progress(driver.found(), shown=progress) as driver.show:
                 driver.run()
         # of what ended the run, not of what cannot be written for the same reason
         except (OSError, UnfinishedError):
@@ -61,7 +68,7 @@ def run_studies(
         except BaseException:
             _write(driver, provenance)
             raise
-        _write(driver, provenance)
+        _write(driver, provenance, then)
     return stores
 
 
@@ -79,11 +86,19 @@ def disk_answers() -> Iterator[None]:
 
 def run_study(study: Study, **options: object) -> list[Trial]:
     """Run one study, and return its trials. Options as `run_studies`."""
-    (store,) = run_studies([study], **options)  # type: ignore[arg-type]
-    return read_trials(store)
+    trials: list[Trial] = []
+    run_studies([study], then=lambda own: trials.extend(own.trials), **options)  # type: ignore[arg-type]
+    return trials
 
 
-def _write(driver: Driver, provenance: Mapping[str, object]) -> None:
+def _write(driver: Driver, provenance: Mapping[str, object], then: Then | None = None) -> None:
     """Tables, summaries and notes of every study, with how it was trained."""
-    for store in driver.stores:
-        write_results(store, {**provenance, **driver.how(store)})
+    for store, records in zip(driver.stores, driver.trials, strict=True):
+        write_environment(store.folder, {**provenance, **driver.how(store)})
+        _publish(Results.read(store, records.values()), then)
+
+
+def _publish(results: Results, then: Then | None) -> None:
+    write_results(results)
+    if then:
+        then(results)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from baseline_script import save, train
+from counted import Reads
 from examples import FRAGILE
 
 from tunewright.models.digits import mlp
@@ -20,7 +21,8 @@ from tunewright.search.cli import main
 from tunewright.search.compare import baseline_of_point, baseline_of_study, candidates, compare
 from tunewright.search.errors import UserError
 from tunewright.search.run import run_study
-from tunewright.search.store.storage import exclusive, open_store, read_comparison, read_trials
+from tunewright.search.store.results import Results, read_comparison
+from tunewright.search.store.storage import exclusive, open_store, read_trials
 from tunewright.search.study.study import load_study, parse_study
 
 QUIET = {"workers": 1, "slots": 10, "progress": False}
@@ -55,8 +57,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def paired(folder):
-    store = open_store(folder / "found")
-    return compare(store, folder / "baseline.pt", baseline_of_point(store, "0"), seeds=6, **QUIET)
+    results = Results.read(open_store(folder / "found"))
+    return compare(
+        results, folder / "baseline.pt", baseline_of_point(results, "0"), seeds=6, **QUIET
+    )
 
 
 def test_a_clear_gain_is_adopted_with_the_tests_split_looked_at_for_the_final_pair(folder, paired):
@@ -109,38 +113,52 @@ def test_the_baseline_is_in_the_results_once_and_no_run_counts_it(folder, paired
     )
     assert [trial.user_attrs["verdict"] for trial in told()].count("baseline") == 1
     before = told()
-    store = open_store(folder / "found")
-    compare(store, folder / "baseline.pt", baseline_of_point(store, "0"), seeds=6, **QUIET)
+    results = Results.read(open_store(folder / "found"))
+    compare(results, folder / "baseline.pt", baseline_of_point(results, "0"), seeds=6, **QUIET)
     run_study(load_study(folder / "found.toml"), results=folder, **QUIET)
     assert told() == before
     assert [row["number"] for row in rows()] == ["baseline", "0", "1", "2"]
 
 
+def test_once_all_is_trained_everything_is_read_once(folder, paired, monkeypatch, capsys):
+    """The three trials of the search, and six seeds of both sides."""
+    trained = [folder / "found", *(folder / "found" / "comparison").iterdir()]
+    trials = sum(len(read_trials(open_store(path))) for path in trained)
+    reads = Reads.counted(monkeypatch)
+    words = ["--baseline-point", "0", "--seeds", "6", "--workers", "1", "--slots", "10"]
+    baseline = str(folder / "baseline.pt")
+    assert main(["compare", str(folder / "found"), "--baseline", baseline, *words]) == 0
+    assert "decision: adopt" in capsys.readouterr().out
+    assert reads.all_once(trials), reads
+
+
 def test_while_a_run_is_writing_there_is_nothing_to_compare_yet(folder):
-    store = open_store(folder / "found")
-    with exclusive(store), pytest.raises(UserError, match="another run is writing here"):
-        compare(store, folder / "baseline.pt", **QUIET)
+    results = Results.read(open_store(folder / "found"))
+    with exclusive(results.store), pytest.raises(UserError, match="another run is writing here"):
+        compare(results, folder / "baseline.pt", **QUIET)
 
 
 def test_more_seeds_train_only_what_is_not_there_yet(folder, paired):
-    store = open_store(folder / "found")
+    results = Results.read(open_store(folder / "found"))
     curves = {
         path: path.stat().st_mtime_ns
         for path in (folder / "found" / "comparison").glob("*/curves/*")
     }
-    again = compare(store, folder / "baseline.pt", baseline_of_point(store, "0"), seeds=7, **QUIET)
+    again = compare(
+        results, folder / "baseline.pt", baseline_of_point(results, "0"), seeds=7, **QUIET
+    )
     assert again.baseline.values[:6] == paired.baseline.values
     assert {path: path.stat().st_mtime_ns for path in curves} == curves
     assert len(list((folder / "found" / "comparison").glob("*/curves/*"))) == len(curves) + 2
 
 
 def test_a_checkpoint_of_unknown_settings_takes_19_seeds_and_has_no_spread(folder):
-    result = compare(open_store(folder / "found"), folder / "baseline.pt", **QUIET)
+    result = compare(Results.read(open_store(folder / "found")), folder / "baseline.pt", **QUIET)
     assert (result.seeds, result.decision) == (19, "adopt")
     assert math.isnan(result.candidates[0].evidence.baseline_spread)
     assert "unknown settings" in result.warnings[0]
     (few,) = compare(
-        open_store(folder / "found"), folder / "baseline.pt", seeds=19, **QUIET
+        Results.read(open_store(folder / "found")), folder / "baseline.pt", seeds=19, **QUIET
     ).candidates
     assert few == result.candidates[0]
 
@@ -149,7 +167,11 @@ def test_a_prepended_warmup_is_compared_at_equal_steps_too(folder):
     (folder / "plain.toml").write_text(STUDY.format(sizes=[32], warmup=0, rates=[0.0003]))
     settings = baseline_of_study(folder / "plain.toml", folder)
     result = compare(
-        open_store(folder / "found"), folder / "baseline.pt", settings, seeds=5, **QUIET
+        Results.read(open_store(folder / "found")),
+        folder / "baseline.pt",
+        settings,
+        seeds=5,
+        **QUIET,
     )
     (one,) = result.candidates
     assert (result.baseline.total_steps, one.side.total_steps) == (100, 110)
@@ -171,18 +193,18 @@ def test_a_baseline_study_gives_its_only_configuration_or_its_best(folder):
 def test_every_batch_size_has_a_candidate_and_a_point_needs_its_own(tmp_path):
     (tmp_path / "two.toml").write_text(STUDY.format(sizes=[16, 64], warmup=0, rates=[0.001, 0.03]))
     run_study(load_study(tmp_path / "two.toml"), results=tmp_path, **QUIET)
-    store = open_store(tmp_path / "two")
-    assert [side.point.batch_size for side in candidates(store)] == [16, 64]
-    assert baseline_of_point(store, "64:1").point.batch_size == 64
+    results = Results.read(open_store(tmp_path / "two"))
+    assert [side.point.batch_size for side in candidates(results)] == [16, 64]
+    assert baseline_of_point(results, "64:1").point.batch_size == 64
     for text, message in (("1", "write one of 16:1, 64:1"), ("7", "must be"), ("16:x", "must be")):
         with pytest.raises(UserError, match=message):
-            baseline_of_point(store, text)
+            baseline_of_point(results, text)
 
 
 def test_the_baseline_may_not_be_the_candidate_itself(folder):
-    store = open_store(folder / "found")
+    results = Results.read(open_store(folder / "found"))
     with pytest.raises(UserError, match="nothing to compare"):
-        compare(store, folder / "baseline.pt", baseline_of_point(store, "1"), **QUIET)
+        compare(results, folder / "baseline.pt", baseline_of_point(results, "1"), **QUIET)
 
 
 def test_a_wrong_checkpoint_is_status_2_before_anything_is_trained(folder, tmp_path, capsys):
@@ -252,10 +274,10 @@ def test_runs_keep_as_many_checkpoints_as_the_study_and_the_best_run_is_among_th
     (tmp_path / "s.toml").write_text(text)
     run_study(load_study(tmp_path / "s.toml"), results=tmp_path, **QUIET)
     save(train(epochs=1, lr=0.0003, seed=0), tmp_path / "b.pt")
-    store = open_store(tmp_path / "s")
+    results = Results.read(open_store(tmp_path / "s"))
     for seeds in (7, 5):  # then of fewer seeds, the best of which may be none that was kept
         result = compare(
-            store, tmp_path / "b.pt", baseline_of_point(store, "0"), seeds=seeds, **QUIET
+            results, tmp_path / "b.pt", baseline_of_point(results, "0"), seeds=seeds, **QUIET
         )
         assert result.decision == "adopt"
         assert result.test["candidate"]["test_loss"] < result.test["baseline"]["test_loss"]

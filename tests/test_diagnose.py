@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import optuna
 import pytest
+from counted import Reads
 from examples import FRAGILE
 from simulated import Simulated, follow, steps_asked, study_of
 
@@ -20,9 +21,10 @@ from tunewright.search.diagnose import _for_few_points, diagnose, plan_of, updat
 from tunewright.search.errors import UserError
 from tunewright.search.procedure.group import diagnosis_of
 from tunewright.search.run import run_study
-from tunewright.search.show.report import build_report
+from tunewright.search.show.report import write_report
 from tunewright.search.show.tables import diagnosis_plan_table, diagnosis_table
-from tunewright.search.store.storage import create_store, open_store, read_diagnosis, read_trials
+from tunewright.search.store.results import Results, read_diagnosis
+from tunewright.search.store.storage import create_store, open_store, read_trials
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import load_study, parse_study
 from tunewright.search.train.loop import Engine
@@ -141,7 +143,7 @@ def test_curvature_is_a_step_after_the_kind(whole):
 
 def test_the_report_has_the_chapter_with_a_figure_per_step(whole):
     folder, result, _ = whole
-    text = build_report(open_store(folder)).read_text(encoding="utf-8")
+    text = write_report(Results.read(open_store(folder))).read_text(encoding="utf-8")
     assert "Diagnosis: batch size 32, momentum" in text
     for step in result.groups[0].steps:
         drawn = step.name in ("sweep", "edge", "kind", "warmup", "clipping", "tournament")
@@ -167,6 +169,18 @@ def test_run_again_it_trains_nothing_and_says_the_same(study, whole):
     assert repr(again) == repr(result)
     assert trained_files(folder) == before
     assert (folder / "diagnosis.json").read_bytes() == written
+
+
+def test_once_all_is_trained_everything_is_read_once(study, whole, monkeypatch, capsys):
+    """Report and chapter included."""
+    folder, _, _ = whole
+    homes = [folder, *(folder / "steps").iterdir()]
+    trials = sum(len(read_trials(open_store(home))) for home in homes)
+    (folder.parent / "tiny.toml").write_text(TINY)
+    reads = Reads.counted(monkeypatch)
+    command(folder.parent)
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+    assert reads.all_once(trials), reads
 
 
 BUDGET = 20  # trainings: the sweep, the edge, and not all of what comes after
@@ -202,7 +216,7 @@ def test_what_the_budget_left_out_is_named_and_the_rest_is_told(short):
     assert result.skipped
     assert result.updates <= BUDGET * 40
     assert not any((folder / "steps" / name).exists() for name in result.skipped)
-    text = build_report(open_store(folder)).read_text(encoding="utf-8")
+    text = write_report(Results.read(open_store(folder))).read_text(encoding="utf-8")
     assert "Diagnosis: batch size 32, momentum" in text
     assert result.groups[0].summary
 

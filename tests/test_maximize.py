@@ -19,9 +19,10 @@ from tunewright.search.errors import UserError
 from tunewright.search.judge.analysis import boundary_checks, ranked, summarize
 from tunewright.search.judge.flags import checkpoint_note, curve_flags
 from tunewright.search.show.advice import advise
-from tunewright.search.show.dashboard import _backend, _DashboardStorage
 from tunewright.search.show.plots import axis_figure, axis_info, overlay_figure, overlay_info
 from tunewright.search.show.publish import write_results
+from tunewright.search.store.results import Results
+from tunewright.search.store.shown import ShownStorage
 from tunewright.search.store.storage import create_store, drop_checkpoints, read_trials, tell
 from tunewright.search.study.sampling import next_points, plan
 from tunewright.search.study.study import parse_study
@@ -193,7 +194,7 @@ def test_optuna_is_told_the_direction_and_the_values_as_they_are(store):
     assert own.direction == optuna.study.StudyDirection.MAXIMIZE
     assert [trial.value for trial in own.trials] == [0.6, 0.9, 0.7, 0.1]
     assert own.best_trial.number == 1
-    shown = _DashboardStorage(_backend(own._storage))
+    shown = ShownStorage(own._storage)
     assert shown.get_best_trial(own._study_id).number == 1
     assert as_told(broken(3, 5.0)) == Told(broken(3, 5.0).point, 0.1, 0.5)
 
@@ -220,7 +221,7 @@ def test_only_the_best_checkpoint_is_kept(store):
 
 
 def test_tables_show_the_metrics_own_values(store):
-    write_results(store)
+    write_results(Results.read(store))
     rows = (store.folder / "trials.csv").read_text().splitlines()
     column = rows[0].split(",").index("best_value")
     assert [row.split(",")[column] for row in rows[1:4]] == ["0.6", "0.9", "0.7"]
@@ -377,4 +378,4 @@ def test_compare_and_diagnose_refuse_what_is_maximized(store, tmp_path, capsys):
         assert f"s: maximize: `tunewright {command[0]}` cannot do" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
     with pytest.raises(UserError, match="small: maximize: `tunewright compare`"):
-        compare(store, tmp_path / "b.pt")
+        compare(Results.read(store), tmp_path / "b.pt")

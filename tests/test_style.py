@@ -1,6 +1,7 @@
 """Readers read decisions: no statement holds more than a few of them."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "search").rglob("*.py"), *(ROOT / "models").rglob("*.py")])
+STORE = ROOT / "search" / "store"
+OUTSIDE = [path for path in FILES if STORE not in path.parents]
 MOST = 3  # generators, filters and conditional expressions in one statement
 
 
@@ -23,6 +26,40 @@ def dense(source: str) -> Iterator[int]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.stmt) and decisions(node) > MOST:
             yield node.lineno
+
+
+def storages(source: str) -> Iterator[int]:
+    """The lines that name optuna.storages, or a private part of Optuna's; some of them twice."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        if any(re.match(r"optuna\.(storages\b|([a-z.]+\.)?_)", name) for name in names):
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_store_names_optuna_storages(path: Path) -> None:
+    """A contract that lint-imports cannot hold: it knows packages of others as a whole alone."""
+    found = [f"{path}:{line}" for line in storages(path.read_text(encoding="utf-8"))]
+    assert not found, "move this into search/store: " + ", ".join(found)
+
+
+def test_what_names_optuna_storages() -> None:
+    for line in (
+        "import optuna.storages",
+        "from optuna import storages",
+        "from optuna.storages._rdb import models",
+        "from optuna.study._frozen import FrozenStudy",
+        "def f(a: optuna.storages.BaseStorage): pass",
+    ):
+        assert set(storages(line)) == {1}, line
+    for line in ("import optuna", "from optuna.trial import FrozenTrial", "optuna.Study.x._y"):
+        assert list(storages(line)) == [], line
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

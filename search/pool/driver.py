@@ -24,7 +24,8 @@ from joblib.externals.loky.process_executor import BrokenProcessPool
 from ..errors import UnfinishedError, warn_once
 from ..store.database import UnansweredError
 from ..store.files import checkpoint_path, curve_path, name_of
-from ..store.storage import Store, drop_checkpoints, now, stored_trials, tell, without_curve
+from ..store.provenance import now
+from ..store.storage import Store, drop_checkpoints, read_records, tell, without_curve
 from ..study.sampling import next_points
 from ..train.choose import devices
 from ..train.loop import ALONE, Engine
@@ -65,7 +66,7 @@ class Driver:
             joblib.cpu_count() if self.device == "cpu" else len(self.devices)
         )
         self.trials = [
-            {_key(t.point): t for t in stored_trials(store, curves=False)} for store in stores
+            {_key(trial.point): trial for trial in read_records(store)} for store in stores
         ]
         # (study, point) that crashed in this run: not tried again
         self.tried: set[tuple[str, str]] = set()
@@ -77,6 +78,13 @@ class Driver:
             _inbox(store).mkdir(exist_ok=True)
             for left in _inbox(store).glob(".*.tmp"):  # by a worker that was killed while it wrote
                 left.unlink()
+
+    def found(self) -> dict[str, list[Trial]]:
+        """The finished trials of each study, by its name."""
+        return {
+            store.study.name: list(trials.values())
+            for store, trials in zip(self.stores, self.trials, strict=True)
+        }
 
     def run(self) -> None:
         try:

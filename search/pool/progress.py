@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.progress import (
@@ -15,7 +15,6 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from ..store.storage import Store, stored_trials
 from ..study.study import Study
 from ..trial import Trial
 
@@ -23,7 +22,8 @@ from ..trial import Trial
 class Progress:
     """Context manager that shows the bars on standard error while studies run."""
 
-    def __init__(self, stores: Sequence[Store], shown: bool = True) -> None:
+    def __init__(self, finished: Mapping[str, Iterable[Trial]], shown: bool = True) -> None:
+        """`finished`: the trials that each study has already, by its name."""
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -36,12 +36,9 @@ class Progress:
         )
         self._counts: dict[str, Counter[str]] = {}
         self._tasks = {}
-        for store in stores:
-            name = store.study.name
+        for name, trials in finished.items():
             self._counts[name] = Counter(
-                _kind(trial)
-                for trial in stored_trials(store, curves=False)
-                if not trial.verdict.crashed
+                _kind(trial) for trial in trials if not trial.verdict.crashed
             )
             self._tasks[name] = self._bars.add_task(
                 name,

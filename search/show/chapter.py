@@ -7,14 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 
 import plotly.graph_objects as go
 
-from ..judge.diagnosis import Diagnosis, GroupDiagnosis, Kind, Step, StepName
+from ..judge.diagnosis import GroupDiagnosis, Kind, Step, StepName
 from ..procedure.steps import label, sweep_of
-from ..store.places import STEPS
-from ..store.storage import Store, open_store, read_trials
+from ..store.results import Results
 from ..trial import Group, Trial, group_of
 from ..words import readable
 from .plots import (
@@ -57,23 +55,19 @@ class Scene:
         return f"diagnosis_{label(self.group.group)}_{self.step.name}"
 
 
-def story(store: Store, result: Diagnosis) -> Iterator[Scene]:
-    """Every step of every group. The trials are those of the study and of `steps/`."""
-
-    @cache
-    def of(name: str) -> tuple[Trial, ...]:
-        home = store if name == store.study.name else open_store(store.folder / STEPS / name)
-        return tuple(read_trials(home))
-
-    sweep = sweep_of(store.study)
+def story(results: Results) -> Iterator[Scene]:
+    """Every step of every group of the diagnosis; none if there was none. The trials are those of
+    the study and of `steps/`.
+    """
+    sweep = sweep_of(results.study)
     names = sweep.scientific_names
-    for found in result.groups:
+    for found in results.diagnosis.groups if results.diagnosis else ():
 
         def trials(studies: Iterable[str], group: Group = found.group) -> list[Trial]:
             """The sweep is shared by all groups; any other study is the group's own, remedies of it
             included.
             """
-            own = [(study, trial) for study in studies for trial in of(study)]
+            own = [(study, trial) for study in studies for trial in results.trials_of(study)]
             return [
                 trial
                 for study, trial in own
@@ -82,7 +76,7 @@ def story(store: Store, result: Diagnosis) -> Iterator[Scene]:
 
         for step in found.steps:
             draw = DRAWN.get(step.name)
-            figure = draw(found, step, result.objective, trials) if draw else None
+            figure = draw(found, step, results.study.objective, trials) if draw else None
             yield Scene(found, step, figure, 1 if step.name in ("sweep", "edge") else 2)
 
 

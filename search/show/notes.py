@@ -14,12 +14,12 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, summarize, varied
+from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, varied
 from ..judge.comparison import DELTA, Comparison
 from ..playbook import CITATION, rule
-from ..store.storage import Store, read_comparison
+from ..store.results import Results
 from ..study.study import Study
-from ..trial import Group, Trial
+from ..trial import Group
 from ..words import readable
 from .plots import axis_figure, axis_info
 from .tables import baseline_cells, signed, with_delta
@@ -60,16 +60,16 @@ BASELINE_TRIAL = (
 )
 
 
-def annotate(store: Store, trials: Sequence[Trial]) -> None:
+def annotate(results: Results) -> None:
     """Write the verdict note and the axis plots of each batch size into its Optuna study.
 
     Writing again replaces them, and keeps what somebody wrote below the note.
     """
-    study, comparison = store.study, read_comparison(store.folder)
+    study, comparison = results.study, results.comparison
     baseline = comparison.checkpoint.value if comparison else None
-    for batch_size, optuna_study in store.optuna_studies.items():
-        own = [trial for trial in trials if trial.point.batch_size == batch_size]
-        summaries = summarize(own, study.scientific_names, study.ranges)
+    for batch_size, optuna_study in results.store.optuna_studies.items():
+        own = [trial for trial in results.trials if trial.point.batch_size == batch_size]
+        summaries = [row for row in results.summaries if row.group.batch_size == batch_size]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna_study.set_metric_names([study.objective])

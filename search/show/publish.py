@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from ..judge.analysis import summarize
 from ..store.files import atomic, name_of, write_json
-from ..store.storage import Store, drop_checkpoints, read_comparison, read_trials, write_table
+from ..store.results import Results
+from ..store.storage import drop_checkpoints
+from ..store.table import write_table
 from .notes import annotate
 
 
-def write_results(store: Store, provenance: Mapping[str, object] | None = None) -> None:
-    """trials.csv, summary.json and the dashboard's notes; environment.json if there is something to
-    put in it.
-    """
-    trials = read_trials(store)
-    drop_checkpoints(store, trials)
-    write_table(store.folder / "trials.csv", trials, read_comparison(store.folder))
-    summaries = summarize(trials, store.study.scientific_names, store.study.ranges)
-    write_json(store.folder / "summary.json", [row.record() for row in summaries])
-    if provenance:
-        write_json(store.folder / "environment.json", provenance)
-    annotate(store, trials)
+def write_results(results: Results) -> None:
+    """trials.csv, summary.json, the dashboard's notes, and crashed.log if a trial crashed."""
+    folder, trials = results.folder, results.trials
+    drop_checkpoints(results.store, trials)
+    write_table(folder / "trials.csv", trials, results.comparison)
+    write_json(folder / "summary.json", [row.record() for row in results.summaries])
+    annotate(results)
     crashes = [trial for trial in trials if trial.verdict.crashed]
-    log = store.folder / "crashed.log"
+    log = folder / "crashed.log"
     with atomic(log) as temporary:
         temporary.write_text(
             "".join(f"{name_of(t.point)}: {t.verdict.evidence}\n{t.traceback}\n" for t in crashes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,26 +14,23 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from ..errors import UserError, masked, warn_once
+from ..errors import UserError, warn_once
 from ..judge.analysis import (
     GroupSummary,
     GroupVerdict,
-    Space,
     boundary_checks,
     group_trials,
     hyperparameters,
     ranked,
-    summarize,
     trained,
     varied,
 )
 from ..judge.comparison import DELTA, Comparison, Decision
-from ..judge.diagnosis import Diagnosis, GroupDiagnosis
+from ..judge.diagnosis import GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
 from ..playbook import CITATION, rule
-from ..store.files import atomic, read_object
-from ..store.storage import Store, read_comparison, read_diagnosis, read_trials
-from ..study.study import Figure
+from ..store.files import atomic
+from ..store.results import Results
 from ..trial import Trial
 from ..words import readable
 from .chapter import Scene, colour, story
@@ -67,7 +64,6 @@ from .tables import (
     with_delta,
 )
 
-PLAIN = Figure()
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one is as wide as two
 PANEL_WIDTH, MARGIN_WIDTH = 300, 160  # pixels: narrower figures scroll instead of shrinking
@@ -118,99 +114,49 @@ class Cell:
     style: str = ""
 
 
-def build_report(store: Store, png: bool = False) -> Path:
-    """Write report.html of a results folder, with `png` also plots/*.png, and return the report's
+def write_report(results: Results, png: bool = False) -> Path:
+    """Write report.html of a study's results, with `png` also plots/*.png, and return the report's
     path.
+
+    All of the report is written, or nothing. The same results give the same bytes.
     """
-    study, path = store.study, store.folder / "report.html"
-    trials, comparison, diagnosis = (
-        read_trials(store),
-        read_comparison(store.folder),
-        read_diagnosis(store.folder),
-    )
-    scenes = _scenes(store, diagnosis) if diagnosis else []
-    log_axes = {"base_lr"} | {
-        axis for own in study.ranges.values() for axis, (_, _, log) in own.items() if log
-    }
-    write_report(
-        path,
-        name=study.name,
-        question=study.question,
-        trials=trials,
-        objective=study.objective,
-        log_axes=log_axes,
-        space=study.ranges,
-        scientific=study.scientific_names,
-        environment=_provenance(store.folder),
-        figure=study.figure,
-        comparison=comparison,
-        diagnosis=scenes,
-    )
+    path = results.folder / "report.html"
+    found, scenes = pictures(results), _scenes(results)
+    document = _document(results, found, scenes)
+    with atomic(path) as temporary:
+        temporary.write_text(document, encoding="utf-8", errors="backslashreplace")
     if png:
-        baseline = comparison.checkpoint.value if comparison else None
-        found = pictures(
-            trials, study.objective, log_axes, study.scientific_names, study.figure, baseline
-        )
-        found += [_versus(comparison)] if comparison else []
+        found += [_versus(results.comparison)] if results.comparison else []
         found += [_picture(scene) for scene in scenes if scene.figure]
-        write_pictures(store.folder / "plots", found)
+        write_pictures(results.folder / "plots", found)
     return path
 
 
-def _scenes(store: Store, diagnosis: Diagnosis) -> list[Scene]:
+def _scenes(results: Results) -> list[Scene]:
     """The steps of a diagnosis; none, and a word, where the results of one are not there."""
     try:
-        return list(story(store, diagnosis))
+        return list(story(results))
     except UserError as error:
-        warn_once(f"{store.folder / 'report.html'}: without the diagnosis: {error}")
+        warn_once(f"{results.folder / 'report.html'}: without the diagnosis: {error}")
         return []
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
-    """environment.json, if it can be read, without the password that earlier versions wrote into
-    it.
-    """
-    found = read_object(folder / "environment.json") or {}
-    return found | {"command": masked(str(found["command"]))} if "command" in found else found
-
-
-def write_report(
-    path: str | Path,
-    *,
-    name: str,
-    question: str,
-    trials: Iterable[Trial],
-    objective: str,
-    log_axes: Collection[str] = ("base_lr",),
-    space: Space | None = None,
-    scientific: Sequence[str] = (),
-    environment: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
-    figure: Figure = PLAIN,
-    comparison: Comparison | None = None,
-    diagnosis: Sequence[Scene] = (),
-) -> None:
-    """Write the report of a study's finished trials to `path`, all of it or nothing.
-
-    `space` bounds the axes, as in `analysis.boundary_checks`; `notes` are sentences of the caller,
-    put first among those to look at; `environment` is the provenance; `comparison` is that with a
-    baseline; `diagnosis` the steps of one. The same arguments give the same bytes.
-    """
-    trials = sorted(trials, key=lambda trial: (trial.point.batch_size, trial.point.number))
-    summaries = summarize(trials, scientific, space)
-    names = hyperparameters(trials)
+def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene]) -> str:
+    study, trials, comparison = results.study, results.trials, results.comparison
+    summaries, names = results.summaries, hyperparameters(trials)
     rows = [_trial_row(trial, names, comparison) for trial in trials]
-    baseline = chapter = baseline_summary = None
+    chapter = baseline_summary = None
     if comparison:
-        baseline, chapter = comparison.checkpoint.value, _chapter(comparison)
+        chapter = _chapter(comparison)
         baseline_summary = _baseline_summary(comparison) if summaries else None
         rows.insert(0, _baseline_row(comparison, names))
-    steps = groupby(diagnosis, key=lambda scene: scene.group)
+    steps = groupby(scenes, key=lambda scene: scene.group)
+    told = [_told(group, list(own)) for group, own in steps]
     seeds = max((row.seeds for row in summaries), default=1)
-    document = _template().render(
-        name=name,
-        question=question,
-        objective=objective,
+    return _template().render(
+        name=study.name,
+        question=study.question,
+        objective=study.objective,
         counts=_counts(trials),
         summaries=[_summary_row(row, varied(trials), comparison) for row in summaries],
         baseline=baseline_summary,
@@ -218,18 +164,16 @@ def write_report(
         delta=DELTA if comparison else "",
         may_fail=MAY_FAIL.capitalize(),
         seeds=seeds,
-        sentences=[*notes, *_sentences(trials, objective, space, scientific)],
+        sentences=_sentences(results),
         comparison=chapter,
-        diagnosis=[_told(found, list(own)) for found, own in steps],
-        sections=_sections(pictures(trials, objective, log_axes, scientific, figure, baseline)),
+        diagnosis=told,
+        sections=_sections(found),
         trial_columns=["number", *names, *with_delta(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
         trials=rows,
-        provenance=list((environment or {}).items()),
+        provenance=list(results.environment.items()),
         plotly_js=Markup(get_plotlyjs()),
     )
-    with atomic(Path(path)) as temporary:
-        temporary.write_text(document, encoding="utf-8", errors="backslashreplace")
 
 
 def _template() -> jinja2.Template:
@@ -252,25 +196,25 @@ def _cited(sentence: str) -> Markup:
     return Markup("").join(words)
 
 
-def _counts(trials: list[Trial]) -> str:
+def _counts(trials: Sequence[Trial]) -> str:
     feasible = sum(trial.feasible for trial in trials)
     crashed = sum(trial.verdict.crashed for trial in trials)
     infeasible = len(trials) - feasible - crashed
     return f"{len(trials)} trials: {feasible} feasible, {infeasible} infeasible, {crashed} crashed"
 
 
-def _sentences(
-    trials: list[Trial], objective: str, space: Space | None, scientific: Sequence[str]
-) -> list[str]:
+def _sentences(results: Results) -> list[str]:
     """Boundaries (S4), lengths of training (S8) and the flags of each group's best curve (S6)."""
-    sentences = [note.sentence for note in boundary_checks(trials, space, scientific)]
-    for group, own in group_trials(trials, scientific).items():
-        if note := checkpoint_note(own, objective):
+    study, trials = results.study, results.trials
+    notes = boundary_checks(trials, study.ranges, study.scientific_names)
+    sentences = [note.sentence for note in notes]
+    for group, own in group_trials(trials, study.scientific_names).items():
+        if note := checkpoint_note(own, study.objective):
             sentences.append(f"{group.label}: {note}.")
         sentences += [
             f"{group.label}, best trial {best.point.number}: {flag.sentence}."
             for best in ranked(own)[:1]
-            for flag in curve_flags(best, objective)
+            for flag in curve_flags(best, study.objective)
         ]
     return sentences
 
@@ -290,19 +234,15 @@ class Picture:
     columns: int
 
 
-def pictures(
-    trials: list[Trial],
-    objective: str,
-    log_axes: Collection[str],
-    scientific: Sequence[str] = (),
-    figure: Figure = PLAIN,
-    baseline: float | None = None,
-) -> list[Picture]:
-    """Every figure about some trials, in the order of the report; `baseline` is a line on the axis
-    plots.
-    """
+def pictures(results: Results) -> list[Picture]:
+    """Every figure about the trials of a study, in the order of the report."""
+    study, trials = results.study, results.trials
+    objective, scientific, figure = study.objective, study.scientific_names, study.figure
     if not trials:
         return []
+    baseline = results.comparison.checkpoint.value if results.comparison else None
+    ranges = [own.items() for own in study.ranges.values()]
+    log_axes = {"base_lr"} | {axis for own in ranges for axis, (_, _, log) in own if log}
     batch_sizes = len({trial.point.batch_size for trial in trials})
     found = []
     if comparable(trials, scientific):
@@ -313,24 +253,16 @@ def pictures(
             trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0
         )
         found.append(Picture("Comparison", "training_loss", loss_figure(losses), 2))
-    found += [
-        Picture(
-            "Axis plots",
-            f"axis_{axis}",
-            axis_figure(
-                axis_info(
-                    trials,
-                    axis,
-                    objective,
-                    log=axis in log_axes,
-                    scientific=scientific,
-                    baseline=baseline,
-                )
-            ),
-            batch_sizes,
+    for axis in sorted(varied(trials), key=lambda axis: axis != "base_lr"):
+        info = axis_info(
+            trials,
+            axis,
+            objective,
+            log=axis in log_axes,
+            scientific=scientific,
+            baseline=baseline,
         )
-        for axis in sorted(varied(trials), key=lambda axis: axis != "base_lr")
-    ]
+        found.append(Picture("Axis plots", f"axis_{axis}", axis_figure(info), batch_sizes))
     curves = curves_info(trials, objective, log_steps=figure.log_steps, scientific=scientific)
     found.append(Picture("Training curves", "training_curves", curves_figure(curves), batch_sizes))
     norms = norms_info(trials, scientific=scientific)

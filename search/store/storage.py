@@ -7,64 +7,40 @@ transaction, so no interruption leaves a half-written or a forever-running trial
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import optuna
 from filelock import FileLock, Timeout
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import URL
 
-from ..errors import UserError, masked, printable, warn_once
-from ..judge.analysis import hyperparameters, trained
-from ..judge.comparison import ALPHA, Comparison
-from ..judge.diagnosis import Diagnosis
+from ..errors import UserError, printable, warn_once
+from ..judge.analysis import trained
 from ..judge.neighbours import beside
 from ..study.adaptive import distribution
 from ..study.sampling import plan
 from ..study.study import ADAPTIVE, Range, Study, load_study
 from ..trial import EMPTY_CURVE, Curve, Point, Trial, as_told
+from .changes import changes_of, document_of
 from .database import StudyLock, engine_of, open_storage
-from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial, write_json
+from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial
 from .places import STEPS, STUDY_FILE, database_of, has_results
 
-COMPARISON_FILE = "comparison.json"
-DIAGNOSIS_FILE = "diagnosis.json"
 # between the name of a study and the batch size in that of its Optuna study
 BATCH_SIZE = "/batch_size="
 PARTS = ("curves", "checkpoints", "plots")  # folders in a study's results
 RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
-PACKAGES = (
-    "tunewright",
-    "torch",
-    "optuna",
-    "optuna-dashboard",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "joblib",
-)
-
-
-_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
@@ -190,10 +166,10 @@ def _stored_name(folder: Path, optuna_names: Sequence[str], shared: bool) -> str
 
 def _claim(store: Store) -> None:
     """Write the study file's content into its Optuna studies, or refuse if they hold another."""
-    document = _document(store.study)
+    document = document_of(store.study)
     for optuna_study in store.optuna_studies.values():
         known = optuna_study.user_attrs.get("study", document)
-        if changes := _changes(known, document):
+        if changes := changes_of(known, document):
             raise UserError(
                 f"{store.folder}: holds results of a different study file. Changed since:\n"
                 + "\n".join(f"  {line}" for line in changes)
@@ -210,10 +186,6 @@ def _fingerprint(study: Study) -> str:
     """
     points = [] if study.sampler in ADAPTIVE else [point.record() for point in plan(study)]
     return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
-
-
-def _document(study: Study) -> dict[str, Any]:
-    return study.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
 
 
 @contextmanager
@@ -242,34 +214,7 @@ def is_continued(store: Store, study: Study) -> bool:
     """Whether a study file as it is now goes on with the results of a store: only what may change
     did.
     """
-    return not _changes(_document(store.study), _document(study))
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two study files, a line per key, apart from what may differ."""
-    old, new = dict(_flat(before)), dict(_flat(now))
-    # A point's number counts configurations first, then seeds: with one configuration, more seeds
-    # keep all numbers.
-    may_grow = ("trials", "seeds") if old.get("trials") == new.get("trials") == 1 else ("trials",)
-    lines = []
-    for key in sorted(old.keys() | new.keys()):
-        was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
-        free = key in ("question", "keep_checkpoints") or key.startswith("figure.")
-        grown = (
-            key in may_grow and isinstance(was, int) and isinstance(is_now, int) and is_now > was
-        )
-        if was == is_now or free or grown:
-            continue
-        lines.append(f"{key}: was {was}, is {is_now}")
-    return lines
-
-
-def _flat(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(document, dict):
-        for key, value in document.items():
-            yield from _flat(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, document
+    return not changes_of(document_of(store.study), document_of(study))
 
 
 def tell(store: Store, trial: Trial) -> None:
@@ -335,34 +280,42 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
     return parameters, distributions
 
 
-def read_trials(store: Store) -> list[Trial]:
+def read_trials(store: Store, records: Iterable[Trial] | None = None) -> list[Trial]:
     """Every finished trial, by batch size and number, as seen beside the others of its group
     (`neighbours`).
+
+    Each curve is opened once. `records` are those of `read_records`, where they are in memory
+    already.
     """
-    trials, study = stored_trials(store), store.study
-    return beside(trials, study.scientific_names) if study.divergence else trials
+    records = read_records(store) if records is None else records
+    trials = _with_curves(store, sorted(records, key=_place))
+    return beside(trials, store.study.scientific_names) if store.study.divergence else trials
 
 
-def stored_trials(store: Store, curves: bool = True) -> list[Trial]:
-    """Every finished trial with its own verdict. A crashed one gives way to a later try of its
-    point.
+def read_records(store: Store) -> list[Trial]:
+    """Every finished trial with its own verdict, its curve left on the disk. A crashed one gives
+    way to a later try of its point.
 
-    Without `curves` only the updates that were planned are known of each: all that ranking and
-    samplers look at.
+    Of the curve only the updates that were planned are known: all that ranking and samplers look
+    at.
     """
     trials: dict[tuple[int, int], Trial] = {}
     for batch_size in store.study.batch_sizes:
         for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
-            trial = _trial(store, frozen, curves)
+            trial = _record(store, frozen)
             if trial is None:
                 continue
             key = (batch_size, trial.point.number)
             if key not in trials or trials[key].verdict.crashed:
                 trials[key] = trial
-    return [trials[key] for key in sorted(trials)]
+    return sorted(trials.values(), key=_place)
 
 
-def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
+def _place(trial: Trial) -> tuple[int, int]:
+    return trial.point.batch_size, trial.point.number
+
+
+def _record(store: Store, frozen: FrozenTrial) -> Trial | None:
     """A trial as recorded; None for one that somebody else added to the study, or, which is said, a
     damaged one.
     """
@@ -376,14 +329,33 @@ def _trial(store: Store, frozen: FrozenTrial, curves: bool) -> Trial | None:
             f"{error}"
         )
         return None
-    if not curves:
-        return without_curve(trial, store.study.updates(trial.point))
-    curve = find_curve(curve_path(store.folder, trial.point))
-    if curve is None and not trial.verdict.crashed:
-        steps = np.array(list(frozen.intermediate_values), np.int64)
-        values = np.array(list(frozen.intermediate_values.values()))
-        curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
-    return replace(trial, curve=curve or EMPTY_CURVE)
+    return without_curve(trial, store.study.updates(trial.point))
+
+
+def _with_curves(store: Store, records: Iterable[Trial]) -> list[Trial]:
+    """Trials with their curves; of a curve that is lost, what Optuna was told of it."""
+    trials: list[Trial] = []
+    told: dict[tuple[int, int], Curve] | None = None
+    for trial in records:
+        curve = find_curve(curve_path(store.folder, trial.point))
+        if curve is None and not trial.verdict.crashed:
+            told = _evaluations(store) if told is None else told
+            curve = told.get(_place(trial))
+        trials.append(replace(trial, curve=curve or EMPTY_CURVE))
+    return trials
+
+
+def _evaluations(store: Store) -> dict[tuple[int, int], Curve]:
+    """The objective at each evaluation, as Optuna was told, by batch size and number."""
+    found: dict[tuple[int, int], Curve] = {}
+    for batch_size in store.study.batch_sizes:
+        for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
+            if RECORD in frozen.user_attrs and frozen.state == TrialState.COMPLETE:
+                told = frozen.intermediate_values
+                steps, values = np.array(list(told), np.int64), np.array(list(told.values()))
+                curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
+                found.setdefault((batch_size, frozen.user_attrs.get("number", -1)), curve)
+    return found
 
 
 def without_curve(trial: Trial, total_steps: int) -> Trial:
@@ -404,143 +376,3 @@ def drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
         own = [trial for trial in ranking if trial.point.batch_size == batch_size]
         for trial in own[store.study.keep_checkpoints :]:
             checkpoint_path(store.folder, trial.point).unlink(missing_ok=True)
-
-
-def write_comparison(folder: Path, result: Comparison) -> None:
-    """comparison.json, with the decision first."""
-    record = {"decision": result.decision, "error_rate": ALPHA, **asdict(result)}
-    write_json(folder / COMPARISON_FILE, record)
-
-
-def read_comparison(folder: Path) -> Comparison | None:
-    """The latest comparison of a study with a baseline; None if there was none, or, which is said,
-    it is damaged.
-    """
-    return _read(folder / COMPARISON_FILE, Comparison, "compare")
-
-
-def _read(path: Path, kind: type[_Record], command: str) -> _Record | None:
-    try:
-        return TypeAdapter(kind).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError):
-        warn_once(
-            f"{path}: is damaged, or of another version, and left out: `tunewright {command}` "
-            "writes it anew"
-        )
-        return None
-
-
-def write_diagnosis(folder: Path, result: Diagnosis) -> None:
-    """diagnosis.json, of which `read_diagnosis` is the inverse."""
-    write_json(folder / DIAGNOSIS_FILE, asdict(result))
-
-
-def read_diagnosis(folder: Path) -> Diagnosis | None:
-    """The latest diagnosis of a study; None if there was none, or, which is said, it is damaged."""
-    return _read(folder / DIAGNOSIS_FILE, Diagnosis, "diagnose")
-
-
-def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | None = None) -> None:
-    """trials.csv: a row per finished trial, a column per hyperparameter and per result.
-
-    A table with more trials is left as it is, for its database may have been lost. With a
-    comparison the first row is the baseline, `baseline` in the place of its number, with the
-    hyperparameters that are known of it; and a column `delta` (`comparison.DELTA`), empty for a
-    trial that did not train.
-    """
-    rows = ([_baseline_row(comparison)] if comparison else []) + [
-        _table_row(trial, comparison) for trial in trials
-    ]
-    results = [
-        *("verdict", "instability", "onset_step", "best_value", *(["delta"] if comparison else [])),
-        *("best_step", "initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
-    ]
-    before = _rows(path)
-    if before > len(trials):
-        warn_once(
-            f"{path}: is kept: it has {before} trials, and the database only {len(trials)}. If "
-            "you do not want it, remove it"
-        )
-        return
-    with (
-        atomic(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
-    ):
-        # A baseline of another study may have hyperparameters that no trial here has.
-        writer = csv.DictWriter(
-            file, ["number", *hyperparameters(trials), *results], extrasaction="ignore"
-        )
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _rows(path: Path) -> int:
-    """How many trials a table has; 0 if there is none that can be read."""
-    try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            return sum((row.get("number") or "").isdigit() for row in csv.DictReader(file))
-    except (OSError, csv.Error):
-        return 0
-
-
-def _table_row(trial: Trial, comparison: Comparison | None) -> dict[str, Any]:
-    verdict = trial.verdict
-    return {
-        "number": trial.point.number,
-        **trial.point.values,
-        "verdict": verdict.outcome,
-        "instability": verdict.instability,
-        "onset_step": verdict.onset_step,
-        "best_value": trial.best_value,
-        "delta": comparison.delta(trial.best_value) if comparison and trained(trial) else "",
-        "best_step": trial.best_step,
-        "initial_value": trial.initial_value,
-        "last_loss": trial.last_loss,
-        "clip_fraction": trial.clip_fraction,
-        "seconds": round(trial.seconds, 3),
-        "reason": verdict.evidence,
-    }
-
-
-def _baseline_row(comparison: Comparison) -> dict[str, Any]:
-    checkpoint = comparison.checkpoint
-    return {
-        "number": "baseline",
-        **comparison.known_settings,
-        "best_value": checkpoint.value,
-        "delta": comparison.delta(checkpoint.value),
-        "reason": f"checkpoint {checkpoint.path}, sha256 {checkpoint.sha256}",
-    }
-
-
-def environment(command: Sequence[str]) -> dict[str, Any]:
-    """What a result depends on besides the study file: versions, machine, git revision, command.
-
-    To be asked before a run: its results change the working tree, and then the revision is one
-    "with changes".
-    """
-    return {
-        "started": now(),
-        "command": printable(" ".join([Path(command[0]).name, *map(masked, command[1:])])),
-        "python": sys.version.split()[0],
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu_count": os.cpu_count(),
-        "git_revision": _git_revision(),
-        "versions": {name: version(name) for name in PACKAGES},
-    }
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _git_revision() -> str:
-    git = shutil.which("git")
-    if git is None:
-        return "unknown"
-    found = subprocess.run(
-        [git, "describe", "--always", "--dirty"], capture_output=True, check=False
-    )
-    return found.stdout.decode("utf-8", "replace").strip() or "unknown"

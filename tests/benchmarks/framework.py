@@ -27,6 +27,7 @@ from tunewright.search.pool.driver import Driver, _inbox
 from tunewright.search.pool.progress import Progress
 from tunewright.search.pool.worker import _post
 from tunewright.search.show.publish import write_results
+from tunewright.search.store.results import Results
 from tunewright.search.store.storage import create_store, read_trials
 from tunewright.search.study.sampling import next_points
 from tunewright.search.study.study import Study, parse_study
@@ -81,7 +82,7 @@ def measure(study: Study, results: Path) -> tuple[list[float], list[float], floa
     store = create_store(study, results)
     driver = Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
     posting, collecting = [], []
-    with Progress([store], shown=False) as driver.show:
+    with Progress(driver.found(), shown=False) as driver.show:
         driver.show.plan(study, study.trials or 0)
         for point in next_points(study, []):
             trial = invented(point, rng)
@@ -90,7 +91,7 @@ def measure(study: Study, results: Path) -> tuple[list[float], list[float], floa
             )
             collecting.append(milliseconds(driver.collect))
     reading = milliseconds(lambda: read_trials(store))
-    return posting, collecting, reading, milliseconds(lambda: write_results(store))
+    return posting, collecting, reading, milliseconds(lambda: write_results(Results.read(store)))
 
 
 def rows_at(

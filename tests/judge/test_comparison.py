@@ -22,7 +22,7 @@ from tunewright.search.judge.comparison import (
     settles,
 )
 from tunewright.search.show.tables import comparison_rows, interval_method
-from tunewright.search.store.storage import read_comparison
+from tunewright.search.store.results import read_comparison
 
 BETTER = [0.10, 0.11, 0.12, 0.10, 0.09, 0.11]
 WORSE = [0.20, 0.22, 0.19, 0.21, 0.20, 0.23]

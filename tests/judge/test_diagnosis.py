@@ -26,7 +26,7 @@ from tunewright.search.judge.diagnosis import (
 )
 from tunewright.search.judge.stability_edge import Tried
 from tunewright.search.show.tables import interval_method, remedy_rows
-from tunewright.search.store.storage import read_diagnosis, write_diagnosis
+from tunewright.search.store.results import read_diagnosis, write_diagnosis
 from tunewright.search.trial import Group, Point
 
 

@@ -10,9 +10,10 @@ from tunewright.search.judge.analysis import summarize
 from tunewright.search.judge.neighbours import NEXT_TO_NOTHING, beside, collapsed_beside
 from tunewright.search.judge.verdict import judge
 from tunewright.search.show.publish import write_results
-from tunewright.search.show.report import build_report
+from tunewright.search.show.report import write_report
 from tunewright.search.store.files import curve_path, write_curve
-from tunewright.search.store.storage import create_store, read_trials, stored_trials, tell
+from tunewright.search.store.results import Results
+from tunewright.search.store.storage import create_store, read_records, read_trials, tell
 from tunewright.search.study.study import parse_study
 from tunewright.search.trial import Curve, Point, measured
 
@@ -144,17 +145,17 @@ def test_tables_summary_and_report_agree_and_the_store_keeps_the_own_verdict(tmp
     for one in (LOW, STAR, HIGH):
         tell(store, one)
     store_curves(store, [LOW, STAR, HIGH])
-    assert [one.verdict.outcome for one in stored_trials(store)] == ["feasible"] * 3
+    assert [one.verdict.outcome for one in read_records(store)] == ["feasible"] * 3
     assert [one.verdict.outcome for one in read_trials(store)] == [
         "feasible",
         "feasible",
         "collapsed",
     ]
-    write_results(store)
+    write_results(Results.read(store))
     table = (store.folder / "trials.csv").read_text()
     assert table.count("collapsed") == 1
     assert '"infeasible": 1' in (store.folder / "summary.json").read_text()
-    assert "2 feasible, 1 infeasible" in build_report(store).read_text()
+    assert "2 feasible, 1 infeasible" in write_report(Results.read(store)).read_text()
 
 
 def test_a_loss_that_is_no_measure_is_not_compared(tmp_path):

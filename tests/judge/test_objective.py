@@ -7,7 +7,7 @@ import pytest
 
 from tunewright.search.cli import main
 from tunewright.search.judge.objective import fault_of
-from tunewright.search.store.storage import read_diagnosis
+from tunewright.search.store.results import read_diagnosis
 from tunewright.search.trial import Curve, Point, Verdict, measured
 
 STEPS = np.arange(0, 101, 10)

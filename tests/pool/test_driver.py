@@ -155,7 +155,7 @@ def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file
     study = load_study(study_file(trials=24, steps=20_000))
     (store,) = [create_store(study, tmp_path)]
     driver = Driver([store], 1, "cpu", None, None, None)
-    driver.show = Progress([store], shown=False)
+    driver.show = Progress(driver.found(), shown=False)
     missing = driver.missing()
     engines = driver.engines(missing)
     # which is faster is the machine's to say

@@ -27,16 +27,11 @@ from tunewright.search.pool.progress import Progress
 from tunewright.search.pool.worker import Task, posted, work
 from tunewright.search.run import run_studies
 from tunewright.search.show import publish
-from tunewright.search.show.report import build_report
+from tunewright.search.show.report import write_report
 from tunewright.search.store.database import UnansweredError, open_storage
-from tunewright.search.store.storage import (
-    create_store,
-    environment,
-    exclusive,
-    open_store,
-    read_trials,
-    tell,
-)
+from tunewright.search.store.provenance import environment
+from tunewright.search.store.results import Results
+from tunewright.search.store.storage import create_store, exclusive, open_store, read_trials, tell
 from tunewright.search.train.loop import ALONE
 from tunewright.search.train.tryout import check_studies
 from tunewright.search.trial import Point
@@ -165,7 +160,7 @@ def test_a_long_text_is_cut():
 def driver_of(store, monkeypatch):
     monkeypatch.setattr(Driver, "engines", lambda self, missing: [ALONE] * len(missing))
     driver = Driver([store], 1, "cpu", None, None, None)
-    driver.show = Progress([store], shown=False)
+    driver.show = Progress(driver.found(), shown=False)
     return driver
 
 
@@ -192,7 +187,7 @@ def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         pytest.raises(UnfinishedError, match=r"trials.csv: No space left on device$"),
         run.disk_answers(),
     ):
-        publish.write_results(store)
+        publish.write_results(Results.read(store))
     assert not list(store.folder.glob("trials.csv")) + list(store.folder.glob(".trials*"))
 
 
@@ -338,7 +333,7 @@ def test_a_password_that_an_earlier_version_wrote_is_not_reported(tmp_path):
     store = create_store(small_study(), tmp_path)
     command = f"tunewright run s.toml --storage postgresql://ada:{SECRET}@host/db"
     (store.folder / "environment.json").write_text(json.dumps({"command": command}))
-    text = build_report(store).read_text()
+    text = write_report(Results.read(store)).read_text()
     assert SECRET not in text
     assert "postgresql://ada:***@host/db" in text
 

@@ -12,10 +12,11 @@ from tunewright.search.judge.diagnosis import Diagnosis
 from tunewright.search.procedure.group import diagnosis_of
 from tunewright.search.procedure.steps import sweep_of, together
 from tunewright.search.show.chapter import COLOURS, colour, story
-from tunewright.search.show.report import build_report, write_report
+from tunewright.search.show.report import write_report
 from tunewright.search.store.files import curve_path, write_curve
 from tunewright.search.store.places import STEPS as FOLDER
-from tunewright.search.store.storage import create_store, open_store, tell, write_diagnosis
+from tunewright.search.store.results import Results, write_diagnosis
+from tunewright.search.store.storage import create_store, open_store, tell
 from tunewright.search.words import readable
 
 AXIS = {"base_lr": {"low": 1e-3, "high": 10.0, "log": True, "points": 9}}
@@ -57,15 +58,15 @@ def unstable(tmp_path_factory):
 
 def test_every_step_is_told_in_order_with_its_sentences(unstable):
     store, result, _ = unstable
-    scenes = list(story(store, result))
+    scenes = list(story(Results.read(store)))
     assert [scene.step.name for scene in scenes] == EVERY_STEP
     assert [scene.step for scene in scenes] == list(result.groups[0].steps)
     assert all(scene.step.sentences for scene in scenes)
 
 
 def test_every_step_with_something_to_draw_has_a_figure(unstable):
-    store, result, _ = unstable
-    drawn = [scene.step.name for scene in story(store, result) if scene.figure]
+    store, _, _ = unstable
+    drawn = [scene.step.name for scene in story(Results.read(store)) if scene.figure]
     assert drawn == [name for name in EVERY_STEP if name not in ("boundary", "arms")]
 
 
@@ -77,17 +78,17 @@ def test_the_sweep_is_titled_with_what_the_diagnosis_found_not_with_the_best_sin
     """
     store, result, _ = unstable
     (found,) = result.groups
-    sweep = next(scene.figure for scene in story(store, result) if scene.step.name == "sweep")
+    sweep = next(scene.figure for scene in story(Results.read(store)) if scene.step.name == "sweep")
     titles = " ".join(annotation.text or "" for annotation in sweep.layout.annotations)
     low, high = map(readable, found.headroom)
     assert f"lr_star = {readable(found.lr_star)}, headroom {low} to {high} ×" in titles
 
 
 def test_the_report_has_the_chapter_with_its_figures_once_each(unstable):
-    store, result, _ = unstable
-    text = build_report(store).read_text(encoding="utf-8")
+    store, _, _ = unstable
+    text = write_report(Results.read(store)).read_text(encoding="utf-8")
     assert text.count("Diagnosis: batch size 32, momentum") == 1
-    for scene in story(store, result):
+    for scene in story(Results.read(store)):
         assert text.count(f'id="{scene.name}"') == (1 if scene.figure else 0)
     assert "Adopt warmup: " in text
     assert "→ warmup" in text
@@ -96,19 +97,18 @@ def test_the_report_has_the_chapter_with_its_figures_once_each(unstable):
 
 def test_a_report_without_a_diagnosis_has_no_chapter(tmp_path):
     store = create_store(study_of(), tmp_path)
-    assert "Diagnosis:" not in build_report(store).read_text(encoding="utf-8")
+    assert "Diagnosis:" not in write_report(Results.read(store)).read_text(encoding="utf-8")
 
 
 def test_sentences_are_escaped(unstable, tmp_path):
     store, result, _ = unstable
     words = "x < y & <script>alert(1)</script>"
     group = result.groups[0]
-    step = replace(group.steps[0], sentences=(words,), studies=("<b>",))
+    step = replace(group.steps[1], sentences=(words,), studies=("<b>",))  # without a figure
     group = replace(group, summary=words, steps=(step,))
-    scenes = [replace(scene, group=group, step=step) for scene in list(story(store, result))[:1]]
-    path = tmp_path / "report.html"
-    write_report(path, name="s", question="", trials=[], objective="val_error", diagnosis=scenes)
-    text = path.read_text(encoding="utf-8")
+    diagnosis = replace(result, groups=(group,))
+    empty = Results(create_store(store.study, tmp_path), [], diagnosis=diagnosis)
+    text = write_report(empty).read_text(encoding="utf-8")
     assert "<script>alert" not in text
     assert text.count("x &lt; y &amp; &lt;script&gt;alert(1)&lt;/script&gt;") == 2
     assert "Runs: &lt;b&gt;" in text
@@ -117,7 +117,9 @@ def test_sentences_are_escaped(unstable, tmp_path):
 def test_the_figure_of_the_tournament_has_a_line_for_every_remedy(unstable):
     """Those of another optimizer too, in a panel of its own."""
     store, result, _ = unstable
-    (figure,) = (scene.figure for scene in story(store, result) if scene.step.name == "tournament")
+    (figure,) = (
+        scene.figure for scene in story(Results.read(store)) if scene.step.name == "tournament"
+    )
     shown = {trace.name for trace in figure.data} | {
         note.text for note in figure.layout.annotations
     }
@@ -128,7 +130,7 @@ def test_the_figure_of_the_tournament_has_a_line_for_every_remedy(unstable):
 
 def test_the_figure_of_the_edge_shows_only_what_it_was_found_from(unstable):
     store, result, _ = unstable
-    (figure,) = (scene.figure for scene in story(store, result) if scene.step.name == "edge")
+    (figure,) = (scene.figure for scene in story(Results.read(store)) if scene.step.name == "edge")
     drawn = {
         x for trace in figure.data if trace.mode == "markers" for x in trace.x if x is not None
     }
@@ -142,14 +144,14 @@ def test_groups_that_share_a_sweep_are_told_each_of_its_own_trials(tmp_path):
     model = Simulated(5.0, raised=lambda point: 0.4 if point.optimizer == "adam" else 1.0)
     study = study_of(optimizer={"momentum": AXIS, "adam": AXIS})
     store, result, _ = stored(tmp_path, model, study)
-    scenes = list(story(store, result))
+    scenes = list(story(Results.read(store)))
     edges = {one.group.optimizer: one.edge for one in result.groups}
     assert edges["adam"].interval[1] < edges["momentum"].interval[0]
     for scene in (scene for scene in scenes if scene.step.name == "edge"):
         assert scene.group.group.optimizer in str(scene.figure.layout.annotations)
     figures = [scene.name for scene in scenes if scene.figure]
     assert len(set(figures)) == len(figures)
-    text = build_report(store).read_text(encoding="utf-8")
+    text = write_report(Results.read(store)).read_text(encoding="utf-8")
     assert [text.count(f"Diagnosis: {group.group.label}<") for group in result.groups] == [1, 1]
 
 
@@ -157,7 +159,7 @@ def test_groups_by_a_scientific_argument_have_figures_of_their_own(tmp_path):
     study = study_of(workload_args={"norm": ["pre", "post"]})
     store, result, _ = stored(tmp_path, Simulated(5.0), study)
     assert len(result.groups) == 2
-    text = build_report(store).read_text(encoding="utf-8")
+    text = write_report(Results.read(store)).read_text(encoding="utf-8")
     drawn = re.findall(r'id="(diagnosis_[^"]*)"', text)
     assert drawn
     assert len(set(drawn)) == len(drawn)
@@ -165,10 +167,10 @@ def test_groups_by_a_scientific_argument_have_figures_of_their_own(tmp_path):
 
 def test_a_study_with_clipping_has_its_sweep_among_the_steps(tmp_path):
     space = {"clip_norm": [1.0, math.inf], "optimizer": {"momentum": AXIS}}
-    store, result, studies = stored(tmp_path, Simulated(5.0), study_of(space=space))
+    store, _, studies = stored(tmp_path, Simulated(5.0), study_of(space=space))
     assert studies[0].name == "sweep"
     assert open_store(store.folder / FOLDER / "sweep").study == studies[0]
-    assert next(story(store, result)).figure
+    assert next(story(Results.read(store))).figure
 
 
 def test_whatever_the_budget_left_out_the_report_is_built(tmp_path):
@@ -179,7 +181,7 @@ def test_whatever_the_budget_left_out_the_report_is_built(tmp_path):
         store, result, studies = stored(tmp_path / str(budget), UNSTABLE, budget=budget * STEPS)
         assert len(list((store.folder / FOLDER).glob("*"))) < len(studies) - 1
         assert result.groups[0].summary in html.unescape(
-            build_report(store).read_text(encoding="utf-8")
+            write_report(Results.read(store)).read_text(encoding="utf-8")
         )
 
 
@@ -188,7 +190,7 @@ def test_whatever_the_budget_left_out_the_report_is_built(tmp_path):
 )
 def test_whatever_was_found_the_report_is_built(tmp_path, model):
     store, result, _ = stored(tmp_path, model, budget=50 * STEPS)
-    text = build_report(store).read_text(encoding="utf-8")
+    text = write_report(Results.read(store)).read_text(encoding="utf-8")
     assert colour(result.groups[0]) in text
     assert result.groups[0].kind in COLOURS
 
@@ -197,6 +199,6 @@ def test_lost_curves_leave_the_sentences(tmp_path):
     store, result, _ = stored(tmp_path, UNSTABLE, budget=25 * STEPS)
     for path in store.folder.rglob("*.npz"):
         path.unlink()
-    scenes = list(story(store, result))
+    scenes = list(story(Results.read(store)))
     assert [scene.step for scene in scenes] == list(result.groups[0].steps)
-    assert build_report(store).exists()
+    assert write_report(Results.read(store)).exists()

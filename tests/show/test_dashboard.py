@@ -19,10 +19,12 @@ from stored import diverged, feasible, small_study
 
 from tunewright.search.errors import UserError
 from tunewright.search.judge.comparison import Checkpoint
-from tunewright.search.show.dashboard import _backend, _DashboardStorage, application, listen
+from tunewright.search.show.dashboard import application, listen
 from tunewright.search.show.guard import READ_ONLY
 from tunewright.search.show.publish import write_results
 from tunewright.search.store.baseline import tell_baseline
+from tunewright.search.store.results import Results
+from tunewright.search.store.shown import ShownStorage
 from tunewright.search.store.storage import Store, create_store, open_storage, tell
 from tunewright.search.train.checkpoints import sha256
 
@@ -41,7 +43,9 @@ def url_of(store: Store) -> str:
 
 def ask(store: Store, path: str, method: str = "GET") -> tuple[str, Any]:
     """Status and JSON of one request to a fresh dashboard: an old one may answer from its cache."""
-    return request(application(open_storage(url_of(store)), store.folder), path, method)
+    return request(
+        application(ShownStorage(open_storage(url_of(store))), store.folder), path, method
+    )
 
 
 def request(app: Any, path: str, method: str = "GET") -> tuple[str, Any]:
@@ -179,7 +183,7 @@ def test_the_baseline_is_shown_with_its_checkpoint_and_is_never_the_best_trial(
     (artifact,) = trial["artifacts"]
     assert artifact["filename"] == "b.pt"
     path = f"/artifacts/{trial['study_id']}/{trial['trial_id']}/{artifact['artifact_id']}"
-    assert answer(application(open_storage(url_of(store)), store.folder), path) == (
+    assert answer(application(ShownStorage(open_storage(url_of(store))), store.folder), path) == (
         "200 OK",
         b"weights",
     )
@@ -281,14 +285,14 @@ def test_a_page_does_not_look_through_more_attributes_the_more_trials_there_are(
     """
     for number in range(60):
         tell(store, feasible(number, 0.01 * (number + 1), 0.05))
-    write_results(store)
+    write_results(Results.read(store))
     (own,) = store.optuna_studies.values()
     attributes = own._storage.get_study_system_attrs(own._study_id)
     stored = {
         name: value for name, value in attributes.items() if name.startswith("dashboard:plot_data:")
     }
     assert len(stored) > 5
-    (shown,) = _DashboardStorage(_backend(own._storage)).get_all_studies()
+    (shown,) = ShownStorage(own._storage).get_all_studies()
     figures = [name for name in shown.system_attrs if name.startswith("dashboard:plot_data:")]
     assert figures == ["dashboard:plot_data:axis-base_lr:0"]
     (drawn,) = page(store)["plotly_graph_objects"]
@@ -302,7 +306,7 @@ def test_a_finished_trial_is_converted_once(store: Store) -> None:
     for trial in (BEST, EARLY):
         tell(store, trial)
     (own,) = store.optuna_studies.values()
-    shown = _DashboardStorage(_backend(own._storage))
+    shown = ShownStorage(own._storage)
     first, again = (shown.get_all_trials(own._study_id, deepcopy=False) for _ in range(2))
     assert all(one is other for one, other in zip(first, again, strict=True))
     assert shown.get_all_trials(own._study_id)[0] is not first[0]

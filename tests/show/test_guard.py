@@ -12,6 +12,8 @@ from tunewright.search.judge.comparison import Checkpoint
 from tunewright.search.show.dashboard import application, listen
 from tunewright.search.show.publish import write_results
 from tunewright.search.store.baseline import tell_baseline
+from tunewright.search.store.results import Results
+from tunewright.search.store.shown import ShownStorage
 from tunewright.search.store.storage import create_store, open_storage, tell
 from tunewright.search.train.checkpoints import sha256
 
@@ -27,8 +29,9 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         tell(store, feasible(number, 0.1, 0.05))
     (folder / "b.html").write_text("<script>alert(1)</script>")
     tell_baseline(store, Checkpoint(str(folder / "b.html"), sha256(folder / "b.html"), 0.001))
-    write_results(store)
-    app = application(open_storage(f"sqlite:///{store.folder / 'study.db'}"), store.folder)
+    write_results(Results.read(store))
+    storage = open_storage(f"sqlite:///{store.folder / 'study.db'}")
+    app = application(ShownStorage(storage), store.folder)
     with listen(app, 0) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -12,7 +12,8 @@ from stored import diverged, feasible, small_study
 from tunewright.search.judge.analysis import summarize
 from tunewright.search.judge.comparison import DELTA
 from tunewright.search.show.notes import KEPT, annotate, verdict_note
-from tunewright.search.store.storage import Store, create_store, write_comparison
+from tunewright.search.store.results import Results
+from tunewright.search.store.storage import Store, create_store
 from tunewright.search.trial import Trial, crashed
 
 TRIALS = [
@@ -76,7 +77,7 @@ def test_crashed_trials_are_no_evidence_and_are_named() -> None:
 
 def test_each_batch_size_has_a_note_and_axis_plots_of_its_own(store: Store) -> None:
     other = [feasible(0, 0.3, 0.1, batch_size=64), diverged(1, 3.0, 50, batch_size=64)]
-    annotate(store, [*TRIALS, *other])
+    annotate(Results(store, [*TRIALS, *other]))
     assert "| 0.1 |" in get_note(store.optuna_studies[32])
     assert "| 0.3 |" in get_note(store.optuna_studies[64])
     marks = [
@@ -89,10 +90,10 @@ def test_each_batch_size_has_a_note_and_axis_plots_of_its_own(store: Store) -> N
 
 def test_writing_again_replaces_and_the_same_again_changes_nothing(store: Store) -> None:
     many = [feasible(n, 0.01 * 1.1**n, 0.1 + 0.01 * n) for n in range(60)]
-    annotate(store, many)
-    annotate(store, TRIALS)
+    annotate(Results(store, many))
+    annotate(Results(store, TRIALS))
     once = attributes(store)
-    annotate(store, TRIALS)
+    annotate(Results(store, TRIALS))
     assert attributes(store) == once
     assert list(figures(store, 32)) == ["axis-base_lr"]
     assert sum(len(trace["x"]) for trace in figures(store, 32)["axis-base_lr"]["data"]) == len(
@@ -104,8 +105,7 @@ def test_with_a_comparison_the_note_has_the_decision_the_baseline_and_the_distan
     store: Store,
 ) -> None:
     found = comparison([[0.01, 0.02]], None, checkpoint=0.03)
-    write_comparison(store.folder, found)
-    annotate(store, TRIALS)
+    annotate(Results(store, TRIALS, comparison=found))
     note = get_note(store.optuna_studies[32])
     header, _, first, row = (
         [cell.strip() for cell in line.split("|")] for line in note.splitlines() if "|" in line
@@ -122,9 +122,9 @@ def test_with_a_comparison_the_note_has_the_decision_the_baseline_and_the_distan
 
 def test_what_somebody_wrote_below_the_line_stays(store: Store) -> None:
     study = store.optuna_studies[32]
-    annotate(store, TRIALS[:2])
+    annotate(Results(store, TRIALS[:2]))
     save_note(study, get_note(study) + "\nLooks odd: ask Ada.\n")
-    annotate(store, TRIALS)
+    annotate(Results(store, TRIALS))
     note = get_note(study)
     assert "unstable at the edge" in note
     assert note.split(KEPT)[1].strip() == "Looks odd: ask Ada."
@@ -133,12 +133,12 @@ def test_what_somebody_wrote_below_the_line_stays(store: Store) -> None:
 def test_a_note_written_before_the_first_verdict_stays_too(store: Store) -> None:
     study = store.optuna_studies[32]
     save_note(study, "My own plan.")
-    annotate(store, TRIALS)
+    annotate(Results(store, TRIALS))
     assert get_note(study).split(KEPT)[1].strip() == "My own plan."
 
 
 def test_a_study_without_trials_gets_a_note_and_no_plot(store: Store) -> None:
-    annotate(store, [])
+    annotate(Results(store, []))
     assert "0 trials" in get_note(store.optuna_studies[32])
     assert figures(store, 32) == {}
 

@@ -1,7 +1,9 @@
+import errno
 import html
 import io
 import itertools
 import math
+import os
 import re
 import time
 from dataclasses import replace
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import optuna
 import pytest
 from compared import comparison
 from examples import parse
@@ -20,9 +21,10 @@ from rich.console import Console
 from tunewright.search.judge.analysis import summarize
 from tunewright.search.judge.comparison import DELTA, Comparison
 from tunewright.search.playbook import RULES
-from tunewright.search.show.report import build_report, pictures, write_report
+from tunewright.search.show.report import pictures, write_report
 from tunewright.search.show.tables import plan_table, summary_cells, summary_table
-from tunewright.search.store.storage import Store
+from tunewright.search.store.results import Results
+from tunewright.search.store.storage import Store, create_store
 from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, measured
 
 STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
@@ -57,11 +59,16 @@ def trials(count: int = 8, steps: int = 100) -> list[Trial]:
     return [*finished, crashed(Point(count, 32, "momentum", 0.1), "CUDA out of memory")]
 
 
-def write(path: Path, finished: list[Trial], **arguments: Any) -> str:
-    write_report(
-        path,
-        **{"name": "s", "question": "?", "trials": finished, "objective": "val_error"} | arguments,
-    )
+def results(folder: Path, finished: list[Trial], **known: Any) -> Results:
+    """Of a study whose file is that of the examples; `study` are changes of it."""
+    study = parse(**{"question": "?"} | known.pop("study", {}))
+    return Results(Store(study, folder, {}), finished, **known)
+
+
+def write(folder: Path, finished: list[Trial], **known: Any) -> str:
+    folder.mkdir(exist_ok=True)
+    path = write_report(results(folder, finished, **known))
+    assert path == folder / "report.html"
     return path.read_text(encoding="utf-8")
 
 
@@ -92,14 +99,14 @@ class Outline(HTMLParser):
 
 
 def test_the_report_fetches_nothing_and_holds_plotly_once(tmp_path: Path) -> None:
-    text = write(tmp_path / "report.html", trials())
+    text = write(tmp_path, trials())
     assert Outline(text).fetched == []
     assert text.count(get_plotlyjs()) == 1
     assert not re.search(r"@import|url\(\s*http", text.replace(get_plotlyjs(), ""))
 
 
 def test_every_trial_has_a_row_and_every_varied_hyperparameter_a_plot(tmp_path: Path) -> None:
-    text = write(tmp_path / "report.html", trials())
+    text = write(tmp_path, trials())
     # per group a row and its best point; per trial a row
     assert Outline(text).rows == [1 + 2 * 4, 1 + 9]
     assert [
@@ -110,9 +117,7 @@ def test_every_trial_has_a_row_and_every_varied_hyperparameter_a_plot(tmp_path: 
 
 
 def test_every_id_of_a_rule_says_the_rule(tmp_path: Path) -> None:
-    text = write(
-        tmp_path / "report.html", trials(), comparison=comparison([[0.1, 0.2]], [0.3, 0.4])
-    )
+    text = write(tmp_path, trials(), comparison=comparison([[0.1, 0.2]], [0.3, 0.4]))
     body = re.sub(r"<(script|style)>.*?</\1>|<script .*?</script>", "", text, flags=re.DOTALL)
     said = re.findall(r'<abbr title="([^"]+)">([RS]\d+)</abbr>', body)
     assert {"R1", "R3", "R6", "S4", "S5", "S9", "R16", "R20"} <= {id for _, id in said}
@@ -122,9 +127,9 @@ def test_every_id_of_a_rule_says_the_rule(tmp_path: Path) -> None:
 
 
 def test_the_order_of_the_sections(tmp_path: Path) -> None:
-    text = write(tmp_path / "report.html", trials(), name="warmup", environment={"torch": "2.13"})
+    text = write(tmp_path, trials(), environment={"torch": "2.13"})
     assert Outline(text).headings == [
-        "warmup",
+        "s",
         "Result per group",
         "What to look at",
         "Axis plots",
@@ -140,8 +145,7 @@ def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
     text = write(
         tmp_path / "report.html",
         trials(),
-        question="<script>alert(1)</script>",
-        notes=["a < b"],
+        study={"question": "<script>alert(1)</script> a < b"},
         environment={"command": "a && b"},
     )
     for escaped in (
@@ -155,27 +159,33 @@ def test_text_from_outside_is_escaped(tmp_path: Path) -> None:
     assert "<far>" not in text
 
 
-def test_the_same_trials_in_any_order_give_the_same_file(tmp_path: Path) -> None:
-    assert write(tmp_path / "a.html", trials()) == write(tmp_path / "b.html", trials()[::-1])
+def test_the_same_results_give_the_same_file(tmp_path: Path) -> None:
+    assert write(tmp_path / "a", trials()) == write(tmp_path / "b", trials())
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     path = tmp_path / "report.html"
     path.write_text("old")
-    with pytest.raises(ValueError, match="low > 0 must hold"):
-        write(path, trials(), space={"adam": {"base_lr": (0.0, 1.0, True)}})
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, trials())
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
 
 
 def test_a_study_without_trials_has_a_report(tmp_path: Path) -> None:
-    assert "No trial has finished." in write(tmp_path / "report.html", [])
+    assert "No trial has finished." in write(tmp_path, [])
 
 
 def test_128_trials_of_1000_steps_take_seconds_and_a_few_megabytes(tmp_path: Path) -> None:
     many = trials(128, 1000)
     begin = time.process_time()
-    text = write(tmp_path / "report.html", many)
+    text = write(tmp_path, many)
     assert time.process_time() - begin < 5
     assert len(text) - len(get_plotlyjs()) < 3_000_000
 
@@ -185,7 +195,7 @@ def test_a_comparison_is_a_chapter_with_its_decision_its_costs_and_its_warnings(
     tmp_path: Path, baseline: list[float] | None
 ) -> None:
     found = comparison([[0.2, 0.21, 0.22, 0.2, 0.19, 0.2]], baseline, warning="Mind <this>.")
-    text = write(tmp_path / "report.html", trials(), comparison=found)
+    text = write(tmp_path, trials(), comparison=found)
     outline = Outline(text)
     assert outline.headings[2:5] == ["What to look at", "Against the baseline", "Axis plots"]
     assert f">{found.decision}</b>" in text
@@ -205,8 +215,8 @@ def test_with_a_comparison_the_baseline_is_the_first_row_and_delta_a_column_of_b
 ) -> None:
     found = comparison([[0.2, 0.21]], None, checkpoint=0.25)
     text, plain = (
-        write(tmp_path / "a.html", trials(), comparison=found),
-        write(tmp_path / "b.html", trials()),
+        write(tmp_path / "a", trials(), comparison=found),
+        write(tmp_path / "b", trials()),
     )
     before, after = Outline(plain).rows, Outline(text).rows
     assert (after[0], after[-1]) == (before[0] + 1, before[-1] + 1)
@@ -231,9 +241,9 @@ def test_delta_is_below_0_for_what_is_better_and_a_dash_where_nothing_trained() 
 
 def test_the_report_of_a_store_uses_the_study(tmp_path: Path) -> None:
     study = parse(question="Which base LR?")
-    empty = {batch_size: optuna.create_study() for batch_size in study.batch_sizes}
-    path = build_report(Store(study, tmp_path, empty))
-    assert path == tmp_path / "report.html"
+    store = create_store(study, tmp_path)
+    path = write_report(Results.read(store))
+    assert path == store.folder / "report.html"
     assert "Which base LR?" in path.read_text(encoding="utf-8")
 
 
@@ -274,9 +284,8 @@ def test_scientific_groups_are_compared_in_one_picture() -> None:
     ]
 
     def names(finished: list[Trial], scientific: list[str]) -> list[str]:
-        return [
-            picture.name for picture in pictures(finished, "val_error", ["base_lr"], scientific)
-        ]
+        known = results(Path(), finished, study={"scientific": scientific})
+        return [picture.name for picture in pictures(known)]
 
     rest = ["axis_clip_norm", "training_curves", "gradient_norms"]
     assert names(clips, []) == ["axis_base_lr", *rest]
@@ -294,10 +303,8 @@ def test_several_seeds_show_their_mean_their_spread_and_their_share_at_the_edge(
     cells = summary_cells(row, [])
     assert cells["best value"] == "0.2 (0.1 – 0.3)"
     assert cells["unstable_base_lr"] == "0.1 – 0.4 (1 of 3)"
-    assert "Every configuration was trained with 3 seeds" in write(
-        tmp_path / "three.html", finished
-    )
-    assert "seeds" not in write(tmp_path / "one.html", finished[::3]).split("</table>")[0]
+    assert "Every configuration was trained with 3 seeds" in write(tmp_path / "three", finished)
+    assert "seeds" not in write(tmp_path / "one", finished[::3]).split("</table>")[0]
 
 
 def test_the_plan_counts_configurations_and_says_how_many_seeds() -> None:

@@ -28,14 +28,9 @@ from tunewright.search.store.files import (
     write_curve,
     write_json,
 )
-from tunewright.search.store.storage import (
-    create_store,
-    environment,
-    open_store,
-    read_trials,
-    tell,
-    write_comparison,
-)
+from tunewright.search.store.provenance import environment, write_environment
+from tunewright.search.store.results import Results, write_comparison
+from tunewright.search.store.storage import create_store, open_store, read_trials, tell
 from tunewright.search.study.study import load_study
 from tunewright.search.trial import crashed
 
@@ -96,7 +91,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_curve(curve_path(store.folder, trial.point), trial.curve)
             write_checkpoint(checkpoint_path(store.folder, trial.point), {})
     write_comparison(store.folder, comparison([[0.2, 0.3]], None))
-    write_results(store, environment(["tunewright", "run"]))
+    write_environment(store.folder, environment(["tunewright", "run"]))
+    write_results(Results.read(store))
     write_json(store.folder / "diagnosis.json", {"study": "small"})
     assert main(["report", str(store.folder)]) == 1  # a trial crashed
     return top
@@ -253,7 +249,7 @@ def collected(folder: Path) -> list[str]:
     """Outcomes of all trials after a driver has looked into the inbox, twice."""
     store = open_store(folder)
     driver = Driver([store], 1, "cpu", None, None, None)
-    driver.show = Progress([store], shown=False)
+    driver.show = Progress(driver.found(), shown=False)
     driver.collect()
     driver.collect()
     return [trial.verdict.outcome for trial in read_trials(store)]

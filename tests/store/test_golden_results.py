@@ -13,7 +13,8 @@ import pytest
 
 from tunewright.search.run import run_study
 from tunewright.search.show.publish import write_results
-from tunewright.search.show.report import build_report
+from tunewright.search.show.report import write_report
+from tunewright.search.store.results import Results
 from tunewright.search.store.storage import open_store, read_trials
 from tunewright.search.study.study import load_study
 
@@ -29,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def test_its_tables_are_written_again_as_they_were(folder: Path) -> None:
     for name in ("trials.csv", "summary.json"):
         (folder / name).unlink()
-    write_results(open_store(folder))
+    write_results(Results.read(open_store(folder)))
     assert (folder / "trials.csv").read_text() == (GOLDEN / "trials.csv").read_text()
     assert json.loads((folder / "summary.json").read_text()) == json.loads(
         (GOLDEN / "summary.json").read_text()
@@ -37,7 +38,7 @@ def test_its_tables_are_written_again_as_they_were(folder: Path) -> None:
 
 
 def test_its_report_is_built(folder: Path) -> None:
-    text = build_report(open_store(folder)).read_text(encoding="utf-8")
+    text = write_report(Results.read(open_store(folder))).read_text(encoding="utf-8")
     assert "Does a results folder of an earlier release still open?" in text
 
 

@@ -20,19 +20,18 @@ from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.progress import Progress
 from tunewright.search.store.files import curve_path, write_curve
 from tunewright.search.store.places import has_results
+from tunewright.search.store.results import read_comparison, write_comparison
 from tunewright.search.store.storage import (
     Store,
     create_store,
     is_continued,
     open_storage,
     open_store,
-    read_comparison,
+    read_records,
     read_trials,
-    stored_trials,
     tell,
-    write_comparison,
-    write_table,
 )
+from tunewright.search.store.table import write_table
 from tunewright.search.study.sampling import ROUND, _point, _proposals, next_points, plan
 from tunewright.search.study.study import Study, load_study
 from tunewright.search.trial import Point, Told, Trial, as_told, crashed
@@ -584,7 +583,7 @@ def test_without_curves_a_trial_is_told_and_ranked_as_with_them(tmp_path):
     for trial in (feasible(0, 0.1, 0.05), diverged(1, 5.0, onset_step=30)):
         write_curve(curve_path(store.folder, trial.point), trial.curve)
         tell(store, trial)
-    whole, bare = stored_trials(store), stored_trials(store, curves=False)
+    whole, bare = read_trials(store), read_records(store)
     assert [as_told(trial) for trial in bare] == [as_told(trial) for trial in whole]
     assert [trial.record() for trial in bare] == [trial.record() for trial in whole]
     assert sum(len(trial.curve.loss) + len(trial.curve.metrics) for trial in bare) == 0
@@ -596,7 +595,7 @@ def test_a_driver_keeps_no_curve_in_memory(tmp_path):
     tell(store, feasible(0, 0.1, 0.05))
     write_curve(curve_path(store.folder, point(0, 0.1)), feasible(0, 0.1, 0.05).curve)
     driver = Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
-    with Progress([store], shown=False) as driver.show:
+    with Progress(driver.found(), shown=False) as driver.show:
         driver.record(store, feasible(1, 0.2, 0.04))
     (kept,) = driver.trials
     assert [trial.best_value for trial in kept.values()] == [0.05, 0.04]

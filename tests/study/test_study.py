@@ -11,7 +11,7 @@ from stored import feasible
 
 from tunewright.search.errors import UserError
 from tunewright.search.rules.optimizers import RULES
-from tunewright.search.store.storage import write_table
+from tunewright.search.store.table import write_table
 from tunewright.search.study.study import (
     RESULT_COLUMNS,
     Range,

@@ -1,0 +1,121 @@
+"""All that a results folder holds, read once and passed down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from ..errors import warn_once
+from ..judge.analysis import GroupSummary, summarize
+from ..judge.comparison import ALPHA, Comparison
+from ..judge.diagnosis import Diagnosis
+from ..study.study import Study
+from ..trial import Trial
+from .files import write_json
+from .places import STEPS
+from .provenance import read_environment
+from .storage import Store, open_store, read_trials
+
+COMPARISON_FILE = "comparison.json"
+DIAGNOSIS_FILE = "diagnosis.json"
+
+_Record = TypeVar("_Record")
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's results in memory: whoever tabulates, draws or compares takes these, and reads
+    nothing.
+
+    All curves are among them, once: 16 bytes per update of each trial. A run of several studies
+    therefore holds one study's results at a time.
+
+    trials       finished, by batch size and number, as seen beside one another (`read_trials`)
+    comparison   the latest with a baseline; diagnosis: the latest; None if there was none
+    environment  what the results depend on besides the study file
+    steps        trials of the diagnosis' steps, by the names of their studies, as far as read
+    """
+
+    store: Store
+    trials: Sequence[Trial]
+    comparison: Comparison | None = None
+    diagnosis: Diagnosis | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    steps: dict[str, Sequence[Trial]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, store: Store, records: Iterable[Trial] | None = None) -> Results:
+        """Those of a store as it stands. `records` as in `read_trials`."""
+        return cls(
+            store,
+            trials=read_trials(store, records),
+            comparison=read_comparison(store.folder),
+            diagnosis=read_diagnosis(store.folder),
+            environment=read_environment(store.folder),
+        )
+
+    @property
+    def study(self) -> Study:
+        return self.store.study
+
+    @property
+    def folder(self) -> Path:
+        return self.store.folder
+
+    @cached_property
+    def summaries(self) -> list[GroupSummary]:
+        """A summary per group."""
+        return summarize(self.trials, self.study.scientific_names, self.study.ranges)
+
+    def trials_of(self, name: str) -> Sequence[Trial]:
+        """The trials of the study or of a step of its diagnosis; a step is read when first asked
+        for.
+
+        Raises UserError if the step has no results.
+        """
+        if name == self.study.name:
+            return self.trials
+        if name not in self.steps:
+            self.steps[name] = read_trials(open_store(self.folder / STEPS / name))
+        return self.steps[name]
+
+
+def write_comparison(folder: Path, result: Comparison) -> None:
+    """comparison.json, with the decision first."""
+    record = {"decision": result.decision, "error_rate": ALPHA, **asdict(result)}
+    write_json(folder / COMPARISON_FILE, record)
+
+
+def read_comparison(folder: Path) -> Comparison | None:
+    """The latest comparison of a study with a baseline; None if there was none, or, which is said,
+    it is damaged.
+    """
+    return _read(folder / COMPARISON_FILE, Comparison, "compare")
+
+
+def _read(path: Path, kind: type[_Record], command: str) -> _Record | None:
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError):
+        warn_once(
+            f"{path}: is damaged, or of another version, and left out: `tunewright {command}` "
+            "writes it anew"
+        )
+        return None
+
+
+def write_diagnosis(folder: Path, result: Diagnosis) -> None:
+    """diagnosis.json, of which `read_diagnosis` is the inverse."""
+    write_json(folder / DIAGNOSIS_FILE, asdict(result))
+
+
+def read_diagnosis(folder: Path) -> Diagnosis | None:
+    """The latest diagnosis of a study; None if there was none, or, which is said, it is damaged."""
+    return _read(folder / DIAGNOSIS_FILE, Diagnosis, "diagnose")
