@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .rules.hyperparameters import HYPERPARAMETERS, of_kind
 from .rules.thresholds import limits
 
 Array: TypeAlias = NDArray[np.float64]
 # for a trial whose objective was never finite, not even untrained
 LARGE = float(np.finfo(np.float32).max)
+COMMON = of_kind("common")  # hyperparameters of every training: fields of a Point
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed"]
 Instability = Literal["none", "early", "mid_training"]
 
@@ -49,16 +51,7 @@ class Point:
     @cached_property
     def values(self) -> dict[str, Any]:
         """Every hyperparameter by its name, flat."""
-        own = (
-            "batch_size",
-            "optimizer",
-            "base_lr",
-            "warmup_steps",
-            "clip_norm",
-            "clip_z",
-            "decay",
-            "seed",
-        )
+        own = ("batch_size", "optimizer", *COMMON, "seed")
         return (
             {name: getattr(self, name) for name in own} | {**self.settings} | {**self.workload_args}
         )
@@ -79,7 +72,9 @@ class Point:
 
     @property
     def _left_off(self) -> tuple[str, ...]:
-        return ("clip_z",) if self.clip_z == math.inf else ()
+        return tuple(
+            name for name in COMMON if getattr(self, name) == HYPERPARAMETERS[name].hidden_at
+        )
 
     @cached_property
     def workload_key(self) -> str:
@@ -94,6 +89,21 @@ class Point:
         common.
         """
         return tuple((name, repr(value)) for name, value in self.values.items() if name != "seed")
+
+
+def refuse_homeless(common: Iterable[str]) -> None:
+    """Raise TypeError for a common hyperparameter that a Point does not hold at its default."""
+    held = {field.name: field.default for field in fields(Point)}
+    for name in common:
+        default = HYPERPARAMETERS[name].default
+        if name not in held or (default is not None and held[name] != default):
+            raise TypeError(
+                f"hyperparameter {name!r}: is common, so Point needs a field of that name with the "
+                f"same default, {default!r}"
+            )
+
+
+refuse_homeless(COMMON)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .hyperparameters import Hyperparameter, declare
+
 if TYPE_CHECKING:
     from ..trial import Point
 
 Decay = Literal["constant", "linear", "cosine"]
 DECAYS: tuple[Decay, ...] = get_args(Decay)
+declare(Hyperparameter("decay", "common", choices=DECAYS, default="constant"))
 
 MAX_WARMUP_FRACTION = 0.10  # of max_train_steps (R10)
 LONG_WARMUP = 0.05  # of max_train_steps; where more is needed, those may have to grow (R12)

@@ -21,11 +21,12 @@ from torch import Tensor
 from ..judge.analysis import BEST_FEW, CLIP_TOO_MUCH, boundary_checks, group_trials, ranked
 from ..judge.flags import ENOUGH, checkpoint_note
 from ..judge.objective import sounds_better_when_higher
+from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import RULES
 from ..rules.schedule import LONG_WARMUP, longest_warmup
 from ..study.sampling import ROUND, free_axes, shares
-from ..study.study import ADAPTIVE, COMMON, Axis, Range, Study, ends
-from ..trial import Trial
+from ..study.study import ADAPTIVE, Axis, Range, Study, ends
+from ..trial import COMMON, Trial
 from ..words import readable
 from ..workload.workload import Workload, chance_loss
 from .tables import axis_in_words
@@ -33,10 +34,6 @@ from .tables import axis_in_words
 # S1: update rules whose steps are of about the same size at the same base_lr, by the name of one of
 # them.
 KIN = {"nesterov": "momentum", "rmsprop": "adam", "nadam": "adam", "adamw": "adam"}
-# R20: learning rate, momentum, regularization
-TUNED_PER_BATCH_SIZE = ("base_lr", "momentum", "weight_decay")
-# the value that is none, and who asks for it
-CONTROLS = {"warmup_steps": (0, "R9"), "clip_norm": (math.inf, "S9")}
 # R10: an order of magnitude; R3, R6: the least that a sweep of base_lr spans (its width is ours)
 ORDER = 10.0
 GRID_AXES = 2  # S2: grids are for one or two dimensions
@@ -45,8 +42,6 @@ LABEL_BATCHES = 200  # drawn to estimate how frequent labels are
 ENOUGH_LABELS = 10  # of each kind on average: fewer tell an entropy that is too low
 ENTROPY_FACTOR = 1.1  # what a constant predictor loses by more than that is no estimate's error
 LESS_TUNED = 0.5  # S9: half as many values or configurations as another side (the share is ours)
-# S11: fewest configurations; "far more" than 25: twice (ours)
-ADAM_BUDGETS = {"beta1": 10, "epsilon": 26, "beta2": 50}
 
 
 @dataclass(frozen=True)
@@ -197,9 +192,9 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
         axes = {name: (value,) for name, value in RULES[optimizer].defaults.items()} | study.axes(
             optimizer
         )
-        for name in TUNED_PER_BATCH_SIZE:
+        for name, row in HYPERPARAMETERS.items():
             axis = axes.get(name, (0,))
-            if _fixed(axis) and any(ends(axis)):
+            if row.per_batch_size and _fixed(axis) and any(ends(axis)):
                 yield _advice(
                     "R20",
                     _place(study, optimizer, name),
@@ -261,14 +256,14 @@ def _labels(workload: Workload, batch_size: int) -> NDArray[np.int64]:
 def _no_control(study: Study) -> Iterator[Advice]:
     if not _explores(study):
         return
-    for name, (control, rule) in CONTROLS.items():
-        for place, axis in _places(study, name).items():
-            if isinstance(axis, tuple) and not _fixed(axis) and control not in axis:
+    for row in [row for row in HYPERPARAMETERS.values() if row.control]:
+        for place, axis in _places(study, row.name).items():
+            if isinstance(axis, tuple) and not _fixed(axis) and row.off not in axis:
                 yield _advice(
-                    rule,
+                    row.control,
                     place,
                     (
-                        f"{axis_in_words(axis)} has no control: add {control}, to see whether it "
+                        f"{axis_in_words(axis)} has no control: add {row.off}, to see whether it "
                         "takes any"
                     ),
                 )
@@ -335,12 +330,13 @@ def _nothing_to_learn_from(study: Study) -> Iterator[Advice]:
 def _too_small_for_adam(study: Study) -> Iterator[Advice]:
     for group, count in shares(study, study.batch_sizes[0]).items():
         for name, axis in free_axes(study, group).items():
-            if count < ADAM_BUDGETS.get(name, 0):
+            fewest = HYPERPARAMETERS[name].fewest_trials
+            if count < fewest:
                 yield _advice(
                     "S11",
                     _place(study, group.optimizer, name),
                     f"{axis_in_words(axis)} is tuned with only {count} configurations of a group: "
-                    f"fix it, or give a group {ADAM_BUDGETS[name]} or more",
+                    f"fix it, or give a group {fewest} or more",
                 )
 
 

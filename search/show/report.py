@@ -31,6 +31,7 @@ from ..judge.comparison import DELTA, Comparison, Decision
 from ..judge.diagnosis import Diagnosis, GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
 from ..playbook import CITATION, rule
+from ..rules.hyperparameters import HYPERPARAMETERS
 from ..store.files import atomic, read_object
 from ..store.storage import Store, read_comparison, read_diagnosis, read_trials
 from ..study.study import Figure
@@ -94,7 +95,10 @@ OUTCOMES = (
     "seconds",
     "reason",
 )
-TEXT_COLUMNS = ("optimizer", "decay", "verdict", "instability", "reason")
+TEXT_COLUMNS = (
+    *("optimizer", "verdict", "instability", "reason"),
+    *(name for name, row in HYPERPARAMETERS.items() if row.choices is not None),
+)
 COLOURS: dict[GroupVerdict, str] = {
     "stable": "good",
     "unstable at the edge": "bad",

@@ -13,6 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from ..rules.hyperparameters import HYPERPARAMETERS
 from ..threads import torch_threads
 from ..trial import Told
 from .study import Axis, Range, Study
@@ -28,7 +29,7 @@ def distribution(axis: Axis, name: str) -> BaseDistribution:
     """An axis as Optuna describes it."""
     if not isinstance(axis, Range):
         return CategoricalDistribution(axis)
-    if name == "warmup_steps":
+    if HYPERPARAMETERS[name].is_integer:
         return IntDistribution(round(axis.low), round(axis.high), log=axis.log)
     return FloatDistribution(axis.low, axis.high, log=axis.log)
 

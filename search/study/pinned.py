@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import tomli_w
 
-from ..trial import Point
-from .study import COMMON, Study, parse_study
+from ..trial import COMMON, Point
+from .study import Study, parse_study
 
 
 def pinned(

@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from ..trial import Group, Point, Told
-from .study import ADAPTIVE, COMMON, Axis, Range, Study, grid_size
+from ..rules.hyperparameters import HYPERPARAMETERS
+from ..trial import COMMON, Group, Point, Told
+from .study import ADAPTIVE, Axis, Range, Study, grid_size
 
 # points of a group that an adaptive sampler proposes at once; the first round is from Halton
 ROUND = 8
@@ -183,15 +184,14 @@ def _point(study: Study, group: Group, number: int, values: Mapping[str, Any]) -
         | {name: value for name, value in held.items() if name not in study.workload_args}
         | dict(values)
     )
-    chosen["warmup_steps"] = round(chosen["warmup_steps"])
+    chosen = {name: HYPERPARAMETERS[name].convert(value) for name, value in chosen.items()}
     common = {name: chosen.pop(name) for name in COMMON}
-    common |= {name: float(common[name]) for name in ("base_lr", "clip_norm", "clip_z")}
     return Point(
         number=number,
         batch_size=group.batch_size,
         optimizer=group.optimizer,
         seed=study.seed,
-        settings={name: float(value) for name, value in chosen.items()},
+        settings=chosen,
         workload_args={name: held.get(name, value) for name, value in study.workload_args.items()},
         **common,
     )

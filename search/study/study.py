@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,9 +34,10 @@ from pydantic import (
 )
 
 from ..errors import UserError
+from ..rules.hyperparameters import HYPERPARAMETERS, is_number
 from ..rules.optimizers import RULES, Rule
-from ..rules.schedule import DECAYS, longest_warmup, orders_of_magnitude, total_steps
-from ..trial import Group, Point
+from ..rules.schedule import longest_warmup, orders_of_magnitude, total_steps
+from ..trial import COMMON, Group, Point
 
 # What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is
 # said.
@@ -130,50 +131,22 @@ Sampler = Literal["halton", "sobol", "grid", "random", "tpe", "gp"]
 # these learn from finished trials; the others draw every point before the first training
 ADAPTIVE = ("tpe", "gp")
 
-# What a value must satisfy: the rule in words, and its test.
-VALUE_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "base_lr": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
-    "warmup_steps": ("an integer ≥ 0", lambda v: _number(v) and 0 <= v < math.inf and v == int(v)),
-    "clip_norm": ("a number > 0 (inf = never clip)", lambda v: _number(v) and v > 0),
-    "clip_z": (
-        "a number > 0 (inf = no threshold that follows the norms)",
-        lambda v: _number(v) and v > 0,
-    ),
-    "decay": (f"one of {', '.join(DECAYS)}", lambda v: v in DECAYS),
-    "weight_decay": ("a number ≥ 0", lambda v: _number(v) and 0 <= v < math.inf),
-    "epsilon": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
-    "momentum": ("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1),
-}
-VALUE_RULES |= dict.fromkeys(("rho", "beta1", "beta2"), VALUE_RULES["momentum"])
-
 
 def refuse_incomplete(rules: Mapping[str, Rule]) -> None:
     """Raise TypeError for an optimizer with a hyperparameter whose values nothing checks."""
     for name, rule in rules.items():
-        if missing := rule.defaults.keys() - VALUE_RULES.keys():
+        if missing := rule.defaults.keys() - HYPERPARAMETERS.keys():
             raise TypeError(
-                f"optimizer {name!r}: no row of VALUE_RULES for {', '.join(sorted(missing))}"
+                f"optimizer {name!r}: no row of HYPERPARAMETERS for {', '.join(sorted(missing))}"
             )
 
 
 refuse_incomplete(RULES)
-# axes that every optimizer has
-COMMON = ("base_lr", "warmup_steps", "clip_norm", "clip_z", "decay")
-DEFAULTS: dict[str, Scalar] = {
-    "warmup_steps": 0,
-    "clip_norm": math.inf,
-    "clip_z": math.inf,
-    "decay": "constant",
-}
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _in_reach(value: Any) -> bool:
     """Whether float32 arithmetic has room for a value; 0 and inf are switches."""
-    return not _number(value) or value in (0, math.inf) or SMALLEST <= value <= LARGEST
+    return not is_number(value) or value in (0, math.inf) or SMALLEST <= value <= LARGEST
 
 
 class _Strict(BaseModel):
@@ -239,22 +212,22 @@ def ends(axis: Axis) -> tuple[float, float]:
 
 
 class _Axes(_Strict):
-    """Axes whose values are checked against VALUE_RULES."""
+    """Axes whose values are checked by the rows of HYPERPARAMETERS."""
 
     @field_validator("*", mode="after")
     @classmethod
     def _values(cls, spec: Any, info: ValidationInfo) -> Any:
-        if info.field_name not in VALUE_RULES or spec is None:
+        row = HYPERPARAMETERS.get(info.field_name or "")
+        if row is None or spec is None:
             return spec
-        rule, holds = VALUE_RULES[info.field_name]
         if isinstance(spec, OrdersOfMagnitude):
             if info.field_name != "warmup_steps":
                 raise ValueError("orders_of_magnitude is for warmup_steps")
             return spec
         values = (spec.low, spec.high) if isinstance(spec, Range) else spec
         for value in values if isinstance(values, tuple) else (values,):
-            if not holds(value):
-                raise ValueError(f"must be {rule}, got {shown(value)}")
+            if not row.accepts(value):
+                raise ValueError(f"must be {row.requirement}, got {shown(value)}")
             if not _in_reach(value):
                 raise ValueError(
                     f"must lie between {SMALLEST:g} and {LARGEST:g}, got {shown(value)}"
@@ -262,10 +235,12 @@ class _Axes(_Strict):
         return spec
 
 
+def _axis_fields(names: Iterable[str]) -> dict[str, Any]:
+    return dict.fromkeys(names, (AxisSpec | None, None))
+
+
 def _optimizer_model(name: str) -> type[_Axes]:
-    fields: dict[str, Any] = dict.fromkeys(
-        (*COMMON, *RULES[name].defaults), (AxisSpec | None, None)
-    )
+    fields = _axis_fields((*COMMON, *RULES[name].defaults))
     return create_model(
         name, __base__=_Axes, __doc__=f"Ranges of the {name} optimizer's own.", **fields
     )
@@ -278,14 +253,12 @@ _Optimizers = create_model(
 )
 
 
-class Space(_Axes):
+_Shared = create_model("Shared", __base__=_Axes, **_axis_fields(COMMON))
+
+
+class Space(_Shared):  # type: ignore[valid-type, misc]
     """The axes of every optimizer, and each optimizer's own."""
 
-    base_lr: AxisSpec | None = None
-    warmup_steps: AxisSpec | None = None
-    clip_norm: AxisSpec | None = None
-    clip_z: AxisSpec | None = None
-    decay: AxisSpec | None = None
     optimizer: _Optimizers  # type: ignore[valid-type]
 
 
@@ -430,7 +403,8 @@ class Study(_Strict):
         own = getattr(self.space.optimizer, optimizer)
         specs: dict[str, Axis] = {}
         for name in (*COMMON, *RULES[optimizer].defaults):
-            candidates = (getattr(own, name), getattr(self.space, name, None), DEFAULTS.get(name))
+            default = HYPERPARAMETERS[name].default
+            candidates = (getattr(own, name), getattr(self.space, name, None), default)
             spec = next((candidate for candidate in candidates if candidate is not None), None)
             if spec is not None:
                 specs[name] = self._resolve(spec)
@@ -551,8 +525,9 @@ class Study(_Strict):
 
     def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
         axes, place = self.axes(optimizer), f"space.optimizer.{optimizer}"
-        if "base_lr" not in axes:
-            yield f"{place}.base_lr", "is required (here, or in [space] for every optimizer)"
+        for name in COMMON:
+            if name not in axes:
+                yield f"{place}.{name}", "is required (here, or in [space] for every optimizer)"
         largest, longest = ends(axes["warmup_steps"])[1], longest_warmup(self.max_train_steps)
         if largest > longest:
             yield (

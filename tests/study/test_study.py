@@ -180,6 +180,6 @@ def test_an_optimizer_with_a_hyperparameter_that_nothing_checks_is_refused_by_na
     whole = RULES["momentum"]
     refuse_incomplete({"momentum": whole})
     with pytest.raises(
-        TypeError, match=r"optimizer 'friction': no row of VALUE_RULES for friction"
+        TypeError, match=r"optimizer 'friction': no row of HYPERPARAMETERS for friction"
     ):
         refuse_incomplete({"friction": replace(whole, defaults={"friction": 0.1})})
