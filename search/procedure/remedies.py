@@ -62,9 +62,6 @@ MOST_FAILING = 0.10
 SAFE_SEEDS = runs_without_failure(MOST_FAILING)  # 29
 # the first seed of the reruns, after the study's own: none that has chosen anything
 FRESH_SEEDS = 1000
-# where the study has a single one, by whether that is adaptive
-OTHER_OPTIMIZER = {True: "momentum", False: "adam"}
-OTHER_RANGE = {"momentum": (1e-3, 1.0), "adam": (1e-4, 1e-1)}  # base LRs it is tuned at
 
 
 @dataclass(frozen=True)
@@ -397,16 +394,15 @@ def _mean_words(trials: Sequence[Trial]) -> str:
 def _other_optimizers(case: Case) -> list[_Way]:
     """The study's other optimizers, in their own ranges; another one where it has none."""
     study, own = case.study, case.point.optimizer
-    names = [name for name in study.optimizers if name != own] or [
-        OTHER_OPTIMIZER["beta2" in RULES[own].defaults]
-    ]
+    ranges = {name: ends(study.axes(name)["base_lr"]) for name in study.optimizers if name != own}
+    if not ranges:
+        alternative = RULES[own].alternative
+        ranges[alternative.optimizer] = alternative.base_lrs
     ways = []
-    for name in names:
+    for name, (low, high) in ranges.items():
         point = replace(case.point, optimizer=name, settings=_settings(study, name))
-        low, high = _range(study, name)
-        ways.append(
-            _Way(name, point, tuple(float(rate) for rate in np.geomspace(low, high, TUNED)))
-        )
+        rates = tuple(float(rate) for rate in np.geomspace(low, high, TUNED))
+        ways.append(_Way(name, point, rates))
     return ways
 
 
@@ -419,13 +415,6 @@ def _settings(study: Study, optimizer: str) -> Mapping[str, float]:
     return {
         name: float(fixed.get(name, default)) for name, default in RULES[optimizer].defaults.items()
     }
-
-
-def _range(study: Study, optimizer: str) -> tuple[float, float]:
-    """The base LRs of an optimizer: as in the study, or usual ones."""
-    if optimizer not in study.optimizers:
-        return OTHER_RANGE[optimizer]
-    return ends(study.axes(optimizer)["base_lr"])
 
 
 def _architectures(case: Case, base_lrs: tuple[float, ...]) -> list[_Way]:

@@ -31,9 +31,6 @@ from ..words import readable
 from ..workload.workload import Workload, chance_loss
 from .tables import axis_in_words
 
-# S1: update rules whose steps are of about the same size at the same base_lr, by the name of one of
-# them.
-KIN = {"nesterov": "momentum", "rmsprop": "adam", "nadam": "adam", "adamw": "adam"}
 # R10: an order of magnitude; R3, R6: the least that a sweep of base_lr spans (its width is ours)
 ORDER = 10.0
 GRID_AXES = 2  # S2: grids are for one or two dimensions
@@ -136,7 +133,7 @@ def direction_of(study: Study) -> Iterator[Advice]:
 
 def _shared_base_lr(study: Study) -> Iterator[Advice]:
     sharing = [optimizer for optimizer in study.optimizers if study.is_common(optimizer, "base_lr")]
-    if len({KIN.get(optimizer, optimizer) for optimizer in sharing}) > 1:
+    if len({RULES[optimizer].family for optimizer in sharing}) > 1:
         yield _advice(
             "S1",
             "space.base_lr",

@@ -35,7 +35,7 @@ from pydantic import (
 
 from ..errors import UserError
 from ..rules.hyperparameters import HYPERPARAMETERS, is_number
-from ..rules.optimizers import RULES, Rule
+from ..rules.optimizers import RULES
 from ..rules.schedule import longest_warmup, orders_of_magnitude, total_steps
 from ..trial import COMMON, Group, Point
 
@@ -130,18 +130,6 @@ Values = Annotated[
 Sampler = Literal["halton", "sobol", "grid", "random", "tpe", "gp"]
 # these learn from finished trials; the others draw every point before the first training
 ADAPTIVE = ("tpe", "gp")
-
-
-def refuse_incomplete(rules: Mapping[str, Rule]) -> None:
-    """Raise TypeError for an optimizer with a hyperparameter whose values nothing checks."""
-    for name, rule in rules.items():
-        if missing := rule.defaults.keys() - HYPERPARAMETERS.keys():
-            raise TypeError(
-                f"optimizer {name!r}: no row of HYPERPARAMETERS for {', '.join(sorted(missing))}"
-            )
-
-
-refuse_incomplete(RULES)
 
 
 def _in_reach(value: Any) -> bool:

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,11 @@ from examples import parse
 from stored import feasible
 
 from tunewright.search.errors import UserError
-from tunewright.search.rules.optimizers import RULES
 from tunewright.search.store.storage import write_table
 from tunewright.search.study.study import (
     RESULT_COLUMNS,
     Range,
     load_study,
-    refuse_incomplete,
     schema,
 )
 
@@ -174,12 +171,3 @@ def test_the_columns_that_no_argument_may_be_named_like_are_those_of_the_table(t
     write_table(tmp_path / "trials.csv", [feasible(0, 0.1, 0.05)])
     header = (tmp_path / "trials.csv").read_text().splitlines()[0].split(",")
     assert set(header) - set(feasible(0, 0.1, 0.05).point.values) == set(RESULT_COLUMNS) - {"delta"}
-
-
-def test_an_optimizer_with_a_hyperparameter_that_nothing_checks_is_refused_by_name():
-    whole = RULES["momentum"]
-    refuse_incomplete({"momentum": whole})
-    with pytest.raises(
-        TypeError, match=r"optimizer 'friction': no row of HYPERPARAMETERS for friction"
-    ):
-        refuse_incomplete({"friction": replace(whole, defaults={"friction": 0.1})})
