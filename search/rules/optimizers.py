@@ -15,11 +15,15 @@ Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P];
                θ ← θ − η b m/(√v + ε)                  b = √(1−β₂^(t+1)) / (1−β₁^(t+1)), m₀ = v₀ = 0
     nadam      m, v, b as adam;   θ ← θ − η b (β₁ m + (1−β₁) g)/(√v + ε)
     adamw      m, v, b as adam;   θ ← (1 − η λ) θ − η b m/(√v + ε √(1−β₂^(t+1)))
+    lion       θ ← (1 − η λ) θ − η sign(β₁ m + (1−β₁) g);   m ← β₂ m + (1−β₂) g         m₀ = 0
 
 Where torch's rules differ (its Adam and NAdam correct ε for bias, its RMSprop keeps the learning
 rate out of the momentum buffer) these follow the playbook. AdamW follows its paper, and equals
-torch's. Source: Tuning Playbook, "What are the update rules for all the popular optimization
-algorithms?" (R21); Loshchilov & Hutter 2019, arXiv 1711.05101.
+torch's. Lion follows its paper, whose defaults are β₁ = 0.9, β₂ = 0.99 and λ = 0: every parameter
+moves by η, so that base LRs are 3 to 10 times lower than AdamW's, and λ higher by as much. Source:
+Tuning Playbook, "What are the update rules for all the popular optimization algorithms?" (R21);
+Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of Optimization
+Algorithms", arXiv 2302.06675.
 """
 
 from __future__ import annotations
@@ -83,6 +87,12 @@ def _adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     _adam(theta, g, state, c)
 
 
+def _lion(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    direction = state["m"].lerp(g, 1.0 - c["beta1"]).sign_()
+    theta.mul_(c["decay"]).addcmul_(direction, c["eta"], value=-1.0)
+    state["m"].lerp_(g, 1.0 - c["beta2"])
+
+
 Table = NDArray[np.float64]  # of one number for each update, [T]
 Coefficients = Callable[[Mapping[str, float], Table], dict[str, Table]]
 
@@ -99,13 +109,18 @@ def _bias_corrected(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
     return _constant(own, eta) | {"eta": eta * root / (1.0 - own["beta1"] ** update)}
 
 
-def _decoupled(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
-    """Adam's, where `epsilon` holds ε √(1−β₂^(t+1)), and `decay` holds 1 − η_t λ."""
-    root = np.sqrt(1.0 - own["beta2"] ** np.arange(1, len(eta) + 1))
-    columns = _bias_corrected(own, eta)
-    columns["epsilon"] = own["epsilon"] * root
+def _decayed(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+    """Every hyperparameter as it is, and in place of `weight_decay`, λ, `decay` holds 1 − η_t λ."""
+    columns = _constant(own, eta)
     columns["decay"] = 1.0 - eta * columns.pop("weight_decay")
     return columns
+
+
+def _bias_corrected_and_decayed(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+    """Adam's bias correction and decay, and `epsilon` holds ε √(1−β₂^(t+1))."""
+    root = np.sqrt(1.0 - own["beta2"] ** np.arange(1, len(eta) + 1))
+    columns = _decayed(own, eta) | {"eta": _bias_corrected(own, eta)["eta"]}
+    return columns | {"epsilon": own["epsilon"] * root}
 
 
 @dataclass(frozen=True)
@@ -242,7 +257,16 @@ RULES: dict[str, Rule] = by_name(
             update=_adamw,
             family="adam",
             alternative=_TRY_MOMENTUM,
-            coefficients=_decoupled,
+            coefficients=_bias_corrected_and_decayed,
+        ),
+        Rule(
+            name="lion",
+            defaults={"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
+            state={"m": 0.0},
+            update=_lion,
+            family="lion",
+            alternative=_TRY_ADAM,
+            coefficients=_decayed,
         ),
     ]
 )

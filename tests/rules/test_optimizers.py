@@ -37,6 +37,10 @@ def formula(name, own, theta):
             v = own["rho"] * v + (1 - own["rho"]) * g**2
             m = own["momentum"] * m + eta * g / np.sqrt(v + own["epsilon"])
             theta = theta - m
+        elif name == "lion":
+            towards = own["beta1"] * m + (1 - own["beta1"]) * g
+            m = own["beta2"] * m + (1 - own["beta2"]) * g
+            theta = theta - eta * (np.sign(towards) + own["weight_decay"] * theta)
         else:
             b1, b2, epsilon = own["beta1"], own["beta2"], own["epsilon"]
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
@@ -80,6 +84,10 @@ OWN = {
 OWN["nadam"] = OWN["adam"]
 OWN["adamw"] = [
     own | {"weight_decay": decay} for own, decay in zip(OWN["adam"], (0.01, 0.3), strict=True)
+]
+OWN["lion"] = [
+    {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
+    {"beta1": 0.5, "beta2": 0.9, "weight_decay": 0.3},
 ]
 
 
