@@ -30,8 +30,9 @@ class Point:
     """One assignment of every hyperparameter: all that a worker needs to train it, and nothing
     measured.
 
-    `settings` holds the optimizer's own hyperparameters (momentum, beta1, ...), `workload_args` the
-    keyword arguments of the workload's factory. `number` is the position in the plan of its batch
+    `settings` holds the optimizer's own hyperparameters (momentum, beta1, ...), `decay_settings`
+    those of the decay's shape, and `workload_args` the keyword arguments of the workload's factory.
+    `number` is the position in the plan of its batch
     size, so that (batch_size, number) names the point. Points that differ in number and seed alone
     are one configuration, repeated.
     """
@@ -47,14 +48,16 @@ class Point:
     seed: int = 0
     settings: Mapping[str, float] = field(default_factory=dict)
     workload_args: Mapping[str, Any] = field(default_factory=dict)
+    decay_settings: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """Every hyperparameter by its name, flat."""
         own = ("batch_size", "optimizer", *COMMON, "seed")
-        return (
-            {name: getattr(self, name) for name in own} | {**self.settings} | {**self.workload_args}
-        )
+        values = {name: getattr(self, name) for name in own}
+        for more in (self.settings, self.decay_settings, self.workload_args):
+            values |= more
+        return values
 
     @cached_property
     def shown(self) -> dict[str, Any]:
@@ -66,15 +69,15 @@ class Point:
     def record(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; `Point(**record)` is the inverse.
 
-        A point without clip_z has the record, and so the hashes, that it had before there was one.
+        A point without clip_z or settings of its decay has the record, and so the hashes, that it
+        had before there were any.
         """
         return {name: value for name, value in asdict(self).items() if name not in self._left_off}
 
     @property
     def _left_off(self) -> tuple[str, ...]:
-        return tuple(
-            name for name in COMMON if getattr(self, name) == HYPERPARAMETERS[name].hidden_at
-        )
+        hidden = [name for name in COMMON if getattr(self, name) == HYPERPARAMETERS[name].hidden_at]
+        return (*hidden, *(() if self.decay_settings else ("decay_settings",)))
 
     @cached_property
     def workload_key(self) -> str:

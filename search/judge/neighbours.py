@@ -25,6 +25,8 @@ from .verdict import patience
 
 # of what is learned there: far from all that a base LR a few times too high leaves
 NEXT_TO_NOTHING_SHARE = 0.25
+# of points whose steps differ by what their hyperparameters say of the length of steps alone
+SAME_STEPS = ("decay", "decay_settings", "workload_key")
 NEXT_TO_NOTHING = "next to nothing of what a lower base LR learns"
 
 
@@ -103,7 +105,7 @@ def _is_slower(point: Point, other: Point) -> bool:
     """Whether one point takes shorter steps by base LR, and by no hyperparameter longer ones."""
     if not point.base_lr < other.base_lr:
         return False
-    if (point.decay, point.workload_key) != (other.decay, other.workload_key):
+    if any(getattr(point, name) != getattr(other, name) for name in SAME_STEPS):
         return False
     for name, row in HYPERPARAMETERS.items():
         if row.longer_steps and row.longer_steps * (_of(point, name) - _of(other, name)) > 0:

@@ -37,6 +37,7 @@ from ..judge.analysis import hyperparameters, trained
 from ..judge.comparison import ALPHA, Comparison
 from ..judge.diagnosis import Diagnosis
 from ..judge.neighbours import beside
+from ..rules.schedule import applies
 from ..study.adaptive import distribution
 from ..study.sampling import plan
 from ..study.study import ADAPTIVE, Range, Study, load_study
@@ -341,7 +342,8 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
         parameters["optimizer"] = point.optimizer
         distributions["optimizer"] = CategoricalDistribution(study.optimizers)
     for name, axis in study.axes(point.optimizer).items():
-        if not isinstance(axis, Range) and len(axis) == 1:
+        is_fixed = not isinstance(axis, Range) and len(axis) == 1
+        if is_fixed or not applies(name, point.decay):
             continue
         shared = len(study.optimizers) == 1 or study.is_common(point.optimizer, name)
         label = name if shared else f"{point.optimizer}.{name}"

@@ -22,6 +22,7 @@ def pinned(
     own = (
         {axis: getattr(point, axis) for axis in COMMON if axis in point.shown}
         | {**point.settings}
+        | {**point.decay_settings}
         | {**(axes or {})}
     )
     document: dict[str, object] = {

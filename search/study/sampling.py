@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from ..rules.hyperparameters import HYPERPARAMETERS
+from ..rules.hyperparameters import HYPERPARAMETERS, of_kind
+from ..rules.schedule import applies
 from ..trial import COMMON, Group, Point, Told
 from .study import ADAPTIVE, Axis, Range, Study, grid_size
 
@@ -162,12 +163,14 @@ def shares(study: Study, batch_size: int) -> dict[Group, int]:
 
 
 def free_axes(study: Study, group: Group) -> dict[str, Axis]:
-    """The axes of a group that vary: neither fixed nor scientific."""
+    """The axes of a group that vary: neither fixed, nor scientific, nor of a decay it has not."""
     held = dict(group.scientific)
     return {
         name: axis
         for name, axis in study.axes(group.optimizer).items()
-        if name not in held and (isinstance(axis, Range) or len(axis) > 1)
+        if name not in held
+        and (isinstance(axis, Range) or len(axis) > 1)
+        and ("decay" not in held or applies(name, held["decay"]))
     }
 
 
@@ -186,12 +189,16 @@ def _point(study: Study, group: Group, number: int, values: Mapping[str, Any]) -
     )
     chosen = {name: HYPERPARAMETERS[name].convert(value) for name, value in chosen.items()}
     common = {name: chosen.pop(name) for name in COMMON}
+    of_decay = {name: chosen.pop(name) for name in of_kind("schedule") if name in chosen}
     return Point(
         number=number,
         batch_size=group.batch_size,
         optimizer=group.optimizer,
         seed=study.seed,
         settings=chosen,
+        decay_settings={
+            name: value for name, value in of_decay.items() if applies(name, common["decay"])
+        },
         workload_args={name: held.get(name, value) for name, value in study.workload_args.items()},
         **common,
     )

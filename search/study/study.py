@@ -34,9 +34,9 @@ from pydantic import (
 )
 
 from ..errors import UserError
-from ..rules.hyperparameters import HYPERPARAMETERS, is_number
+from ..rules.hyperparameters import HYPERPARAMETERS, is_number, of_kind
 from ..rules.optimizers import RULES
-from ..rules.schedule import longest_warmup, orders_of_magnitude, total_steps
+from ..rules.schedule import SHAPES, applies, longest_warmup, orders_of_magnitude, total_steps
 from ..trial import COMMON, Group, Point
 
 # What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is
@@ -137,6 +137,10 @@ def _in_reach(value: Any) -> bool:
     return not is_number(value) or value in (0, math.inf) or SMALLEST <= value <= LARGEST
 
 
+# settings of a decay's shape; like common axes, they may stand in [space] or with an optimizer
+DECAY_SETTINGS = of_kind("schedule")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -228,7 +232,7 @@ def _axis_fields(names: Iterable[str]) -> dict[str, Any]:
 
 
 def _optimizer_model(name: str) -> type[_Axes]:
-    fields = _axis_fields((*COMMON, *RULES[name].defaults))
+    fields = _axis_fields((*COMMON, *RULES[name].defaults, *DECAY_SETTINGS))
     return create_model(
         name, __base__=_Axes, __doc__=f"Ranges of the {name} optimizer's own.", **fields
     )
@@ -241,7 +245,7 @@ _Optimizers = create_model(
 )
 
 
-_Shared = create_model("Shared", __base__=_Axes, **_axis_fields(COMMON))
+_Shared = create_model("Shared", __base__=_Axes, **_axis_fields((*COMMON, *DECAY_SETTINGS)))
 
 
 class Space(_Shared):  # type: ignore[valid-type, misc]
@@ -385,18 +389,23 @@ class Study(_Strict):
         return [name for name in RULES if getattr(self.space.optimizer, name) is not None]
 
     def axes(self, optimizer: str) -> dict[str, Axis]:
-        """Every axis of an optimizer by name, fixed ones included; its own table wins over the
-        common one.
+        """Every axis of an optimizer by name, fixed ones included, settings of a decay that it does
+        not try left out; its own table wins over the common one.
         """
         own = getattr(self.space.optimizer, optimizer)
         specs: dict[str, Axis] = {}
-        for name in (*COMMON, *RULES[optimizer].defaults):
+        for name in (*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS):
             default = HYPERPARAMETERS[name].default
             candidates = (getattr(own, name), getattr(self.space, name, None), default)
             spec = next((candidate for candidate in candidates if candidate is not None), None)
             if spec is not None:
                 specs[name] = self._resolve(spec)
-        return specs
+        decays = values_of(specs["decay"])
+        return {
+            name: axis
+            for name, axis in specs.items()
+            if any(applies(name, decay) for decay in decays)
+        }
 
     def is_common(self, optimizer: str, name: str) -> bool:
         """Whether an optimizer takes an axis from [space], having none of its own."""
@@ -432,7 +441,7 @@ class Study(_Strict):
     def group_count(self) -> int:
         """How many groups each batch size has, without making them."""
         arguments = math.prod(
-            len(_values(self.workload_args[name])) for name in self.scientific_workload_args
+            len(values_of(self.workload_args[name])) for name in self.scientific_workload_args
         )
         return (
             sum(self._combinations(self.axes(optimizer)) for optimizer in self.optimizers)
@@ -442,12 +451,22 @@ class Study(_Strict):
     def _combinations(self, axes: Mapping[str, Axis]) -> int:
         return math.prod(grid_size(axes[name]) for name in self.scientific)
 
+    @staticmethod
+    def _grid_points(axes: Mapping[str, Axis]) -> int:
+        """How many points a grid has over an optimizer's axes: those of each decay have its own
+        settings alone.
+        """
+        sizes = {name: grid_size(axis) for name, axis in axes.items() if name != "decay"}
+        return sum(
+            math.prod(size for name, size in sizes.items() if applies(name, decay))
+            for decay in values_of(axes["decay"])
+        )
+
     def planned_trials(self) -> int:
         """How many trials the study plans in all, without making a plan."""
         if self.trials is None:
-            arguments = math.prod(len(_values(value)) for value in self.workload_args.values())
-            axes = (self.axes(optimizer).values() for optimizer in self.optimizers)
-            each = sum(math.prod(map(grid_size, own)) for own in axes) * arguments
+            arguments = math.prod(len(values_of(value)) for value in self.workload_args.values())
+            each = sum(self._grid_points(self.axes(one)) for one in self.optimizers) * arguments
         else:
             each = self.trials
         return each * len(self.batch_sizes) * self.seeds
@@ -479,6 +498,7 @@ class Study(_Strict):
                 ),
             )
         yield from self._shadowing()
+        yield from self._idle_settings()
         uneven = [size for size in self.batch_sizes if size % self.accumulation]
         if uneven:
             yield (
@@ -511,6 +531,42 @@ class Study(_Strict):
                     "is also a column of trials.csv; rename the factory's argument",
                 )
 
+    def _idle_settings(self) -> Iterator[tuple[str, str]]:
+        """Settings of decays that no optimizer of theirs tries."""
+        for name in DECAY_SETTINGS:
+            having = [shape for shape in SHAPES if applies(name, shape)]
+            mistake = (
+                f"is a setting of decay = {' or '.join(map(repr, having))}, which is not tried"
+            )
+            idle = [one for one in self.optimizers if name not in self.axes(one)]
+            for optimizer in idle:
+                if getattr(getattr(self.space.optimizer, optimizer), name) is not None:
+                    yield f"space.optimizer.{optimizer}.{name}", mistake
+            if getattr(self.space, name) is not None and len(idle) == len(self.optimizers):
+                yield f"space.{name}", mistake
+
+    def _settings_of_some(self, axes: Mapping[str, Axis], place: str) -> Iterator[tuple[str, str]]:
+        """Settings that vary, though only some of the decays that are tried have them.
+
+        Where `decay` is scientific each group has a decay, and varies what that has. Elsewhere
+        trials of one group would have axes that others lack, which no sampler can take.
+        """
+        for name in DECAY_SETTINGS:
+            lacking = [one for one in values_of(axes["decay"]) if not applies(name, one)]
+            if name not in axes or not lacking:
+                continue
+            reason = f"which decay = {shown(lacking[0])} does not have"
+            if name in self.scientific:
+                yield (
+                    "scientific",
+                    f"{name!r} is a setting {reason}: ask that in a study of its own",
+                )
+            elif "decay" not in self.scientific and grid_size(axes[name]) != 1:
+                yield (
+                    f"{place}.{name}",
+                    f"varies, {reason}: give one value, or add 'decay' to scientific",
+                )
+
     def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
         axes, place = self.axes(optimizer), f"space.optimizer.{optimizer}"
         for name in COMMON:
@@ -522,6 +578,7 @@ class Study(_Strict):
                 f"{place}.warmup_steps",
                 f"must not exceed 10 % of max_train_steps = {longest} (R10), got {largest:g}",
             )
+        yield from self._settings_of_some(axes, place)
         for name in self.scientific:
             if not isinstance(axes.get(name), tuple):
                 yield "scientific", f"{shown(name)} must be a list of values for {optimizer}"
@@ -563,7 +620,8 @@ class Study(_Strict):
             )
 
 
-def _values(value: Any) -> tuple[Any, ...]:
+def values_of(value: Any) -> tuple[Any, ...]:
+    """The values of an axis or an argument that has no range; one alone is one of them."""
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -696,7 +754,7 @@ def _unknown_key(keys: list[str]) -> str:
         case ["space", "optimizer"]:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
-            known = [*COMMON, *RULES[optimizer].defaults]
+            known = [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
         case ["figure"]:
             known = list(Figure.model_fields)
         case _:

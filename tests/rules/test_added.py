@@ -1,5 +1,6 @@
 """What tunewright does not ship is added in one file; a real study trains it, alone and stacked."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -51,19 +52,23 @@ def losses(results):
     return [np.load(path)["loss"] for path in curves]
 
 
-def by_torch(optimizer_of):
-    """Losses of zoo's Mlp under an optimizer of torch's; `optimizer_of` makes it of parameters."""
+def by_torch(optimizer_of, factor=lambda step: 1.0):
+    """Losses of zoo's Mlp under an optimizer of torch's; `optimizer_of` makes it of parameters, and
+    `factor` scales its learning rate.
+    """
     work, found = zoo.make("Mlp"), []
     zoo.seed_all(0)
     model = work.build_model(0)
     zoo.seed_all(0)
     batches = iter(work.train_batches(24, 0))
     optimizer = optimizer_of(model.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for _ in range(zoo.STEPS):
         optimizer.zero_grad()
         loss = work.loss(model, next(batches))
         loss.backward()
         optimizer.step()
+        schedule.step()
         found.append(loss.item())
     return found
 
@@ -94,3 +99,43 @@ def test_a_rule_with_a_third_state_equals_torchs(amsgrad, slots):
     np.testing.assert_allclose(found, plain, rtol=1e-9)
     without = by_torch(lambda ps: torch.optim.Adam(ps, lr=0.05, **adam))
     assert not np.allclose(found[2], without, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def stairs(tmp_path_factory):
+    space = """
+    scientific = ["decay"]
+    [space]
+    decay = ["constant", "stairs", "wsd"]
+    stairs = [2, 5]
+    decay_fraction = 0.5
+    [space.optimizer.sgd]
+    base_lr = 0.1
+    """
+    return run(tmp_path_factory.mktemp("stairs"), "stairs", space)
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_shape_with_a_setting_of_its_own_schedules_a_real_study(stairs, slots):
+    factors = [
+        lambda step: 1.0,
+        lambda step: 1 - 2 * step // zoo.STEPS / 2,
+        lambda step: 1 - 5 * step // zoo.STEPS / 5,
+        lambda step: min(1.0, (1 - step / zoo.STEPS) / 0.5),
+    ]
+    plain = [by_torch(lambda ps: torch.optim.SGD(ps, lr=0.1), factor) for factor in factors]
+    np.testing.assert_allclose(losses(stairs[slots]), plain, rtol=1e-9)
+
+
+def test_its_setting_is_a_column_and_an_axis_as_others_are(stairs):
+    with (stairs[1] / "trials.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = [(row["decay"], row["stairs"], row["decay_fraction"]) for row in rows]
+    assert found == [
+        ("constant", "", ""),
+        ("stairs", "2", ""),
+        ("stairs", "5", ""),
+        ("wsd", "", "0.5"),
+    ]
+    report = (stairs[1] / "report.html").read_text(encoding="utf-8")
+    assert '"title":{"text":"stairs"}' in report
