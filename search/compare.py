@@ -50,7 +50,7 @@ from .store.storage import (
 )
 from .study.pinned import pinned
 from .study.sampling import next_points
-from .study.study import ADAPTIVE, Study, load_study, refuse_maximized
+from .study.study import Study, load_study, refuse_maximized
 from .threads import torch_threads
 from .train.checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .train.choose import devices
@@ -415,7 +415,7 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
     values = [fmean(as_told(trial).value for trial in seeds) for seeds in searched]
     failed = sum(not trial.feasible for trial in runs)
     search_seconds = sum(trial.seconds for trial in settings.searched)
-    independent = len(values) > 1 and settings.study.sampler not in ADAPTIVE
+    independent = len(values) > 1 and not settings.study.sampling.is_adaptive
     return Side(
         name=settings.label,
         point=settings.point,

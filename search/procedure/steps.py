@@ -20,7 +20,7 @@ import tomli_w
 from ..judge.neighbours import collapsed, ends_at, learns_nothing
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..study.pinned import pinned
-from ..study.study import ADAPTIVE, Study, parse_study
+from ..study.study import Study, parse_study
 from ..trial import COMMON, Group, Point, Trial
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ def sweep_of(study: Study) -> Study:
         for axis in OFF:
             table.pop(axis, None)
     document["scientific"] = [name for name in study.scientific if name not in OFF]
-    if study.sampler in ADAPTIVE:
+    if study.sampling.is_adaptive:
         document["sampler"] = "halton"
     name = "sweep" if study.name != "sweep" else "plain-sweep"
     return parse_study(

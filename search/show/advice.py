@@ -25,7 +25,7 @@ from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import RULES
 from ..rules.schedule import LONG_WARMUP, longest_warmup
 from ..study.sampling import ROUND, free_axes, shares
-from ..study.study import ADAPTIVE, Axis, Range, Study, ends
+from ..study.study import Axis, Range, Study, ends
 from ..trial import COMMON, Trial
 from ..words import readable
 from ..workload.workload import Workload, chance_loss
@@ -100,7 +100,7 @@ def _explores(study: Study) -> bool:
     """An adaptive sampler exploits what an earlier study has found: its ranges may be narrow
     (S2).
     """
-    return study.sampler not in ADAPTIVE
+    return not study.sampling.is_adaptive
 
 
 def _all_of(names: Iterable[object]) -> str:
@@ -302,7 +302,7 @@ def _long_warmup(study: Study) -> Iterator[Advice]:
 def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
     for group, count in shares(study, study.batch_sizes[0]).items():
         axes = free_axes(study, group)
-        if study.sampler == "grid" and len(axes) > GRID_AXES:
+        if study.sampling.is_grid and len(axes) > GRID_AXES:
             yield _advice(
                 "S2",
                 "sampler",
@@ -314,7 +314,7 @@ def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
 
 def _nothing_to_learn_from(study: Study) -> Iterator[Advice]:
     fewest = min(shares(study, study.batch_sizes[0]).values())
-    if study.sampler in ADAPTIVE and fewest <= ROUND:
+    if study.sampling.is_adaptive and fewest <= ROUND:
         yield _advice(
             "S2",
             "sampler",
@@ -382,7 +382,7 @@ def _coarse_on_one_side(study: Study) -> Iterator[Advice]:
     """Grids of base_lr; an optimizer may well have more configurations for axes that are its own
     (S1).
     """
-    if study.sampler != "grid" or "base_lr" in study.scientific:
+    if not study.sampling.is_grid or "base_lr" in study.scientific:
         return
     axes = _places(study, "base_lr")
     counts = {

@@ -40,7 +40,7 @@ from ..judge.neighbours import beside
 from ..rules.schedule import applies
 from ..study.adaptive import distribution
 from ..study.sampling import plan
-from ..study.study import ADAPTIVE, Range, Study, load_study
+from ..study.study import Range, Study, load_study
 from ..trial import EMPTY_CURVE, Curve, Point, Trial, as_told
 from .database import StudyLock, engine_of, open_storage
 from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial, write_json
@@ -219,7 +219,7 @@ def _fingerprint(study: Study) -> str:
     """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the
     same.
     """
-    points = [] if study.sampler in ADAPTIVE else [point.record() for point in plan(study)]
+    points = [] if study.sampling.is_adaptive else [point.record() for point in plan(study)]
     return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
 
 

@@ -19,14 +19,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from ..rules.hyperparameters import HYPERPARAMETERS, of_kind
 from ..rules.schedule import applies
 from ..trial import COMMON, Group, Point, Told
-from .study import ADAPTIVE, Axis, Range, Study, grid_size
+from .study import Axis, Range, Study, grid_size
 
-# points of a group that an adaptive sampler proposes at once; the first round is from Halton
+# points of a group that an adaptive sampler proposes at once; the first round is from a sequence
 ROUND = 8
 
 
@@ -47,7 +46,7 @@ def some_points(study: Study, most: int) -> list[Point]:
     it.
     """
     each = max(1, most // len(study.batch_sizes))
-    if study.sampler == "grid":
+    if study.sampling.is_grid:
         sizes = study.batch_sizes
         return [point for batch_size in sizes for point in _grid_points(study, batch_size, each)]
     assert study.trials is not None  # for every sampler but grid (Study.problems)
@@ -63,7 +62,7 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
     each group when all seeds of its earlier rounds are told, so what they propose depends on the
     results alone, not on the number of workers or on interruptions.
     """
-    if study.sampler not in ADAPTIVE:
+    if not study.sampling.is_adaptive:
         return plan(study)
     points: list[Point] = []
     for batch_size in study.batch_sizes:
@@ -120,7 +119,7 @@ def _configurations(study: Study, told: Iterable[Told]) -> dict[int, Told]:
 
 def _plan(study: Study, batch_size: int) -> list[Point]:
     groups = study.groups(batch_size)
-    if study.sampler == "grid":
+    if study.sampling.is_grid:
         return _grid_points(study, batch_size, study.planned_trials())
     assert study.trials is not None  # for every sampler but grid (Study.problems)
     sequences = [
@@ -152,7 +151,7 @@ def _grid_points(study: Study, batch_size: int, most: int) -> list[Point]:
 def shares(study: Study, batch_size: int) -> dict[Group, int]:
     """How many configurations each group of a batch size gets in all."""
     groups = study.groups(batch_size)
-    if study.sampler == "grid":
+    if study.sampling.is_grid:
         return {
             group: math.prod(map(grid_size, free_axes(study, group).values())) for group in groups
         }
@@ -214,21 +213,9 @@ def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(_entropy(study, group))
     if not axes:
         return [{}] * count
-    match study.sampler:
-        case "random":
-            unit = rng.random((count, len(axes)))
-        case "sobol":
-            # Sobol points are balanced in powers of two: draw the next power, use its beginning.
-            unit = qmc.Sobol(len(axes), scramble=True, rng=rng).random_base2(
-                math.ceil(math.log2(max(count, 1)))
-            )
-        case "halton" | "tpe" | "gp":  # the first round of those that learn
-            unit = qmc.Halton(len(axes), scramble=True, rng=rng).random(count)
-        case unknown:
-            raise ValueError(f"sampler {unknown!r} has no sequence")
     return [
         {name: _at(axis, u) for (name, axis), u in zip(axes.items(), row, strict=True)}
-        for row in unit[:count]
+        for row in study.sampling.sequence(count, len(axes), rng)
     ]
 
 

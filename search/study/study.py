@@ -15,7 +15,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -38,6 +38,7 @@ from ..rules.hyperparameters import HYPERPARAMETERS, is_number, of_kind
 from ..rules.optimizers import RULES
 from ..rules.schedule import SHAPES, applies, longest_warmup, orders_of_magnitude, total_steps
 from ..trial import COMMON, Group, Point
+from .samplers import SAMPLERS, Sampler
 
 # What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is
 # said.
@@ -127,9 +128,10 @@ Values = Annotated[
     AfterValidator(_different),
     Field(json_schema_extra={"minItems": 1, "maxItems": MOST_VALUES}),
 ]
-Sampler = Literal["halton", "sobol", "grid", "random", "tpe", "gp"]
-# these learn from finished trials; the others draw every point before the first training
-ADAPTIVE = ("tpe", "gp")
+if TYPE_CHECKING:
+    SamplerName = str
+else:
+    SamplerName = Literal[tuple(SAMPLERS)]
 
 
 def _in_reach(value: Any) -> bool:
@@ -304,7 +306,7 @@ class Study(_Strict):
             "counts its own"
         ),
     )
-    sampler: Sampler = "halton"
+    sampler: SamplerName = "halton"
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = 0
     seeds: Trials = Field(
         1, description="Trials of each configuration, with seed, seed + 1, ... (S9)"
@@ -368,6 +370,14 @@ class Study(_Strict):
         if not all(part.isidentifier() for part in (*module.split("."), factory)):
             raise ValueError(f"must be package.module:factory, got {shown(path)}")
         return path
+
+    @property
+    def sampling(self) -> Sampler:
+        """The row of its sampler. Raises ValueError if there is none."""
+        if self.sampler not in SAMPLERS:
+            known = ", ".join(SAMPLERS)
+            raise ValueError(f"sampler must be one of {known}; got {self.sampler!r}")
+        return SAMPLERS[self.sampler]
 
     @property
     def direction(self) -> Literal["minimize", "maximize"]:
@@ -488,7 +498,7 @@ class Study(_Strict):
             yield "space.optimizer", f"needs at least one of {', '.join(RULES)}"
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             yield "batch_sizes", f"must differ from one another, got {list(self.batch_sizes)}"
-        if (self.trials is None) != (self.sampler == "grid"):
+        if (self.trials is None) != self.sampling.is_grid:
             yield (
                 "trials",
                 (
@@ -583,7 +593,7 @@ class Study(_Strict):
             if not isinstance(axes.get(name), tuple):
                 yield "scientific", f"{shown(name)} must be a list of values for {optimizer}"
         for name, axis in axes.items():
-            if self.sampler == "grid" and isinstance(axis, Range) and axis.points is None:
+            if self.sampling.is_grid and isinstance(axis, Range) and axis.points is None:
                 yield f"{place}.{name}", "the grid sampler needs the number of points of a range"
 
     def _too_many(self) -> Iterator[tuple[str, str]]:

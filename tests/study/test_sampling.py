@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from examples import parse
 
+from tunewright.search.rules.hyperparameters import by_name
+from tunewright.search.study.adaptive import propose, refuse_unknown
+from tunewright.search.study.samplers import SAMPLERS, Sampler
 from tunewright.search.study.sampling import ROUND, next_points, plan, shares, some_points
 from tunewright.search.trial import Told, group_of
 
@@ -190,7 +193,7 @@ def test_some_points_of_a_plan_are_its_own_and_leave_no_value_of_a_grid_out():
 
 def test_an_unknown_sampler_is_an_error_never_another_one():
     study = parse().model_copy(update={"sampler": "simplex"})
-    with pytest.raises(ValueError, match="sampler 'simplex' has no sequence"):
+    with pytest.raises(ValueError, match=r"sampler must be one of halton, .*; got 'simplex'"):
         plan(study)
 
 
@@ -248,3 +251,45 @@ def test_settings_are_learned_from_by_adaptive_samplers():
         told += [Told(p, abs(p.decay_settings["decay_fraction"] - 0.8), diverged=-1.0) for p in new]
     early, late = ([one.value for one in told[part]] for part in (slice(8), slice(24, 40)))
     assert np.mean(late) < np.mean(early) / 2
+
+
+def test_a_row_is_all_that_a_sampler_takes(monkeypatch):
+    middle = Sampler("middle", lambda count, axes, rng: np.full((count, axes), 0.5))
+    monkeypatch.setitem(SAMPLERS, "middle", middle)
+    points = plan(parse(space__clip_norm=1.0).model_copy(update={"sampler": "middle"}))
+    assert {round(math.log10(p.base_lr), 6) for p in points} == {-1.0, -3.0}
+    middle = Sampler("middle", SAMPLERS["sobol"].draw, learner=SAMPLERS["tpe"].learner)
+    monkeypatch.setitem(SAMPLERS, "middle", middle)
+    study = parse(trials=4 * ROUND, batch_sizes=[32]).model_copy(update={"sampler": "middle"})
+    first = next_points(study, [])
+    assert len(first) == 2 * ROUND
+    assert len(next_points(study, [Told(p, p.base_lr, -1.0) for p in first])) == 4 * ROUND
+
+
+def test_an_incomplete_sampler_is_refused_by_name():
+    with pytest.raises(TypeError, match="sampler 'gp': a learner needs draw, for its first round"):
+        replace(SAMPLERS["gp"], draw=None)
+    with pytest.raises(TypeError, match="sampler 'gp': two rows have this name"):
+        by_name([SAMPLERS["gp"], SAMPLERS["gp"]])
+    with pytest.raises(TypeError, match="sampler 'gp': its learner 'Gp' is none of Optuna's"):
+        refuse_unknown([replace(SAMPLERS["gp"], learner="Gp")])
+
+
+@pytest.mark.parametrize(
+    ("draw", "reason"),
+    [
+        (lambda count, axes, rng: rng.random((count - 1, axes)), "for 5 points of 2 axes"),
+        (lambda count, axes, rng: rng.random(count), "for 5 points of 2 axes"),
+        (lambda count, axes, rng: np.ones((count, axes)), r"outside of \[0, 1\)"),
+    ],
+)
+def test_a_sampler_that_draws_anything_but_points_is_told(draw, reason):
+    with pytest.raises(ValueError, match=rf"sampler 'odd' drew .*{reason}"):
+        Sampler("odd", draw).sequence(5, 2, np.random.default_rng(0))
+
+
+def test_a_sampler_without_what_is_asked_of_it_is_an_error_never_another_one():
+    with pytest.raises(ValueError, match="sampler 'grid' has no sequence"):
+        SAMPLERS["grid"].sequence(5, 2, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="sampler 'sobol' learns nothing"):
+        propose(parse(sampler="sobol"), {}, [], 1, 0)
