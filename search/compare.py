@@ -44,7 +44,7 @@ from .store.results import Results, write_comparison
 from .store.storage import create_store, exclusive, open_store, read_trials
 from .study.pinned import pinned
 from .study.sampling import next_points
-from .study.study import ADAPTIVE, Study, load_study, refuse_maximized
+from .study.study import Study, load_study, refuse_maximized
 from .threads import torch_threads
 from .train.checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .train.choose import devices
@@ -411,7 +411,7 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
     values = [fmean(as_told(trial).value for trial in seeds) for seeds in searched]
     failed = sum(not trial.feasible for trial in runs)
     search_seconds = sum(trial.seconds for trial in settings.searched)
-    independent = len(values) > 1 and settings.study.sampler not in ADAPTIVE
+    independent = len(values) > 1 and not settings.study.sampling.is_adaptive
     return Side(
         name=settings.label,
         point=settings.point,

@@ -6,19 +6,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .rules.hyperparameters import HYPERPARAMETERS, of_kind
 from .rules.thresholds import limits
 
 Array: TypeAlias = NDArray[np.float64]
 # for a trial whose objective was never finite, not even untrained
 LARGE = float(np.finfo(np.float32).max)
+COMMON = of_kind("common")  # hyperparameters of every training: fields of a Point
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed"]
 Instability = Literal["none", "early", "mid_training"]
 
@@ -28,8 +30,9 @@ class Point:
     """One assignment of every hyperparameter: all that a worker needs to train it, and nothing
     measured.
 
-    `settings` holds the optimizer's own hyperparameters (momentum, beta1, ...), `workload_args` the
-    keyword arguments of the workload's factory. `number` is the position in the plan of its batch
+    `settings` holds the optimizer's own hyperparameters (momentum, beta1, ...), `decay_settings`
+    those of the decay's shape, and `workload_args` the keyword arguments of the workload's factory.
+    `number` is the position in the plan of its batch
     size, so that (batch_size, number) names the point. Points that differ in number and seed alone
     are one configuration, repeated.
     """
@@ -45,23 +48,16 @@ class Point:
     seed: int = 0
     settings: Mapping[str, float] = field(default_factory=dict)
     workload_args: Mapping[str, Any] = field(default_factory=dict)
+    decay_settings: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property
     def values(self) -> dict[str, Any]:
         """Every hyperparameter by its name, flat."""
-        own = (
-            "batch_size",
-            "optimizer",
-            "base_lr",
-            "warmup_steps",
-            "clip_norm",
-            "clip_z",
-            "decay",
-            "seed",
-        )
-        return (
-            {name: getattr(self, name) for name in own} | {**self.settings} | {**self.workload_args}
-        )
+        own = ("batch_size", "optimizer", *COMMON, "seed")
+        values = {name: getattr(self, name) for name in own}
+        for more in (self.settings, self.decay_settings, self.workload_args):
+            values |= more
+        return values
 
     @cached_property
     def shown(self) -> dict[str, Any]:
@@ -73,13 +69,15 @@ class Point:
     def record(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; `Point(**record)` is the inverse.
 
-        A point without clip_z has the record, and so the hashes, that it had before there was one.
+        A point without clip_z or settings of its decay has the record, and so the hashes, that it
+        had before there were any.
         """
         return {name: value for name, value in asdict(self).items() if name not in self._left_off}
 
     @property
     def _left_off(self) -> tuple[str, ...]:
-        return ("clip_z",) if self.clip_z == math.inf else ()
+        hidden = [name for name in COMMON if getattr(self, name) == HYPERPARAMETERS[name].hidden_at]
+        return (*hidden, *(() if self.decay_settings else ("decay_settings",)))
 
     @cached_property
     def workload_key(self) -> str:
@@ -94,6 +92,21 @@ class Point:
         common.
         """
         return tuple((name, repr(value)) for name, value in self.values.items() if name != "seed")
+
+
+def refuse_homeless(common: Iterable[str]) -> None:
+    """Raise TypeError for a common hyperparameter that a Point does not hold at its default."""
+    held = {field.name: field.default for field in fields(Point)}
+    for name in common:
+        default = HYPERPARAMETERS[name].default
+        if name not in held or (default is not None and held[name] != default):
+            raise TypeError(
+                f"hyperparameter {name!r}: is common, so Point needs a field of that name with the "
+                f"same default, {default!r}"
+            )
+
+
+refuse_homeless(COMMON)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,10 @@ def rule_step(name, own, theta, g, state, eta, t):
         v = own["rho"] * v + (1 - own["rho"]) * g * g
         m = own["momentum"] * m + eta * g / torch.sqrt(v + own["epsilon"])
         step = m
+    elif name == "lion":
+        towards = torch.sign(own["beta1"] * m + (1 - own["beta1"]) * g)
+        m = own["beta2"] * m + (1 - own["beta2"]) * g
+        step = eta * (towards + own["weight_decay"] * theta)
     else:
         b1, b2 = own["beta1"], own["beta2"]
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g

@@ -53,6 +53,16 @@ def test_a_point_that_leaves_clip_z_off_is_shown_and_recorded_as_before_there_wa
     assert on.configuration != point.configuration
 
 
+def test_settings_of_a_decay_are_values_and_part_of_the_record_where_there_are_any():
+    point = Point(3, 32, "adam", 0.1, decay="wsd", settings={"beta1": 0.9})
+    given = replace(point, decay_settings={"decay_fraction": 0.1})
+    assert given.record() == point.record() | {"decay_settings": {"decay_fraction": 0.1}}
+    assert Point(**json.loads(json.dumps(given.record()))) == given
+    assert given.values == point.values | {"decay_fraction": 0.1}
+    assert given.configuration != point.configuration
+    assert group_of(given, ["decay_fraction"]).label == "batch size 32, adam, decay_fraction=0.1"
+
+
 def test_a_configuration_is_a_point_without_its_number_and_seed():
     point = Point(3, 32, "adam", 0.1, settings={"beta1": 0.9}, workload_args={"depth": 2})
     assert replace(point, number=4, seed=1).configuration == point.configuration

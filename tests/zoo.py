@@ -728,7 +728,7 @@ class OldSpectralNorm(Mlp):
         return model
 
 
-@entry()
+@entry(optimizers=("lion", *ALL))
 class WeightNorm(Mlp):
     def build_model(self, seed):
         model = mlp()
@@ -872,7 +872,7 @@ class SharedBuffer(Mlp):
 # Random numbers.
 
 
-@entry()
+@entry(optimizers=("lion", *ALL))
 class Dropout(Mlp):
     def build_model(self, seed):
         return nn.Sequential(nn.Dropout(0.3), mlp())

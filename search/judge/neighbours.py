@@ -17,13 +17,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..trial import Curve, Point, Trial, cost
+from ..rules.hyperparameters import HYPERPARAMETERS
+from ..trial import COMMON, Curve, Point, Trial, cost
 from .analysis import group_trials, ranked, trained
 from .curve_shape import UNLEARNED_FRACTION, levels
 from .verdict import patience
 
 # of what is learned there: far from all that a base LR a few times too high leaves
 NEXT_TO_NOTHING_SHARE = 0.25
+# of points whose steps differ by what their hyperparameters say of the length of steps alone
+SAME_STEPS = ("decay", "decay_settings", "workload_key")
 NEXT_TO_NOTHING = "next to nothing of what a lower base LR learns"
 
 
@@ -100,15 +103,16 @@ def _learned_slower(trial: Trial, ends: Sequence[tuple[float, Trial]]) -> bool:
 
 def _is_slower(point: Point, other: Point) -> bool:
     """Whether one point takes shorter steps by base LR, and by no hyperparameter longer ones."""
-    momentum, epsilon = (
-        [one.settings.get(name, 0.0) for one in (point, other)] for name in ("momentum", "epsilon")
-    )
-    return (
-        point.base_lr < other.base_lr
-        and point.warmup_steps >= other.warmup_steps
-        and point.clip_norm <= other.clip_norm
-        and point.clip_z <= other.clip_z
-        and momentum[0] <= momentum[1]
-        and epsilon[0] >= epsilon[1]
-        and (point.decay, point.workload_key) == (other.decay, other.workload_key)
-    )
+    if not point.base_lr < other.base_lr:
+        return False
+    if any(getattr(point, name) != getattr(other, name) for name in SAME_STEPS):
+        return False
+    for name, row in HYPERPARAMETERS.items():
+        if row.longer_steps and row.longer_steps * (_of(point, name) - _of(other, name)) > 0:
+            return False
+    return True
+
+
+def _of(point: Point, name: str) -> float:
+    """A hyperparameter of a point; 0 where its optimizer has none of that name."""
+    return float(getattr(point, name) if name in COMMON else point.settings.get(name, 0.0))

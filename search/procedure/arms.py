@@ -21,9 +21,6 @@ from .steps import SCREENING_SEEDS, Asking, Case, trained
 
 TUNED = 10  # base LRs of each arm
 BELOW_STAR = 3.0  # the lowest of them is lr_star divided by this, the highest 10 × unstable_base_lr
-# where the study has a single one, by whether that is adaptive
-OTHER_OPTIMIZER = {True: "momentum", False: "adam"}
-OTHER_RANGE = {"momentum": (1e-3, 1.0), "adam": (1e-4, 1e-1)}  # base LRs it is tuned at
 
 
 @dataclass(frozen=True)
@@ -56,14 +53,15 @@ def base_lrs_of(case: Case, reference: Reference) -> tuple[float, ...]:
 def other_optimizers(case: Case) -> list[Arm]:
     """The study's other optimizers, in their own ranges; another one where it has none."""
     study, own = case.study, case.point.optimizer
-    names = [name for name in study.optimizers if name != own] or [
-        OTHER_OPTIMIZER["beta2" in RULES[own].defaults]
-    ]
+    ranges = {name: ends(study.axes(name)["base_lr"]) for name in study.optimizers if name != own}
+    if not ranges:
+        alternative = RULES[own].alternative
+        ranges[alternative.optimizer] = alternative.base_lrs
     arms = []
-    for name in names:
+    for name, (low, high) in ranges.items():
         point = replace(case.point, optimizer=name, settings=_settings(study, name))
-        low, high = _range(study, name)
-        arms.append(Arm(name, point, tuple(float(rate) for rate in np.geomspace(low, high, TUNED))))
+        rates = tuple(float(rate) for rate in np.geomspace(low, high, TUNED))
+        arms.append(Arm(name, point, rates))
     return arms
 
 
@@ -76,13 +74,6 @@ def _settings(study: Study, optimizer: str) -> Mapping[str, float]:
     return {
         name: float(fixed.get(name, default)) for name, default in RULES[optimizer].defaults.items()
     }
-
-
-def _range(study: Study, optimizer: str) -> tuple[float, float]:
-    """The base LRs of an optimizer: as in the study, or usual ones."""
-    if optimizer not in study.optimizers:
-        return OTHER_RANGE[optimizer]
-    return ends(study.axes(optimizer)["base_lr"])
 
 
 def architectures(case: Case, base_lrs: tuple[float, ...]) -> list[Arm]:

@@ -18,9 +18,10 @@ from typing import Any, TypeAlias, TypeVar
 import tomli_w
 
 from ..judge.neighbours import collapsed, ends_at, learns_nothing
+from ..rules.hyperparameters import HYPERPARAMETERS
 from ..study.pinned import pinned
-from ..study.study import ADAPTIVE, Study, parse_study
-from ..trial import Group, Point, Trial
+from ..study.study import Study, parse_study
+from ..trial import COMMON, Group, Point, Trial
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -28,7 +29,9 @@ Answers: TypeAlias = Mapping[str, list[Trial]]  # trials by the name of the stud
 Asking: TypeAlias = Generator[list[Study], Answers, T]
 
 # what a sweep does without
-OFF: Mapping[str, Any] = {"warmup_steps": 0, "clip_norm": math.inf, "clip_z": math.inf}
+OFF: Mapping[str, Any] = {
+    name: HYPERPARAMETERS[name].off for name in COMMON if HYPERPARAMETERS[name].off is not None
+}
 # of points whose base LRs are compared with one another
 SAME_SCALE = ("optimizer", "settings", "workload_args")
 SCREENING_SEEDS = 3  # of runs that only choose what is looked at more closely
@@ -150,7 +153,7 @@ def sweep_of(study: Study) -> Study:
         for axis in OFF:
             table.pop(axis, None)
     document["scientific"] = [name for name in study.scientific if name not in OFF]
-    if study.sampler in ADAPTIVE:
+    if study.sampling.is_adaptive:
         document["sampler"] = "halton"
     name = "sweep" if study.name != "sweep" else "plain-sweep"
     return parse_study(

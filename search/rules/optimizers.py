@@ -1,5 +1,8 @@
 """The update rules of the Tuning Playbook, as in-place arithmetic on stacked rows.
 
+RULES has a row for each: its hyperparameters, its state, its update, and what else a study asks of
+an optimizer. No other module names one for a property that its row has.
+
 Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P]; a coefficient is [K,
 1], one number per trial, so that one call updates trials with different learning rates, momenta,
 ... at once. η is the learning rate of this update; t counts updates from 0.
@@ -12,21 +15,27 @@ Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P];
                θ ← θ − η b m/(√v + ε)                  b = √(1−β₂^(t+1)) / (1−β₁^(t+1)), m₀ = v₀ = 0
     nadam      m, v, b as adam;   θ ← θ − η b (β₁ m + (1−β₁) g)/(√v + ε)
     adamw      m, v, b as adam;   θ ← (1 − η λ) θ − η b m/(√v + ε √(1−β₂^(t+1)))
+    lion       θ ← (1 − η λ) θ − η sign(β₁ m + (1−β₁) g);   m ← β₂ m + (1−β₂) g         m₀ = 0
 
 Where torch's rules differ (its Adam and NAdam correct ε for bias, its RMSprop keeps the learning
 rate out of the momentum buffer) these follow the playbook. AdamW follows its paper, and equals
-torch's. Source: Tuning Playbook, "What are the update rules for all the popular optimization
-algorithms?" (R21); Loshchilov & Hutter 2019, arXiv 1711.05101.
+torch's. Lion follows its paper, whose defaults are β₁ = 0.9, β₂ = 0.99 and λ = 0: every parameter
+moves by η, so that base LRs are 3 to 10 times lower than AdamW's, and λ higher by as much. Source:
+Tuning Playbook, "What are the update rules for all the popular optimization algorithms?" (R21);
+Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of Optimization
+Algorithms", arXiv 2302.06675.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .hyperparameters import HYPERPARAMETERS, by_name, is_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +56,11 @@ def _momentum(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
 def _nesterov(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     v = state["v"].mul_(c["momentum"]).add_(g)
     theta.addcmul_(g.addcmul(v, c["momentum"]), c["eta"], value=-1.0)
+
+
+def _nesterov_limit(own: Mapping[str, float], curvature: float) -> float:
+    ahead = 1 + 2 * own["momentum"]
+    return (2 + 2 * own["momentum"]) / (ahead * curvature)
 
 
 def _rmsprop(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
@@ -73,6 +87,12 @@ def _adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     _adam(theta, g, state, c)
 
 
+def _lion(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    direction = state["m"].lerp(g, 1.0 - c["beta1"]).sign_()
+    theta.mul_(c["decay"]).addcmul_(direction, c["eta"], value=-1.0)
+    state["m"].lerp_(g, 1.0 - c["beta2"])
+
+
 Table = NDArray[np.float64]  # of one number for each update, [T]
 Coefficients = Callable[[Mapping[str, float], Table], dict[str, Table]]
 
@@ -89,46 +109,168 @@ def _bias_corrected(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
     return _constant(own, eta) | {"eta": eta * root / (1.0 - own["beta1"] ** update)}
 
 
-def _decoupled(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
-    """Adam's, where `epsilon` holds ε √(1−β₂^(t+1)), and `decay` holds 1 − η_t λ."""
-    root = np.sqrt(1.0 - own["beta2"] ** np.arange(1, len(eta) + 1))
-    columns = _bias_corrected(own, eta)
-    columns["epsilon"] = own["epsilon"] * root
+def _decayed(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+    """Every hyperparameter as it is, and in place of `weight_decay`, λ, `decay` holds 1 − η_t λ."""
+    columns = _constant(own, eta)
     columns["decay"] = 1.0 - eta * columns.pop("weight_decay")
     return columns
 
 
+def _bias_corrected_and_decayed(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+    """Adam's bias correction and decay, and `epsilon` holds ε √(1−β₂^(t+1))."""
+    root = np.sqrt(1.0 - own["beta2"] ** np.arange(1, len(eta) + 1))
+    columns = _decayed(own, eta) | {"eta": _bias_corrected(own, eta)["eta"]}
+    return columns | {"epsilon": own["epsilon"] * root}
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Another rule, and the base LRs it is usually tuned at, lowest and highest."""
+
+    optimizer: str
+    base_lrs: tuple[float, float]
+
+
+Limit = Callable[[Mapping[str, float], float], float]
+
+
 @dataclass(frozen=True)
 class Rule:
-    """An update rule: all that the search must know of an optimizer.
+    """All that a study must know of an optimizer. Raises TypeError if the row is not complete.
 
-    defaults       its own hyperparameters, each with its default
-    state          the names of its state, each with its initial value
-    update         one update, in place, from the gradient, the state and the coefficients
-    coefficients   the coefficients of every update, [T] each, from hyperparameters and learning
-                   rates
+    defaults      its own hyperparameters, rows of HYPERPARAMETERS, each with its default
+    state         the names of its state, each with its initial value; a row of a stack for each
+    update        one update, in place, from the gradient, the state and the coefficients
+    family        of rules whose steps are of about the same size at the same base_lr (S1)
+    alternative   the rule to try instead where a study has this one alone (R18)
+    coefficients  the coefficients of every update, [T] each, from hyperparameters and learning
+                  rates
+    limit         the base LR above which it diverges on a quadratic, from its hyperparameters and
+                  the curvature (`curvature.stability_limit`); None: the curvature does not tell
     """
 
+    name: str
     defaults: Mapping[str, float]
     state: Mapping[str, float]
     update: Callable[[Tensor, Tensor, State, Columns], None]
+    family: str
+    alternative: Alternative
     coefficients: Coefficients = _constant
+    limit: Limit | None = None
+
+    def __post_init__(self) -> None:
+        for name, default in self.defaults.items():
+            row = HYPERPARAMETERS.get(name)
+            if row is None or row.kind != "optimizer":
+                self._refuse(f"no row of HYPERPARAMETERS for {name}, of kind optimizer")
+            if not row.accepts(default):
+                self._refuse(f"its default {name} must be {row.requirement}, got {default!r}")
+        for name, value in self.state.items():
+            if not is_finite(value):
+                self._refuse(f"its state {name} must begin at a finite number, got {value!r}")
+        try:
+            columns = self.coefficients(self.defaults, np.ones(2))
+        except KeyError as error:
+            self._refuse(f"its coefficients need {error}, which has no default")
+        if "eta" not in columns or any(np.shape(table) != (2,) for table in columns.values()):
+            self._refuse("its coefficients must be eta and others, a number for each update")
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise TypeError(f"optimizer {self.name!r}: {reason}")
 
 
+def refuse_strangers(rules: Mapping[str, Rule]) -> None:
+    """Raise TypeError for a rule whose alternative is no other rule of the table."""
+    for name, rule in rules.items():
+        if rule.alternative.optimizer not in rules or rule.alternative.optimizer == name:
+            raise TypeError(
+                f"optimizer {name!r}: its alternative, {rule.alternative.optimizer!r}, is no other "
+                "row of RULES"
+            )
+
+
+_MOMENTUM = {"momentum": 0.9}
 _ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
 _MOMENTS = {"m": 0.0, "v": 0.0}
+_TRY_ADAM = Alternative("adam", (1e-4, 1e-1))
+_TRY_MOMENTUM = Alternative("momentum", (1e-3, 1.0))
 
-RULES: dict[str, Rule] = {
-    "sgd": Rule({}, {}, _sgd),
-    "momentum": Rule({"momentum": 0.9}, {"v": 0.0}, _momentum),
-    "nesterov": Rule({"momentum": 0.9}, {"v": 0.0}, _nesterov),
-    "rmsprop": Rule(
-        {"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10}, {"m": 0.0, "v": 1.0}, _rmsprop
-    ),
-    "adam": Rule(_ADAM, _MOMENTS, _adam, _bias_corrected),
-    "nadam": Rule(_ADAM, _MOMENTS, _nadam, _bias_corrected),
-    "adamw": Rule(_ADAM | {"weight_decay": 0.01}, _MOMENTS, _adamw, _decoupled),
-}
+RULES: dict[str, Rule] = by_name(
+    [
+        Rule(
+            name="sgd",
+            defaults={},
+            state={},
+            update=_sgd,
+            family="sgd",
+            alternative=_TRY_ADAM,
+            limit=lambda own, curvature: 2 / curvature,
+        ),
+        Rule(
+            name="momentum",
+            defaults=_MOMENTUM,
+            state={"v": 0.0},
+            update=_momentum,
+            family="momentum",
+            alternative=_TRY_ADAM,
+            limit=lambda own, curvature: (2 + 2 * own["momentum"]) / curvature,
+        ),
+        Rule(
+            name="nesterov",
+            defaults=_MOMENTUM,
+            state={"v": 0.0},
+            update=_nesterov,
+            family="momentum",
+            alternative=_TRY_ADAM,
+            limit=_nesterov_limit,
+        ),
+        Rule(
+            name="rmsprop",
+            defaults={"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10},
+            state={"m": 0.0, "v": 1.0},
+            update=_rmsprop,
+            family="adam",
+            alternative=_TRY_ADAM,
+        ),
+        Rule(
+            name="adam",
+            defaults=_ADAM,
+            state=_MOMENTS,
+            update=_adam,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_bias_corrected,
+        ),
+        Rule(
+            name="nadam",
+            defaults=_ADAM,
+            state=_MOMENTS,
+            update=_nadam,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_bias_corrected,
+        ),
+        Rule(
+            name="adamw",
+            defaults=_ADAM | {"weight_decay": 0.01},
+            state=_MOMENTS,
+            update=_adamw,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_bias_corrected_and_decayed,
+        ),
+        Rule(
+            name="lion",
+            defaults={"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
+            state={"m": 0.0},
+            update=_lion,
+            family="lion",
+            alternative=_TRY_ADAM,
+            coefficients=_decayed,
+        ),
+    ]
+)
+refuse_strangers(RULES)
 
 
 def coefficients(

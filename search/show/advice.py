@@ -15,27 +15,19 @@ from dataclasses import dataclass
 from ..judge.analysis import BEST_FEW, CLIP_TOO_MUCH, boundary_checks, group_trials, ranked
 from ..judge.flags import ENOUGH, checkpoint_note
 from ..judge.objective import sounds_better_when_higher
+from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import RULES
 from ..rules.schedule import LONG_WARMUP, longest_warmup
 from ..study.sampling import ROUND, free_axes, shares
-from ..study.study import ADAPTIVE, COMMON, Axis, Range, Study, ends
-from ..trial import Trial
+from ..study.study import Axis, Range, Study, ends
+from ..trial import COMMON, Trial
 from ..words import readable
 from .tables import axis_in_words
 
-# S1: update rules whose steps are of about the same size at the same base_lr, by the name of one of
-# them.
-KIN = {"nesterov": "momentum", "rmsprop": "adam", "nadam": "adam", "adamw": "adam"}
-# R20: learning rate, momentum, regularization
-TUNED_PER_BATCH_SIZE = ("base_lr", "momentum", "weight_decay")
-# the value that is none, and who asks for it
-CONTROLS = {"warmup_steps": (0, "R9"), "clip_norm": (math.inf, "S9")}
 # R10: an order of magnitude; R3, R6: the least that a sweep of base_lr spans (its width is ours)
 ORDER = 10.0
 GRID_AXES = 2  # S2: grids are for one or two dimensions
 LESS_TUNED = 0.5  # S9: half as many values or configurations as another side (the share is ours)
-# S11: fewest configurations; "far more" than 25: twice (ours)
-ADAM_BUDGETS = {"beta1": 10, "epsilon": 26, "beta2": 50}
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,7 @@ def _explores(study: Study) -> bool:
     """An adaptive sampler exploits what an earlier study has found: its ranges may be narrow
     (S2).
     """
-    return study.sampler not in ADAPTIVE
+    return not study.sampling.is_adaptive
 
 
 def _all_of(names: Iterable[object]) -> str:
@@ -127,7 +119,7 @@ def direction_of(study: Study) -> Iterator[Advice]:
 
 def _shared_base_lr(study: Study) -> Iterator[Advice]:
     sharing = [optimizer for optimizer in study.optimizers if study.is_common(optimizer, "base_lr")]
-    if len({KIN.get(optimizer, optimizer) for optimizer in sharing}) > 1:
+    if len({RULES[optimizer].family for optimizer in sharing}) > 1:
         yield _advice(
             "S1",
             "space.base_lr",
@@ -183,9 +175,9 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
         axes = {name: (value,) for name, value in RULES[optimizer].defaults.items()} | study.axes(
             optimizer
         )
-        for name in TUNED_PER_BATCH_SIZE:
+        for name, row in HYPERPARAMETERS.items():
             axis = axes.get(name, (0,))
-            if _fixed(axis) and any(ends(axis)):
+            if row.per_batch_size and _fixed(axis) and any(ends(axis)):
                 yield _advice(
                     "R20",
                     _place(study, optimizer, name),
@@ -201,14 +193,14 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
 def _no_control(study: Study) -> Iterator[Advice]:
     if not _explores(study):
         return
-    for name, (control, rule) in CONTROLS.items():
-        for place, axis in _places(study, name).items():
-            if isinstance(axis, tuple) and not _fixed(axis) and control not in axis:
+    for row in [row for row in HYPERPARAMETERS.values() if row.control]:
+        for place, axis in _places(study, row.name).items():
+            if isinstance(axis, tuple) and not _fixed(axis) and row.off not in axis:
                 yield _advice(
-                    rule,
+                    row.control,
                     place,
                     (
-                        f"{axis_in_words(axis)} has no control: add {control}, to see whether it "
+                        f"{axis_in_words(axis)} has no control: add {row.off}, to see whether it "
                         "takes any"
                     ),
                 )
@@ -250,7 +242,7 @@ def _long_warmup(study: Study) -> Iterator[Advice]:
 def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
     for group, count in shares(study, study.batch_sizes[0]).items():
         axes = free_axes(study, group)
-        if study.sampler == "grid" and len(axes) > GRID_AXES:
+        if study.sampling.is_grid and len(axes) > GRID_AXES:
             yield _advice(
                 "S2",
                 "sampler",
@@ -262,7 +254,7 @@ def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
 
 def _nothing_to_learn_from(study: Study) -> Iterator[Advice]:
     fewest = min(shares(study, study.batch_sizes[0]).values())
-    if study.sampler in ADAPTIVE and fewest <= ROUND:
+    if study.sampling.is_adaptive and fewest <= ROUND:
         yield _advice(
             "S2",
             "sampler",
@@ -275,12 +267,13 @@ def _nothing_to_learn_from(study: Study) -> Iterator[Advice]:
 def _too_small_for_adam(study: Study) -> Iterator[Advice]:
     for group, count in shares(study, study.batch_sizes[0]).items():
         for name, axis in free_axes(study, group).items():
-            if count < ADAM_BUDGETS.get(name, 0):
+            fewest = HYPERPARAMETERS[name].fewest_trials
+            if count < fewest:
                 yield _advice(
                     "S11",
                     _place(study, group.optimizer, name),
                     f"{axis_in_words(axis)} is tuned with only {count} configurations of a group: "
-                    f"fix it, or give a group {ADAM_BUDGETS[name]} or more",
+                    f"fix it, or give a group {fewest} or more",
                 )
 
 
@@ -329,7 +322,7 @@ def _coarse_on_one_side(study: Study) -> Iterator[Advice]:
     """Grids of base_lr; an optimizer may well have more configurations for axes that are its own
     (S1).
     """
-    if study.sampler != "grid" or "base_lr" in study.scientific:
+    if not study.sampling.is_grid or "base_lr" in study.scientific:
         return
     axes = _places(study, "base_lr")
     counts = {

@@ -29,6 +29,7 @@ from ..judge.comparison import DELTA, Comparison, Decision
 from ..judge.diagnosis import GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
 from ..playbook import CITATION, rule
+from ..rules.hyperparameters import HYPERPARAMETERS
 from ..store.files import atomic
 from ..store.results import Results
 from ..trial import Trial
@@ -90,7 +91,10 @@ OUTCOMES = (
     "seconds",
     "reason",
 )
-TEXT_COLUMNS = ("optimizer", "decay", "verdict", "instability", "reason")
+TEXT_COLUMNS = (
+    *("optimizer", "verdict", "instability", "reason"),
+    *(name for name, row in HYPERPARAMETERS.items() if row.choices is not None),
+)
 COLOURS: dict[GroupVerdict, str] = {
     "stable": "good",
     "unstable at the edge": "bad",

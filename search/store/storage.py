@@ -27,9 +27,10 @@ from sqlalchemy import URL
 from ..errors import UserError, printable, warn_once
 from ..judge.analysis import trained
 from ..judge.neighbours import beside
+from ..rules.schedule import applies
 from ..study.adaptive import distribution
 from ..study.sampling import plan
-from ..study.study import ADAPTIVE, Range, Study, load_study
+from ..study.study import Range, Study, load_study
 from ..trial import EMPTY_CURVE, Curve, Point, Trial, as_told
 from .changes import changes_of, document_of
 from .database import StudyLock, engine_of, open_storage
@@ -184,7 +185,7 @@ def _fingerprint(study: Study) -> str:
     """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the
     same.
     """
-    points = [] if study.sampler in ADAPTIVE else [point.record() for point in plan(study)]
+    points = [] if study.sampling.is_adaptive else [point.record() for point in plan(study)]
     return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
 
 
@@ -269,7 +270,8 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
         parameters["optimizer"] = point.optimizer
         distributions["optimizer"] = CategoricalDistribution(study.optimizers)
     for name, axis in study.axes(point.optimizer).items():
-        if not isinstance(axis, Range) and len(axis) == 1:
+        is_fixed = not isinstance(axis, Range) and len(axis) == 1
+        if is_fixed or not applies(name, point.decay):
             continue
         shared = len(study.optimizers) == 1 or study.is_common(point.optimizer, name)
         label = name if shared else f"{point.optimizer}.{name}"

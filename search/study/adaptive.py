@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import optuna
@@ -13,21 +13,29 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from ..rules.hyperparameters import HYPERPARAMETERS
 from ..trial import Told
+from .samplers import SAMPLERS, Sampler
 from .study import Axis, Range, Study
 
-# those of `study.ADAPTIVE`; any other is a KeyError, never another sampler
-SAMPLERS: dict[str, Callable[..., optuna.samplers.BaseSampler]] = {
-    "tpe": optuna.samplers.TPESampler,
-    "gp": optuna.samplers.GPSampler,
-}
+
+def refuse_unknown(samplers: Iterable[Sampler]) -> None:
+    """Raise TypeError for a sampler whose learner Optuna does not have."""
+    for sampler in samplers:
+        if sampler.is_adaptive and not hasattr(optuna.samplers, sampler.learner):
+            raise TypeError(
+                f"sampler {sampler.name!r}: its learner {sampler.learner!r} is none of Optuna's"
+            )
+
+
+refuse_unknown(SAMPLERS.values())
 
 
 def distribution(axis: Axis, name: str) -> BaseDistribution:
     """An axis as Optuna describes it."""
     if not isinstance(axis, Range):
         return CategoricalDistribution(axis)
-    if name == "warmup_steps":
+    if HYPERPARAMETERS[name].is_integer:
         return IntDistribution(round(axis.low), round(axis.high), log=axis.log)
     return FloatDistribution(axis.low, axis.high, log=axis.log)
 
@@ -38,12 +46,15 @@ def propose(
     """The next points of a group from TPE or GP, which learn from the group's finished trials.
 
     They see one study in memory with this group's free axes only: no conditional parameters, which
-    GP cannot take, and no trials of other groups, which would mislead TPE.
+    GP cannot take, and no trials of other groups, which would mislead TPE. Raises ValueError if the
+    study's sampler learns nothing.
     """
+    if not study.sampling.is_adaptive:
+        raise ValueError(f"sampler {study.sampler!r} learns nothing")
     # imports torch, which who only describes an axis need not wait for
     from ..threads import torch_threads
 
-    sampler = SAMPLERS[study.sampler](seed=seed, n_startup_trials=0)
+    sampler = getattr(optuna.samplers, study.sampling.learner)(seed=seed, n_startup_trials=0)
     distributions = {name: distribution(axis, name) for name, axis in axes.items()}
     memory = optuna.create_study(sampler=sampler, direction=study.direction)
     for one in told:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import tomli_w
 
-from ..trial import Point
-from .study import COMMON, Study, parse_study
+from ..trial import COMMON, Point
+from .study import Study, parse_study
 
 
 def pinned(
@@ -22,6 +22,7 @@ def pinned(
     own = (
         {axis: getattr(point, axis) for axis in COMMON if axis in point.shown}
         | {**point.settings}
+        | {**point.decay_settings}
         | {**(axes or {})}
     )
     document: dict[str, object] = {

@@ -18,13 +18,14 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import scipy
 from numpy.typing import NDArray
 
-from ..trial import Group, Point, Told
-from .study import ADAPTIVE, COMMON, Axis, Range, Study, grid_size
+from ..rules.hyperparameters import HYPERPARAMETERS, of_kind
+from ..rules.schedule import applies
+from ..trial import COMMON, Group, Point, Told
+from .study import Axis, Range, Study, grid_size
 
-# points of a group that an adaptive sampler proposes at once; the first round is from Halton
+# points of a group that an adaptive sampler proposes at once; the first round is from a sequence
 ROUND = 8
 
 
@@ -45,7 +46,7 @@ def some_points(study: Study, most: int) -> list[Point]:
     it.
     """
     each = max(1, most // len(study.batch_sizes))
-    if study.sampler == "grid":
+    if study.sampling.is_grid:
         sizes = study.batch_sizes
         return [point for batch_size in sizes for point in _grid_points(study, batch_size, each)]
     assert study.trials is not None  # for every sampler but grid (Study.problems)
@@ -61,7 +62,7 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
     each group when all seeds of its earlier rounds are told, so what they propose depends on the
     results alone, not on the number of workers or on interruptions.
     """
-    if study.sampler not in ADAPTIVE:
+    if not study.sampling.is_adaptive:
         return plan(study)
     points: list[Point] = []
     for batch_size in study.batch_sizes:
@@ -118,7 +119,7 @@ def _configurations(study: Study, told: Iterable[Told]) -> dict[int, Told]:
 
 def _plan(study: Study, batch_size: int) -> list[Point]:
     groups = study.groups(batch_size)
-    if study.sampler == "grid":
+    if study.sampling.is_grid:
         return _grid_points(study, batch_size, study.planned_trials())
     assert study.trials is not None  # for every sampler but grid (Study.problems)
     sequences = [
@@ -150,7 +151,7 @@ def _grid_points(study: Study, batch_size: int, most: int) -> list[Point]:
 def shares(study: Study, batch_size: int) -> dict[Group, int]:
     """How many configurations each group of a batch size gets in all."""
     groups = study.groups(batch_size)
-    if study.sampler == "grid":
+    if study.sampling.is_grid:
         return {
             group: math.prod(map(grid_size, free_axes(study, group).values())) for group in groups
         }
@@ -161,12 +162,14 @@ def shares(study: Study, batch_size: int) -> dict[Group, int]:
 
 
 def free_axes(study: Study, group: Group) -> dict[str, Axis]:
-    """The axes of a group that vary: neither fixed nor scientific."""
+    """The axes of a group that vary: neither fixed, nor scientific, nor of a decay it has not."""
     held = dict(group.scientific)
     return {
         name: axis
         for name, axis in study.axes(group.optimizer).items()
-        if name not in held and (isinstance(axis, Range) or len(axis) > 1)
+        if name not in held
+        and (isinstance(axis, Range) or len(axis) > 1)
+        and ("decay" not in held or applies(name, held["decay"]))
     }
 
 
@@ -183,15 +186,18 @@ def _point(study: Study, group: Group, number: int, values: Mapping[str, Any]) -
         | {name: value for name, value in held.items() if name not in study.workload_args}
         | dict(values)
     )
-    chosen["warmup_steps"] = round(chosen["warmup_steps"])
+    chosen = {name: HYPERPARAMETERS[name].convert(value) for name, value in chosen.items()}
     common = {name: chosen.pop(name) for name in COMMON}
-    common |= {name: float(common[name]) for name in ("base_lr", "clip_norm", "clip_z")}
+    of_decay = {name: chosen.pop(name) for name in of_kind("schedule") if name in chosen}
     return Point(
         number=number,
         batch_size=group.batch_size,
         optimizer=group.optimizer,
         seed=study.seed,
-        settings={name: float(value) for name, value in chosen.items()},
+        settings=chosen,
+        decay_settings={
+            name: value for name, value in of_decay.items() if applies(name, common["decay"])
+        },
         workload_args={name: held.get(name, value) for name, value in study.workload_args.items()},
         **common,
     )
@@ -207,21 +213,9 @@ def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
     rng = np.random.default_rng(_entropy(study, group))
     if not axes:
         return [{}] * count
-    match study.sampler:
-        case "random":
-            unit = rng.random((count, len(axes)))
-        case "sobol":
-            # Sobol points are balanced in powers of two: draw the next power, use its beginning.
-            unit = scipy.stats.qmc.Sobol(len(axes), scramble=True, rng=rng).random_base2(
-                math.ceil(math.log2(max(count, 1)))
-            )
-        case "halton" | "tpe" | "gp":  # the first round of those that learn
-            unit = scipy.stats.qmc.Halton(len(axes), scramble=True, rng=rng).random(count)
-        case unknown:
-            raise ValueError(f"sampler {unknown!r} has no sequence")
     return [
         {name: _at(axis, u) for (name, axis), u in zip(axes.items(), row, strict=True)}
-        for row in unit[:count]
+        for row in study.sampling.sequence(count, len(axes), rng)
     ]
 
 

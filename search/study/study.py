@@ -13,9 +13,9 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -34,9 +34,11 @@ from pydantic import (
 )
 
 from ..errors import UserError
-from ..rules.optimizers import RULES, Rule
-from ..rules.schedule import DECAYS, longest_warmup, orders_of_magnitude, total_steps
-from ..trial import Group, Point
+from ..rules.hyperparameters import HYPERPARAMETERS, is_number, of_kind
+from ..rules.optimizers import RULES
+from ..rules.schedule import SHAPES, applies, longest_warmup, orders_of_magnitude, total_steps
+from ..trial import COMMON, Group, Point
+from .samplers import SAMPLERS, Sampler
 
 # What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is
 # said.
@@ -126,54 +128,19 @@ Values = Annotated[
     AfterValidator(_different),
     Field(json_schema_extra={"minItems": 1, "maxItems": MOST_VALUES}),
 ]
-Sampler = Literal["halton", "sobol", "grid", "random", "tpe", "gp"]
-# these learn from finished trials; the others draw every point before the first training
-ADAPTIVE = ("tpe", "gp")
-
-# What a value must satisfy: the rule in words, and its test.
-VALUE_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "base_lr": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
-    "warmup_steps": ("an integer ≥ 0", lambda v: _number(v) and 0 <= v < math.inf and v == int(v)),
-    "clip_norm": ("a number > 0 (inf = never clip)", lambda v: _number(v) and v > 0),
-    "clip_z": (
-        "a number > 0 (inf = no threshold that follows the norms)",
-        lambda v: _number(v) and v > 0,
-    ),
-    "decay": (f"one of {', '.join(DECAYS)}", lambda v: v in DECAYS),
-    "weight_decay": ("a number ≥ 0", lambda v: _number(v) and 0 <= v < math.inf),
-    "epsilon": ("a number > 0", lambda v: _number(v) and 0 < v < math.inf),
-    "momentum": ("a number in [0, 1)", lambda v: _number(v) and 0 <= v < 1),
-}
-VALUE_RULES |= dict.fromkeys(("rho", "beta1", "beta2"), VALUE_RULES["momentum"])
-
-
-def refuse_incomplete(rules: Mapping[str, Rule]) -> None:
-    """Raise TypeError for an optimizer with a hyperparameter whose values nothing checks."""
-    for name, rule in rules.items():
-        if missing := rule.defaults.keys() - VALUE_RULES.keys():
-            raise TypeError(
-                f"optimizer {name!r}: no row of VALUE_RULES for {', '.join(sorted(missing))}"
-            )
-
-
-refuse_incomplete(RULES)
-# axes that every optimizer has
-COMMON = ("base_lr", "warmup_steps", "clip_norm", "clip_z", "decay")
-DEFAULTS: dict[str, Scalar] = {
-    "warmup_steps": 0,
-    "clip_norm": math.inf,
-    "clip_z": math.inf,
-    "decay": "constant",
-}
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+if TYPE_CHECKING:
+    SamplerName = str
+else:
+    SamplerName = Literal[tuple(SAMPLERS)]
 
 
 def _in_reach(value: Any) -> bool:
     """Whether float32 arithmetic has room for a value; 0 and inf are switches."""
-    return not _number(value) or value in (0, math.inf) or SMALLEST <= value <= LARGEST
+    return not is_number(value) or value in (0, math.inf) or SMALLEST <= value <= LARGEST
+
+
+# settings of a decay's shape; like common axes, they may stand in [space] or with an optimizer
+DECAY_SETTINGS = of_kind("schedule")
 
 
 class _Strict(BaseModel):
@@ -239,22 +206,22 @@ def ends(axis: Axis) -> tuple[float, float]:
 
 
 class _Axes(_Strict):
-    """Axes whose values are checked against VALUE_RULES."""
+    """Axes whose values are checked by the rows of HYPERPARAMETERS."""
 
     @field_validator("*", mode="after")
     @classmethod
     def _values(cls, spec: Any, info: ValidationInfo) -> Any:
-        if info.field_name not in VALUE_RULES or spec is None:
+        row = HYPERPARAMETERS.get(info.field_name or "")
+        if row is None or spec is None:
             return spec
-        rule, holds = VALUE_RULES[info.field_name]
         if isinstance(spec, OrdersOfMagnitude):
             if info.field_name != "warmup_steps":
                 raise ValueError("orders_of_magnitude is for warmup_steps")
             return spec
         values = (spec.low, spec.high) if isinstance(spec, Range) else spec
         for value in values if isinstance(values, tuple) else (values,):
-            if not holds(value):
-                raise ValueError(f"must be {rule}, got {shown(value)}")
+            if not row.accepts(value):
+                raise ValueError(f"must be {row.requirement}, got {shown(value)}")
             if not _in_reach(value):
                 raise ValueError(
                     f"must lie between {SMALLEST:g} and {LARGEST:g}, got {shown(value)}"
@@ -262,10 +229,12 @@ class _Axes(_Strict):
         return spec
 
 
+def _axis_fields(names: Iterable[str]) -> dict[str, Any]:
+    return dict.fromkeys(names, (AxisSpec | None, None))
+
+
 def _optimizer_model(name: str) -> type[_Axes]:
-    fields: dict[str, Any] = dict.fromkeys(
-        (*COMMON, *RULES[name].defaults), (AxisSpec | None, None)
-    )
+    fields = _axis_fields((*COMMON, *RULES[name].defaults, *DECAY_SETTINGS))
     return create_model(
         name, __base__=_Axes, __doc__=f"Ranges of the {name} optimizer's own.", **fields
     )
@@ -278,14 +247,12 @@ _Optimizers = create_model(
 )
 
 
-class Space(_Axes):
+_Shared = create_model("Shared", __base__=_Axes, **_axis_fields((*COMMON, *DECAY_SETTINGS)))
+
+
+class Space(_Shared):  # type: ignore[valid-type, misc]
     """The axes of every optimizer, and each optimizer's own."""
 
-    base_lr: AxisSpec | None = None
-    warmup_steps: AxisSpec | None = None
-    clip_norm: AxisSpec | None = None
-    clip_z: AxisSpec | None = None
-    decay: AxisSpec | None = None
     optimizer: _Optimizers  # type: ignore[valid-type]
 
 
@@ -339,7 +306,7 @@ class Study(_Strict):
             "counts its own"
         ),
     )
-    sampler: Sampler = "halton"
+    sampler: SamplerName = "halton"
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = 0
     seeds: Trials = Field(
         1, description="Trials of each configuration, with seed, seed + 1, ... (S9)"
@@ -405,6 +372,14 @@ class Study(_Strict):
         return path
 
     @property
+    def sampling(self) -> Sampler:
+        """The row of its sampler. Raises ValueError if there is none."""
+        if self.sampler not in SAMPLERS:
+            known = ", ".join(SAMPLERS)
+            raise ValueError(f"sampler must be one of {known}; got {self.sampler!r}")
+        return SAMPLERS[self.sampler]
+
+    @property
     def direction(self) -> Literal["minimize", "maximize"]:
         """Which values of the objective are better, in Optuna's words."""
         return "maximize" if self.maximize else "minimize"
@@ -424,17 +399,23 @@ class Study(_Strict):
         return [name for name in RULES if getattr(self.space.optimizer, name) is not None]
 
     def axes(self, optimizer: str) -> dict[str, Axis]:
-        """Every axis of an optimizer by name, fixed ones included; its own table wins over the
-        common one.
+        """Every axis of an optimizer by name, fixed ones included, settings of a decay that it does
+        not try left out; its own table wins over the common one.
         """
         own = getattr(self.space.optimizer, optimizer)
         specs: dict[str, Axis] = {}
-        for name in (*COMMON, *RULES[optimizer].defaults):
-            candidates = (getattr(own, name), getattr(self.space, name, None), DEFAULTS.get(name))
+        for name in (*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS):
+            default = HYPERPARAMETERS[name].default
+            candidates = (getattr(own, name), getattr(self.space, name, None), default)
             spec = next((candidate for candidate in candidates if candidate is not None), None)
             if spec is not None:
                 specs[name] = self._resolve(spec)
-        return specs
+        decays = values_of(specs["decay"])
+        return {
+            name: axis
+            for name, axis in specs.items()
+            if any(applies(name, decay) for decay in decays)
+        }
 
     def is_common(self, optimizer: str, name: str) -> bool:
         """Whether an optimizer takes an axis from [space], having none of its own."""
@@ -470,7 +451,7 @@ class Study(_Strict):
     def group_count(self) -> int:
         """How many groups each batch size has, without making them."""
         arguments = math.prod(
-            len(_values(self.workload_args[name])) for name in self.scientific_workload_args
+            len(values_of(self.workload_args[name])) for name in self.scientific_workload_args
         )
         return (
             sum(self._combinations(self.axes(optimizer)) for optimizer in self.optimizers)
@@ -480,12 +461,22 @@ class Study(_Strict):
     def _combinations(self, axes: Mapping[str, Axis]) -> int:
         return math.prod(grid_size(axes[name]) for name in self.scientific)
 
+    @staticmethod
+    def _grid_points(axes: Mapping[str, Axis]) -> int:
+        """How many points a grid has over an optimizer's axes: those of each decay have its own
+        settings alone.
+        """
+        sizes = {name: grid_size(axis) for name, axis in axes.items() if name != "decay"}
+        return sum(
+            math.prod(size for name, size in sizes.items() if applies(name, decay))
+            for decay in values_of(axes["decay"])
+        )
+
     def planned_trials(self) -> int:
         """How many trials the study plans in all, without making a plan."""
         if self.trials is None:
-            arguments = math.prod(len(_values(value)) for value in self.workload_args.values())
-            axes = (self.axes(optimizer).values() for optimizer in self.optimizers)
-            each = sum(math.prod(map(grid_size, own)) for own in axes) * arguments
+            arguments = math.prod(len(values_of(value)) for value in self.workload_args.values())
+            each = sum(self._grid_points(self.axes(one)) for one in self.optimizers) * arguments
         else:
             each = self.trials
         return each * len(self.batch_sizes) * self.seeds
@@ -507,7 +498,7 @@ class Study(_Strict):
             yield "space.optimizer", f"needs at least one of {', '.join(RULES)}"
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             yield "batch_sizes", f"must differ from one another, got {list(self.batch_sizes)}"
-        if (self.trials is None) != (self.sampler == "grid"):
+        if (self.trials is None) != self.sampling.is_grid:
             yield (
                 "trials",
                 (
@@ -517,6 +508,7 @@ class Study(_Strict):
                 ),
             )
         yield from self._shadowing()
+        yield from self._idle_settings()
         uneven = [size for size in self.batch_sizes if size % self.accumulation]
         if uneven:
             yield (
@@ -549,21 +541,59 @@ class Study(_Strict):
                     "is also a column of trials.csv; rename the factory's argument",
                 )
 
+    def _idle_settings(self) -> Iterator[tuple[str, str]]:
+        """Settings of decays that no optimizer of theirs tries."""
+        for name in DECAY_SETTINGS:
+            having = [shape for shape in SHAPES if applies(name, shape)]
+            mistake = (
+                f"is a setting of decay = {' or '.join(map(repr, having))}, which is not tried"
+            )
+            idle = [one for one in self.optimizers if name not in self.axes(one)]
+            for optimizer in idle:
+                if getattr(getattr(self.space.optimizer, optimizer), name) is not None:
+                    yield f"space.optimizer.{optimizer}.{name}", mistake
+            if getattr(self.space, name) is not None and len(idle) == len(self.optimizers):
+                yield f"space.{name}", mistake
+
+    def _settings_of_some(self, axes: Mapping[str, Axis], place: str) -> Iterator[tuple[str, str]]:
+        """Settings that vary, though only some of the decays that are tried have them.
+
+        Where `decay` is scientific each group has a decay, and varies what that has. Elsewhere
+        trials of one group would have axes that others lack, which no sampler can take.
+        """
+        for name in DECAY_SETTINGS:
+            lacking = [one for one in values_of(axes["decay"]) if not applies(name, one)]
+            if name not in axes or not lacking:
+                continue
+            reason = f"which decay = {shown(lacking[0])} does not have"
+            if name in self.scientific:
+                yield (
+                    "scientific",
+                    f"{name!r} is a setting {reason}: ask that in a study of its own",
+                )
+            elif "decay" not in self.scientific and grid_size(axes[name]) != 1:
+                yield (
+                    f"{place}.{name}",
+                    f"varies, {reason}: give one value, or add 'decay' to scientific",
+                )
+
     def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
         axes, place = self.axes(optimizer), f"space.optimizer.{optimizer}"
-        if "base_lr" not in axes:
-            yield f"{place}.base_lr", "is required (here, or in [space] for every optimizer)"
+        for name in COMMON:
+            if name not in axes:
+                yield f"{place}.{name}", "is required (here, or in [space] for every optimizer)"
         largest, longest = ends(axes["warmup_steps"])[1], longest_warmup(self.max_train_steps)
         if largest > longest:
             yield (
                 f"{place}.warmup_steps",
                 f"must not exceed 10 % of max_train_steps = {longest} (R10), got {largest:g}",
             )
+        yield from self._settings_of_some(axes, place)
         for name in self.scientific:
             if not isinstance(axes.get(name), tuple):
                 yield "scientific", f"{shown(name)} must be a list of values for {optimizer}"
         for name, axis in axes.items():
-            if self.sampler == "grid" and isinstance(axis, Range) and axis.points is None:
+            if self.sampling.is_grid and isinstance(axis, Range) and axis.points is None:
                 yield f"{place}.{name}", "the grid sampler needs the number of points of a range"
 
     def _too_many(self) -> Iterator[tuple[str, str]]:
@@ -600,7 +630,8 @@ class Study(_Strict):
             )
 
 
-def _values(value: Any) -> tuple[Any, ...]:
+def values_of(value: Any) -> tuple[Any, ...]:
+    """The values of an axis or an argument that has no range; one alone is one of them."""
     return value if isinstance(value, tuple) else (value,)
 
 
@@ -733,7 +764,7 @@ def _unknown_key(keys: list[str]) -> str:
         case ["space", "optimizer"]:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
-            known = [*COMMON, *RULES[optimizer].defaults]
+            known = [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
         case ["figure"]:
             known = list(Figure.model_fields)
         case _:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UserError, first_line
+from ..rules.optimizers import RULES
 from ..study.study import Study
 from ..threads import torch_threads
 from ..trial import Point
@@ -49,8 +50,9 @@ REPEATS = 3  # the fastest counts: what else the machine does can only slow a me
 NOT_REPEATED = 1.0  # seconds: a run that is longer is measured once
 MOST_STEPS, FEWEST_STEPS = 400, 3  # of one run
 MEMORY_SHARE = 0.5  # of what is free, over all workers
-# copies of the parameters a slot holds: θ, gradient (twice while it is copied), m, v, best
-ROWS = 6
+# copies of the parameters a slot holds besides its optimizer's state: θ, best, and the gradient,
+# twice while it is copied
+ROWS = 4
 MEASURED = ("loss", "gradient norm")
 # parameters and states below this are compared with it: some move by rounding alone
 SMALL_KEPT = 1e-3
@@ -180,9 +182,7 @@ def _not_compiled(
         alone, rate = _with_threads(study, workload, points, workers, cores, rate)
     if trouble := why_not_stacked(study, workload, points, device):
         return replace(alone, measured=True, reason=trouble), 0.0
-    most = min(
-        _slots_in_memory(workload, points[0], workers, device), max(2, len(points) // workers)
-    )
+    most = min(_slots_in_memory(workload, points, workers, device), max(2, len(points) // workers))
     best, found = alone, rate
     for slots in sorted({min(width, most) for width in WIDTHS}):
         engine = Engine(stacked=True, slots=slots)
@@ -397,8 +397,10 @@ def _rate(
     return len(some) * steps / seconds
 
 
-def _slots_in_memory(workload: Workload, point: Point, workers: int, device: str) -> int:
+def _slots_in_memory(workload: Workload, points: Sequence[Point], workers: int, device: str) -> int:
     """How many slots fit into a worker's share of the free memory, by the size of their rows."""
+    point = points[0]
+    states = {name for one in points for name in RULES[one.optimizer].state}
     with own_random_numbers():
         model = built(workload, point.seed, point.batch_size, torch.device("cpu"))
     row = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
@@ -406,4 +408,4 @@ def _slots_in_memory(workload: Workload, point: Point, workers: int, device: str
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         free = torch.cuda.mem_get_info(device)[0]
-    return max(2, int(MEMORY_SHARE * free / workers / (ROWS * row)))
+    return max(2, int(MEMORY_SHARE * free / workers / ((ROWS + len(states)) * row)))

@@ -183,11 +183,9 @@ def stability_limit(optimizer: str, settings: Mapping[str, float], eigenvalue: f
     Source: Gilmer et al. 2021 (arXiv 2110.04369); Cohen et al. 2021, "Gradient Descent on Neural
     Networks Typically Occurs at the Edge of Stability" (arXiv 2103.00065).
     """
-    own = {**RULES[optimizer].defaults, **settings}
-    if optimizer not in ("sgd", "momentum", "nesterov"):
+    rule = RULES[optimizer]
+    if rule.limit is None:
         return math.nan
     if eigenvalue <= 0:
         return math.inf
-    gamma = own.get("momentum", 0.0)
-    ahead = 1 + 2 * gamma if optimizer == "nesterov" else 1.0
-    return (2 + 2 * gamma) / (ahead * eigenvalue)
+    return rule.limit({**rule.defaults, **settings}, eigenvalue)

@@ -283,6 +283,7 @@ class _Loop:
             self.study.precision == "bfloat16",
             follows_norms=any(point.clip_z < np.inf for point in self.queue),
             compiled=self.engine.compiled,
+            optimizers={point.optimizer for point in self.queue},
         )
         self.audit: Audit | None = None
         if not self.stack.builds_anew:
@@ -395,7 +396,7 @@ class _Loop:
         before = len(self.slots)
         try:
             k = self._append(point, len(state["loss"]), batches)
-            self.stack.restore(k, state)
+            self.stack.restore(k, state, point.optimizer)
             self.slots[k].restore(state)
         except (KeyError, ValueError, UserError) as error:  # UserError: its batches end
             del self.slots[before:]

@@ -75,6 +75,8 @@ class Stack:
         bfloat16: bool = False,
         follows_norms: bool = False,
         compiled: bool = False,
+        *,
+        optimizers: Iterable[str],
     ) -> None:
         """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier
         stacks.
@@ -82,7 +84,8 @@ class Stack:
         Not stacked and not compiled, an update's gradient is the mean over the `parts` of its
         batch, weighted by their numbers of examples: that of the whole batch, if the loss is a mean
         over examples. With `follows_norms` a slot may have a threshold that follows its gradient
-        norms (`limit`).
+        norms (`limit`). It has rows for the states of the rules of `optimizers`, and trains with
+        no other.
 
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
@@ -118,10 +121,12 @@ class Stack:
             name: torch.zeros(shape, device=self.device, dtype=dtype)
             for name, dtype in (
                 ("theta", self.dtype),
-                ("m", self.wide),
-                ("v", self.wide),
                 ("best", self.dtype),
             )
+        }
+        names = dict.fromkeys(name for rule in optimizers for name in RULES[rule].state)
+        self._state = {
+            name: torch.zeros(shape, device=self.device, dtype=self.wide) for name in names
         }
         # Not written before the first backward pass, which holds all gradients at once while it is
         # recorded.
@@ -201,8 +206,8 @@ class Stack:
             values[slot].copy_(initial[name])
         for name, rows in self._buffers.items():
             rows[slot].copy_(initial[name])
-        for name in ("m", "v"):
-            self._rows[name][slot] = RULES[optimizer].state.get(name, 0.0)
+        for name, rows in self._state.items():
+            rows[slot] = RULES[optimizer].state.get(name, 0.0)
         for rows in self._norms.values():
             rows[slot] = 0.0
 
@@ -226,7 +231,7 @@ class Stack:
         idle = [k for k in range(self.slots) if k not in order]
         index = torch.tensor([*order, *idle][:slots], device=self.device)
         self._values, self._gradients = {}, {}  # views that would keep the old rows alive
-        for held in (self._rows, self._norms, self._buffers, self._best_buffers):
+        for held in (self._rows, self._state, self._norms, self._buffers, self._best_buffers):
             for name in held:
                 if slots < self.slots:
                     held[name] = held[name][index]
@@ -348,7 +353,10 @@ class Stack:
                     name: held[block, start : start + UPDATED_AT_ONCE]
                     for name, held in rows.items()
                 }
-                state = {name: part[name] for name in ("m", "v")}
+                state = {
+                    name: self._state[name][block, start : start + UPDATED_AT_ONCE]
+                    for name in RULES[optimizer].state
+                }
                 theta, gradient = part["theta"], part["gradient"]
                 if self.wide is not self.dtype:
                     theta, gradient = theta.to(self.wide), gradient.to(self.wide)
@@ -366,9 +374,9 @@ class Stack:
         rest, too.
         """
         parts = [
-            self._rows[name][:, slice(*self._offsets[parameter])]
+            rows[:, slice(*self._offsets[parameter])]
             for parameter in self._without_gradient
-            for name in ("theta", "m", "v")
+            for rows in (self._rows["theta"], *self._state.values())
         ]
         return [(part, part.clone()) for part in parts]
 
@@ -426,22 +434,26 @@ class Stack:
         if not self.stacked:
             buffers = {name: tensor[None] for name, tensor in fixed_tensors(self.model).items()}
         held = {name: rows[slot] for name, rows in self._rows.items() if name != "gradient"}
+        held |= {f"state/{name}": rows[slot] for name, rows in self._state.items()}
         held |= {name: rows[slot] for name, rows in self._norms.items()}
         held |= {f"buffer/{name}": rows[slot] for name, rows in buffers.items()}
         held |= {f"best_buffer/{name}": rows[slot] for name, rows in self._best_buffers.items()}
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
 
     @torch.no_grad()
-    def restore(self, slot: int, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned. Raises ValueError, with nothing changed, if it is of
-        another model.
+    def restore(self, slot: int, state: Mapping[str, Tensor], optimizer: str) -> None:
+        """Put back what `state` returned of a slot that this optimizer trains. Raises ValueError,
+        with nothing changed, if it is of another model.
         """
         own = {name: rows[slot] for name, rows in self._buffers.items()}
         if self.builds_anew:
             self._ties.mend()  # batches that were drawn again may have bound parameters elsewhere
         if not self.stacked:
             own = fixed_tensors(self.model)
-        into = {name: self._rows[name][slot] for name in ("theta", "m", "v", "best")}
+        into = {name: self._rows[name][slot] for name in ("theta", "best")}
+        for name in RULES[optimizer].state:  # of which 0.1.0 saved the name alone
+            saved = f"state/{name}"
+            into[saved if saved in state else name] = self._state[name][slot]
         # Not there if no neighbour's threshold followed its norms then.
         into |= {name: rows[slot] for name, rows in self._norms.items() if name in state}
         into |= {f"buffer/{name}": tensor for name, tensor in own.items()}

@@ -89,6 +89,7 @@ def test_where_the_objective_was_learned_the_loss_says_nothing():
         {"warmup_steps": 100},
         {"clip_norm": 1e-3},
         {"decay": "cosine"},
+        {"decay_settings": {"restarts": 2}},
         {"workload_args": {"depth": 2}},
     ],
 )
@@ -98,7 +99,7 @@ def test_only_shorter_steps_tell_that_steps_are_too_long(slower):
     """
     assert outcomes([STAR, trial(2, 1.0, CHANCE, **slower)]) == ["feasible", "feasible"]
     faster = trial(1, 0.1, 0.2, **slower)
-    same = slower.keys() & {"decay", "workload_args"}
+    same = slower.keys() & {"decay", "decay_settings", "workload_args"}
     assert outcomes([faster, HIGH]) == ["feasible", "feasible" if same else "collapsed"]
 
 

@@ -63,8 +63,12 @@ def test_every_study_of_a_diagnosis_can_be_read_again_from_its_own_file():
         )
 
 
-def test_a_point_of_a_step_differs_from_that_of_the_case_only_in_what_was_asked_for():
-    point = replace(POINT, settings={"momentum": 0.8}, workload_args={"depth": 3}, decay="cosine")
+@pytest.mark.parametrize(
+    ("decay", "own"), [("cosine", {}), ("wsd", {}), ("cosine_restarts", {"restarts": 3})]
+)
+def test_a_point_of_a_step_differs_from_that_of_the_case_only_in_what_was_asked_for(decay, own):
+    point = replace(POINT, settings={"momentum": 0.8}, workload_args={"depth": 3}, decay=decay)
+    point = replace(point, decay_settings=own)
     study = replace(case(), point=point).ask("step", [0.3], 2, clip_norm=[1.0])
     assert plan(study) == [
         replace(point, number=i, base_lr=0.3, clip_norm=1.0, seed=study_of().seeds + i)

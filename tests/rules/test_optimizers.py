@@ -3,12 +3,15 @@ same.
 """
 
 import math
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from tunewright.search.rules.optimizers import RULES, coefficients
+from tunewright.search.rules.hyperparameters import by_name
+from tunewright.search.rules.optimizers import RULES, Alternative, coefficients, refuse_strangers
 
 T, P = 30, 5
 ETAS = 0.05 * (1 + np.arange(T)) / T
@@ -34,6 +37,10 @@ def formula(name, own, theta):
             v = own["rho"] * v + (1 - own["rho"]) * g**2
             m = own["momentum"] * m + eta * g / np.sqrt(v + own["epsilon"])
             theta = theta - m
+        elif name == "lion":
+            towards = own["beta1"] * m + (1 - own["beta1"]) * g
+            m = own["beta2"] * m + (1 - own["beta2"]) * g
+            theta = theta - eta * (np.sign(towards) + own["weight_decay"] * theta)
         else:
             b1, b2, epsilon = own["beta1"], own["beta2"], own["epsilon"]
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
@@ -78,6 +85,10 @@ OWN["nadam"] = OWN["adam"]
 OWN["adamw"] = [
     own | {"weight_decay": decay} for own, decay in zip(OWN["adam"], (0.01, 0.3), strict=True)
 ]
+OWN["lion"] = [
+    {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
+    {"beta1": 0.5, "beta2": 0.9, "weight_decay": 0.3},
+]
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -121,3 +132,38 @@ def test_rules_that_torch_shares_equal_torch(name, make):
     np.testing.assert_allclose(
         stacked(name, OWN[name][:1], [start])[0], parameter.detach().numpy(), rtol=1e-12
     )
+
+
+INCOMPLETE = [
+    ({"defaults": {"friction": 0.1}}, "no row of HYPERPARAMETERS for friction, of kind optimizer"),
+    ({"defaults": {"clip_norm": 1.0}}, "no row of HYPERPARAMETERS for clip_norm, of kind"),
+    ({"defaults": {"momentum": 1.0}}, "its default momentum must be a number in [0, 1), got 1.0"),
+    ({"state": {"v": math.nan}}, "its state v must begin at a finite number, got nan"),
+    (
+        {"coefficients": RULES["adam"].coefficients},
+        "its coefficients need 'beta2', which has no default",
+    ),
+    ({"coefficients": lambda own, eta: {"lr": eta}}, "its coefficients must be eta and others"),
+    (
+        {"coefficients": lambda own, eta: {"eta": eta, **own}},
+        "its coefficients must be eta and others, a number for each update",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "reason"), INCOMPLETE)
+def test_an_incomplete_rule_is_refused_by_name(change, reason):
+    with pytest.raises(TypeError, match=re.escape(f"optimizer 'momentum': {reason}")):
+        replace(RULES["momentum"], **change)
+
+
+def test_a_rule_whose_alternative_is_no_other_rule_is_refused():
+    for name in ("amd", "adam"):
+        stranger = replace(RULES["adam"], alternative=Alternative(name, (0.1, 1.0)))
+        with pytest.raises(TypeError, match=rf"optimizer 'adam': its alternative, '{name}', is no"):
+            refuse_strangers(RULES | {"adam": stranger})
+
+
+def test_two_rules_of_one_name_are_refused():
+    with pytest.raises(TypeError, match="rule 'adam': two rows have this name"):
+        by_name([RULES["adam"], RULES["adam"]])

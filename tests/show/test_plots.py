@@ -186,6 +186,22 @@ def test_an_optimizer_that_does_not_vary_the_axis_is_named_not_dropped() -> None
     assert "1 trials of adam" in axis_figure(info).layout.annotations[-1].text
 
 
+def test_a_setting_of_a_decay_is_an_axis_of_the_trials_that_have_it() -> None:
+    trials = [
+        *(
+            trial(n, 0.1, 0.1, decay="wsd", decay_settings={"decay_fraction": n / 10})
+            for n in (1, 3)
+        ),
+        *(trial(n, 0.1, 0.1) for n in (4, 5, 6)),
+    ]
+    info = axis_info(trials, "decay_fraction", "val_error")
+    (panel,) = info.panels
+    assert [mark.x for mark in panel.marks] == [0.1, 0.3]
+    assert info.not_varied == (("momentum", 3),)
+    text = axis_figure(info).layout.annotations[-1].text
+    assert "3 trials of momentum that do not vary decay_fraction" in text
+
+
 @pytest.mark.parametrize(
     ("best", "log"), [((0.01, 0.9), True), ((0.1, 0.9), False), ((-1.0, 0.9), False)]
 )

@@ -315,6 +315,28 @@ def test_clip_z_is_an_optuna_parameter_if_the_study_varies_it(tmp_path: Path, ax
     )
 
 
+def test_settings_of_a_decay_are_stored_with_the_trials_that_have_them(tmp_path: Path) -> None:
+    optimizer = {"momentum": {"base_lr": 0.1}}
+    axes = {
+        "decay": ["constant", "wsd", "cosine_restarts"],
+        "decay_fraction": {"low": 0.1, "high": 0.5},
+        "restarts": {"low": 0, "high": 3},
+    }
+    study = small_study(trials=6, scientific=["decay"], space={"optimizer": optimizer, **axes})
+    store = create_store(study, tmp_path)
+    points = plan(study)
+    for planned in points:
+        frozen = told(store, replace(TRAINED, point=planned))
+        assert frozen.params == {"decay": planned.decay, **planned.decay_settings}
+    trials = read_trials(store)
+    assert [trial.point for trial in trials] == points
+    assert [len(point.decay_settings) for point in points] == [0, 1, 1] * 2
+    write_table(tmp_path / "trials.csv", trials)
+    rows = table(tmp_path / "trials.csv")
+    assert [row["decay_fraction"] != "" for row in rows] == [False, True, False] * 2
+    assert [row["restarts"].isdigit() for row in rows] == [False, False, True] * 2
+
+
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

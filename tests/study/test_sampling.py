@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from examples import parse
 
+from tunewright.search.rules.hyperparameters import by_name
+from tunewright.search.study.adaptive import propose, refuse_unknown
+from tunewright.search.study.samplers import SAMPLERS, Sampler
 from tunewright.search.study.sampling import ROUND, next_points, plan, shares, some_points
 from tunewright.search.trial import Told, group_of
 
@@ -190,5 +193,103 @@ def test_some_points_of_a_plan_are_its_own_and_leave_no_value_of_a_grid_out():
 
 def test_an_unknown_sampler_is_an_error_never_another_one():
     study = parse().model_copy(update={"sampler": "simplex"})
-    with pytest.raises(ValueError, match="sampler 'simplex' has no sequence"):
+    with pytest.raises(ValueError, match=r"sampler must be one of halton, .*; got 'simplex'"):
         plan(study)
+
+
+SHAPED = {
+    "space__decay": ["constant", "wsd", "cosine_restarts"],
+    "space__decay_fraction": {"low": 0.1, "high": 0.5, "points": 2},
+    "space__restarts": [0, 1, 3],
+    "scientific": ["decay"],
+    "space__optimizer__adam": ...,
+    "space__optimizer__momentum__base_lr": [0.1, 0.2],
+    "batch_sizes": [32],
+}
+
+
+@pytest.mark.parametrize("sampler", ["halton", "sobol", "random", "tpe", "gp"])
+def test_each_group_of_a_decay_varies_the_settings_of_its_own_and_has_no_other(sampler):
+    points = next_points(parse(sampler=sampler, trials=24, **SHAPED), [])
+    settings = {
+        decay: [p.decay_settings for p in points if p.decay == decay]
+        for decay in ("constant", "wsd", "cosine_restarts")
+    }
+    assert settings["constant"] == [{}] * 8
+    assert len({one["decay_fraction"] for one in settings["wsd"]}) == 8
+    assert {one["restarts"] for one in settings["cosine_restarts"]} == {0, 1, 3}
+    assert all(isinstance(one["restarts"], int) for one in settings["cosine_restarts"])
+    assert all(len(p.decay_settings) <= 1 and not p.settings for p in points)
+
+
+def test_a_grid_has_the_settings_of_each_decay_and_counts_them():
+    study = parse(sampler="grid", trials=..., **SHAPED)
+    points = plan(study)
+    # base_lr × warmup_steps × clip_norm, times the settings of constant, wsd, cosine_restarts
+    assert len(points) == study.planned_trials() == 2 * 3 * 2 * (1 + 2 + 3)
+    assert len({p.configuration for p in points}) == len(points)
+
+
+def test_a_fixed_setting_is_of_the_points_of_its_decay_alone():
+    axes = {"space__decay": ["constant", "wsd"], "space__decay_fraction": 0.1}
+    points = plan(parse(trials=40, **axes))
+    found = {(p.decay, p.values.get("decay_fraction")) for p in points}
+    assert found == {("constant", None), ("wsd", 0.1)}
+    grid = parse(sampler="grid", trials=..., space__optimizer={"sgd": {"base_lr": 0.1}}, **axes)
+    assert len(plan(grid)) == grid.planned_trials()
+
+
+def test_settings_are_learned_from_by_adaptive_samplers():
+    axes = {
+        **{"space__decay": "wsd", "space__decay_fraction": {"low": 0.05, "high": 1.0}},
+        **{"space__clip_norm": 1.0, "space__optimizer__momentum__base_lr": 0.1},
+    }
+    study = parse(sampler="tpe", trials=40, batch_sizes=[32], space__optimizer__adam=..., **axes)
+    told = []
+    for _ in range(5):
+        new = [p for p in next_points(study, told) if p.number >= len(told)]
+        told += [Told(p, abs(p.decay_settings["decay_fraction"] - 0.8), diverged=-1.0) for p in new]
+    early, late = ([one.value for one in told[part]] for part in (slice(8), slice(24, 40)))
+    assert np.mean(late) < np.mean(early) / 2
+
+
+def test_a_row_is_all_that_a_sampler_takes(monkeypatch):
+    middle = Sampler("middle", lambda count, axes, rng: np.full((count, axes), 0.5))
+    monkeypatch.setitem(SAMPLERS, "middle", middle)
+    points = plan(parse(space__clip_norm=1.0).model_copy(update={"sampler": "middle"}))
+    assert {round(math.log10(p.base_lr), 6) for p in points} == {-1.0, -3.0}
+    middle = Sampler("middle", SAMPLERS["sobol"].draw, learner=SAMPLERS["tpe"].learner)
+    monkeypatch.setitem(SAMPLERS, "middle", middle)
+    study = parse(trials=4 * ROUND, batch_sizes=[32]).model_copy(update={"sampler": "middle"})
+    first = next_points(study, [])
+    assert len(first) == 2 * ROUND
+    assert len(next_points(study, [Told(p, p.base_lr, -1.0) for p in first])) == 4 * ROUND
+
+
+def test_an_incomplete_sampler_is_refused_by_name():
+    with pytest.raises(TypeError, match="sampler 'gp': a learner needs draw, for its first round"):
+        replace(SAMPLERS["gp"], draw=None)
+    with pytest.raises(TypeError, match="sampler 'gp': two rows have this name"):
+        by_name([SAMPLERS["gp"], SAMPLERS["gp"]])
+    with pytest.raises(TypeError, match="sampler 'gp': its learner 'Gp' is none of Optuna's"):
+        refuse_unknown([replace(SAMPLERS["gp"], learner="Gp")])
+
+
+@pytest.mark.parametrize(
+    ("draw", "reason"),
+    [
+        (lambda count, axes, rng: rng.random((count - 1, axes)), "for 5 points of 2 axes"),
+        (lambda count, axes, rng: rng.random(count), "for 5 points of 2 axes"),
+        (lambda count, axes, rng: np.ones((count, axes)), r"outside of \[0, 1\)"),
+    ],
+)
+def test_a_sampler_that_draws_anything_but_points_is_told(draw, reason):
+    with pytest.raises(ValueError, match=rf"sampler 'odd' drew .*{reason}"):
+        Sampler("odd", draw).sequence(5, 2, np.random.default_rng(0))
+
+
+def test_a_sampler_without_what_is_asked_of_it_is_an_error_never_another_one():
+    with pytest.raises(ValueError, match="sampler 'grid' has no sequence"):
+        SAMPLERS["grid"].sequence(5, 2, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="sampler 'sobol' learns nothing"):
+        propose(parse(sampler="sobol"), {}, [], 1, 0)

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,11 @@ from examples import parse
 from stored import feasible
 
 from tunewright.search.errors import UserError
-from tunewright.search.rules.optimizers import RULES
 from tunewright.search.store.table import write_table
 from tunewright.search.study.study import (
     RESULT_COLUMNS,
     Range,
     load_study,
-    refuse_incomplete,
     schema,
 )
 
@@ -93,7 +90,7 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"space__warmup_stps": 3}, "space.warmup_stps: unknown key; did you mean 'warmup_steps'?"),
         (
             {"space__decay": "step"},
-            "space.decay: must be one of constant, linear, cosine, got 'step'",
+            "space.decay: must be one of constant, linear, cosine, wsd, cosine_restarts, got",
         ),
         ({"space__optimizer__adm": {}}, "space.optimizer.adm: unknown key; did you mean 'adam'?"),
         (
@@ -135,6 +132,38 @@ def test_groups_are_optimizers_times_scientific_values():
             {"scientific": ["base_lr"]},
             "scientific: 'base_lr' must be a list of values for momentum",
         ),
+        (
+            {"space__restarts": 2},
+            "space.restarts: is a setting of decay = 'cosine_restarts', which is not tried",
+        ),
+        (
+            {"space__optimizer__adam__decay": "wsd", "space__optimizer__momentum__restarts": 2},
+            "space.optimizer.momentum.restarts: is a setting of decay = 'cosine_restarts', which",
+        ),
+        (
+            {"space__decay": "wsd", "space__decay_fraction": [0.1, 0]},
+            "space.decay_fraction: must be a number in (0, 1], got 0",
+        ),
+        (
+            {"space__decay": "cosine_restarts", "space__restarts": 1.5},
+            "space.restarts: must be an integer ≥ 0, got 1.5",
+        ),
+        (
+            {"space__decay": ["wsd", "linear"], "space__decay_fraction": [0.1, 0.2]},
+            (
+                "space.optimizer.adam.decay_fraction: varies, which decay = 'linear' does not "
+                "have: give one value, or add 'decay' to scientific"
+            ),
+        ),
+        (
+            {
+                "space__decay": ["wsd", "linear"],
+                "space__decay_fraction": [0.1, 0.2],
+                "scientific": ["decay", "decay_fraction"],
+            },
+            "scientific: 'decay_fraction' is a setting which decay = 'linear' does not have",
+        ),
+        ({"space__decay_fractoin": 0.1}, "unknown key; did you mean 'decay_fraction'?"),
         ({"name": "x"}, "name: unknown key; the file's name is the study's name"),
     ],
 )
@@ -176,10 +205,21 @@ def test_the_columns_that_no_argument_may_be_named_like_are_those_of_the_table(t
     assert set(header) - set(feasible(0, 0.1, 0.05).point.values) == set(RESULT_COLUMNS) - {"delta"}
 
 
-def test_an_optimizer_with_a_hyperparameter_that_nothing_checks_is_refused_by_name():
-    whole = RULES["momentum"]
-    refuse_incomplete({"momentum": whole})
-    with pytest.raises(
-        TypeError, match=r"optimizer 'friction': no row of VALUE_RULES for friction"
-    ):
-        refuse_incomplete({"friction": replace(whole, defaults={"friction": 0.1})})
+def test_settings_of_a_decay_are_axes_where_it_is_tried_and_fixed_ones_suit_every_decay():
+    study = parse(space__decay=["constant", "wsd"], space__decay_fraction=0.1)
+    assert study.axes("adam")["decay_fraction"] == (0.1,)
+    own = parse(
+        space__optimizer__adam__decay="cosine_restarts",
+        space__optimizer__adam__restarts={"low": 0, "high": 3},
+    )
+    assert own.axes("adam")["restarts"] == Range(low=0, high=3)
+    assert "restarts" not in own.axes("momentum")
+    assert "restarts" not in parse(space__decay="cosine_restarts").axes("adam")
+
+
+def test_a_factory_may_have_an_argument_named_like_a_setting_of_a_decay_that_is_not_tried():
+    assert parse(workload_args={"restarts": 3}).workload_args == {"restarts": 3}
+    lines = mistakes(
+        workload_args={"restarts": 3}, space__decay="cosine_restarts", space__restarts=1
+    )
+    assert "workload_args.restarts: is also a hyperparameter of this study" in lines[0]

@@ -39,7 +39,7 @@ WORKLOADS = {
 LARGE = ("wide_resnet", "transformer")  # many seconds a test
 SIZES = [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in WORKLOADS]
 # A learning rate at which every rule trains without chaos, so that rounding is not amplified.
-CALM = {"sgd": 0.05, "momentum": 0.005, "nesterov": 0.005}
+CALM = {"sgd": 0.05, "momentum": 0.005, "nesterov": 0.005, "lion": 1e-4}
 
 
 @dataclasses.dataclass
@@ -175,7 +175,9 @@ def equals_a_plain_loop(name, steps, some, alone):
 @pytest.mark.parametrize("name", SIZES)
 def test_float32_agrees_with_a_plain_loop_over_the_first_fifty_steps(name):
     steps, work = 50, Smooth(workload(name))
-    for got in trained(study(steps), work, points(), 4):
+    # Lion's sign of what is next to 0 is rounding, and a parameter moves by it as by any other.
+    rules = [rule for rule in RULES if rule != "lion"]
+    for got in trained(study(steps), work, points(rules), 4):
         losses, norms, _ = plainly(work, got.trial.point.optimizer, steps, torch.float32)
         np.testing.assert_allclose(got.trial.curve.loss, losses, rtol=1e-5)
         np.testing.assert_allclose(got.trial.curve.grad_norm, norms, rtol=1e-5)

@@ -128,3 +128,27 @@ def test_a_torn_state_is_named_and_the_trial_begins_anew(left, tmp_path, monkeyp
     assert trial.curve == whole("Mlp").trial.curve
     assert "the trial is trained from its start" in caplog.text
     assert not path.exists()
+
+
+def test_a_state_that_an_earlier_release_saved_goes_on(monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    memory = Memory(savings=3)
+    with pytest.raises(Interrupted):
+        trained("Mlp", memory)
+    state = memory.states[0]
+    assert {"state/m", "state/v"} <= state.keys()
+    memory.states[0] = {name.removeprefix("state/"): tensor for name, tensor in state.items()}
+    got = trained("Mlp", memory)
+    assert memory.again == []
+    assert got.trial.curve == whole("Mlp").trial.curve
+
+
+def test_a_state_of_another_optimizer_is_named_and_the_trial_begins_anew(monkeypatch):
+    monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
+    memory = Memory(savings=3)
+    with pytest.raises(Interrupted):
+        trained("Mlp", memory)
+    del memory.states[0]["state/v"]
+    got = trained("Mlp", memory)
+    assert memory.again == ["saved state of another model: v"]
+    assert got.trial.curve == whole("Mlp").trial.curve

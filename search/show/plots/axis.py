@@ -83,8 +83,8 @@ class AxisInfo:
                  included, or highest and lowest if the objective is maximized. They alone set the
                  scale; infeasible and crashed trials stand on rails beyond the worst
     baseline     value of the checkpoint that the study was compared with, a dashed line
-    not_varied   (optimizer, trials) not drawn: that optimizer has one value of the hyperparameter,
-                 or none
+    not_varied   (optimizer, trials) not drawn: their optimizer has one value of the hyperparameter,
+                 or they have none
     """
 
     axis: str
@@ -117,10 +117,11 @@ def axis_info(
         having = {trial.point.optimizer for trial in trials}
     else:
         having = _optimizers_that_vary(trials, axis)
-    shown = [trial for trial in trials if trial.point.optimizer in having]
-    left_out = Counter(
-        trial.point.optimizer for trial in trials if trial.point.optimizer not in having
-    )
+    shown = [
+        trial for trial in trials if trial.point.optimizer in having and axis in trial.point.values
+    ]
+    left_out = Counter(trial.point.optimizer for trial in trials)
+    left_out -= Counter(trial.point.optimizer for trial in shown)
     values = [trial.point.values[axis] for trial in shown]
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
@@ -291,7 +292,7 @@ def axis_figure(info: AxisInfo) -> go.Figure:
             * (info.baseline is not None)
             + [
                 (
-                    f"not drawn: {trials} trials of {escape(optimizer)}, which does not vary "
+                    f"not drawn: {trials} trials of {escape(optimizer)} that do not vary "
                     f"{escape(info.axis)}"
                 )
                 for optimizer, trials in info.not_varied
