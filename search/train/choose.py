@@ -26,9 +26,9 @@ from ..trial import Point
 from ..workload.randomness import own_random_numbers
 from ..workload.workload import Workload, built
 from .audit import relative_difference
-from .loop import ALONE, Engine, Trained, train
+from .execution import ALONE, Engine, Traces
+from .loop import Trained, train
 from .python_state import PythonState, python_state
-from .rows import Traces
 
 WORTH_UPDATES = 500  # in all: a choice costs up to 50, whatever their length
 # of training one after the other: below, a study is over before a choice has paid

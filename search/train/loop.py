@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..errors import UserError
 from ..rules.clipping import Gate
@@ -28,36 +27,17 @@ from ..rules.schedule import learning_rates, total_steps
 from ..rules.thresholds import clip_z_of, share_of
 from ..study.study import Study
 from ..trial import Point, Trial, measured
-from ..workload.batches import Parts, moved, only_tensors
+from ..workload.batches import Parts, moved
 from ..workload.randomness import RandomState, seed_all
 from ..workload.workload import Workload, built, chance_loss, drawn
 from .audit import Audit, StackingError
+from .execution import ALONE, Engine, Traces
 from .python_state import PythonState, content_hash, python_state
 from .recorder import CHECK_EVERY, Recorder
-from .rows import Stack, Traces
+from .rows import Stack
 
 # between two savings of what is in training: the most that an interruption costs a long trial
 SAVE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How points are trained: one after the other, or `slots` of them stacked, each process with
-    `threads` threads.
-
-    `compiled`: by torch's compiler, which rounds differently. `reason` says why; `measured`,
-    whether it was measured, and so holds for any number of such points.
-    """
-
-    stacked: bool
-    slots: int
-    reason: str = ""
-    threads: int = 1
-    measured: bool = False
-    compiled: bool = False
-
-
-ALONE = Engine(stacked=False, slots=1)
 
 
 @dataclass(frozen=True)
@@ -226,9 +206,7 @@ class _Loop:
         self.study, self.workload, self.device = study, workload, device
         self.queue = deque(points)
         self.slots: list[_Slot] = []
-        self.engine = engine
-        # What is compiled is so for one K, however few its points: see `Stack.arrange`.
-        self.capacity = engine.slots if engine.compiled else min(engine.slots, len(self.queue))
+        self.engine, self.capacity = engine, engine.capacity(len(self.queue))
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
         self.python: PythonState | None = None  # of a stack or a recording, after its first loss
@@ -239,20 +217,14 @@ class _Loop:
         self.parts = Parts(self.study.accumulation, self.queue[0].batch_size)
         model = self._build(self.queue[0])
         self.unused: nn.Module | None = model  # the first point's own, if it is trained alone
-        self.stack = Stack(
-            self.workload,
-            model,
-            self.capacity,
-            self.engine.stacked,
-            self.traces,
-            self.parts,
-            self.study.precision == "bfloat16",
-            follows_norms=any(point.clip_z < np.inf for point in self.queue),
-            compiled=self.engine.compiled,
+        bfloat16 = self.study.precision == "bfloat16"
+        self.execution = self.engine.execution(
+            self.workload, model, bfloat16, self.traces, self.parts
         )
+        follows_norms = any(point.clip_z < np.inf for point in self.queue)
+        self.stack = Stack(self.execution, self.capacity, follows_norms)
         self.audit: Audit | None = None
-        if not self.stack.builds_anew:
-            bfloat16 = self.study.precision == "bfloat16"
+        if not self.execution.builds_anew:
             self.audit = Audit(self.stack, self.workload, self._build(self.queue[0]), bfloat16)
         self.saved = time.monotonic()
         while self.slots or self.queue:
@@ -285,7 +257,7 @@ class _Loop:
         begin anew.
         """
         for k, slot in enumerate(self.slots):
-            if self.stack.builds_anew and (
+            if self.execution.builds_anew and (
                 slot.python is None or self._python_state() != slot.python
             ):
                 continue  # it keeps state in Python
@@ -298,7 +270,7 @@ class _Loop:
     def _python_state(self) -> PythonState | None:
         """What Python remembers of workload and model; None where that cannot be seen."""
         try:
-            return python_state(self.workload, self.stack.model, quick=True)
+            return python_state(self.workload, self.execution.model, quick=True)
         except Exception:
             return None
 
@@ -338,13 +310,13 @@ class _Loop:
         slot.
         """
         k = len(self.slots)
-        if self.stack.builds_anew:
+        if self.execution.builds_anew:
             self.stack.adopt(self.unused or self._build(point), point.optimizer)
             self.unused = None
         else:
             self.stack.load(k, self._initial(point), point.optimizer)
         seed_all(point.seed)  # what draws random numbers in training trains alone
-        python = self._python_state() if self.stack.builds_anew and self.keeper else None
+        python = self._python_state() if self.execution.builds_anew and self.keeper else None
         if (point.seed, step) not in batches:
             batches[point.seed, step] = _Batches(
                 self.workload, point, self.device, step, self.parts
@@ -431,13 +403,15 @@ class _Loop:
         # Wider than parameters in float16, and than a loss in float64 beside parameters in float32.
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         losses, norms = (torch.empty(shape, device=self.device, dtype=wide) for _ in range(2))
-        before = RandomState.now() if self.engine.stacked else None
+        before = RandomState.now() if self.execution.is_stacked else None
+        sources, each = self._sources()
         self.audited = self._healthiest()
         for i in range(steps):
-            batch = self._batch()
+            batch = self.execution.batch([source.draw() for source in sources], each)
             last = i == steps - 1
             if last and self.audit and self.audited:
-                self.audit.before(self.slots.index(self.audited), batch)
+                place = self.slots.index(self.audited)
+                self.audit.before(place, self.execution.batch_of(batch, place))
             loss_K, norm_K1 = self.stack.gradients(batch)
             if self.audit and self.python is None:
                 self.python = self._python_state()
@@ -530,21 +504,14 @@ class _Loop:
         rows = groupby(range(len(self.slots)), key=lambda k: self.slots[k].point.optimizer)
         return [list(block) for _, block in rows]
 
-    def _batch(self) -> Any:
-        """The next batch of every slot; stacked, with a leading slot dimension. Idle slots get some
-        batch.
+    def _sources(self) -> tuple[list[_Batches], list[int]]:
+        """What the slots' batches are drawn from, and which of it is each row's; an idle one gets
+        some batch.
         """
         sources = list({id(slot.batches): slot.batches for slot in self.slots}.values())
-        each_source = [source.draw() for source in sources]
-        if not self.engine.stacked:
-            return each_source[0]
-        only_tensors(each_source)
         place = {id(source): i for i, source in enumerate(sources)}
         each = [place[id(slot.batches)] for slot in self.slots]
-        each += [0] * (self.stack.slots - len(each))
-        # Copies also where one batch serves all: some kernels round differently if a tensor has no
-        # strides.
-        return tree_map(lambda *parts: torch.stack([parts[i] for i in each]), *each_source)
+        return sources, each + [0] * (self.stack.slots - len(each))
 
     def _evaluate(self, due: Sequence[int]) -> None:
         if not due:

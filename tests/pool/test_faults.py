@@ -37,7 +37,7 @@ from tunewright.search.store.storage import (
     read_trials,
     tell,
 )
-from tunewright.search.train.loop import ALONE
+from tunewright.search.train.execution import ALONE
 from tunewright.search.train.tryout import check_studies
 from tunewright.search.trial import Point
 

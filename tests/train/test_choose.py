@@ -12,7 +12,8 @@ from torch import nn
 
 from tunewright.search.errors import UserError
 from tunewright.search.train.choose import choose, devices, why_not_stacked
-from tunewright.search.train.loop import Engine, train
+from tunewright.search.train.execution import Engine
+from tunewright.search.train.loop import train
 from tunewright.search.trial import Point
 from tunewright.search.workload.workload import load_workload
 
