@@ -102,10 +102,7 @@ class Stack:
         """Of the current rows."""
         self._values = self._views(self._rows["theta"])
         self._gradients = self._views(self._rows["gradient"])
-
-    @property
-    def _tensors(self) -> Rows:
-        return Rows(self._values, self._gradients, self._buffers)
+        self._tensors = Rows(self._values, self._gradients, self._buffers)
 
     def values(self, slot: int) -> dict[str, Tensor]:
         """A slot's parameters and buffers, as views."""
@@ -153,7 +150,9 @@ class Stack:
             return
         idle = [k for k in range(self.slots) if k not in order]
         index = torch.tensor([*order, *idle][:slots], device=self.device)
-        self._values, self._gradients = {}, {}  # views that would keep the old rows alive
+        # views that would keep the old rows alive
+        self._values, self._gradients = {}, {}
+        self._tensors = Rows({}, {}, {})
         for held in (self._rows, self._norms, self._buffers, self._best_buffers):
             for name in held:
                 if slots < self.slots:
