@@ -112,7 +112,7 @@ class Recorder:
         TypeError or ValueError, with nothing added, for a value that is no number.
         """
         numbers = {name: float(value) for name, value in metrics.items()}
-        for name in {*self._metrics, *numbers, self.objective}:
+        for name in dict.fromkeys((*self._metrics, *numbers, self.objective)):
             earlier = self._metrics.setdefault(name, [math.nan] * len(self._eval_step))
             earlier.append(numbers.get(name, math.nan))
         self._missing += self.objective not in numbers
