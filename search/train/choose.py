@@ -262,6 +262,10 @@ class _Observed:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.workload, name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What counts as state: the workload, and nothing that is remembered of it here."""
+        return {"workload": self.workload}
+
     def build_model(self, seed: int) -> nn.Module:
         model = self.workload.build_model(seed)
         return model.double() if self._double else model

@@ -104,6 +104,14 @@ def test_what_cannot_be_stacked_says_why(workload, reason):
     assert bool(found) == bool(reason)
 
 
+def test_what_the_check_itself_remembers_is_no_state_of_the_workload():
+    """Of some seeds the loss falls in the few updates, so that they are audited, too."""
+    digits = load_workload("tunewright.models.digits:mlp", {"width": 16})
+    for seed in range(4):
+        some = [Point(i, 32, "adam", 1e-2, seed=seed) for i in range(2)]
+        assert why_not_stacked(study(), digits, some, "cpu") == ""
+
+
 @pytest.mark.parametrize("workload", [Dropout, ReadsALoss])
 def test_it_trains_one_after_the_other_all_the_same(workload, monkeypatch):
     monkeypatch.setattr(f"{MODULE}.WORTH_UPDATES", 0)
