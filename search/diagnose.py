@@ -12,7 +12,7 @@ import csv
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from .study.study import Study, refuse_maximized
 from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
 from .train.curvature import largest_eigenvalue, some_batches, stability_limit
+from .train.execution import Engine
 from .train.tryout import check_studies
 from .trial import Group, Trial, group_of
 from .words import readable
@@ -265,19 +266,12 @@ class _Runs:
         for batch_size, optuna_study in results.store.optuna_studies.items():
             found = optuna_study.user_attrs.get("engines", {})
             measured = {
-                key: _for_few_points(engine)
+                key: asdict(Engine(**engine).for_few_points)
                 for key, engine in found.items()
                 if engine.get("measured")
             }
             self.engines[batch_size] = measured | self.engines.get(batch_size, {})
         self.results[results.study.name] = results
-
-
-def _for_few_points(engine: dict[str, Any]) -> dict[str, Any]:
-    """An engine's record for a study of a few points: a compiled stack would have more slots than
-    these fill.
-    """
-    return engine | {"compiled": engine.get("compiled", False) and not engine["stacked"]}
 
 
 # --- curvature (Gilmer et al. 2021) ---------------------------------------------------------------

@@ -17,7 +17,7 @@ from examples import FRAGILE
 from simulated import Simulated, follow, steps_asked, study_of
 
 from tunewright.search.cli import main
-from tunewright.search.diagnose import _for_few_points, diagnose, plan_of, updates_of
+from tunewright.search.diagnose import diagnose, plan_of, updates_of
 from tunewright.search.errors import UserError
 from tunewright.search.procedure.group import diagnosis_of
 from tunewright.search.run import run_study
@@ -27,7 +27,7 @@ from tunewright.search.store.results import Results, read_diagnosis
 from tunewright.search.store.storage import create_store, open_store, read_trials
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import load_study, parse_study
-from tunewright.search.train.loop import Engine
+from tunewright.search.train.execution import Engine
 
 QUIET = {"workers": 1, "slots": 12, "progress": False}
 TINY = """
@@ -362,10 +362,10 @@ def test_a_wrong_option_is_status_2(options, capsys):
 
 
 def test_a_compiled_stack_is_not_handed_on_to_studies_of_a_few_points_but_a_compiled_model_is():
-    stack = asdict(Engine(stacked=True, slots=16, measured=True, compiled=True))
-    alone = asdict(Engine(stacked=False, slots=1, measured=True, compiled=True))
-    assert _for_few_points(stack) == stack | {"compiled": False}
-    assert _for_few_points(alone) == alone
+    stack = Engine(stacked=True, slots=16, measured=True, compiled=True)
+    alone = Engine(stacked=False, slots=1, measured=True, compiled=True)
+    assert asdict(stack.for_few_points) == asdict(stack) | {"compiled": False}
+    assert alone.for_few_points == alone
 
 
 def test_help_names_every_option(capsys):

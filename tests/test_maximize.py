@@ -26,7 +26,8 @@ from tunewright.search.store.shown import ShownStorage
 from tunewright.search.store.storage import create_store, drop_checkpoints, read_trials, tell
 from tunewright.search.study.sampling import next_points, plan
 from tunewright.search.study.study import parse_study
-from tunewright.search.train.loop import Engine, train
+from tunewright.search.train.execution import Engine
+from tunewright.search.train.loop import train
 from tunewright.search.trial import Curve, Told, Trial, as_told, measured
 
 OBJECTIVE = {False: "val_loss", True: "negative_val_loss"}

@@ -28,7 +28,7 @@ from ..store.provenance import now
 from ..store.storage import Store, drop_checkpoints, read_records, tell, without_curve
 from ..study.sampling import next_points
 from ..train.choose import devices
-from ..train.loop import ALONE, Engine
+from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told, crashed
 from ..workload.workload import edited_modules_reloaded
 from .progress import Progress
@@ -146,7 +146,7 @@ class Driver:
         for (store, points), engine in zip(missing, self.engines(missing), strict=True):
             task = partial(Task, store.study, _inbox(store), engine=engine)
             free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
-            shares = self.workers if engine.stacked else len(free)
+            shares = self.workers if engine.execution.is_stacked else len(free)
             tasks += [
                 task(share, device=self.device) for i in range(shares) if (share := free[i::shares])
             ]

@@ -32,8 +32,8 @@ from ..store.files import atomic, find_curve, name_of, parse_trial, write_checkp
 from ..study.study import Study
 from ..train.audit import StackingError
 from ..train.choose import choose
-from ..train.loop import ALONE, Engine, train
-from ..train.rows import Traces
+from ..train.execution import ALONE, Engine, Traces
+from ..train.loop import train
 from ..trial import EMPTY_CURVE, Point, Trial, crashed
 from ..workload.workload import Workload, load_workload
 
@@ -137,7 +137,7 @@ def work(task: Task) -> None:
             for trained in train(study, workload, points, engine, task.device, keeper, traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
-                if engine.stacked and (reason := why_alone(task.inbox, points[0])):
+                if engine.execution.is_stacked and (reason := why_alone(task.inbox, points[0])):
                     raise StackingError(reason)
         except UnfinishedError:
             raise
@@ -151,7 +151,7 @@ def work(task: Task) -> None:
             if keeper.resumed:  # the saved state may be what is wrong
                 keeper.forget(error)
                 continue
-            if simpler := _simpler(engine):
+            if simpler := engine.simpler:
                 engine = simpler
                 continue
             point = next(iter(unfinished.values()))
@@ -168,21 +168,9 @@ def _next(
 
     Alone, each has a workload of its own, which may keep state.
     """
-    if engine.stacked or engine.compiled:
-        return points, *_known(study, points)
-    return points[:1], _load(study, points[:1]), None
-
-
-def _simpler(engine: Engine) -> Engine | None:
-    """How to train again what failed: not compiled, then in stacks of half the size; None if it was
-    alone.
-    """
-    if engine.compiled:
-        return replace(engine, compiled=False)
-    if engine.slots > 1:
-        slots = engine.slots // 2
-        return replace(engine, slots=slots, stacked=slots > 1)
-    return None
+    if engine.execution.builds_anew:
+        return points[:1], _load(study, points[:1]), None
+    return points, *_known(study, points)
 
 
 def why_alone(inbox: Path, point: Point) -> str:

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..workload.randomness import seed_all
 from ..workload.workload import Workload, evaluated, numbers
-from .rows import Call, Stack
+from .execution import Call
+from .rows import Stack
 from .ties import fixed_tensors
 
 # Relative; the same operations in another order. At a ReLU's kink a gradient jumps, and a gradient
@@ -81,10 +81,9 @@ class Audit:
         self._moment: _Moment | None = None
 
     def before(self, slot: int, batch: Any) -> None:
-        """Remember where a slot stands, before its update on a batch of the stack."""
-        own = tree_map(lambda leaf: leaf[slot], batch) if self._stack.stacked else batch
+        """Remember where a slot stands, before its update on its own batch."""
         values = {name: tensor.clone() for name, tensor in self._stack.values(slot).items()}
-        self._moment = _Moment(slot, values, own)
+        self._moment = _Moment(slot, values, batch)
 
     def after(self, loss_K: Tensor, norm_K1: Tensor) -> None:
         """Remember what the stack made of it."""

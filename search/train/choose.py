@@ -27,9 +27,9 @@ from ..trial import Point
 from ..workload.randomness import own_random_numbers
 from ..workload.workload import Workload, built
 from .audit import relative_difference
-from .loop import ALONE, Engine, Trained, train
+from .execution import ALONE, Engine, Traces
+from .loop import Trained, train
 from .python_state import PythonState, python_state
-from .rows import Traces
 
 WORTH_UPDATES = 500  # in all: a choice costs up to 50, whatever their length
 # of training one after the other: below, a study is over before a choice has paid
@@ -261,6 +261,10 @@ class _Observed:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.workload, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What counts as state: the workload, and nothing that is remembered of it here."""
+        return {"workload": self.workload}
 
     def build_model(self, seed: int) -> nn.Module:
         model = self.workload.build_model(seed)

@@ -7,7 +7,6 @@ are yielded.
 
 from __future__ import annotations
 
-import math
 import pickle
 import time
 from collections import deque
@@ -20,48 +19,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from ..errors import UserError
-from ..judge.verdict import hopeless, judge
 from ..rules.clipping import Gate
 from ..rules.optimizers import coefficients
 from ..rules.schedule import learning_rates, total_steps
 from ..rules.thresholds import clip_z_of, share_of
 from ..study.study import Study
-from ..trial import Curve, Point, Trial, measured
-from ..workload.batches import Parts, moved, only_tensors
+from ..trial import Point, Trial, measured
+from ..workload.batches import Parts, moved
 from ..workload.randomness import RandomState, seed_all
 from ..workload.workload import Workload, built, chance_loss, drawn
 from .audit import Audit, StackingError
+from .execution import ALONE, Engine, Traces
 from .python_state import PythonState, content_hash, python_state
-from .rows import Stack, Traces
+from .recorder import CHECK_EVERY, Recorder
+from .rows import Stack
 
-# Updates between two looks at the losses. Each look waits for the device and costs the host some
-# tens of microseconds; a divergent trial costs at most this many updates too many.
-CHECK_EVERY = 20
 # between two savings of what is in training: the most that an interruption costs a long trial
 SAVE_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How points are trained: one after the other, or `slots` of them stacked, each process with
-    `threads` threads.
-
-    `compiled`: by torch's compiler, which rounds differently. `reason` says why; `measured`,
-    whether it was measured, and so holds for any number of such points.
-    """
-
-    stacked: bool
-    slots: int
-    reason: str = ""
-    threads: int = 1
-    measured: bool = False
-    compiled: bool = False
-
-
-ALONE = Engine(stacked=False, slots=1)
 
 
 @dataclass(frozen=True)
@@ -102,53 +78,33 @@ class _Slot:
 
     point: Point
     batches: _Batches
-    total: int
     columns: dict[str, NDArray[np.float64]]
-    loss: NDArray[np.float64]
-    grad_norm: NDArray[np.float64]
-    step: int = 0
-    eval_step: list[int] = field(default_factory=list)
-    metrics: dict[str, list[float]] = field(default_factory=dict)
+    recorder: Recorder
     python: PythonState | None = None  # of workload and model at the start, where it can be seen
-    missing: int = 0  # evaluations without the objective
-    seconds: float = 0.0
 
-    def curve(self, chance: float) -> Curve:
-        return Curve(
-            loss=self.loss[: self.step],
-            grad_norm=self.grad_norm[: self.step],
-            eval_step=np.array(self.eval_step, np.int64),
-            metrics={name: np.array(values) for name, values in self.metrics.items()},
-            total_steps=self.total,
-            chance_loss=chance,
-        )
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.recorder.step
 
-    def measured(self, metrics: Mapping[str, float], objective: str) -> None:
-        """Add an evaluation; a metric that it lacks, or that is there for the first time, is nan
-        elsewhere.
-        """
-        for name in {*self.metrics, *metrics, objective}:
-            earlier = self.metrics.setdefault(name, [math.nan] * len(self.eval_step))
-            earlier.append(metrics.get(name, math.nan))
-        self.missing += objective not in metrics
-        self.eval_step.append(self.step)
+    @property
+    def total(self) -> int:
+        """Updates planned."""
+        return self.recorder.total_steps
+
+    def is_learning(self) -> bool:
+        """Whether its last loss is not above its first."""
+        losses = self.recorder.losses
+        return self.step == 0 or bool(losses[-1] <= losses[0])
 
     def state(self) -> dict[str, Tensor]:
         """All that was measured, where the process's random numbers stand, and the last batch, for
         `restore`.
         """
         return {
-            "loss": torch.from_numpy(self.loss[: self.step]),
-            "grad_norm": torch.from_numpy(self.grad_norm[: self.step]),
-            "eval_step": torch.tensor(self.eval_step),
-            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
-            "missing": torch.tensor(self.missing),
+            **self.recorder.state(),
             "batch": torch.tensor(list(bytes.fromhex(self.batches.last())), dtype=torch.uint8),
             **RandomState.now().tensors(),
-            **{
-                f"metric/{name}": torch.tensor(v, dtype=torch.float64)
-                for name, v in self.metrics.items()
-            },
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -158,17 +114,7 @@ class _Slot:
         if bytes(state["batch"].tolist()).hex() != self.batches.last():
             raise ValueError("its batches come in another order when they are drawn again")
         random = RandomState.from_tensors(state)
-        self.step = len(state["loss"])
-        self.loss[: self.step] = state["loss"].numpy()
-        self.grad_norm[: self.step] = state["grad_norm"].numpy()
-        self.eval_step = state["eval_step"].tolist()
-        self.seconds = float(state["seconds"])
-        self.missing = int(state.get("missing", 0))
-        self.metrics = {
-            name.removeprefix("metric/"): values.tolist()
-            for name, values in state.items()
-            if name.startswith("metric/")
-        }
+        self.recorder.restore(state)
         random.restore()
 
 
@@ -260,9 +206,7 @@ class _Loop:
         self.study, self.workload, self.device = study, workload, device
         self.queue = deque(points)
         self.slots: list[_Slot] = []
-        self.engine = engine
-        # What is compiled is so for one K, however few its points: see `Stack.arrange`.
-        self.capacity = engine.slots if engine.compiled else min(engine.slots, len(self.queue))
+        self.engine, self.capacity = engine, engine.capacity(len(self.queue))
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
         self.python: PythonState | None = None  # of a stack or a recording, after its first loss
@@ -273,21 +217,15 @@ class _Loop:
         self.parts = Parts(self.study.accumulation, self.queue[0].batch_size)
         model = self._build(self.queue[0])
         self.unused: nn.Module | None = model  # the first point's own, if it is trained alone
-        self.stack = Stack(
-            self.workload,
-            model,
-            self.capacity,
-            self.engine.stacked,
-            self.traces,
-            self.parts,
-            self.study.precision == "bfloat16",
-            follows_norms=any(point.clip_z < np.inf for point in self.queue),
-            compiled=self.engine.compiled,
-            optimizers={point.optimizer for point in self.queue},
+        bfloat16 = self.study.precision == "bfloat16"
+        self.execution = self.engine.execution(
+            self.workload, model, bfloat16, self.traces, self.parts
         )
+        follows_norms = any(point.clip_z < np.inf for point in self.queue)
+        optimizers = {point.optimizer for point in self.queue}
+        self.stack = Stack(self.execution, self.capacity, optimizers, follows_norms)
         self.audit: Audit | None = None
-        if not self.stack.builds_anew:
-            bfloat16 = self.study.precision == "bfloat16"
+        if not self.execution.builds_anew:
             self.audit = Audit(self.stack, self.workload, self._build(self.queue[0]), bfloat16)
         self.saved = time.monotonic()
         while self.slots or self.queue:
@@ -298,11 +236,11 @@ class _Loop:
             self._evaluate([k for k, slot in enumerate(self.slots) if self._evaluation_due(slot)])
             share = (time.perf_counter() - began) / len(self.slots)
             for slot in self.slots:
-                slot.seconds += share
+                slot.recorder.seconds += share
             finished = [
                 k
                 for k, slot in enumerate(self.slots)
-                if slot.step == slot.total or self._hopeless(slot)
+                if slot.step == slot.total or slot.recorder.is_hopeless()
             ]
             if finished:
                 self._prove()
@@ -320,7 +258,7 @@ class _Loop:
         begin anew.
         """
         for k, slot in enumerate(self.slots):
-            if self.stack.builds_anew and (
+            if self.execution.builds_anew and (
                 slot.python is None or self._python_state() != slot.python
             ):
                 continue  # it keeps state in Python
@@ -333,7 +271,7 @@ class _Loop:
     def _python_state(self) -> PythonState | None:
         """What Python remembers of workload and model; None where that cannot be seen."""
         try:
-            return python_state(self.workload, self.stack.model, quick=True)
+            return python_state(self.workload, self.execution.model, quick=True)
         except Exception:
             return None
 
@@ -373,13 +311,13 @@ class _Loop:
         slot.
         """
         k = len(self.slots)
-        if self.stack.builds_anew:
+        if self.execution.builds_anew:
             self.stack.adopt(self.unused or self._build(point), point.optimizer)
             self.unused = None
         else:
             self.stack.load(k, self._initial(point), point.optimizer)
         seed_all(point.seed)  # what draws random numbers in training trains alone
-        python = self._python_state() if self.stack.builds_anew and self.keeper else None
+        python = self._python_state() if self.execution.builds_anew and self.keeper else None
         if (point.seed, step) not in batches:
             batches[point.seed, step] = _Batches(
                 self.workload, point, self.device, step, self.parts
@@ -413,15 +351,19 @@ class _Loop:
             self.stack.arrange(order, shrink=not self.queue)
 
     def _start(self, point: Point, batches: _Batches) -> _Slot:
-        total = self.study.updates(point)
-        schedule = total_steps(point, self.study.max_train_steps, self.study.prepend_warmup)
+        study = self.study
+        schedule = total_steps(point, study.max_train_steps, study.prepend_warmup)
         return _Slot(
             point=point,
             batches=batches,
-            total=total,
             columns=coefficients(point.optimizer, point.settings, learning_rates(point, schedule)),
-            loss=np.empty(total),
-            grad_norm=np.empty(total),
+            recorder=Recorder(
+                study.updates(point),
+                study.objective,
+                chance_loss=self.chance,
+                maximize=study.maximize,
+                divergence=study.divergence,
+            ),
         )
 
     def _steps_ahead(self) -> int:
@@ -462,13 +404,15 @@ class _Loop:
         # Wider than parameters in float16, and than a loss in float64 beside parameters in float32.
         wide = torch.float32 if self.device.type == "mps" else torch.float64
         losses, norms = (torch.empty(shape, device=self.device, dtype=wide) for _ in range(2))
-        before = RandomState.now() if self.engine.stacked else None
+        before = RandomState.now() if self.execution.is_stacked else None
+        sources, each = self._sources()
         self.audited = self._healthiest()
         for i in range(steps):
-            batch = self._batch()
+            batch = self.execution.batch([source.draw() for source in sources], each)
             last = i == steps - 1
             if last and self.audit and self.audited:
-                self.audit.before(self.slots.index(self.audited), batch)
+                place = self.slots.index(self.audited)
+                self.audit.before(place, self.execution.batch_of(batch, place))
             loss_K, norm_K1 = self.stack.gradients(batch)
             if self.audit and self.python is None:
                 self.python = self._python_state()
@@ -489,11 +433,9 @@ class _Loop:
                 "alone"
             )
         for slot, loss, norm in zip(self.slots, losses.T.tolist(), norms.T.tolist(), strict=False):
-            slot.loss[slot.step : slot.step + steps] = loss
-            slot.grad_norm[slot.step : slot.step + steps] = norm
-            slot.step += steps
-            looked = min(CHECK_EVERY, slot.total)
-            if slot.step - steps < looked <= slot.step and not slot.grad_norm[:looked].any():
+            slot.recorder.record_block(loss, norm)
+            if slot.recorder.is_without_gradient():
+                looked = min(CHECK_EVERY, slot.total)
                 raise UserError(
                     f"workload: the gradient is exactly 0 at each of the first {looked} updates, "
                     "so that nothing is trained: does the loss depend on the parameters of the "
@@ -504,11 +446,7 @@ class _Loop:
         """The slot that has come farthest of those that learn: in others, rounding grows to any
         size.
         """
-        learning = [
-            slot
-            for slot in self.slots
-            if slot.step == 0 or slot.loss[slot.step - 1] <= slot.loss[0]
-        ]
+        learning = [slot for slot in self.slots if slot.is_learning()]
         return max(learning, key=lambda slot: slot.step, default=None)
 
     def _prove(self) -> None:
@@ -516,13 +454,13 @@ class _Loop:
         StackingError.
         """
         slot = self.audited
-        if self.audit is None or slot is None or not slot.loss[slot.step - 1] <= slot.loss[0]:
+        if self.audit is None or slot is None or not slot.is_learning():
             return
-        just_evaluated = bool(slot.eval_step) and slot.eval_step[-1] == slot.step
         seed = evaluation_seed(slot.point.seed, slot.step)
+        recorder = slot.recorder
         before = RandomState.now()
-        first = float(slot.loss[0]), float(slot.grad_norm[0])
-        self.audit.check(first, slot.metrics if just_evaluated else None, seed)
+        first = float(recorder.losses[0]), float(recorder.grad_norms[0])
+        self.audit.check(first, recorder.metrics if recorder.is_just_evaluated else None, seed)
         before.restore()
 
     def _prove_stateless(self) -> None:
@@ -567,21 +505,14 @@ class _Loop:
         rows = groupby(range(len(self.slots)), key=lambda k: self.slots[k].point.optimizer)
         return [list(block) for _, block in rows]
 
-    def _batch(self) -> Any:
-        """The next batch of every slot; stacked, with a leading slot dimension. Idle slots get some
-        batch.
+    def _sources(self) -> tuple[list[_Batches], list[int]]:
+        """What the slots' batches are drawn from, and which of it is each row's; an idle one gets
+        some batch.
         """
         sources = list({id(slot.batches): slot.batches for slot in self.slots}.values())
-        each_source = [source.draw() for source in sources]
-        if not self.engine.stacked:
-            return each_source[0]
-        only_tensors(each_source)
         place = {id(source): i for i, source in enumerate(sources)}
         each = [place[id(slot.batches)] for slot in self.slots]
-        each += [0] * (self.stack.slots - len(each))
-        # Copies also where one batch serves all: some kernels round differently if a tensor has no
-        # strides.
-        return tree_map(lambda *parts: torch.stack([parts[i] for i in each]), *each_source)
+        return sources, each + [0] * (self.stack.slots - len(each))
 
     def _evaluate(self, due: Sequence[int]) -> None:
         if not due:
@@ -591,46 +522,13 @@ class _Loop:
         metrics = self.stack.evaluate([*seeds, *[0] * (self.stack.slots - len(seeds))])
         before.restore()  # training draws as if there were no evaluations
         for k in due:
-            slot = self.slots[k]
-            slot.measured(
-                {name: values[k] for name, values in metrics.items()}, self.study.objective
-            )
-            history = np.array(slot.metrics[self.study.objective])
-            if self.study.maximize:
-                history = -history
-            if np.isfinite(history[-1]) and not (history[:-1] <= history[-1]).any():
+            recorder = self.slots[k].recorder
+            recorder.report({name: values[k] for name, values in metrics.items()})
+            if recorder.is_best:
                 self.stack.keep_best(k)
 
-    def _hopeless(self, slot: _Slot) -> bool:
-        study = self.study
-        return hopeless(
-            slot.curve(self.chance),
-            study.objective,
-            maximize=study.maximize,
-            divergence=study.divergence,
-        )
-
     def _finish(self, k: int) -> Trained:
-        slot = self.slots[k]
-        broken = ~(np.isfinite(slot.loss[: slot.step]) & np.isfinite(slot.grad_norm[: slot.step]))
-        if broken.any():
-            slot.step = int(broken.argmax()) + 1
-        curve = slot.curve(self.chance)
-        verdict = judge(
-            curve,
-            self.study.objective,
-            maximize=self.study.maximize,
-            divergence=self.study.divergence,
-        )
-        if slot.missing:
-            lacking = (
-                f"{self.study.objective} was missing in {slot.missing} of {len(slot.eval_step)} "
-                "evaluations"
-            )
-            verdict = replace(
-                verdict, evidence="; ".join(filter(None, [verdict.evidence, lacking]))
-            )
-        trial = measured(
-            slot.point, verdict, curve, self.study.objective, slot.seconds, self.study.maximize
-        )
+        point, recorder, study = self.slots[k].point, self.slots[k].recorder, self.study
+        verdict, curve, seconds = recorder.verdict(), recorder.curve(), recorder.seconds
+        trial = measured(point, verdict, curve, study.objective, seconds, study.maximize)
         return Trained(trial, self.stack.best(k), self.stack.state(k) if self.with_state else {})

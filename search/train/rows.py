@@ -1,62 +1,29 @@
-"""K models of one shape as rows of one buffer: forward, backward, norm, clip and update for all at
-once.
+"""K models of one shape as rows of one buffer: norm, clip and update for all at once.
 
 Shapes: K slots, P trainable parameters of one model. `theta` [K, P] holds the parameters, a row a
 slot, and `gradient` [K, P] their gradients; the model's tensors are views of them. So norm,
 clipping and update are a few operations on whole rows, however many tensors a model has.
 
-Stacked, the model's forward and backward pass run under torch.func.vmap, every slot with its own
-buffers (BatchNorm's running statistics). They are recorded once per K and replayed (tracing.py):
-the same numbers without what vmap, autograd and the modules cost in Python. A slot's numbers depend
-neither on K nor on its neighbours, to the last bit, as long as K ≥ 2: below that, kernels differ.
-Not stacked (K = 1), the model runs as it is.
-Compiled, the recording of a stack's loss and gradients, or of the lone model's, is made machine
-code: other rounding, and again the same for every neighbour.
+Where losses, gradients and metrics come from is the execution's (execution.py).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.utils._pytree import tree_flatten, tree_map
 
 from ..errors import UserError
 from ..rules.clipping import Gate, clip_, global_norm, limit
 from ..rules.optimizers import RULES
 from ..rules.thresholds import entered
-from ..workload.batches import Parts
-from ..workload.randomness import RandomState, seed_all
-from ..workload.workload import Workload, autocast, evaluated, numbers
-from .ties import Ties, checkpoint_names, fixed_tensors
-from .tracing import record
-
-# Recordings of one workload, by what they depend on, each with the parameters that get no gradient.
-Traces: TypeAlias = dict[tuple[object, ...], tuple[Callable[..., Any], tuple[str, ...]]]
+from .execution import FEWEST_STACKED, Execution, Rows
+from .ties import fixed_tensors
 
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
-FEWEST_STACKED = 2  # rows of a stacked model; a lone trial gets an idle neighbour
-# kinds of batches, each for half a minute: whole ones and a last one; others are replayed
-MOST_COMPILED = 2
-
-
-class Call(nn.Module):
-    """A workload's method as a module around the model, so that functional_call can swap what it
-    contains.
-    """
-
-    def __init__(self, workload: Workload, model: nn.Module, bfloat16: bool) -> None:
-        super().__init__()
-        self.model, self.workload, self.in_bfloat16 = model, workload, bfloat16
-
-    def forward(self, method: str, *arguments: Any) -> Any:
-        with autocast(self.model, self.in_bfloat16):
-            return getattr(self.workload, method)(self.model, *arguments)
 
 
 class Stack:
@@ -66,29 +33,19 @@ class Stack:
 
     def __init__(
         self,
-        workload: Workload,
-        model: nn.Module,
+        execution: Execution,
         slots: int,
-        stacked: bool,
-        traces: Traces | None = None,
-        parts: Parts | None = None,
-        bfloat16: bool = False,
-        follows_norms: bool = False,
-        compiled: bool = False,
-        *,
         optimizers: Iterable[str],
+        follows_norms: bool = False,
     ) -> None:
-        """A stack with the shape of a model; `load` fills its slots. `traces` are those of earlier
-        stacks.
+        """A stack with the shape of an execution's model; `load` fills its slots, or `adopt` its
+        only one.
 
-        Not stacked and not compiled, an update's gradient is the mean over the `parts` of its
-        batch, weighted by their numbers of examples: that of the whole batch, if the loss is a mean
-        over examples. With `follows_norms` a slot may have a threshold that follows its gradient
-        norms (`limit`). It has rows for the states of the rules of `optimizers`, and trains with
-        no other.
-
+        It has rows for the states of the rules of `optimizers`, and trains with no other.
+        With `follows_norms` a slot may have a threshold that follows its gradient norms (`limit`).
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
+        model = execution.model
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         kinds = {(p.device, p.dtype) for p in trainable.values()}
         if len(kinds) != 1:
@@ -102,20 +59,16 @@ class Stack:
                 "are no update rules: keep real and imaginary parts as two real parameters "
                 "(torch.view_as_complex)"
             )
-        self.model, self.stacked, self._parts = model, stacked, parts or Parts(1, 0)
         self.device, self.dtype = next(iter(kinds))
         # of norms, coefficients and optimizer states
         self.wide = torch.promote_types(self.dtype, torch.float32)
-        self._call = Call(workload, model, bfloat16)
         self._shapes = {name: p.shape for name, p in trainable.items()}
         self._offsets: dict[str, tuple[int, int]] = {}
         width = 0
         for name, p in trainable.items():
             self._offsets[name] = (width, width + p.numel())
             width += p.numel()
-        self.slots = max(slots, FEWEST_STACKED) if stacked else 1
-        self._compiled = compiled
-        self._compiled_kinds: set[object] = set()
+        self._execution, self.slots = execution, execution.rows_for(slots)
         shape = (self.slots, width)
         self._rows = {
             name: torch.zeros(shape, device=self.device, dtype=dtype)
@@ -135,7 +88,6 @@ class Stack:
         fixed = fixed_tensors(model)
         self._buffers = {name: torch.stack([tensor] * self.slots) for name, tensor in fixed.items()}
         self._best_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        self._names = checkpoint_names(model)
         # float64: the host repeats their recurrence (clipping.limits), and must find the same
         # updates clipped.
         norms = ("norm_mean", "norm_variance") if follows_norms else ()
@@ -143,10 +95,10 @@ class Stack:
             name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64)
             for name in norms
         }
-        self._traces: Traces = {} if traces is None else traces
-        self._evaluates_stacked = True
-        self._without_gradient: list[str] = []  # parameters, in the last update
-        self._bind(tied=not self.builds_anew)  # a lone model keeps its values until it is adopted
+        self._without_gradient: Sequence[str] = []  # parameters, in the last update
+        self._make_views()
+        if not execution.builds_anew:  # else the model keeps its values until it is adopted
+            execution.bind(self._tensors)
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
         """The model's tensors, as parts of rows."""
@@ -155,21 +107,11 @@ class Stack:
             for name, (start, stop) in self._offsets.items()
         }
 
-    def _bind(self, tied: bool = True) -> None:
-        """Tie the views, and the model itself if it is alone, to the current rows."""
-        self._values, self._gradients = (
-            self._views(self._rows["theta"]),
-            self._views(self._rows["gradient"]),
-        )
-        if self.stacked or not tied:
-            return
-        if self._compiled:  # its recording reads and writes the rows, its evaluation the model
-            own = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
-            for name, buffer in self._buffers.items():
-                own[name].data = buffer[0]
-        values = {name: rows[0] for name, rows in self._values.items()}
-        gradients = {name: rows[0] for name, rows in self._gradients.items()}
-        self._ties = Ties(self.model, values, gradients)
+    def _make_views(self) -> None:
+        """Of the current rows."""
+        self._values = self._views(self._rows["theta"])
+        self._gradients = self._views(self._rows["gradient"])
+        self._tensors = Rows(self._values, self._gradients, self._buffers)
 
     def values(self, slot: int) -> dict[str, Tensor]:
         """A slot's parameters and buffers, as views."""
@@ -179,19 +121,12 @@ class Stack:
         """A slot's buffers and parameters that are not trained, as views."""
         return {name: rows[slot] for name, rows in self._buffers.items()}
 
-    @property
-    def builds_anew(self) -> bool:
-        """Whether each trial needs a model of its own, because it runs as it is and may keep state
-        in Python.
-        """
-        return not self.stacked and not self._compiled
-
     def adopt(self, model: nn.Module, optimizer: str) -> None:
         """Train a new model, alone, with a fresh optimizer state."""
-        self.model = self._call.model = model
+        self._execution.adopt(model)
         initial = {name: p.detach() for name, p in model.named_parameters()}
         self._fill(0, {**initial, **dict(model.named_buffers())}, optimizer)
-        self._bind()
+        self._execution.bind(self._tensors)
         self.keep_best(0)
 
     @torch.no_grad()
@@ -215,22 +150,18 @@ class Stack:
         """Move the slots named to the front, in this order; to shrink, drop half of the rows while
         they are idle.
 
-        Halving, not fitting: every K that is used costs a trace. A stack that is compiled keeps its
-        K: what another rounds, a trial's numbers would depend on.
+        Halving, not fitting: every K that is used costs a trace, and not all may shrink.
         """
-        slots = self.slots
-        while (
-            shrink
-            and self.stacked
-            and not self._compiled
-            and slots // 2 >= max(len(order), FEWEST_STACKED)
-        ):
+        slots, fewest = self.slots, max(len(order), FEWEST_STACKED)
+        while shrink and self._execution.may_shrink and slots // 2 >= fewest:
             slots //= 2
         if slots == self.slots and list(order) == list(range(len(order))):
             return
         idle = [k for k in range(self.slots) if k not in order]
         index = torch.tensor([*order, *idle][:slots], device=self.device)
-        self._values, self._gradients = {}, {}  # views that would keep the old rows alive
+        # views that would keep the old rows alive
+        self._values, self._gradients = {}, {}
+        self._tensors = Rows({}, {}, {})
         for held in (self._rows, self._state, self._norms, self._buffers, self._best_buffers):
             for name in held:
                 if slots < self.slots:
@@ -241,86 +172,21 @@ class Stack:
                     ):
                         block.copy_(block[index])
         self.slots = slots
-        self._bind()
+        self._make_views()
+        self._execution.bind(self._tensors)
 
     def gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Loss [K] and unclipped gradient norm [K, 1] at the current parameters; fills the gradient
         buffer.
-
-        Stacked, the batch's tensors have a leading slot dimension.
         """
-        if not self.stacked and not self._compiled:
-            return self._lone_gradients(batch)
-        with torch.no_grad():
-            held = (self._values, self._buffers, list(self._gradients.values()))
-            values, buffers, into = held if self.stacked else tree_map(lambda rows: rows[0], held)
-            loss = self._traced("loss", values, buffers, batch, into=into)
-            return loss.view(self.slots), global_norm(self._rows["gradient"])
+        loss, self._without_gradient = self._execution.gradients(self._tensors, batch)
+        return loss.view(self.slots), global_norm(self._rows["gradient"])
 
-    def _lone_gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Loss [1] and norm [1, 1] of the model as it is, over the parts of a batch."""
-        total: Tensor | None = None
-        missing: list[set[str]] = []
-        for i, (part, share) in enumerate(self._parts(batch)):
-            self._ties.forget_gradients()
-            loss = self._call("loss", part)
-            if share < 1.0:
-                loss = loss.to(torch.promote_types(loss.dtype, torch.float32)) * share
-            loss.backward()
-            missing.append(set(self._ties.gather(add=i > 0)))
-            total = loss.detach() if total is None else total + loss.detach()
-        self._without_gradient = sorted(set.intersection(*missing))
-        return cast(Tensor, total)[None], global_norm(self._rows["gradient"])
-
-    def _traced(self, method: str, *arguments: Any, into: Sequence[Tensor] = ()) -> Any:
-        """The result of a stacked call, from its recording for the current K."""
-        leaves, nesting = tree_flatten(arguments[-1])
-        # Nesting, too: of a dictionary the names, by which a loss may choose among heads.
-        kinds = (*((leaf.shape, leaf.dtype) for leaf in leaves), str(nesting))
-        if self._compiled and method == "loss" and len(self._compiled_kinds) < MOST_COMPILED:
-            self._compiled_kinds.add(kinds)
-        compiled = method == "loss" and kinds in self._compiled_kinds
-        key = (method, self.slots, self.dtype, self.device, self._call.in_bfloat16, kinds, compiled)
-        if key not in self._traces:
-            call = self._loss_and_gradients if method == "loss" else self._metrics
-            # Recording runs the call: on copies of the buffers, because training writes into them
-            # (running statistics).
-            values, buffers, *batch = arguments
-            before = RandomState.now()
-            with torch.enable_grad():
-                replay = record(
-                    call, values, tree_map(torch.clone, buffers), *batch, compiled=compiled
-                )
-            if RandomState.now() != before:  # recorded, the numbers would be the same at every step
-                raise RuntimeError(f"{method} draws from the process's random numbers")
-            self._traces[key] = replay, tuple(self._without_gradient)
-        replay, missing = self._traces[key]
-        if method == "loss":
-            self._without_gradient = list(missing)
-        return replay(*arguments, into=into)
-
-    def _loss_and_gradients(
-        self, values: Any, buffers: Any, batch: Any
-    ) -> tuple[Tensor, list[Tensor]]:
-        def loss(own: Any, buffers: Any, batch: Any) -> Any:
-            return functional_call(self._call, _inside(own, buffers), ("loss", batch))
-
-        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
-        loss_K = (vmap(loss, randomness="error") if self.stacked else loss)(leaves, buffers, batch)
-        found = torch.autograd.grad(loss_K.sum(), list(leaves.values()), allow_unused=True)
-        gradients = dict(zip(leaves, found, strict=True))
-        self._without_gradient = [name for name, gradient in gradients.items() if gradient is None]
-        return loss_K.detach(), [
-            torch.zeros_like(leaves[name]) if gradient is None else gradient
-            for name, gradient in gradients.items()
-        ]
-
-    def _metrics(self, values: Any, buffers: Any) -> tuple[dict[str, Tensor], list[Tensor]]:
-        result: dict[str, Tensor] = vmap(
-            lambda own, buffers: functional_call(self._call, _inside(own, buffers), ("evaluate",)),
-            randomness="error",
-        )(values, buffers)
-        return result, []
+    def evaluate(self, seeds: Sequence[int]) -> dict[str, list[float]]:
+        """What `evaluate` returns for every slot, by metric, with the process's generators seeded
+        for each.
+        """
+        return self._execution.evaluate(self._tensors, seeds)
 
     @torch.no_grad()
     def limit(self, norm_K1: Tensor, gate: Gate) -> Tensor:
@@ -381,62 +247,18 @@ class Stack:
         return [(part, part.clone()) for part in parts]
 
     @torch.no_grad()
-    def evaluate(self, seeds: Sequence[int]) -> dict[str, list[float]]:
-        """What `evaluate` returns for every slot, by metric, with the process's generators seeded
-        for each.
-
-        Stacked if the workload's evaluate() can be; one after the other if it uses .item(), Python
-        numbers or random ones.
-        """
-        with evaluated(self.model):
-            if not self.stacked:
-                seed_all(seeds[0])
-                found = numbers(self._call("evaluate"))
-                self._ties.mend()
-                self._ties.look_for_new_ones()
-                return {name: [value] for name, value in found.items()}
-            if self._evaluates_stacked:
-                try:
-                    metrics = self._traced("evaluate", self._values, self._buffers)
-                    if any(values.ndim != 1 for values in metrics.values()):
-                        raise TypeError("a metric is not one number")  # which one, is said below
-                    return {name: values.tolist() for name, values in metrics.items()}
-                except (RuntimeError, ValueError, TypeError, AttributeError):
-                    self._evaluates_stacked = False
-            return self._evaluate_each(seeds)
-
-    def _evaluate_each(self, seeds: Sequence[int]) -> dict[str, list[float]]:
-        rows: dict[str, list[float]] = {}
-        for slot in range(self.slots):
-            seed_all(seeds[slot])
-            own = tree_map(lambda part, slot=slot: part[slot], _inside(self._values, self._buffers))
-            for name, value in numbers(functional_call(self._call, own, ("evaluate",))).items():
-                rows.setdefault(name, [math.nan] * self.slots)[slot] = value
-        return rows
-
-    @torch.no_grad()
     def keep_best(self, slot: int) -> None:
         """Remember a slot's parameters and buffers as its best checkpoint."""
         self._rows["best"][slot].copy_(self._rows["theta"][slot])
-        if self.stacked:
-            for name, rows in self._buffers.items():
-                self._best_buffers[name][slot].copy_(rows[slot])
-            return
-        # A lone model may have replaced its buffers instead of writing into them, and have new
-        # ones.
-        own = fixed_tensors(self.model)
-        self._best_buffers = {name: tensor.detach().clone()[None] for name, tensor in own.items()}
-        self._names = checkpoint_names(self.model)
+        self._best_buffers = self._execution.keep_buffers(self._tensors, slot, self._best_buffers)
 
     def state(self, slot: int) -> dict[str, Tensor]:
         """All that a slot holds, on the host, for `restore`."""
-        buffers = self._buffers
-        if not self.stacked:
-            buffers = {name: tensor[None] for name, tensor in fixed_tensors(self.model).items()}
+        buffers = self._execution.buffers(self._tensors, slot)
         held = {name: rows[slot] for name, rows in self._rows.items() if name != "gradient"}
         held |= {f"state/{name}": rows[slot] for name, rows in self._state.items()}
         held |= {name: rows[slot] for name, rows in self._norms.items()}
-        held |= {f"buffer/{name}": rows[slot] for name, rows in buffers.items()}
+        held |= {f"buffer/{name}": tensor for name, tensor in buffers.items()}
         held |= {f"best_buffer/{name}": rows[slot] for name, rows in self._best_buffers.items()}
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
 
@@ -445,11 +267,8 @@ class Stack:
         """Put back what `state` returned of a slot that this optimizer trains. Raises ValueError,
         with nothing changed, if it is of another model.
         """
-        own = {name: rows[slot] for name, rows in self._buffers.items()}
-        if self.builds_anew:
-            self._ties.mend()  # batches that were drawn again may have bound parameters elsewhere
-        if not self.stacked:
-            own = fixed_tensors(self.model)
+        self._execution.mend()  # batches that were drawn again may have bound parameters elsewhere
+        own = self._execution.buffers(self._tensors, slot)
         into = {name: self._rows[name][slot] for name in ("theta", "best")}
         for name in RULES[optimizer].state:  # of which 0.1.0 saved the name alone
             saved = f"state/{name}"
@@ -476,14 +295,10 @@ class Stack:
         tensors |= {name: rows[slot] for name, rows in self._best_buffers.items()}
         return {
             name: tensors[first].to("cpu", copy=True).contiguous()
-            for name, first in self._names.items()
+            for name, first in self._execution.names.items()
             if first in tensors
         }
 
 
 def _shape(tensor: Tensor | None) -> torch.Size | None:
     return None if tensor is None else tensor.shape
-
-
-def _inside(leaves: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {f"model.{name}": value for name, value in {**leaves, **buffers}.items()}

@@ -18,7 +18,8 @@ from tunewright.search.procedure.steps import Case, label, sweep_of
 from tunewright.search.study.sampling import next_points
 from tunewright.search.study.study import Study, parse_study
 from tunewright.search.threads import torch_threads
-from tunewright.search.train.loop import Engine, train
+from tunewright.search.train.execution import Engine
+from tunewright.search.train.loop import train
 from tunewright.search.trial import Trial
 from tunewright.search.workload.workload import load_workload
 

@@ -72,7 +72,8 @@ def train_stack(case: str, slots: int, arguments: dict[str, int]) -> int:
     own state.
     """
     from tunewright.search.study.study import parse_study
-    from tunewright.search.train.loop import Engine, train
+    from tunewright.search.train.execution import Engine
+    from tunewright.search.train.loop import train
     from tunewright.search.trial import Point
     from tunewright.search.workload.workload import load_workload
 

@@ -10,7 +10,7 @@ from examples import parse
 from tunewright.search.pool import worker
 from tunewright.search.pool.worker import Task, _InboxKeeper, interrupted, measure, posted, work
 from tunewright.search.train import loop
-from tunewright.search.train.loop import ALONE, Engine
+from tunewright.search.train.execution import ALONE, Engine
 from tunewright.search.trial import Point
 
 POINTS = [Point(i, 32, "adam", 10.0 ** (i - 4)) for i in range(3)]

@@ -13,7 +13,8 @@ from tunewright.search.pool.worker import Task, posted, why_alone, work
 from tunewright.search.run import run_study
 from tunewright.search.train.audit import StackingError, relative_difference
 from tunewright.search.train.choose import choose, why_not_stacked
-from tunewright.search.train.loop import ALONE, Engine, train
+from tunewright.search.train.execution import ALONE, Engine
+from tunewright.search.train.loop import train
 from tunewright.search.trial import Point
 
 STACKED = Engine(stacked=True, slots=2)

@@ -17,7 +17,9 @@ from examples import parse
 from tunewright.search.rules.optimizers import RULES
 from tunewright.search.rules.schedule import learning_rates
 from tunewright.search.train import loop
-from tunewright.search.train.loop import CHECK_EVERY, Engine, train
+from tunewright.search.train.execution import Engine
+from tunewright.search.train.loop import train
+from tunewright.search.train.recorder import CHECK_EVERY
 from tunewright.search.train.rows import Stack
 from tunewright.search.trial import Point
 from tunewright.search.workload.workload import load_workload

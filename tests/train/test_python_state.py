@@ -11,7 +11,8 @@ from test_habits import Line, plainly, study
 from torch import nn
 
 from tunewright.search.pool.worker import Task, posted, work
-from tunewright.search.train.loop import Engine, train
+from tunewright.search.train.execution import Engine
+from tunewright.search.train.loop import train
 from tunewright.search.train.python_state import python_state
 from tunewright.search.trial import Point
 

@@ -11,6 +11,7 @@ from test_zoo import points, refusal, study
 
 from tunewright.search.pool.worker import Task, posted, saved_state, work
 from tunewright.search.train import loop
+from tunewright.search.train.execution import ALONE
 from tunewright.search.train.loop import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of users' habits
@@ -109,7 +110,7 @@ def test_a_torn_state_is_named_and_the_trial_begins_anew(left, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tunewright.search.pool.worker._load", lambda *_: zoo.make("Mlp"))
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
-    task = Task(study("Mlp"), tmp_path, points("Mlp")[:1], loop.ALONE, "cpu")
+    task = Task(study("Mlp"), tmp_path, points("Mlp")[:1], ALONE, "cpu")
     path = saved_state(tmp_path, "batch_size=24-00000")
     original = loop._Loop._save
 

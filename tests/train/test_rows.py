@@ -5,12 +5,13 @@ import torch
 import zoo
 
 from tunewright.search.rules.optimizers import RULES
+from tunewright.search.train.execution import Recorded
 from tunewright.search.train.rows import Stack
 
 
 def stack(*optimizers):
     work = zoo.make("Mlp")
-    return Stack(work, work.build_model(0), 3, stacked=True, optimizers=optimizers)
+    return Stack(Recorded(work, work.build_model(0)), 3, optimizers)
 
 
 def filled(*optimizers):

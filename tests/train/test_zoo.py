@@ -17,7 +17,7 @@ from tunewright.search.pool.worker import Task, posted, work
 from tunewright.search.run import run_study
 from tunewright.search.store.files import checkpoint_path, name_of
 from tunewright.search.train.choose import why_not_stacked
-from tunewright.search.train.loop import ALONE, Engine
+from tunewright.search.train.execution import ALONE, Engine
 from tunewright.search.trial import Point
 from tunewright.search.workload.workload import check_workload, load_workload
 

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from tunewright.search.errors import UserError
 from tunewright.search.pool.worker import Task, posted, work
-from tunewright.search.train.loop import ALONE, Engine, train
+from tunewright.search.train.execution import ALONE, Engine
+from tunewright.search.train.loop import train
 from tunewright.search.trial import Point
 from tunewright.search.workload.batches import Parts, examples, moved
 from tunewright.search.workload.workload import check_workload

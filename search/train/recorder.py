@@ -1,0 +1,286 @@
+"""What is measured while one training runs, and what follows from it, whoever runs the training.
+
+A training loop tells its `Recorder` the loss and gradient norm of every update and the metrics of
+every evaluation. The recorder says whether the last evaluation is the best so far, whether training
+is hopeless, and at the end what the curve is and what it says. It knows one training alone: neither
+how it is run, nor where anything is kept.
+
+    recorder = Recorder(total_steps, "val_loss")
+    recorder.report(evaluate(model))                        # of the untrained model
+    while recorder.step < total_steps and not recorder.is_hopeless():
+        loss = ...                                          # and loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        optimizer.step()
+        recorder.record(loss, norm)
+        if recorder.step % evaluate_every == 0:
+            recorder.report(evaluate(model))
+            if recorder.is_best:
+                ...                                         # keep the model
+    curve, verdict = recorder.curve(), recorder.verdict()
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..judge.verdict import hopeless, judge
+from ..trial import Array, Curve, Verdict
+
+# Updates between two looks at the losses. Each look waits for the device and costs the host some
+# tens of microseconds; a divergent trial costs at most this many updates too many.
+CHECK_EVERY = 20
+
+METRIC = "metric/"  # before the names of metrics in a state
+
+
+class Recorder:
+    """The measurements of one training.
+
+    step          updates recorded so far
+    total_steps   updates that are planned
+    seconds       wall time of training so far, evaluation included; the caller adds to it, and
+                  `state` keeps it
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        objective: str,
+        *,
+        chance_loss: float = math.nan,
+        maximize: bool = False,
+        divergence: bool = True,
+    ) -> None:
+        """Start a training of `total_steps` updates, ranked by the metric named `objective`.
+
+        `chance_loss` is the loss of a constant predictor; nan if it is not known. `maximize`: a
+        higher value of the objective is better. Without `divergence` the loss counts only where it
+        is not finite (`verdict`).
+        """
+        self.objective, self.total_steps = objective, total_steps
+        self.step, self.seconds = 0, 0.0
+        self._chance_loss, self._maximize, self._divergence = chance_loss, maximize, divergence
+        self._loss, self._grad_norm = np.empty(total_steps), np.empty(total_steps)
+        self._broken = math.inf  # the first update whose loss or norm is not finite
+        self._eval_step: list[int] = []
+        self._metrics: dict[str, list[float]] = {}
+        self._missing = 0  # evaluations without the objective
+        # Losses and norms that nobody has looked at, [CHECK_EVERY] each, on their devices.
+        self._ahead: tuple[Tensor, Tensor] | None = None
+        self._waiting = 0
+        self._was_hopeless = False
+        self._has_news = False  # an evaluation since training was last judged
+
+    def record(self, loss: Tensor | float, norm: Tensor | float) -> None:
+        """Add an update: its loss and the unclipped L2 norm of its gradient, before it is applied.
+
+        Both are one number each. Tensors are copied on their device, and not waited for; they are
+        looked at CHECK_EVERY together, or when the curve is asked for. Raises ValueError if all
+        planned updates are recorded.
+        """
+        self._check_room(1)
+        if self._ahead is None:
+            self._ahead = _block_for(loss), _block_for(norm)
+        losses, norms = self._ahead
+        losses[self._waiting] = loss.detach() if isinstance(loss, Tensor) else loss
+        norms[self._waiting] = norm.detach() if isinstance(norm, Tensor) else norm
+        self._waiting += 1
+        self.step += 1
+        if self._waiting == CHECK_EVERY:
+            self._look()
+
+    def record_block(self, losses: Sequence[float], norms: Sequence[float]) -> None:
+        """Add some updates at once: their losses and unclipped gradient norms, in order.
+
+        Raises ValueError if there are more of them than planned.
+        """
+        self._look()
+        self._check_room(len(losses))
+        self._add(self.step, losses, norms)
+        self.step += len(losses)
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """Add an evaluation of the model after `step` updates: its metrics by name.
+
+        A metric that it lacks, or that is there for the first time, is nan elsewhere. Raises
+        TypeError or ValueError, with nothing added, for a value that is no number.
+        """
+        numbers = {name: float(value) for name, value in metrics.items()}
+        for name in dict.fromkeys((*self._metrics, *numbers, self.objective)):
+            earlier = self._metrics.setdefault(name, [math.nan] * len(self._eval_step))
+            earlier.append(numbers.get(name, math.nan))
+        self._missing += self.objective not in numbers
+        self._eval_step.append(self.step)
+        self._has_news = True
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the last evaluation has the best value of the objective so far.
+
+        That is the moment to keep a checkpoint, which is the caller's to do. Of equal values the
+        first is the best; one that is nan or infinite never is.
+        """
+        history = np.array(self._metrics.get(self.objective, [math.nan]))
+        if self._maximize:
+            history = -history
+        return bool(np.isfinite(history[-1])) and not (history[:-1] <= history[-1]).any()
+
+    def is_hopeless(self) -> bool:
+        """Whether training may stop here, because it can only be judged infeasible.
+
+        To be asked after every update as recorded, and after its evaluation where there is one.
+        What was said last stands until CHECK_EVERY updates are looked at, or an evaluation or the
+        last update is there (`verdict.hopeless`).
+        """
+        if self._waiting and self.step < self.total_steps and not self._has_news:
+            return self._was_hopeless
+        self._has_news = False
+        self._was_hopeless = hopeless(
+            self.curve(), self.objective, maximize=self._maximize, divergence=self._divergence
+        )
+        return self._was_hopeless
+
+    def is_without_gradient(self) -> bool:
+        """Whether the gradient was exactly 0 at each of the first CHECK_EVERY updates, or of all if
+        fewer are planned.
+        """
+        first = min(CHECK_EVERY, self.total_steps)
+        return self.step >= first and not self.grad_norms[:first].any()
+
+    @property
+    def losses(self) -> Array:
+        """The loss of every update so far, [T]."""
+        self._look()
+        return self._loss[: self.step]
+
+    @property
+    def grad_norms(self) -> Array:
+        """The unclipped gradient norm of every update so far, [T]."""
+        self._look()
+        return self._grad_norm[: self.step]
+
+    @property
+    def metrics(self) -> Mapping[str, Sequence[float]]:
+        """Every evaluation so far by name of the metric, that of the untrained model first."""
+        return self._metrics
+
+    @property
+    def is_just_evaluated(self) -> bool:
+        """Whether there was an evaluation after the last update."""
+        return bool(self._eval_step) and self._eval_step[-1] == self.step
+
+    def curve(self) -> Curve:
+        """All that was measured so far; it ends with the first update that is not finite."""
+        self._look()
+        steps = int(min(self.step, self._broken + 1))
+        return Curve(
+            loss=self._loss[:steps],
+            grad_norm=self._grad_norm[:steps],
+            eval_step=np.array(self._eval_step, np.int64),
+            metrics={name: np.array(values) for name, values in self._metrics.items()},
+            total_steps=self.total_steps,
+            chance_loss=self._chance_loss,
+        )
+
+    def verdict(self) -> Verdict:
+        """What the curve says of a training that ended here; its evidence names evaluations without
+        the objective.
+        """
+        found = judge(
+            self.curve(), self.objective, maximize=self._maximize, divergence=self._divergence
+        )
+        if not self._missing:
+            return found
+        lacking = (
+            f"{self.objective} was missing in {self._missing} of {len(self._eval_step)} evaluations"
+        )
+        return replace(found, evidence="; ".join(filter(None, [found.evidence, lacking])))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that was measured, as tensors by name on the host, for `restore`.
+
+        loss, grad_norm   [T]  float64, of every update
+        eval_step         [E]  updates done at every evaluation
+        metric/NAME       [E]  float64
+        seconds, missing       numbers: of training so far; evaluations without the objective
+        """
+        return {
+            "loss": torch.from_numpy(self.losses.copy()),
+            "grad_norm": torch.from_numpy(self.grad_norms.copy()),
+            "eval_step": torch.tensor(self._eval_step),
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "missing": torch.tensor(self._missing),
+            **{
+                f"{METRIC}{name}": torch.tensor(values, dtype=torch.float64)
+                for name, values in self._metrics.items()
+            },
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned, in place of what was recorded so far; other names are
+        passed over.
+
+        Raises KeyError for a state that lacks something, and ValueError for one with more updates
+        than planned, or whose parts differ in length; nothing is changed then.
+        """
+        loss, grad_norm = state["loss"].numpy(), state["grad_norm"].numpy()
+        eval_step, seconds = state["eval_step"].tolist(), float(state["seconds"])
+        metrics = {
+            name.removeprefix(METRIC): values.tolist()
+            for name, values in state.items()
+            if name.startswith(METRIC)
+        }
+        lengths = {len(values) for values in metrics.values()}
+        if len(loss) != len(grad_norm) or lengths - {len(eval_step)}:
+            raise ValueError("the parts of a saved state differ in length")
+        if len(loss) > self.total_steps:
+            raise ValueError(
+                f"a saved state of {len(loss)} updates is of another training: "
+                f"{self.total_steps} are planned"
+            )
+        self._ahead, self._waiting, self._broken = None, 0, math.inf
+        self._add(0, loss, grad_norm)
+        self.step, self.seconds = len(loss), seconds
+        self._eval_step, self._metrics = eval_step, metrics
+        self._missing = int(state.get("missing", 0))
+        self._was_hopeless = self._has_news = False
+
+    def _check_room(self, more: int) -> None:
+        if self.step + more > self.total_steps:
+            raise ValueError(f"more updates are recorded than the {self.total_steps} planned")
+
+    def _look(self) -> None:
+        """Read what waits on the device."""
+        if self._ahead is None:
+            return
+        losses, norms = (waiting[: self._waiting].tolist() for waiting in self._ahead)
+        start = self.step - self._waiting
+        self._ahead, self._waiting = None, 0
+        self._add(start, losses, norms)
+
+    def _add(
+        self, start: int, losses: Sequence[float] | Array, norms: Sequence[float] | Array
+    ) -> None:
+        """Write losses and norms of the updates from `start` on."""
+        block = slice(start, start + len(losses))
+        self._loss[block], self._grad_norm[block] = losses, norms
+        if self._broken == math.inf:
+            finite = np.isfinite(self._loss[block]) & np.isfinite(self._grad_norm[block])
+            if not finite.all():
+                self._broken = start + int(np.argmin(finite))
+
+
+def _block_for(number: Tensor | float) -> Tensor:
+    """Room for a block of numbers, where the first of them is, as wide as there is: a loss may be
+    float64.
+    """
+    if not isinstance(number, Tensor):
+        return torch.empty(CHECK_EVERY, dtype=torch.float64)
+    wide = torch.float32 if number.device.type == "mps" else torch.float64
+    return torch.empty(CHECK_EVERY, device=number.device, dtype=wide)
