@@ -33,7 +33,7 @@ from tunewright.search.store.storage import (
     write_comparison,
     write_table,
 )
-from tunewright.search.study.sampling import ROUND, _point, _proposals, next_points, plan
+from tunewright.search.study.sampling import ROUND, _fixed, _point, _proposals, next_points, plan
 from tunewright.search.study.study import Study, load_study
 from tunewright.search.trial import Point, Told, Trial, as_told, crashed
 
@@ -563,7 +563,8 @@ def told_as_failed(study: Study) -> list[Told]:
         healthy = [trial for trial in trials if trial.diverged <= 0]
         proposals = _proposals(study, group, healthy, ROUND)
         proposed = [
-            _point(study, group, len(trials) + k, values) for k, values in enumerate(proposals)
+            _point(study, _fixed(study), group, len(trials) + k, values)
+            for k, values in enumerate(proposals)
         ]
         trials += [as_told(train(one)) for one in proposed]
     return trials
