@@ -39,7 +39,6 @@ from .hyperparameters import (
     declare,
     is_count,
     is_number,
-    of_kind,
 )
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ declare(Hyperparameter("decay", "common", choices=SHAPES, default="constant"))
 
 def applies(name: str, decay: object) -> bool:
     """Whether a hyperparameter plays a part under a decay: settings of other shapes play none."""
-    return name not in of_kind("schedule") or name in SHAPES[str(decay)].defaults
+    return HYPERPARAMETERS[name].kind != "schedule" or name in SHAPES[str(decay)].defaults
 
 
 def longest_warmup(max_train_steps: int) -> int:

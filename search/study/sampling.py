@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..rules.hyperparameters import HYPERPARAMETERS, of_kind
+from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.schedule import applies
 from ..trial import COMMON, Group, Point, Told
-from .study import Axis, Range, Study, grid_size
+from .study import DECAY_SETTINGS, Axis, Range, Study, grid_size
 
 # points of a group that an adaptive sampler proposes at once; the first round is from a sequence
 ROUND = 8
@@ -65,6 +65,7 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
     if not study.sampling.is_adaptive:
         return plan(study)
     points: list[Point] = []
+    fixed = _fixed(study)
     for batch_size in study.batch_sizes:
         groups = study.groups(batch_size)
         assert study.trials is not None  # for every sampler but grid (Study.problems)
@@ -82,7 +83,7 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
                     study, group, [known[number] for number in earlier], len(now)
                 )
                 points += [
-                    _point(study, group, n, values)
+                    _point(study, fixed, group, n, values)
                     for n, values in zip(now, proposals, strict=True)
                 ]
     return _repeated(study, points)
@@ -125,9 +126,11 @@ def _plan(study: Study, batch_size: int) -> list[Point]:
     sequences = [
         _sequence(study, group, share) for group, share in shares(study, batch_size).items()
     ]
+    fixed = _fixed(study)
     return [
         _point(
             study,
+            fixed,
             groups[number % len(groups)],
             number,
             sequences[number % len(groups)][number // len(groups)],
@@ -145,7 +148,10 @@ def _grid_points(study: Study, batch_size: int, most: int) -> list[Point]:
     rows = [
         (group, values) for group in of_group for values in _grid(free_axes(study, group), steps)
     ]
-    return [_point(study, group, number, values) for number, (group, values) in enumerate(rows)]
+    fixed = _fixed(study)
+    return [
+        _point(study, fixed, group, number, values) for number, (group, values) in enumerate(rows)
+    ]
 
 
 def shares(study: Study, batch_size: int) -> dict[Group, int]:
@@ -173,22 +179,32 @@ def free_axes(study: Study, group: Group) -> dict[str, Axis]:
     }
 
 
-def _point(study: Study, group: Group, number: int, values: Mapping[str, Any]) -> Point:
-    """A point of a group: the values drawn, the scientific ones and the fixed ones."""
-    fixed = {
-        name: axis[0]
-        for name, axis in study.axes(group.optimizer).items()
-        if isinstance(axis, tuple)
+Fixed = Mapping[str, Mapping[str, Any]]
+
+
+def _fixed(study: Study) -> Fixed:
+    """The values that stand where none is drawn, by optimizer and axis."""
+    return {
+        optimizer: {
+            name: axis[0] for name, axis in study.axes(optimizer).items() if isinstance(axis, tuple)
+        }
+        for optimizer in study.optimizers
     }
+
+
+def _point(
+    study: Study, fixed: Fixed, group: Group, number: int, values: Mapping[str, Any]
+) -> Point:
+    """A point of a group: the values drawn, the scientific ones and the fixed ones."""
     held = dict(group.scientific)
     chosen = (
-        fixed
+        dict(fixed[group.optimizer])
         | {name: value for name, value in held.items() if name not in study.workload_args}
         | dict(values)
     )
     chosen = {name: HYPERPARAMETERS[name].convert(value) for name, value in chosen.items()}
     common = {name: chosen.pop(name) for name in COMMON}
-    of_decay = {name: chosen.pop(name) for name in of_kind("schedule") if name in chosen}
+    of_decay = {name: chosen.pop(name) for name in DECAY_SETTINGS if name in chosen}
     return Point(
         number=number,
         batch_size=group.batch_size,

@@ -411,11 +411,10 @@ class Study(_Strict):
             if spec is not None:
                 specs[name] = self._resolve(spec)
         decays = values_of(specs["decay"])
-        return {
-            name: axis
-            for name, axis in specs.items()
-            if any(applies(name, decay) for decay in decays)
-        }
+        for name in specs.keys() & set(DECAY_SETTINGS):
+            if not any(applies(name, decay) for decay in decays):
+                del specs[name]
+        return specs
 
     def is_common(self, optimizer: str, name: str) -> bool:
         """Whether an optimizer takes an axis from [space], having none of its own."""

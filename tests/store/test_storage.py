@@ -32,7 +32,7 @@ from tunewright.search.store.storage import (
     tell,
 )
 from tunewright.search.store.table import write_table
-from tunewright.search.study.sampling import ROUND, _point, _proposals, next_points, plan
+from tunewright.search.study.sampling import ROUND, _fixed, _point, _proposals, next_points, plan
 from tunewright.search.study.study import Study, load_study
 from tunewright.search.trial import Point, Told, Trial, as_told, crashed
 
@@ -562,7 +562,8 @@ def told_as_failed(study: Study) -> list[Told]:
         healthy = [trial for trial in trials if trial.diverged <= 0]
         proposals = _proposals(study, group, healthy, ROUND)
         proposed = [
-            _point(study, group, len(trials) + k, values) for k, values in enumerate(proposals)
+            _point(study, _fixed(study), group, len(trials) + k, values)
+            for k, values in enumerate(proposals)
         ]
         trials += [as_told(train(one)) for one in proposed]
     return trials
