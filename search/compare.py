@@ -37,6 +37,7 @@ from .rules.schedule import total_steps
 from .run import RESULTS, run_studies
 from .show.publish import write_results
 from .show.tables import space_in_words
+from .signals import defer_signals
 from .store.baseline import tell_baseline
 from .store.files import checkpoint_path, name_of
 from .store.storage import (
@@ -231,9 +232,10 @@ def compare(
     refuse_maximized(store.study, "compare")
     with exclusive(store):
         result = _compared(store, checkpoint, baseline, seeds, options)
-        write_comparison(store.folder, result)
-        tell_baseline(store, result.checkpoint)
-        write_results(store)
+        with defer_signals():
+            write_comparison(store.folder, result)
+            tell_baseline(store, result.checkpoint)
+            write_results(store)
     return result
 
 

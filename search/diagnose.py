@@ -43,6 +43,7 @@ from .procedure.remedies import (
 )
 from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .run import RESULTS, run_studies
+from .signals import defer_signals
 from .store.files import atomic, checkpoint_path
 from .store.storage import STEPS, Store, create_store, read_trials, write_diagnosis
 from .study.pinned import pinned
@@ -110,9 +111,10 @@ def diagnose(
         groups=tuple(found),
         recipes={},
     )
-    result = replace(result, recipes=_write_recipes(study, results / study.name, result))
-    write_diagnosis(results / study.name, result)
-    _write_tracking(results / study.name / TRACKING_FILE, runs, result)
+    with defer_signals():
+        result = replace(result, recipes=_write_recipes(study, results / study.name, result))
+        write_diagnosis(results / study.name, result)
+        _write_tracking(results / study.name / TRACKING_FILE, runs, result)
     return result
 
 
@@ -237,7 +239,8 @@ class _Runs:
         steps = [study for study in studies if study.name != self.study.name]
         for own, folder in ((whole, self.results), (steps, self.results / self.study.name / STEPS)):
             if own:
-                self._hand_on_engines(own, folder)
+                with defer_signals():
+                    self._hand_on_engines(own, folder)
                 for store in run_studies(own, results=folder, **self.options):
                     self._keep(store)
 

@@ -11,6 +11,7 @@ from .errors import UnfinishedError, UserError, said
 from .pool.driver import Driver
 from .pool.progress import Progress
 from .show.publish import write_results
+from .signals import defer_signals, stop_if_asked
 from .store.storage import Store, create_store, environment, exclusive, read_trials
 from .study.study import Study
 from .train.choose import devices
@@ -39,16 +40,17 @@ def run_studies(
     where each has more threads. `compiled`: whether to try torch.compile, also where training is
     short, or never; by default, where it may pay. Tables and summaries are written at the end, also
     after an interruption. Raises UserError for a mistake in a study or its workload, before
-    anything is trained; KeyboardInterrupt passes through, with all finished trials stored.
+    anything is trained; KeyboardInterrupt at the next safe point after Ctrl-C (`signals`), with all
+    finished trials stored.
     """
     devices(device)
     check_studies(studies)
     provenance = environment(sys.argv)
-    with disk_answers(), ExitStack() as stack:
-        stores = [
-            stack.enter_context(exclusive(create_store(study, results, storage)))
-            for study in studies
-        ]
+    with disk_answers(), defer_signals(), ExitStack() as stack:
+        stores = []
+        for study in studies:
+            stores.append(stack.enter_context(exclusive(create_store(study, results, storage))))
+            stop_if_asked()
         driver = Driver(stores, workers, device, slots, threads, compiled)
         try:
             with Progress(stores, shown=progress) as driver.show:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from ..errors import UnfinishedError, warn_once
+from ..signals import stop_if_asked
 from ..store.database import UnansweredError
 from ..store.files import checkpoint_path, curve_path, name_of
 from ..store.storage import Store, drop_checkpoints, now, stored_trials, tell, without_curve
@@ -86,6 +88,7 @@ class Driver:
                     if not saved_state(_inbox(store), stem).exists():
                         warn_once(f"{stem} was interrupted, and is trained again from its start")
             while missing := self.missing():
+                stop_if_asked()
                 tasks = self.tasks(missing)
                 for threads in sorted({task.engine.threads for task in tasks}):
                     self.train([task for task in tasks if task.engine.threads == threads])
@@ -172,12 +175,14 @@ class Driver:
                 if found[i] is None
             }
             for i, future in measured.items():
+                while not wait([future], POLL_SECONDS).done:
+                    stop_if_asked()
                 found[i] = future.result()
         except BrokenProcessPool:  # out of memory, say: then the least that can be done at once
             lost = replace(ALONE, reason="a worker process died while it measured")
             found = [engine or lost for engine in found]
         except BaseException:
-            self.pool(self.workers).shutdown(kill_workers=True)
+            _kill(self.pool(self.workers))
             raise
         engines = [
             replace(engine, threads=self.threads or engine.threads) for engine in found if engine
@@ -240,16 +245,18 @@ class Driver:
                 while waiting and len(pending) < TASKS_AHEAD * workers:
                     pending.add(pool.submit(work, waiting.popleft()))
                 done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
+                stop_if_asked()
                 for future in done:
                     future.result()
                 self.collect_patiently()
             while not self.collect_patiently():
                 time.sleep(POLL_SECONDS)
+                stop_if_asked()
         except BrokenProcessPool:
             self.collect_patiently()
             self.count_deaths(tasks)
         except BaseException:
-            pool.shutdown(kill_workers=True)
+            _kill(pool)
             raise
 
     def count_deaths(self, tasks: Sequence[Task]) -> None:
@@ -302,6 +309,7 @@ class Driver:
             if found and store.lock:
                 store.lock.keep()
             for trial, path in found:
+                stop_if_asked()
                 self.record(store, trial)
                 for source, target in ((".npz", curve_path), (".safetensors", checkpoint_path)):
                     if path.with_suffix(source).exists():
@@ -334,6 +342,18 @@ class Driver:
             tell(store, trial)
             trials[_key(trial.point)] = without_curve(trial, trial.curve.total_steps)
             self.show.finished(store.study, trial)
+
+
+def _kill(pool: Any) -> None:
+    """End worker processes at once. What threads of the pool raise meanwhile tells the user
+    nothing.
+    """
+    before = threading.excepthook
+    threading.excepthook = lambda _: None
+    try:
+        pool.shutdown(kill_workers=True)
+    finally:
+        threading.excepthook = before
 
 
 def _remember_engine(store: Store, points: Sequence[Point], engine: Engine) -> None:

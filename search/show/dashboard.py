@@ -26,6 +26,7 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from ..errors import UserError
+from ..signals import defer_signals, stop_if_asked
 from ..store.baseline import artifact_store
 from ..store.files import parse_trial
 from ..store.storage import RECORD, Store, read_trials
@@ -48,7 +49,7 @@ def serve(store: Store, port: int) -> None:
     """
     any_study = next(iter(store.optuna_studies.values()))
     app = application(any_study._storage, store.folder)
-    with suppress(KeyboardInterrupt), listen(app, port) as server:
+    with suppress(KeyboardInterrupt), defer_signals(), listen(app, port) as server:
         annotate(store, read_trials(store))
         print(
             f"Optuna Dashboard: http://{HOST}:{server.server_port}/dashboard (Ctrl-C stops it)",
@@ -196,6 +197,11 @@ def _base_lr(trial: FrozenTrial) -> tuple[float, int]:
 
 class _ThreadedServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True  # an open browser must not keep Ctrl-C waiting
+
+    def service_actions(self) -> None:
+        """Called between two looks for requests, twice a second."""
+        super().service_actions()
+        stop_if_asked()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A browser that left before its answer came: not worth a traceback. What the program did

@@ -37,6 +37,7 @@ from ..judge.analysis import hyperparameters, trained
 from ..judge.comparison import ALPHA, Comparison
 from ..judge.diagnosis import Diagnosis
 from ..judge.neighbours import beside
+from ..signals import stop_if_asked
 from ..study.adaptive import distribution
 from ..study.sampling import plan
 from ..study.study import ADAPTIVE, Range, Study, load_study
@@ -218,8 +219,13 @@ def _fingerprint(study: Study) -> str:
     """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the
     same.
     """
-    points = [] if study.sampler in ADAPTIVE else [point.record() for point in plan(study)]
-    return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(b"[")
+    for i, point in enumerate([] if study.sampler in ADAPTIVE else plan(study)):
+        stop_if_asked()  # a long plan takes seconds
+        record = json.dumps(point.record(), sort_keys=True)
+        digest.update(f", {record}".encode() if i else record.encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _document(study: Study) -> dict[str, Any]:

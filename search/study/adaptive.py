@@ -13,6 +13,7 @@ from optuna.distributions import (
     IntDistribution,
 )
 
+from ..signals import stop_if_asked
 from ..threads import torch_threads
 from ..trial import Told
 from .study import Axis, Range, Study
@@ -53,5 +54,9 @@ def propose(
                 constraints={"diverged": one.diverged},
             )
         )
+    proposed = []
     with torch_threads():
-        return [dict(memory.ask(distributions).params) for _ in range(count)]
+        for _ in range(count):
+            stop_if_asked()  # GP takes a second for each
+            proposed.append(dict(memory.ask(distributions).params))
+    return proposed

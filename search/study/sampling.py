@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
+from ..signals import stop_if_asked
 from ..trial import Group, Point, Told
 from .study import ADAPTIVE, COMMON, Axis, Range, Study, grid_size
 
@@ -172,6 +173,7 @@ def free_axes(study: Study, group: Group) -> dict[str, Axis]:
 
 def _point(study: Study, group: Group, number: int, values: Mapping[str, Any]) -> Point:
     """A point of a group: the values drawn, the scientific ones and the fixed ones."""
+    stop_if_asked()  # a long plan takes seconds
     fixed = {
         name: axis[0]
         for name, axis in study.axes(group.optimizer).items()
