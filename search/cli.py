@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from .errors import UnfinishedError, UserError, masked, said
 from .new import shipped_studies, start
-from .signals import INTERRUPTED, end_at_once_with, quit_on_signal
+from .signals import INTERRUPTED, STOPS, end_at_once_with, quit_on_signal
 
 if TYPE_CHECKING:
     from .store.storage import Store
@@ -129,9 +129,12 @@ def _quiet_optuna() -> None:
 
 def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
     """What a command that trains says of its workers, as `run_studies` takes it."""
+    from .pool.in_process import InProcess
+
+    names = ("workers", "threads", "device", "slots", "compiled")
     return {
-        name: getattr(options, name)
-        for name in ("workers", "threads", "device", "slots", "compiled")
+        **{name: getattr(options, name) for name in names},
+        "backend": InProcess() if options.in_process else None,
     }
 
 
@@ -316,11 +319,20 @@ def _parser() -> argparse.ArgumentParser:
 
     def pool(sub: argparse.ArgumentParser) -> None:
         processes = _whole(1, MOST_PROCESSES)
-        sub.add_argument(
+        who = sub.add_mutually_exclusive_group()
+        who.add_argument(
             "--workers",
             type=processes,
             metavar="N",
             help="worker processes (default: one per core)",
+        )
+        who.add_argument(
+            "--in-process",
+            action="store_true",
+            help=(
+                "train in this process instead: breakpoint(), debuggers and print work as in any "
+                "script"
+            ),
         )
         sub.add_argument(
             "--threads",
@@ -611,7 +623,7 @@ def _called(options: argparse.Namespace) -> int:
     except UnfinishedError as error:
         print(f"{error}. The same command tries again.", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except STOPS:
         print(INTERRUPTED, file=sys.stderr)
         return 1
     except OSError as error:

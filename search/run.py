@@ -8,7 +8,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import UnfinishedError, UserError, said
+from .pool.backend import Backend
 from .pool.driver import Driver
+from .pool.in_process import InProcess
+from .pool.local import Local
 from .pool.progress import Progress
 from .show.publish import write_results
 from .signals import defer_signals, stop_if_asked
@@ -31,6 +34,7 @@ def run_studies(
     compiled: bool | None = None,
     storage: str | None = None,
     progress: bool = True,
+    backend: Backend | None = None,
 ) -> list[Store]:
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
@@ -38,12 +42,14 @@ def run_studies(
     forces how many trials a worker trains at once (1: one after the other), `threads` how many
     torch threads it has; by default both are measured (`choose.choose`), and fewer workers train
     where each has more threads. `compiled`: whether to try torch.compile, also where training is
-    short, or never; by default, where it may pay. Tables and summaries are written at the end, also
-    after an interruption. Raises UserError for a mistake in a study or its workload, before
-    anything is trained; KeyboardInterrupt at the next safe point after Ctrl-C (`signals`), with all
-    finished trials stored.
+    short, or never; by default, where it may pay. `backend` says who trains: worker processes of
+    this machine (`Local`, the default), or this process (`InProcess`), for debuggers. Tables and
+    summaries are written at the end, also after an interruption. Raises UserError for a mistake in
+    a study or its workload, before anything is trained; KeyboardInterrupt at the next safe point
+    after Ctrl-C (`signals`), with all finished trials stored.
     """
-    devices(device)
+    backend = backend or Local()
+    workers = backend.count(workers, devices(device))
     check_studies(studies)
     provenance = environment(sys.argv)
     with disk_answers(), defer_signals(), ExitStack() as stack:
@@ -51,9 +57,10 @@ def run_studies(
         for study in studies:
             stores.append(stack.enter_context(exclusive(create_store(study, results, storage))))
             stop_if_asked()
-        driver = Driver(stores, workers, device, slots, threads, compiled)
+        driver = Driver(stores, backend, workers, device, slots, threads, compiled)
         try:
-            with Progress(stores, shown=progress) as driver.show:
+            live = not isinstance(backend, InProcess)
+            with Progress(stores, shown=progress, live=live) as driver.show:
                 driver.run()
         # of what ended the run, not of what cannot be written for the same reason
         except (OSError, UnfinishedError):
@@ -82,7 +89,8 @@ def disk_answers() -> Iterator[None]:
 def run_study(study: Study, **options: object) -> list[Trial]:
     """Run one study, and return its trials. Options as `run_studies`."""
     (store,) = run_studies([study], **options)  # type: ignore[arg-type]
-    return read_trials(store)
+    with defer_signals():
+        return read_trials(store)
 
 
 def _write(driver: Driver, provenance: Mapping[str, object]) -> None:

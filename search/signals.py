@@ -4,7 +4,8 @@ A signal handler that raises does so between any two bytecodes: in the middle of
 SQLAlchemy, with a lock held, or in a finalizer, where the exception is lost. So a command ends at
 once where nothing has to be ended in order (`quit_on_signal`), and while a driver is at work a
 signal is only noted (`defer_signals`), until `stop_if_asked` raises KeyboardInterrupt at one of the
-places that are written for it.
+places that are written for it. Users' code that runs in the driver's process is interrupted where
+it is (`interrupt_on_signal`), as in any Python program.
 
 Handlers run in the main thread. In other threads all of this does nothing.
 """
@@ -15,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from bdb import BdbQuit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +24,9 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on from here."
+
+# by which a user stops what runs: Ctrl-C, or the end of a debugger's session
+STOPS = (KeyboardInterrupt, BdbQuit)
 
 _Handler = Callable[[int, Any], Any]
 
@@ -33,6 +38,7 @@ class _Deferral:
     before: dict[int, _Handler] = field(default_factory=dict)
     is_asked: bool = False  # to stop
     is_answered: bool = False  # by a KeyboardInterrupt at a safe point: the driver unwinds
+    interrupts: bool = False  # users' code runs, and is interrupted where it is
 
 
 _deferral: _Deferral | None = None
@@ -76,9 +82,42 @@ def defer_signals() -> Iterator[None]:
 
 def _note(number: int, frame: Any) -> None:
     assert _deferral is not None  # as long as this is the handler
+    if _deferral.interrupts:
+        raise KeyboardInterrupt
     if _deferral.is_asked:
         _deferral.before[number](number, frame)
     _deferral.is_asked = True
+
+
+@contextmanager
+def interrupt_on_signal() -> Iterator[None]:
+    """Raise KeyboardInterrupt where the process is, every time: users' code runs in this block.
+
+    One that is lost in a finalizer is raised again at the next safe point.
+    """
+    stop_if_asked()
+    deferral = _deferral
+    if deferral is None:
+        yield
+        return
+    before = sys.unraisablehook
+
+    def note_lost(lost: Any) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            deferral.is_asked = True
+        else:
+            before(lost)
+
+    sys.unraisablehook = note_lost
+    deferral.interrupts = True
+    try:
+        yield
+    except KeyboardInterrupt:  # then the driver unwinds
+        deferral.is_asked = deferral.is_answered = True
+        raise
+    finally:
+        deferral.interrupts = False
+        sys.unraisablehook = before
 
 
 @contextmanager

@@ -13,10 +13,11 @@ import sqlalchemy
 from stored import small_study
 
 from tunewright.search import signals
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.run import run_study
 from tunewright.search.signals import defer_signals, stop_if_asked
 
-ROUNDS = 2
+ROUNDS = 6
 
 
 def send(number=signal.SIGINT):
@@ -55,7 +56,7 @@ def train(results):
     """Trained to its end, or up to a signal: the exception it ended with."""
     study = small_study(objective="val_loss", max_train_steps=10, evaluations=2)
     try:
-        run_study(study, results=results, workers=1, slots=1, progress=False)
+        run_study(study, results=results, slots=1, progress=False, backend=InProcess())
     except KeyboardInterrupt as error:
         return error
     return None

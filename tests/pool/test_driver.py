@@ -17,12 +17,15 @@ from filelock import FileLock
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
+from tunewright.search.pool.backend import Outcome
 from tunewright.search.pool.driver import Driver
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
 from tunewright.search.run import run_studies, run_study
 from tunewright.search.store.files import name_of
 from tunewright.search.store.storage import create_store
 from tunewright.search.study.study import load_study
+from tunewright.search.train.loop import Engine
 
 STUDY = """
 question = "Does it run?"
@@ -154,19 +157,19 @@ def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_a
 def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file, tmp_path):
     study = load_study(study_file(trials=24, steps=20_000))
     (store,) = [create_store(study, tmp_path)]
-    driver = Driver([store], 1, "cpu", None, None, None)
+    driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
     driver.show = Progress([store], shown=False)
-    missing = driver.missing()
-    engines = driver.engines(missing)
+    planned = driver.plan()
+    engines = driver.engines(planned)
     # which is faster is the machine's to say
     assert [engine.measured for engine in engines] == [True, True]
     assert all("updates/s" in engine.reason for engine in engines)
-    driver.pool = None  # measured once only
-    assert driver.engines(missing) == engines
+    driver.backend = None  # measured once only
+    assert driver.engines(planned) == engines
     driver.compiled = False
-    assert driver.engines(missing) == engines
+    assert driver.engines(planned) == engines
     driver.compiled = True  # asked for: to be tried
-    assert driver.before(*missing[0]) is None
+    assert driver.before(*planned[0]) is None
 
 
 def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):
@@ -279,6 +282,45 @@ def test_crashed_trials_are_told_as_such_and_the_others_go_on(tmp_path, fault, r
     ]
     assert (summary["crashed"], summary["infeasible"]) == (2, 0)
     assert "report.html" in out
+
+
+class Losing(InProcess):
+    """Trains, but loses its worker, and with it all tasks, whenever a point of a number is in
+    training.
+    """
+
+    def __init__(self, guilty):
+        super().__init__()
+        self.guilty, self.handed_out = guilty, []
+
+    def wait(self, seconds):
+        task = self._waiting[0]
+        numbers = [point.number for point in task.points]
+        if self._running is None:
+            self.handed_out.append(numbers)
+        if self.guilty not in numbers:
+            return super().wait(seconds)
+        for point in task.points:
+            (task.inbox / f"{name_of(point)}.started").touch()
+        lost = [Outcome(one, is_lost=True) for one in self._waiting]
+        self._waiting.clear()
+        return lost
+
+
+def test_who_was_in_training_when_a_worker_died_trains_last_and_alone_up_to_three_times(
+    study_file, tmp_path, monkeypatch
+):
+    stack = Engine(stacked=True, slots=3)
+    monkeypatch.setattr(Driver, "engines", lambda self, planned: [stack] * len(planned))
+    path = study_file(steps=5)
+    path.write_text(path.read_text().replace("[16, 64]", "[16]"))
+    backend = Losing(guilty=2)
+    trials = run_study(load_study(path), results=tmp_path, slots=3, progress=False, backend=backend)
+    everybody, *alone = backend.handed_out
+    assert everybody == [0, 1, 2, 3, 4, 5]
+    assert alone == [[0], [1], [2], [2], [3], [4], [5]]
+    assert [trial.verdict.crashed for trial in trials] == [n == 2 for n in range(6)]
+    assert trials[2].verdict.evidence == "its worker process was killed 3 times (out of memory?)"
 
 
 def test_a_folder_that_another_run_writes_to_is_left_alone(study_file, tmp_path):
