@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import UnfinishedError, UserError
+from .errors import UnfinishedError, UserError, said
 from .judge.analysis import ranked, repetitions
 from .judge.best_of import best_of
 from .judge.comparison import (
@@ -331,8 +331,11 @@ def _fitted(
     tensors, fits, errors = read_tensors(checkpoint), [], []
     for settings in choices:
         with own_random_numbers():
-            point = settings.point
-            model = built(settings.workload(), point.seed, point.batch_size, torch.device("cpu"))
+            point, cpu = settings.point, torch.device("cpu")
+            try:
+                model = built(settings.workload(), point.seed, point.batch_size, cpu)
+            except Exception as error:
+                raise UserError(f"{settings.study.name}: workload: {said(error)}") from error
         try:
             fit(model, tensors, checkpoint)
         except UserError as error:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 
 import joblib
 from loky import BrokenProcessPool, ProcessPoolExecutor, get_reusable_executor
 
 from ..train.loop import Engine
 from .backend import Outcome
-from .worker import Measurement, Task, follow_driver, perform
+from .worker import DRIVERS_SIGNALS, Measurement, Task, follow_driver, perform
 
 
 class Local:
@@ -34,12 +36,14 @@ class Local:
 
     def start(self, workers: int, sources: str) -> None:
         how = (os.getpid(), multiprocessing.get_start_method(allow_none=True), sources)
-        self._pool = get_reusable_executor(workers, initializer=follow_driver, initargs=how)
+        with _signals_blocked():
+            self._pool = get_reusable_executor(workers, initializer=follow_driver, initargs=how)
 
     def submit(self, task: Task | Measurement) -> None:
         assert self._pool is not None  # after start
         try:
-            future = self._pool.submit(perform, task)
+            with _signals_blocked():
+                future = self._pool.submit(perform, task)
         except BrokenProcessPool as error:
             future = Future()
             future.set_exception(error)
@@ -66,3 +70,15 @@ class Local:
                 self._pool.shutdown(kill_workers=True)
         finally:
             threading.excepthook = before
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """A process that starts here does not hear what the driver answers, until it says itself that
+    it ignores that: a terminal's Ctrl-C goes to all, and would end it in the middle of its imports.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, DRIVERS_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

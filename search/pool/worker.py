@@ -39,6 +39,7 @@ from ..trial import EMPTY_CURVE, Point, Trial, crashed
 from ..workload.workload import Workload, load_workload
 
 SECONDS_BETWEEN_WATCHES = 0.5
+DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # which the driver answers, and no worker
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ def follow_driver(driver: int, start_method: str | None = None, sources: str = "
     run hold modules imported before.
     """
     _FOLLOWS.add(driver)
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in DRIVERS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRIVERS_SIGNALS)
     # loky's own is for its workers alone
     multiprocessing.set_start_method(start_method, force=True)
     atexit.register(_end, 0)  # at once: all is in files, and torch takes a second to tidy up

@@ -118,10 +118,27 @@ class TestLocal(Contract):
         (over,) = ended(backend, task(tmp_path / "again"))
         assert not over.is_lost
 
+    def test_a_worker_never_hears_ctrl_c_not_even_while_it_starts(self, backend, tmp_path):
+        backend.start(1, "other code, and so another process")
+        backend.submit(task(tmp_path))
+        (pid,) = backend._pool._processes
+        bits = unheard(pid)  # while it imports, or before
+        ended(backend)
+        backend.wait(60.0)
+        for one in (signal.SIGINT, signal.SIGHUP):
+            assert all(found & 1 << (one - 1) for found in (bits, unheard(pid)))
+
     def test_there_are_as_many_workers_as_wanted_or_one_for_each_device(self):
         assert Local().count(3, ["cpu"]) == 3
         assert Local().count(None, ["cuda:0", "cuda:1"]) == 2
         assert Local().count(None, ["cpu"]) >= 1
+
+
+def unheard(pid):
+    """The signals that a process blocks or ignores, a bit each."""
+    with open(f"/proc/{pid}/status") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines["SigBlk"], 16) | int(lines["SigIgn"], 16)
 
 
 class TestInProcess(Contract):

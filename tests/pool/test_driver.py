@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from operator import attrgetter
 
@@ -75,6 +76,7 @@ def line(fault="none"):
 NOT_A_RESULT = ("seconds",)
 # of a stated engine: one that a stopwatch chose may differ from run to run
 RUN = ("--workers", 2, "--slots", 2)
+QUIET = {"backend": InProcess(), "progress": False}
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three
     study_file, tmp_path
 ):
     study = load_study(study_file())
-    one = run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
+    one = run_study(study, results=tmp_path / "one", slots=1, **QUIET)
     three = run_study(study, results=tmp_path / "three", workers=3, slots=1, progress=False)
     assert len(one) == len(three) == 12
     assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
@@ -131,7 +133,7 @@ def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three
     } <= names
     assert len(list((tmp_path / "one" / "small" / "checkpoints").iterdir())) == 12
     again = time.time()
-    run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
+    run_study(study, results=tmp_path / "one", slots=1, **QUIET)
     assert all(p.stat().st_mtime < again for p in (tmp_path / "one" / "small" / "curves").iterdir())
 
 
@@ -175,7 +177,7 @@ def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file
 def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):
     path = study_file()
     path.write_text("keep_checkpoints = 2\n" + path.read_text())
-    trials = run_study(load_study(path), results=tmp_path, workers=1, slots=8, progress=False)
+    trials = run_study(load_study(path), results=tmp_path, slots=8, **QUIET)
     ranking = sorted((trial for trial in trials if trial.feasible), key=attrgetter("best_value"))
     best = [
         name_of(t.point)
@@ -188,7 +190,7 @@ def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, 
 
 def test_two_studies_share_one_pool(study_file, tmp_path):
     studies = [load_study(study_file(trials=2, name=name)) for name in ("a", "b")]
-    stores = run_studies(studies, results=tmp_path / "r", workers=2, progress=False)
+    stores = run_studies(studies, results=tmp_path / "r", **QUIET)
     assert [len(rows(store.folder)) for store in stores] == [4, 4]
 
 
@@ -261,11 +263,17 @@ base_lr = {{ low = 1e-3, high = 0.1, log = true }}
 @pytest.mark.parametrize(
     ("fault", "reason"), [("raise", "RuntimeError: no luck in step 3"), ("kill", "killed 3 times")]
 )
-def test_crashed_trials_are_told_as_such_and_the_others_go_on(tmp_path, fault, reason):
+def test_crashed_trials_are_told_as_such_and_the_others_go_on(
+    tmp_path, fault, reason, monkeypatch, capsys
+):
     (tmp_path / "line_workload.py").write_text(LINE)
     (tmp_path / "faulty.toml").write_text(FAULTY.format(fault=fault))
-    status, out, err = finish(start("run", "faulty.toml", "--workers", 2, cwd=tmp_path))
-    assert status == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "line_workload", raising=False)
+    who = ["--in-process"] if fault == "raise" else ["--workers", "2"]
+    assert main(["run", "faulty.toml", *who]) == 1
+    out, err = capsys.readouterr()
     assert "2 of 4 trials crashed" in err
     folder = tmp_path / "results" / "faulty"
     table = rows(folder)
@@ -337,10 +345,9 @@ def test_a_folder_that_another_run_writes_to_is_left_alone(study_file, tmp_path)
 def test_adaptive_studies_are_the_same_for_any_number_of_workers(study_file, tmp_path, sampler):
     path = study_file(trials=18, steps=20, text=f'sampler = "{sampler}"\n' + STUDY)
     path.write_text(path.read_text().replace("[16, 64]", "[64]"))
-    for workers in (1, 2):
-        run_study(
-            load_study(path), results=tmp_path / str(workers), workers=workers, progress=False
-        )
+    study = load_study(path)
+    run_study(study, results=tmp_path / "1", **QUIET)
+    run_study(study, results=tmp_path / "2", workers=2, progress=False)
     assert rows(tmp_path / "1" / "small") == rows(tmp_path / "2" / "small")
     assert len(rows(tmp_path / "1" / "small")) == 18
 

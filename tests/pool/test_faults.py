@@ -431,7 +431,7 @@ def test_output_that_nobody_reads_or_that_is_ascii_loses_nothing(tmp_path):
     folder = written(tmp_path, fault="surrogate")
     command = f"{sys.executable} -m tunewright.search.cli"
     for shell in (
-        f"{command} run s.toml --workers 1 2>&1 | true",
+        f"{command} run s.toml --in-process 2>&1 | true",
         f"{command} report results/s > /dev/full",
     ):
         run = subprocess.run(
