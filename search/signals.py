@@ -12,6 +12,7 @@ Handlers run in the main thread. In other threads all of this does nothing.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -161,7 +162,16 @@ os.register_at_fork(after_in_child=_as_any_other_process)
 
 
 def end_at_once_with(status: int) -> None:
-    """From here on a signal ends this process with the status that its work has earned."""
-    for one in SIGNALS:
-        if signal.getsignal(one) != signal.SIG_IGN:
-            signal.signal(one, lambda _number, _frame: os._exit(status))
+    """From here on a signal changes nothing of the status that this process has earned.
+
+    It ends at once, as it may wait for a thread; later, while Python takes itself apart, no
+    function could answer.
+    """
+    answered = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    for one in answered:
+        signal.signal(one, lambda _number, _frame: os._exit(status))
+
+    @atexit.register
+    def ignore() -> None:
+        for one in answered:
+            signal.signal(one, signal.SIG_IGN)

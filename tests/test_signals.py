@@ -4,6 +4,8 @@ import csv
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import traceback
 from contextlib import contextmanager
@@ -160,3 +162,20 @@ def test_a_process_that_a_workload_forks_dies_of_a_signal_as_any_other():
             handlers = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)]
             os._exit(handlers != [signal.default_int_handler, signal.SIG_DFL])
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        "os.kill(os.getpid(), 15)",
+        "class Last:\n    __del__ = lambda _: kill(own, 15)\nlast = Last()",
+    ],
+    ids=["at once", "while Python takes itself apart"],
+)
+def test_a_signal_after_the_work_is_done_leaves_its_status(later):
+    code = (
+        "import os\nfrom tunewright.search.signals import end_at_once_with\n"
+        f"kill, own = os.kill, os.getpid()\nend_at_once_with(3)\n{later}\nraise SystemExit(3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "", "")
