@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 
 import joblib
 from loky import BrokenProcessPool, ProcessPoolExecutor, get_reusable_executor
@@ -77,6 +78,8 @@ def _signals_blocked() -> Iterator[None]:
     """A process that starts here does not hear what the driver answers, until it says itself that
     it ignores that: a terminal's Ctrl-C goes to all, and would end it in the middle of its imports.
     """
+    # which a first worker starts, too, and which then lets SIGINT through again
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, DRIVERS_SIGNALS)
     try:
         yield
