@@ -19,6 +19,7 @@ _HOMES = {
     "errors": ("UserError",),
     "judge.analysis": ("boundary_checks", "group_trials", "summarize"),
     "judge.verdict": ("judge",),
+    "pool.in_process": ("InProcess",),
     "run": ("run_studies", "run_study"),
     "show.plots": (
         "axis_figure",

@@ -10,11 +10,9 @@ import argparse
 import math
 import os
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from .errors import UnfinishedError, UserError, masked, said
 from .new import shipped_studies, start
+from .signals import INTERRUPTED, STOPS, end_at_once_with, quit_on_signal
 
 if TYPE_CHECKING:
     from .show.advice import Advice
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 # Imports of torch, Optuna and plotly take seconds, and stand in the commands that need them.
 CRASHES_SHOWN = 5  # the rest are in crashed.log
 STORAGE = "TUNEWRIGHT_STORAGE"  # the environment variable that --storage defaults to
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # workers of a machine, or threads of a worker: more than any machine has cores
 MOST_PROCESSES = 4096
 MOST_SLOTS = 10_000  # trials in one stack: each keeps a model and its optimizer's state in memory
@@ -41,7 +39,6 @@ MOST_TRAININGS = 10**6  # of a budget, as of a study (`study.MOST_TRIALS`)
 MOST_PORT = 65535
 SHOWN = 80  # characters of a wrong option in a message
 ONE_RUN = ": one run has no spread"
-INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on from here."
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -154,9 +151,12 @@ def _quiet_optuna() -> None:
 
 def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
     """What a command that trains says of its workers, as `run_studies` takes it."""
+    from .pool.in_process import InProcess
+
+    names = ("workers", "threads", "device", "slots", "compiled")
     return {
-        name: getattr(options, name)
-        for name in ("workers", "threads", "device", "slots", "compiled")
+        **{name: getattr(options, name) for name in names},
+        "backend": InProcess() if options.in_process else None,
     }
 
 
@@ -175,14 +175,13 @@ def _run(options: argparse.Namespace) -> int:
         for one in direction_of(study):
             print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)
     codes: list[int] = []
-    with _stopping_in_order():
-        run_studies(
-            studies,
-            results=options.results,
-            storage=options.storage,
-            then=lambda results: codes.append(_show(results)),
-            **_pool_options(options),
-        )
+    run_studies(
+        studies,
+        results=options.results,
+        storage=options.storage,
+        then=lambda results: codes.append(_show(results)),
+        **_pool_options(options),
+    )
     return max(codes)
 
 
@@ -234,21 +233,20 @@ def _compare(options: argparse.Namespace) -> int:
     if options.baseline_study is not None:
         beside = options.results if recipe else options.candidate.resolve().parent
         baseline = baseline_of_study(options.baseline_study, beside)
-    with _stopping_in_order():
-        if recipe:
-            results = train_recipe(
-                options.candidate,
-                options.baseline,
-                baseline,
-                options.results,
-                options.storage,
-                **pool,
-            )
-        else:
-            results = Results.read(open_store(options.candidate, options.storage))
-        if options.baseline_point is not None:
-            baseline = baseline_of_point(results, options.baseline_point)
-        result = compare(results, options.baseline, baseline, options.seeds, **pool)
+    if recipe:
+        results = train_recipe(
+            options.candidate,
+            options.baseline,
+            baseline,
+            options.results,
+            options.storage,
+            **pool,
+        )
+    else:
+        results = Results.read(open_store(options.candidate, options.storage))
+    if options.baseline_point is not None:
+        baseline = baseline_of_point(results, options.baseline_point)
+    result = compare(results, options.baseline, baseline, options.seeds, **pool)
     for table in comparison_tables(result):
         print_table(table)
     for warning in result.warnings:
@@ -274,16 +272,15 @@ def _diagnose(options: argparse.Namespace) -> int:
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
     pool = _pool_options(options)
     kept: list[Results] = []
-    with _stopping_in_order():
-        result = diagnose(
-            study,
-            results=options.results,
-            seeds=options.seeds,
-            budget=options.budget,
-            say=lambda text: print(text, file=sys.stderr),
-            then=kept.append,
-            **pool,
-        )
+    result = diagnose(
+        study,
+        results=options.results,
+        seeds=options.seeds,
+        budget=options.budget,
+        say=lambda text: print(text, file=sys.stderr),
+        then=kept.append,
+        **pool,
+    )
     for found in result.groups:
         print_table(diagnosis_table(found, result.objective))
         print(f"{found.group.label}: {found.summary}")
@@ -302,8 +299,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 
     _quiet_optuna()
     store = open_store(options.folder, options.storage)
-    with _stopping_in_order():
-        serve(store, options.port)
+    serve(store, options.port)
     return 0
 
 
@@ -348,11 +344,20 @@ def _parser() -> argparse.ArgumentParser:
 
     def pool(sub: argparse.ArgumentParser) -> None:
         processes = _whole(1, MOST_PROCESSES)
-        sub.add_argument(
+        who = sub.add_mutually_exclusive_group()
+        who.add_argument(
             "--workers",
             type=processes,
             metavar="N",
             help="worker processes (default: one per core)",
+        )
+        who.add_argument(
+            "--in-process",
+            action="store_true",
+            help=(
+                "train in this process instead: breakpoint(), debuggers and print work as in any "
+                "script"
+            ),
         )
         sub.add_argument(
             "--threads",
@@ -560,56 +565,7 @@ def _whole(lowest: int, highest: int, because: str = "") -> Callable[[str], int]
     return parse
 
 
-# --- signals, and output that nobody reads --------------------------------------------------------
-
-
-Answer = Callable[[int, Any], None]
-
-
-@contextmanager
-def _answering(answer: Answer) -> Iterator[None]:
-    """Answer SIGNALS this way while the block runs; those that are ignored stay so, as under
-    nohup.
-    """
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {
-            one: signal.getsignal(one) for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN
-        }
-    for one in before:
-        signal.signal(one, answer)
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-def _quit(_number: int, _frame: object) -> None:
-    """End at once, without a traceback: nothing that is being done has to be ended in order.
-
-    Workers end with this process. `os.write`, as the signal may have come in the middle of a print.
-    """
-    with suppress(OSError):
-        os.write(sys.stderr.fileno(), f"{INTERRUPTED}\n".encode())
-    os._exit(1)
-
-
-def _stop(_number: int, _frame: object) -> None:
-    """Unwind as from Ctrl-C, which writes tables; a second signal then ends at once."""
-    for one in SIGNALS:
-        if signal.getsignal(one) is _stop:
-            signal.signal(one, _quit)
-    threading.excepthook = _unsaid
-    raise KeyboardInterrupt
-
-
-def _unsaid(_arguments: threading.ExceptHookArgs) -> None:
-    """What a thread of the pool of workers raises while that is killed tells the user nothing."""
-
-
-def _stopping_in_order() -> AbstractContextManager[None]:
-    return _answering(_stop)
+# --- output that nobody reads ---------------------------------------------------------------------
 
 
 class _Forgiving:
@@ -670,13 +626,22 @@ def _hide(secret: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    with _answering(_quit):
+    with quit_on_signal():
         for word in sys.argv:
             if masked(word) != word:
                 _hide(word)
         options = _parser().parse_args(arguments)
         with _forgiving_output():
             return _called(options)
+
+
+def run_program() -> NoReturn:
+    """The command as a process of its own: a signal ends it in order, or at once, up to its last
+    moment.
+    """
+    status = main()
+    end_at_once_with(status)
+    sys.exit(status)
 
 
 def _called(options: argparse.Namespace) -> int:
@@ -689,7 +654,7 @@ def _called(options: argparse.Namespace) -> int:
     except UnfinishedError as error:
         print(f"{error}. The same command tries again.", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except STOPS:
         print(INTERRUPTED, file=sys.stderr)
         return 1
     except OSError as error:
@@ -702,4 +667,4 @@ def _called(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program()

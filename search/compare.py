@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import UnfinishedError, UserError
+from .errors import UnfinishedError, UserError, said
 from .judge.analysis import ranked, repetitions
 from .judge.best_of import best_of
 from .judge.comparison import (
@@ -37,6 +37,7 @@ from .rules.schedule import total_steps
 from .run import RESULTS, run_studies
 from .show.publish import write_results
 from .show.tables import space_in_words
+from .signals import defer_signals
 from .store.baseline import tell_baseline
 from .store.files import checkpoint_path, name_of
 from .store.places import STUDY_FILE
@@ -227,9 +228,10 @@ def compare(
     refuse_maximized(results.study, "compare")
     with exclusive(results.store):
         result = _compared(results, checkpoint, baseline, seeds, options)
-        write_comparison(results.folder, result)
-        tell_baseline(results.store, result.checkpoint)
-        write_results(replace(results, comparison=result))
+        with defer_signals():
+            write_comparison(results.folder, result)
+            tell_baseline(results.store, result.checkpoint)
+            write_results(replace(results, comparison=result))
     return result
 
 
@@ -325,8 +327,11 @@ def _fitted(
     tensors, fits, errors = read_tensors(checkpoint), [], []
     for settings in choices:
         with own_random_numbers():
-            point = settings.point
-            model = built(settings.workload(), point.seed, point.batch_size, torch.device("cpu"))
+            point, cpu = settings.point, torch.device("cpu")
+            try:
+                model = built(settings.workload(), point.seed, point.batch_size, cpu)
+            except Exception as error:
+                raise UserError(f"{settings.study.name}: workload: {said(error)}") from error
         try:
             fit(model, tensors, checkpoint)
         except UserError as error:

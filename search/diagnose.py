@@ -38,6 +38,7 @@ from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
 from .run import RESULTS, Then, run_studies
+from .signals import defer_signals
 from .store.files import atomic, checkpoint_path
 from .store.places import STEPS
 from .store.results import Results, write_diagnosis
@@ -110,9 +111,10 @@ def diagnose(
         groups=tuple(found),
         recipes={},
     )
-    result = replace(result, recipes=_write_recipes(study, results / study.name, result))
-    write_diagnosis(results / study.name, result)
-    _write_tracking(results / study.name / TRACKING_FILE, runs, result)
+    with defer_signals():
+        result = replace(result, recipes=_write_recipes(study, results / study.name, result))
+        write_diagnosis(results / study.name, result)
+        _write_tracking(results / study.name / TRACKING_FILE, runs, result)
     if then:
         own = runs.results.get(study.name) or Results.read(create_store(study, results))
         steps = {name: step.trials for name, step in runs.results.items()}
@@ -243,7 +245,8 @@ class _Runs:
         steps = [study for study in studies if study.name != self.study.name]
         for own, folder in ((whole, self.folder), (steps, self.folder / self.study.name / STEPS)):
             if own:
-                self._hand_on_engines(own, folder)
+                with defer_signals():
+                    self._hand_on_engines(own, folder)
                 kept: list[Results] = []
                 run_studies(own, results=folder, then=kept.append, **self.options)
                 for one in kept:

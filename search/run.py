@@ -8,9 +8,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .errors import UnfinishedError, UserError, said
+from .pool.backend import Backend
 from .pool.driver import Driver
+from .pool.in_process import InProcess
+from .pool.local import Local
 from .pool.progress import Progress
 from .show.publish import write_results
+from .signals import defer_signals, interrupt_on_signal, stop_if_asked
 from .store.provenance import environment, write_environment
 from .store.results import Results
 from .store.storage import Store, create_store, exclusive
@@ -34,6 +38,7 @@ def run_studies(
     storage: str | None = None,
     progress: bool = True,
     then: Then | None = None,
+    backend: Backend | None = None,
 ) -> list[Store]:
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
@@ -41,24 +46,28 @@ def run_studies(
     forces how many trials a worker trains at once (1: one after the other), `threads` how many
     torch threads it has; by default both are measured (`choose.choose`), and fewer workers train
     where each has more threads. `compiled`: whether to try torch.compile, also where training is
-    short, or never; by default, where it may pay. Tables and summaries are written at the end, also
-    after an interruption. `then` is called with the results of each study once these are written,
-    one study after the other.
+    short, or never; by default, where it may pay. `backend` says who trains: worker processes of
+    this machine (`Local`, the default), or this process (`InProcess`), for debuggers. Tables and
+    summaries are written at the end, also after an interruption. `then` is called with the results
+    of each study once these are written, one study after the other.
 
     Raises UserError for a mistake in a study or its workload, before anything is trained;
-    KeyboardInterrupt passes through, with all finished trials stored.
+    KeyboardInterrupt at the next safe point after Ctrl-C (`signals`), with all finished trials
+    stored.
     """
-    devices(device)
+    backend = backend or Local()
+    workers = backend.count(workers, devices(device))
     check_studies(studies)
     provenance = environment(sys.argv)
-    with disk_answers(), ExitStack() as stack:
-        stores = [
-            stack.enter_context(exclusive(create_store(study, results, storage)))
-            for study in studies
-        ]
-        driver = Driver(stores, workers, device, slots, threads, compiled)
+    with disk_answers(), defer_signals(), ExitStack() as stack:
+        stores = []
+        for study in studies:
+            stores.append(stack.enter_context(exclusive(create_store(study, results, storage))))
+            stop_if_asked()
+        driver = Driver(stores, backend, workers, device, slots, threads, compiled)
         try:
-            with Progress(driver.found(), shown=progress) as driver.show:
+            live = not isinstance(backend, InProcess)
+            with Progress(driver.found(), shown=progress, live=live) as driver.show:
                 driver.run()
         # of what ended the run, not of what cannot be written for the same reason
         except (OSError, UnfinishedError):
@@ -101,4 +110,5 @@ def _write(driver: Driver, provenance: Mapping[str, object], then: Then | None =
 def _publish(results: Results, then: Then | None) -> None:
     write_results(results)
     if then:
-        then(results)
+        with interrupt_on_signal():
+            then(results)

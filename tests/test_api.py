@@ -7,6 +7,7 @@ from examples import parse
 
 import tunewright.search
 from tunewright.search import (
+    InProcess,
     axis_figure,
     axis_info,
     load_study,
@@ -35,7 +36,7 @@ def test_a_study_in_five_lines(tmp_path):
         "= 1.0, log = true }\n"
     )
     study = load_study(tmp_path / "tiny.toml")
-    trials = run_study(study, results=tmp_path, workers=1, progress=False)
+    trials = run_study(study, results=tmp_path, backend=InProcess(), progress=False)
     figure = axis_figure(axis_info(trials, "base_lr", study.objective, log=True))
     assert sum(len(trace.x) for trace in figure.data if trace.x[0] is not None) == len(trials) == 3
     assert read_trials(open_store(tmp_path / "tiny")) == trials

@@ -5,7 +5,6 @@ blindly.
 import csv
 import json
 import math
-import subprocess
 import sys
 import tomllib
 
@@ -20,12 +19,13 @@ from tunewright.models.digits import mlp
 from tunewright.search.cli import main
 from tunewright.search.compare import baseline_of_point, baseline_of_study, candidates, compare
 from tunewright.search.errors import UserError
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.run import run_study
 from tunewright.search.store.results import Results, read_comparison
 from tunewright.search.store.storage import exclusive, open_store, read_trials
 from tunewright.search.study.study import load_study, parse_study
 
-QUIET = {"workers": 1, "slots": 10, "progress": False}
+QUIET = {"backend": InProcess(), "slots": 10, "progress": False}
 STUDY = """
 workload = "tunewright.models.digits:mlp"
 objective = "val_loss"
@@ -227,7 +227,7 @@ def test_require_better_is_the_exit_status(folder, paired, tmp_path, capsys, bet
     """A baseline that is worth nothing; then one far better than 100 updates can be."""
     path = tmp_path / "b.safetensors"
     save(train(epochs=0, lr=0.1, seed=0) if better else train(epochs=20, lr=0.05, seed=0), path)
-    options = ["--workers", "1", "--slots", "10", "--require-better"]
+    options = ["--in-process", "--slots", "10", "--require-better"]
     assert main(["compare", str(folder / "found"), "--baseline", str(path), *options]) == status
     out = capsys.readouterr().out
     assert f"decision: {'adopt' if better else 'keep baseline'}" in out
@@ -255,7 +255,7 @@ def test_a_recipe_is_trained_in_the_ordinary_way_and_then_compared(tmp_path, cap
         "--results",
         str(tmp_path / "results"),
     ]
-    words += ["--workers", "1", "--slots", "10"]
+    words += ["--in-process", "--slots", "10"]
     assert main(words) == 0
     printed = capsys.readouterr()
     assert "decision: adopt" in printed.out
@@ -325,7 +325,12 @@ def test_a_recipe_whose_baseline_does_not_fit_is_not_trained(tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(tmp_path):
+def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "fragile", raising=False)
     (tmp_path / "fragile.py").write_text(FRAGILE)
     (tmp_path / "s.toml").write_text(
         'workload = "fragile:Fragile"\nobjective = "val_loss"\nmax_train_steps = '
@@ -335,31 +340,22 @@ def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(tmp_path)
     torch.save(torch.nn.Linear(1, 1).state_dict(), tmp_path / "b.pt")
 
     def run(*arguments):
-        words = [
-            sys.executable,
-            "-m",
-            "tunewright.search.cli",
-            *arguments,
-            "--workers",
-            "1",
-            "--slots",
-            "1",
-        ]
-        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        status = main([*arguments, "--in-process", "--slots", "1"])
+        return status, *capsys.readouterr()
 
-    assert run("run", "s.toml").returncode == 0
+    assert run("run", "s.toml")[0] == 0
     (tmp_path / "unlucky.toml").write_text("seed = 1\n" + (tmp_path / "s.toml").read_text())
-    recipe = run("compare", "unlucky.toml", "--baseline", "b.pt")
-    assert (recipe.returncode, "is unlucky" in recipe.stderr) == (1, True)
+    status, _, err = run("compare", "unlucky.toml", "--baseline", "b.pt")
+    assert (status, err) == (2, "unlucky: workload: RuntimeError: seed 1 is unlucky\n")
     compared = ("compare", "results/s", "--baseline", "b.pt", "--seeds", "2")
-    first = run(*compared)
-    assert first.returncode == 1
-    assert "is unlucky" in first.stderr
-    assert "The same command tries again." in first.stderr
-    assert "Traceback" not in first.stderr
+    status, _, err = run(*compared)
+    assert status == 1
+    assert "is unlucky" in err
+    assert "The same command tries again." in err
+    assert "Traceback" not in err
     assert not (tmp_path / "results" / "s" / "comparison.json").exists()
     (tmp_path / "mended").touch()
-    second = run(*compared)
-    assert second.returncode == 0, second.stderr
-    assert "2 seeds cannot decide" in second.stderr
-    assert "decision: not enough evidence" in second.stdout
+    status, out, err = run(*compared)
+    assert status == 0, err
+    assert "2 seeds cannot decide" in err
+    assert "decision: not enough evidence" in out

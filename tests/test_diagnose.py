@@ -4,7 +4,6 @@ stopped.
 
 import csv
 import math
-import subprocess
 import sys
 import tomllib
 from collections import Counter
@@ -19,6 +18,7 @@ from simulated import Simulated, follow, steps_asked, study_of
 from tunewright.search.cli import main
 from tunewright.search.diagnose import diagnose, plan_of, updates_of
 from tunewright.search.errors import UserError
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.procedure.group import diagnosis_of
 from tunewright.search.run import run_study
 from tunewright.search.show.report import write_report
@@ -29,7 +29,7 @@ from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import load_study, parse_study
 from tunewright.search.train.execution import Engine
 
-QUIET = {"workers": 1, "slots": 12, "progress": False}
+QUIET = {"backend": InProcess(), "slots": 12, "progress": False}
 TINY = """
 workload = "tunewright.models.digits:mlp"
 workload_args = { width = 16 }
@@ -307,7 +307,7 @@ def test_a_sweep_in_the_steps_counts_without_its_warmup(tmp_path):
 
 def command(tmp_path, *options):
     (tmp_path / "tiny.toml").write_text(TINY)
-    own = ["--results", str(tmp_path), "--workers", "1", "--slots", "12", "--seeds", "2"]
+    own = ["--results", str(tmp_path), "--in-process", "--slots", "12", "--seeds", "2"]
     return main(["diagnose", str(tmp_path / "tiny.toml"), *own, *options])
 
 
@@ -386,7 +386,12 @@ def test_help_names_every_option(capsys):
         assert option in out
 
 
-def test_a_crashed_training_is_status_1_and_the_same_command_tries_it_again(tmp_path):
+def test_a_crashed_training_is_status_1_and_the_same_command_tries_it_again(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "fragile", raising=False)
     (tmp_path / "fragile.py").write_text(FRAGILE)
     (tmp_path / "s.toml").write_text(
         'workload = "fragile:Fragile"\nobjective = "val_loss"\nmax_train_steps = '
@@ -395,25 +400,16 @@ def test_a_crashed_training_is_status_1_and_the_same_command_tries_it_again(tmp_
     )
 
     def run():
-        words = [
-            sys.executable,
-            "-m",
-            "tunewright.search.cli",
-            "diagnose",
-            "s.toml",
-            "--seeds",
-            "2",
-        ]
-        words += ["--budget", "12", "--workers", "1", "--slots", "1"]
-        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        own = ["--seeds", "2", "--budget", "12", "--in-process", "--slots", "1"]
+        return main(["diagnose", "s.toml", *own]), capsys.readouterr().err
 
-    first = run()
-    assert first.returncode == 1
-    assert "is unlucky" in first.stderr
-    assert "The same command tries again." in first.stderr
-    assert "Traceback" not in first.stderr
+    status, err = run()
+    assert status == 1
+    assert "is unlucky" in err
+    assert "The same command tries again." in err
+    assert "Traceback" not in err
     assert not (tmp_path / "results" / "s" / "diagnosis.json").exists()
     (tmp_path / "mended").touch()
-    second = run()
-    assert second.returncode == 0, second.stderr
+    status, err = run()
+    assert status == 0, err
     assert (tmp_path / "results" / "s" / "diagnosis.json").exists()

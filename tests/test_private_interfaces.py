@@ -43,8 +43,6 @@ NAMES = {
     "optuna.study._frozen": {"FrozenStudy"},
     "torch.utils._python_dispatch": {"TorchDispatchMode"},
     "torch.utils._pytree": {"tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"},
-    "joblib.externals.loky": {"get_reusable_executor"},
-    "joblib.externals.loky.process_executor": {"BrokenProcessPool"},
 }
 
 

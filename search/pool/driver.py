@@ -1,27 +1,22 @@
-"""The driver of a run: it plans, hands out and collects; worker processes train.
+"""The driver of a run: it plans, assigns and collects; a backend's workers train.
 
-All groups of all studies share one pool of workers. A killed worker or a killed driver costs the
+All groups of all studies share the workers. A worker that vanishes or a killed driver costs the
 trials that were in training, nothing else; the same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import joblib
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import BrokenProcessPool
 
 from ..errors import UnfinishedError, warn_once
+from ..signals import STOPS, stop_if_asked
 from ..store.database import UnansweredError
 from ..store.files import checkpoint_path, curve_path, name_of
 from ..store.provenance import now
@@ -31,8 +26,9 @@ from ..train.choose import devices
 from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told, crashed
 from ..workload.workload import edited_modules_reloaded
+from .backend import Backend, Outcome
 from .progress import Progress
-from .worker import Task, follow_driver, interrupted, measure, posted, saved_state, why_alone, work
+from .worker import Measurement, Task, interrupted, posted, saved_state, why_alone
 
 # of a worker while the same point was in training; then the point is crashed, not retried
 MOST_DEATHS = 3
@@ -43,8 +39,8 @@ PATIENCE_SECONDS = 60.0
 
 
 class Driver:
-    """Plans, hands out tasks, and tells the store what comes back. Only `collect` writes to the
-    store.
+    """Plans, assigns tasks to workers, and tells the store what comes back. Only `collect` writes
+    trials.
     """
 
     show: Progress
@@ -52,19 +48,18 @@ class Driver:
     def __init__(
         self,
         stores: Sequence[Store],
-        workers: int | None,
+        backend: Backend,
+        workers: int,
         names: str,
         slots: int | None,
         threads: int | None,
         compiled: bool | None,
     ) -> None:
+        self.backend, self.workers = backend, workers
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
         self.device_names, self.devices = names, devices(names)
         self.device = self.devices[0]
         self.sources = edited_modules_reloaded(store.study.workload for store in stores)
-        self.workers = workers or (
-            joblib.cpu_count() if self.device == "cpu" else len(self.devices)
-        )
         self.trials = [
             {_key(trial.point): trial for trial in read_records(store)} for store in stores
         ]
@@ -93,14 +88,15 @@ class Driver:
                 for stem in sorted(interrupted(_inbox(store))):
                     if not saved_state(_inbox(store), stem).exists():
                         warn_once(f"{stem} was interrupted, and is trained again from its start")
-            while missing := self.missing():
-                tasks = self.tasks(missing)
+            while planned := self.plan():
+                stop_if_asked()
+                tasks = self.assign(planned)
                 for threads in sorted({task.engine.threads for task in tasks}):
                     self.train([task for task in tasks if task.engine.threads == threads])
-                for store, points in missing:
+                for store, points in planned:
                     if engine := self.ended(store, points):
                         _remember_engine(store, points, engine)
-        except KeyboardInterrupt:
+        except STOPS:
             self.collect()
             raise
 
@@ -116,11 +112,11 @@ class Driver:
             "engines": engines,
         }
 
-    def missing(self) -> list[tuple[Store, list[Point]]]:
+    def plan(self) -> list[tuple[Store, list[Point]]]:
         """The points that can be trained now, over all studies, by batch size and workload
         arguments.
         """
-        missing: dict[tuple[str, int, str], tuple[Store, list[Point]]] = {}
+        planned: dict[tuple[str, int, str], tuple[Store, list[Point]]] = {}
         for store, trials in zip(self.stores, self.trials, strict=True):
             done = [trial for trial in trials.values() if not trial.verdict.crashed]
             finished = {_key(trial.point) for trial in done}
@@ -132,18 +128,18 @@ class Driver:
                     and (store.study.name, name_of(point)) not in self.tried
                 ):
                     key = (store.study.name, point.batch_size, point.workload_key)
-                    missing.setdefault(key, (store, []))[1].append(point)
-        return list(missing.values())
+                    planned.setdefault(key, (store, []))[1].append(point)
+        return list(planned.values())
 
-    def tasks(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
-        """What is missing as tasks of similar size, one or more for each worker.
+    def assign(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
+        """What is planned as tasks of similar size, one or more for each worker.
 
         Points that were in training when a worker died come last, one by one: the guilty must not
         take others along.
         """
         tasks: list[Task] = []
         suspects: list[Task] = []
-        for (store, points), engine in zip(missing, self.engines(missing), strict=True):
+        for (store, points), engine in zip(planned, self.engines(planned), strict=True):
             task = partial(Task, store.study, _inbox(store), engine=engine)
             free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
             shares = self.workers if engine.execution.is_stacked else len(free)
@@ -156,46 +152,44 @@ class Driver:
             for i, task in enumerate(tasks or suspects)
         ]
 
-    def engines(self, missing: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
+    def engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """How points of one batch size and workload train: as forced, as before, or as a worker
         measures now.
         """
-        found = [
+        known = [
             self.ended(store, points) or self.forced() or self.before(store, points)
-            for store, points in missing
+            for store, points in planned
         ]
-        try:
-            measured = {
-                i: self.pool(self.workers).submit(
-                    measure,
-                    store.study,
-                    points,
-                    self.workers,
-                    joblib.cpu_count(),
-                    self.device,
-                    self.compiled,
-                    self.slots,
-                )
-                for i, (store, points) in enumerate(missing)
-                if found[i] is None
-            }
-            for i, future in measured.items():
-                found[i] = future.result()
-        except BrokenProcessPool:  # out of memory, say: then the least that can be done at once
-            lost = replace(ALONE, reason="a worker process died while it measured")
-            found = [engine or lost for engine in found]
-        except BaseException:
-            self.pool(self.workers).shutdown(kill_workers=True)
-            raise
-        engines = [
-            replace(engine, threads=self.threads or engine.threads) for engine in found if engine
-        ]
-        for (store, points), engine in zip(missing, engines, strict=True):
+        unknown = [pair for pair, engine in zip(planned, known, strict=True) if engine is None]
+        measured = iter(self.measure(unknown))
+        found = [engine or next(measured) for engine in known]
+        engines = [replace(engine, threads=self.threads or engine.threads) for engine in found]
+        for (store, points), engine in zip(planned, engines, strict=True):
             _remember_engine(store, points, engine)
             if self.slots is not None and engine.slots != self.slots:
                 place = f"{store.study.name}, batch size {points[0].batch_size}"
                 warn_once(f"{place}: trained one after the other: {engine.reason}")
         return engines
+
+    def measure(self, unknown: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
+        """The engines that workers find. Where one dies, out of memory, say: the least that can be
+        done at once.
+        """
+        tasks = [
+            Measurement(
+                store.study,
+                points,
+                self.workers,
+                joblib.cpu_count(),
+                self.device,
+                self.compiled,
+                self.slots,
+            )
+            for store, points in unknown
+        ]
+        found = {id(over.task): over.engine for over in self.outcomes(tasks, self.workers)}
+        lost = replace(ALONE, reason="a worker process died while it measured")
+        return [found.get(id(task)) or lost for task in tasks]
 
     @staticmethod
     def ended(store: Store, points: Sequence[Point]) -> Engine | None:
@@ -223,14 +217,9 @@ class Driver:
         engine = Engine(**found) if found else None
         return engine if engine and self.compiled in (None, engine.compiled) else None
 
-    def pool(self, workers: int) -> Any:
-        """Worker processes, those of an earlier run where the workloads' code is the same."""
-        how = (os.getpid(), multiprocessing.get_start_method(allow_none=True), self.sources)
-        return get_reusable_executor(workers, initializer=follow_driver, initargs=how)
-
     def train(self, tasks: Sequence[Task]) -> None:
-        """Hand out tasks of equally many threads. A worker that dies ends the pool; what it trained
-        is suspect.
+        """Have tasks of equally many threads trained. What a worker that dies was given is
+        suspect.
         """
         suspected = any(
             self.deaths[task.study.name, name_of(point)] for task in tasks for point in task.points
@@ -241,27 +230,41 @@ class Driver:
             else self.workers
         )
         workers = 1 if suspected else min(side_by_side, len(tasks))
-        pool = self.pool(workers)
-        try:
-            waiting, pending = deque(tasks), set[Future[None]]()
-            while waiting or pending:
-                while waiting and len(pending) < TASKS_AHEAD * workers:
-                    pending.add(pool.submit(work, waiting.popleft()))
-                done, pending = wait(pending, POLL_SECONDS, FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                self.collect_patiently()
-            while not self.collect_patiently():
-                time.sleep(POLL_SECONDS)
-        except BrokenProcessPool:
+        lost = [over.task for over in self.outcomes(tasks, workers) if over.is_lost]
+        if lost:
             self.collect_patiently()
-            self.count_deaths(tasks)
+            self.count_deaths([task for task in lost if isinstance(task, Task)])
+            return
+        while not self.collect_patiently():
+            time.sleep(POLL_SECONDS)
+            stop_if_asked()
+
+    def outcomes(self, tasks: Sequence[Task | Measurement], workers: int) -> Iterator[Outcome]:
+        """Hand tasks to so many workers, yield them as they are over, and collect meanwhile.
+
+        After a task was lost no more are handed out. Whatever is raised here ends the workers.
+        """
+        waiting, running, lost = deque(tasks), 0, False
+        try:
+            if waiting:
+                self.backend.start(workers, self.sources)
+            while running or (waiting and not lost):
+                while waiting and not lost and running < TASKS_AHEAD * workers:
+                    self.backend.submit(waiting.popleft())
+                    running += 1
+                over = self.backend.wait(POLL_SECONDS)
+                stop_if_asked()
+                running -= len(over)
+                lost = lost or any(outcome.is_lost for outcome in over)
+                self.collect_patiently()
+                yield from over
         except BaseException:
-            pool.shutdown(kill_workers=True)
+            self.backend.stop()
             raise
 
-    def count_deaths(self, tasks: Sequence[Task]) -> None:
-        suspects = {(task.study.name, stem) for task in tasks for stem in interrupted(task.inbox)}
+    def count_deaths(self, lost: Sequence[Task]) -> None:
+        """Suspect what was in training in lost tasks; what was so MOST_DEATHS times is crashed."""
+        suspects = {(task.study.name, stem) for task in lost for stem in interrupted(task.inbox)}
         self.deaths_before_training = 0 if suspects else self.deaths_before_training + 1
         if self.deaths_before_training == MOST_DEATHS:
             raise UnfinishedError(
@@ -310,6 +313,7 @@ class Driver:
             if found and store.lock:
                 store.lock.keep()
             for trial, path in found:
+                stop_if_asked()
                 self.record(store, trial)
                 for source, target in ((".npz", curve_path), (".safetensors", checkpoint_path)):
                     if path.with_suffix(source).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -20,10 +21,18 @@ from ..trial import Trial
 
 
 class Progress:
-    """Context manager that shows the bars on standard error while studies run."""
+    """Context manager that shows the bars on standard error while studies run.
 
-    def __init__(self, finished: Mapping[str, Iterable[Trial]], shown: bool = True) -> None:
+    Bars that move take over the terminal: where they may not (`live`), each finished trial is a
+    line instead, and what else is printed, or typed at a debugger, is left alone.
+    """
+
+    def __init__(
+        self, finished: Mapping[str, Iterable[Trial]], shown: bool = True, live: bool = True
+    ) -> None:
         """`finished`: the trials that each study has already, by its name."""
+        self._has_lines = shown and not live
+        self._totals: dict[str, int] = {}
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -32,7 +41,7 @@ class Progress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=not shown,
+            disable=not (shown and live),
         )
         self._counts: dict[str, Counter[str]] = {}
         self._tasks = {}
@@ -57,12 +66,16 @@ class Progress:
     def plan(self, study: Study, points: int) -> None:
         """The number of trials known so far, or planned in all."""
         planned = (study.trials or 0) * study.seeds * len(study.batch_sizes)
-        self._bars.update(self._tasks[study.name], total=max(points, planned))
+        total = self._totals[study.name] = max(points, planned)
+        self._bars.update(self._tasks[study.name], total=total)
 
     def finished(self, study: Study, trial: Trial) -> None:
         counts = self._counts[study.name]
         counts[_kind(trial)] += 1
         self._bars.update(self._tasks[study.name], completed=counts.total(), counts=_words(counts))
+        if self._has_lines:
+            done = f"{counts.total()}/{self._totals.get(study.name, '?')}"
+            print(f"{study.name}: {done}: {_words(counts)}", file=sys.stderr)
 
 
 def _kind(trial: Trial) -> str:

@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UnfinishedError, first_line, printable, said, warn_once
+from ..signals import STOPS
 from ..store.files import atomic, find_curve, name_of, parse_trial, write_checkpoint, write_curve
 from ..study.study import Study
 from ..train.audit import StackingError
@@ -38,6 +39,7 @@ from ..trial import EMPTY_CURVE, Point, Trial, crashed
 from ..workload.workload import Workload, load_workload
 
 SECONDS_BETWEEN_WATCHES = 0.5
+DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # which the driver answers, and no worker
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,19 @@ class Task:
     points: Sequence[Point]
     engine: Engine
     device: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Points of one batch size and workload for which a worker finds the engine (`measure`)."""
+
+    study: Study
+    points: Sequence[Point]
+    workers: int
+    cores: int
+    device: str
+    compiled: bool | None
+    slots: int | None
 
 
 _FOLLOWS: set[int] = set()  # the driver of this process, if it is a worker's
@@ -64,8 +79,9 @@ def follow_driver(driver: int, start_method: str | None = None, sources: str = "
     run hold modules imported before.
     """
     _FOLLOWS.add(driver)
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in DRIVERS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRIVERS_SIGNALS)
     # loky's own is for its workers alone
     multiprocessing.set_start_method(start_method, force=True)
     atexit.register(_end, 0)  # at once: all is in files, and torch takes a second to tidy up
@@ -83,6 +99,14 @@ def _end(status: int) -> None:
     for child in multiprocessing.active_children():
         child.kill()
     os._exit(status)
+
+
+def perform(task: Task | Measurement) -> Engine | None:
+    """What a worker process is asked to do: it returns the engine of a Measurement."""
+    if isinstance(task, Measurement):
+        return measure(**vars(task))
+    work(task)
+    return None
 
 
 def measure(
@@ -110,14 +134,20 @@ def measure(
 
 
 def _is_ctrl_c(error: BaseException) -> bool:
-    """Whether a user interrupts. Not in a worker process, which does not hear Ctrl-C: there a
-    workload raised it.
+    """Whether a user interrupts, or leaves a debugger. Not in a worker process, which does not hear
+    Ctrl-C: there a workload raised it.
     """
-    return isinstance(error, KeyboardInterrupt) and not _FOLLOWS
+    return isinstance(error, STOPS) and not _FOLLOWS
 
 
 def work(task: Task) -> None:
-    """Train a task's points and post each to its inbox.
+    """Train all points of a task (`post_points`)."""
+    for _ in post_points(task):
+        pass
+
+
+def post_points(task: Task) -> Iterator[Point]:
+    """Train a task's points and post each to its inbox; yield it then.
 
     An exception, SystemExit included, stops a whole stack, and does not say whose it is: the
     unfinished points are trained again, not compiled, then in stacks of half the size (memory may
@@ -137,9 +167,10 @@ def work(task: Task) -> None:
             for trained in train(study, workload, points, engine, task.device, keeper, traces):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
+                yield trained.trial.point
                 if engine.execution.is_stacked and (reason := why_alone(task.inbox, points[0])):
                     raise StackingError(reason)
-        except UnfinishedError:
+        except (UnfinishedError, GeneratorExit):
             raise
         except StackingError as error:
             _end_stacking(task, unfinished.values(), str(error))
@@ -159,6 +190,7 @@ def work(task: Task) -> None:
             _post(task.inbox, crashed(point, said(error), lines, seconds), {})
             del unfinished[point.number]
             engine = task.engine
+            yield point
 
 
 def _next(
@@ -208,6 +240,11 @@ def _known(study: Study, points: Sequence[Point]) -> tuple[Workload, Traces]:
 
 
 _KNOWN: dict[str, tuple[Workload, Traces]] = {}
+
+
+def forget_workloads() -> None:
+    """Load workloads anew from here on: their code has changed."""
+    _KNOWN.clear()
 
 
 @contextmanager

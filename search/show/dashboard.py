@@ -16,6 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import optuna_dashboard
 
 from ..errors import UserError
+from ..signals import defer_signals, stop_if_asked
 from ..store.baseline import artifact_store
 from ..store.results import Results
 from ..store.shown import ShownStorage
@@ -37,7 +38,7 @@ def serve(store: Store, port: int) -> None:
     """
     any_study = next(iter(store.optuna_studies.values()))
     app = application(ShownStorage(any_study._storage), store.folder)
-    with suppress(KeyboardInterrupt), listen(app, port) as server:
+    with suppress(KeyboardInterrupt), defer_signals(), listen(app, port) as server:
         annotate(Results.read(store))
         print(
             f"Optuna Dashboard: http://{HOST}:{server.server_port}/dashboard (Ctrl-C stops it)",
@@ -70,6 +71,11 @@ def application(shown: ShownStorage, folder: Path) -> WSGIApplication:
 
 class _ThreadedServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True  # an open browser must not keep Ctrl-C waiting
+
+    def service_actions(self) -> None:
+        """Called between two looks for requests, twice a second."""
+        super().service_actions()
+        stop_if_asked()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A browser that left before its answer came: not worth a traceback. What the program did

@@ -28,6 +28,7 @@ from ..errors import UserError, printable, warn_once
 from ..judge.analysis import trained
 from ..judge.neighbours import beside
 from ..rules.schedule import applies
+from ..signals import stop_if_asked
 from ..study.adaptive import distribution
 from ..study.sampling import plan
 from ..study.study import Range, Study, load_study
@@ -185,8 +186,13 @@ def _fingerprint(study: Study) -> str:
     """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the
     same.
     """
-    points = [] if study.sampling.is_adaptive else [point.record() for point in plan(study)]
-    return hashlib.sha256(json.dumps(points, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(b"[")
+    for i, point in enumerate([] if study.sampling.is_adaptive else plan(study)):
+        stop_if_asked()  # a long plan takes seconds
+        record = json.dumps(point.record(), sort_keys=True)
+        digest.update(f", {record}".encode() if i else record.encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from optuna.distributions import (
 )
 
 from ..rules.hyperparameters import HYPERPARAMETERS
+from ..signals import stop_if_asked
 from ..trial import Told
 from .samplers import SAMPLERS, Sampler
 from .study import Axis, Range, Study
@@ -66,5 +67,9 @@ def propose(
                 constraints={"diverged": one.diverged},
             )
         )
+    proposed = []
     with torch_threads():
-        return [dict(memory.ask(distributions).params) for _ in range(count)]
+        for _ in range(count):
+            stop_if_asked()  # GP takes a second for each
+            proposed.append(dict(memory.ask(distributions).params))
+    return proposed

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.schedule import applies
+from ..signals import stop_if_asked
 from ..trial import COMMON, Group, Point, Told
 from .study import DECAY_SETTINGS, Axis, Range, Study, grid_size
 
@@ -196,6 +197,7 @@ def _point(
     study: Study, fixed: Fixed, group: Group, number: int, values: Mapping[str, Any]
 ) -> Point:
     """A point of a group: the values drawn, the scientific ones and the fixed ones."""
+    stop_if_asked()  # a long plan takes seconds
     held = dict(group.scientific)
     chosen = (
         dict(fixed[group.optimizer])

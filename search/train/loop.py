@@ -25,6 +25,7 @@ from ..rules.clipping import Gate
 from ..rules.optimizers import coefficients
 from ..rules.schedule import learning_rates, total_steps
 from ..rules.thresholds import clip_z_of, share_of
+from ..signals import stop_if_asked
 from ..study.study import Study
 from ..trial import Point, Trial, measured
 from ..workload.batches import Parts, moved
@@ -232,6 +233,7 @@ class _Loop:
             if self.queue and len(self.slots) < self.capacity and self._aligned():
                 self._refill()
             began = time.perf_counter()
+            stop_if_asked()
             self._advance(self._steps_ahead())
             self._evaluate([k for k, slot in enumerate(self.slots) if self._evaluation_due(slot)])
             share = (time.perf_counter() - began) / len(self.slots)

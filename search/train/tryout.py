@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ..errors import UserError, said
+from ..signals import STOPS
 from ..study.sampling import some_points
 from ..study.study import Study
 from ..threads import torch_threads
@@ -44,7 +45,7 @@ def _tried(study: Study) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{study.name}: {error}") from error
-    except KeyboardInterrupt:
+    except STOPS:
         raise
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,7 +1,5 @@
 """`python -m tunewright`."""
 
-import sys
+from tunewright.search.cli import run_program
 
-from tunewright.search.cli import main
-
-sys.exit(main())
+run_program()

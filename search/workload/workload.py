@@ -24,6 +24,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
 from ..errors import UserError, said, warn_once
+from ..signals import STOPS
 from .batches import STATED, Parts, endless, examples, first, moved
 from .factory import make_folder_importable
 from .randomness import own_random_numbers, seed_all
@@ -145,7 +146,7 @@ def _imported(module_name: str) -> ModuleType:
             f"workload: cannot import {module_name!r}: {error}. Run from the folder that contains "
             "it, or install it."
         ) from error
-    except KeyboardInterrupt:
+    except STOPS:
         raise
     except BaseException as error:  # sys.exit(), too
         raise UserError(f"workload: importing {module_name!r} raised {said(error)}") from error
@@ -429,7 +430,7 @@ def _check_parts(workload: Workload, model: nn.Module, batch: Any, parts: Parts)
 def _attempt(method: str, call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except (KeyboardInterrupt, UserError):
+    except (*STOPS, UserError):
         raise
     except BaseException as error:  # sys.exit(), too
         raise UserError(f"workload: {method} raised {said(error)}") from error

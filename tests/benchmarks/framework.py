@@ -24,6 +24,7 @@ import optuna
 from measure import Spread, print_footer, print_header, print_table
 
 from tunewright.search.pool.driver import Driver, _inbox
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
 from tunewright.search.pool.worker import _post
 from tunewright.search.show.publish import write_results
@@ -80,7 +81,7 @@ def measure(study: Study, results: Path) -> tuple[list[float], list[float], floa
     checkpoint = load_workload(study.workload, {}).build_model(0).state_dict()
     rng = np.random.default_rng(0)
     store = create_store(study, results)
-    driver = Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
+    driver = Driver([store], InProcess(), 1, names="cpu", slots=1, threads=1, compiled=None)
     posting, collecting = [], []
     with Progress(driver.found(), shown=False) as driver.show:
         driver.show.plan(study, study.trials or 0)

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from operator import attrgetter
 
@@ -17,12 +18,15 @@ from filelock import FileLock
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
+from tunewright.search.pool.backend import Outcome
 from tunewright.search.pool.driver import Driver
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
 from tunewright.search.run import run_studies, run_study
 from tunewright.search.store.files import name_of
 from tunewright.search.store.storage import create_store
 from tunewright.search.study.study import load_study
+from tunewright.search.train.loop import Engine
 
 STUDY = """
 question = "Does it run?"
@@ -72,6 +76,7 @@ def line(fault="none"):
 NOT_A_RESULT = ("seconds",)
 # of a stated engine: one that a stopwatch chose may differ from run to run
 RUN = ("--workers", 2, "--slots", 2)
+QUIET = {"backend": InProcess(), "progress": False}
 
 
 @pytest.fixture
@@ -111,7 +116,7 @@ def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three
     study_file, tmp_path
 ):
     study = load_study(study_file())
-    one = run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
+    one = run_study(study, results=tmp_path / "one", slots=1, **QUIET)
     three = run_study(study, results=tmp_path / "three", workers=3, slots=1, progress=False)
     assert len(one) == len(three) == 12
     assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
@@ -128,7 +133,7 @@ def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three
     } <= names
     assert len(list((tmp_path / "one" / "small" / "checkpoints").iterdir())) == 12
     again = time.time()
-    run_study(study, results=tmp_path / "one", workers=1, slots=1, progress=False)
+    run_study(study, results=tmp_path / "one", slots=1, **QUIET)
     assert all(p.stat().st_mtime < again for p in (tmp_path / "one" / "small" / "curves").iterdir())
 
 
@@ -154,25 +159,25 @@ def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_a
 def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file, tmp_path):
     study = load_study(study_file(trials=24, steps=20_000))
     (store,) = [create_store(study, tmp_path)]
-    driver = Driver([store], 1, "cpu", None, None, None)
+    driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
     driver.show = Progress(driver.found(), shown=False)
-    missing = driver.missing()
-    engines = driver.engines(missing)
+    planned = driver.plan()
+    engines = driver.engines(planned)
     # which is faster is the machine's to say
     assert [engine.measured for engine in engines] == [True, True]
     assert all("updates/s" in engine.reason for engine in engines)
-    driver.pool = None  # measured once only
-    assert driver.engines(missing) == engines
+    driver.backend = None  # measured once only
+    assert driver.engines(planned) == engines
     driver.compiled = False
-    assert driver.engines(missing) == engines
+    assert driver.engines(planned) == engines
     driver.compiled = True  # asked for: to be tried
-    assert driver.before(*missing[0]) is None
+    assert driver.before(*planned[0]) is None
 
 
 def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):
     path = study_file()
     path.write_text("keep_checkpoints = 2\n" + path.read_text())
-    trials = run_study(load_study(path), results=tmp_path, workers=1, slots=8, progress=False)
+    trials = run_study(load_study(path), results=tmp_path, slots=8, **QUIET)
     ranking = sorted((trial for trial in trials if trial.feasible), key=attrgetter("best_value"))
     best = [
         name_of(t.point)
@@ -185,7 +190,7 @@ def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, 
 
 def test_two_studies_share_one_pool(study_file, tmp_path):
     studies = [load_study(study_file(trials=2, name=name)) for name in ("a", "b")]
-    stores = run_studies(studies, results=tmp_path / "r", workers=2, progress=False)
+    stores = run_studies(studies, results=tmp_path / "r", **QUIET)
     assert [len(rows(store.folder)) for store in stores] == [4, 4]
 
 
@@ -258,11 +263,17 @@ base_lr = {{ low = 1e-3, high = 0.1, log = true }}
 @pytest.mark.parametrize(
     ("fault", "reason"), [("raise", "RuntimeError: no luck in step 3"), ("kill", "killed 3 times")]
 )
-def test_crashed_trials_are_told_as_such_and_the_others_go_on(tmp_path, fault, reason):
+def test_crashed_trials_are_told_as_such_and_the_others_go_on(
+    tmp_path, fault, reason, monkeypatch, capsys
+):
     (tmp_path / "line_workload.py").write_text(LINE)
     (tmp_path / "faulty.toml").write_text(FAULTY.format(fault=fault))
-    status, out, err = finish(start("run", "faulty.toml", "--workers", 2, cwd=tmp_path))
-    assert status == 1
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "line_workload", raising=False)
+    who = ["--in-process"] if fault == "raise" else ["--workers", "2"]
+    assert main(["run", "faulty.toml", *who]) == 1
+    out, err = capsys.readouterr()
     assert "2 of 4 trials crashed" in err
     folder = tmp_path / "results" / "faulty"
     table = rows(folder)
@@ -281,6 +292,45 @@ def test_crashed_trials_are_told_as_such_and_the_others_go_on(tmp_path, fault, r
     assert "report.html" in out
 
 
+class Losing(InProcess):
+    """Trains, but loses its worker, and with it all tasks, whenever a point of a number is in
+    training.
+    """
+
+    def __init__(self, guilty):
+        super().__init__()
+        self.guilty, self.handed_out = guilty, []
+
+    def wait(self, seconds):
+        task = self._waiting[0]
+        numbers = [point.number for point in task.points]
+        if self._running is None:
+            self.handed_out.append(numbers)
+        if self.guilty not in numbers:
+            return super().wait(seconds)
+        for point in task.points:
+            (task.inbox / f"{name_of(point)}.started").touch()
+        lost = [Outcome(one, is_lost=True) for one in self._waiting]
+        self._waiting.clear()
+        return lost
+
+
+def test_who_was_in_training_when_a_worker_died_trains_last_and_alone_up_to_three_times(
+    study_file, tmp_path, monkeypatch
+):
+    stack = Engine(stacked=True, slots=3)
+    monkeypatch.setattr(Driver, "engines", lambda self, planned: [stack] * len(planned))
+    path = study_file(steps=5)
+    path.write_text(path.read_text().replace("[16, 64]", "[16]"))
+    backend = Losing(guilty=2)
+    trials = run_study(load_study(path), results=tmp_path, slots=3, progress=False, backend=backend)
+    everybody, *alone = backend.handed_out
+    assert everybody == [0, 1, 2, 3, 4, 5]
+    assert alone == [[0], [1], [2], [2], [3], [4], [5]]
+    assert [trial.verdict.crashed for trial in trials] == [n == 2 for n in range(6)]
+    assert trials[2].verdict.evidence == "its worker process was killed 3 times (out of memory?)"
+
+
 def test_a_folder_that_another_run_writes_to_is_left_alone(study_file, tmp_path):
     study = load_study(study_file(trials=2))
     (tmp_path / "small").mkdir()
@@ -295,10 +345,9 @@ def test_a_folder_that_another_run_writes_to_is_left_alone(study_file, tmp_path)
 def test_adaptive_studies_are_the_same_for_any_number_of_workers(study_file, tmp_path, sampler):
     path = study_file(trials=18, steps=20, text=f'sampler = "{sampler}"\n' + STUDY)
     path.write_text(path.read_text().replace("[16, 64]", "[64]"))
-    for workers in (1, 2):
-        run_study(
-            load_study(path), results=tmp_path / str(workers), workers=workers, progress=False
-        )
+    study = load_study(path)
+    run_study(study, results=tmp_path / "1", **QUIET)
+    run_study(study, results=tmp_path / "2", workers=2, progress=False)
     assert rows(tmp_path / "1" / "small") == rows(tmp_path / "2" / "small")
     assert len(rows(tmp_path / "1" / "small")) == 18
 

@@ -14,7 +14,6 @@ import psycopg2
 import pytest
 import sqlalchemy
 from commanded import start, wait_until
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 from packaging.requirements import Requirement
 from stored import small_study
 
@@ -22,7 +21,9 @@ from tunewright.search import run
 from tunewright.search.cli import main
 from tunewright.search.errors import UnfinishedError, UserError, masked, said
 from tunewright.search.pool import worker
+from tunewright.search.pool.backend import Outcome
 from tunewright.search.pool.driver import Driver
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
 from tunewright.search.pool.worker import Task, posted, work
 from tunewright.search.run import run_studies
@@ -158,8 +159,8 @@ def test_a_long_text_is_cut():
 
 
 def driver_of(store, monkeypatch):
-    monkeypatch.setattr(Driver, "engines", lambda self, missing: [ALONE] * len(missing))
-    driver = Driver([store], 1, "cpu", None, None, None)
+    monkeypatch.setattr(Driver, "engines", lambda self, planned: [ALONE] * len(planned))
+    driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
     driver.show = Progress(driver.found(), shown=False)
     return driver
 
@@ -192,12 +193,14 @@ def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 
 
 def test_workers_that_die_before_they_train_are_a_sentence(line, tmp_path, monkeypatch):
-    class Dying:
-        def submit(self, *arguments):
-            raise TerminatedWorkerError("killed")
+    class Dying(InProcess):
+        def wait(self, seconds):
+            lost = [Outcome(task, is_lost=True) for task in self._waiting]
+            self._waiting.clear()
+            return lost
 
     driver = driver_of(create_store(line("none"), tmp_path), monkeypatch)
-    monkeypatch.setattr(driver, "pool", lambda workers: Dying())
+    driver.backend = Dying()
     with pytest.raises(UnfinishedError, match="were killed 3 times before they began to train"):
         driver.run()
 
@@ -212,7 +215,7 @@ def test_trials_wait_for_a_database_that_does_not_answer(line, tmp_path, monkeyp
 
     monkeypatch.setattr("tunewright.search.pool.driver.tell", tell_or_not)
     (store.folder / "inbox").mkdir(exist_ok=True)
-    work(Task(study, store.folder / "inbox", [next(iter(driver.missing()))[1][0]], ALONE, "cpu"))
+    work(Task(study, store.folder / "inbox", [next(iter(driver.plan()))[1][0]], ALONE, "cpu"))
     driver.collect_patiently()
     assert read_trials(store) == []
     monkeypatch.setattr("tunewright.search.pool.driver.PATIENCE_SECONDS", 0.0)
@@ -423,7 +426,7 @@ def test_output_that_nobody_reads_or_that_is_ascii_loses_nothing(tmp_path):
     folder = written(tmp_path, fault="surrogate")
     command = f"{sys.executable} -m tunewright.search.cli"
     for shell in (
-        f"{command} run s.toml --workers 1 2>&1 | true",
+        f"{command} run s.toml --in-process 2>&1 | true",
         f"{command} report results/s > /dev/full",
     ):
         run = subprocess.run(

@@ -79,7 +79,7 @@ def test_states_are_written_now_and_then_and_removed_with_the_result(tmp_path, m
 def test_what_a_workload_prints_in_a_worker_is_not_lost():
     program = (
         "import os\n"
-        "from joblib.externals.loky import get_reusable_executor\n"
+        "from loky import get_reusable_executor\n"
         "from tunewright.search.pool.worker import follow_driver\n"
         "pool = get_reusable_executor(1, initializer=follow_driver, initargs=(os.getpid(),))\n"
         "pool.submit(print, 'said').result()\n"

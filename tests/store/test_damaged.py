@@ -18,6 +18,7 @@ from stored import diverged, feasible, point
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
 from tunewright.search.pool.driver import Driver
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
 from tunewright.search.pool.worker import _InboxKeeper
 from tunewright.search.show.publish import write_results
@@ -248,7 +249,7 @@ def inbox(folder: Path) -> Path:
 def collected(folder: Path) -> list[str]:
     """Outcomes of all trials after a driver has looked into the inbox, twice."""
     store = open_store(folder)
-    driver = Driver([store], 1, "cpu", None, None, None)
+    driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
     driver.show = Progress(driver.found(), shown=False)
     driver.collect()
     driver.collect()

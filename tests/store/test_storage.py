@@ -17,6 +17,7 @@ from stored import EVALUATIONS, STEPS, UNTRAINED, diverged, feasible, point, sma
 
 from tunewright.search.errors import UserError
 from tunewright.search.pool.driver import Driver
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
 from tunewright.search.store.files import curve_path, write_curve
 from tunewright.search.store.places import has_results
@@ -617,7 +618,7 @@ def test_a_driver_keeps_no_curve_in_memory(tmp_path):
     store = create_store(small_study(), tmp_path)
     tell(store, feasible(0, 0.1, 0.05))
     write_curve(curve_path(store.folder, point(0, 0.1)), feasible(0, 0.1, 0.05).curve)
-    driver = Driver([store], workers=1, names="cpu", slots=1, threads=1, compiled=None)
+    driver = Driver([store], InProcess(), 1, names="cpu", slots=1, threads=1, compiled=None)
     with Progress(driver.found(), shown=False) as driver.show:
         driver.record(store, feasible(1, 0.2, 0.04))
     (kept,) = driver.trials

@@ -7,6 +7,7 @@ import optuna
 import pytest
 from stored import small_study
 
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.run import run_studies
 from tunewright.search.store.storage import read_trials
 
@@ -26,7 +27,9 @@ def table(results: Path) -> list[dict[str, str]]:
 
 def test_postgresql_and_sqlite_give_the_same_results(postgresql: str, tmp_path: Path) -> None:
     for results, storage in (("sqlite", None), ("postgresql", postgresql)):
-        run_studies([STUDY], tmp_path / results, workers=2, storage=storage, progress=False)
+        run_studies(
+            [STUDY], tmp_path / results, storage=storage, progress=False, backend=InProcess()
+        )
     assert len(table(tmp_path / "sqlite")) == 4
     assert table(tmp_path / "postgresql") == table(tmp_path / "sqlite")
     assert not (tmp_path / "postgresql" / "small" / "study.db").exists()
@@ -35,7 +38,7 @@ def test_postgresql_and_sqlite_give_the_same_results(postgresql: str, tmp_path: 
     curves = tmp_path / "postgresql" / "small" / "curves"
     written = {path.name: path.stat().st_mtime_ns for path in curves.iterdir()}
     (store,) = run_studies(
-        [STUDY], tmp_path / "postgresql", workers=1, storage=postgresql, progress=False
+        [STUDY], tmp_path / "postgresql", storage=postgresql, progress=False, backend=InProcess()
     )
     trials = store.optuna_studies[32].trials
     assert len(written) == len(trials) == len(read_trials(store)) == 4

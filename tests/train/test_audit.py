@@ -9,6 +9,7 @@ import torch
 from examples import parse
 from torch import nn
 
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.worker import Task, posted, why_alone, work
 from tunewright.search.run import run_study
 from tunewright.search.train.audit import StackingError, relative_difference
@@ -108,8 +109,12 @@ def test_a_run_says_that_stacking_ended_and_has_the_numbers_of_one_after_the_oth
         batch_sizes=[8],
         space={"optimizer": space},
     )
-    trials = run_study(a_study, results=tmp_path / "a", workers=1, slots=2, progress=False)
-    wanted = run_study(a_study, results=tmp_path / "b", workers=1, slots=1, progress=False)
+    trials = run_study(
+        a_study, results=tmp_path / "a", backend=InProcess(), slots=2, progress=False
+    )
+    wanted = run_study(
+        a_study, results=tmp_path / "b", backend=InProcess(), slots=1, progress=False
+    )
     assert [trial.curve for trial in trials] == [trial.curve for trial in wanted]
     # the first check passed
     assert "trained one after the other: 2 slots were wanted" not in caplog.text
@@ -184,7 +189,7 @@ def test_a_run_with_slots_that_cannot_be_says_so(tmp_path, monkeypatch, caplog):
         batch_sizes=[8],
         space={"optimizer": space},
     )
-    trials = run_study(a_study, results=tmp_path, workers=1, slots=2, progress=False)
+    trials = run_study(a_study, results=tmp_path, backend=InProcess(), slots=2, progress=False)
     assert all(trial.feasible for trial in trials)
     assert (
         "batch size 8: trained one after the other: 2 slots were wanted, cannot be stacked"

@@ -13,6 +13,7 @@ from examples import parse
 from safetensors.torch import load_file
 
 from tunewright.search.errors import UserError
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.worker import Task, posted, work
 from tunewright.search.run import run_study
 from tunewright.search.store.files import checkpoint_path, name_of
@@ -188,7 +189,7 @@ def test_the_zoo_has_every_kind_and_some_of_them_are_stacked():
     [("Mlp", None), ("ZeroGradInLoss", None), ("AnnealsLate", 4), ("CountsInTheWorkload", 1)],
 )
 def test_a_run_equals_a_plain_loop(name, slots, tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[1])  # from which worker processes import the zoo
+    monkeypatch.chdir(Path(__file__).parents[1])
     space = {
         "momentum": {"base_lr": [0.01, 0.02], "clip_norm": 0.5},
         "adam": {"base_lr": 0.01, "warmup_steps": 3},
@@ -198,7 +199,7 @@ def test_a_run_equals_a_plain_loop(name, slots, tmp_path, monkeypatch):
         max_train_steps=zoo.STEPS, evaluations=zoo.STEPS // zoo.EVERY, batch_sizes=[BATCH_SIZE],
         sampler="grid", trials=..., seeds=2, space={"optimizer": space},
     )  # fmt: skip
-    trials = run_study(a_study, results=tmp_path, workers=1, slots=slots, progress=False)
+    trials = run_study(a_study, results=tmp_path, backend=InProcess(), slots=slots, progress=False)
     assert len(trials) == 6
     for trial in trials:
         checkpoint = load_file(checkpoint_path(tmp_path / a_study.name, trial.point))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from examples import parse
-from joblib.externals.loky import get_reusable_executor
+from loky import get_reusable_executor
 
 from tunewright.search.errors import UserError
 from tunewright.search.run import run_study
@@ -128,7 +128,7 @@ def test_a_loader_has_processes_of_its_own_inside_a_worker_process(place, method
 
 DRIVER = """
 import os
-from joblib.externals.loky import get_reusable_executor
+from loky import get_reusable_executor
 from tunewright.search.pool.worker import follow_driver
 
 

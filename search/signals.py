@@ -1,0 +1,177 @@
+"""How Ctrl-C, SIGTERM and SIGHUP are answered: at once, or at safe points.
+
+A signal handler that raises does so between any two bytecodes: in the middle of a transaction of
+SQLAlchemy, with a lock held, or in a finalizer, where the exception is lost. So a command ends at
+once where nothing has to be ended in order (`quit_on_signal`), and while a driver is at work a
+signal is only noted (`defer_signals`), until `stop_if_asked` raises KeyboardInterrupt at one of the
+places that are written for it. Users' code that runs in the driver's process is interrupted where
+it is (`interrupt_on_signal`), as in any Python program.
+
+Handlers run in the main thread. In other threads all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+import threading
+from bdb import BdbQuit
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on from here."
+
+# by which a user stops what runs: Ctrl-C, or the end of a debugger's session
+STOPS = (KeyboardInterrupt, BdbQuit)
+
+_Handler = Callable[[int, Any], Any]
+
+
+@dataclass
+class _Deferral:
+    """What came in while signals are deferred. `before`: the handlers to go back to."""
+
+    before: dict[int, _Handler] = field(default_factory=dict)
+    is_asked: bool = False  # to stop
+    is_answered: bool = False  # by a KeyboardInterrupt at a safe point: the driver unwinds
+    interrupts: bool = False  # users' code runs, and is interrupted where it is
+
+
+_deferral: _Deferral | None = None
+
+
+def stop_if_asked() -> None:
+    """A safe point: raise KeyboardInterrupt if a signal came since `defer_signals`.
+
+    Once: what then writes tables passes its own safe points.
+    """
+    if _deferral and _deferral.is_asked and not _deferral.is_answered:
+        _deferral.is_answered = True
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def defer_signals() -> Iterator[None]:
+    """Note a signal that would stop this process, for the next safe point; the end is one.
+
+    A second signal is answered as it would be outside. Handlers of users' own stay.
+    """
+    global _deferral
+    if _deferral or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    stopping = (signal.default_int_handler, quit_at_once)
+    found = {one: signal.getsignal(one) for one in SIGNALS}
+    own = {one: handler for one, handler in found.items() if handler in stopping}
+    _deferral = deferral = _Deferral(before=own)  # type: ignore[arg-type]  # they are functions
+    for one in own:
+        signal.signal(one, _note)
+    try:
+        yield
+    finally:
+        for one, handler in own.items():
+            signal.signal(one, handler)
+        _deferral = None
+    if deferral.is_asked and not deferral.is_answered:  # since the last safe point
+        raise KeyboardInterrupt
+
+
+def _note(number: int, frame: Any) -> None:
+    assert _deferral is not None  # as long as this is the handler
+    if _deferral.interrupts:
+        raise KeyboardInterrupt
+    if _deferral.is_asked:
+        _deferral.before[number](number, frame)
+    _deferral.is_asked = True
+
+
+@contextmanager
+def interrupt_on_signal() -> Iterator[None]:
+    """Raise KeyboardInterrupt where the process is, every time: users' code runs in this block.
+
+    One that is lost in a finalizer is raised again at the next safe point.
+    """
+    stop_if_asked()
+    deferral = _deferral
+    if deferral is None:
+        yield
+        return
+    before = sys.unraisablehook
+
+    def note_lost(lost: Any) -> None:
+        if lost.exc_type is KeyboardInterrupt:
+            deferral.is_asked = True
+        else:
+            before(lost)
+
+    sys.unraisablehook = note_lost
+    deferral.interrupts = True
+    try:
+        yield
+    except KeyboardInterrupt:  # then the driver unwinds
+        deferral.is_asked = deferral.is_answered = True
+        raise
+    finally:
+        deferral.interrupts = False
+        sys.unraisablehook = before
+
+
+@contextmanager
+def quit_on_signal() -> Iterator[None]:
+    """End this process at once when a signal comes; those that are ignored stay so, as under
+    nohup.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {
+            one: signal.getsignal(one) for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN
+        }
+    for one in before:
+        signal.signal(one, quit_at_once)
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def quit_at_once(_number: int, _frame: object) -> None:
+    """End without a traceback: nothing that is being done has to be ended in order.
+
+    Workers end with this process. `os.write`, as the signal may have come in the middle of a print.
+    """
+    with suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{INTERRUPTED}\n".encode())
+    os._exit(1)
+
+
+def _as_any_other_process() -> None:
+    """In a process that was forked, as of a DataLoader: it is not ours to end in order."""
+    plain = {signal.SIGINT: signal.default_int_handler}
+    for one in SIGNALS:
+        if signal.getsignal(one) in (_note, quit_at_once):
+            signal.signal(one, plain.get(one, signal.SIG_DFL))
+
+
+os.register_at_fork(after_in_child=_as_any_other_process)
+
+
+def end_at_once_with(status: int) -> None:
+    """From here on a signal changes nothing of the status that this process has earned.
+
+    It ends at once, as it may wait for a thread; later, while Python takes itself apart, no
+    function could answer.
+    """
+    answered = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    for one in answered:
+        signal.signal(one, lambda _number, _frame: os._exit(status))
+
+    @atexit.register
+    def ignore() -> None:
+        for one in answered:
+            signal.signal(one, signal.SIG_IGN)
