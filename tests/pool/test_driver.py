@@ -112,6 +112,7 @@ def uninterrupted(tmp_path_factory):
     return path, rows(folder / "results" / "small")
 
 
+@pytest.mark.slow
 def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three_workers(
     study_file, tmp_path
 ):
@@ -137,6 +138,7 @@ def test_points_trained_equal_trials_and_the_table_is_the_same_for_one_and_three
     assert all(p.stat().st_mtime < again for p in (tmp_path / "one" / "small" / "curves").iterdir())
 
 
+@pytest.mark.slow
 def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_and_are_recorded(
     study_file, tmp_path
 ):
@@ -194,6 +196,7 @@ def test_two_studies_share_one_pool(study_file, tmp_path):
     assert [len(rows(store.folder)) for store in stores] == [4, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9 of the driver"]
 )
@@ -220,6 +223,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(uninterrupted, tmp_path, nu
     assert sum(len(optuna_trials(folder, name)) for name in (16, 64)) == 16
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_no_finished_trial(uninterrupted, tmp_path):
     path, want = uninterrupted
     folder = tmp_path / "again" / "small"

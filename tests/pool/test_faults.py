@@ -408,6 +408,7 @@ def test_ctrl_c_while_it_imports_is_a_sentence(tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_results_folder_that_vanishes_is_named(tmp_path):
     folder = written(tmp_path)
     run = start(*RUN, cwd=tmp_path)
@@ -422,6 +423,7 @@ def test_a_results_folder_that_vanishes_is_named(tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_output_that_nobody_reads_or_that_is_ascii_loses_nothing(tmp_path):
     folder = written(tmp_path, fault="surrogate")
     command = f"{sys.executable} -m tunewright.search.cli"
@@ -445,6 +447,7 @@ def test_output_that_nobody_reads_or_that_is_ascii_loses_nothing(tmp_path):
     assert r"caf\udce9.png" in (folder / "trials.csv").read_text()
 
 
+@pytest.mark.slow
 def test_a_password_is_in_no_list_of_processes_and_no_file(postgresql, tmp_path, monkeypatch):
     folder = written(tmp_path)
     run = start(*RUN, "--storage", postgresql, cwd=tmp_path)
