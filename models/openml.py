@@ -28,7 +28,7 @@ from .arguments import at_least, one_of
 from .batches import Split, three_parts
 from .feedforward import MLP
 from .supervised import Classification
-from .wide_resnet import NORMALIZATIONS, WideResNet, checked_depth, parsed_strides
+from .wide_resnet import NORMALIZATIONS, WideResNet, check_depth, parse_strides
 
 CLASSES = 10
 HELD_OUT = 1 / 7
@@ -118,7 +118,7 @@ def cifar10(
     """
     at_least(1, width=width)
     one_of(NORMALIZATIONS, normalization=normalization)
-    sizes = (CIFAR_10.shape[0], CLASSES, checked_depth(depth), width, parsed_strides(strides))
+    sizes = (CIFAR_10.shape[0], CLASSES, check_depth(depth), width, parse_strides(strides))
     return _workload(CIFAR_10, functools.partial(WideResNet, *sizes, normalization))
 
 
@@ -132,9 +132,9 @@ def _mlp(source: Source, width: int, depth: int) -> Classification:
 
 
 def _workload(source: Source, network: Callable[[], nn.Module]) -> Classification:
-    architecture = functools.partial(_standardized, source, network)
+    architecture = functools.partial(_standardize, source, network)
     return Classification(functools.partial(load, source), architecture)
 
 
-def _standardized(source: Source, network: Callable[[], nn.Module]) -> nn.Module:
+def _standardize(source: Source, network: Callable[[], nn.Module]) -> nn.Module:
     return nn.Sequential(Standardize(source), network())

@@ -58,7 +58,7 @@ def load(context: int) -> Split:
 
     Raises FileNotFoundError if this Python comes without the source of its library.
     """
-    tokens = encoded(library_text())
+    tokens = encode(library_text())
     train, validation, test = torch.split(tokens, _lengths(len(tokens)))
     windows = _windows(validation, context)
     thinned = torch.linspace(
@@ -84,7 +84,7 @@ def library_text() -> str:
     return "".join((library / name).read_text("utf-8")[:MODULE_CHARACTERS] for name in MODULES)
 
 
-def encoded(text: str) -> Tensor:
+def encode(text: str) -> Tensor:
     """Characters → int64 tokens: 0 unknown, 1 newline, 2 … 96 printable ASCII."""
     code_N: NDArray[np.uint32] = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     token_N = np.where((code_N >= 32) & (code_N < 127), code_N.astype(np.int64) - 30, UNKNOWN)

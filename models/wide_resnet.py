@@ -107,7 +107,7 @@ def _norm(channels: int, normalization: str) -> nn.Module:
     return nn.BatchNorm2d(channels) if normalization == "batch" else ChannelScale(channels)
 
 
-def parsed_strides(strides: str) -> tuple[int, ...]:
+def parse_strides(strides: str) -> tuple[int, ...]:
     """ "1,2,2" → (1, 2, 2): one stride per group. Raises ValueError for anything but three times 1
     or 2.
     """
@@ -119,7 +119,7 @@ def parsed_strides(strides: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def checked_depth(depth: int) -> int:
+def check_depth(depth: int) -> int:
     """The depth, if three groups of equal length can have it; else ValueError."""
     at_least(10, depth=depth)
     if depth % 6 != 4:
@@ -145,8 +145,8 @@ def digits(
     one_of(NORMALIZATIONS, normalization=normalization)
     one_of((8, 16), image_size=image_size)
     network = functools.partial(
-        WideResNet, 1, CLASSES, checked_depth(depth), width, parsed_strides(strides), normalization
+        WideResNet, 1, CLASSES, check_depth(depth), width, parse_strides(strides), normalization
     )
-    standard = parsed_strides(strides) == parsed_strides(STANDARD_STRIDES)
+    standard = parse_strides(strides) == parse_strides(STANDARD_STRIDES)
     other = {} if standard else {"standard strides": {"strides": STANDARD_STRIDES}}
     return Classification(functools.partial(load, image_size), network, other)

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from .errors import UnfinishedError, UserError, masked, said
+from .errors import UnfinishedError, UserError, describe_error, mask_password
 from .new import shipped_studies, start
 from .signals import INTERRUPTED, STOPS, end_at_once_with, quit_on_signal
 
@@ -52,7 +52,7 @@ def _check(options: argparse.Namespace) -> int:
         study = load_study(path)
         of_workload = _try_workload(study, options.time)
         print_table(plan_table(study, _seconds_per_step(study) if options.time else None))
-        trials = _finished(study, options.results / study.name, options.storage)
+        trials = _finished_trials(study, options.results / study.name, options.storage)
         for one in [*advise(study, trials), *of_workload]:
             print(f"warning: {path}: {one.place}: {one.sentence}")
             cited.add(one.rule)
@@ -87,7 +87,7 @@ def _seconds_per_step(study: Study) -> dict[int, float]:
     return seconds_per_step(study)
 
 
-def _finished(study: Study, folder: Path, url: str | None) -> list[Trial]:
+def _finished_trials(study: Study, folder: Path, url: str | None) -> list[Trial]:
     """The trials that a study has in its results folder; none, and a word, if they are of another
     study file.
     """
@@ -187,12 +187,14 @@ def _run(options: argparse.Namespace) -> int:
 
 def _show(results: Results, png: bool = False) -> int:
     """Print a study's results and build its report. Returns 1 if a trial crashed, else 0."""
-    from .judge.analysis import varied
+    from .judge.analysis import varied_names
     from .show.report import write_report
     from .show.tables import print_table, summary_table
 
     study, trials = results.study, results.trials
-    print_table(summary_table(results.summaries, varied(trials), study.name, results.comparison))
+    print_table(
+        summary_table(results.summaries, varied_names(trials), study.name, results.comparison)
+    )
     print(f"report: {write_report(results, png)}")
     crashes = [trial for trial in trials if trial.verdict.crashed]
     for trial in crashes[:CRASHES_SHOWN]:
@@ -305,7 +307,7 @@ def _dashboard(options: argparse.Namespace) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(masked(message))
+        super().error(mask_password(message))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -628,11 +630,11 @@ def _hide(secret: str) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     with quit_on_signal():
         for word in sys.argv:
-            if masked(word) != word:
+            if mask_password(word) != word:
                 _hide(word)
         options = _parser().parse_args(arguments)
         with _forgiving_output():
-            return _called(options)
+            return _call(options)
 
 
 def run_program() -> NoReturn:
@@ -644,7 +646,7 @@ def run_program() -> NoReturn:
     sys.exit(status)
 
 
-def _called(options: argparse.Namespace) -> int:
+def _call(options: argparse.Namespace) -> int:
     """Call a command, and say in a sentence what went wrong."""
     try:
         return int(options.call(options))
@@ -660,7 +662,7 @@ def _called(options: argparse.Namespace) -> int:
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(
-            f"{place}{error.strerror or said(error)}. The same command tries again.",
+            f"{place}{error.strerror or describe_error(error)}. The same command tries again.",
             file=sys.stderr,
         )
         return 1

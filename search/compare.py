@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import UnfinishedError, UserError, said
-from .judge.analysis import ranked, repetitions
+from .errors import UnfinishedError, UserError, describe_error
+from .judge.analysis import rank_configurations, repetitions
 from .judge.best_of import best_of
 from .judge.comparison import (
     Candidate,
@@ -43,7 +43,7 @@ from .store.files import checkpoint_path, name_of
 from .store.places import STUDY_FILE
 from .store.results import Results, write_comparison
 from .store.storage import create_store, exclusive, open_store, read_trials
-from .study.pinned import pinned
+from .study.pinned import pin
 from .study.sampling import next_points
 from .study.study import Study, load_study, refuse_maximized
 from .threads import torch_threads
@@ -53,7 +53,7 @@ from .train.tryout import check_studies
 from .trial import Point, Trial, as_told
 from .words import readable
 from .workload.randomness import own_random_numbers
-from .workload.workload import Workload, built, load_workload
+from .workload.workload import Workload, build_model, load_workload
 
 # of each side by default: enough for a gain as large as its spread between seeds (power 0.9)
 SEEDS = 10
@@ -108,7 +108,7 @@ def candidates(results: Results) -> list[Settings]:
     found = []
     for batch_size in study.batch_sizes:
         own = [trial for trial in results.trials if trial.point.batch_size == batch_size]
-        found += [Settings(study, best.point, own) for best in ranked(own)[:1]]
+        found += [Settings(study, best.point, own) for best in rank_configurations(own)[:1]]
     if not found:
         raise UserError(f"{results.folder}: has no feasible trial to compare with the baseline")
     return found
@@ -155,7 +155,7 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
             "first, or leave the one that the baseline was trained with"
         )
     trials = read_trials(store)
-    for best in ranked(trials)[:1]:
+    for best in rank_configurations(trials)[:1]:
         return Settings(store.study, best.point, trials)
     raise UserError(f"{store.folder}: has no feasible trial to take the baseline's settings from")
 
@@ -197,7 +197,9 @@ def train_recipe(
             f"tunewright compare {results / study.name}"
         )
     check_studies([study])
-    _measured(checkpoint, [baseline or Settings(study, points[0])], study.objective, options)
+    _measure_checkpoint(
+        checkpoint, [baseline or Settings(study, points[0])], study.objective, options
+    )
     kept: list[Results] = []
     run_studies([study], results=results, storage=storage, then=kept.append, **options)
     (found,) = kept
@@ -227,7 +229,7 @@ def compare(
     """
     refuse_maximized(results.study, "compare")
     with exclusive(results.store):
-        result = _compared(results, checkpoint, baseline, seeds, options)
+        result = _run_comparison(results, checkpoint, baseline, seeds, options)
         with defer_signals():
             write_comparison(results.folder, result)
             tell_baseline(results.store, result.checkpoint)
@@ -235,7 +237,7 @@ def compare(
     return result
 
 
-def _compared(
+def _run_comparison(
     results: Results,
     checkpoint: Path,
     baseline: Settings | None,
@@ -244,7 +246,7 @@ def _compared(
 ) -> Comparison:
     found, objective = candidates(results), results.study.objective
     choices = [baseline] if baseline else _architectures(found)
-    fits, model, measured = _measured(checkpoint, choices, objective, options)
+    fits, model, measured = _measure_checkpoint(checkpoint, choices, objective, options)
     found = [side for side in found if baseline is None or side.training != baseline.training]
     if not found:
         raise UserError(
@@ -298,7 +300,7 @@ def _architectures(found: Sequence[Settings]) -> list[Settings]:
     return list({side.point.workload_key: side for side in reversed(tried)}.values())
 
 
-def _measured(
+def _measure_checkpoint(
     path: Path, choices: Sequence[Settings], objective: str, options: Mapping[str, Any]
 ) -> tuple[Settings, nn.Module, Checkpoint]:
     """The one of the choices that the baseline's checkpoint fits, its model, and what it is worth.
@@ -311,16 +313,14 @@ def _measured(
             raise UserError(
                 f"{settings.study.name}: objective: must be {objective!r} as that of the candidates"
             )
-    fits, model = _fitted(path, choices, str(options.get("device") or "cpu"))
+    fits, model = _fit(path, choices, str(options.get("device") or "cpu"))
     digest = sha256(path)  # of what was read now, not of what may be there hours later
     with torch_threads():
         metrics = metrics_of(fits.workload().evaluate, model, fits.bfloat16)
     return fits, model, Checkpoint(str(path), digest, finite(path, metrics, objective))
 
 
-def _fitted(
-    checkpoint: Path, choices: Sequence[Settings], device: str
-) -> tuple[Settings, nn.Module]:
+def _fit(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Settings, nn.Module]:
     """The settings whose model the checkpoint fits, and that model. Raises UserError unless there
     is exactly one.
     """
@@ -329,9 +329,11 @@ def _fitted(
         with own_random_numbers():
             point, cpu = settings.point, torch.device("cpu")
             try:
-                model = built(settings.workload(), point.seed, point.batch_size, cpu)
+                model = build_model(settings.workload(), point.seed, point.batch_size, cpu)
             except Exception as error:
-                raise UserError(f"{settings.study.name}: workload: {said(error)}") from error
+                raise UserError(
+                    f"{settings.study.name}: workload: {describe_error(error)}"
+                ) from error
         try:
             fit(model, tensors, checkpoint)
         except UserError as error:
@@ -368,7 +370,7 @@ class _Runs:
         return f"{origin}-steps={side.total_steps}-seed={self.first_seed}"
 
     def study(self, side: Settings) -> Study:
-        return pinned(
+        return pin(
             side.study,
             side.point,
             self.name(side),
@@ -454,7 +456,7 @@ def _on_test(
     """Metrics on the test split of the baseline and of the candidate's best run; empty without a
     test split.
     """
-    _, trained = _fitted(runs.best_checkpoint(candidate), [candidate], runs.device)
+    _, trained = _fit(runs.best_checkpoint(candidate), [candidate], runs.device)
     pair = {"baseline": (fits, model), "candidate": (candidate, trained)}
     with torch_threads():
         return {

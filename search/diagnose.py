@@ -43,7 +43,7 @@ from .store.files import atomic, checkpoint_path
 from .store.places import STEPS
 from .store.results import Results, write_diagnosis
 from .store.storage import create_store
-from .study.pinned import pinned
+from .study.pinned import pin
 from .study.sampling import next_points
 from .study.study import Study, refuse_maximized
 from .threads import torch_threads
@@ -54,7 +54,7 @@ from .train.tryout import check_studies
 from .trial import Group, Trial, group_of
 from .words import readable
 from .workload.randomness import own_random_numbers
-from .workload.workload import architectures_of, built, load_workload
+from .workload.workload import architectures_of, build_model, load_workload
 
 SEEDS = 5  # trainings that a finding rests on
 # λ₁ then scatters by a tenth or two; more takes a minute for a small Transformer
@@ -298,7 +298,7 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
         return found
     workload = load_workload(study.workload, trial.point.workload_args)
     with own_random_numbers():
-        model = built(workload, trial.point.seed, trial.point.batch_size, torch.device("cpu"))
+        model = build_model(workload, trial.point.seed, trial.point.batch_size, torch.device("cpu"))
     batches = some_batches(workload, trial.point.batch_size, trial.point.seed, CURVATURE_EXAMPLES)
     try:
         with torch_threads():
@@ -362,7 +362,7 @@ def _write_recipes(study: Study, folder: Path, result: Diagnosis) -> dict[str, s
             RECIPE_FILE if len(study.batch_sizes) == 1 else f"recipe-batch_size={batch_size}.toml"
         )
         question = f"Adopted for {best.group.label}: {best.adopted}"
-        recipe = pinned(
+        recipe = pin(
             study,
             best.winner.point,
             "recipe",

@@ -34,7 +34,7 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """`Type: text` of any exception, also of one whose text cannot be asked for or written."""
     name, text = type(error).__name__, _text(error)
     return f"{name}: {text}" if text else name
@@ -53,7 +53,7 @@ def _text(error: BaseException) -> str:
         return "its text cannot be shown"
 
 
-def masked(text: str) -> str:
+def mask_password(text: str) -> str:
     """A text without the password and the options of a URL in it, which may hold secrets, too."""
     text = re.sub(r"(://[^:/?#@]*):.*@", r"\1:***@", text, flags=re.DOTALL)
     return re.sub(r"(://[^?]*)\?.*", r"\1?***", text, flags=re.DOTALL)

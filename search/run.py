@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from .errors import UnfinishedError, UserError, said
+from .errors import UnfinishedError, UserError, describe_error
 from .pool.backend import Backend
 from .pool.driver import Driver
 from .pool.in_process import InProcess
@@ -90,7 +90,7 @@ def disk_answers() -> Iterator[None]:
         yield
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        raise UnfinishedError(f"{place}{error.strerror or said(error)}") from error
+        raise UnfinishedError(f"{place}{error.strerror or describe_error(error)}") from error
 
 
 def run_study(study: Study, **options: object) -> list[Trial]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .rules.hyperparameters import HYPERPARAMETERS, of_kind
-from .rules.thresholds import limits
+from .rules.thresholds import clip_thresholds
 
 Array: TypeAlias = NDArray[np.float64]
 # for a trial whose objective was never finite, not even untrained
@@ -259,6 +259,57 @@ class Trial:
         point, verdict = Point(**record["point"]), Verdict(**record["verdict"])
         return cls(**{**record, "point": point, "verdict": verdict, "curve": curve})
 
+    @classmethod
+    def from_curve(
+        cls,
+        point: Point,
+        verdict: Verdict,
+        curve: Curve,
+        objective: str,
+        seconds: float,
+        maximize: bool = False,
+    ) -> Trial:
+        """The trial of a training that ran: scalars derived from its curve."""
+        clipped = curve.grad_norm > clip_thresholds(curve.grad_norm, point.clip_norm, point.clip_z)
+        values = curve.metrics[objective]
+        finite = np.flatnonzero(np.isfinite(values))
+        finite_loss = curve.loss[np.isfinite(curve.loss)]
+        best_value, best_step = math.inf, 0
+        if len(finite):
+            pick = np.argmax if maximize else np.argmin
+            best = finite[pick(values[finite])]
+            best_value, best_step = float(values[best]), int(curve.eval_step[best])
+        return cls(
+            point=point,
+            verdict=verdict,
+            curve=curve,
+            best_value=best_value,
+            best_step=best_step,
+            initial_value=float(values[0]),
+            last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
+            clip_fraction=float(np.mean(clipped)) if len(curve.loss) else 0.0,
+            seconds=seconds,
+            maximize=maximize,
+        )
+
+    @classmethod
+    def from_crash(
+        cls, point: Point, reason: str, traceback: str = "", seconds: float = 0.0
+    ) -> Trial:
+        """The trial of a training that the program could not finish."""
+        return cls(
+            point=point,
+            verdict=crash(reason),
+            curve=EMPTY_CURVE,
+            best_value=math.inf,
+            best_step=0,
+            initial_value=math.inf,
+            last_loss=math.nan,
+            clip_fraction=0.0,
+            seconds=seconds,
+            traceback=traceback,
+        )
+
 
 EMPTY_CURVE = Curve(
     loss=np.empty(0),
@@ -274,54 +325,6 @@ def cost(value: float, maximize: bool) -> float:
     if not math.isfinite(value):
         return math.inf
     return -value if maximize else value
-
-
-def measured(
-    point: Point,
-    verdict: Verdict,
-    curve: Curve,
-    objective: str,
-    seconds: float,
-    maximize: bool = False,
-) -> Trial:
-    """The trial of a training that ran: scalars derived from its curve."""
-    clipped = curve.grad_norm > limits(curve.grad_norm, point.clip_norm, point.clip_z)
-    values = curve.metrics[objective]
-    finite = np.flatnonzero(np.isfinite(values))
-    finite_loss = curve.loss[np.isfinite(curve.loss)]
-    best_value, best_step = math.inf, 0
-    if len(finite):
-        pick = np.argmax if maximize else np.argmin
-        best = finite[pick(values[finite])]
-        best_value, best_step = float(values[best]), int(curve.eval_step[best])
-    return Trial(
-        point=point,
-        verdict=verdict,
-        curve=curve,
-        best_value=best_value,
-        best_step=best_step,
-        initial_value=float(values[0]),
-        last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
-        clip_fraction=float(np.mean(clipped)) if len(curve.loss) else 0.0,
-        seconds=seconds,
-        maximize=maximize,
-    )
-
-
-def crashed(point: Point, reason: str, traceback: str = "", seconds: float = 0.0) -> Trial:
-    """The trial of a training that the program could not finish."""
-    return Trial(
-        point=point,
-        verdict=crash(reason),
-        curve=EMPTY_CURVE,
-        best_value=math.inf,
-        best_step=0,
-        initial_value=math.inf,
-        last_loss=math.nan,
-        clip_fraction=0.0,
-        seconds=seconds,
-        traceback=traceback,
-    )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tunewright.search.procedure.group import diagnosis_of
 from tunewright.search.procedure.steps import Answers, Asking, label, sweep_of
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import Study, parse_study
-from tunewright.search.trial import Array, Curve, Group, Point, Trial, measured
+from tunewright.search.trial import Array, Curve, Group, Point, Trial
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class Simulated:
         if not np.isfinite(loss[-1]):
             values[1:] = math.nan
         curve = Curve(loss, norms, eval_step, {study.objective: values}, total, CHANCE)
-        return measured(point, judge(curve), curve, study.objective, seconds=0.01)
+        return Trial.from_curve(point, judge(curve), curve, study.objective, seconds=0.01)
 
     def _value(self, point: Point, updates: int) -> float:
         if not self.learns:

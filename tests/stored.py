@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from tunewright.search.study.study import Study, parse_study
-from tunewright.search.trial import Curve, Point, Trial, Verdict, measured
+from tunewright.search.trial import Curve, Point, Trial, Verdict
 
 STEPS = 100
 EVALUATIONS = 51
@@ -55,4 +55,4 @@ def _trial(point: Point, verdict: Verdict, loss: ArrayLike, values: ArrayLike) -
     curve = Curve(
         loss, 3.0 * loss, steps, {"val_error": np.asarray(values)}, STEPS, chance_loss=2.3
     )
-    return measured(point, verdict, curve, "val_error", seconds=1.25)
+    return Trial.from_curve(point, verdict, curve, "val_error", seconds=1.25)

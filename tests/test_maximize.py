@@ -16,7 +16,7 @@ from stored import diverged, feasible, small_study
 from tunewright.search.cli import main
 from tunewright.search.compare import compare
 from tunewright.search.errors import UserError
-from tunewright.search.judge.analysis import boundary_checks, ranked, summarize
+from tunewright.search.judge.analysis import boundary_checks, rank_configurations, summarize
 from tunewright.search.judge.flags import checkpoint_note, curve_flags
 from tunewright.search.show.advice import advise
 from tunewright.search.show.plots import axis_figure, axis_info, overlay_figure, overlay_info
@@ -28,7 +28,7 @@ from tunewright.search.study.sampling import next_points, plan
 from tunewright.search.study.study import parse_study
 from tunewright.search.train.execution import Engine
 from tunewright.search.train.loop import train
-from tunewright.search.trial import Curve, Told, Trial, as_told, measured
+from tunewright.search.trial import Curve, Told, Trial, as_told
 
 OBJECTIVE = {False: "val_loss", True: "negative_val_loss"}
 
@@ -119,8 +119,8 @@ def test_summaries_and_boundaries_turn_round(trials):
     ):
         assert getattr(high, name) == getattr(low, name)
     assert boundary_checks(trials[True], space) == boundary_checks(trials[False], space)
-    assert [t.point.number for t in ranked(trials[True])] == [
-        t.point.number for t in ranked(trials[False])
+    assert [t.point.number for t in rank_configurations(trials[True])] == [
+        t.point.number for t in rank_configurations(trials[False])
     ]
 
 
@@ -154,7 +154,7 @@ def _trial_of(values, maximize):
         len(values) * 10,
     )
     example = feasible(0, 0.1, 0.1)
-    return measured(example.point, example.verdict, curve, "m", 1.0, maximize)
+    return Trial.from_curve(example.point, example.verdict, curve, "m", 1.0, maximize)
 
 
 def accurate(number, base_lr, accuracy):
@@ -164,7 +164,7 @@ def accurate(number, base_lr, accuracy):
     curve = Curve(
         base.curve.loss, base.curve.grad_norm, base.curve.eval_step, {"val_acc": values}, 100
     )
-    return measured(base.point, base.verdict, curve, "val_acc", 1.0, maximize=True)
+    return Trial.from_curve(base.point, base.verdict, curve, "val_acc", 1.0, maximize=True)
 
 
 def broken(number, base_lr):
@@ -174,7 +174,7 @@ def broken(number, base_lr):
     curve = Curve(
         base.curve.loss, base.curve.grad_norm, base.curve.eval_step, {"val_acc": values}, 100
     )
-    return measured(base.point, base.verdict, curve, "val_acc", 1.0, maximize=True)
+    return Trial.from_curve(base.point, base.verdict, curve, "val_acc", 1.0, maximize=True)
 
 
 ACCURACIES = [accurate(0, 0.01, 0.6), accurate(1, 0.1, 0.9), accurate(2, 0.3, 0.7), broken(3, 5.0)]

@@ -12,7 +12,7 @@ from tunewright.search import playbook
 from tunewright.search.cli import main
 from tunewright.search.playbook import CITATION, RULES, legend, rule
 from tunewright.search.show.notes import MEANING, verdict_note
-from tunewright.search.show.report import _cited
+from tunewright.search.show.report import _cite
 
 ROOT = Path(__file__).parents[1]
 OWN = {ROOT / "search" / "playbook.py", Path(__file__)}
@@ -83,7 +83,7 @@ def test_what_is_a_citation(sentence, ids):
 
 
 def test_a_cited_id_says_its_rule_and_the_rest_is_escaped():
-    html = str(_cited("batch size <b> & 32 (R6, S4)."))
+    html = str(_cite("batch size <b> & 32 (R6, S4)."))
     for id in ("R6", "S4"):
         assert f'<abbr title="{escape(RULES[id].sentence)}">{id}</abbr>' in html
     assert html.startswith("batch size &lt;b&gt; &amp; 32 (<abbr")

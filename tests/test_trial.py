@@ -6,7 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, group_of, measured
+from tunewright.search.trial import (
+    Curve,
+    Point,
+    Trial,
+    Verdict,
+    group_of,
+)
 
 
 def test_point_values_name_every_hyperparameter():
@@ -80,7 +86,9 @@ def example(values=(1.0, math.nan, 0.5)):
         loss, np.array([1.0, 3.0, 5.0, 2.0]), np.arange(3), {"v": np.array(values)}, 10, math.nan
     )
     point = Point(0, 8, "sgd", 0.1, clip_norm=2.0)
-    return measured(point, Verdict("feasible", "none", math.inf, "because"), curve, "v", 1.5)
+    return Trial.from_curve(
+        point, Verdict("feasible", "none", math.inf, "because"), curve, "v", 1.5
+    )
 
 
 def test_scalars_come_from_the_finite_part_of_the_curve():
@@ -99,7 +107,7 @@ def test_clipped_by_either_threshold_counts_once():
     curve = Curve(norms, norms, np.arange(1), {"v": np.ones(1)}, 400, math.nan)
     verdict = Verdict("feasible", "none", math.inf, "because")
     shares = [
-        measured(
+        Trial.from_curve(
             Point(0, 8, "sgd", 0.1, clip_norm=clip_norm, clip_z=clip_z), verdict, curve, "v", 1.0
         ).clip_fraction
         for clip_norm in (math.inf, 3.0)
@@ -113,7 +121,7 @@ def test_record_and_curve_round_trip():
     record = json.loads(json.dumps(trial.record()))
     arrays = trial.curve.arrays()
     assert Trial.from_record(record, Curve.from_arrays(arrays)) == trial
-    failed = crashed(trial.point, "RuntimeError: no", "Traceback …")
+    failed = Trial.from_crash(trial.point, "RuntimeError: no", "Traceback …")
     again = Trial.from_record(json.loads(json.dumps(failed.record())), failed.curve)
     assert again.verdict.crashed
     assert again.traceback == "Traceback …"

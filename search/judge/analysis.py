@@ -118,7 +118,7 @@ class BoundaryNote:
     sentence: str
 
 
-def varied(trials: Iterable[Trial]) -> list[str]:
+def varied_names(trials: Iterable[Trial]) -> list[str]:
     """Names of the hyperparameters that take more than one value, batch size and seed apart (S3).
 
     What differs between optimizers only, such as a fixed momentum that one of them has, is not
@@ -161,7 +161,7 @@ def group_trials(
     return {group: groups[group] for group in sorted(groups, key=place)}
 
 
-def trained(trial: Trial) -> bool:
+def is_rankable(trial: Trial) -> bool:
     """Whether a trial is feasible and its objective was finite at least once."""
     return trial.feasible and math.isfinite(trial.best_value)
 
@@ -191,7 +191,7 @@ def mean_cost(seeds: Sequence[Trial]) -> float:
     return fmean(trial.cost for trial in seeds)
 
 
-def ranked(trials: Iterable[Trial]) -> list[Trial]:
+def rank_configurations(trials: Iterable[Trial]) -> list[Trial]:
     """The best seed of every feasible configuration, in the order of the configurations' mean
     values.
 
@@ -202,7 +202,7 @@ def ranked(trials: Iterable[Trial]) -> list[Trial]:
 
 def _ranking(trials: Iterable[Trial]) -> list[list[Trial]]:
     """The feasible configurations, best mean first."""
-    usable = [seeds for seeds in repetitions(trials) if all(map(trained, seeds))]
+    usable = [seeds for seeds in repetitions(trials) if all(map(is_rankable, seeds))]
     return sorted(
         usable, key=lambda seeds: (mean_cost(seeds), seeds[0].point.base_lr, seeds[0].point.number)
     )
@@ -216,7 +216,7 @@ def best_few(trials: Iterable[Trial]) -> list[Trial]:
     """Of the feasible configurations, the best 3 or the best 10 %, whichever is more: their best
     seeds (S4).
     """
-    ranking = ranked(trials)
+    ranking = rank_configurations(trials)
     return ranking[: max(BEST_FEW, math.ceil(BEST_SHARE * len(ranking)))]
 
 
@@ -225,7 +225,7 @@ def just_above(trials: Iterable[Trial], count: int = JUST_ABOVE) -> list[Trial]:
     (R3).
     """
     trials = list(trials)
-    ranking = ranked(trials)
+    ranking = rank_configurations(trials)
     if not ranking:
         return []
     above = [
@@ -247,7 +247,7 @@ def unstable_interval(trials: Iterable[Trial]) -> tuple[float, float]:
     to keep apart the edges that they move.
     """
     trials = list(trials)
-    ranking = ranked(trials)
+    ranking = rank_configurations(trials)
     lr_star = ranking[0].point.base_lr if ranking else 0.0
     infeasible = [trial.point.base_lr for trial in trials if trial.verdict.infeasible]
     first = min((base_lr for base_lr in infeasible if base_lr > lr_star), default=math.inf)
@@ -301,7 +301,7 @@ def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSum
 
 
 def _group_verdict(group: Group, trials: list[Trial], space: Space | None) -> GroupVerdict:
-    ranking = ranked(trials)
+    ranking = rank_configurations(trials)
     if not ranking:
         return "no feasible trial"
     if unstable_interval(trials)[1] / ranking[0].point.base_lr <= EDGE_HEADROOM:
@@ -355,7 +355,7 @@ def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> Bou
     """
     last_feasible, unstable = unstable_interval(trials)
     above = [trial for trial in trials if trial.point.base_lr >= unstable]
-    ranking = ranked(trials)
+    ranking = rank_configurations(trials)
     if not ranking or not above:
         return None
     lr_star, infeasible = ranking[0].point.base_lr, sum(trial.verdict.infeasible for trial in above)
@@ -396,7 +396,9 @@ def _crowded_side(trials: list[Trial], axis: str, bound: Bound) -> Literal["low"
     sides: tuple[Literal["low", "high"], ...] = ("low", "high")
     for side in sides:
         in_border = [_near(place, side) for place in best]
-        sampled = sum(_near(place, side) for place in _places(ranked(trials), axis, bound))
+        sampled = sum(
+            _near(place, side) for place in _places(rank_configurations(trials), axis, bound)
+        )
         if in_border[0] and sum(in_border) >= min(len(best) // 2 + 1, sampled):
             return side
     return None

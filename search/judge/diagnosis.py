@@ -268,7 +268,7 @@ def adopt(remedies: Sequence[Remedy], better: Mapping[tuple[str, str], float]) -
     return next(one.name for one in worthy if one is best or better[best.name, one.name] > ALPHA)
 
 
-def listed(left_out: Sequence[str]) -> str:
+def join_names(left_out: Sequence[str]) -> str:
     """What was left out, in words: "the tuning of a", "the rerun of a" and "the rerun of b" share
     their beginnings.
     """

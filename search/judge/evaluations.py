@@ -52,7 +52,7 @@ class Evaluations:
     gaps: int = 0
 
 
-def evaluated(curve: Curve, objective: str = "", maximize: bool = False) -> Evaluations:
+def summarize_evaluations(curve: Curve, objective: str = "", maximize: bool = False) -> Evaluations:
     """The state of a curve's evaluations of the objective; by default, of its only metric if it has
     just one.
     """

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..trial import COMMON, Curve, Point, Trial, cost
-from .analysis import group_trials, ranked, trained
+from .analysis import group_trials, is_rankable, rank_configurations
 from .curve_shape import UNLEARNED_FRACTION, levels
 from .verdict import patience
 
@@ -30,7 +30,7 @@ SAME_STEPS = ("decay", "decay_settings", "workload_key")
 NEXT_TO_NOTHING = "next to nothing of what a lower base LR learns"
 
 
-def beside(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[Trial]:
+def judge_beside_neighbours(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[Trial]:
     """Trials in their order, with those collapsed that show it beside the others of their group.
 
     Such a trial has a base LR above lr_star and ends with less than NEXT_TO_NOTHING_SHARE of what
@@ -39,9 +39,9 @@ def beside(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[Tria
     """
     trials = list(trials)
     found = {
-        id(one) for own in group_trials(trials, scientific).values() for one in _collapsed_of(own)
+        id(one) for own in group_trials(trials, scientific).values() for one in _find_collapsed(own)
     }
-    return [collapsed(trial) if id(trial) in found else trial for trial in trials]
+    return [mark_collapsed(trial) if id(trial) in found else trial for trial in trials]
 
 
 def learns_nothing(trial: Trial, learned: float, value: float = math.nan) -> bool:
@@ -64,13 +64,13 @@ def learns_nothing(trial: Trial, learned: float, value: float = math.nan) -> boo
     return end > level.chance - NEXT_TO_NOTHING_SHARE * fall and level.above(end, learned)
 
 
-def collapsed(trial: Trial) -> Trial:
+def mark_collapsed(trial: Trial) -> Trial:
     """The trial with that verdict, its own evidence kept."""
     evidence = f"{trial.verdict.evidence}; {NEXT_TO_NOTHING}"
     return replace(trial, verdict=replace(trial.verdict, outcome="collapsed", evidence=evidence))
 
 
-def collapsed_beside(trial: Trial) -> bool:
+def is_collapsed_by_neighbours(trial: Trial) -> bool:
     """Whether a trial is infeasible by its neighbours alone, not by its own curve."""
     return trial.verdict.evidence.endswith(NEXT_TO_NOTHING)
 
@@ -80,20 +80,20 @@ def ends_at(curve: Curve) -> float:
     return float(np.median(curve.loss[-patience(curve.total_steps) :]))
 
 
-def _collapsed_of(trials: Sequence[Trial]) -> list[Trial]:
+def _find_collapsed(trials: Sequence[Trial]) -> list[Trial]:
     """Those of one group."""
-    ranking = ranked(trials)
-    ends = [(ends_at(one.curve), one) for one in trials if trained(one) and len(one.curve.loss)]
+    ranking = rank_configurations(trials)
+    ends = [(ends_at(one.curve), one) for one in trials if is_rankable(one) and len(one.curve.loss)]
     if not ranking or not ends:
         return []
     star, lowest, best = ranking[0], min(end for end, _ in ends), min(one.cost for _, one in ends)
     above = [one for _, one in ends if one.point.base_lr > star.point.base_lr]
     # Few are left: of the others, no single trial can have learned enough more.
     left = [one for one in above if learns_nothing(one, lowest, best)]
-    return [one for one in left if _learned_slower(one, ends)]
+    return [one for one in left if _is_learned_at_shorter_steps(one, ends)]
 
 
-def _learned_slower(trial: Trial, ends: Sequence[tuple[float, Trial]]) -> bool:
+def _is_learned_at_shorter_steps(trial: Trial, ends: Sequence[tuple[float, Trial]]) -> bool:
     """Whether any trial with shorter steps, and no more of them, learned what this one did not."""
     taken = len(trial.curve.loss)
     as_long = [(end, one) for end, one in ends if len(one.curve.loss) <= taken]

@@ -87,7 +87,7 @@ def fault_of(trials: Sequence[Trial], objective: str) -> str:
     return _wrong_way(own, objective)
 
 
-def moved(trial: Trial) -> bool:
+def has_fallen(trial: Trial) -> bool:
     """Whether the loss ever fell, by more than the scatter of minibatches."""
     loss = trial.curve.loss[np.isfinite(trial.curve.loss)]
     if not len(loss):
@@ -98,7 +98,7 @@ def moved(trial: Trial) -> bool:
 
 def _constant(trials: Sequence[Trial], objective: str, value: float) -> str:
     words = f"{objective} is {readable(value)} in every evaluation of all {len(trials)} trainings"
-    if any(map(moved, trials)):
+    if any(map(has_fallen, trials)):
         return (
             f"{words}, although the loss falls: look at `evaluate`, it does not depend on what is "
             "trained."
@@ -117,7 +117,7 @@ def _wrong_way(trials: Sequence[Trial], objective: str) -> str:
     Without such a name it must also be best before training in nearly all trials: then there is
     nothing to minimize.
     """
-    learned = [trial for trial in trials if trial.feasible and moved(trial)]
+    learned = [trial for trial in trials if trial.feasible and has_fallen(trial)]
     trends = [trend for trial in learned if not math.isnan(trend := _trend(trial, objective))]
     named = bool(sounds_better_when_higher(objective))
     if named and (not trends or median(trends) < FALLS):

@@ -55,7 +55,7 @@ from .curve_shape import (
     references,
     typical,
 )
-from .evaluations import LEARNED_SHARE, Evaluations, evaluated
+from .evaluations import LEARNED_SHARE, Evaluations, summarize_evaluations
 
 # of what is learned, above the start: not a constant predictor's minibatches
 DIVERGED_FRACTION = 0.5
@@ -100,7 +100,7 @@ def judge(
     by default that is the curve's only metric, if it has just one. Without `divergence` the loss
     counts only where it is not finite.
     """
-    curve = _bounded(curve)
+    curve = _bound(curve)
     loss = curve.loss
     if len(loss) == 0:
         return Verdict("feasible", "none", math.inf, "no training step was taken")
@@ -110,8 +110,8 @@ def judge(
     level = levels(loss, curve.chance_loss)
     rise = first_rise(loss, level) if divergence else math.inf
     by_loss = _by_loss(curve, level, rise) if divergence else None
-    seen = evaluated(curve, objective, maximize)
-    if by_loss and not _kept(curve, seen):
+    seen = summarize_evaluations(curve, objective, maximize)
+    if by_loss and not _is_learned_by_objective(curve, seen):
         return by_loss
     return _by_objective(curve, level, rise, seen) or _feasible(loss, level, rise, by_loss, seen)
 
@@ -126,7 +126,7 @@ def hopeless(
     noise or a slow recovery keeps a run alive; and the objective must have been evaluated since,
     and not have been learned.
     """
-    curve = _bounded(curve)
+    curve = _bound(curve)
     loss, steps = curve.loss, patience(curve.total_steps)
     if not (np.isfinite(loss).all() and np.isfinite(curve.grad_norm).all()):
         return True
@@ -142,8 +142,8 @@ def hopeless(
     if recent <= _floor(level, STOPPED_FRACTION):
         return False
     if (
-        not _evaluated_since(curve, steps)
-        or evaluated(curve, objective, maximize).state == "learned"
+        not _is_evaluated_since(curve, steps)
+        or summarize_evaluations(curve, objective, maximize).state == "learned"
     ):
         return False
     far = level.highest_start + STOPPED_FACTOR * abs(level.highest_start)
@@ -165,17 +165,17 @@ def _looks_closely(curve: Curve, steps: int) -> bool:
     return bool(now == len(curve.loss) and now // every > before // every)
 
 
-def rose(curve: Curve) -> bool:
+def has_risen(curve: Curve) -> bool:
     """Whether the loss blew up, or became non-finite: not so where it collapsed to chance at once,
     or slowly (R3).
     """
-    curve = _bounded(curve)
+    curve = _bound(curve)
     if not (np.isfinite(curve.loss) & np.isfinite(curve.grad_norm)).all():
         return True
     return math.isfinite(first_rise(curve.loss, levels(curve.loss, curve.chance_loss)))
 
 
-def _bounded(curve: Curve) -> Curve:
+def _bound(curve: Curve) -> Curve:
     """The curve with norms of 1 if there are none, and with finite losses of which the mean is
     finite, too.
     """
@@ -236,12 +236,12 @@ def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
     )
 
 
-def _kept(curve: Curve, seen: Evaluations) -> bool:
+def _is_learned_by_objective(curve: Curve, seen: Evaluations) -> bool:
     """Whether the objective was learned, and evaluated since the loss has stayed where it is."""
-    return seen.state == "learned" and _evaluated_since(curve, patience(curve.total_steps))
+    return seen.state == "learned" and _is_evaluated_since(curve, patience(curve.total_steps))
 
 
-def _evaluated_since(curve: Curve, steps: int) -> bool:
+def _is_evaluated_since(curve: Curve, steps: int) -> bool:
     """Whether the objective was evaluated within the last updates."""
     return (
         bool(len(curve.eval_step))
@@ -289,7 +289,9 @@ def _divergence(curve: Curve, level: Levels, rise: float, last: float) -> str:
     far = last > level.chance + STANDING_FACTOR * level.scale_at_chance and level.above(
         last, level.chance
     )
-    if far and (math.isfinite(rise) or _vanished(curve) or _stalled(curve.loss, level, last)):
+    if far and (
+        math.isfinite(rise) or _has_vanished_gradient(curve) or _is_stalled(curve.loss, level, last)
+    ):
         return f"stands still at {last:.3g}, far above a constant predictor's {level.chance:.3g}"
     return ""
 
@@ -304,7 +306,7 @@ def _since(loss: Array, level: Levels, last: float) -> int:
     return int(np.argmax(typical(loss) <= last + level.luck))
 
 
-def _stalled(loss: Array, level: Levels, last: float) -> bool:
+def _is_stalled(loss: Array, level: Levels, last: float) -> bool:
     """Whether a loss left its start in the first steps, and has not fallen since."""
     if len(loss) < 2 * EARLY_STEPS:
         return False
@@ -328,13 +330,13 @@ def _collapse(curve: Curve, level: Levels, rise: float, lost: float) -> str:
         last, level.highest_start
     ):
         return f"above its start of {level.start:.3g}"
-    if _vanished(curve):
+    if _has_vanished_gradient(curve):
         norm = float(np.median(curve.grad_norm[-steps:]))
         return f"with a vanished gradient ({curve.grad_norm[0]:.3g} to {norm:.3g})"
     return ""
 
 
-def _vanished(curve: Curve) -> bool:
+def _has_vanished_gradient(curve: Curve) -> bool:
     """Whether the gradient has vanished since the first updates."""
     norm = curve.grad_norm
     return bool(
@@ -369,7 +371,7 @@ def _feasible(
     loss: Array, level: Levels, rise: float, by_loss: Verdict | None, seen: Evaluations
 ) -> Verdict:
     """A run that is feasible, with all that a reader should know of it."""
-    ended = _ended(loss)
+    ended = _end_loss(loss)
     said = [f"stable: loss {loss[0]:.3g} to {ended:.3g}"]
     kind: Instability = "none"
     if math.isfinite(rise):
@@ -403,13 +405,13 @@ def _feasible(
     return Verdict("feasible", kind, rise, "; ".join(said))
 
 
-def _ended(loss: Array) -> float:
+def _end_loss(loss: Array) -> float:
     """The typical loss at the end."""
     return float(np.median(loss[-WINDOW:]))
 
 
 def _ends(curve: Curve, level: Levels) -> str:
-    return f"training loss {level.start:.3g} to {_ended(curve.loss):.3g}"
+    return f"training loss {level.start:.3g} to {_end_loss(curve.loss):.3g}"
 
 
 def _kind(before: Array, level: Levels) -> Instability:

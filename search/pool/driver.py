@@ -24,11 +24,11 @@ from ..store.storage import Store, drop_checkpoints, read_records, tell, without
 from ..study.sampling import next_points
 from ..train.choose import devices
 from ..train.execution import ALONE, Engine
-from ..trial import Point, Trial, as_told, crashed
-from ..workload.workload import edited_modules_reloaded
+from ..trial import Point, Trial, as_told
+from ..workload.workload import reload_edited_modules
 from .backend import Backend, Outcome
 from .progress import Progress
-from .worker import Measurement, Task, interrupted, posted, saved_state, why_alone
+from .worker import Measurement, Task, read_inbox, saved_state, take_interrupted, why_alone
 
 # of a worker while the same point was in training; then the point is crashed, not retried
 MOST_DEATHS = 3
@@ -59,7 +59,7 @@ class Driver:
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
         self.device_names, self.devices = names, devices(names)
         self.device = self.devices[0]
-        self.sources = edited_modules_reloaded(store.study.workload for store in stores)
+        self.sources = reload_edited_modules(store.study.workload for store in stores)
         self.trials = [
             {_key(trial.point): trial for trial in read_records(store)} for store in stores
         ]
@@ -85,7 +85,7 @@ class Driver:
         try:
             self.collect()
             for store in self.stores:
-                for stem in sorted(interrupted(_inbox(store))):
+                for stem in sorted(take_interrupted(_inbox(store))):
                     if not saved_state(_inbox(store), stem).exists():
                         warn_once(f"{stem} was interrupted, and is trained again from its start")
             while planned := self.plan():
@@ -264,7 +264,9 @@ class Driver:
 
     def count_deaths(self, lost: Sequence[Task]) -> None:
         """Suspect what was in training in lost tasks; what was so MOST_DEATHS times is crashed."""
-        suspects = {(task.study.name, stem) for task in lost for stem in interrupted(task.inbox)}
+        suspects = {
+            (task.study.name, stem) for task in lost for stem in take_interrupted(task.inbox)
+        }
         self.deaths_before_training = 0 if suspects else self.deaths_before_training + 1
         if self.deaths_before_training == MOST_DEATHS:
             raise UnfinishedError(
@@ -277,7 +279,7 @@ class Driver:
                 key = (store.study.name, name_of(point))
                 if key in suspects and self.deaths[key] >= MOST_DEATHS:
                     reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
-                    self.record(store, crashed(point, reason))
+                    self.record(store, Trial.from_crash(point, reason))
 
     def collect_patiently(self) -> bool:
         """Collect, or leave it for later while the database does not answer: what is in the inboxes
@@ -307,7 +309,7 @@ class Driver:
                 raise UnfinishedError(f"{gone}: is gone; finished trials that were in it are lost")
             found = [
                 (trial, path)
-                for trial, path in posted(_inbox(store))
+                for trial, path in read_inbox(_inbox(store))
                 if self.is_whole(store, trial, path)
             ]
             if found and store.lock:

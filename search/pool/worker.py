@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..errors import UnfinishedError, first_line, printable, said, warn_once
+from ..errors import UnfinishedError, describe_error, first_line, printable, warn_once
 from ..signals import STOPS
 from ..store.files import atomic, find_curve, name_of, parse_trial, write_checkpoint, write_curve
 from ..study.study import Study
@@ -35,7 +35,7 @@ from ..train.audit import StackingError
 from ..train.choose import choose
 from ..train.execution import ALONE, Engine, Traces
 from ..train.loop import train
-from ..trial import EMPTY_CURVE, Point, Trial, crashed
+from ..trial import EMPTY_CURVE, Point, Trial
 from ..workload.workload import Workload, load_workload
 
 SECONDS_BETWEEN_WATCHES = 0.5
@@ -125,12 +125,12 @@ def measure(
     """
     torch.set_num_threads(1)
     try:
-        workload, traces = _known(study, points)
+        workload, traces = _cached_workload(study, points)
         return choose(study, workload, points, workers, cores, device, traces, compiled, slots)
     except BaseException as error:
         if _is_ctrl_c(error):
             raise
-        return replace(ALONE, reason=f"not measured: {said(error)}")
+        return replace(ALONE, reason=f"not measured: {describe_error(error)}")
 
 
 def _is_ctrl_c(error: BaseException) -> bool:
@@ -187,7 +187,7 @@ def post_points(task: Task) -> Iterator[Point]:
                 continue
             point = next(iter(unfinished.values()))
             lines, seconds = printable(traceback.format_exc()), time.perf_counter() - began
-            _post(task.inbox, crashed(point, said(error), lines, seconds), {})
+            _post(task.inbox, Trial.from_crash(point, describe_error(error), lines, seconds), {})
             del unfinished[point.number]
             engine = task.engine
             yield point
@@ -202,25 +202,25 @@ def _next(
     """
     if engine.execution.builds_anew:
         return points[:1], _load(study, points[:1]), None
-    return points, *_known(study, points)
+    return points, *_cached_workload(study, points)
 
 
 def why_alone(inbox: Path, point: Point) -> str:
     """Why points of this batch size and workload are no longer stacked; empty if they may be."""
-    mark = _ended(inbox, point)
+    mark = _alone_mark(inbox, point)
     return mark.read_text(encoding="utf-8") if mark.exists() else ""
 
 
 def _end_stacking(task: Task, unfinished: Iterable[Point], reason: str) -> None:
     """Tell the driver and the other workers; forget what the stack saved of unfinished points."""
-    mark = _ended(task.inbox, task.points[0])
-    with _written(mark), atomic(mark) as temporary:
+    mark = _alone_mark(task.inbox, task.points[0])
+    with _writing(mark), atomic(mark) as temporary:
         temporary.write_text(reason, encoding="utf-8")
     for point in unfinished:
         saved_state(task.inbox, name_of(point)).unlink(missing_ok=True)
 
 
-def _ended(inbox: Path, point: Point) -> Path:
+def _alone_mark(inbox: Path, point: Point) -> Path:
     key = hashlib.sha256(point.workload_key.encode()).hexdigest()[:12]
     return inbox / f"batch_size={point.batch_size}-{key}.alone"
 
@@ -229,7 +229,7 @@ def _load(study: Study, points: Sequence[Point]) -> Workload:
     return load_workload(study.workload, points[0].workload_args)
 
 
-def _known(study: Study, points: Sequence[Point]) -> tuple[Workload, Traces]:
+def _cached_workload(study: Study, points: Sequence[Point]) -> tuple[Workload, Traces]:
     """A workload that can be stacked keeps no state: this process keeps it and its recordings for
     its next task.
     """
@@ -248,7 +248,7 @@ def forget_workloads() -> None:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Iterator[None]:
     """Raise what goes wrong with writing a file as the run's failure, not the trial's: the disk is
     full, say.
     """
@@ -263,13 +263,13 @@ def _written(path: Path) -> Iterator[None]:
 
 def _post(inbox: Path, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
     stem = name_of(trial.point)
-    with _written(inbox / stem):
+    with _writing(inbox / stem):
         if not trial.verdict.crashed:
             write_curve(inbox / f"{stem}.npz", trial.curve)
             write_checkpoint(inbox / f"{stem}.safetensors", checkpoint)
         with atomic(inbox / f"{stem}.json") as temporary:
             temporary.write_text(json.dumps(trial.record()), encoding="utf-8")
-        for left in (_started(inbox, trial.point), saved_state(inbox, stem)):
+        for left in (_started_mark(inbox, trial.point), saved_state(inbox, stem)):
             left.unlink(missing_ok=True)
 
 
@@ -281,8 +281,8 @@ class _InboxKeeper:
     resumed: list[Point] = field(default_factory=list)
 
     def begin(self, point: Point) -> Mapping[str, Tensor] | None:
-        with _written(_started(self.inbox, point)):
-            _started(self.inbox, point).touch()
+        with _writing(_started_mark(self.inbox, point)):
+            _started_mark(self.inbox, point).touch()
         try:
             state = load_file(self._path(point))
         except FileNotFoundError:
@@ -294,7 +294,7 @@ class _InboxKeeper:
         return state
 
     def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
-        with _written(self._path(point)):
+        with _writing(self._path(point)):
             write_checkpoint(self._path(point), state)
 
     def start_again(self, point: Point, reason: str) -> None:
@@ -306,13 +306,13 @@ class _InboxKeeper:
     def forget(self, error: BaseException) -> None:
         """Begin anew with the points whose saved state was gone on with, and say so."""
         for point in self.resumed:
-            self.start_again(point, f"going on from its saved state raised {said(error)}")
+            self.start_again(point, f"going on from its saved state raised {describe_error(error)}")
 
     def _path(self, point: Point) -> Path:
         return saved_state(self.inbox, name_of(point))
 
 
-def _started(inbox: Path, point: Point) -> Path:
+def _started_mark(inbox: Path, point: Point) -> Path:
     return inbox / f"{name_of(point)}.started"
 
 
@@ -321,7 +321,7 @@ def saved_state(inbox: Path, stem: str) -> Path:
     return inbox / f"{stem}.state"
 
 
-def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:
+def read_inbox(inbox: Path) -> Iterator[tuple[Trial, Path]]:
     """Finished trials in an inbox, oldest first, with the path of their record. A damaged one
     counts as missing.
     """
@@ -334,7 +334,7 @@ def posted(inbox: Path) -> Iterator[tuple[Trial, Path]]:
         yield replace(trial, curve=find_curve(path.with_suffix(".npz")) or EMPTY_CURVE), path
 
 
-def interrupted(inbox: Path) -> set[str]:
+def take_interrupted(inbox: Path) -> set[str]:
     """Stems of the points whose training began and did not end; forgets them."""
     marks = list(inbox.glob("*.started"))
     for path in marks:

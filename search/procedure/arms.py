@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from ..judge.analysis import mean_value, ranked, repetitions
+from ..judge.analysis import mean_value, rank_configurations, repetitions
 from ..judge.diagnosis import Remedy, Step
 from ..judge.sensitivity import lr_sensitivity, usable_decades
 from ..rules.optimizers import RULES
@@ -17,7 +17,7 @@ from ..study.study import Study, ends
 from ..trial import Point, Trial
 from ..words import readable
 from .ladder import LADDER, Reference
-from .steps import SCREENING_SEEDS, Asking, Case, trained
+from .steps import SCREENING_SEEDS, Asking, Case, train_all
 
 TUNED = 10  # base LRs of each arm
 BELOW_STAR = 3.0  # the lowest of them is lr_star divided by this, the highest 10 × unstable_base_lr
@@ -118,9 +118,9 @@ class Tuned:
 def tune(case: Case, arm: Arm) -> Asking[Tuned]:
     """Train an arm at its base LRs, and choose the best."""
     asked = case.ask(f"tune-{arm.name}", arm.base_lrs, SCREENING_SEEDS, point=arm.point)
-    (found,) = yield from trained(asked)
+    (found,) = yield from train_all(asked)
     trials = case.judged(found)
-    ranking = [trial for trial in ranked(trials) if trial.point.base_lr <= arm.highest]
+    ranking = [trial for trial in rank_configurations(trials) if trial.point.base_lr <= arm.highest]
     if not ranking:
         return Tuned(None, None, asked.name if trials else "")
     best, star = ranking[0].point, case.point.base_lr

@@ -14,7 +14,7 @@ from ..judge.diagnosis import Step
 from ..trial import Array, Trial, as_told
 from ..words import readable
 from .ladder import LADDER, Reference, all_train
-from .steps import SCREENING_SEEDS, Asking, Case, trained
+from .steps import SCREENING_SEEDS, Asking, Case, train_all
 
 # of the norms: where a clip threshold starts, and goes on while unstable (R16)
 PERCENTILES = (90, 75, 50, 25)
@@ -39,7 +39,7 @@ def find_clip_norm(
         SCREENING_SEEDS,
         clip_norm=thresholds,
     )
-    (trials,) = yield from trained(asked)
+    (trials,) = yield from train_all(asked)
     sentences = [
         f"Norms at lr_star: 90th percentile {readable(thresholds[0])} over the whole run, "
         f"{readable(float(np.percentile(_norms(case, sweep, last_half=True), 90)))} over its last "
@@ -81,7 +81,7 @@ def find_clip_norm(
     if chosen.fraction > CLIP_TOO_MUCH:
         base_lr = _cut(chosen.trials, chosen.threshold)
         control = case.ask("clipping-control", [base_lr], SCREENING_SEEDS)
-        (cut,) = yield from trained(control)
+        (cut,) = yield from train_all(control)
         sentences.append("More than half: a strange way of cutting the learning rate (R17).")
         if cut:
             studies.append(control.name)

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from scipy.stats import fisher_exact
 
-from ..judge.analysis import ranked, unstable_interval
+from ..judge.analysis import rank_configurations, unstable_interval
 from ..judge.comparison import ALPHA, failures_in_words
 from ..judge.curve_shape import EARLY_STEPS
-from ..judge.diagnosis import MOST_HEADROOM, PLAIN, Edge, GroupDiagnosis, Kind, Step, listed
-from ..judge.neighbours import NEXT_TO_NOTHING, collapsed_beside
-from ..judge.objective import fault_of, moved
+from ..judge.diagnosis import MOST_HEADROOM, PLAIN, Edge, GroupDiagnosis, Kind, Step, join_names
+from ..judge.neighbours import NEXT_TO_NOTHING, is_collapsed_by_neighbours
+from ..judge.objective import fault_of, has_fallen
 from ..judge.sensitivity import TOLERANCE
 from ..judge.stability_edge import (
     CONTRADICTED,
@@ -34,12 +34,12 @@ from ..judge.stability_edge import (
     contradiction,
     tries,
 )
-from ..judge.verdict import rose
+from ..judge.verdict import has_risen
 from ..study.study import Study
 from ..trial import Group, Point, Trial, as_told, group_of
 from ..words import readable
 from .remedies import as_swept, find_remedies, rerun_plain
-from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, trained
+from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, train_all
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
@@ -60,25 +60,27 @@ def diagnosis_of(
     study: Study, group: Group, seeds: int, architectures: Mapping[str, Mapping[str, Any]]
 ) -> Asking[GroupDiagnosis | None]:
     """Diagnose one group of `sweep_of(study)`. None if the budget did not reach for the sweep."""
-    (swept,) = yield from trained(sweep := sweep_of(study))
+    (swept,) = yield from train_all(sweep := sweep_of(study))
     names = sweep.scientific_names
     own = [trial for trial in swept if group_of(trial.point, names) == group]
     if not own:
         return None
     if fault := fault_of(own, study.objective):
         return _faulty(group, own, sweep, fault)
-    first = ranked(own)[0].point if ranked(own) else own[0].point
+    first = rank_configurations(own)[0].point if rank_configurations(own) else own[0].point
     case = Case(study, group, seeds, plain(first), architectures)
-    own, boundary = yield from _extended(case, own)
-    if not ranked(own):
+    own, boundary = yield from _extend(case, own)
+    if not rank_configurations(own):
         return _nothing_trains(case, own, sweep, boundary)
-    own, star, best, close = yield from _star_of(case.at(ranked(own)[0].point, own), own)
+    own, star, best, close = yield from _star_of(
+        case.at(rank_configurations(own)[0].point, own), own
+    )
     case = case.at(star, own)
     own = case.judged(own)
     (edge, edge_step), (probes, probed) = yield from both(
         _edge(case, best, own), _probes(case, best)
     )
-    edge = judged_edge(edge, star.base_lr, best, probes)
+    edge = judge_edge(edge, star.base_lr, best, probes)
     edge_step = replace(
         edge_step, sentences=(*_edge_sentences(case, best, edge), *edge_step.sentences)
     )
@@ -129,7 +131,7 @@ def summary_of(found: GroupDiagnosis) -> str:
         f"{readable(interval[1])}, {runs} seeds); {failures_in_words(winner.infeasible, runs)}."
     )
     if found.left_out:
-        summary += f" The budget left out {listed(found.left_out)}."
+        summary += f" The budget left out {join_names(found.left_out)}."
     return summary
 
 
@@ -161,9 +163,8 @@ def _nothing_adopted(found: GroupDiagnosis) -> str:
     if found.kind == "unknown":
         return "the kind is not known"
     if found.left_out:
-        return (
-            f"the budget left out {listed(found.left_out)}: whether a remedy is better is not known"
-        )
+        left_out = join_names(found.left_out)
+        return f"the budget left out {left_out}: whether a remedy is better is not known"
     return "no remedy is shown to be better" if found.winner else "no remedy could be compared"
 
 
@@ -183,7 +184,7 @@ def _star_of(
     Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression
     Trees".
     """
-    ranking = ranked(trials)
+    ranking = rank_configurations(trials)
     best = ranking[0]
     limit = best.best_value + TOLERANCE * (best.initial_value - best.best_value)
     close = [t for i, t in enumerate(ranking) if i < FEWEST_CLOSE or t.best_value <= limit][
@@ -192,7 +193,7 @@ def _star_of(
     base_lrs = sorted({trial.point.base_lr for trial in close})
     if len(base_lrs) == 1:
         return list(trials), case.point, case.point.base_lr, ()
-    (more,) = yield from trained(asked := case.ask("close", base_lrs, case.seeds))
+    (more,) = yield from train_all(asked := case.ask("close", base_lrs, case.seeds))
     if not more:
         return list(trials), case.point, case.point.base_lr, ()
     values = {
@@ -225,7 +226,7 @@ def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple
     sentences = [sentence]
     if best != star:
         sentences.append(f"The best mean is at {readable(best)}: headroom is relative to that.")
-    if beside := sum(map(collapsed_beside, trials)):
+    if beside := sum(map(is_collapsed_by_neighbours, trials)):
         sentences.append(
             f"{beside} of these look no worse than too slow by themselves, but end with "
             f"{NEXT_TO_NOTHING}: they count as collapsed (R6)."
@@ -233,7 +234,7 @@ def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple
     return Step("sweep", ("R3", "S2", "S3"), tuple(sentences), studies)
 
 
-def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
+def _extend(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
     """Trials of the sweep, and of what lies beyond its border where the best one stands there or
     nothing trains.
     """
@@ -250,7 +251,7 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
         asked = case.ask(
             f"{side}-{len(studies) + 1}", base_lrs, case.study.seeds, first_seed=case.study.seed
         )
-        (more,) = yield from trained(asked)
+        (more,) = yield from train_all(asked)
         if not more:
             sentences.append(
                 f"The budget ended before the range could be extended {side} {readable(border)}."
@@ -262,13 +263,13 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
                 "stability does"
             ),
             "below": "Nothing trains"
-            if not ranked(trials)
+            if not rank_configurations(trials)
             else f"lr_star = {_star(trials)} is the lowest tried",
         }[side]
         sentences.append(f"{why}; extended to {readable(base_lrs[-1])} (S4).")
         studies.append(asked.name)
         trials = _as_seen_from_best(case, [*trials, *more])
-    if ranked(trials):
+    if rank_configurations(trials):
         last, first = unstable_interval(trials)
         above = [trial for trial in trials if trial.point.base_lr >= first]
         bad = sum(trial.verdict.infeasible for trial in above)
@@ -283,19 +284,23 @@ def _extended(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step
 
 
 def _as_seen_from_best(case: Case, trials: Sequence[Trial]) -> list[Trial]:
-    ranking = ranked(trials)
+    ranking = rank_configurations(trials)
     return case.at(ranking[0].point, trials).judged(trials) if ranking else list(trials)
 
 
 def _star(trials: Sequence[Trial]) -> str:
-    return readable(ranked(trials)[0].point.base_lr) if ranked(trials) else "?"
+    return (
+        readable(rank_configurations(trials)[0].point.base_lr)
+        if rank_configurations(trials)
+        else "?"
+    )
 
 
 def _beyond(trials: Sequence[Trial]) -> str | None:
     """On which side of the range the answer lies, if it is not within: at the top, "above" until
     something diverges.
     """
-    ranking = ranked(trials)
+    ranking = rank_configurations(trials)
     if not ranking or ranking[0].point.base_lr == min(trial.point.base_lr for trial in trials):
         return "below"
     return "above" if math.isinf(unstable_interval(trials)[1]) else None
@@ -335,7 +340,7 @@ def _nothing_trains(
             f"training goes wrong at step {step} whatever the base LR: look at what happens there, "
             "in the data, the loss or the model, not at the LR"
         )
-    elif learned := [trial.point.base_lr for trial in trials if moved(trial)]:
+    elif learned := [trial.point.base_lr for trial in trials if has_fallen(trial)]:
         low, high = readable(min(learned) / 100), readable(min(learned))
         advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
     else:
@@ -430,7 +435,7 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
         if not wanted:
             break
         asked = case.ask(f"edge-{len(studies) + 1}", wanted, case.seeds)
-        (more,) = yield from trained(asked)
+        (more,) = yield from train_all(asked)
         if not more:
             exhausted = True
             break
@@ -451,7 +456,7 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
     return edge, Step("edge", ("R6",), sentences, tuple(studies))
 
 
-def judged_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:
+def judge_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:
     """The edge with its confidence interval; refused if trials contradict it, or if it is too far
     to matter.
 
@@ -463,7 +468,7 @@ def judged_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial]
     whole = [
         trial for trial in probes if trial.point.base_lr > PROBE_MULTIPLE * best * (1 + ROUNDING)
     ]
-    tried = _added(edge.tried, tries(whole))
+    tried = _add_counts(edge.tried, tries(whole))
     widest_low, widest_high = confidence_interval(tried, above)
     edge = replace(edge, confidence_interval=(min(low, widest_low), max(high, widest_high)))
     if math.isfinite(high) and contradiction(tried, above) <= CONTRADICTED:
@@ -481,7 +486,7 @@ def _alike(trial: Trial, case: Case) -> bool:
     return same.configuration == case.point.configuration
 
 
-def _added(some: Iterable[Tried], more: Iterable[Tried]) -> list[Tried]:
+def _add_counts(some: Iterable[Tried], more: Iterable[Tried]) -> list[Tried]:
     """The counts of both, ascending by base LR."""
     counts: dict[float, tuple[int, int]] = {}
     for one in (*some, *more):
@@ -537,7 +542,9 @@ def _rose(trial: Trial) -> bool:
     """Whether a trial that is no longer stable went up (R3), rather than to chance without a
     rise.
     """
-    return trial.verdict.outcome != "collapsed" or not len(trial.curve.loss) or rose(trial.curve)
+    return (
+        trial.verdict.outcome != "collapsed" or not len(trial.curve.loss) or has_risen(trial.curve)
+    )
 
 
 # --- which kind (R2, R5, R7) ----------------------------------------------------------------------
@@ -550,7 +557,7 @@ def _probes(case: Case, best: float) -> Asking[tuple[list[Trial], tuple[str, ...
     rate = PROBE_MULTIPLE * best
     probe = case.ask("probe", [rate], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
     confirm = case.ask("confirm", [multiple * best for multiple in CONFIRM_MULTIPLES], case.seeds)
-    found = yield from trained(probe, confirm)
+    found = yield from train_all(probe, confirm)
     names = tuple(
         asked.name for asked, trials in zip((probe, confirm), found, strict=True) if trials
     )
@@ -572,7 +579,7 @@ def _kind(
     reach = CONFIRM_MULTIPLES[-1] * best * (1 + 1e-9)
     above = [trial for trial in seen if best < trial.point.base_lr <= reach]
     below = [trial for trial in seen if trial.point.base_lr <= best]
-    ill = [trial for trial in above if _ill(trial)]
+    ill = [trial for trial in above if _is_ill(trial)]
     risen = [trial for trial in ill if _rose(trial)]
     counts = Counter(trial.verdict.instability for trial in risen)
     onsets = sorted(float(trial.verdict.onset_step) for trial in risen)
@@ -596,7 +603,7 @@ def _kind(
     sentences += _kind_sentences(ill, risen, onsets)
     if kind == "none" and 2 * len(ill) >= len(above) > 0:
         sentences.append(
-            f"So do {sum(map(_ill, below))} of {len(below)} at and below the best base LR: the "
+            f"So do {sum(map(_is_ill, below))} of {len(below)} at and below the best base LR: the "
             "loss rises by itself, which is no matter of the learning rate."
         )
     if recovering:
@@ -604,7 +611,7 @@ def _kind(
     return kind, onsets, Step("kind", ("R2", "R3", "R5", "R7"), tuple(sentences), studies)
 
 
-def _ill(trial: Trial) -> bool:
+def _is_ill(trial: Trial) -> bool:
     return trial.verdict.infeasible or trial.verdict.instability != "none"
 
 
@@ -612,7 +619,9 @@ def _more_often(above: Sequence[Trial], below: Sequence[Trial]) -> bool:
     """Whether trainings above the best base LR go wrong more often than those below it, by Fisher's
     exact test.
     """
-    table = [[sum(map(_ill, own)), sum(not _ill(trial) for trial in own)] for own in (above, below)]
+    table = [
+        [sum(map(_is_ill, own)), sum(not _is_ill(trial) for trial in own)] for own in (above, below)
+    ]
     return bool(fisher_exact(table, alternative="greater").pvalue <= ALPHA)
 
 

@@ -16,7 +16,7 @@ from ..trial import Trial
 from .arms import Arm, architectures, arms_step, base_lrs_of, other_optimizers, remedy_of, tune
 from .clipping import find_clip_norm
 from .ladder import reference_of
-from .steps import Asking, Case, both, together, trained
+from .steps import Asking, Case, both, together, train_all
 from .tournament import Found, hold_tournament, in_words, rerun_study, with_runs
 from .warmup import find_warmup
 
@@ -28,7 +28,7 @@ OWN_ARMS = 5  # plain, warmup, clipping, adaptive clipping, warmup and clipping
 def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Found]:
     """Plain training on fresh seeds: what its value is worth where nothing needs a remedy."""
     asked = rerun_study(case, PLAIN, case.point, case.seeds)
-    (trials,) = yield from trained(asked)
+    (trials,) = yield from train_all(asked)
     remedy = with_runs(as_swept(case, sweep, swept_in), asked, trials)
     step = Step("outcome", ("S9",), tuple(in_words(remedy)), (asked.name,) if trials else ())
     return Found([remedy], PLAIN, [step], [] if trials else [f"the rerun of {PLAIN}"])

@@ -17,9 +17,9 @@ from typing import Any, TypeAlias, TypeVar
 
 import tomli_w
 
-from ..judge.neighbours import collapsed, ends_at, learns_nothing
+from ..judge.neighbours import ends_at, learns_nothing, mark_collapsed
 from ..rules.hyperparameters import HYPERPARAMETERS
-from ..study.pinned import pinned
+from ..study.pinned import pin
 from ..study.study import Study, parse_study
 from ..trial import COMMON, Group, Point, Trial
 
@@ -75,7 +75,7 @@ class Case:
         The rule is that of `neighbours`, with lr_star for the lower base LR. Screening runs end too
         early for it, and another optimizer has base LRs of its own.
         """
-        return [collapsed(trial) if self._learns_nothing(trial) else trial for trial in trials]
+        return [mark_collapsed(trial) if self._learns_nothing(trial) else trial for trial in trials]
 
     def _learns_nothing(self, trial: Trial) -> bool:
         point, study = trial.point, self.study
@@ -106,7 +106,7 @@ class Case:
         """
         origin = self.study
         steps = max_train_steps or origin.max_train_steps
-        return pinned(
+        return pin(
             origin,
             point or self.point,
             f"{label(self.group)}-{as_file(step)}",
@@ -161,7 +161,7 @@ def sweep_of(study: Study) -> Study:
     )
 
 
-def trained(*studies: Study) -> Asking[list[list[Trial]]]:
+def train_all(*studies: Study) -> Asking[list[list[Trial]]]:
     """The trials of each study."""
     answers = yield list(studies)
     return [answers[study.name] for study in studies]

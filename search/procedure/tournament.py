@@ -27,12 +27,12 @@ from ..judge.comparison import (
     fewest_seeds,
     runs_without_failure,
 )
-from ..judge.diagnosis import PLAIN, Edge, Remedy, Step, adopt, listed
+from ..judge.diagnosis import PLAIN, Edge, Remedy, Step, adopt, join_names
 from ..study.study import Study
 from ..trial import Point, Trial, as_told
 from ..words import readable
 from .arms import TUNED
-from .steps import SAME_SCALE, SCREENING_SEEDS, Asking, Case, trained
+from .steps import SAME_SCALE, SCREENING_SEEDS, Asking, Case, train_all
 
 PLAINS = (PLAIN, f"{PLAIN}-lr_star")  # the names of their reruns
 BEST_FEW = 4  # remedies that are rerun, besides plain training
@@ -67,7 +67,7 @@ def hold_tournament(
         rerun_study(case, name, one.point, seeds) for one, name in zip(plains, PLAINS, strict=False)
     ]
     asked += [rerun_study(case, one.name, one.point, seeds) for one in chosen]
-    found = yield from trained(*asked)
+    found = yield from train_all(*asked)
     rerun = [with_runs(*runs) for runs in zip([*plains, *chosen], asked, found, strict=True)]
     names = [study.name for study, runs in zip(asked, found, strict=True) if runs]
     left_out = [f"the rerun of {one.name}" for one in rerun if not one.values]
@@ -144,7 +144,7 @@ def _longer(
     ]
     if not asked:
         return {}, []
-    found = yield from trained(*asked)
+    found = yield from train_all(*asked)
     names = [study.name for study, runs in zip(asked, found, strict=True) if runs]
     return dict(zip(updates, found, strict=True)), names
 
@@ -183,7 +183,7 @@ def _decide(
             unsafe.add(adopted)
             continue
         more = _more_seeds(case, control, winner, seeds)
-        found = yield from trained(*more)
+        found = yield from train_all(*more)
         told.studies += [study.name for study, runs in zip(more, found, strict=True) if runs]
         if not all(found):
             unsafe.add(adopted)
@@ -299,7 +299,7 @@ def _sentences(
         f"on {seeds} fresh seeds."
     )
     if left_out:
-        yield f"The budget left out {listed(left_out)}."
+        yield f"The budget left out {join_names(left_out)}."
     for one in rerun:
         yield from in_words(one)
     winner = next(one for one in remedies if one.name == adopted)

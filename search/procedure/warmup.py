@@ -8,7 +8,7 @@ from ..judge.diagnosis import Step
 from ..rules.schedule import LONG_WARMUP, longest_warmup, orders_of_magnitude
 from ..words import readable
 from .ladder import HIGHER, LADDER, Reference, all_train
-from .steps import SCREENING_SEEDS, Asking, Case, trained
+from .steps import SCREENING_SEEDS, Asking, Case, train_all
 
 # times warmup_steps: how long a screening run is, post_warmup_steps = 2 × warmup_steps (R9)
 SCREENED = 3
@@ -49,7 +49,7 @@ def find_warmup(case: Case, reference: Reference) -> Asking[tuple[int, Step, boo
             )
             for length in lengths
         }
-        screened = yield from trained(*screens.values())
+        screened = yield from train_all(*screens.values())
         studies += [
             asked.name for asked, trials in zip(screens.values(), screened, strict=True) if trials
         ]
@@ -69,7 +69,7 @@ def find_warmup(case: Case, reference: Reference) -> Asking[tuple[int, Step, boo
                 case.seeds,
                 warmup_steps=[length],
             )
-            (trials,) = yield from trained(asked)
+            (trials,) = yield from train_all(asked)
             exhausted = exhausted or not trials
             if trials:
                 studies.append(asked.name)

@@ -80,7 +80,7 @@ class Gate:
     share: Tensor
 
 
-def limit(mean_K1: Tensor, variance_K1: Tensor, gate: Gate) -> Tensor:
+def clip_threshold(mean_K1: Tensor, variance_K1: Tensor, gate: Gate) -> Tensor:
     """The threshold of each slot, [K, 1], without a look at its values, which would wait for the
     device.
     """

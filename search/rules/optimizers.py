@@ -102,24 +102,24 @@ def _constant(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
     return {"eta": eta} | {name: np.full_like(eta, value) for name, value in own.items()}
 
 
-def _bias_corrected(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+def _with_bias_correction(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
     """Adam's bias correction, folded into the learning rate: `eta` holds η_t b_t."""
     update = np.arange(1, len(eta) + 1)
     root = np.sqrt(1.0 - own["beta2"] ** update)
     return _constant(own, eta) | {"eta": eta * root / (1.0 - own["beta1"] ** update)}
 
 
-def _decayed(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+def _with_decay(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
     """Every hyperparameter as it is, and in place of `weight_decay`, λ, `decay` holds 1 − η_t λ."""
     columns = _constant(own, eta)
     columns["decay"] = 1.0 - eta * columns.pop("weight_decay")
     return columns
 
 
-def _bias_corrected_and_decayed(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+def _with_bias_correction_and_decay(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
     """Adam's bias correction and decay, and `epsilon` holds ε √(1−β₂^(t+1))."""
     root = np.sqrt(1.0 - own["beta2"] ** np.arange(1, len(eta) + 1))
-    columns = _decayed(own, eta) | {"eta": _bias_corrected(own, eta)["eta"]}
+    columns = _with_decay(own, eta) | {"eta": _with_bias_correction(own, eta)["eta"]}
     return columns | {"epsilon": own["epsilon"] * root}
 
 
@@ -239,7 +239,7 @@ RULES: dict[str, Rule] = by_name(
             update=_adam,
             family="adam",
             alternative=_TRY_MOMENTUM,
-            coefficients=_bias_corrected,
+            coefficients=_with_bias_correction,
         ),
         Rule(
             name="nadam",
@@ -248,7 +248,7 @@ RULES: dict[str, Rule] = by_name(
             update=_nadam,
             family="adam",
             alternative=_TRY_MOMENTUM,
-            coefficients=_bias_corrected,
+            coefficients=_with_bias_correction,
         ),
         Rule(
             name="adamw",
@@ -257,7 +257,7 @@ RULES: dict[str, Rule] = by_name(
             update=_adamw,
             family="adam",
             alternative=_TRY_MOMENTUM,
-            coefficients=_bias_corrected_and_decayed,
+            coefficients=_with_bias_correction_and_decay,
         ),
         Rule(
             name="lion",
@@ -266,7 +266,7 @@ RULES: dict[str, Rule] = by_name(
             update=_lion,
             family="lion",
             alternative=_TRY_ADAM,
-            coefficients=_decayed,
+            coefficients=_with_decay,
         ),
     ]
 )

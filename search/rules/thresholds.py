@@ -32,14 +32,18 @@ def share_of(update: NDArray[np.int64]) -> NDArray[np.float64]:
     return (1.0 - Z_DECAY) / (1.0 - np.power(Z_DECAY, update + 1, dtype=np.float64))
 
 
-def entered(mean: Number, variance: Number, norm: Number, share: Number) -> tuple[Number, Number]:
+def update_moments(
+    mean: Number, variance: Number, norm: Number, share: Number
+) -> tuple[Number, Number]:
     """Mean and variance of the norms after one more of them."""
     distance = norm - mean
     change = share * distance
     return mean + change, (1.0 - share) * (variance + change * distance)
 
 
-def limits(norm_T: NDArray[np.float64], clip_norm: float, clip_z: float) -> NDArray[np.float64]:
+def clip_thresholds(
+    norm_T: NDArray[np.float64], clip_norm: float, clip_z: float
+) -> NDArray[np.float64]:
     """The thresholds of a whole trial, [T], from its unclipped norms.
 
     The recurrence of training again, where m and s² are held in float64 as well: the thresholds
@@ -54,5 +58,5 @@ def limits(norm_T: NDArray[np.float64], clip_norm: float, clip_z: float) -> NDAr
     for norm, z, share in zip(*(column.tolist() for column in columns), strict=True):
         z_limit = mean + z * math.sqrt(variance) if variance > 0 else math.inf
         found.append(min(clip_norm, z_limit))
-        mean, variance = entered(mean, variance, min(norm, found[-1]), share)
+        mean, variance = update_moments(mean, variance, min(norm, found[-1]), share)
     return np.array(found)

@@ -12,7 +12,13 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from ..judge.analysis import BEST_FEW, CLIP_TOO_MUCH, boundary_checks, group_trials, ranked
+from ..judge.analysis import (
+    BEST_FEW,
+    CLIP_TOO_MUCH,
+    boundary_checks,
+    group_trials,
+    rank_configurations,
+)
 from ..judge.flags import ENOUGH, checkpoint_note
 from ..judge.objective import sounds_better_when_higher
 from ..rules.hyperparameters import HYPERPARAMETERS
@@ -73,7 +79,7 @@ def _places(study: Study, name: str) -> dict[str, Axis]:
     }
 
 
-def _fixed(axis: Axis) -> bool:
+def _is_fixed(axis: Axis) -> bool:
     return isinstance(axis, tuple) and len(axis) == 1
 
 
@@ -141,7 +147,7 @@ def _base_lr_range(study: Study) -> Iterator[Advice]:
                 f"{axis_in_words(axis)} is a linear axis, with a tenth of its points at most below "
                 f"{readable(high / ORDER)}: set log = true",
             )
-        elif not _fixed(axis) and not _wide(low, high) and _explores(study):
+        elif not _is_fixed(axis) and not _wide(low, high) and _explores(study):
             yield _advice(
                 "R3",
                 place,
@@ -177,7 +183,7 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
         )
         for name, row in HYPERPARAMETERS.items():
             axis = axes.get(name, (0,))
-            if row.per_batch_size and _fixed(axis) and any(ends(axis)):
+            if row.per_batch_size and _is_fixed(axis) and any(ends(axis)):
                 yield _advice(
                     "R20",
                     _place(study, optimizer, name),
@@ -195,7 +201,7 @@ def _no_control(study: Study) -> Iterator[Advice]:
         return
     for row in [row for row in HYPERPARAMETERS.values() if row.control]:
         for place, axis in _places(study, row.name).items():
-            if isinstance(axis, tuple) and not _fixed(axis) and row.off not in axis:
+            if isinstance(axis, tuple) and not _is_fixed(axis) and row.off not in axis:
                 yield _advice(
                     row.control,
                     place,
@@ -306,7 +312,7 @@ def _one_seed(study: Study) -> Iterator[Advice]:
 def _fixed_on_one_side(study: Study) -> Iterator[Advice]:
     for name in [name for name in COMMON if name not in study.scientific]:
         axes = {optimizer: study.axes(optimizer)[name] for optimizer in study.optimizers}
-        tuned = [optimizer for optimizer, axis in axes.items() if not _fixed(axis)]
+        tuned = [optimizer for optimizer, axis in axes.items() if not _is_fixed(axis)]
         fixed = [optimizer for optimizer in axes if optimizer not in tuned]
         for optimizer in fixed if tuned else ():
             yield _advice(
@@ -372,7 +378,7 @@ def _length_of_training(study: Study, trials: list[Trial]) -> Iterator[Advice]:
 
 def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     for group, own in group_trials(trials, study.scientific_names).items():
-        for best in ranked(own)[:1]:
+        for best in rank_configurations(own)[:1]:
             if best.clip_fraction > CLIP_TOO_MUCH:
                 yield _advice(
                     "R17",
@@ -389,7 +395,7 @@ def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice
     short = LONG_WARMUP * study.max_train_steps
     names = [name for name in study.scientific_names if name != "warmup_steps"]
     for group, own in group_trials(trials, names).items():
-        for best in ranked(own)[:1]:
+        for best in rank_configurations(own)[:1]:
             shorter = [
                 trial
                 for trial in own

@@ -21,7 +21,7 @@ from ..store.baseline import artifact_store
 from ..store.results import Results
 from ..store.shown import ShownStorage
 from ..store.storage import Store
-from .guard import guarded
+from .guard import guard_app
 from .notes import annotate
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def application(shown: ShownStorage, folder: Path) -> WSGIApplication:
     """Optuna Dashboard over a storage and a folder's artifacts, as a WSGI application."""
     artifacts = artifact_store(folder)
     dashboard = optuna_dashboard.wsgi(shown, artifacts)
-    return guarded(dashboard, shown.has_study, shown.has_trial)
+    return guard_app(dashboard, shown.has_study, shown.has_trial)
 
 
 class _ThreadedServer(ThreadingMixIn, WSGIServer):

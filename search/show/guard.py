@@ -70,7 +70,7 @@ class RefusedError(Exception):
 Known = Callable[[int], bool]  # whether there is a study, or a trial, of that id
 
 
-def guarded(app: WSGIApplication, has_study: Known, has_trial: Known) -> WSGIApplication:
+def guard_app(app: WSGIApplication, has_study: Known, has_trial: Known) -> WSGIApplication:
     """The application, asked only what it can answer and only by this machine's own pages.
 
     Answers have a Content-Security-Policy, and no header that

@@ -14,7 +14,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
-from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, varied
+from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, varied_names
 from ..judge.comparison import DELTA, Comparison
 from ..playbook import CITATION, rule
 from ..store.results import Results
@@ -74,7 +74,7 @@ def annotate(results: Results) -> None:
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna_study.set_metric_names([study.objective])
         _save_note(optuna_study, verdict_note(study, batch_size, summaries, comparison))
-        for axis in varied(own):
+        for axis in varied_names(own):
             info = axis_info(
                 own,
                 axis,

@@ -21,9 +21,9 @@ from ..judge.analysis import (
     boundary_checks,
     group_trials,
     hyperparameters,
-    ranked,
-    trained,
-    varied,
+    is_rankable,
+    rank_configurations,
+    varied_names,
 )
 from ..judge.comparison import DELTA, Comparison, Decision
 from ..judge.diagnosis import GroupDiagnosis
@@ -41,13 +41,13 @@ from .plots import (
     comparable,
     curves_figure,
     curves_info,
+    is_untuned,
     loss_figure,
     loss_info,
     norms_figure,
     norms_info,
     overlay_figure,
     overlay_info,
-    untuned,
     versus_figure,
     versus_info,
 )
@@ -162,7 +162,7 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
         question=study.question,
         objective=study.objective,
         counts=_counts(trials),
-        summaries=[_summary_row(row, varied(trials), comparison) for row in summaries],
+        summaries=[_summary_row(row, varied_names(trials), comparison) for row in summaries],
         baseline=baseline_summary,
         summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
         delta=DELTA if comparison else "",
@@ -184,7 +184,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"rule": _abbreviation, "cited": _cited}
+    environment.filters |= {"rule": _abbreviation, "cited": _cite}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
@@ -193,7 +193,7 @@ def _abbreviation(id: str) -> Markup:
     return Markup('<abbr title="{}">{}</abbr>').format(rule(id).sentence, id)
 
 
-def _cited(sentence: str) -> Markup:
+def _cite(sentence: str) -> Markup:
     """A sentence, escaped, in which each id that it cites says its rule."""
     words = CITATION.split(sentence)  # text, id, text, …, id, text
     words[1::2] = map(_abbreviation, words[1::2])
@@ -217,7 +217,7 @@ def _sentences(results: Results) -> list[str]:
             sentences.append(f"{group.label}: {note}.")
         sentences += [
             f"{group.label}, best trial {best.point.number}: {flag.sentence}."
-            for best in ranked(own)[:1]
+            for best in rank_configurations(own)[:1]
             for flag in curve_flags(best, study.objective)
         ]
     return sentences
@@ -252,12 +252,12 @@ def pictures(results: Results) -> list[Picture]:
     if comparable(trials, scientific):
         overlay = overlay_figure(overlay_info(trials, objective, scientific))
         found.append(Picture("Comparison", "comparison", overlay, 2 * batch_sizes))
-    if untuned(trials, scientific):
+    if is_untuned(trials, scientific):
         losses = loss_info(
             trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0
         )
         found.append(Picture("Comparison", "training_loss", loss_figure(losses), 2))
-    for axis in sorted(varied(trials), key=lambda axis: axis != "base_lr"):
+    for axis in sorted(varied_names(trials), key=lambda axis: axis != "base_lr"):
         info = axis_info(
             trials,
             axis,
@@ -397,7 +397,7 @@ def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
 
 
 def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) -> list[Cell]:
-    delta = comparison.delta(trial.best_value) if comparison and trained(trial) else math.nan
+    delta = comparison.delta(trial.best_value) if comparison and is_rankable(trial) else math.nan
     verdict, values = trial.verdict, trial.point.values
     style = "good" if trial.feasible else "off" if verdict.crashed else "bad"
     return [

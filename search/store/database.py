@@ -20,7 +20,7 @@ from optuna.storages._rdb import models
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.engine import ExceptionContext
 
-from ..errors import UnfinishedError, UserError, first_line, masked
+from ..errors import UnfinishedError, UserError, first_line, mask_password
 
 SECONDS_TO_WAIT_FOR_A_LOCK = 60
 # psycopg returns bytes where text is in no stated encoding, as in a cluster of the C locale.
@@ -84,12 +84,12 @@ def open_storage(url: str | URL) -> optuna.storages.BaseStorage:
     # Optuna formats the URL it is given, to fill in a schema version: braces stand for themselves
     # when doubled.
     text = url.render_as_string(hide_password=False)
-    shown = masked(text)
+    shown = mask_password(text)
     try:
         storage = _TrialStorage(text.replace("{", "{{").replace("}", "}}"), engine_kwargs=options)
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, RuntimeError, ImportError) as error:
         raise UserError(
-            f"storage: cannot open {shown}: {_scrubbed(url, first_line(error))}"
+            f"storage: cannot open {shown}: {_scrub(url, first_line(error))}"
         ) from error
     if sqlite:
         sqlalchemy.event.listen(storage.engine, "connect", _write_ahead)
@@ -113,7 +113,7 @@ def _with_driver(url: URL) -> URL:
     return url
 
 
-def _scrubbed(url: URL, text: str) -> str:
+def _scrub(url: URL, text: str) -> str:
     """A driver's message without the password and the options of the URL, should it quote them."""
     options = [
         value

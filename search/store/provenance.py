@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..errors import masked, printable
+from ..errors import mask_password, printable
 from .files import read_object, write_json
 
 ENVIRONMENT_FILE = "environment.json"
@@ -37,7 +37,7 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
     """
     return {
         "started": now(),
-        "command": printable(" ".join([Path(command[0]).name, *map(masked, command[1:])])),
+        "command": printable(" ".join([Path(command[0]).name, *map(mask_password, command[1:])])),
         "python": sys.version.split()[0],
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),
@@ -56,7 +56,9 @@ def read_environment(folder: Path) -> dict[str, Any]:
     it.
     """
     found = read_object(folder / ENVIRONMENT_FILE) or {}
-    return found | {"command": masked(str(found["command"]))} if "command" in found else found
+    return (
+        found | {"command": mask_password(str(found["command"]))} if "command" in found else found
+    )
 
 
 def now() -> str:

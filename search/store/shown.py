@@ -69,9 +69,9 @@ class ShownStorage(_CachedStorage):
 
     def _as_shown(self, trial: FrozenTrial) -> FrozenTrial:
         if not trial.state.is_finished():
-            return _shown(trial)
+            return _with_constraints_list(trial)
         if trial._trial_id not in self._finished:
-            self._finished[trial._trial_id] = _shown(trial)
+            self._finished[trial._trial_id] = _with_constraints_list(trial)
         return self._finished[trial._trial_id]
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
@@ -84,7 +84,9 @@ class ShownStorage(_CachedStorage):
         sign = -1 if self.get_study_directions(study_id)[0] == StudyDirection.MAXIMIZE else 1
         keys = {trial.number: (_violation(trial), sign * (trial.value or 0.0)) for trial in trials}
         best = min(keys.values())
-        return _shown(min((trial for trial in trials if keys[trial.number] == best), key=_base_lr))
+        return _with_constraints_list(
+            min((trial for trial in trials if keys[trial.number] == best), key=_base_lr)
+        )
 
 
 def _with_whole_figures(study: FrozenStudy) -> FrozenStudy:
@@ -104,7 +106,7 @@ def _with_whole_figures(study: FrozenStudy) -> FrozenStudy:
     return shown
 
 
-def _shown(trial: FrozenTrial) -> FrozenTrial:
+def _with_constraints_list(trial: FrozenTrial) -> FrozenTrial:
     """A copy with the constraints in the list of Optuna 4, and without our machine-readable record.
 
     The list is never stored: Optuna would count every violation twice.
@@ -120,8 +122,8 @@ def _violation(trial: FrozenTrial) -> float:
 
 
 def _base_lr(trial: FrozenTrial) -> tuple[float, int]:
-    """What breaks a tie, as in `analysis.ranked`: the smaller base_lr, which is farther from the
-    edge.
+    """What breaks a tie, as in `analysis.rank_configurations`: the smaller base_lr, which is
+    farther from the edge.
     """
     try:
         return parse_trial(trial.user_attrs[RECORD]).point.base_lr, trial.number

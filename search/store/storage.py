@@ -25,8 +25,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import URL
 
 from ..errors import UserError, printable, warn_once
-from ..judge.analysis import trained
-from ..judge.neighbours import beside
+from ..judge.analysis import is_rankable
+from ..judge.neighbours import judge_beside_neighbours
 from ..rules.schedule import applies
 from ..signals import stop_if_asked
 from ..study.adaptive import distribution
@@ -297,7 +297,11 @@ def read_trials(store: Store, records: Iterable[Trial] | None = None) -> list[Tr
     """
     records = read_records(store) if records is None else records
     trials = _with_curves(store, sorted(records, key=_place))
-    return beside(trials, store.study.scientific_names) if store.study.divergence else trials
+    return (
+        judge_beside_neighbours(trials, store.study.scientific_names)
+        if store.study.divergence
+        else trials
+    )
 
 
 def read_records(store: Store) -> list[Trial]:
@@ -379,7 +383,9 @@ def drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
     """
     if store.study.keep_checkpoints is None:
         return
-    ranking = sorted(trials, key=lambda trial: (not trained(trial), trial.cost, trial.point.number))
+    ranking = sorted(
+        trials, key=lambda trial: (not is_rankable(trial), trial.cost, trial.point.number)
+    )
     for batch_size in store.study.batch_sizes:
         own = [trial for trial in ranking if trial.point.batch_size == batch_size]
         for trial in own[store.study.keep_checkpoints :]:

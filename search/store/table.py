@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import warn_once
-from ..judge.analysis import hyperparameters, trained
+from ..judge.analysis import hyperparameters, is_rankable
 from ..judge.comparison import Comparison
 from ..trial import Trial
 from .files import atomic
@@ -66,7 +66,7 @@ def _table_row(trial: Trial, comparison: Comparison | None) -> dict[str, Any]:
         "instability": verdict.instability,
         "onset_step": verdict.onset_step,
         "best_value": trial.best_value,
-        "delta": comparison.delta(trial.best_value) if comparison and trained(trial) else "",
+        "delta": comparison.delta(trial.best_value) if comparison and is_rankable(trial) else "",
         "best_step": trial.best_step,
         "initial_value": trial.initial_value,
         "last_loss": trial.last_loss,

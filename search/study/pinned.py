@@ -10,7 +10,7 @@ from ..trial import COMMON, Point
 from .study import Study, parse_study
 
 
-def pinned(
+def pin(
     origin: Study, point: Point, name: str, axes: Mapping[str, object] | None = None, **keys: object
 ) -> Study:
     """The study that trains a point as `origin` does, but for other values of some `axes` and other

@@ -34,7 +34,7 @@ def plan(study: Study) -> list[Point]:
     """Every point of a non-adaptive study, in the order of training; the same list on every
     call.
     """
-    return _repeated(
+    return _repeat_with_seeds(
         study, (point for batch_size in study.batch_sizes for point in _plan(study, batch_size))
     )
 
@@ -66,7 +66,7 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
     if not study.sampling.is_adaptive:
         return plan(study)
     points: list[Point] = []
-    fixed = _fixed(study)
+    fixed = _fixed_values(study)
     for batch_size in study.batch_sizes:
         groups = study.groups(batch_size)
         assert study.trials is not None  # for every sampler but grid (Study.problems)
@@ -87,10 +87,10 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
                     _point(study, fixed, group, n, values)
                     for n, values in zip(now, proposals, strict=True)
                 ]
-    return _repeated(study, points)
+    return _repeat_with_seeds(study, points)
 
 
-def _repeated(study: Study, configurations: Iterable[Point]) -> list[Point]:
+def _repeat_with_seeds(study: Study, configurations: Iterable[Point]) -> list[Point]:
     """The points of numbered configurations: each with every seed."""
     return [
         replace(point, number=point.number * study.seeds + i, seed=point.seed + i)
@@ -127,7 +127,7 @@ def _plan(study: Study, batch_size: int) -> list[Point]:
     sequences = [
         _sequence(study, group, share) for group, share in shares(study, batch_size).items()
     ]
-    fixed = _fixed(study)
+    fixed = _fixed_values(study)
     return [
         _point(
             study,
@@ -149,7 +149,7 @@ def _grid_points(study: Study, batch_size: int, most: int) -> list[Point]:
     rows = [
         (group, values) for group in of_group for values in _grid(free_axes(study, group), steps)
     ]
-    fixed = _fixed(study)
+    fixed = _fixed_values(study)
     return [
         _point(study, fixed, group, number, values) for number, (group, values) in enumerate(rows)
     ]
@@ -183,7 +183,7 @@ def free_axes(study: Study, group: Group) -> dict[str, Axis]:
 Fixed = Mapping[str, Mapping[str, Any]]
 
 
-def _fixed(study: Study) -> Fixed:
+def _fixed_values(study: Study) -> Fixed:
     """The values that stand where none is drawn, by optimizer and axis."""
     return {
         optimizer: {

@@ -70,7 +70,7 @@ RESULT_COLUMNS = (
 )  # of trials.csv, besides the hyperparameters
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """A value for a message: as Python writes it, cut to SHOWN characters."""
     try:
         text = repr(value)
@@ -82,9 +82,9 @@ def shown(value: object) -> str:
 def _scalar(value: Any) -> Any:
     if not isinstance(value, bool | int | float | str):
         allowed = "a number, a text, true or false, or a list of these"
-        raise ValueError(f"must be {allowed}, got {shown(value)}")
+        raise ValueError(f"must be {allowed}, got {quote(value)}")
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
-        raise ValueError(f"must be an integer of 64 bits, got {shown(value)}")
+        raise ValueError(f"must be an integer of 64 bits, got {quote(value)}")
     if isinstance(value, float) and math.isnan(value):
         raise ValueError("must not be nan")
     return value
@@ -92,7 +92,7 @@ def _scalar(value: Any) -> Any:
 
 def _not_text(value: Any) -> Any:
     if isinstance(value, bool | str):
-        raise ValueError(f"must be a number, got {shown(value)}")
+        raise ValueError(f"must be a number, got {quote(value)}")
     return value
 
 
@@ -101,7 +101,7 @@ def _of_length(least: int, most: int) -> Any:
 
     def check(value: Any) -> Any:
         if not isinstance(value, list | tuple):
-            raise ValueError(f"must be a list, got {shown(value)}")
+            raise ValueError(f"must be a list, got {quote(value)}")
         if not least <= len(value) <= most:
             raise ValueError(f"must have {least} to {most} values, got {len(value)}")
         return value
@@ -112,7 +112,7 @@ def _of_length(least: int, most: int) -> Any:
 def _different(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Of equal values, as 1, 1.0 and true are, each would be a group or a grid point of its own."""
     if len(set(values)) < len(values):
-        raise ValueError(f"values must differ from one another, got {shown(list(values))}")
+        raise ValueError(f"values must differ from one another, got {quote(list(values))}")
     return values
 
 
@@ -221,10 +221,10 @@ class _Axes(_Strict):
         values = (spec.low, spec.high) if isinstance(spec, Range) else spec
         for value in values if isinstance(values, tuple) else (values,):
             if not row.accepts(value):
-                raise ValueError(f"must be {row.requirement}, got {shown(value)}")
+                raise ValueError(f"must be {row.requirement}, got {quote(value)}")
             if not _in_reach(value):
                 raise ValueError(
-                    f"must lie between {SMALLEST:g} and {LARGEST:g}, got {shown(value)}"
+                    f"must lie between {SMALLEST:g} and {LARGEST:g}, got {quote(value)}"
                 )
         return spec
 
@@ -360,7 +360,7 @@ class Study(_Strict):
     @classmethod
     def _never_an_axis(cls, value: object) -> object:
         if isinstance(value, list | dict):
-            raise ValueError(f"is never an axis (S8): give one number, got {shown(value)}")
+            raise ValueError(f"is never an axis (S8): give one number, got {quote(value)}")
         return value
 
     @field_validator("workload", mode="after")
@@ -368,7 +368,7 @@ class Study(_Strict):
     def _import_path(cls, path: str) -> str:
         module, _, factory = path.partition(":")
         if not all(part.isidentifier() for part in (*module.split("."), factory)):
-            raise ValueError(f"must be package.module:factory, got {shown(path)}")
+            raise ValueError(f"must be package.module:factory, got {quote(path)}")
         return path
 
     @property
@@ -564,7 +564,7 @@ class Study(_Strict):
             lacking = [one for one in values_of(axes["decay"]) if not applies(name, one)]
             if name not in axes or not lacking:
                 continue
-            reason = f"which decay = {shown(lacking[0])} does not have"
+            reason = f"which decay = {quote(lacking[0])} does not have"
             if name in self.scientific:
                 yield (
                     "scientific",
@@ -590,7 +590,7 @@ class Study(_Strict):
         yield from self._settings_of_some(axes, place)
         for name in self.scientific:
             if not isinstance(axes.get(name), tuple):
-                yield "scientific", f"{shown(name)} must be a list of values for {optimizer}"
+                yield "scientific", f"{quote(name)} must be a list of values for {optimizer}"
         for name, axis in axes.items():
             if self.sampling.is_grid and isinstance(axis, Range) and axis.points is None:
                 yield f"{place}.{name}", "the grid sampler needs the number of points of a range"
@@ -602,7 +602,7 @@ class Study(_Strict):
             names = ", ".join(("optimizer", *self.scientific_names[:SHOWN_NAMES]))
             yield (
                 "scientific",
-                f"the values of {names} make {shown(groups)} groups per batch size, of at most "
+                f"the values of {names} make {quote(groups)} groups per batch size, of at most "
                 f"{MOST_GROUPS}: give shorter lists",
             )
         elif self.trials is not None and self.trials < groups:
@@ -619,7 +619,7 @@ class Study(_Strict):
                 key,
                 (
                     f"batch sizes × configurations × seeds must be at most {MOST_TRIALS} trials, "
-                    f"got {shown(planned)}"
+                    f"got {quote(planned)}"
                 ),
             )
         if self.seed + self.seeds > LARGEST_SEED:
@@ -672,8 +672,8 @@ def _check_name(path: Path) -> None:
         rule = f"must have at most {MOST_CHARACTERS} characters"
     if rule:
         raise UserError(
-            f"{shown(str(path))}: the file's name without .toml names the results folder: it "
-            f"{rule}, got {shown(name)}"
+            f"{quote(str(path))}: the file's name without .toml names the results folder: it "
+            f"{rule}, got {quote(name)}"
         )
 
 
@@ -729,7 +729,7 @@ def schema() -> dict[str, Any]:
 def _explain(detail: Any) -> str:
     """One pydantic error as `key: rule, value`."""
     keys = [
-        shown(part) if len(str(part)) > SHOWN else str(part)
+        quote(part) if len(str(part)) > SHOWN else str(part)
         for part in detail["loc"]
         if part not in FORMS
     ]
@@ -742,7 +742,7 @@ def _explain(detail: Any) -> str:
     return (
         f"{place}: {message}"
         if kind == "value_error"
-        else f"{place}: {message}, got {shown(detail['input'])}"
+        else f"{place}: {message}, got {quote(detail['input'])}"
     )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from ..workload.randomness import seed_all
-from ..workload.workload import Workload, evaluated, numbers
+from ..workload.workload import Workload, evaluation_mode, numbers
 from .execution import Call
 from .rows import Stack
 from .ties import fixed_tensors
@@ -120,7 +120,7 @@ class Audit:
         if metrics is not None:
             self._put(self._stack.values(moment.slot))
             seed_all(seed)
-            with torch.no_grad(), evaluated(self._model):
+            with torch.no_grad(), evaluation_mode(self._model):
                 found = numbers(self._call("evaluate"))
             for name, values in metrics.items():
                 scale = SMALL * abs(values[0]) if np.isfinite(values[0]) else 0.0

@@ -74,7 +74,7 @@ def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
     strangers = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if strangers or not content:
         raise UserError(
-            f"{path}: must hold tensors by name (a state_dict); {_listed('not tensors', strangers)}"
+            f"{path}: must hold tensors by name (a state_dict); {_join('not tensors', strangers)}"
         )
     return {str(name): value for name, value in content.items()}
 
@@ -97,12 +97,12 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
     if any(problems.values()):
-        lines = [f"  {_listed(kind, names)}" for kind, names in problems.items() if names]
+        lines = [f"  {_join(kind, names)}" for kind, names in problems.items() if names]
         raise UserError("\n".join([f"{path}: does not fit the model. Its tensors are", *lines]))
     model.load_state_dict(dict(tensors), strict=False)
 
 
-def _listed(kind: str, names: list[str]) -> str:
+def _join(kind: str, names: list[str]) -> str:
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{kind}: {', '.join(names[:SHOWN]) or 'none at all'}{rest}"
 

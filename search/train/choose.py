@@ -25,7 +25,7 @@ from ..study.study import Study
 from ..threads import torch_threads
 from ..trial import Point
 from ..workload.randomness import own_random_numbers
-from ..workload.workload import Workload, built
+from ..workload.workload import Workload, build_model
 from .audit import relative_difference
 from .execution import ALONE, Engine, Traces
 from .loop import Trained, train
@@ -97,18 +97,18 @@ def choose(
     stacked.
     """
     if slots is not None:
-        return _forced(study, workload, points, device, slots)
+        return _forced_engine(study, workload, points, device, slots)
     traces = {} if traces is None else traces
-    engine, rate = _not_compiled(study, workload, points, workers, cores, device, traces)
+    engine, rate = _fastest_uncompiled(study, workload, points, workers, cores, device, traces)
     if rate == 0:
         return engine
     if compiled is None:
         busy = min(workers, len(points))
         compiled = sum(map(study.updates, points)) / rate / busy > COMPILED_SECONDS
-    return _compiled(study, workload, points, engine, device, traces) if compiled else engine
+    return _try_compiling(study, workload, points, engine, device, traces) if compiled else engine
 
 
-def _forced(
+def _forced_engine(
     study: Study, workload: Workload, points: Sequence[Point], device: str, slots: int
 ) -> Engine:
     """A stack of as many slots as a user wants, or alone where that would change numbers."""
@@ -119,7 +119,7 @@ def _forced(
     return Engine(stacked=True, slots=slots, reason="forced")
 
 
-def _compiled(
+def _try_compiling(
     study: Study,
     workload: Workload,
     points: Sequence[Point],
@@ -151,7 +151,7 @@ def _compiled(
     return replace(candidate, reason=f"{engine.reason}; {found:.0f} compiled")
 
 
-def _not_compiled(
+def _fastest_uncompiled(
     study: Study,
     workload: Workload,
     points: Sequence[Point],
@@ -406,7 +406,7 @@ def _slots_in_memory(workload: Workload, points: Sequence[Point], workers: int, 
     point = points[0]
     states = {name for one in points for name in RULES[one.optimizer].state}
     with own_random_numbers():
-        model = built(workload, point.seed, point.batch_size, torch.device("cpu"))
+        model = build_model(workload, point.seed, point.batch_size, torch.device("cpu"))
     row = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     if device == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -20,8 +20,8 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..rules.optimizers import RULES
-from ..workload.batches import moved
-from ..workload.workload import Workload, drawn
+from ..workload.batches import move_batch
+from ..workload.workload import Workload, draw_batches
 
 EXAMPLES = 512  # see some_batches
 # residual relative to λ₁, whose own error is of second order in it; float32 allows about 1e-6
@@ -42,7 +42,7 @@ def some_batches(
     value of a noisier matrix: of the digits MLP in training by 20 to 50 % with 128 examples, by 3
     to 10 % with 512, against all 1,077.
     """
-    return list(islice(drawn(workload, batch_size, seed), max(1, examples // batch_size)))
+    return list(islice(draw_batches(workload, batch_size, seed), max(1, examples // batch_size)))
 
 
 def largest_eigenvalue(workload: Workload, model: nn.Module, batches: Sequence[Any]) -> float:
@@ -142,7 +142,7 @@ def _product(call: _Loss, batch: Any, v: Sequence[Tensor]) -> NDArray[np.float64
         name: p.detach().requires_grad_() for name, p in call.named_parameters() if p.requires_grad
     }
     buffers = {name: buffer.clone() for name, buffer in call.named_buffers()}
-    batch = moved(batch, v[0].device)
+    batch = move_batch(batch, v[0].device)
     loss = functional_call(call, leaves | buffers, (batch,))
     if not loss.isfinite():
         raise ValueError(

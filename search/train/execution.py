@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from ..workload.batches import Parts, only_tensors
 from ..workload.randomness import RandomState, seed_all
-from ..workload.workload import Workload, autocast, evaluated, numbers
+from ..workload.workload import Workload, autocast, evaluation_mode, numbers
 from .ties import Ties, checkpoint_names, fixed_tensors
 from .tracing import record
 
@@ -235,7 +235,7 @@ class _Alone(Execution):
 
     @torch.no_grad()
     def evaluate(self, rows: Rows, seeds: Sequence[int]) -> dict[str, list[float]]:
-        with evaluated(self.model):
+        with evaluation_mode(self.model):
             seed_all(seeds[0])
             found = numbers(self._call("evaluate"))
             self._ties.mend()
@@ -289,7 +289,7 @@ class CompiledAlone(_Alone):
     @torch.no_grad()
     def gradients(self, rows: Rows, batch: Any) -> tuple[Tensor, Sequence[str]]:
         values, gradients, buffers = map(_first, rows)
-        return self._recordings.gradients(_itself, Rows(values, gradients, buffers), batch)
+        return self._recordings.gradients(_identity, Rows(values, gradients, buffers), batch)
 
 
 class Recorded(Execution):
@@ -327,7 +327,7 @@ class Recorded(Execution):
         """Stacked if the workload's evaluate() can be; one after the other if it uses .item(),
         Python numbers or random ones.
         """
-        with evaluated(self.model):
+        with evaluation_mode(self.model):
             if self._evaluates_stacked:
                 try:
                     metrics = self._recordings.metrics(rows)
@@ -465,7 +465,7 @@ def _first(tensors: Tensors) -> dict[str, Tensor]:
     return {name: tensor[0] for name, tensor in tensors.items()}
 
 
-def _itself(function: Callable[..., Any]) -> Callable[..., Any]:
+def _identity(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 

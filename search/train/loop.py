@@ -27,10 +27,10 @@ from ..rules.schedule import learning_rates, total_steps
 from ..rules.thresholds import clip_z_of, share_of
 from ..signals import stop_if_asked
 from ..study.study import Study
-from ..trial import Point, Trial, measured
-from ..workload.batches import Parts, moved
+from ..trial import Point, Trial
+from ..workload.batches import Parts, move_batch
 from ..workload.randomness import RandomState, seed_all
-from ..workload.workload import Workload, built, chance_loss, drawn
+from ..workload.workload import Workload, build_model, chance_loss, draw_batches
 from .audit import Audit, StackingError
 from .execution import ALONE, Engine, Traces
 from .python_state import PythonState, content_hash, python_state
@@ -127,7 +127,7 @@ class _Batches:
     def __init__(
         self, workload: Workload, point: Point, device: torch.device, skip: int, parts: Parts
     ) -> None:
-        self._iterator = drawn(workload, point.batch_size, point.seed)
+        self._iterator = draw_batches(workload, point.batch_size, point.seed)
         self._device, self._parts = device, parts
         self._last: Any = None
         for _ in range(skip):  # those that an interrupted trial has seen
@@ -138,7 +138,7 @@ class _Batches:
         return content_hash(self._last)
 
     def draw(self) -> Any:
-        return moved(self._next(), self._device)
+        return move_batch(self._next(), self._device)
 
     def _next(self) -> Any:
         batch = self._last = next(self._iterator)
@@ -278,7 +278,7 @@ class _Loop:
             return None
 
     def _build(self, point: Point) -> nn.Module:
-        return built(self.workload, point.seed, point.batch_size, self.device)
+        return build_model(self.workload, point.seed, point.batch_size, self.device)
 
     def _initial(self, point: Point) -> dict[str, Tensor]:
         """Parameters and buffers of the untrained model of a point's seed; each seed is built
@@ -532,5 +532,5 @@ class _Loop:
     def _finish(self, k: int) -> Trained:
         point, recorder, study = self.slots[k].point, self.slots[k].recorder, self.study
         verdict, curve, seconds = recorder.verdict(), recorder.curve(), recorder.seconds
-        trial = measured(point, verdict, curve, study.objective, seconds, study.maximize)
+        trial = Trial.from_curve(point, verdict, curve, study.objective, seconds, study.maximize)
         return Trained(trial, self.stack.best(k), self.stack.state(k) if self.with_state else {})

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..rules.clipping import Gate, clip_, global_norm, limit
+from ..rules.clipping import Gate, clip_, clip_threshold, global_norm
 from ..rules.optimizers import RULES
-from ..rules.thresholds import entered
+from ..rules.thresholds import update_moments
 from .execution import FEWEST_STACKED, Execution, Rows
 from .ties import fixed_tensors
 
@@ -41,8 +41,8 @@ class Stack:
         """A stack with the shape of an execution's model; `load` fills its slots, or `adopt` its
         only one.
 
-        It has rows for the states of the rules of `optimizers`, and trains with no other.
-        With `follows_norms` a slot may have a threshold that follows its gradient norms (`limit`).
+        It has rows for the states of the rules of `optimizers`, and trains with no other. With
+        `follows_norms` a slot may have a threshold that follows its gradient norms (`limit`).
         Raises UserError if the model's trainable parameters differ in device or dtype.
         """
         model = execution.model
@@ -192,9 +192,9 @@ class Stack:
     def limit(self, norm_K1: Tensor, gate: Gate) -> Tensor:
         """The clip thresholds of this update, [K, 1]; its norms enter those of the next."""
         mean_K1, variance_K1 = self._norms["norm_mean"], self._norms["norm_variance"]
-        limit_K1 = limit(mean_K1, variance_K1, gate)
+        limit_K1 = clip_threshold(mean_K1, variance_K1, gate)
         clipped_K1 = torch.minimum(norm_K1.to(torch.float64), limit_K1)
-        mean_K1, variance_K1 = entered(mean_K1, variance_K1, clipped_K1, gate.share)
+        mean_K1, variance_K1 = update_moments(mean_K1, variance_K1, clipped_K1, gate.share)
         self._norms = {"norm_mean": mean_K1, "norm_variance": variance_K1}
         return limit_K1.to(self.wide)
 

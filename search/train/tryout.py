@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from ..errors import UserError, said
+from ..errors import UserError, describe_error
 from ..signals import STOPS
 from ..study.sampling import some_points
 from ..study.study import Study
 from ..threads import torch_threads
 from ..workload.factory import argument_sets
-from ..workload.workload import check_workload, edited_modules_reloaded, load_workload
+from ..workload.workload import check_workload, load_workload, reload_edited_modules
 from .loop import train
 
 
@@ -22,10 +22,10 @@ def check_studies(studies: Sequence[Study]) -> None:
     """Try every workload of the studies once. Raises UserError naming the study and what is
     wrong.
     """
-    edited_modules_reloaded(study.workload for study in studies)
+    reload_edited_modules(study.workload for study in studies)
     for study in studies:
         for workload_args in argument_sets(study):
-            with _tried(study):
+            with _as_user_error(study):
                 workload = load_workload(study.workload, workload_args)
                 check_workload(
                     workload,
@@ -37,7 +37,7 @@ def check_studies(studies: Sequence[Study]) -> None:
 
 
 @contextmanager
-def _tried(study: Study) -> Iterator[None]:
+def _as_user_error(study: Study) -> Iterator[None]:
     """Whatever a workload raises here is a UserError of its study, SystemExit included; Ctrl-C
     stays what it is.
     """
@@ -50,7 +50,8 @@ def _tried(study: Study) -> Iterator[None]:
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"{study.name}: workload: {said(error)} ({where.filename}, line {where.lineno})"
+            f"{study.name}: workload: {describe_error(error)} "
+            f"({where.filename}, line {where.lineno})"
         ) from error
 
 
@@ -63,7 +64,7 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
     for batch_size in study.batch_sizes:
         point = next(p for p in points if p.batch_size == batch_size)
         point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
-        with _tried(study), torch_threads():
+        with _as_user_error(study), torch_threads():
             workload = load_workload(study.workload, point.workload_args)
             # allocations, caches
             list(train(short.model_copy(update={"max_train_steps": 5}), workload, [point]))

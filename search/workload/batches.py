@@ -41,7 +41,7 @@ STATED = (
 )
 
 
-def moved(batch: Any, device: torch.device) -> Any:
+def move_batch(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on a device. Strings, None, numbers and arrays stay what they are.
 
     An object of another library that has a method `to` is asked to move itself; so do fields of
@@ -53,7 +53,7 @@ def moved(batch: Any, device: torch.device) -> Any:
             return leaf.to(device, non_blocking=True)
         if callable(getattr(leaf, "to", None)):
             return leaf.to(device)
-        return _with_fields(leaf, lambda value: moved(value, device))
+        return _with_fields(leaf, lambda value: move_batch(value, device))
 
     return tree_map(move, batch)
 
@@ -217,7 +217,7 @@ class Parts:
         if len(leaves) != len(places) or len(sizes) != 1:
             raise UserError(
                 "accumulation: cannot cut a batch into parts of its examples: no size "
-                f"{self.batch_size} that its tensors share; found {_described(leaves)}"
+                f"{self.batch_size} that its tensors share; found {_describe(leaves)}"
             )
         (size,) = sizes
         for k in range(self.count):
@@ -298,7 +298,7 @@ def _has_shape(leaf: Any) -> bool:
     return isinstance(leaf, Tensor | np.ndarray)
 
 
-def _described(leaves: Sequence[Any]) -> str:
+def _describe(leaves: Sequence[Any]) -> str:
     return (
         ", ".join(str(list(shape)) for leaf in leaves if (shape := _shape(leaf)))
         or "no tensor with a dimension"

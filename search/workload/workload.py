@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
-from ..errors import UserError, said, warn_once
+from ..errors import UserError, describe_error, warn_once
 from ..signals import STOPS
-from .batches import STATED, Parts, endless, examples, first, moved
+from .batches import STATED, Parts, endless, examples, first, move_batch
 from .factory import make_folder_importable
 from .randomness import own_random_numbers, seed_all
 
@@ -117,7 +117,7 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
             f"workload: {path!r} cannot be imported by worker processes: put the factory into a "
             "file of its own, and name it file:factory"
         )
-    module = _imported(module_name)
+    module = _import_module(module_name)
     factory: Callable[..., Any] | None = getattr(module, factory_name, None)
     if factory is None:
         raise UserError(f"workload: {module_name!r} has no {factory_name!r}")
@@ -136,7 +136,7 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
     return workload  # type: ignore[no-any-return]
 
 
-def _imported(module_name: str) -> ModuleType:
+def _import_module(module_name: str) -> ModuleType:
     """The module of a workload; the files of the user's own modules are remembered as they are."""
     make_folder_importable()
     try:
@@ -149,13 +149,15 @@ def _imported(module_name: str) -> ModuleType:
     except STOPS:
         raise
     except BaseException as error:  # sys.exit(), too
-        raise UserError(f"workload: importing {module_name!r} raised {said(error)}") from error
+        raise UserError(
+            f"workload: importing {module_name!r} raised {describe_error(error)}"
+        ) from error
     for name in _own_modules(module, {}) if module_name not in _IMPORTED else ():
         _IMPORTED.setdefault(name, _stamp(sys.modules[name]))
     return module
 
 
-def edited_modules_reloaded(paths: Iterable[str]) -> str:
+def reload_edited_modules(paths: Iterable[str]) -> str:
     """Import the edited modules of workloads anew; a text that is the same as long as none of the
     user's was edited.
 
@@ -217,11 +219,11 @@ def _imports(module: ModuleType) -> Iterable[str]:
     """The names in a module's import statements, those inside functions included; some may be no
     modules.
     """
-    return _imported_names(module.__file__ or "", module.__package__ or "", _stamp(module))
+    return _names_imported_by(module.__file__ or "", module.__package__ or "", _stamp(module))
 
 
 @lru_cache(maxsize=1000)
-def _imported_names(file: str, package: str, _: str) -> Sequence[str]:
+def _names_imported_by(file: str, package: str, _: str) -> Sequence[str]:
     """Of a file, as long as its stamp is the same."""
     return list(_names_in(file, package))
 
@@ -257,14 +259,14 @@ def _stamp(module: ModuleType) -> str:
     return f"{status.st_mtime_ns}/{status.st_size}"
 
 
-def drawn(workload: Workload, batch_size: int, seed: int) -> Iterator[Any]:
+def draw_batches(workload: Workload, batch_size: int, seed: int) -> Iterator[Any]:
     """Endless training batches, on the device where the workload put them. Raises UserError where
     they end.
     """
     return endless(lambda: workload.train_batches(batch_size, seed), batch_size)
 
 
-def built(workload: Workload, seed: int, batch_size: int, device: torch.device) -> nn.Module:
+def build_model(workload: Workload, seed: int, batch_size: int, device: torch.device) -> nn.Module:
     """The untrained model of a seed on a device; it takes the process's random numbers, seeded with
     the same seed.
 
@@ -274,7 +276,7 @@ def built(workload: Workload, seed: int, batch_size: int, device: torch.device) 
     seed_all(seed)
     model = workload.build_model(seed).to(device)
     if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
-        batch = moved(next(drawn(workload, batch_size, seed)), device)
+        batch = move_batch(next(draw_batches(workload, batch_size, seed)), device)
         _materialize(model, lambda: workload.loss(model, batch))
     return model
 
@@ -283,11 +285,11 @@ def _materialize(model: nn.Module, forward: Callable[[], object]) -> None:
     """Give lazy modules their shapes by one forward pass, which leaves buffers as they were before
     it.
     """
-    buffers = {id(module): _cloned(module) for module in model.modules()}
+    buffers = {id(module): _clone_tensors(module) for module in model.modules()}
 
     def remember(module: nn.Module, _: object) -> None:
         # by now with shapes: torch's own hook, which gives them, is older
-        buffers[id(module)] = _cloned(module)
+        buffers[id(module)] = _clone_tensors(module)
 
     lazy = [module for module in model.modules() if isinstance(module, LazyModuleMixin)]
     hooks = [module.register_forward_pre_hook(remember) for module in lazy]
@@ -308,7 +310,7 @@ def _materialize(model: nn.Module, forward: Callable[[], object]) -> None:
         )
 
 
-def _cloned(module: nn.Module) -> dict[str, Tensor]:
+def _clone_tensors(module: nn.Module) -> dict[str, Tensor]:
     own = module.named_buffers(recurse=False)
     return {name: buffer.clone() for name, buffer in own if not is_lazy(buffer)}
 
@@ -342,7 +344,7 @@ def numbers(metrics: object) -> dict[str, float]:
 
 
 @contextmanager
-def evaluated(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards, each submodule's own mode as it was."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -385,7 +387,7 @@ def _check(
             raise UserError(
                 f"batch_sizes: {call} yielded a batch of {count} examples. If it is full, {STATED}"
             )
-    model = _attempt("build_model", lambda: built(workload, 0, batch_sizes[-1], device))
+    model = _attempt("build_model", lambda: build_model(workload, 0, batch_sizes[-1], device))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("workload: build_model returned a model without trainable parameters")
     loss = _attempt("loss", lambda: workload.loss(model, batch))
@@ -393,7 +395,7 @@ def _check(
         raise UserError("workload: loss must return a scalar tensor that depends on the parameters")
     if accumulation > 1:
         _check_parts(workload, model, batch, Parts(accumulation, batch_sizes[-1]))
-    with torch.no_grad(), evaluated(model):
+    with torch.no_grad(), evaluation_mode(model):
         metrics = numbers(_attempt("evaluate", lambda: workload.evaluate(model)))
     if objective not in metrics:
         raise UserError(
@@ -412,7 +414,7 @@ def _check_parts(workload: Workload, model: nn.Module, batch: Any, parts: Parts)
         seed_all(seed)
         return float(workload.loss(model, part))
 
-    with torch.no_grad(), evaluated(model):
+    with torch.no_grad(), evaluation_mode(model):
         whole, again = loss_of(batch, 0), loss_of(batch, 1)
         if whole != again or not math.isfinite(whole):
             return
@@ -433,13 +435,13 @@ def _attempt(method: str, call: Callable[[], Any]) -> Any:
     except (*STOPS, UserError):
         raise
     except BaseException as error:  # sys.exit(), too
-        raise UserError(f"workload: {method} raised {said(error)}") from error
+        raise UserError(f"workload: {method} raised {describe_error(error)}") from error
 
 
 def _some_batches(workload: Workload, batch_size: int, steps: int) -> Any:
     """The first batch, after others were drawn for a while to see whether they end."""
     seed_all(0)
-    batches = drawn(workload, batch_size, 0)
+    batches = draw_batches(workload, batch_size, 0)
     one = first(batches, batch_size)
     until = time.monotonic() + CHECKED_SECONDS
     for _ in range(steps - 1):

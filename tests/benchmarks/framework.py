@@ -32,7 +32,7 @@ from tunewright.search.store.results import Results
 from tunewright.search.store.storage import create_store, read_trials
 from tunewright.search.study.sampling import next_points
 from tunewright.search.study.study import Study, parse_study
-from tunewright.search.trial import Curve, Point, Trial, Verdict, measured
+from tunewright.search.trial import Curve, Point, Trial, Verdict
 from tunewright.search.workload.workload import load_workload
 
 STEPS, EVALUATIONS = 1000, 50
@@ -65,7 +65,7 @@ def invented(point: Point, rng: np.random.Generator) -> Trial:
     loss, grad_norm = (rng.random(STEPS).astype(np.float32).astype(np.float64) for _ in range(2))
     curve = Curve(loss, grad_norm, steps, metrics, STEPS, math.log(10))
     verdict = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
-    return measured(point, verdict, curve, "val_loss", seconds=1.0)
+    return Trial.from_curve(point, verdict, curve, "val_loss", seconds=1.0)
 
 
 def milliseconds(call: Callable[[], object]) -> float:

@@ -16,7 +16,7 @@ from measure import print_footer, print_header, print_table
 from numpy.typing import NDArray
 
 from tunewright.search.judge.comparison import decide, evidence, failure_bound, settles
-from tunewright.search.procedure.group import _edge, judged_edge
+from tunewright.search.procedure.group import _edge, judge_edge
 from tunewright.search.procedure.steps import Asking, Case
 from tunewright.search.procedure.tournament import SAFE_SEEDS
 from tunewright.search.study.sampling import plan
@@ -209,7 +209,7 @@ def _found(study: Study, true: float, width: float, shared: bool, rng: np.random
     case = Case(study, Group(32, "momentum"), 5, star)
     close = trials_of(case.ask("close", [STAR / 10**0.5, STAR], 5))
     edge, _ = answered(_edge(case, star.base_lr, [*sweep, *close]), trials_of)
-    return judged_edge(
+    return judge_edge(
         edge, star.base_lr, star.base_lr, trials_of(case.ask("confirm", [5 * STAR, 10 * STAR], 5))
     )
 

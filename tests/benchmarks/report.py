@@ -51,7 +51,7 @@ def invent(folder: Path, trials: int, updates: int) -> Path:
     from tunewright.search.store.storage import create_store, tell
     from tunewright.search.study.sampling import plan
     from tunewright.search.study.study import load_study
-    from tunewright.search.trial import Curve, Verdict, measured
+    from tunewright.search.trial import Curve, Trial, Verdict
 
     path = folder / "many.toml"
     path.write_text(STUDY.format(trials=trials, updates=updates))
@@ -74,7 +74,7 @@ def invent(folder: Path, trials: int, updates: int) -> Path:
         norms = (1.0 + rng.random(taken)).astype(np.float32).astype(np.float64)
         metrics = {"val_loss": values, "val_error": values / 2.6}
         curve = Curve(loss, norms, steps, metrics, updates, math.log(10))
-        trial = measured(point, verdict, curve, "val_loss", seconds=1.0)
+        trial = Trial.from_curve(point, verdict, curve, "val_loss", seconds=1.0)
         write_curve(curve_path(store.folder, point), curve)
         tell(store, trial)
     return path

@@ -15,7 +15,7 @@ from tunewright.search.judge.analysis import (
     just_above,
     summarize,
     unstable_interval,
-    varied,
+    varied_names,
 )
 from tunewright.search.trial import EMPTY_CURVE, Group, Instability, Outcome, Point, Trial, Verdict
 
@@ -242,7 +242,7 @@ def test_a_hyperparameter_is_varied_if_it_differs_within_one_optimizer() -> None
         trial(0.2, 0.1, settings={"momentum": 0.9}, batch_size=64),
         trial(0.2, 0.1, settings={"momentum": 0.0}, optimizer="rmsprop"),
     ]
-    assert varied(trials) == ["optimizer", "base_lr"]
+    assert varied_names(trials) == ["optimizer", "base_lr"]
 
 
 def test_the_best_few_are_three_or_a_tenth() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scripted import curve_of
 
-from tunewright.search.judge.evaluations import evaluated
+from tunewright.search.judge.evaluations import summarize_evaluations
 from tunewright.search.judge.verdict import hopeless, judge
 from tunewright.search.trial import Curve
 
@@ -76,7 +76,7 @@ def test_an_objective_that_was_nan_for_a_while_is_said():
 
 def test_an_objective_may_be_maximized():
     accuracy = np.linspace(0.1, 0.9, 21)
-    assert evaluated(of(FALLS, accuracy), maximize=True).state == "learned"
+    assert summarize_evaluations(of(FALLS, accuracy), maximize=True).state == "learned"
     assert judge(of(RETURNS, accuracy), maximize=True).feasible
     assert judge(of(RETURNS, accuracy)).outcome == "collapsed"
     falls = [*accuracy, *np.linspace(0.85, 0.1, 20)]
@@ -98,7 +98,7 @@ def test_the_objective_is_named_or_the_only_metric():
     "values", [[0.9], [0.9, 0.88], 0.9 + 0.02 * RNG.standard_normal(50), np.full(50, 0.9)]
 )
 def test_evaluations_that_hardly_change_are_no_evidence(values):
-    assert evaluated(of(FALLS, values)).state == "unknown"
+    assert summarize_evaluations(of(FALLS, values)).state == "unknown"
     assert judge(of(FALLS, values)).feasible
     assert judge(of(RETURNS, values)).outcome == "collapsed"
 
@@ -170,7 +170,7 @@ def test_whatever_is_stopped_is_judged_infeasible_and_was_not_learned(curve):
         stopped = until(curve, step)
         if hopeless(stopped):
             assert judge(stopped).infeasible
-            assert evaluated(stopped).state != "learned"
+            assert summarize_evaluations(stopped).state != "learned"
             break
 
 

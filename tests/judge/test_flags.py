@@ -4,7 +4,13 @@ from dataclasses import replace
 import numpy as np
 
 from tunewright.search.judge.flags import checkpoint_note, curve_flags, shape
-from tunewright.search.trial import Array, Curve, Point, Trial, Verdict, crashed, measured
+from tunewright.search.trial import (
+    Array,
+    Curve,
+    Point,
+    Trial,
+    Verdict,
+)
 
 POINT = Point(number=0, batch_size=32, optimizer="momentum", base_lr=0.1)
 STEPS, EVALUATIONS = 1000, 51
@@ -16,7 +22,7 @@ def run(values: Array, loss: Array | None = None, verdict: Verdict = STABLE) -> 
     loss = np.exp(-np.linspace(0, 4, STEPS)) if loss is None else loss
     steps = np.linspace(0, STEPS, len(values)).astype(np.int64)
     curve = Curve(loss, np.ones(len(loss)), steps, {"val_error": values}, STEPS)
-    return measured(POINT, verdict, curve, "val_error", seconds=1.0)
+    return Trial.from_curve(POINT, verdict, curve, "val_error", seconds=1.0)
 
 
 def names(trial: Trial) -> list[str]:
@@ -69,7 +75,7 @@ def test_a_training_loss_that_rises_again_is_flagged() -> None:
 
 def test_only_feasible_trials_with_a_curve_are_flagged() -> None:
     assert names(run(np.linspace(1, 0.5, 51), verdict=Verdict("diverged", "early", 3, ""))) == []
-    assert names(crashed(POINT, "out of memory")) == []
+    assert names(Trial.from_crash(POINT, "out of memory")) == []
 
 
 def test_too_few_values_or_no_improvement_have_no_shape() -> None:
@@ -107,4 +113,4 @@ def test_a_saturated_run_is_not_told_to_train_longer() -> None:
 
 
 def test_without_curves_there_is_no_note() -> None:
-    assert checkpoint_note([crashed(POINT, "killed")], "val_error") == ""
+    assert checkpoint_note([Trial.from_crash(POINT, "killed")], "val_error") == ""

@@ -7,7 +7,11 @@ import numpy as np
 import pytest
 
 from tunewright.search.judge.analysis import summarize
-from tunewright.search.judge.neighbours import NEXT_TO_NOTHING, beside, collapsed_beside
+from tunewright.search.judge.neighbours import (
+    NEXT_TO_NOTHING,
+    is_collapsed_by_neighbours,
+    judge_beside_neighbours,
+)
 from tunewright.search.judge.verdict import judge
 from tunewright.search.show.publish import write_results
 from tunewright.search.show.report import write_report
@@ -15,7 +19,7 @@ from tunewright.search.store.files import curve_path, write_curve
 from tunewright.search.store.results import Results
 from tunewright.search.store.storage import create_store, read_records, read_trials, tell
 from tunewright.search.study.study import parse_study
-from tunewright.search.trial import Curve, Point, measured
+from tunewright.search.trial import Curve, Point, Trial
 
 CHANCE = 2.3
 STEPS = 400
@@ -36,30 +40,30 @@ def trial(number, base_lr, ends, value=None, steps=STEPS, chance=CHANCE, scatter
     values[1:] = 0.9 * ends / CHANCE if value is None else value
     eval_step = np.linspace(0, steps, 21).astype(np.int64)
     curve = Curve(loss, np.ones(steps), eval_step, {"val_error": values}, steps, chance)
-    found = measured(point, judge(curve, "val_error"), curve, "val_error", 0.1)
+    found = Trial.from_curve(point, judge(curve, "val_error"), curve, "val_error", 0.1)
     assert found.feasible
     return found
 
 
 def outcomes(trials):
-    return [one.verdict.outcome for one in beside(trials)]
+    return [one.verdict.outcome for one in judge_beside_neighbours(trials)]
 
 
 LOW, STAR, HIGH = trial(0, 1e-6, CHANCE), trial(1, 0.1, 0.2), trial(2, 1.0, CHANCE)
 
 
 def test_above_lr_star_what_learns_nothing_has_collapsed_and_below_it_is_too_slow():
-    low, star, high = beside([LOW, STAR, HIGH])
+    low, star, high = judge_beside_neighbours([LOW, STAR, HIGH])
     assert (low, star) == (LOW, STAR)
     assert high.verdict.outcome == "collapsed"
     assert high.verdict.evidence == f"{HIGH.verdict.evidence}; {NEXT_TO_NOTHING}"
-    assert [collapsed_beside(one) for one in (low, star, high)] == [False, False, True]
+    assert [is_collapsed_by_neighbours(one) for one in (low, star, high)] == [False, False, True]
 
 
 def test_it_is_said_once_and_in_the_order_of_the_trials():
-    once = beside([HIGH, LOW, STAR])
+    once = judge_beside_neighbours([HIGH, LOW, STAR])
     assert [one.point.number for one in once] == [2, 0, 1]
-    assert beside(once) == once
+    assert judge_beside_neighbours(once) == once
 
 
 @pytest.mark.parametrize("chance", [CHANCE, math.nan])
@@ -114,7 +118,8 @@ def test_other_groups_are_no_neighbours():
 
 def test_the_edge_is_where_the_neighbours_place_it():
     (alone,), (seen,) = (
-        summarize(trials) for trials in ([LOW, STAR, HIGH], beside([LOW, STAR, HIGH]))
+        summarize(trials)
+        for trials in ([LOW, STAR, HIGH], judge_beside_neighbours([LOW, STAR, HIGH]))
     )
     assert alone.unstable_base_lr[1] == math.inf
     assert seen.unstable_base_lr == (0.1, 1.0)
@@ -126,7 +131,7 @@ def test_without_curves_there_is_nothing_to_compare():
         replace(one, curve=replace(one.curve, loss=np.empty(0), grad_norm=np.empty(0)))
         for one in (STAR, HIGH)
     ]
-    assert beside(bare) == bare
+    assert judge_beside_neighbours(bare) == bare
 
 
 def study_of(**changes):

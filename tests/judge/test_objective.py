@@ -8,7 +8,7 @@ import pytest
 from tunewright.search.cli import main
 from tunewright.search.judge.objective import fault_of
 from tunewright.search.store.results import read_diagnosis
-from tunewright.search.trial import Curve, Point, Verdict, measured
+from tunewright.search.trial import Curve, Point, Trial, Verdict
 
 STEPS = np.arange(0, 101, 10)
 FALLING = np.geomspace(2.0, 0.2, 100)
@@ -63,7 +63,7 @@ def trials(values, objective="val", loss=FALLING, count=4):
         loss, np.ones(len(loss)), STEPS, {objective: np.asarray(values, float)}, len(loss)
     )
     points = [Point(i, 32, "sgd", 0.01 * 2**i) for i in range(count)]
-    return [measured(point, FEASIBLE, curve, objective, seconds=0.1) for point in points]
+    return [Trial.from_curve(point, FEASIBLE, curve, objective, seconds=0.1) for point in points]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from stored import UNTRAINED, diverged, feasible
 
 from tunewright.search.judge.sensitivity import TOLERANCE, lr_sensitivity, usable_decades
-from tunewright.search.trial import crashed
+from tunewright.search.trial import Trial
 
 # UNTRAINED is 0.9: of a best value 0.1 the tolerance is 0.05 × 0.8 = 0.04, so that 0.14 is as good.
 WIDE = [feasible(0, 0.01, 0.5), feasible(1, 0.1, 0.1), feasible(2, 1.0, 0.13), diverged(3, 10.0, 5)]
@@ -73,7 +73,7 @@ def test_sensitivity_is_between_0_and_1_and_usable_decades_within_the_sweep(swee
 
 @given(sweeps, st.randoms(use_true_random=False))
 def test_neither_the_order_of_trials_nor_crashes_matter(sweep, random):
-    shuffled = [*random.sample(sweep, len(sweep)), crashed(sweep[0].point, "killed")]
+    shuffled = [*random.sample(sweep, len(sweep)), Trial.from_crash(sweep[0].point, "killed")]
     assert lr_sensitivity(shuffled) == pytest.approx(lr_sensitivity(sweep))
     assert usable_decades(shuffled) == pytest.approx(usable_decades(sweep))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tunewright.search.judge.verdict import EARLY_STEPS, hopeless, judge, patience, rose
+from tunewright.search.judge.verdict import EARLY_STEPS, has_risen, hopeless, judge, patience
 from tunewright.search.trial import Curve
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "curves.npz")
@@ -193,18 +193,18 @@ def test_a_gradient_that_vanished_at_chance_is_a_collapse():
 
 
 def test_what_blew_up_rose_and_what_collapsed_at_once_or_trained_did_not():
-    assert not rose(curve(decline(400)))
+    assert not has_risen(curve(decline(400)))
     flat = CHANCE + 0.03 * np.random.default_rng(0).standard_normal(400)
     vanished = curve(flat, np.concatenate([np.full(5, 2.0), np.full(395, 0.01)]))
     assert judge(vanished).outcome == "collapsed"
-    assert not rose(vanished)
+    assert not has_risen(vanished)
     for name in (
         "mlp_slow_collapse",
         "mlp_collapse_at_once",
         "cue_nan_late",
         "branch_out_early_blow_up_recovers",
     ):
-        assert rose(real(name))
+        assert has_risen(real(name))
 
 
 def test_losses_below_zero_are_judged_by_the_same_rules():

@@ -16,10 +16,10 @@ def decoded(tokens: list[int]) -> str:
 
 
 def test_encoding_keeps_what_the_vocabulary_has() -> None:
-    tokens = text.encoded("a b~\n\té\U0001f600")
+    tokens = text.encode("a b~\n\té\U0001f600")
     assert tokens.dtype == torch.int64
     assert decoded(tokens.tolist()) == "a b~\n\0\0\0"
-    assert text.encoded("".join(map(chr, range(1000)))).unique().tolist() == list(
+    assert text.encode("".join(map(chr, range(1000)))).unique().tolist() == list(
         range(text.VOCABULARY)
     )
 
@@ -27,7 +27,7 @@ def test_encoding_keeps_what_the_vocabulary_has() -> None:
 def test_the_text_is_bounded_and_almost_all_known() -> None:
     written = text.library_text()
     assert 300_000 < len(written) <= 400_000
-    assert (text.encoded(written) == text.UNKNOWN).float().mean() < 0.001
+    assert (text.encode(written) == text.UNKNOWN).float().mean() < 0.001
 
 
 def test_targets_are_the_characters_that_follow() -> None:
@@ -41,11 +41,11 @@ def test_parts_are_contiguous_and_do_not_overlap() -> None:
     split = text.load(32)
     train, test = (decoded(part[0].flatten().tolist()) for part in (split.train, split.test))
     border = len(written) - 2 * (len(written) // 10)
-    assert train == decoded(text.encoded(written[: len(train)]).tolist())
+    assert train == decoded(text.encode(written[: len(train)]).tolist())
     assert len(train) <= border
     start = border + len(written) // 10
-    assert test == decoded(text.encoded(written[start : start + len(test)]).tolist())
-    validation = decoded(text.encoded(written[border:start]).tolist())
+    assert test == decoded(text.encode(written[start : start + len(test)]).tolist())
+    validation = decoded(text.encode(written[border:start]).tolist())
     assert all(decoded(window.tolist()) in validation for window in split.validation[0])
 
 

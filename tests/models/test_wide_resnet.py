@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tunewright.models import wide_resnet
-from tunewright.models.wide_resnet import Block, parsed_strides
+from tunewright.models.wide_resnet import Block, parse_strides
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +81,7 @@ def test_it_starts_near_chance_and_learns(normalization: str) -> None:
 
 
 def test_strides_are_read_with_or_without_spaces() -> None:
-    assert parsed_strides("1, 2,1") == (1, 2, 1)
+    assert parse_strides("1, 2,1") == (1, 2, 1)
 
 
 @pytest.mark.parametrize("strides", ["", "1,2", "1,2,2,2", "1,0,2", "1,2,3", "a,b,c", 122])

@@ -22,7 +22,7 @@ from tunewright.search.pool import worker
 from tunewright.search.pool.backend import Outcome
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.local import Local
-from tunewright.search.pool.worker import Measurement, Task, posted
+from tunewright.search.pool.worker import Measurement, Task, read_inbox
 from tunewright.search.run import run_study
 from tunewright.search.store.storage import create_store
 from tunewright.search.train.loop import ALONE, Engine
@@ -77,7 +77,7 @@ class Contract:
         assert backend.wait(0.0) == []
         (over,) = ended(backend, task(tmp_path))
         assert over == Outcome(task(tmp_path))
-        assert sorted(trial.point.number for trial, _ in posted(tmp_path)) == [0, 1]
+        assert sorted(trial.point.number for trial, _ in read_inbox(tmp_path)) == [0, 1]
 
     def test_a_measurement_returns_an_engine(self, backend):
         (over,) = ended(backend, Measurement(study(), POINTS, 1, 1, "cpu", None, 1))
@@ -148,7 +148,7 @@ class TestInProcess(Contract):
         backend.submit(task(tmp_path))
         seen = []
         while not backend.wait(0.0):
-            seen.append(len(list(posted(tmp_path))))
+            seen.append(len(list(read_inbox(tmp_path))))
         assert seen == [1, 2]
 
     def test_more_than_one_worker_is_refused_before_anything_is_written(self, tmp_path):

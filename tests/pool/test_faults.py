@@ -19,13 +19,13 @@ from stored import small_study
 
 from tunewright.search import run
 from tunewright.search.cli import main
-from tunewright.search.errors import UnfinishedError, UserError, masked, said
+from tunewright.search.errors import UnfinishedError, UserError, describe_error, mask_password
 from tunewright.search.pool import worker
 from tunewright.search.pool.backend import Outcome
 from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
-from tunewright.search.pool.worker import Task, posted, work
+from tunewright.search.pool.worker import Task, read_inbox, work
 from tunewright.search.run import run_studies
 from tunewright.search.show import publish
 from tunewright.search.show.report import write_report
@@ -133,7 +133,7 @@ def test_whatever_a_workload_raises_is_its_trials_crash(line, tmp_path, fault, r
     monkeypatch.setattr("tunewright.search.pool.worker._FOLLOWS", {1})
     points = [Point(number, 4, "sgd", 0.01, workload_args={"fault": fault}) for number in range(2)]
     work(Task(line(fault), tmp_path, points, ALONE, "cpu"))
-    trials = [trial for trial, _ in posted(tmp_path)]
+    trials = [trial for trial, _ in read_inbox(tmp_path)]
     assert [trial.verdict.evidence for trial in trials] == [reason] * 2
     assert all("odd_workload.py" in trial.traceback for trial in trials)
     for trial in trials:
@@ -152,7 +152,7 @@ def test_what_a_workload_raises_while_it_is_checked_is_the_users_to_mend(line, f
 
 
 def test_a_long_text_is_cut():
-    assert len(said(ValueError("x" * 10_000_000))) < 3_000
+    assert len(describe_error(ValueError("x" * 10_000_000))) < 3_000
 
 
 # --- the disk, the workers, the database ----------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_full_disk_is_the_runs_failure_and_not_the_trials(line, tmp_path, monk
         UnfinishedError, match=r"batch_size=4-00000: cannot be written: No space left on device$"
     ):
         work(Task(line("none"), tmp_path, points, ALONE, "cpu"))
-    assert not list(posted(tmp_path))
+    assert not list(read_inbox(tmp_path))
 
 
 def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -322,14 +322,14 @@ def test_a_lock_that_went_with_its_connection_is_taken_again_unless_another_run_
     ],
 )
 def test_a_url_is_shown_without_its_secrets(word):
-    assert SECRET not in masked(word)
-    assert masked(word).partition("://")[0] == word.partition("://")[0]
+    assert SECRET not in mask_password(word)
+    assert mask_password(word).partition("://")[0] == word.partition("://")[0]
     assert SECRET not in json.dumps(environment(["tunewright", "run", word]))
 
 
 def test_other_words_are_shown_as_they_are():
     for word in ("--workers", "a@b", "C:/x?y", "postgresql://ada@host/db", "https://example.org/a"):
-        assert masked(word) == word
+        assert mask_password(word) == word
 
 
 def test_a_password_that_an_earlier_version_wrote_is_not_reported(tmp_path):

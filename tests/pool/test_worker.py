@@ -8,7 +8,14 @@ import torch
 from examples import parse
 
 from tunewright.search.pool import worker
-from tunewright.search.pool.worker import Task, _InboxKeeper, interrupted, measure, posted, work
+from tunewright.search.pool.worker import (
+    Task,
+    _InboxKeeper,
+    measure,
+    read_inbox,
+    take_interrupted,
+    work,
+)
 from tunewright.search.train import loop
 from tunewright.search.train.execution import ALONE, Engine
 from tunewright.search.trial import Point
@@ -32,11 +39,11 @@ def test_every_point_is_posted_once_with_its_curve_and_nothing_else_is_left(tmp_
         inbox = tmp_path / str(engine.slots)
         inbox.mkdir()
         work(task(inbox, engine))
-        trials = {trial.point.number: trial for trial, _ in posted(inbox)}
+        trials = {trial.point.number: trial for trial, _ in read_inbox(inbox)}
         assert sorted(trials) == [0, 1, 2]
         assert all(len(trial.curve.loss) == 30 for trial in trials.values())
         assert {path.suffix for path in inbox.iterdir()} == {".json", ".npz", ".safetensors"}
-        assert interrupted(inbox) == set()
+        assert take_interrupted(inbox) == set()
 
 
 def test_what_fails_compiled_is_trained_as_it_is(tmp_path, monkeypatch):
@@ -49,16 +56,16 @@ def test_what_fails_compiled_is_trained_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", compiler)
     work(task(tmp_path, Engine(stacked=True, slots=2, compiled=True)))
     assert asked
-    assert all(trial.feasible for trial, _ in posted(tmp_path))
-    assert len(list(posted(tmp_path))) == 3
+    assert all(trial.feasible for trial, _ in read_inbox(tmp_path))
+    assert len(list(read_inbox(tmp_path))) == 3
 
 
 def test_a_point_whose_training_began_is_known_and_its_state_survives(tmp_path, monkeypatch):
     keeper = _InboxKeeper(tmp_path)
     assert keeper.begin(POINTS[1]) is None
     keeper.save(POINTS[1], {"theta": torch.arange(3.0)})
-    assert interrupted(tmp_path) == {"batch_size=32-00001"}
-    assert interrupted(tmp_path) == set()
+    assert take_interrupted(tmp_path) == {"batch_size=32-00001"}
+    assert take_interrupted(tmp_path) == set()
     state = keeper.begin(POINTS[1])
     assert torch.equal(state["theta"], torch.arange(3.0))
 

@@ -12,7 +12,7 @@ from simulated import CHANCE, STEPS, Simulated, diagnosed, follow, sentences, st
 
 from tunewright.search.procedure.group import EDGE_DECADES, diagnosis_of
 from tunewright.search.procedure.steps import sweep_of
-from tunewright.search.trial import Verdict, as_told, measured
+from tunewright.search.trial import Trial, Verdict, as_told
 
 HEALTHY = Simulated(5.0)
 FLAT = Simulated(20.0, curved=0.005, noise=0.02)  # base LRs around the best one are as good
@@ -459,7 +459,7 @@ def test_the_edge_is_told_with_a_confidence_beside_how_finely_it_was_tried():
 
 def with_values(trial, values):
     curve = replace(trial.curve, metrics={"val_error": values(trial.curve.eval_step)})
-    return measured(trial.point, trial.verdict, curve, "val_error", seconds=0.01)
+    return Trial.from_curve(trial.point, trial.verdict, curve, "val_error", seconds=0.01)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from statistics import fmean
 import pytest
 from simulated import STEPS, Simulated, diagnosed, sentences, steps_asked, study_of
 
-from tunewright.search.judge.analysis import ranked
+from tunewright.search.judge.analysis import rank_configurations
 from tunewright.search.procedure.arms import TUNED
 from tunewright.search.procedure.ladder import LADDER
 from tunewright.search.procedure.tournament import MOST_FAILING, SAFE_SEEDS
@@ -408,7 +408,10 @@ def test_a_remedy_is_tuned_where_the_mean_of_its_seeds_is_best():
     found, asked = of(model)
     for one in found.remedies:
         (study,) = (study for study in asked if study.name == one.tuned_in)
-        assert one.point.configuration == ranked(model.trials_of(study))[0].point.configuration
+        assert (
+            one.point.configuration
+            == rank_configurations(model.trials_of(study))[0].point.configuration
+        )
 
 
 # --- budget ---------------------------------------------------------------------------------------

@@ -9,7 +9,15 @@ import pytest
 from examples import parse
 from simulated import Simulated, diagnosed, follow, steps_asked, study_of
 
-from tunewright.search.procedure.steps import Case, both, label, plain, sweep_of, together, trained
+from tunewright.search.procedure.steps import (
+    Case,
+    both,
+    label,
+    plain,
+    sweep_of,
+    together,
+    train_all,
+)
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import parse_study
 from tunewright.search.trial import Group, Point
@@ -187,7 +195,7 @@ def asks(*names, result):
     """A procedure that asks for one study after the other, and returns how many trials each had."""
     counts = []
     for name in names:
-        (trials,) = yield from trained(case().ask(name, [0.1], len(name)))
+        (trials,) = yield from train_all(case().ask(name, [0.1], len(name)))
         counts.append(len(trials))
     return result, counts
 

@@ -8,14 +8,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewright.search.rules.clipping import Gate, clip_, global_norm, limit
+from tunewright.search.rules.clipping import Gate, clip_, clip_threshold, global_norm
 from tunewright.search.rules.thresholds import (
     Z_DECAY,
     Z_GATHERS,
+    clip_thresholds,
     clip_z_of,
-    entered,
-    limits,
     share_of,
+    update_moments,
 )
 
 norms = st.lists(st.floats(1e-6, 1e6), min_size=30, max_size=60).map(np.array)
@@ -45,9 +45,9 @@ def on_device(norms_KT, clip_norm_K, clip_z_K):
             share_of(update_K1),
         )
         gate = Gate(*(torch.tensor(column) for column in columns))
-        limit_K1 = limit(mean_K1, variance_K1, gate)
+        limit_K1 = clip_threshold(mean_K1, variance_K1, gate)
         norm_K1 = torch.minimum(torch.tensor(norm_K)[:, None], limit_K1)
-        mean_K1, variance_K1 = entered(mean_K1, variance_K1, norm_K1, gate.share)
+        mean_K1, variance_K1 = update_moments(mean_K1, variance_K1, norm_K1, gate.share)
         found.append(limit_K1[:, 0].numpy())
     return np.array(found).T
 
@@ -71,7 +71,7 @@ def test_clipping_gives_the_threshold_and_is_idempotent():
 def test_the_threshold_is_mean_plus_z_deviations_of_what_entered_before_it(
     norm_T, clip_z, clip_norm
 ):
-    limit_T = limits(norm_T, clip_norm, clip_z)
+    limit_T = clip_thresholds(norm_T, clip_norm, clip_z)
     entered_T = np.minimum(norm_T, limit_T)
     for t in range(Z_GATHERS, len(norm_T)):
         mean, deviation = statistics(entered_T[:t])
@@ -86,23 +86,23 @@ def test_the_host_finds_the_thresholds_of_the_stack(norm_T, clip_z, clip_norm):
     stack = on_device(
         np.stack([norm_T, norm_T[::-1]]), np.array([clip_norm, 1.0]), np.array([clip_z, 2.0])
     )
-    np.testing.assert_allclose(stack[0], limits(norm_T, clip_norm, clip_z), rtol=1e-12)
-    np.testing.assert_allclose(stack[1], limits(norm_T[::-1], 1.0, 2.0), rtol=1e-12)
+    np.testing.assert_allclose(stack[0], clip_thresholds(norm_T, clip_norm, clip_z), rtol=1e-12)
+    np.testing.assert_allclose(stack[1], clip_thresholds(norm_T[::-1], 1.0, 2.0), rtol=1e-12)
 
 
 def test_the_threshold_is_found_without_a_look_at_values():
     """On meta tensors, which have none: on a device each look would wait for it."""
     some_K1 = torch.empty((3, 1), dtype=torch.float64, device="meta")
-    limit_K1 = limit(some_K1, some_K1, Gate(some_K1, some_K1, some_K1))
+    limit_K1 = clip_threshold(some_K1, some_K1, Gate(some_K1, some_K1, some_K1))
     assert [
-        tensor.shape for tensor in (limit_K1, *entered(some_K1, some_K1, limit_K1, some_K1))
+        tensor.shape for tensor in (limit_K1, *update_moments(some_K1, some_K1, limit_K1, some_K1))
     ] == [(3, 1)] * 3
 
 
 def test_a_clipped_norm_never_exceeds_its_threshold():
     gradient_KP = torch.from_numpy(np.random.default_rng(0).normal(size=(80, 5)) ** 3)
     norm_K1 = global_norm(gradient_KP)
-    limit_K1 = torch.from_numpy(limits(norm_K1[:, 0].numpy(), math.inf, 1.5))[:, None]
+    limit_K1 = torch.from_numpy(clip_thresholds(norm_K1[:, 0].numpy(), math.inf, 1.5))[:, None]
     clip_(gradient_KP, norm_K1, limit_K1)
     assert (global_norm(gradient_KP) <= limit_K1 * (1 + 1e-12)).all()
     clipped = norm_K1 > limit_K1
@@ -112,7 +112,9 @@ def test_a_clipped_norm_never_exceeds_its_threshold():
 
 @pytest.mark.parametrize("clip_norm", [math.inf, 0.9])
 def test_inf_is_off(clip_norm):
-    np.testing.assert_array_equal(limits(noisy(), clip_norm, math.inf), np.full(80, clip_norm))
+    np.testing.assert_array_equal(
+        clip_thresholds(noisy(), clip_norm, math.inf), np.full(80, clip_norm)
+    )
     off = on_device(noisy()[None], np.array([clip_norm]), np.array([math.inf]))
     np.testing.assert_array_equal(off[0], np.full(80, clip_norm))
 
@@ -120,12 +122,12 @@ def test_inf_is_off(clip_norm):
 def test_one_spike_is_clipped_to_the_threshold_and_does_not_open_the_gate():
     spiked = noisy()
     spiked[SPIKE] = 1e6
-    limit_T = limits(spiked, math.inf, 2.5)
+    limit_T = clip_thresholds(spiked, math.inf, 2.5)
     assert limit_T[SPIKE] < 1.5
     at_most = noisy()
     at_most[SPIKE] = limit_T[SPIKE]
     # as if it had been as high as its threshold
-    np.testing.assert_array_equal(limits(at_most, math.inf, 2.5), limit_T)
+    np.testing.assert_array_equal(clip_thresholds(at_most, math.inf, 2.5), limit_T)
     before, after = (statistics(np.minimum(spiked, limit_T)[:t])[0] for t in (SPIKE, SPIKE + 1))
     assert 0 < after - before <= 1.001 * share_of(np.array(SPIKE)) * (limit_T[SPIKE] - before)
     assert limit_T[SPIKE + 1 :].max() < 1.1 * limit_T[SPIKE]
@@ -134,19 +136,19 @@ def test_one_spike_is_clipped_to_the_threshold_and_does_not_open_the_gate():
 def test_a_spike_among_the_first_updates_is_left_to_clip_norm():
     spiked = noisy()
     spiked[Z_GATHERS - 1] = 1e6
-    assert limits(spiked, math.inf, 2.5)[Z_GATHERS] > 1e4
-    assert limits(spiked, 2.0, 2.5)[Z_GATHERS] < 2.0
+    assert clip_thresholds(spiked, math.inf, 2.5)[Z_GATHERS] > 1e4
+    assert clip_thresholds(spiked, 2.0, 2.5)[Z_GATHERS] < 2.0
 
 
 def test_norms_that_rise_are_followed_if_clip_z_is_above_one_and_not_below():
     rising = noisy() * np.where(np.arange(80) < SPIKE, 1, 100)
-    assert limits(np.append(rising, np.full(500, 100.0)), math.inf, 2.5)[-1] > 100
-    assert limits(np.append(rising, np.full(500, 100.0)), math.inf, 0.9)[-1] < 10
+    assert clip_thresholds(np.append(rising, np.full(500, 100.0)), math.inf, 2.5)[-1] > 100
+    assert clip_thresholds(np.append(rising, np.full(500, 100.0)), math.inf, 0.9)[-1] < 10
 
 
 @pytest.mark.parametrize("norm", [0.0, 0.7])
 def test_equal_norms_have_no_z_score_and_are_not_clipped(norm):
-    assert (limits(np.full(80, norm), math.inf, 2.5) >= norm).all()
+    assert (clip_thresholds(np.full(80, norm), math.inf, 2.5) >= norm).all()
     equal = on_device(np.full((1, 80), norm), np.array([math.inf]), np.array([2.5]))
     assert (equal >= norm).all()
     gradient_KP = torch.full((1, 4), norm / 2, dtype=torch.float64)
@@ -160,7 +162,7 @@ def test_a_norm_that_is_not_finite_stays_in_its_slot(broken, update):
     sound, sick = noisy(1), noisy(2)
     sick[update] = broken
     both = on_device(np.stack([sound, sick]), np.full(2, math.inf), np.full(2, 2.0))
-    np.testing.assert_allclose(both[0], limits(sound, math.inf, 2.0), rtol=1e-12)
+    np.testing.assert_allclose(both[0], clip_thresholds(sound, math.inf, 2.0), rtol=1e-12)
     np.testing.assert_allclose(
-        both[1, : update + 1], limits(sick[: update + 1], math.inf, 2.0), rtol=1e-12
+        both[1, : update + 1], clip_thresholds(sick[: update + 1], math.inf, 2.0), rtol=1e-12
     )

@@ -13,7 +13,7 @@ from examples import parse
 from tunewright.search.show.advice import Advice, advise
 from tunewright.search.show.chance import advise_on_chance
 from tunewright.search.study.study import Study, load_study
-from tunewright.search.trial import Curve, Outcome, Point, Trial, Verdict, crashed
+from tunewright.search.trial import Curve, Outcome, Point, Trial, Verdict
 
 STUDIES = Path(__file__).parents[2] / "studies"
 STEPS = 1000
@@ -322,7 +322,7 @@ def test_a_prepended_warmup_may_be_long():
 
 
 def test_crashed_trials_show_nothing():
-    assert advise(clean(), [crashed(INSIDE[0].point, "killed")]) == []
+    assert advise(clean(), [Trial.from_crash(INSIDE[0].point, "killed")]) == []
 
 
 # --- the workload's chance_loss

@@ -14,7 +14,7 @@ from tunewright.search.judge.comparison import DELTA
 from tunewright.search.show.notes import KEPT, annotate, verdict_note
 from tunewright.search.store.results import Results
 from tunewright.search.store.storage import Store, create_store
-from tunewright.search.trial import Trial, crashed
+from tunewright.search.trial import Trial
 
 TRIALS = [
     feasible(0, 0.1, 0.05),
@@ -69,7 +69,7 @@ def test_without_a_feasible_trial_there_is_no_lr_star() -> None:
 
 
 def test_crashed_trials_are_no_evidence_and_are_named() -> None:
-    note = note_of([*TRIALS, crashed(TRIALS[0].point, "out of memory")])
+    note = note_of([*TRIALS, Trial.from_crash(TRIALS[0].point, "out of memory")])
     assert row_of(note) == row_of(note_of(TRIALS))
     assert "**crashed**, not counted: 1." in note
     assert "crashed" not in note_of(TRIALS)

@@ -18,13 +18,13 @@ from tunewright.search.show.plots import (
     curves_info,
     edge_figure,
     edge_info,
+    is_untuned,
     loss_figure,
     loss_info,
     norms_figure,
     norms_info,
     overlay_figure,
     overlay_info,
-    untuned,
     versus_figure,
     versus_info,
 )
@@ -476,9 +476,9 @@ def test_groups_are_comparable_if_they_were_tried_at_the_same_base_lrs() -> None
 
 def test_losses_are_laid_over_one_another_where_nothing_is_tuned() -> None:
     at_one_lr = [one for one in PRE_AND_POST if one.point.base_lr == 0.2]
-    assert untuned(at_one_lr, ["norm"])
-    assert not untuned(PRE_AND_POST, ["norm"])
-    assert not untuned(at_one_lr[:2], ["norm"])  # one group
+    assert is_untuned(at_one_lr, ["norm"])
+    assert not is_untuned(PRE_AND_POST, ["norm"])
+    assert not is_untuned(at_one_lr[:2], ["norm"])  # one group
     info = loss_info(at_one_lr, ["norm"], sparse_every=50)
     assert [dict(one.group.scientific)["norm"] for one in info.groups] == ["post", "pre"]
     line = info.groups[0].lines[1]

@@ -25,7 +25,7 @@ from tunewright.search.show.report import pictures, write_report
 from tunewright.search.show.tables import plan_table, summary_cells, summary_table
 from tunewright.search.store.results import Results
 from tunewright.search.store.storage import Store, create_store
-from tunewright.search.trial import Curve, Point, Trial, Verdict, crashed, measured
+from tunewright.search.trial import Curve, Point, Trial, Verdict
 
 STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
 DIVERGED = Verdict("diverged", "mid_training", 40, "loss <far> above its start & staying there")
@@ -55,8 +55,8 @@ def trials(count: int = 8, steps: int = 100) -> list[Trial]:
         error = 0.9 * np.exp(-np.linspace(0, 1 + 3 * share, len(evaluations)))
         curve = Curve(loss, 1 + loss, evaluations, {"val_error": error}, steps)
         verdict = STABLE if share < 0.75 else DIVERGED
-        finished.append(measured(point, verdict, curve, "val_error", seconds=1.5))
-    return [*finished, crashed(Point(count, 32, "momentum", 0.1), "CUDA out of memory")]
+        finished.append(Trial.from_curve(point, verdict, curve, "val_error", seconds=1.5))
+    return [*finished, Trial.from_crash(Point(count, 32, "momentum", 0.1), "CUDA out of memory")]
 
 
 def results(folder: Path, finished: list[Trial], **known: Any) -> Results:
@@ -272,7 +272,7 @@ def seeded(
     curve = Curve(
         np.full(9, 2.0), np.ones(9), np.array([0, 9]), {"val_error": np.array([0.9, error])}, 9
     )
-    return measured(
+    return Trial.from_curve(
         Point(number, 32, "adam", base_lr, seed=seed, **point), verdict, curve, "val_error", 1.0
     )
 

@@ -33,7 +33,7 @@ from tunewright.search.store.provenance import environment, write_environment
 from tunewright.search.store.results import Results, write_comparison
 from tunewright.search.store.storage import create_store, open_store, read_trials, tell
 from tunewright.search.study.study import load_study
-from tunewright.search.trial import crashed
+from tunewright.search.trial import Trial
 
 STUDY = """
 workload = "tunewright.models.digits:mlp"
@@ -48,7 +48,7 @@ base_lr = { low = 1e-3, high = 10.0, log = true }
 TRIALS = (
     feasible(0, 0.1, 0.05),
     diverged(1, 5.0, 3),
-    crashed(point(2, 1.0), "MemoryError: no", traceback="Traceback ..."),
+    Trial.from_crash(point(2, 1.0), "MemoryError: no", traceback="Traceback ..."),
 )
 READ = (
     "study.toml",

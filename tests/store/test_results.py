@@ -21,7 +21,7 @@ from tunewright.search.store.provenance import environment, write_environment
 from tunewright.search.store.results import Results, write_comparison
 from tunewright.search.store.storage import Store, create_store, read_records, tell
 from tunewright.search.study.study import load_study
-from tunewright.search.trial import Trial, crashed
+from tunewright.search.trial import Trial
 
 STUDY = """
 workload = "tunewright.models.digits:mlp"
@@ -145,7 +145,7 @@ def test_a_lost_curve_is_what_optuna_was_told_whichever_way_it_is_read(tmp_path:
 
 def test_a_crash_has_no_curve_and_gives_way_to_a_later_try(tmp_path: Path) -> None:
     store = create_store(small_study(), tmp_path)
-    tell(store, crashed(TRIALS[0].point, "out of memory"))
+    tell(store, Trial.from_crash(TRIALS[0].point, "out of memory"))
     assert [trial.verdict.outcome for trial in Results.read(store).trials] == ["crashed"]
     assert not Results.read(store).trials[0].curve.metrics
     stored(store, TRIALS[:1])

@@ -33,12 +33,19 @@ from tunewright.search.store.storage import (
     tell,
 )
 from tunewright.search.store.table import write_table
-from tunewright.search.study.sampling import ROUND, _fixed, _point, _proposals, next_points, plan
+from tunewright.search.study.sampling import (
+    ROUND,
+    _fixed_values,
+    _point,
+    _proposals,
+    next_points,
+    plan,
+)
 from tunewright.search.study.study import Study, load_study
-from tunewright.search.trial import Point, Told, Trial, as_told, crashed
+from tunewright.search.trial import Point, Told, Trial, as_told
 
 TRAINED, EARLY = feasible(0, 0.1, 0.05), diverged(1, 5.0, onset_step=3)
-KILLED = crashed(
+KILLED = Trial.from_crash(
     point(2, 1.0), "MemoryError: out of memory", traceback="Traceback ...", seconds=2.0
 )
 NAME = "small/batch_size=32"
@@ -563,7 +570,7 @@ def told_as_failed(study: Study) -> list[Told]:
         healthy = [trial for trial in trials if trial.diverged <= 0]
         proposals = _proposals(study, group, healthy, ROUND)
         proposed = [
-            _point(study, _fixed(study), group, len(trials) + k, values)
+            _point(study, _fixed_values(study), group, len(trials) + k, values)
             for k, values in enumerate(proposals)
         ]
         trials += [as_told(train(one)) for one in proposed]

@@ -10,7 +10,7 @@ from examples import parse
 from torch import nn
 
 from tunewright.search.pool.in_process import InProcess
-from tunewright.search.pool.worker import Task, posted, why_alone, work
+from tunewright.search.pool.worker import Task, read_inbox, why_alone, work
 from tunewright.search.run import run_study
 from tunewright.search.train.audit import StackingError, relative_difference
 from tunewright.search.train.choose import choose, why_not_stacked
@@ -74,7 +74,7 @@ def test_the_trials_are_trained_again_alone_and_the_reason_is_kept(tmp_path, mon
     monkeypatch.setattr("tunewright.search.pool.worker._load", lambda *_: Turns())
     monkeypatch.setattr("tunewright.search.pool.worker._KNOWN", {})
     work(Task(study(), tmp_path, points(), STACKED, "cpu"))
-    found = {trial.point.number: trial.curve for trial, _ in posted(tmp_path)}
+    found = {trial.point.number: trial.curve for trial, _ in read_inbox(tmp_path)}
     assert [found[point.number] for point in points()] == alone()
     assert "the loss differs" in why_alone(tmp_path, points()[0])
 

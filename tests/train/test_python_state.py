@@ -10,7 +10,7 @@ import torch
 from test_habits import Line, plainly, study
 from torch import nn
 
-from tunewright.search.pool.worker import Task, posted, work
+from tunewright.search.pool.worker import Task, read_inbox, work
 from tunewright.search.train.execution import Engine
 from tunewright.search.train.loop import train
 from tunewright.search.train.python_state import python_state
@@ -109,7 +109,7 @@ def test_what_counts_epochs_is_trained_alone(monkeypatch, tmp_path, engine):
     points = [Point(i, 8, "sgd", 0.01, seed=3) for i in range(2)]
     work(Task(study(3 * EPOCH), tmp_path, points, engine, "cpu"))
     want, _ = plainly(Epochs(), points[0], 3 * EPOCH)
-    got = [trial.curve.loss for trial, _ in posted(tmp_path)]
+    got = [trial.curve.loss for trial, _ in read_inbox(tmp_path)]
     assert len(got) == len(points)
     np.testing.assert_allclose(got, [want, want], rtol=1e-9)
 

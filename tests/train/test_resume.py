@@ -9,7 +9,7 @@ import torch
 import zoo
 from test_zoo import points, refusal, study
 
-from tunewright.search.pool.worker import Task, posted, saved_state, work
+from tunewright.search.pool.worker import Task, read_inbox, saved_state, work
 from tunewright.search.train import loop
 from tunewright.search.train.execution import ALONE
 from tunewright.search.train.loop import train
@@ -125,7 +125,7 @@ def test_a_torn_state_is_named_and_the_trial_begins_anew(left, tmp_path, monkeyp
     monkeypatch.setattr(loop._Loop, "_save", original)
     path.write_bytes(path.read_bytes()[:left])
     work(task)
-    ((trial, _),) = posted(tmp_path)
+    ((trial, _),) = read_inbox(tmp_path)
     assert trial.curve == whole("Mlp").trial.curve
     assert "the trial is trained from its start" in caplog.text
     assert not path.exists()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tunewright.search.errors import UserError
 from tunewright.search.pool.in_process import InProcess
-from tunewright.search.pool.worker import Task, posted, work
+from tunewright.search.pool.worker import Task, read_inbox, work
 from tunewright.search.run import run_study
 from tunewright.search.store.files import checkpoint_path, name_of
 from tunewright.search.train.choose import why_not_stacked
@@ -69,7 +69,7 @@ def trained(name, some, engine, inbox):
     inbox.mkdir()
     work(Task(study(name), inbox, some, engine, "cpu"))
     found = {}
-    for trial, _ in posted(inbox):
+    for trial, _ in read_inbox(inbox):
         path = inbox / f"{name_of(trial.point)}.safetensors"
         found[trial.point.number] = trial, {} if trial.verdict.crashed else load_file(path)
     assert found.keys() == {point.number for point in some}

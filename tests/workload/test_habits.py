@@ -20,11 +20,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from tunewright.search.errors import UserError
-from tunewright.search.pool.worker import Task, posted, work
+from tunewright.search.pool.worker import Task, read_inbox, work
 from tunewright.search.train.execution import ALONE, Engine
 from tunewright.search.train.loop import train
 from tunewright.search.trial import Point
-from tunewright.search.workload.batches import Parts, examples, moved
+from tunewright.search.workload.batches import Parts, examples, move_batch
 from tunewright.search.workload.workload import check_workload
 
 GENERATOR = torch.Generator().manual_seed(1)
@@ -302,7 +302,7 @@ def test_random_numbers_of_the_process_forbid_stacking_and_a_worker_trains_alone
     sys.modules["habits_global"] = module = type(sys)("habits_global")
     module.make = GlobalOrder
     work(Task(study(workload="habits_global:make"), tmp_path, some, engine, "cpu"))
-    found = {trial.point.number: trial.curve.loss for trial, _ in posted(tmp_path)}
+    found = {trial.point.number: trial.curve.loss for trial, _ in read_inbox(tmp_path)}
     for point in some:
         np.testing.assert_allclose(found[point.number], plainly(GlobalOrder(), point)[0], rtol=1e-9)
 
@@ -322,7 +322,7 @@ def test_only_tensors_are_moved():
         "named": Named(torch.ones(2), None),
         "rest": ["text", 3, 2.5, np.ones(2), torch.tensor(1)],
     }
-    got = moved(batch, torch.device("meta"))
+    got = move_batch(batch, torch.device("meta"))
     assert got["pair"].x.is_meta
     assert got["pair"].name == "a"
     assert isinstance(got["named"], Named)
@@ -580,7 +580,7 @@ def test_an_exception_of_any_kind_is_the_crash_of_its_trial(error, tmp_path):
     module.make = Leaving
     some = [dataclasses.replace(POINT, number=i, seed=i) for i in range(3)]
     work(Task(study(workload="habits_leaving:make"), tmp_path, some, ALONE, "cpu"))
-    found = {trial.point.number: trial.verdict for trial, _ in posted(tmp_path)}
+    found = {trial.point.number: trial.verdict for trial, _ in read_inbox(tmp_path)}
     assert [found[i].crashed for i in range(3)] == [False, True, False]
     assert found[1].evidence == ": ".join(filter(None, [type(error).__name__, str(error)]))
     error = KeyboardInterrupt()

@@ -5,7 +5,7 @@ figure.
 from .axis import AxisInfo, axis_figure, axis_info
 from .curves import CurvesInfo, curves_figure, curves_info
 from .edge import EdgeInfo, edge_figure, edge_info, edge_panel
-from .loss import LossInfo, loss_figure, loss_info, untuned
+from .loss import LossInfo, is_untuned, loss_figure, loss_info
 from .norms import NormsInfo, norms_figure, norms_info
 from .overlay import OverlayInfo, comparable, overlay_figure, overlay_info
 from .versus import VersusInfo, versus_figure, versus_info
@@ -26,13 +26,13 @@ __all__ = [
     "edge_figure",
     "edge_info",
     "edge_panel",
+    "is_untuned",
     "loss_figure",
     "loss_info",
     "norms_figure",
     "norms_info",
     "overlay_figure",
     "overlay_info",
-    "untuned",
     "versus_figure",
     "versus_info",
 ]

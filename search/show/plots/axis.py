@@ -10,7 +10,13 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
-from ...judge.analysis import group_trials, ranked, summarize, trained, varied
+from ...judge.analysis import (
+    group_trials,
+    is_rankable,
+    rank_configurations,
+    summarize,
+    varied_names,
+)
 from ...trial import Group, Trial
 from ...words import in_order, readable
 from .style import (
@@ -125,7 +131,7 @@ def axis_info(
     values = [trial.point.values[axis] for trial in shown]
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
-    drawn = [trial.best_value for trial in shown if trained(trial)]
+    drawn = [trial.best_value for trial in shown if is_rankable(trial)]
     log_y, low, high = scale(drawn if baseline is None else [*drawn, baseline])
     low, high = from_best(low, high, trials)
     return AxisInfo(
@@ -160,7 +166,7 @@ def _optimizers_that_vary(trials: list[Trial], axis: str) -> set[str]:
     by_optimizer: dict[str, list[Trial]] = {}
     for trial in trials:
         by_optimizer.setdefault(trial.point.optimizer, []).append(trial)
-    return {optimizer for optimizer, own in by_optimizer.items() if axis in varied(own)}
+    return {optimizer for optimizer, own in by_optimizer.items() if axis in varied_names(own)}
 
 
 def _panels(trials: list[Trial], axis: str, scientific: Sequence[str]) -> dict[Group, list[Trial]]:
@@ -215,7 +221,7 @@ def at_height(height: float, low: float, high: float, log: bool) -> float:
 
 
 def _note(trials: list[Trial], axis: str) -> str:
-    best = next(iter(ranked(trials)), None)
+    best = next(iter(rank_configurations(trials)), None)
     if best is None:
         return "no feasible trial"
     if axis != "base_lr":
@@ -233,12 +239,12 @@ def _marks(
     categories: list[Any],
     at: Callable[[float], float],
 ) -> Iterable[Mark]:
-    best = next(iter(ranked(trials)), None)
+    best = next(iter(rank_configurations(trials)), None)
     for trial in trials:
         number, value = trial.point.number, trial.point.values[axis]
         kind: Kind
         x = categories.index(value) + JITTER * _jitter(number) if categories else float(value)
-        if trained(trial):
+        if is_rankable(trial):
             y, kind = trial.best_value, ("best" if trial is best else "feasible")
         else:
             kind = "crashed" if trial.verdict.crashed else "infeasible"

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from ...judge.analysis import group_trials, just_above, ranked
+from ...judge.analysis import group_trials, just_above, rank_configurations
 from ...trial import Group, Trial
 from ...words import readable
 from .style import (
@@ -106,7 +106,7 @@ def frame(losses: Sequence[Sequence[float]]) -> tuple[bool, float, float]:
 
 
 def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -> CurvesPanel:
-    ranking = ranked(trials)
+    ranking = rank_configurations(trials)
     best = ranking[0].point.configuration if ranking else ()
     above = sorted({trial.point.base_lr for trial in just_above(trials)})
     lines = []

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ...judge.analysis import group_trials, ranked
+from ...judge.analysis import group_trials, rank_configurations
 from ...judge.stability_edge import HALF, Tried, bracket, interval, probability, tries
 from ...trial import Group, Trial
 from ...words import readable
@@ -97,7 +97,7 @@ def edge_info(
 
 
 def _star(trials: list[Trial]) -> float:
-    return next((trial.point.base_lr for trial in ranked(trials)), math.nan)
+    return next((trial.point.base_lr for trial in rank_configurations(trials)), math.nan)
 
 
 def edge_panel(

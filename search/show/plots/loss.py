@@ -75,7 +75,7 @@ class LossInfo:
     groups: tuple[LossGroup, ...]
 
 
-def untuned(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
+def is_untuned(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
     """Whether there are several groups with one configuration each: their losses can be laid over
     one another.
     """

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from ...judge.analysis import CLIP_TOO_MUCH, group_trials, ranked
+from ...judge.analysis import CLIP_TOO_MUCH, group_trials, rank_configurations
 from ...trial import Array, Group, Outcome, Trial
 from ...words import readable
 from .style import (
@@ -74,10 +74,10 @@ def norms_info(trials: Iterable[Trial], *, scientific: Sequence[str] = ()) -> No
     """What the norms plot shows: the best trial of each group, feasible if there is one (R15)."""
     panels, missing = [], []
     for group, own in group_trials(trials, scientific).items():
-        trial = next(iter(ranked(own)), None) or _first_infeasible(own)
+        trial = next(iter(rank_configurations(own)), None) or _first_infeasible(own)
         if trial is None:
             missing.append(f"{group.label}: no feasible or infeasible trial")
-        elif not len(_shown(trial.curve.grad_norm)):
+        elif not len(_drawable(trial.curve.grad_norm)):
             missing.append(f"{group.label}: no curve for trial {trial.point.number}")
         else:
             panels.append(_panel(group, trial))
@@ -103,13 +103,13 @@ def _marks(panel: NormsPanel) -> list[float]:
     ]
 
 
-def _shown(norms: Array) -> Array:
+def _drawable(norms: Array) -> Array:
     return norms[np.isfinite(norms) & (norms > 0)]
 
 
 def _panel(group: Group, trial: Trial) -> NormsPanel:
     norms = trial.curve.grad_norm
-    shown = _shown(norms)
+    shown = _drawable(norms)
     low, high = shown.min(), max(shown.max(), shown.min() * 1.001)
     counts, edges = np.histogram(shown, np.geomspace(low, high, BINS + 1))
     steps, thinned = thin(np.where(norms > 0, norms, np.nan))

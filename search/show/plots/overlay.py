@@ -11,7 +11,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ...judge.analysis import group_trials, mean_cost, ranked, repetitions, trained
+from ...judge.analysis import group_trials, is_rankable, mean_cost, rank_configurations, repetitions
 from ...trial import Group, Trial
 from ...words import readable
 from .axis import HEAD, at_height, from_best, in_panel, is_turned, scale, value_axis
@@ -45,7 +45,7 @@ class Repeated:
 
     @property
     def mean(self) -> float:
-        """Over the seeds; nan as soon as one of them is infeasible, as in `analysis.ranked`."""
+        """Over the seeds; nan if one is infeasible, as in `analysis.rank_configurations`."""
         return math.nan if self.infeasible else sum(self.values) / len(self.values)
 
 
@@ -98,7 +98,7 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
     them (S7).
     """
     trials = list(trials)
-    log_y, low, high = scale([trial.best_value for trial in trials if trained(trial)])
+    log_y, low, high = scale([trial.best_value for trial in trials if is_rankable(trial)])
     low, high = from_best(low, high, trials)
     lines, drawn = [], 0
     for group, own in group_trials(trials, scientific).items():
@@ -106,9 +106,9 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
         drawn += sum(map(len, best))
         points = []
         for seeds in best:
-            values = tuple(trial.best_value for trial in seeds if trained(trial))
+            values = tuple(trial.best_value for trial in seeds if is_rankable(trial))
             points.append(Repeated(seeds[0].point.base_lr, values, len(seeds) - len(values)))
-        ranking = ranked(own)
+        ranking = rank_configurations(own)
         lines.append(
             OverlayLine(group, ranking[0].point.base_lr if ranking else math.nan, tuple(points))
         )
@@ -130,7 +130,7 @@ def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
     """
 
     def worth(seeds: list[Trial]) -> tuple[int, float]:
-        return sum(not trained(trial) for trial in seeds), mean_cost(seeds)
+        return sum(not is_rankable(trial) for trial in seeds), mean_cost(seeds)
 
     best: dict[float, list[Trial]] = {}
     for seeds in sorted(repetitions(trials), key=worth):
