@@ -129,7 +129,8 @@ class Recorder:
         history = np.array(self._metrics.get(self.objective, [math.nan]))
         if self._maximize:
             history = -history
-        return bool(np.isfinite(history[-1])) and not (history[:-1] <= history[-1]).any()
+        last, earlier = history[-1], history[:-1]
+        return bool(np.isfinite(last)) and not (earlier[np.isfinite(earlier)] <= last).any()
 
     def is_hopeless(self) -> bool:
         """Whether training may stop here, because it can only be judged infeasible.
