@@ -189,7 +189,7 @@ class Verdict:
 
     @property
     def infeasible(self) -> bool:
-        return self.outcome in ("non_finite", "diverged", "collapsed")
+        return not (self.feasible or self.crashed)
 
     @property
     def crashed(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..judge.diagnosis import PLAIN, Edge, Remedy, Step
-from ..trial import Trial
+from ..trial import Point, Trial
 from .arms import Arm, architectures, arms_step, base_lrs_of, other_optimizers, remedy_of, tune
 from .clipping import find_clip_norm
 from .ladder import reference_of
@@ -22,7 +22,34 @@ from .warmup import find_warmup
 
 # running standard deviations above the running mean; Kumar et al. 2025, arXiv 2504.02507
 ADAPTIVE_Z = 2.5
-OWN_ARMS = 5  # plain, warmup, clipping, adaptive clipping, warmup and clipping
+
+
+def own_arms(
+    point: Point,
+    base_lrs: tuple[float, ...],
+    highest: float,
+    warmup_steps: int,
+    clip_norm: float,
+) -> list[Arm]:
+    """Plain training and its remedies at the same base LRs; one that was not found is left out.
+
+    `highest` bounds the base LR of plain training alone. A warmup of 0 steps and a clip threshold
+    of inf were not found.
+    """
+    arms = [Arm(PLAIN, point, base_lrs, highest)]
+    if warmup_steps:
+        arms.append(Arm("warmup", replace(point, warmup_steps=warmup_steps), base_lrs))
+    if clip_norm < math.inf:
+        arms.append(Arm("clipping", replace(point, clip_norm=clip_norm), base_lrs))
+    arms.append(Arm("adaptive clipping", replace(point, clip_z=ADAPTIVE_Z), base_lrs))
+    if warmup_steps and clip_norm < math.inf:  # R19
+        joint = replace(point, warmup_steps=warmup_steps, clip_norm=clip_norm)
+        arms.append(Arm("warmup and clipping", joint, base_lrs))
+    return arms
+
+
+# at most: what a budget must count on
+OWN_ARMS = len(own_arms(Point(0, 1, "sgd", 1.0), (), math.inf, warmup_steps=1, clip_norm=1.0))
 
 
 def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Found]:
@@ -50,15 +77,8 @@ def find_remedies(case: Case, edge: Edge, sweep: Sequence[Trial]) -> Asking[Foun
     ) = yield from searches
     left_out = [] if whole_warmup else ["the search of warmup lengths"]
     left_out += [] if whole_clipping else ["the search of clip thresholds"]
-    own = [Arm(PLAIN, case.point, base_lrs, edge.interval[0] if edge.found else math.inf)]
-    if warmup:
-        own.append(Arm("warmup", replace(case.point, warmup_steps=warmup), base_lrs))
-    if clip_norm < math.inf:
-        own.append(Arm("clipping", replace(case.point, clip_norm=clip_norm), base_lrs))
-    own.append(Arm("adaptive clipping", replace(case.point, clip_z=ADAPTIVE_Z), base_lrs))
-    if warmup and clip_norm < math.inf:  # R19
-        joint = replace(case.point, warmup_steps=warmup, clip_norm=clip_norm)
-        own.append(Arm("warmup and clipping", joint, base_lrs))
+    highest = edge.interval[0] if edge.found else math.inf
+    own = own_arms(case.point, base_lrs, highest, warmup, clip_norm)
     others = [*other_optimizers(case), *architectures(case, base_lrs)]
     tuned = yield from together(*(tune(case, arm) for arm in [*own, *others]))
     remedies = [one.remedy for one in tuned if one.remedy]

@@ -188,6 +188,16 @@ def test_the_largest_value_is_best_where_the_objective_is_maximized():
     assert found == [True, True, False, False, False, True]
 
 
+@pytest.mark.parametrize("maximize", [False, True])
+def test_an_infinite_value_is_no_best_one_that_later_ones_must_beat(maximize):
+    recorder = Recorder(9, "v", maximize=maximize)
+    found = []
+    for value in (math.inf, -math.inf, 1.0, math.inf, -math.inf, 2.0 if maximize else 0.5):
+        recorder.report({"v": value})
+        found.append(recorder.is_best)
+    assert found == [False, False, True, False, False, True]
+
+
 def test_no_tensor_is_read_before_a_block_is_full():
     """A tensor on the meta device has no value that could be read: a look raises."""
     recorder = Recorder(2 * CHECK_EVERY, "val_loss")
