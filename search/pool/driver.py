@@ -274,12 +274,13 @@ class Driver:
                 "(out of memory? fewer --workers take less); see the messages above"
             )
         self.deaths.update(suspects)
-        for store in self.stores:
-            for point in next_points(store.study, []):
-                key = (store.study.name, name_of(point))
+        stores = {store.study.name: store for store in self.stores}
+        for task in lost:
+            for point in task.points:
+                key = (task.study.name, name_of(point))
                 if key in suspects and self.deaths[key] >= MOST_DEATHS:
                     reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
-                    self.record(store, Trial.from_crash(point, reason))
+                    self.record(stores[task.study.name], Trial.from_crash(point, reason))
 
     def collect_patiently(self) -> bool:
         """Collect, or leave it for later while the database does not answer: what is in the inboxes

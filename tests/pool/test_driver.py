@@ -19,14 +19,14 @@ from filelock import FileLock
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
 from tunewright.search.pool.backend import Outcome
-from tunewright.search.pool.driver import Driver
+from tunewright.search.pool.driver import MOST_DEATHS, Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
 from tunewright.search.run import run_studies, run_study
 from tunewright.search.store.files import name_of
 from tunewright.search.store.storage import create_store
 from tunewright.search.study.study import load_study
-from tunewright.search.train.loop import Engine
+from tunewright.search.train.loop import ALONE, Engine
 
 STUDY = """
 question = "Does it run?"
@@ -298,12 +298,12 @@ def test_crashed_trials_are_told_as_such_and_the_others_go_on(
 
 class Losing(InProcess):
     """Trains, but loses its worker, and with it all tasks, whenever a point of a number is in
-    training.
+    training; it is given up after so many times at `most`.
     """
 
-    def __init__(self, guilty):
+    def __init__(self, guilty, most=MOST_DEATHS):
         super().__init__()
-        self.guilty, self.handed_out = guilty, []
+        self.guilty, self.most, self.handed_out = guilty, most, []
 
     def wait(self, seconds):
         task = self._waiting[0]
@@ -312,6 +312,7 @@ class Losing(InProcess):
             self.handed_out.append(numbers)
         if self.guilty not in numbers:
             return super().wait(seconds)
+        assert self.handed_out.count(numbers) <= self.most, "it is retried for ever"
         for point in task.points:
             (task.inbox / f"{name_of(point)}.started").touch()
         lost = [Outcome(one, is_lost=True) for one in self._waiting]
@@ -333,6 +334,19 @@ def test_who_was_in_training_when_a_worker_died_trains_last_and_alone_up_to_thre
     assert alone == [[0], [1], [2], [2], [3], [4], [5]]
     assert [trial.verdict.crashed for trial in trials] == [n == 2 for n in range(6)]
     assert trials[2].verdict.evidence == "its worker process was killed 3 times (out of memory?)"
+
+
+def test_a_point_of_a_later_round_that_kills_its_worker_is_crashed_after_three_times(
+    study_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Driver, "engines", lambda self, planned: [ALONE] * len(planned))
+    path = study_file(steps=5, trials=9, text='sampler = "tpe"\n' + STUDY)
+    text = path.read_text().replace("[16, 64]", "[16]").replace("clip_norm = [inf, 1.0]", "")
+    path.write_text(text.partition("[space.optimizer.adam]")[0])
+    backend = Losing(guilty=8, most=4)
+    trials = run_study(load_study(path), results=tmp_path, progress=False, backend=backend)
+    assert backend.handed_out.count([8]) == 3
+    assert [trial.verdict.crashed for trial in trials] == [n == 8 for n in range(9)]
 
 
 def test_a_folder_that_another_run_writes_to_is_left_alone(study_file, tmp_path):
