@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told
 from ..workload.workload import reload_edited_modules
 from .backend import Backend, Outcome
+from .engines import EngineRecords
 from .progress import Progress
 from .worker import Measurement, Task, read_inbox, saved_state, take_interrupted, why_alone
 
@@ -36,6 +37,7 @@ TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
 POLL_SECONDS = 0.2  # between two looks into the inboxes
 # with a database that does not answer: a server that is restarted is back sooner
 PATIENCE_SECONDS = 60.0
+NOT_MEASURED = replace(ALONE, reason="a worker process died while it measured")
 
 
 class Driver:
@@ -63,6 +65,9 @@ class Driver:
         self.trials = [
             {_key(trial.point): trial for trial in read_records(store)} for store in stores
         ]
+        self.engine_records = {store.study.name: EngineRecords(store) for store in stores}
+        # by group (`_group_key`): a run chooses once, however its rounds differ in size
+        self.chosen: dict[tuple[str, int, str], Engine] = {}
         # (study, point) that crashed in this run: not tried again
         self.tried: set[tuple[str, str]] = set()
         self.deaths: Counter[tuple[str, str]] = Counter()
@@ -95,21 +100,19 @@ class Driver:
                     self.train([task for task in tasks if task.engine.threads == threads])
                 for store, points in planned:
                     if engine := self.ended(store, points):
-                        _remember_engine(store, points, engine)
+                        self.engine_records[store.study.name].keep(points, engine)
+                self.collect_until_answered()
         except STOPS:
             self.collect()
             raise
 
     def how(self, store: Store) -> dict[str, object]:
         """How a study was trained, for environment.json."""
-        engines = {
-            size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()
-        }
         return {
             "finished": now(),
             "workers": self.workers,
             "device": self.device_names,
-            "engines": engines,
+            "engines": self.engine_records[store.study.name].by_batch_size(),
         }
 
     def plan(self) -> list[tuple[Store, list[Point]]]:
@@ -127,8 +130,7 @@ class Driver:
                     _key(point) not in finished
                     and (store.study.name, name_of(point)) not in self.tried
                 ):
-                    key = (store.study.name, point.batch_size, point.workload_key)
-                    planned.setdefault(key, (store, []))[1].append(point)
+                    planned.setdefault(_group_key(store, point), (store, []))[1].append(point)
         return list(planned.values())
 
     def assign(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
@@ -153,23 +155,36 @@ class Driver:
         ]
 
     def engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
-        """How points of one batch size and workload train: as forced, as before, or as a worker
-        measures now.
+        """How points of one batch size and workload train: as chosen in this run, as forced, as in
+        an earlier run, or as a worker measures now.
         """
         known = [
-            self.ended(store, points) or self.forced() or self.before(store, points)
+            self.ended(store, points)
+            or self.chosen.get(_group_key(store, points[0]))
+            or self.forced()
+            or self.before(store, points)
             for store, points in planned
         ]
         unknown = [pair for pair, engine in zip(planned, known, strict=True) if engine is None]
         measured = iter(self.measure(unknown))
-        found = [engine or next(measured) for engine in known]
-        engines = [replace(engine, threads=self.threads or engine.threads) for engine in found]
-        for (store, points), engine in zip(planned, engines, strict=True):
-            _remember_engine(store, points, engine)
-            if self.slots is not None and engine.slots != self.slots:
+        engines: list[Engine] = []
+        for (store, points), engine in zip(planned, known, strict=True):
+            found = engine or next(measured)
+            engines.append(replace(found, threads=self.threads or found.threads))
+            self.remember(store, points, engines[-1])
+            if self.slots is not None and found.slots != self.slots:
                 place = f"{store.study.name}, batch size {points[0].batch_size}"
-                warn_once(f"{place}: trained one after the other: {engine.reason}")
+                warn_once(f"{place}: trained one after the other: {found.reason}")
         return engines
+
+    def remember(self, store: Store, points: Sequence[Point], engine: Engine) -> None:
+        """Keep an engine for this run, and for later ones if it may hold there."""
+        self.chosen[_group_key(store, points[0])] = engine
+        is_chosen = self.slots is None and engine.reason != NOT_MEASURED.reason
+        updates = sum(map(store.study.updates, points))
+        is_short = is_chosen and not engine.measured
+        records = self.engine_records[store.study.name]
+        records.keep(points, engine, updates if is_short else None)
 
     def measure(self, unknown: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """The engines that workers find. Where one dies, out of memory, say: the least that can be
@@ -187,9 +202,13 @@ class Driver:
             )
             for store, points in unknown
         ]
-        found = {id(over.task): over.engine for over in self.outcomes(tasks, self.workers)}
-        lost = replace(ALONE, reason="a worker process died while it measured")
-        return [found.get(id(task)) or lost for task in tasks]
+        found: dict[int, Engine] = {}
+        waiting = tasks
+        while waiting:  # after a loss the others are not handed out
+            for over in self.outcomes(waiting, self.workers):
+                found[id(over.task)] = over.engine or NOT_MEASURED
+            waiting = [task for task in waiting if id(task) not in found]
+        return [found[id(task)] for task in tasks]
 
     @staticmethod
     def ended(store: Store, points: Sequence[Point]) -> Engine | None:
@@ -206,15 +225,13 @@ class Driver:
     def before(self, store: Store, points: Sequence[Point]) -> Engine | None:
         """How the points of this batch size and workload were trained in an earlier run, if it may
         stay so.
+
+        A choice that was not measured because training is short holds while it is as short.
         """
         if self.slots is not None:
             return None
-        found = (
-            store.optuna_studies[points[0].batch_size]
-            .user_attrs.get("engines", {})
-            .get(points[0].workload_key)
-        )
-        engine = Engine(**found) if found else None
+        updates = sum(map(store.study.updates, points))
+        engine = self.engine_records[store.study.name].engine_of(points, updates)
         return engine if engine and self.compiled in (None, engine.compiled) else None
 
     def train(self, tasks: Sequence[Task]) -> None:
@@ -235,9 +252,7 @@ class Driver:
             self.collect_patiently()
             self.count_deaths([task for task in lost if isinstance(task, Task)])
             return
-        while not self.collect_patiently():
-            time.sleep(POLL_SECONDS)
-            stop_if_asked()
+        self.collect_until_answered()
 
     def outcomes(self, tasks: Sequence[Task | Measurement], workers: int) -> Iterator[Outcome]:
         """Hand tasks to so many workers, yield them as they are over, and collect meanwhile.
@@ -299,8 +314,13 @@ class Driver:
         self.unanswered_since = None
         return True
 
+    def collect_until_answered(self) -> None:
+        while not self.collect_patiently():
+            time.sleep(POLL_SECONDS)
+            stop_if_asked()
+
     def collect(self) -> None:
-        """Tell the store of finished trials, then move their files into the results.
+        """Tell the store of engines and finished trials, then move their files into the results.
 
         The record goes last: killed anywhere in between, the next run finds it and completes the
         move.
@@ -313,8 +333,10 @@ class Driver:
                 for trial, path in read_inbox(_inbox(store))
                 if self.is_whole(store, trial, path)
             ]
-            if found and store.lock:
+            engines = self.engine_records[store.study.name]
+            if store.lock and (found or engines.has_unsaved()):
                 store.lock.keep()
+            engines.save()
             for trial, path in found:
                 stop_if_asked()
                 self.record(store, trial)
@@ -351,10 +373,8 @@ class Driver:
             self.show.finished(store.study, trial)
 
 
-def _remember_engine(store: Store, points: Sequence[Point], engine: Engine) -> None:
-    optuna_study = store.optuna_studies[points[0].batch_size]
-    engines = optuna_study.user_attrs.get("engines", {}) | {points[0].workload_key: asdict(engine)}
-    optuna_study.set_user_attr("engines", engines)
+def _group_key(store: Store, point: Point) -> tuple[str, int, str]:
+    return store.study.name, point.batch_size, point.workload_key
 
 
 def _key(point: Point) -> tuple[int, int]:

@@ -15,6 +15,7 @@ import optuna
 import pytest
 from commanded import start, wait_until
 from filelock import FileLock
+from stored import small_study
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
@@ -161,7 +162,7 @@ def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_a
 def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file, tmp_path):
     study = load_study(study_file(trials=24, steps=20_000))
     (store,) = [create_store(study, tmp_path)]
-    driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
+    driver = Driver([store], InProcess(), 1, "cpu", None, None, compiled=False)
     driver.show = Progress(driver.found(), shown=False)
     planned = driver.plan()
     engines = driver.engines(planned)
@@ -170,10 +171,76 @@ def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file
     assert all("updates/s" in engine.reason for engine in engines)
     driver.backend = None  # measured once only
     assert driver.engines(planned) == engines
-    driver.compiled = False
+    driver.collect()
+    driver = Driver([create_store(study, tmp_path)], None, 1, "cpu", None, None, None)
     assert driver.engines(planned) == engines
     driver.compiled = True  # asked for: to be tried
     assert driver.before(*planned[0]) is None
+
+
+STACK = Engine(stacked=True, slots=2, reason="fast", measured=True)
+
+
+class Measuring(InProcess):
+    """Finds STACK for every Measurement, but loses what it was handed so many times before."""
+
+    def __init__(self, losses=0):
+        super().__init__()
+        self.losses, self.asked = losses, []
+
+    def wait(self, seconds):
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self.asked += [task.points[0].batch_size for task in waiting]
+        self.losses -= 1
+        return [
+            Outcome(task, None if self.losses >= 0 else STACK, self.losses >= 0) for task in waiting
+        ]
+
+
+def chosen_by(backend, results, few=None, slots=None, **changes):
+    """What a new run of a study chooses for its points, or for a few of them."""
+    store = create_store(small_study(**changes), results)
+    driver = Driver([store], backend, 1, "cpu", slots, None, None)
+    driver.show = Progress(driver.found(), shown=False)
+    planned = [(store, points[:few]) for store, points in driver.plan()]
+    engines = driver.engines(planned)
+    assert driver.engines(planned) == engines  # also where the next round is of the same run
+    driver.collect()
+    return engines
+
+
+def test_a_choice_made_because_training_is_short_holds_until_there_is_more_of_it(tmp_path):
+    first = chosen_by(InProcess(), tmp_path)
+    assert [engine.reason for engine in first] == [
+        "only 400 updates in all: a choice would not pay"
+    ]
+    assert chosen_by(None, tmp_path) == first  # nobody is asked: a clock may say another thing now
+    assert chosen_by(None, tmp_path, few=1) == first  # some are trained
+    assert chosen_by(Measuring(), tmp_path, trials=6) == [STACK]
+
+
+def test_a_choice_that_was_forced_is_no_choice_of_a_later_run(tmp_path):
+    assert [engine.reason for engine in chosen_by(None, tmp_path, slots=1)] == ["forced"]
+    assert chosen_by(Measuring(), tmp_path) == [STACK]
+    assert chosen_by(None, tmp_path) == [STACK]
+
+
+def test_a_forced_choice_replaces_a_short_one(tmp_path):
+    chosen_by(InProcess(), tmp_path)
+    chosen_by(None, tmp_path, slots=1)
+    assert chosen_by(Measuring(), tmp_path) == [STACK]
+
+
+def test_a_lost_measurement_costs_no_other_and_is_tried_again_by_the_next_run(tmp_path):
+    backend = Measuring(losses=1)
+    engines = chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32, 64])
+    assert backend.asked == [8, 16, 32, 64]
+    assert engines[2:] == [STACK] * 2
+    assert {engine.reason for engine in engines[:2]} == {"a worker process died while it measured"}
+    backend = Measuring()
+    assert chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32, 64]) == [STACK] * 4
+    assert backend.asked == [8, 16]
 
 
 def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):

@@ -10,6 +10,7 @@ import threading
 import tomllib
 from pathlib import Path
 
+import optuna
 import psycopg2
 import pytest
 import sqlalchemy
@@ -224,6 +225,31 @@ def test_trials_wait_for_a_database_that_does_not_answer(line, tmp_path, monkeyp
     answers.set()
     driver.collect_patiently()
     assert len(read_trials(store)) == 1
+
+
+def test_an_engine_waits_for_a_database_that_does_not_answer_and_is_written_once(
+    tmp_path, monkeypatch
+):
+    steps = {"max_train_steps": 2, "evaluations": 1, "objective": "val_loss"}
+    study = small_study(**steps, trials=20, sampler="tpe")
+    original, written, outage = optuna.Study.set_user_attr, [], []
+
+    def set_or_not(self, name, value):
+        if name in ("study", "plan"):
+            return original(self, name, value)
+        if len(outage) < 3:
+            outage.append(name)
+            unanswered()
+        written.append(name)
+        return original(self, name, value)
+
+    monkeypatch.setattr(optuna.Study, "set_user_attr", set_or_not)
+    (store,) = run_studies([study], tmp_path, backend=InProcess(), progress=False)
+    assert len(read_trials(store)) == 20
+    assert len(outage) == 3
+    assert sorted(written) == ["engines", "updates_of_unmeasured_engines"]
+    found = json.loads((store.folder / "environment.json").read_text())["engines"]
+    assert found == {"32": store.optuna_studies[32].user_attrs["engines"]}
 
 
 def test_a_database_whose_file_was_removed_is_missed(tmp_path, monkeypatch):
