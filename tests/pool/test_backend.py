@@ -175,6 +175,37 @@ class TestInProcess(Contract):
         finally:
             torch.set_num_threads(1)
 
+    def test_a_default_dtype_that_the_caller_sets_holds_for_the_next_run(self, backend, tmp_path):
+        measurement = Measurement(study(), POINTS, 1, 1, "cpu", None, 2)
+        found = []
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            try:
+                backend.start(1, "code")
+                ended(backend, measurement)
+                ended(backend, task(tmp_path))
+            finally:
+                torch.set_default_dtype(torch.float32)
+            found.append(backend._inside.dtype)
+        assert found == [torch.float32, torch.float64, torch.float32]
+
+    def test_a_default_dtype_that_a_workload_sets_as_it_is_imported_stays(
+        self, backend, tmp_path, monkeypatch
+    ):
+        with monkeypatch.context() as importing:
+            original = worker.load_workload
+
+            def load(*arguments):
+                torch.set_default_dtype(torch.float64)
+                return original(*arguments)
+
+            importing.setattr(worker, "load_workload", load)
+            ended(backend, Measurement(study(), POINTS, 1, 1, "cpu", None, 2))
+        assert torch.get_default_dtype() == torch.float32
+        backend.start(1, "code")  # to train
+        ended(backend, task(tmp_path))
+        assert backend._inside.dtype == torch.float64
+
     def test_workloads_are_loaded_anew_where_their_code_was_edited(self, backend):
         measurement = Measurement(study(), POINTS, 1, 1, "cpu", None, 2)
         ended(backend, measurement)
