@@ -34,9 +34,12 @@ _Handler = Callable[[int, Any], Any]
 
 @dataclass
 class _Deferral:
-    """What came in while signals are deferred. `before`: the handlers to go back to."""
+    """What came in while signals are deferred. `before`: the handlers to go back to; `thread`: the
+    one that defers, and is interrupted.
+    """
 
     before: dict[int, _Handler] = field(default_factory=dict)
+    thread: int = field(default_factory=threading.get_ident)
     is_asked: bool = False  # to stop
     is_answered: bool = False  # by a KeyboardInterrupt at a safe point: the driver unwinds
     interrupts: bool = False  # users' code runs, and is interrupted where it is
@@ -45,13 +48,19 @@ class _Deferral:
 _deferral: _Deferral | None = None
 
 
+def _own_deferral() -> _Deferral | None:
+    """That of this thread: no other is interrupted for it."""
+    return _deferral if _deferral and _deferral.thread == threading.get_ident() else None
+
+
 def stop_if_asked() -> None:
     """A safe point: raise KeyboardInterrupt if a signal came since `defer_signals`.
 
-    Once: what then writes tables passes its own safe points.
+    Raises only once, so that writing tables during the shutdown is not interrupted again.
     """
-    if _deferral and _deferral.is_asked and not _deferral.is_answered:
-        _deferral.is_answered = True
+    deferral = _own_deferral()
+    if deferral and deferral.is_asked and not deferral.is_answered:
+        deferral.is_answered = True
         raise KeyboardInterrupt
 
 
@@ -97,7 +106,7 @@ def interrupt_on_signal() -> Iterator[None]:
     One that is lost in a finalizer is raised again at the next safe point.
     """
     stop_if_asked()
-    deferral = _deferral
+    deferral = _own_deferral()
     if deferral is None:
         yield
         return
