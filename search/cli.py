@@ -167,10 +167,6 @@ def _run(options: argparse.Namespace) -> int:
 
     _quiet_optuna()
     studies = [load_study(path) for path in options.studies]
-    if len({study.name for study in studies}) < len(studies):
-        raise UserError(
-            "the studies must differ in name: the results folder is named after the file"
-        )
     for path, study in zip(options.studies, studies, strict=True):
         for one in direction_of(study):
             print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)

@@ -51,10 +51,15 @@ def run_studies(
     summaries are written at the end, also after an interruption. `then` is called with the results
     of each study once these are written, one study after the other.
 
-    Raises UserError for a mistake in a study or its workload, before anything is trained;
+    Raises UserError for a mistake in a study or its workload, or if two studies have one name,
+    before anything is trained;
     KeyboardInterrupt at the next safe point after Ctrl-C (`signals`), with all finished trials
     stored.
     """
+    if len({study.name for study in studies}) < len(studies):
+        raise UserError(
+            "the studies must differ in name: the results folder is named after the file"
+        )
     backend = backend or Local()
     workers = backend.count(workers, devices(device))
     check_studies(studies)

@@ -263,6 +263,13 @@ def test_two_studies_share_one_pool(study_file, tmp_path):
     assert [len(rows(store.folder)) for store in stores] == [4, 4]
 
 
+def test_two_studies_of_one_name_are_refused_before_anything_is_written(study_file, tmp_path):
+    study = load_study(study_file())
+    with pytest.raises(UserError, match="the studies must differ in name"):
+        run_studies([study, study], results=tmp_path / "r", **QUIET)
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9 of the driver"]
