@@ -10,7 +10,6 @@ from pathlib import Path
 from .errors import UnfinishedError, UserError, describe_error
 from .pool.backend import Backend
 from .pool.driver import Driver
-from .pool.in_process import InProcess
 from .pool.local import Local
 from .pool.progress import Progress
 from .show.publish import write_results
@@ -71,8 +70,8 @@ def run_studies(
             stop_if_asked()
         driver = Driver(stores, backend, workers, device, slots, threads, compiled)
         try:
-            live = not isinstance(backend, InProcess)
-            with Progress(driver.found(), shown=progress, live=live) as driver.show:
+            live = not backend.owns_terminal
+            with Progress(driver.finished_trials(), shown=progress, live=live) as driver.show:
                 driver.run()
         # of what ended the run, not of what cannot be written for the same reason
         except (OSError, UnfinishedError):
@@ -108,7 +107,7 @@ def run_study(study: Study, **options: object) -> list[Trial]:
 def _write(driver: Driver, provenance: Mapping[str, object], then: Then | None = None) -> None:
     """Tables, summaries and notes of every study, with how it was trained."""
     for store, records in zip(driver.stores, driver.trials, strict=True):
-        write_environment(store.folder, {**provenance, **driver.how(store)})
+        write_environment(store.folder, {**provenance, **driver.environment_record(store)})
         _publish(Results.read(store, records.values()), then)
 
 

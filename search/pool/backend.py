@@ -16,7 +16,7 @@ from .worker import Measurement, Task
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """A task that is over.
 
     task     the object that was submitted
@@ -31,7 +31,13 @@ class Outcome:
 
 
 class Backend(Protocol):
-    """Called by one driver at a time, from one thread. None of these blocks for long but `wait`."""
+    """Called by one driver at a time, from one thread. None of these blocks for long but `wait`.
+
+    owns_terminal   what it trains may read and print there, so nothing else may redraw it
+    """
+
+    @property
+    def owns_terminal(self) -> bool: ...
 
     def count(self, wanted: int | None, devices: Sequence[str]) -> int:
         """How many workers there can be: as many as wanted, where the user says so.
@@ -51,7 +57,7 @@ class Backend(Protocol):
     def submit(self, task: Task | Measurement) -> None:
         """Have a worker perform a task, after those that it was given before."""
 
-    def wait(self, seconds: float) -> list[Outcome]:
+    def wait(self, seconds: float) -> list[TaskResult]:
         """The tasks that are over since the last call, after that many seconds at most if there are
         none.
 

@@ -26,7 +26,7 @@ from ..train.choose import devices
 from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told
 from ..workload.workload import reload_edited_modules
-from .backend import Backend, Outcome
+from .backend import Backend, TaskResult
 from .engines import EngineRecords
 from .progress import Progress
 from .worker import Measurement, Task, read_inbox, saved_state, take_interrupted, why_alone
@@ -52,14 +52,14 @@ class Driver:
         stores: Sequence[Store],
         backend: Backend,
         workers: int,
-        names: str,
+        device_names: str,
         slots: int | None,
         threads: int | None,
         compiled: bool | None,
     ) -> None:
         self.backend, self.workers = backend, workers
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
-        self.device_names, self.devices = names, devices(names)
+        self.device_names, self.devices = device_names, devices(device_names)
         self.device = self.devices[0]
         self.sources = reload_edited_modules(store.study.workload for store in stores)
         self.trials = [
@@ -79,7 +79,7 @@ class Driver:
             for left in _inbox(store).glob(".*.tmp"):  # by a worker that was killed while it wrote
                 left.unlink()
 
-    def found(self) -> dict[str, list[Trial]]:
+    def finished_trials(self) -> dict[str, list[Trial]]:
         """The finished trials of each study, by its name."""
         return {
             store.study.name: list(trials.values())
@@ -99,14 +99,14 @@ class Driver:
                 for threads in sorted({task.engine.threads for task in tasks}):
                     self.train([task for task in tasks if task.engine.threads == threads])
                 for store, points in planned:
-                    if engine := self.ended(store, points):
+                    if engine := self.alone_if_stacking_failed(store, points):
                         self.engine_records[store.study.name].keep(points, engine)
                 self.collect_until_answered()
         except STOPS:
             self.collect()
             raise
 
-    def how(self, store: Store) -> dict[str, object]:
+    def environment_record(self, store: Store) -> dict[str, object]:
         """How a study was trained, for environment.json."""
         return {
             "finished": now(),
@@ -139,30 +139,30 @@ class Driver:
         Points that were in training when a worker died come last, one by one: the guilty must not
         take others along.
         """
-        tasks: list[Task] = []
-        suspects: list[Task] = []
-        for (store, points), engine in zip(planned, self.engines(planned), strict=True):
+        tasks: list[partial[Task]] = []  # whose devices are still to be named
+        suspects: list[partial[Task]] = []
+        for (store, points), engine in zip(planned, self.choose_engines(planned), strict=True):
             task = partial(Task, store.study, _inbox(store), engine=engine)
             free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
             shares = self.workers if engine.execution.is_stacked else len(free)
             tasks += [
-                task(share, device=self.device) for i in range(shares) if (share := free[i::shares])
+                partial(task, points=share) for i in range(shares) if (share := free[i::shares])
             ]
-            suspects += [task([point], device=self.device) for point in points if point not in free]
+            suspects += [partial(task, points=[point]) for point in points if point not in free]
         return [
-            replace(task, device=self.devices[i % len(self.devices)])
-            for i, task in enumerate(tasks or suspects)
+            of_device(device=self.devices[i % len(self.devices)])
+            for i, of_device in enumerate(tasks or suspects)
         ]
 
-    def engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
+    def choose_engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """How points of one batch size and workload train: as chosen in this run, as forced, as in
         an earlier run, or as a worker measures now.
         """
         known = [
-            self.ended(store, points)
+            self.alone_if_stacking_failed(store, points)
             or self.chosen.get(_group_key(store, points[0]))
-            or self.forced()
-            or self.before(store, points)
+            or self.alone_if_forced()
+            or self.engine_of_earlier_run(store, points)
             for store, points in planned
         ]
         unknown = [pair for pair, engine in zip(planned, known, strict=True) if engine is None]
@@ -211,18 +211,18 @@ class Driver:
         return [found[id(task)] for task in tasks]
 
     @staticmethod
-    def ended(store: Store, points: Sequence[Point]) -> Engine | None:
+    def alone_if_stacking_failed(store: Store, points: Sequence[Point]) -> Engine | None:
         """One after the other, if a worker found that a stack computes other numbers."""
         reason = why_alone(_inbox(store), points[0])
         return replace(ALONE, measured=True, reason=f"trained alone: {reason}") if reason else None
 
-    def forced(self) -> Engine | None:
+    def alone_if_forced(self) -> Engine | None:
         """One after the other, if that is wanted: it needs no check. Other slots do
         (`choose.choose`).
         """
         return replace(ALONE, reason="forced") if self.slots == 1 else None
 
-    def before(self, store: Store, points: Sequence[Point]) -> Engine | None:
+    def engine_of_earlier_run(self, store: Store, points: Sequence[Point]) -> Engine | None:
         """How the points of this batch size and workload were trained in an earlier run, if it may
         stay so.
 
@@ -254,7 +254,7 @@ class Driver:
             return
         self.collect_until_answered()
 
-    def outcomes(self, tasks: Sequence[Task | Measurement], workers: int) -> Iterator[Outcome]:
+    def outcomes(self, tasks: Sequence[Task | Measurement], workers: int) -> Iterator[TaskResult]:
         """Hand tasks to so many workers, yield them as they are over, and collect meanwhile.
 
         After a task was lost no more are handed out. Whatever is raised here ends the workers.

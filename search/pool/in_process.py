@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..signals import interrupt_on_signal
 from ..trial import Point
 from ..workload.randomness import RandomState
-from .backend import Outcome
+from .backend import TaskResult
 from .worker import Measurement, Task, forget_workloads, measure, post_points
 
 
@@ -48,6 +48,8 @@ class InProcess:
     KeyboardInterrupt is Ctrl-C here, also where a workload raises it.
     """
 
+    owns_terminal = True
+
     def __init__(self) -> None:
         self._waiting: deque[Task | Measurement] = deque()
         self._running: Iterator[Point] | None = None  # the first of those that wait
@@ -70,7 +72,7 @@ class InProcess:
     def submit(self, task: Task | Measurement) -> None:
         self._waiting.append(task)
 
-    def wait(self, seconds: float) -> list[Outcome]:
+    def wait(self, seconds: float) -> list[TaskResult]:
         """Measure, or train up to the next trial that ends, however long that takes."""
         if not self._waiting:
             return []
@@ -84,7 +86,7 @@ class InProcess:
                     return []
         self._waiting.popleft()
         self._running = None
-        return [Outcome(task, engine)]
+        return [TaskResult(task, engine)]
 
     def stop(self) -> None:
         self._waiting.clear()

@@ -19,7 +19,7 @@ from examples import parse
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
 from tunewright.search.pool import worker
-from tunewright.search.pool.backend import Outcome
+from tunewright.search.pool.backend import TaskResult
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.local import Local
 from tunewright.search.pool.worker import Measurement, Task, read_inbox
@@ -76,7 +76,7 @@ class Contract:
     def test_trials_are_in_the_inbox_when_their_task_is_over(self, backend, tmp_path):
         assert backend.wait(0.0) == []
         (over,) = ended(backend, task(tmp_path))
-        assert over == Outcome(task(tmp_path))
+        assert over == TaskResult(task(tmp_path))
         assert sorted(trial.point.number for trial, _ in read_inbox(tmp_path)) == [0, 1]
 
     def test_a_measurement_returns_an_engine(self, backend):

@@ -19,7 +19,7 @@ from stored import small_study
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
-from tunewright.search.pool.backend import Outcome
+from tunewright.search.pool.backend import TaskResult
 from tunewright.search.pool.driver import MOST_DEATHS, Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
@@ -163,19 +163,19 @@ def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file
     study = load_study(study_file(trials=24, steps=20_000))
     (store,) = [create_store(study, tmp_path)]
     driver = Driver([store], InProcess(), 1, "cpu", None, None, compiled=False)
-    driver.show = Progress(driver.found(), shown=False)
+    driver.show = Progress(driver.finished_trials(), shown=False)
     planned = driver.plan()
-    engines = driver.engines(planned)
+    engines = driver.choose_engines(planned)
     # which is faster is the machine's to say
     assert [engine.measured for engine in engines] == [True, True]
     assert all("updates/s" in engine.reason for engine in engines)
     driver.backend = None  # measured once only
-    assert driver.engines(planned) == engines
+    assert driver.choose_engines(planned) == engines
     driver.collect()
     driver = Driver([create_store(study, tmp_path)], None, 1, "cpu", None, None, None)
-    assert driver.engines(planned) == engines
+    assert driver.choose_engines(planned) == engines
     driver.compiled = True  # asked for: to be tried
-    assert driver.before(*planned[0]) is None
+    assert driver.engine_of_earlier_run(*planned[0]) is None
 
 
 STACK = Engine(stacked=True, slots=2, reason="fast", measured=True)
@@ -193,19 +193,18 @@ class Measuring(InProcess):
         self._waiting.clear()
         self.asked += [task.points[0].batch_size for task in waiting]
         self.losses -= 1
-        return [
-            Outcome(task, None if self.losses >= 0 else STACK, self.losses >= 0) for task in waiting
-        ]
+        is_lost = self.losses >= 0
+        return [TaskResult(task, None if is_lost else STACK, is_lost) for task in waiting]
 
 
 def chosen_by(backend, results, few=None, slots=None, **changes):
     """What a new run of a study chooses for its points, or for a few of them."""
     store = create_store(small_study(**changes), results)
     driver = Driver([store], backend, 1, "cpu", slots, None, None)
-    driver.show = Progress(driver.found(), shown=False)
+    driver.show = Progress(driver.finished_trials(), shown=False)
     planned = [(store, points[:few]) for store, points in driver.plan()]
-    engines = driver.engines(planned)
-    assert driver.engines(planned) == engines  # also where the next round is of the same run
+    engines = driver.choose_engines(planned)
+    assert driver.choose_engines(planned) == engines  # also where the next round is of the same run
     driver.collect()
     return engines
 
@@ -389,7 +388,7 @@ class Losing(InProcess):
         assert self.handed_out.count(numbers) <= self.most, "it is retried for ever"
         for point in task.points:
             (task.inbox / f"{name_of(point)}.started").touch()
-        lost = [Outcome(one, is_lost=True) for one in self._waiting]
+        lost = [TaskResult(one, is_lost=True) for one in self._waiting]
         self._waiting.clear()
         return lost
 
@@ -398,7 +397,7 @@ def test_who_was_in_training_when_a_worker_died_trains_last_and_alone_up_to_thre
     study_file, tmp_path, monkeypatch
 ):
     stack = Engine(stacked=True, slots=3)
-    monkeypatch.setattr(Driver, "engines", lambda self, planned: [stack] * len(planned))
+    monkeypatch.setattr(Driver, "choose_engines", lambda self, planned: [stack] * len(planned))
     path = study_file(steps=5)
     path.write_text(path.read_text().replace("[16, 64]", "[16]"))
     backend = Losing(guilty=2)
@@ -413,7 +412,7 @@ def test_who_was_in_training_when_a_worker_died_trains_last_and_alone_up_to_thre
 def test_a_point_of_a_later_round_that_kills_its_worker_is_crashed_after_three_times(
     study_file, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(Driver, "engines", lambda self, planned: [ALONE] * len(planned))
+    monkeypatch.setattr(Driver, "choose_engines", lambda self, planned: [ALONE] * len(planned))
     path = study_file(steps=5, trials=9, text='sampler = "tpe"\n' + STUDY)
     text = path.read_text().replace("[16, 64]", "[16]").replace("clip_norm = [inf, 1.0]", "")
     path.write_text(text.partition("[space.optimizer.adam]")[0])

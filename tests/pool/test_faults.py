@@ -22,7 +22,7 @@ from tunewright.search import run
 from tunewright.search.cli import main
 from tunewright.search.errors import UnfinishedError, UserError, describe_error, mask_password
 from tunewright.search.pool import worker
-from tunewright.search.pool.backend import Outcome
+from tunewright.search.pool.backend import TaskResult
 from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
@@ -160,9 +160,9 @@ def test_a_long_text_is_cut():
 
 
 def driver_of(store, monkeypatch):
-    monkeypatch.setattr(Driver, "engines", lambda self, planned: [ALONE] * len(planned))
+    monkeypatch.setattr(Driver, "choose_engines", lambda self, planned: [ALONE] * len(planned))
     driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
-    driver.show = Progress(driver.found(), shown=False)
+    driver.show = Progress(driver.finished_trials(), shown=False)
     return driver
 
 
@@ -196,7 +196,7 @@ def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 def test_workers_that_die_before_they_train_are_a_sentence(line, tmp_path, monkeypatch):
     class Dying(InProcess):
         def wait(self, seconds):
-            lost = [Outcome(task, is_lost=True) for task in self._waiting]
+            lost = [TaskResult(task, is_lost=True) for task in self._waiting]
             self._waiting.clear()
             return lost
 

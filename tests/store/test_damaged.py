@@ -250,7 +250,7 @@ def collected(folder: Path) -> list[str]:
     """Outcomes of all trials after a driver has looked into the inbox, twice."""
     store = open_store(folder)
     driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
-    driver.show = Progress(driver.found(), shown=False)
+    driver.show = Progress(driver.finished_trials(), shown=False)
     driver.collect()
     driver.collect()
     return [trial.verdict.outcome for trial in read_trials(store)]
