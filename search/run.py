@@ -73,7 +73,7 @@ def run_studies(
             live = not backend.owns_terminal
             with Progress(driver.finished_trials(), shown=progress, live=live) as driver.show:
                 driver.run()
-        # of what ended the run, not of what cannot be written for the same reason
+        # raise the first error; writing may fail for the same reason, and that is not reported
         except (OSError, UnfinishedError):
             with suppress(OSError, UnfinishedError, UserError):
                 _write(driver, provenance)

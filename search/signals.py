@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on from here."
+INTERRUPTED = "Interrupted."
+INTERRUPTED_TRAINING = "Interrupted. Finished trials are kept; the same command goes on from here."
 
 # by which a user stops what runs: Ctrl-C, or the end of a debugger's session
 STOPS = (KeyboardInterrupt, BdbQuit)
@@ -130,11 +131,16 @@ def interrupt_on_signal() -> Iterator[None]:
         sys.unraisablehook = before
 
 
+_last_words = INTERRUPTED
+
+
 @contextmanager
-def quit_on_signal() -> Iterator[None]:
-    """End this process at once when a signal comes; those that are ignored stay so, as under
-    nohup.
+def quit_on_signal(last_words: str = INTERRUPTED) -> Iterator[None]:
+    """End this process at once when a signal comes, with these words; those signals that are
+    ignored stay so, as under nohup.
     """
+    global _last_words
+    words_before, _last_words = _last_words, last_words
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {
@@ -147,6 +153,7 @@ def quit_on_signal() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+        _last_words = words_before
 
 
 def quit_at_once(_number: int, _frame: object) -> None:
@@ -155,7 +162,7 @@ def quit_at_once(_number: int, _frame: object) -> None:
     Workers end with this process. `os.write`, as the signal may have come in the middle of a print.
     """
     with suppress(OSError):
-        os.write(sys.stderr.fileno(), f"{INTERRUPTED}\n".encode())
+        os.write(sys.stderr.fileno(), f"{_last_words}\n".encode())
     os._exit(1)
 
 

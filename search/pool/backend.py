@@ -46,12 +46,11 @@ class Backend(Protocol):
         """
 
     def start(self, workers: int, sources: str) -> None:
-        """Have so many workers at hand for the tasks that follow; more are retired, and lost ones
-        replaced.
+        """Have so many workers at hand for the tasks that follow.
 
-        Those of an earlier call go on, in a later run, too, unless `sources` differs: it stands for
-        the code of the workloads, which a worker has imported by then. Called while no task is
-        running.
+        Surplus workers are ended; lost ones are replaced. Workers of an earlier call, even of an
+        earlier run, are kept, unless `sources` differs: it identifies the workloads' code, which
+        they have already imported. Called while no task is running.
         """
 
     def submit(self, task: Task | Measurement) -> None:

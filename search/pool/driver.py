@@ -136,8 +136,8 @@ class Driver:
     def assign(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
         """What is planned as tasks of similar size, one or more for each worker.
 
-        Points that were in training when a worker died come last, one by one: the guilty must not
-        take others along.
+        Points that were in training when a worker died come last, one by one, so that a
+        point that kills its worker costs no other point a try.
         """
         tasks: list[partial[Task]] = []  # whose devices are still to be named
         suspects: list[partial[Task]] = []
@@ -214,7 +214,7 @@ class Driver:
     def alone_if_stacking_failed(store: Store, points: Sequence[Point]) -> Engine | None:
         """One after the other, if a worker found that a stack computes other numbers."""
         reason = why_alone(_inbox(store), points[0])
-        return replace(ALONE, measured=True, reason=f"trained alone: {reason}") if reason else None
+        return replace(ALONE, measured=True, reason=reason) if reason else None
 
     def alone_if_forced(self) -> Engine | None:
         """One after the other, if that is wanted: it needs no check. Other slots do
@@ -235,8 +235,9 @@ class Driver:
         return engine if engine and self.compiled in (None, engine.compiled) else None
 
     def train(self, tasks: Sequence[Task]) -> None:
-        """Have tasks of equally many threads trained. What a worker that dies was given is
-        suspect.
+        """Have tasks of equally many threads trained.
+
+        Points in training when a worker dies are marked as suspects.
         """
         suspected = any(
             self.deaths[task.study.name, name_of(point)] for task in tasks for point in task.points
@@ -357,8 +358,8 @@ class Driver:
         whole = bool(trial.curve.metrics) or trial.verdict.crashed or told
         if not (own and whole):
             warn_once(
-                f"{path}: is left out: "
-                + ("its curve is missing" if own else "it is of another study")
+                f"{path}: is ignored: "
+                + ("its curve is missing" if own else "it belongs to another study")
             )
         return own and whole
 

@@ -280,7 +280,7 @@ def test_a_record_of_another_study_is_left_out(
         record["point"] |= {"number": number, "batch_size": batch_size}
         (inbox / "batch_size=999-00002.json").write_text(json.dumps(record))
         collected(folder)
-    assert "batch_size=999-00002.json: is left out: it is of another study" in caplog.text
+    assert "batch_size=999-00002.json: is ignored: it belongs to another study" in caplog.text
 
 
 def test_a_damaged_state_is_trained_from_its_start(
