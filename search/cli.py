@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from .errors import UnfinishedError, UserError, describe_error, mask_password
 from .new import shipped_studies, start
-from .signals import INTERRUPTED, STOPS, end_at_once_with, quit_on_signal
+from .signals import INTERRUPTED, INTERRUPTED_TRAINING, STOPS, end_at_once_with, quit_on_signal
 
 if TYPE_CHECKING:
     from .show.advice import Advice
@@ -167,10 +167,6 @@ def _run(options: argparse.Namespace) -> int:
 
     _quiet_optuna()
     studies = [load_study(path) for path in options.studies]
-    if len({study.name for study in studies}) < len(studies):
-        raise UserError(
-            "the studies must differ in name: the results folder is named after the file"
-        )
     for path, study in zip(options.studies, studies, strict=True):
         for one in direction_of(study):
             print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)
@@ -323,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.print_help()
         return 0
 
-    parser.set_defaults(call=help_alone)
+    parser.set_defaults(call=help_alone, last_words=INTERRUPTED)
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(
@@ -345,6 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     def pool(sub: argparse.ArgumentParser) -> None:
+        sub.set_defaults(last_words=INTERRUPTED_TRAINING)
         processes = _whole(1, MOST_PROCESSES)
         who = sub.add_mutually_exclusive_group()
         who.add_argument(
@@ -633,7 +630,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if mask_password(word) != word:
                 _hide(word)
         options = _parser().parse_args(arguments)
-        with _forgiving_output():
+        with quit_on_signal(options.last_words), _forgiving_output():
             return _call(options)
 
 
@@ -657,7 +654,7 @@ def _call(options: argparse.Namespace) -> int:
         print(f"{error}. The same command tries again.", file=sys.stderr)
         return 1
     except STOPS:
-        print(INTERRUPTED, file=sys.stderr)
+        print(options.last_words, file=sys.stderr)
         return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""

@@ -10,7 +10,6 @@ from pathlib import Path
 from .errors import UnfinishedError, UserError, describe_error
 from .pool.backend import Backend
 from .pool.driver import Driver
-from .pool.in_process import InProcess
 from .pool.local import Local
 from .pool.progress import Progress
 from .show.publish import write_results
@@ -51,10 +50,15 @@ def run_studies(
     summaries are written at the end, also after an interruption. `then` is called with the results
     of each study once these are written, one study after the other.
 
-    Raises UserError for a mistake in a study or its workload, before anything is trained;
+    Raises UserError for a mistake in a study or its workload, or if two studies have one name,
+    before anything is trained;
     KeyboardInterrupt at the next safe point after Ctrl-C (`signals`), with all finished trials
     stored.
     """
+    if len({study.name for study in studies}) < len(studies):
+        raise UserError(
+            "the studies must differ in name: the results folder is named after the file"
+        )
     backend = backend or Local()
     workers = backend.count(workers, devices(device))
     check_studies(studies)
@@ -66,10 +70,10 @@ def run_studies(
             stop_if_asked()
         driver = Driver(stores, backend, workers, device, slots, threads, compiled)
         try:
-            live = not isinstance(backend, InProcess)
-            with Progress(driver.found(), shown=progress, live=live) as driver.show:
+            live = not backend.owns_terminal
+            with Progress(driver.finished_trials(), shown=progress, live=live) as driver.show:
                 driver.run()
-        # of what ended the run, not of what cannot be written for the same reason
+        # raise the first error; writing may fail for the same reason, and that is not reported
         except (OSError, UnfinishedError):
             with suppress(OSError, UnfinishedError, UserError):
                 _write(driver, provenance)
@@ -103,7 +107,7 @@ def run_study(study: Study, **options: object) -> list[Trial]:
 def _write(driver: Driver, provenance: Mapping[str, object], then: Then | None = None) -> None:
     """Tables, summaries and notes of every study, with how it was trained."""
     for store, records in zip(driver.stores, driver.trials, strict=True):
-        write_environment(store.folder, {**provenance, **driver.how(store)})
+        write_environment(store.folder, {**provenance, **driver.environment_record(store)})
         _publish(Results.read(store, records.values()), then)
 
 

@@ -24,7 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-INTERRUPTED = "Interrupted. Finished trials are kept; the same command goes on from here."
+INTERRUPTED = "Interrupted."
+INTERRUPTED_TRAINING = "Interrupted. Finished trials are kept; the same command goes on from here."
 
 # by which a user stops what runs: Ctrl-C, or the end of a debugger's session
 STOPS = (KeyboardInterrupt, BdbQuit)
@@ -34,9 +35,12 @@ _Handler = Callable[[int, Any], Any]
 
 @dataclass
 class _Deferral:
-    """What came in while signals are deferred. `before`: the handlers to go back to."""
+    """What came in while signals are deferred. `before`: the handlers to go back to; `thread`: the
+    one that defers, and is interrupted.
+    """
 
     before: dict[int, _Handler] = field(default_factory=dict)
+    thread: int = field(default_factory=threading.get_ident)
     is_asked: bool = False  # to stop
     is_answered: bool = False  # by a KeyboardInterrupt at a safe point: the driver unwinds
     interrupts: bool = False  # users' code runs, and is interrupted where it is
@@ -45,13 +49,19 @@ class _Deferral:
 _deferral: _Deferral | None = None
 
 
+def _own_deferral() -> _Deferral | None:
+    """That of this thread: no other is interrupted for it."""
+    return _deferral if _deferral and _deferral.thread == threading.get_ident() else None
+
+
 def stop_if_asked() -> None:
     """A safe point: raise KeyboardInterrupt if a signal came since `defer_signals`.
 
-    Once: what then writes tables passes its own safe points.
+    Raises only once, so that writing tables during the shutdown is not interrupted again.
     """
-    if _deferral and _deferral.is_asked and not _deferral.is_answered:
-        _deferral.is_answered = True
+    deferral = _own_deferral()
+    if deferral and deferral.is_asked and not deferral.is_answered:
+        deferral.is_answered = True
         raise KeyboardInterrupt
 
 
@@ -97,7 +107,7 @@ def interrupt_on_signal() -> Iterator[None]:
     One that is lost in a finalizer is raised again at the next safe point.
     """
     stop_if_asked()
-    deferral = _deferral
+    deferral = _own_deferral()
     if deferral is None:
         yield
         return
@@ -121,11 +131,16 @@ def interrupt_on_signal() -> Iterator[None]:
         sys.unraisablehook = before
 
 
+_last_words = INTERRUPTED
+
+
 @contextmanager
-def quit_on_signal() -> Iterator[None]:
-    """End this process at once when a signal comes; those that are ignored stay so, as under
-    nohup.
+def quit_on_signal(last_words: str = INTERRUPTED) -> Iterator[None]:
+    """End this process at once when a signal comes, with these words; those signals that are
+    ignored stay so, as under nohup.
     """
+    global _last_words
+    words_before, _last_words = _last_words, last_words
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {
@@ -138,6 +153,7 @@ def quit_on_signal() -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+        _last_words = words_before
 
 
 def quit_at_once(_number: int, _frame: object) -> None:
@@ -146,7 +162,7 @@ def quit_at_once(_number: int, _frame: object) -> None:
     Workers end with this process. `os.write`, as the signal may have come in the middle of a print.
     """
     with suppress(OSError):
-        os.write(sys.stderr.fileno(), f"{INTERRUPTED}\n".encode())
+        os.write(sys.stderr.fileno(), f"{_last_words}\n".encode())
     os._exit(1)
 
 

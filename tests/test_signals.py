@@ -8,16 +8,16 @@ import subprocess
 import sys
 import threading
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import sqlalchemy
 from stored import small_study
 
-from tunewright.search import signals
+from tunewright.search import cli, signals
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.run import run_study
-from tunewright.search.signals import defer_signals, stop_if_asked
+from tunewright.search.signals import defer_signals, interrupt_on_signal, stop_if_asked
 
 ROUNDS = 6
 
@@ -153,6 +153,78 @@ def test_in_another_thread_nothing_is_changed():
     thread.start()
     thread.join()
     assert found == [signal.default_int_handler]
+
+
+def test_another_thread_takes_no_signal_from_the_main_one():
+    raised, reached = [], []
+
+    def work():
+        try:
+            stop_if_asked()
+            with interrupt_on_signal():
+                stop_if_asked()
+        except KeyboardInterrupt as error:
+            raised.append(error)
+
+    def in_another_thread():
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    with pytest.raises(KeyboardInterrupt):
+        deferred(send, in_another_thread, lambda: reached.append(1), stop_if_asked)
+    assert (raised, reached) == ([], [1])
+
+
+def test_a_block_of_another_thread_interrupts_nothing_of_the_main_one():
+    is_inside, may_end = threading.Event(), threading.Event()
+
+    def work():
+        with interrupt_on_signal():
+            is_inside.set()
+            may_end.wait()
+
+    def send_meanwhile():
+        try:
+            send()
+        finally:
+            may_end.set()
+            thread.join()
+
+    thread = threading.Thread(target=work)
+    reached = []
+    with pytest.raises(KeyboardInterrupt):
+        deferred(thread.start, is_inside.wait, send_meanwhile, lambda: reached.append(1))
+    assert reached == [1]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["report", "r"], "Interrupted.\n"),
+        (["check", "s.toml"], "Interrupted.\n"),
+        (["new", "f"], "Interrupted.\n"),
+        (
+            ["run", "s.toml"],
+            "Interrupted. Finished trials are kept; the same command goes on from here.\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("is_deferred", [False, True], ids=["at once", "at a safe point"])
+def test_a_command_that_does_not_train_says_nothing_of_trials(
+    words, wanted, is_deferred, monkeypatch, capfd
+):
+    def stopped(_options):
+        with defer_signals() if is_deferred else nullcontext():
+            send()
+
+    monkeypatch.setattr(cli, f"_{words[0]}", stopped)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    try:
+        status = cli.main(words)
+    except SystemExit as error:
+        status = error.code
+    assert (status, capfd.readouterr().err) == (1, wanted)
 
 
 def test_a_process_that_a_workload_forks_dies_of_a_signal_as_any_other():

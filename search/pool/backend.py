@@ -16,7 +16,7 @@ from .worker import Measurement, Task
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """A task that is over.
 
     task     the object that was submitted
@@ -31,7 +31,13 @@ class Outcome:
 
 
 class Backend(Protocol):
-    """Called by one driver at a time, from one thread. None of these blocks for long but `wait`."""
+    """Called by one driver at a time, from one thread. None of these blocks for long but `wait`.
+
+    owns_terminal   what it trains may read and print there, so nothing else may redraw it
+    """
+
+    @property
+    def owns_terminal(self) -> bool: ...
 
     def count(self, wanted: int | None, devices: Sequence[str]) -> int:
         """How many workers there can be: as many as wanted, where the user says so.
@@ -40,18 +46,17 @@ class Backend(Protocol):
         """
 
     def start(self, workers: int, sources: str) -> None:
-        """Have so many workers at hand for the tasks that follow; more are retired, and lost ones
-        replaced.
+        """Have so many workers at hand for the tasks that follow.
 
-        Those of an earlier call go on, in a later run, too, unless `sources` differs: it stands for
-        the code of the workloads, which a worker has imported by then. Called while no task is
-        running.
+        Surplus workers are ended; lost ones are replaced. Workers of an earlier call, even of an
+        earlier run, are kept, unless `sources` differs: it identifies the workloads' code, which
+        they have already imported. Called while no task is running.
         """
 
     def submit(self, task: Task | Measurement) -> None:
         """Have a worker perform a task, after those that it was given before."""
 
-    def wait(self, seconds: float) -> list[Outcome]:
+    def wait(self, seconds: float) -> list[TaskResult]:
         """The tasks that are over since the last call, after that many seconds at most if there are
         none.
 

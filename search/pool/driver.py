@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from ..train.choose import devices
 from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told
 from ..workload.workload import reload_edited_modules
-from .backend import Backend, Outcome
+from .backend import Backend, TaskResult
+from .engines import EngineRecords
 from .progress import Progress
 from .worker import Measurement, Task, read_inbox, saved_state, take_interrupted, why_alone
 
@@ -36,6 +37,7 @@ TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
 POLL_SECONDS = 0.2  # between two looks into the inboxes
 # with a database that does not answer: a server that is restarted is back sooner
 PATIENCE_SECONDS = 60.0
+NOT_MEASURED = replace(ALONE, reason="a worker process died while it measured")
 
 
 class Driver:
@@ -50,19 +52,22 @@ class Driver:
         stores: Sequence[Store],
         backend: Backend,
         workers: int,
-        names: str,
+        device_names: str,
         slots: int | None,
         threads: int | None,
         compiled: bool | None,
     ) -> None:
         self.backend, self.workers = backend, workers
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
-        self.device_names, self.devices = names, devices(names)
+        self.device_names, self.devices = device_names, devices(device_names)
         self.device = self.devices[0]
         self.sources = reload_edited_modules(store.study.workload for store in stores)
         self.trials = [
             {_key(trial.point): trial for trial in read_records(store)} for store in stores
         ]
+        self.engine_records = {store.study.name: EngineRecords(store) for store in stores}
+        # by group (`_group_key`): a run chooses once, however its rounds differ in size
+        self.chosen: dict[tuple[str, int, str], Engine] = {}
         # (study, point) that crashed in this run: not tried again
         self.tried: set[tuple[str, str]] = set()
         self.deaths: Counter[tuple[str, str]] = Counter()
@@ -74,7 +79,7 @@ class Driver:
             for left in _inbox(store).glob(".*.tmp"):  # by a worker that was killed while it wrote
                 left.unlink()
 
-    def found(self) -> dict[str, list[Trial]]:
+    def finished_trials(self) -> dict[str, list[Trial]]:
         """The finished trials of each study, by its name."""
         return {
             store.study.name: list(trials.values())
@@ -94,22 +99,20 @@ class Driver:
                 for threads in sorted({task.engine.threads for task in tasks}):
                     self.train([task for task in tasks if task.engine.threads == threads])
                 for store, points in planned:
-                    if engine := self.ended(store, points):
-                        _remember_engine(store, points, engine)
+                    if engine := self.alone_if_stacking_failed(store, points):
+                        self.engine_records[store.study.name].keep(points, engine)
+                self.collect_until_answered()
         except STOPS:
             self.collect()
             raise
 
-    def how(self, store: Store) -> dict[str, object]:
+    def environment_record(self, store: Store) -> dict[str, object]:
         """How a study was trained, for environment.json."""
-        engines = {
-            size: own.user_attrs.get("engines", {}) for size, own in store.optuna_studies.items()
-        }
         return {
             "finished": now(),
             "workers": self.workers,
             "device": self.device_names,
-            "engines": engines,
+            "engines": self.engine_records[store.study.name].by_batch_size(),
         }
 
     def plan(self) -> list[tuple[Store, list[Point]]]:
@@ -127,49 +130,61 @@ class Driver:
                     _key(point) not in finished
                     and (store.study.name, name_of(point)) not in self.tried
                 ):
-                    key = (store.study.name, point.batch_size, point.workload_key)
-                    planned.setdefault(key, (store, []))[1].append(point)
+                    planned.setdefault(_group_key(store, point), (store, []))[1].append(point)
         return list(planned.values())
 
     def assign(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
         """What is planned as tasks of similar size, one or more for each worker.
 
-        Points that were in training when a worker died come last, one by one: the guilty must not
-        take others along.
+        Points that were in training when a worker died come last, one by one, so that a
+        point that kills its worker costs no other point a try.
         """
-        tasks: list[Task] = []
-        suspects: list[Task] = []
-        for (store, points), engine in zip(planned, self.engines(planned), strict=True):
+        tasks: list[partial[Task]] = []  # whose devices are still to be named
+        suspects: list[partial[Task]] = []
+        for (store, points), engine in zip(planned, self.choose_engines(planned), strict=True):
             task = partial(Task, store.study, _inbox(store), engine=engine)
             free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
             shares = self.workers if engine.execution.is_stacked else len(free)
             tasks += [
-                task(share, device=self.device) for i in range(shares) if (share := free[i::shares])
+                partial(task, points=share) for i in range(shares) if (share := free[i::shares])
             ]
-            suspects += [task([point], device=self.device) for point in points if point not in free]
+            suspects += [partial(task, points=[point]) for point in points if point not in free]
         return [
-            replace(task, device=self.devices[i % len(self.devices)])
-            for i, task in enumerate(tasks or suspects)
+            of_device(device=self.devices[i % len(self.devices)])
+            for i, of_device in enumerate(tasks or suspects)
         ]
 
-    def engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
-        """How points of one batch size and workload train: as forced, as before, or as a worker
-        measures now.
+    def choose_engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
+        """How points of one batch size and workload train: as chosen in this run, as forced, as in
+        an earlier run, or as a worker measures now.
         """
         known = [
-            self.ended(store, points) or self.forced() or self.before(store, points)
+            self.alone_if_stacking_failed(store, points)
+            or self.chosen.get(_group_key(store, points[0]))
+            or self.alone_if_forced()
+            or self.engine_of_earlier_run(store, points)
             for store, points in planned
         ]
         unknown = [pair for pair, engine in zip(planned, known, strict=True) if engine is None]
         measured = iter(self.measure(unknown))
-        found = [engine or next(measured) for engine in known]
-        engines = [replace(engine, threads=self.threads or engine.threads) for engine in found]
-        for (store, points), engine in zip(planned, engines, strict=True):
-            _remember_engine(store, points, engine)
-            if self.slots is not None and engine.slots != self.slots:
+        engines: list[Engine] = []
+        for (store, points), engine in zip(planned, known, strict=True):
+            found = engine or next(measured)
+            engines.append(replace(found, threads=self.threads or found.threads))
+            self.remember(store, points, engines[-1])
+            if self.slots is not None and found.slots != self.slots:
                 place = f"{store.study.name}, batch size {points[0].batch_size}"
-                warn_once(f"{place}: trained one after the other: {engine.reason}")
+                warn_once(f"{place}: trained one after the other: {found.reason}")
         return engines
+
+    def remember(self, store: Store, points: Sequence[Point], engine: Engine) -> None:
+        """Keep an engine for this run, and for later ones if it may hold there."""
+        self.chosen[_group_key(store, points[0])] = engine
+        is_chosen = self.slots is None and engine.reason != NOT_MEASURED.reason
+        updates = sum(map(store.study.updates, points))
+        is_short = is_chosen and not engine.measured
+        records = self.engine_records[store.study.name]
+        records.keep(points, engine, updates if is_short else None)
 
     def measure(self, unknown: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """The engines that workers find. Where one dies, out of memory, say: the least that can be
@@ -187,39 +202,42 @@ class Driver:
             )
             for store, points in unknown
         ]
-        found = {id(over.task): over.engine for over in self.outcomes(tasks, self.workers)}
-        lost = replace(ALONE, reason="a worker process died while it measured")
-        return [found.get(id(task)) or lost for task in tasks]
+        found: dict[int, Engine] = {}
+        waiting = tasks
+        while waiting:  # after a loss the others are not handed out
+            for over in self.outcomes(waiting, self.workers):
+                found[id(over.task)] = over.engine or NOT_MEASURED
+            waiting = [task for task in waiting if id(task) not in found]
+        return [found[id(task)] for task in tasks]
 
     @staticmethod
-    def ended(store: Store, points: Sequence[Point]) -> Engine | None:
+    def alone_if_stacking_failed(store: Store, points: Sequence[Point]) -> Engine | None:
         """One after the other, if a worker found that a stack computes other numbers."""
         reason = why_alone(_inbox(store), points[0])
-        return replace(ALONE, measured=True, reason=f"trained alone: {reason}") if reason else None
+        return replace(ALONE, measured=True, reason=reason) if reason else None
 
-    def forced(self) -> Engine | None:
+    def alone_if_forced(self) -> Engine | None:
         """One after the other, if that is wanted: it needs no check. Other slots do
         (`choose.choose`).
         """
         return replace(ALONE, reason="forced") if self.slots == 1 else None
 
-    def before(self, store: Store, points: Sequence[Point]) -> Engine | None:
+    def engine_of_earlier_run(self, store: Store, points: Sequence[Point]) -> Engine | None:
         """How the points of this batch size and workload were trained in an earlier run, if it may
         stay so.
+
+        A choice that was not measured because training is short holds while it is as short.
         """
         if self.slots is not None:
             return None
-        found = (
-            store.optuna_studies[points[0].batch_size]
-            .user_attrs.get("engines", {})
-            .get(points[0].workload_key)
-        )
-        engine = Engine(**found) if found else None
+        updates = sum(map(store.study.updates, points))
+        engine = self.engine_records[store.study.name].engine_of(points, updates)
         return engine if engine and self.compiled in (None, engine.compiled) else None
 
     def train(self, tasks: Sequence[Task]) -> None:
-        """Have tasks of equally many threads trained. What a worker that dies was given is
-        suspect.
+        """Have tasks of equally many threads trained.
+
+        Points in training when a worker dies are marked as suspects.
         """
         suspected = any(
             self.deaths[task.study.name, name_of(point)] for task in tasks for point in task.points
@@ -235,11 +253,9 @@ class Driver:
             self.collect_patiently()
             self.count_deaths([task for task in lost if isinstance(task, Task)])
             return
-        while not self.collect_patiently():
-            time.sleep(POLL_SECONDS)
-            stop_if_asked()
+        self.collect_until_answered()
 
-    def outcomes(self, tasks: Sequence[Task | Measurement], workers: int) -> Iterator[Outcome]:
+    def outcomes(self, tasks: Sequence[Task | Measurement], workers: int) -> Iterator[TaskResult]:
         """Hand tasks to so many workers, yield them as they are over, and collect meanwhile.
 
         After a task was lost no more are handed out. Whatever is raised here ends the workers.
@@ -274,12 +290,13 @@ class Driver:
                 "(out of memory? fewer --workers take less); see the messages above"
             )
         self.deaths.update(suspects)
-        for store in self.stores:
-            for point in next_points(store.study, []):
-                key = (store.study.name, name_of(point))
+        stores = {store.study.name: store for store in self.stores}
+        for task in lost:
+            for point in task.points:
+                key = (task.study.name, name_of(point))
                 if key in suspects and self.deaths[key] >= MOST_DEATHS:
                     reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
-                    self.record(store, Trial.from_crash(point, reason))
+                    self.record(stores[task.study.name], Trial.from_crash(point, reason))
 
     def collect_patiently(self) -> bool:
         """Collect, or leave it for later while the database does not answer: what is in the inboxes
@@ -298,8 +315,13 @@ class Driver:
         self.unanswered_since = None
         return True
 
+    def collect_until_answered(self) -> None:
+        while not self.collect_patiently():
+            time.sleep(POLL_SECONDS)
+            stop_if_asked()
+
     def collect(self) -> None:
-        """Tell the store of finished trials, then move their files into the results.
+        """Tell the store of engines and finished trials, then move their files into the results.
 
         The record goes last: killed anywhere in between, the next run finds it and completes the
         move.
@@ -312,8 +334,10 @@ class Driver:
                 for trial, path in read_inbox(_inbox(store))
                 if self.is_whole(store, trial, path)
             ]
-            if found and store.lock:
+            engines = self.engine_records[store.study.name]
+            if store.lock and (found or engines.has_unsaved()):
                 store.lock.keep()
+            engines.save()
             for trial, path in found:
                 stop_if_asked()
                 self.record(store, trial)
@@ -334,8 +358,8 @@ class Driver:
         whole = bool(trial.curve.metrics) or trial.verdict.crashed or told
         if not (own and whole):
             warn_once(
-                f"{path}: is left out: "
-                + ("its curve is missing" if own else "it is of another study")
+                f"{path}: is ignored: "
+                + ("its curve is missing" if own else "it belongs to another study")
             )
         return own and whole
 
@@ -350,10 +374,8 @@ class Driver:
             self.show.finished(store.study, trial)
 
 
-def _remember_engine(store: Store, points: Sequence[Point], engine: Engine) -> None:
-    optuna_study = store.optuna_studies[points[0].batch_size]
-    engines = optuna_study.user_attrs.get("engines", {}) | {points[0].workload_key: asdict(engine)}
-    optuna_study.set_user_attr("engines", engines)
+def _group_key(store: Store, point: Point) -> tuple[str, int, str]:
+    return store.study.name, point.batch_size, point.workload_key
 
 
 def _key(point: Point) -> tuple[int, int]:

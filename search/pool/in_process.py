@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..signals import interrupt_on_signal
 from ..trial import Point
 from ..workload.randomness import RandomState
-from .backend import Outcome
+from .backend import TaskResult
 from .worker import Measurement, Task, forget_workloads, measure, post_points
 
 
@@ -43,15 +43,19 @@ class InProcess:
     Numbers are those of a worker process. The caller's random numbers, number of torch threads and
     default dtype are as they were whenever it waits no longer. What stays: the modules of the
     workloads, what those keep in globals, and stackable workloads with what was recorded of them,
-    which the next run goes on with. A default dtype that the caller has set holds for training.
+    which the next run goes on with. A default dtype that the caller has set before a run holds for
+    its training, and one that a workload has set for the trainings after it, as in a worker.
     KeyboardInterrupt is Ctrl-C here, also where a workload raises it.
     """
+
+    owns_terminal = True
 
     def __init__(self) -> None:
         self._waiting: deque[Task | Measurement] = deque()
         self._running: Iterator[Point] | None = None  # the first of those that wait
         self._inside: _Globals | None = None  # as the last task left it
-        self._sources = ""
+        # the workloads' code and the caller's default dtype: what is kept depends on them
+        self._kept_for: tuple[str, torch.dtype | None] = ("", None)
 
     def count(self, wanted: int | None, devices: Sequence[str]) -> int:
         if wanted not in (None, 1):
@@ -59,14 +63,16 @@ class InProcess:
         return 1
 
     def start(self, workers: int, sources: str) -> None:
-        if sources != self._sources:
+        now = (sources, torch.get_default_dtype())
+        if now != self._kept_for:
             forget_workloads()
-        self._sources = sources
+            self._inside = None
+        self._kept_for = now
 
     def submit(self, task: Task | Measurement) -> None:
         self._waiting.append(task)
 
-    def wait(self, seconds: float) -> list[Outcome]:
+    def wait(self, seconds: float) -> list[TaskResult]:
         """Measure, or train up to the next trial that ends, however long that takes."""
         if not self._waiting:
             return []
@@ -80,7 +86,7 @@ class InProcess:
                     return []
         self._waiting.popleft()
         self._running = None
-        return [Outcome(task, engine)]
+        return [TaskResult(task, engine)]
 
     def stop(self) -> None:
         self._waiting.clear()

@@ -15,7 +15,7 @@ import joblib
 from loky import BrokenProcessPool, ProcessPoolExecutor, get_reusable_executor
 
 from ..train.execution import Engine
-from .backend import Outcome
+from .backend import TaskResult
 from .worker import DRIVERS_SIGNALS, Measurement, Task, follow_driver, perform
 
 
@@ -26,6 +26,8 @@ class Local:
     loky tells of a worker that dies by ending its whole pool: then all tasks that are not done are
     lost.
     """
+
+    owns_terminal = False
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
@@ -50,16 +52,16 @@ class Local:
             future.set_exception(error)
         self._running[future] = task
 
-    def wait(self, seconds: float) -> list[Outcome]:
+    def wait(self, seconds: float) -> list[TaskResult]:
         over, _ = wait(self._running, seconds, FIRST_COMPLETED)
         return [self._outcome(future) for future in over]
 
-    def _outcome(self, future: Future[Engine | None]) -> Outcome:
+    def _outcome(self, future: Future[Engine | None]) -> TaskResult:
         task = self._running.pop(future)
         try:
-            return Outcome(task, future.result())
+            return TaskResult(task, future.result())
         except BrokenProcessPool:
-            return Outcome(task, is_lost=True)
+            return TaskResult(task, is_lost=True)
 
     def stop(self) -> None:
         """What threads of the pool raise meanwhile tells the user nothing."""

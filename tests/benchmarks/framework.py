@@ -81,9 +81,9 @@ def measure(study: Study, results: Path) -> tuple[list[float], list[float], floa
     checkpoint = load_workload(study.workload, {}).build_model(0).state_dict()
     rng = np.random.default_rng(0)
     store = create_store(study, results)
-    driver = Driver([store], InProcess(), 1, names="cpu", slots=1, threads=1, compiled=None)
+    driver = Driver([store], InProcess(), 1, device_names="cpu", slots=1, threads=1, compiled=None)
     posting, collecting = [], []
-    with Progress(driver.found(), shown=False) as driver.show:
+    with Progress(driver.finished_trials(), shown=False) as driver.show:
         driver.show.plan(study, study.trials or 0)
         for point in next_points(study, []):
             trial = invented(point, rng)

@@ -19,7 +19,7 @@ from examples import parse
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
 from tunewright.search.pool import worker
-from tunewright.search.pool.backend import Outcome
+from tunewright.search.pool.backend import TaskResult
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.local import Local
 from tunewright.search.pool.worker import Measurement, Task, read_inbox
@@ -76,7 +76,7 @@ class Contract:
     def test_trials_are_in_the_inbox_when_their_task_is_over(self, backend, tmp_path):
         assert backend.wait(0.0) == []
         (over,) = ended(backend, task(tmp_path))
-        assert over == Outcome(task(tmp_path))
+        assert over == TaskResult(task(tmp_path))
         assert sorted(trial.point.number for trial, _ in read_inbox(tmp_path)) == [0, 1]
 
     def test_a_measurement_returns_an_engine(self, backend):
@@ -174,6 +174,37 @@ class TestInProcess(Contract):
             assert state() == before
         finally:
             torch.set_num_threads(1)
+
+    def test_a_default_dtype_that_the_caller_sets_holds_for_the_next_run(self, backend, tmp_path):
+        measurement = Measurement(study(), POINTS, 1, 1, "cpu", None, 2)
+        found = []
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            try:
+                backend.start(1, "code")
+                ended(backend, measurement)
+                ended(backend, task(tmp_path))
+            finally:
+                torch.set_default_dtype(torch.float32)
+            found.append(backend._inside.dtype)
+        assert found == [torch.float32, torch.float64, torch.float32]
+
+    def test_a_default_dtype_that_a_workload_sets_as_it_is_imported_stays(
+        self, backend, tmp_path, monkeypatch
+    ):
+        with monkeypatch.context() as importing:
+            original = worker.load_workload
+
+            def load(*arguments):
+                torch.set_default_dtype(torch.float64)
+                return original(*arguments)
+
+            importing.setattr(worker, "load_workload", load)
+            ended(backend, Measurement(study(), POINTS, 1, 1, "cpu", None, 2))
+        assert torch.get_default_dtype() == torch.float32
+        backend.start(1, "code")  # to train
+        ended(backend, task(tmp_path))
+        assert backend._inside.dtype == torch.float64
 
     def test_workloads_are_loaded_anew_where_their_code_was_edited(self, backend):
         measurement = Measurement(study(), POINTS, 1, 1, "cpu", None, 2)

@@ -15,18 +15,19 @@ import optuna
 import pytest
 from commanded import start, wait_until
 from filelock import FileLock
+from stored import small_study
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
-from tunewright.search.pool.backend import Outcome
-from tunewright.search.pool.driver import Driver
+from tunewright.search.pool.backend import TaskResult
+from tunewright.search.pool.driver import MOST_DEATHS, Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
 from tunewright.search.run import run_studies, run_study
 from tunewright.search.store.files import name_of
 from tunewright.search.store.storage import create_store
 from tunewright.search.study.study import load_study
-from tunewright.search.train.loop import Engine
+from tunewright.search.train.loop import ALONE, Engine
 
 STUDY = """
 question = "Does it run?"
@@ -161,19 +162,84 @@ def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_a
 def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file, tmp_path):
     study = load_study(study_file(trials=24, steps=20_000))
     (store,) = [create_store(study, tmp_path)]
-    driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
-    driver.show = Progress(driver.found(), shown=False)
+    driver = Driver([store], InProcess(), 1, "cpu", None, None, compiled=False)
+    driver.show = Progress(driver.finished_trials(), shown=False)
     planned = driver.plan()
-    engines = driver.engines(planned)
+    engines = driver.choose_engines(planned)
     # which is faster is the machine's to say
     assert [engine.measured for engine in engines] == [True, True]
     assert all("updates/s" in engine.reason for engine in engines)
     driver.backend = None  # measured once only
-    assert driver.engines(planned) == engines
-    driver.compiled = False
-    assert driver.engines(planned) == engines
+    assert driver.choose_engines(planned) == engines
+    driver.collect()
+    driver = Driver([create_store(study, tmp_path)], None, 1, "cpu", None, None, None)
+    assert driver.choose_engines(planned) == engines
     driver.compiled = True  # asked for: to be tried
-    assert driver.before(*planned[0]) is None
+    assert driver.engine_of_earlier_run(*planned[0]) is None
+
+
+STACK = Engine(stacked=True, slots=2, reason="fast", measured=True)
+
+
+class Measuring(InProcess):
+    """Finds STACK for every Measurement, but loses what it was handed so many times before."""
+
+    def __init__(self, losses=0):
+        super().__init__()
+        self.losses, self.asked = losses, []
+
+    def wait(self, seconds):
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        self.asked += [task.points[0].batch_size for task in waiting]
+        self.losses -= 1
+        is_lost = self.losses >= 0
+        return [TaskResult(task, None if is_lost else STACK, is_lost) for task in waiting]
+
+
+def chosen_by(backend, results, few=None, slots=None, **changes):
+    """What a new run of a study chooses for its points, or for a few of them."""
+    store = create_store(small_study(**changes), results)
+    driver = Driver([store], backend, 1, "cpu", slots, None, None)
+    driver.show = Progress(driver.finished_trials(), shown=False)
+    planned = [(store, points[:few]) for store, points in driver.plan()]
+    engines = driver.choose_engines(planned)
+    assert driver.choose_engines(planned) == engines  # also where the next round is of the same run
+    driver.collect()
+    return engines
+
+
+def test_a_choice_made_because_training_is_short_holds_until_there_is_more_of_it(tmp_path):
+    first = chosen_by(InProcess(), tmp_path)
+    assert [engine.reason for engine in first] == [
+        "only 400 updates in all: a choice would not pay"
+    ]
+    assert chosen_by(None, tmp_path) == first  # nobody is asked: a clock may say another thing now
+    assert chosen_by(None, tmp_path, few=1) == first  # some are trained
+    assert chosen_by(Measuring(), tmp_path, trials=6) == [STACK]
+
+
+def test_a_choice_that_was_forced_is_no_choice_of_a_later_run(tmp_path):
+    assert [engine.reason for engine in chosen_by(None, tmp_path, slots=1)] == ["forced"]
+    assert chosen_by(Measuring(), tmp_path) == [STACK]
+    assert chosen_by(None, tmp_path) == [STACK]
+
+
+def test_a_forced_choice_replaces_a_short_one(tmp_path):
+    chosen_by(InProcess(), tmp_path)
+    chosen_by(None, tmp_path, slots=1)
+    assert chosen_by(Measuring(), tmp_path) == [STACK]
+
+
+def test_a_lost_measurement_costs_no_other_and_is_tried_again_by_the_next_run(tmp_path):
+    backend = Measuring(losses=1)
+    engines = chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32, 64])
+    assert backend.asked == [8, 16, 32, 64]
+    assert engines[2:] == [STACK] * 2
+    assert {engine.reason for engine in engines[:2]} == {"a worker process died while it measured"}
+    backend = Measuring()
+    assert chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32, 64]) == [STACK] * 4
+    assert backend.asked == [8, 16]
 
 
 def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):
@@ -194,6 +260,13 @@ def test_two_studies_share_one_pool(study_file, tmp_path):
     studies = [load_study(study_file(trials=2, name=name)) for name in ("a", "b")]
     stores = run_studies(studies, results=tmp_path / "r", **QUIET)
     assert [len(rows(store.folder)) for store in stores] == [4, 4]
+
+
+def test_two_studies_of_one_name_are_refused_before_anything_is_written(study_file, tmp_path):
+    study = load_study(study_file())
+    with pytest.raises(UserError, match="the studies must differ in name"):
+        run_studies([study, study], results=tmp_path / "r", **QUIET)
+    assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.slow
@@ -298,12 +371,12 @@ def test_crashed_trials_are_told_as_such_and_the_others_go_on(
 
 class Losing(InProcess):
     """Trains, but loses its worker, and with it all tasks, whenever a point of a number is in
-    training.
+    training; it is given up after so many times at `most`.
     """
 
-    def __init__(self, guilty):
+    def __init__(self, guilty, most=MOST_DEATHS):
         super().__init__()
-        self.guilty, self.handed_out = guilty, []
+        self.guilty, self.most, self.handed_out = guilty, most, []
 
     def wait(self, seconds):
         task = self._waiting[0]
@@ -312,9 +385,10 @@ class Losing(InProcess):
             self.handed_out.append(numbers)
         if self.guilty not in numbers:
             return super().wait(seconds)
+        assert self.handed_out.count(numbers) <= self.most, "it is retried for ever"
         for point in task.points:
             (task.inbox / f"{name_of(point)}.started").touch()
-        lost = [Outcome(one, is_lost=True) for one in self._waiting]
+        lost = [TaskResult(one, is_lost=True) for one in self._waiting]
         self._waiting.clear()
         return lost
 
@@ -323,7 +397,7 @@ def test_who_was_in_training_when_a_worker_died_trains_last_and_alone_up_to_thre
     study_file, tmp_path, monkeypatch
 ):
     stack = Engine(stacked=True, slots=3)
-    monkeypatch.setattr(Driver, "engines", lambda self, planned: [stack] * len(planned))
+    monkeypatch.setattr(Driver, "choose_engines", lambda self, planned: [stack] * len(planned))
     path = study_file(steps=5)
     path.write_text(path.read_text().replace("[16, 64]", "[16]"))
     backend = Losing(guilty=2)
@@ -333,6 +407,19 @@ def test_who_was_in_training_when_a_worker_died_trains_last_and_alone_up_to_thre
     assert alone == [[0], [1], [2], [2], [3], [4], [5]]
     assert [trial.verdict.crashed for trial in trials] == [n == 2 for n in range(6)]
     assert trials[2].verdict.evidence == "its worker process was killed 3 times (out of memory?)"
+
+
+def test_a_point_of_a_later_round_that_kills_its_worker_is_crashed_after_three_times(
+    study_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Driver, "choose_engines", lambda self, planned: [ALONE] * len(planned))
+    path = study_file(steps=5, trials=9, text='sampler = "tpe"\n' + STUDY)
+    text = path.read_text().replace("[16, 64]", "[16]").replace("clip_norm = [inf, 1.0]", "")
+    path.write_text(text.partition("[space.optimizer.adam]")[0])
+    backend = Losing(guilty=8, most=4)
+    trials = run_study(load_study(path), results=tmp_path, progress=False, backend=backend)
+    assert backend.handed_out.count([8]) == 3
+    assert [trial.verdict.crashed for trial in trials] == [n == 8 for n in range(9)]
 
 
 def test_a_folder_that_another_run_writes_to_is_left_alone(study_file, tmp_path):

@@ -10,6 +10,7 @@ import threading
 import tomllib
 from pathlib import Path
 
+import optuna
 import psycopg2
 import pytest
 import sqlalchemy
@@ -21,7 +22,7 @@ from tunewright.search import run
 from tunewright.search.cli import main
 from tunewright.search.errors import UnfinishedError, UserError, describe_error, mask_password
 from tunewright.search.pool import worker
-from tunewright.search.pool.backend import Outcome
+from tunewright.search.pool.backend import TaskResult
 from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
@@ -159,9 +160,9 @@ def test_a_long_text_is_cut():
 
 
 def driver_of(store, monkeypatch):
-    monkeypatch.setattr(Driver, "engines", lambda self, planned: [ALONE] * len(planned))
+    monkeypatch.setattr(Driver, "choose_engines", lambda self, planned: [ALONE] * len(planned))
     driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
-    driver.show = Progress(driver.found(), shown=False)
+    driver.show = Progress(driver.finished_trials(), shown=False)
     return driver
 
 
@@ -195,7 +196,7 @@ def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 def test_workers_that_die_before_they_train_are_a_sentence(line, tmp_path, monkeypatch):
     class Dying(InProcess):
         def wait(self, seconds):
-            lost = [Outcome(task, is_lost=True) for task in self._waiting]
+            lost = [TaskResult(task, is_lost=True) for task in self._waiting]
             self._waiting.clear()
             return lost
 
@@ -224,6 +225,31 @@ def test_trials_wait_for_a_database_that_does_not_answer(line, tmp_path, monkeyp
     answers.set()
     driver.collect_patiently()
     assert len(read_trials(store)) == 1
+
+
+def test_an_engine_waits_for_a_database_that_does_not_answer_and_is_written_once(
+    tmp_path, monkeypatch
+):
+    steps = {"max_train_steps": 2, "evaluations": 1, "objective": "val_loss"}
+    study = small_study(**steps, trials=20, sampler="tpe")
+    original, written, outage = optuna.Study.set_user_attr, [], []
+
+    def set_or_not(self, name, value):
+        if name in ("study", "plan"):
+            return original(self, name, value)
+        if len(outage) < 3:
+            outage.append(name)
+            unanswered()
+        written.append(name)
+        return original(self, name, value)
+
+    monkeypatch.setattr(optuna.Study, "set_user_attr", set_or_not)
+    (store,) = run_studies([study], tmp_path, backend=InProcess(), progress=False)
+    assert len(read_trials(store)) == 20
+    assert len(outage) == 3
+    assert sorted(written) == ["engines", "updates_of_unmeasured_engines"]
+    found = json.loads((store.folder / "environment.json").read_text())["engines"]
+    assert found == {"32": store.optuna_studies[32].user_attrs["engines"]}
 
 
 def test_a_database_whose_file_was_removed_is_missed(tmp_path, monkeypatch):

@@ -250,7 +250,7 @@ def collected(folder: Path) -> list[str]:
     """Outcomes of all trials after a driver has looked into the inbox, twice."""
     store = open_store(folder)
     driver = Driver([store], InProcess(), 1, "cpu", None, None, None)
-    driver.show = Progress(driver.found(), shown=False)
+    driver.show = Progress(driver.finished_trials(), shown=False)
     driver.collect()
     driver.collect()
     return [trial.verdict.outcome for trial in read_trials(store)]
@@ -280,7 +280,7 @@ def test_a_record_of_another_study_is_left_out(
         record["point"] |= {"number": number, "batch_size": batch_size}
         (inbox / "batch_size=999-00002.json").write_text(json.dumps(record))
         collected(folder)
-    assert "batch_size=999-00002.json: is left out: it is of another study" in caplog.text
+    assert "batch_size=999-00002.json: is ignored: it belongs to another study" in caplog.text
 
 
 def test_a_damaged_state_is_trained_from_its_start(

@@ -119,7 +119,7 @@ def test_a_run_says_that_stacking_ended_and_has_the_numbers_of_one_after_the_oth
     # the first check passed
     assert "trained one after the other: 2 slots were wanted" not in caplog.text
     text = (tmp_path / "a" / a_study.name / "environment.json").read_text()
-    assert "trained alone: later in training the loss differs" in text
+    assert '"reason": "later in training the loss differs' in text
 
 
 def test_what_is_equal_passes_every_audit(monkeypatch):
