@@ -271,7 +271,7 @@ class Trial:
     ) -> Trial:
         """The trial of a training that ran: scalars derived from its curve."""
         clipped = curve.grad_norm > clip_thresholds(curve.grad_norm, point.clip_norm, point.clip_z)
-        values = curve.metrics[objective]
+        values = curve.metrics.get(objective, np.empty(0))  # empty: never evaluated
         finite = np.flatnonzero(np.isfinite(values))
         finite_loss = curve.loss[np.isfinite(curve.loss)]
         best_value, best_step = math.inf, 0
@@ -285,7 +285,7 @@ class Trial:
             curve=curve,
             best_value=best_value,
             best_step=best_step,
-            initial_value=float(values[0]),
+            initial_value=float(values[0]) if len(values) else math.nan,
             last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
             clip_fraction=float(np.mean(clipped)) if len(curve.loss) else 0.0,
             seconds=seconds,
