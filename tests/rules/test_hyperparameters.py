@@ -11,6 +11,8 @@ from tunewright.search.rules.hyperparameters import (
     Hyperparameter,
     by_name,
     declare,
+    is_positive,
+    is_positive_or_inf,
     is_share,
     of_kind,
 )
@@ -21,7 +23,10 @@ SHARE = ("a number in [0, 1)", is_share)
 REFUSED = [
     (lambda: Hyperparameter("x", "optimizer"), "nothing says what a value must be"),
     (lambda: Hyperparameter("x", "optimizer", "a number"), "nothing says what a value must be"),
-    (lambda: Hyperparameter("x", "own", *SHARE), "its kind must be common, optimizer or schedule"),
+    (
+        lambda: Hyperparameter("x", "own", *SHARE),
+        "its kind must be one of common, optimizer, schedule",
+    ),
     (lambda: Hyperparameter("x", "schedule", *SHARE, default=0.5), "the default of one of kind"),
     (
         lambda: Hyperparameter("x", "common", *SHARE, default=1.0),
@@ -68,6 +73,20 @@ def test_what_a_row_refuses_a_study_file_refuses(value):
     assert not row.accepts(value)
     with pytest.raises(UserError, match="momentum"):
         parse(space__optimizer__momentum__momentum=value)
+
+
+def test_a_number_above_0_is_finite_unless_its_row_takes_inf():
+    assert [is_positive(value) for value in (1, 1e-9, 0, -1, math.inf, True)] == [1, 1, 0, 0, 0, 0]
+    assert is_positive_or_inf(math.inf)
+    assert not is_positive_or_inf(0)
+    limitless = [name for name, row in HYPERPARAMETERS.items() if row.accepts(math.inf)]
+    assert limitless == ["clip_norm", "clip_z"]
+    above_0 = {"base_lr", "clip_norm", "clip_z", "epsilon", "decay_fraction"}
+    for name in above_0 | {"weight_decay", "rho", "warmup_steps"}:
+        row = HYPERPARAMETERS[name]
+        assert row.accepts(0) == (name not in above_0), name
+        assert not row.accepts(-1.0), name
+        assert not row.accepts(math.nan), name
 
 
 def test_values_are_held_as_their_row_says():
