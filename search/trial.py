@@ -94,7 +94,7 @@ class Point:
         return tuple((name, repr(value)) for name, value in self.values.items() if name != "seed")
 
 
-def refuse_homeless(common: Iterable[str]) -> None:
+def check_point_fields(common: Iterable[str]) -> None:
     """Raise TypeError for a common hyperparameter that a Point does not hold at its default."""
     held = {field.name: field.default for field in fields(Point)}
     for name in common:
@@ -106,7 +106,7 @@ def refuse_homeless(common: Iterable[str]) -> None:
             )
 
 
-refuse_homeless(COMMON)
+check_point_fields(COMMON)
 
 
 @dataclass(frozen=True, eq=False)

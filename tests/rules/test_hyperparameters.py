@@ -17,7 +17,7 @@ from tunewright.search.rules.hyperparameters import (
     of_kind,
 )
 from tunewright.search.rules.optimizers import RULES
-from tunewright.search.trial import Point, refuse_homeless
+from tunewright.search.trial import Point, check_point_fields
 
 SHARE = ("a number in [0, 1)", is_share)
 REFUSED = [
@@ -52,11 +52,11 @@ def test_an_incomplete_row_is_refused_by_name(make, reason):
 
 
 def test_a_common_row_that_a_point_does_not_hold_is_refused(monkeypatch):
-    refuse_homeless(of_kind("common"))
+    check_point_fields(of_kind("common"))
     rows = [*HYPERPARAMETERS.values(), Hyperparameter("noise", "common", *SHARE, default=0.0)]
     monkeypatch.setattr("tunewright.search.trial.HYPERPARAMETERS", by_name(rows))
     with pytest.raises(TypeError, match=r"hyperparameter 'noise': .* Point needs a field"):
-        refuse_homeless(["noise"])
+        check_point_fields(["noise"])
 
 
 def test_every_default_is_what_its_row_asks_for():
