@@ -58,7 +58,7 @@ def _nesterov(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     theta.addcmul_(g.addcmul(v, c["momentum"]), c["eta"], value=-1.0)
 
 
-def _nesterov_limit(own: Mapping[str, float], curvature: float) -> float:
+def _nesterov_max_stable_lr(own: Mapping[str, float], curvature: float) -> float:
     ahead = 1 + 2 * own["momentum"]
     return (2 + 2 * own["momentum"]) / (ahead * curvature)
 
@@ -131,7 +131,7 @@ class Alternative:
     base_lrs: tuple[float, float]
 
 
-Limit = Callable[[Mapping[str, float], float], float]
+MaxStableLr = Callable[[Mapping[str, float], float], float]
 
 
 @dataclass(frozen=True)
@@ -141,15 +141,15 @@ class Rule:
     Raises TypeError for a row that contradicts itself, as far as that shows without torch: `update`
     is not called.
 
-    defaults      its hyperparameters (names in HYPERPARAMETERS) and their defaults
-    state         the names of its state, each with its initial value; a row of a stack for each
-    update        one update, in place, from the gradient, the state and the coefficients
-    family        of rules whose steps are of about the same size at the same base_lr (S1)
-    alternative   the rule to try instead where a study has this one alone (R18)
-    coefficients  the coefficients of every update, [T] each, from hyperparameters and learning
-                  rates
-    limit         the base LR above which it diverges on a quadratic, from its hyperparameters and
-                  the curvature (`curvature.stability_limit`); None: the curvature does not tell
+    defaults       its hyperparameters (names in HYPERPARAMETERS) and their defaults
+    state          the names of its state, each with its initial value; a row of a stack for each
+    update         one update, in place, from the gradient, the state and the coefficients
+    family         of rules whose steps are of about the same size at the same base_lr (S1)
+    alternative    the rule to try instead where a study has this one alone (R18)
+    coefficients   the coefficients of every update, [T] each, from hyperparameters and learning
+                   rates
+    max_stable_lr  the base LR above which it diverges on a quadratic, from its hyperparameters and
+                   the curvature (`curvature.stability_limit`); None: the curvature does not tell
     """
 
     name: str
@@ -159,7 +159,7 @@ class Rule:
     family: str
     alternative: Alternative
     coefficients: Coefficients = _constant
-    limit: Limit | None = None
+    max_stable_lr: MaxStableLr | None = None
 
     def __post_init__(self) -> None:
         for name, default in self.defaults.items():
@@ -215,7 +215,7 @@ RULES: dict[str, Rule] = by_name(
             update=_sgd,
             family="sgd",
             alternative=_TRY_ADAM,
-            limit=lambda own, curvature: 2 / curvature,
+            max_stable_lr=lambda own, curvature: 2 / curvature,
         ),
         Rule(
             name="momentum",
@@ -224,7 +224,7 @@ RULES: dict[str, Rule] = by_name(
             update=_momentum,
             family="momentum",
             alternative=_TRY_ADAM,
-            limit=lambda own, curvature: (2 + 2 * own["momentum"]) / curvature,
+            max_stable_lr=lambda own, curvature: (2 + 2 * own["momentum"]) / curvature,
         ),
         Rule(
             name="nesterov",
@@ -233,7 +233,7 @@ RULES: dict[str, Rule] = by_name(
             update=_nesterov,
             family="momentum",
             alternative=_TRY_ADAM,
-            limit=_nesterov_limit,
+            max_stable_lr=_nesterov_max_stable_lr,
         ),
         Rule(
             name="rmsprop",
