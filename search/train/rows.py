@@ -43,7 +43,8 @@ class Stack:
 
         It has rows for the states of the rules of `optimizers`, and trains with no other. With
         `follows_norms` a slot may have a threshold that follows its gradient norms
-        (`clip_threshold`). Raises UserError if the model's trainable parameters differ in device or dtype.
+        (`clip_threshold`). Raises UserError if the model's trainable parameters differ in device or
+        dtype.
         """
         model = execution.model
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
