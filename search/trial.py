@@ -94,7 +94,7 @@ class Point:
         return tuple((name, repr(value)) for name, value in self.values.items() if name != "seed")
 
 
-def refuse_homeless(common: Iterable[str]) -> None:
+def check_point_fields(common: Iterable[str]) -> None:
     """Raise TypeError for a common hyperparameter that a Point does not hold at its default."""
     held = {field.name: field.default for field in fields(Point)}
     for name in common:
@@ -106,7 +106,7 @@ def refuse_homeless(common: Iterable[str]) -> None:
             )
 
 
-refuse_homeless(COMMON)
+check_point_fields(COMMON)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +271,7 @@ class Trial:
     ) -> Trial:
         """The trial of a training that ran: scalars derived from its curve."""
         clipped = curve.grad_norm > clip_thresholds(curve.grad_norm, point.clip_norm, point.clip_z)
-        values = curve.metrics[objective]
+        values = curve.metrics.get(objective, np.empty(0))  # empty: never evaluated
         finite = np.flatnonzero(np.isfinite(values))
         finite_loss = curve.loss[np.isfinite(curve.loss)]
         best_value, best_step = math.inf, 0
@@ -285,7 +285,7 @@ class Trial:
             curve=curve,
             best_value=best_value,
             best_step=best_step,
-            initial_value=float(values[0]),
+            initial_value=float(values[0]) if len(values) else math.nan,
             last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
             clip_fraction=float(np.mean(clipped)) if len(curve.loss) else 0.0,
             seconds=seconds,

@@ -9,7 +9,7 @@ et al. 2018, "On the Convergence of Adam and Beyond".
 import torch
 import zoo
 
-from tunewright.search.rules.optimizers import RULES, Alternative, Rule
+from tunewright.search.rules.optimizers import RULES, Alternative, Rule, add
 
 
 def update(theta, g, state, c):
@@ -19,14 +19,16 @@ def update(theta, g, state, c):
     theta.addcdiv_(m * c["eta"], u.sqrt().add_(c["epsilon"]), value=-1.0)
 
 
-RULES["amsgrad"] = Rule(
-    name="amsgrad",
-    defaults={"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
-    state={"m": 0.0, "v": 0.0, "u": 0.0},
-    update=update,
-    family="adam",
-    alternative=Alternative("momentum", (1e-3, 1.0)),
-    coefficients=RULES["adam"].coefficients,
+add(
+    Rule(
+        name="amsgrad",
+        defaults={"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8},
+        state={"m": 0.0, "v": 0.0, "u": 0.0},
+        update=update,
+        family="adam",
+        alternative=Alternative("momentum", (1e-3, 1.0)),
+        coefficients=RULES["adam"].coefficients,
+    )
 )
 
 

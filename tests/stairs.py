@@ -8,7 +8,7 @@ Its workload is here, too, so that worker processes, which import that, know the
 import zoo
 
 from tunewright.search.rules.hyperparameters import Hyperparameter, declare
-from tunewright.search.rules.schedule import SHAPES, Shape
+from tunewright.search.rules.schedule import Shape, add
 
 
 def factor(step, steps, own):
@@ -24,7 +24,7 @@ declare(
         is_integer=True,
     )
 )
-SHAPES["stairs"] = Shape("stairs", factor, {"stairs": 4})
+add(Shape("stairs", factor, {"stairs": 4}))
 
 
 def make():

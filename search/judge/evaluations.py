@@ -78,7 +78,7 @@ def summarize_evaluations(curve: Curve, objective: str = "", maximize: bool = Fa
 
 def _values(curve: Curve, objective: str, maximize: bool) -> Array:
     names = [objective] if objective else list(curve.metrics)
-    values = curve.metrics[names[0]] if len(names) == 1 else np.empty(0)
+    values = curve.metrics.get(names[0], np.empty(0)) if len(names) == 1 else np.empty(0)
     return -values if maximize else values
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 Kind = Literal["common", "optimizer", "schedule"]
 Value = float | str
@@ -39,11 +39,12 @@ class Hyperparameter:
     is_integer      whether a Point holds it as an integer
     off             the value of a common one that is as if it were not there
     control         the playbook's rule by which a list of values should contain `off`
-    hidden_at       left out of records and tables at this value, as it was before there was one
+    hidden_at       at this value it is omitted from records and tables, so that results older than
+                    the hyperparameter stay the same
     longer_steps    1 or -1: steps are longer the larger, or the smaller, it is; 0: neither
     per_batch_size  whether each batch size has a best value of its own (R20)
-    fewest_trials   configurations of a group below which it should be fixed (S11: 10, more than
-                    25, and "far more" than 25, for which we take twice as many)
+    fewest_trials   with fewer configurations per group, fix it (S11); "far more than 25" is taken
+                    as 50
     """
 
     name: str
@@ -61,8 +62,8 @@ class Hyperparameter:
     fewest_trials: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("common", "optimizer", "schedule"):
-            self._refuse(f"its kind must be common, optimizer or schedule, got {self.kind!r}")
+        if self.kind not in get_args(Kind):
+            self._refuse(f"its kind must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
         if self.choices is None and not (self.rule and self.holds):
             self._refuse("nothing says what a value must be: give rule and holds, or choices")
         if self.kind != "common" and self.default is not None:
@@ -117,7 +118,12 @@ def by_name(rows: Iterable[Row]) -> dict[str, Row]:
 
 
 def is_positive(value: Any) -> bool:
-    """Whether a value is a number > 0, inf included."""
+    """Whether a value is a number > 0 other than inf."""
+    return is_finite(value) and value > 0
+
+
+def is_positive_or_inf(value: Any) -> bool:
+    """Whether a value is a number > 0, inf among them."""
     return is_number(value) and value > 0
 
 
@@ -152,7 +158,7 @@ declare(
         "base_lr",
         "common",
         "a number > 0",
-        lambda value: is_positive(value) and is_finite(value),
+        is_positive,
         longer_steps=1,
         per_batch_size=True,
     )
@@ -175,7 +181,7 @@ declare(
         "clip_norm",
         "common",
         "a number > 0 (inf = never clip)",
-        is_positive,
+        is_positive_or_inf,
         default=math.inf,
         off=math.inf,
         control="S9",
@@ -187,7 +193,7 @@ declare(
         "clip_z",
         "common",
         "a number > 0 (inf = no threshold that follows the norms)",
-        is_positive,
+        is_positive_or_inf,
         default=math.inf,
         off=math.inf,
         hidden_at=math.inf,
@@ -215,7 +221,7 @@ declare(
         "epsilon",
         "optimizer",
         "a number > 0",
-        lambda value: is_positive(value) and is_finite(value),
+        is_positive,
         longer_steps=-1,
         fewest_trials=26,
     )

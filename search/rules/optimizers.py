@@ -1,7 +1,7 @@
 """The update rules of the Tuning Playbook, as in-place arithmetic on stacked rows.
 
 RULES has a row for each: its hyperparameters, its state, its update, and what else a study asks of
-an optimizer. No other module names one for a property that its row has.
+an optimizer; `add` adds one. No other module names one for a property that its row has.
 
 Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P]; a coefficient is [K,
 1], one number per trial, so that one call updates trials with different learning rates, momenta,
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from .hyperparameters import HYPERPARAMETERS, by_name, is_finite
+from .hyperparameters import HYPERPARAMETERS, by_name, is_finite, is_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def _nesterov(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     theta.addcmul_(g.addcmul(v, c["momentum"]), c["eta"], value=-1.0)
 
 
-def _nesterov_limit(own: Mapping[str, float], curvature: float) -> float:
+def _nesterov_max_stable_lr(own: Mapping[str, float], curvature: float) -> float:
     ahead = 1 + 2 * own["momentum"]
     return (2 + 2 * own["momentum"]) / (ahead * curvature)
 
@@ -131,22 +131,25 @@ class Alternative:
     base_lrs: tuple[float, float]
 
 
-Limit = Callable[[Mapping[str, float], float], float]
+MaxStableLr = Callable[[Mapping[str, float], float], float]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """All that a study must know of an optimizer. Raises TypeError if the row is not complete.
+    """All that a study must know of an optimizer.
 
-    defaults      its own hyperparameters, rows of HYPERPARAMETERS, each with its default
-    state         the names of its state, each with its initial value; a row of a stack for each
-    update        one update, in place, from the gradient, the state and the coefficients
-    family        of rules whose steps are of about the same size at the same base_lr (S1)
-    alternative   the rule to try instead where a study has this one alone (R18)
-    coefficients  the coefficients of every update, [T] each, from hyperparameters and learning
-                  rates
-    limit         the base LR above which it diverges on a quadratic, from its hyperparameters and
-                  the curvature (`curvature.stability_limit`); None: the curvature does not tell
+    Raises TypeError for a row that contradicts itself, as far as that shows without torch: `update`
+    is not called.
+
+    defaults       its hyperparameters (names in HYPERPARAMETERS) and their defaults
+    state          the names of its state, each with its initial value; a row of a stack for each
+    update         one update, in place, from the gradient, the state and the coefficients
+    family         of rules whose steps are of about the same size at the same base_lr (S1)
+    alternative    the rule to try instead where a study has this one alone (R18)
+    coefficients   the coefficients of every update, [T] each, from hyperparameters and learning
+                   rates
+    max_stable_lr  the base LR above which it diverges on a quadratic, from its hyperparameters and
+                   the curvature (`curvature.stability_limit`); None: the curvature does not tell
     """
 
     name: str
@@ -156,7 +159,7 @@ class Rule:
     family: str
     alternative: Alternative
     coefficients: Coefficients = _constant
-    limit: Limit | None = None
+    max_stable_lr: MaxStableLr | None = None
 
     def __post_init__(self) -> None:
         for name, default in self.defaults.items():
@@ -168,6 +171,14 @@ class Rule:
         for name, value in self.state.items():
             if not is_finite(value):
                 self._refuse(f"its state {name} must begin at a finite number, got {value!r}")
+        if not self.family:
+            self._refuse("its family must have a name")
+        low, high = self.alternative.base_lrs
+        if not (is_positive(low) and is_positive(high) and low < high):
+            self._refuse(
+                "the base LRs of its alternative must be two numbers > 0, the lowest first, got "
+                f"{self.alternative.base_lrs}"
+            )
         try:
             columns = self.coefficients(self.defaults, np.ones(2))
         except KeyError as error:
@@ -179,7 +190,7 @@ class Rule:
         raise TypeError(f"optimizer {self.name!r}: {reason}")
 
 
-def refuse_strangers(rules: Mapping[str, Rule]) -> None:
+def check_alternatives(rules: Mapping[str, Rule]) -> None:
     """Raise TypeError for a rule whose alternative is no other rule of the table."""
     for name, rule in rules.items():
         if rule.alternative.optimizer not in rules or rule.alternative.optimizer == name:
@@ -204,7 +215,7 @@ RULES: dict[str, Rule] = by_name(
             update=_sgd,
             family="sgd",
             alternative=_TRY_ADAM,
-            limit=lambda own, curvature: 2 / curvature,
+            max_stable_lr=lambda own, curvature: 2 / curvature,
         ),
         Rule(
             name="momentum",
@@ -213,7 +224,7 @@ RULES: dict[str, Rule] = by_name(
             update=_momentum,
             family="momentum",
             alternative=_TRY_ADAM,
-            limit=lambda own, curvature: (2 + 2 * own["momentum"]) / curvature,
+            max_stable_lr=lambda own, curvature: (2 + 2 * own["momentum"]) / curvature,
         ),
         Rule(
             name="nesterov",
@@ -222,7 +233,7 @@ RULES: dict[str, Rule] = by_name(
             update=_nesterov,
             family="momentum",
             alternative=_TRY_ADAM,
-            limit=_nesterov_limit,
+            max_stable_lr=_nesterov_max_stable_lr,
         ),
         Rule(
             name="rmsprop",
@@ -270,7 +281,19 @@ RULES: dict[str, Rule] = by_name(
         ),
     ]
 )
-refuse_strangers(RULES)
+check_alternatives(RULES)
+
+
+def add(rule: Rule) -> Rule:
+    """Add a row to RULES, under its name, and return it.
+
+    To be called before study files are read, which know the rows of then. Raises TypeError, with
+    nothing added, if the name is taken or the alternative is no other rule.
+    """
+    table = by_name([*RULES.values(), rule])
+    check_alternatives(table)
+    RULES.update(table)
+    return rule
 
 
 def coefficients(

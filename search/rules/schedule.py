@@ -125,6 +125,12 @@ SHAPES: dict[str, Shape] = by_name(
 declare(Hyperparameter("decay", "common", choices=SHAPES, default="constant"))
 
 
+def add(shape: Shape) -> Shape:
+    """Add a row to SHAPES, under its name, and return it. Raises TypeError if the name is taken."""
+    SHAPES.update(by_name([*SHAPES.values(), shape]))
+    return shape
+
+
 def applies(name: str, decay: object) -> bool:
     """Whether a hyperparameter plays a part under a decay: settings of other shapes play none."""
     return HYPERPARAMETERS[name].kind != "schedule" or name in SHAPES[str(decay)].defaults

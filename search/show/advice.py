@@ -62,20 +62,10 @@ def _advice(rule: str, place: str, text: str) -> Advice:
     return Advice(rule, place, f"{text} ({rule})")
 
 
-def _place(study: Study, optimizer: str, name: str) -> str:
-    """The key at which an optimizer's axis is given, or would be."""
-    return (
-        f"space.{name}"
-        if study.is_common(optimizer, name)
-        else f"space.optimizer.{optimizer}.{name}"
-    )
-
-
 def _places(study: Study, name: str) -> dict[str, Axis]:
     """The axis of a name by the place that gives it: one for all optimizers that share it."""
     return {
-        _place(study, optimizer, name): study.axes(optimizer)[name]
-        for optimizer in study.optimizers
+        study.key_of(optimizer, name): study.axes(optimizer)[name] for optimizer in study.optimizers
     }
 
 
@@ -186,7 +176,7 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
             if row.per_batch_size and _is_fixed(axis) and any(ends(axis)):
                 yield _advice(
                     "R20",
-                    _place(study, optimizer, name),
+                    study.key_of(optimizer, name),
                     f"fixed at {axis_in_words(axis)} for batch sizes "
                     f"{_all_of(study.batch_sizes)}, each of which has its own best value: tune "
                     "it, or do not compare the batch sizes with one another",
@@ -277,7 +267,7 @@ def _too_small_for_adam(study: Study) -> Iterator[Advice]:
             if count < fewest:
                 yield _advice(
                     "S11",
-                    _place(study, group.optimizer, name),
+                    study.key_of(group.optimizer, name),
                     f"{axis_in_words(axis)} is tuned with only {count} configurations of a group: "
                     f"fix it, or give a group {fewest} or more",
                 )
@@ -317,7 +307,7 @@ def _fixed_on_one_side(study: Study) -> Iterator[Advice]:
         for optimizer in fixed if tuned else ():
             yield _advice(
                 "S9",
-                _place(study, optimizer, name),
+                study.key_of(optimizer, name),
                 f"{axis_in_words(axes[optimizer])} is fixed for {optimizer}, but tuned for "
                 f"{_all_of(tuned)}: the side that is less tuned loses by that alone; tune it for "
                 "all",
@@ -366,7 +356,7 @@ def _borders(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     for note in boundary_checks(trials, study.ranges, study.scientific_names):
         rule = "S4" if note.kind == "expand" else "R6"
         yield Advice(
-            rule, _place(study, note.group.optimizer, note.axis), note.sentence.removesuffix(".")
+            rule, study.key_of(note.group.optimizer, note.axis), note.sentence.removesuffix(".")
         )
 
 
@@ -382,7 +372,7 @@ def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
             if best.clip_fraction > CLIP_TOO_MUCH:
                 yield _advice(
                     "R17",
-                    _place(study, group.optimizer, "clip_norm"),
+                    study.key_of(group.optimizer, "clip_norm"),
                     f"{group.label}: the best trial, {best.point.number}, clips "
                     f"{best.clip_fraction:.0%} of its updates at "
                     f"{readable(best.point.clip_norm)}, a strange way of lowering the learning "

@@ -50,7 +50,7 @@ class Results:
 
     @classmethod
     def read(cls, store: Store, records: Iterable[Trial] | None = None) -> Results:
-        """Those of a store as it stands. `records` as in `read_trials`."""
+        """The results in a store now. `records` as in `read_trials`."""
         return cls(
             store,
             trials=read_trials(store, records),
@@ -92,8 +92,9 @@ def write_comparison(folder: Path, result: Comparison) -> None:
 
 
 def read_comparison(folder: Path) -> Comparison | None:
-    """The latest comparison of a study with a baseline; None if there was none, or, which is said,
-    it is damaged.
+    """The latest comparison of a study with a baseline.
+
+    None if there is none, or (with a warning) if it is damaged.
     """
     return _read(folder / COMPARISON_FILE, Comparison, "compare")
 
@@ -117,5 +118,8 @@ def write_diagnosis(folder: Path, result: Diagnosis) -> None:
 
 
 def read_diagnosis(folder: Path) -> Diagnosis | None:
-    """The latest diagnosis of a study; None if there was none, or, which is said, it is damaged."""
+    """The latest diagnosis of a study.
+
+    None if there is none, or (with a warning) if it is damaged.
+    """
     return _read(folder / DIAGNOSIS_FILE, Diagnosis, "diagnose")

@@ -20,7 +20,7 @@ from .samplers import SAMPLERS, Sampler
 from .study import Axis, Range, Study
 
 
-def refuse_unknown(samplers: Iterable[Sampler]) -> None:
+def check_learners(samplers: Iterable[Sampler]) -> None:
     """Raise TypeError for a sampler whose learner Optuna does not have."""
     for sampler in samplers:
         if sampler.is_adaptive and not hasattr(optuna.samplers, sampler.learner):
@@ -29,7 +29,7 @@ def refuse_unknown(samplers: Iterable[Sampler]) -> None:
             )
 
 
-refuse_unknown(SAMPLERS.values())
+check_learners(SAMPLERS.values())
 
 
 def distribution(axis: Axis, name: str) -> BaseDistribution:

@@ -29,8 +29,8 @@ Draw = Callable[[int, int, np.random.Generator], Unit]
 class Sampler:
     """What makes the points of a study. Raises TypeError if the row is not complete.
 
-    draw     the first points of a sequence in the unit cube, from how many and how many axes; more
-             of them may come, and are not used. None: a grid, which counts its own
+    draw     `draw(count, axes, rng)` returns at least `count` points in [0, 1)^axes; a larger count
+             must begin with the same points. None: a grid
     learner  the class of optuna.samplers that proposes what follows a first round of `draw`. Empty:
              all points are drawn before the first training
     """

@@ -421,6 +421,12 @@ class Study(_Strict):
         own = getattr(self.space.optimizer, optimizer)
         return getattr(self.space, name, None) is not None and getattr(own, name) is None
 
+    def key_of(self, optimizer: str, name: str) -> str:
+        """The key of the file at which an optimizer's axis is given, or would be."""
+        if self.is_common(optimizer, name):
+            return f"space.{name}"
+        return f"space.optimizer.{optimizer}.{name}"
+
     def _resolve(self, spec: Any) -> Axis:
         if isinstance(spec, OrdersOfMagnitude):
             return tuple(orders_of_magnitude(self.max_train_steps))
@@ -514,12 +520,12 @@ class Study(_Strict):
                 "accumulation",
                 f"must divide every batch size, got {self.accumulation} for {uneven}",
             )
-        complete = True
-        for optimizer in self.optimizers:
-            for mistake in self._problems_of(optimizer):
-                complete = False
-                yield mistake
-        if complete and self.optimizers:
+        # of a key that optimizers share, once
+        mistakes = dict.fromkeys(
+            mistake for optimizer in self.optimizers for mistake in self._problems_of(optimizer)
+        )
+        yield from mistakes
+        if self.optimizers and not mistakes:
             yield from self._too_many()
 
     def _shadowing(self) -> Iterator[tuple[str, str]]:
@@ -544,17 +550,20 @@ class Study(_Strict):
         """Settings of decays that no optimizer of theirs tries."""
         for name in DECAY_SETTINGS:
             having = [shape for shape in SHAPES if applies(name, shape)]
-            mistake = (
-                f"is a setting of decay = {' or '.join(map(repr, having))}, which is not tried"
-            )
+            reason = f"applies only to decay = {' or '.join(map(repr, having))}, which"
             idle = [one for one in self.optimizers if name not in self.axes(one)]
             for optimizer in idle:
                 if getattr(getattr(self.space.optimizer, optimizer), name) is not None:
-                    yield f"space.optimizer.{optimizer}.{name}", mistake
+                    yield (
+                        f"space.optimizer.{optimizer}.{name}",
+                        f"{reason} {optimizer} does not use",
+                    )
             if getattr(self.space, name) is not None and len(idle) == len(self.optimizers):
-                yield f"space.{name}", mistake
+                yield f"space.{name}", f"{reason} this study does not use"
 
-    def _settings_of_some(self, axes: Mapping[str, Axis], place: str) -> Iterator[tuple[str, str]]:
+    def _settings_of_some(
+        self, axes: Mapping[str, Axis], optimizer: str
+    ) -> Iterator[tuple[str, str]]:
         """Settings that vary, though only some of the decays that are tried have them.
 
         Where `decay` is scientific each group has a decay, and varies what that has. Elsewhere
@@ -572,28 +581,33 @@ class Study(_Strict):
                 )
             elif "decay" not in self.scientific and grid_size(axes[name]) != 1:
                 yield (
-                    f"{place}.{name}",
+                    self.key_of(optimizer, name),
                     f"varies, {reason}: give one value, or add 'decay' to scientific",
                 )
 
     def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
-        axes, place = self.axes(optimizer), f"space.optimizer.{optimizer}"
+        axes = self.axes(optimizer)
         for name in COMMON:
             if name not in axes:
-                yield f"{place}.{name}", "is required (here, or in [space] for every optimizer)"
+                yield (
+                    self.key_of(optimizer, name),
+                    "is required (here, or in [space] for every optimizer)",
+                )
         largest, longest = ends(axes["warmup_steps"])[1], longest_warmup(self.max_train_steps)
         if largest > longest:
             yield (
-                f"{place}.warmup_steps",
-                f"must not exceed 10 % of max_train_steps = {longest} (R10), got {largest:g}",
+                self.key_of(optimizer, "warmup_steps"),
+                f"must be at most {longest}, 10 % of max_train_steps = {self.max_train_steps} "
+                f"(R10); got {largest:g}",
             )
-        yield from self._settings_of_some(axes, place)
+        yield from self._settings_of_some(axes, optimizer)
         for name in self.scientific:
             if not isinstance(axes.get(name), tuple):
                 yield "scientific", f"{quote(name)} must be a list of values for {optimizer}"
         for name, axis in axes.items():
             if self.sampling.is_grid and isinstance(axis, Range) and axis.points is None:
-                yield f"{place}.{name}", "the grid sampler needs the number of points of a range"
+                key = self.key_of(optimizer, name)
+                yield key, "the grid sampler needs the number of points of a range"
 
     def _too_many(self) -> Iterator[tuple[str, str]]:
         """Counted before anything of that many is made."""
@@ -769,11 +783,13 @@ def _unknown_key(keys: list[str]) -> str:
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)
-    return (
-        f"unknown key; did you mean {nearest[0]!r}?"
-        if nearest
-        else f"unknown key; known are {', '.join(known)}"
-    )
+    listed = f"known are {', '.join(known)}"
+    if parents == ["space", "optimizer"]:
+        listed += "; one of your own must be imported before study files are read"
+    if not nearest:
+        return f"unknown key; {listed}"
+    guess = f"unknown key; did you mean {nearest[0]!r}?"
+    return f"{guess} ({listed})" if parents == ["space", "optimizer"] else guess
 
 
 def refuse_maximized(study: Study, command: str) -> None:

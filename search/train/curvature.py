@@ -184,8 +184,8 @@ def stability_limit(optimizer: str, settings: Mapping[str, float], eigenvalue: f
     Networks Typically Occurs at the Edge of Stability" (arXiv 2103.00065).
     """
     rule = RULES[optimizer]
-    if rule.limit is None:
+    if rule.max_stable_lr is None:
         return math.nan
     if eigenvalue <= 0:
         return math.inf
-    return rule.limit({**rule.defaults, **settings}, eigenvalue)
+    return rule.max_stable_lr({**rule.defaults, **settings}, eigenvalue)

@@ -180,7 +180,9 @@ class Execution(ABC):
 
     @abstractmethod
     def batch(self, batches: Sequence[Any], each: Sequence[int]) -> Any:
-        """What `gradients` takes, from the batches drawn, and which of them is each slot's."""
+        """What `gradients` takes, from the drawn batches; `each[k]` is the index of slot k's
+        batch.
+        """
 
     @abstractmethod
     def batch_of(self, batch: Any, slot: int) -> Any:
@@ -359,7 +361,8 @@ class Recorded(Execution):
 class Compiled(Recorded):
     """K models at once, whose losses and gradients are recorded and compiled.
 
-    It keeps its K: what another rounds, a trial's numbers would depend on.
+    K never changes: another K rounds differently, and a trial's numbers would depend on its
+    neighbours.
     """
 
     may_shrink = False

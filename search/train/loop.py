@@ -185,9 +185,7 @@ def train(
 
 
 def evaluation_seed(seed: int, step: int) -> int:
-    """Of the random numbers that an evaluation draws: by trial and step, whoever else is
-    evaluated.
-    """
+    """Seed for the random numbers of an evaluation; depends on trial and step only."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
@@ -245,7 +243,7 @@ class _Loop:
                 if slot.step == slot.total or slot.recorder.is_hopeless()
             ]
             if finished:
-                self._prove()
+                self._recheck_update()
                 self._prove_stateless()
             for k in finished:
                 yield self._finish(k)
@@ -303,7 +301,7 @@ class _Loop:
         while self.queue and len(self.slots) < self.capacity:
             point = self.queue.popleft()
             state = self.keeper.begin(point) if self.keeper else None
-            if state is None or not self._resumed(point, state, batches):
+            if state is None or not self._resume(point, state, batches):
                 self._append(point, 0, batches)
         self._evaluate([k for k in range(first, len(self.slots)) if self.slots[k].step == 0])
         self._keep(range(len(self.slots)))
@@ -327,7 +325,7 @@ class _Loop:
         self.slots.append(replace(self._start(point, batches[point.seed, step]), python=python))
         return k
 
-    def _resumed(
+    def _resume(
         self, point: Point, state: Mapping[str, Tensor], batches: dict[tuple[int, int], _Batches]
     ) -> bool:
         """Load a point as it was saved, if what can be put back is all that its training depends
@@ -423,7 +421,7 @@ class _Loop:
             losses[i], norms[i] = loss_K, norm_K1[:, 0]
             self.stack.update(
                 norm_K1,
-                self.stack.limit(norm_K1, gates[i]) if gates else clip_norm_K1,
+                self.stack.clip_threshold(norm_K1, gates[i]) if gates else clip_norm_K1,
                 [
                     (name, rows, {c: table[i] for c, table in columns.items()})
                     for name, rows, columns in blocks
@@ -451,7 +449,7 @@ class _Loop:
         learning = [slot for slot in self.slots if slot.is_learning()]
         return max(learning, key=lambda slot: slot.step, default=None)
 
-    def _prove(self) -> None:
+    def _recheck_update(self) -> None:
         """Compute an update of one slot again, alone, before trials are handed out. Raises
         StackingError.
         """

@@ -40,7 +40,7 @@ METRIC = "metric/"  # before the names of metrics in a state
 
 
 class Recorder:
-    """The measurements of one training.
+    """The measurements of one training. The first report must be of the untrained model.
 
     step          updates recorded so far
     total_steps   updates that are planned
@@ -75,14 +75,15 @@ class Recorder:
         self._ahead: tuple[Tensor, Tensor] | None = None
         self._waiting = 0
         self._was_hopeless = False
-        self._has_news = False  # an evaluation since training was last judged
+        self._judge_next = min(CHECK_EVERY, total_steps)  # the step from which on it is asked anew
 
     def record(self, loss: Tensor | float, norm: Tensor | float) -> None:
-        """Add an update: its loss and the unclipped L2 norm of its gradient, before it is applied.
+        """Add an update: its loss and the unclipped gradient norm at the parameters before the
+        update.
 
-        Both are one number each. Tensors are copied on their device, and not waited for; they are
-        looked at CHECK_EVERY together, or when the curve is asked for. Raises ValueError if all
-        planned updates are recorded.
+        May be called before or after `optimizer.step()`. Both are one number each. Tensors are
+        copied on their device, and not waited for; they are looked at CHECK_EVERY together, or when
+        the curve is asked for. Raises ValueError if all planned updates are recorded.
         """
         self._check_room(1)
         if self._ahead is None:
@@ -117,7 +118,7 @@ class Recorder:
             earlier.append(numbers.get(name, math.nan))
         self._missing += self.objective not in numbers
         self._eval_step.append(self.step)
-        self._has_news = True
+        self._judge_next = self.step
 
     @property
     def is_best(self) -> bool:
@@ -136,12 +137,12 @@ class Recorder:
         """Whether training may stop here, because it can only be judged infeasible.
 
         To be asked after every update as recorded, and after its evaluation where there is one.
-        What was said last stands until CHECK_EVERY updates are looked at, or an evaluation or the
-        last update is there (`verdict.hopeless`).
+        The answer is renewed every CHECK_EVERY updates, after each evaluation and after the last
+        update (`verdict.hopeless`), and once a number that is not finite has been looked at.
         """
-        if self._waiting and self.step < self.total_steps and not self._has_news:
+        if self.step < self._judge_next and self._broken == math.inf:
             return self._was_hopeless
-        self._has_news = False
+        self._judge_next = min(self.step + CHECK_EVERY, self.total_steps)
         self._was_hopeless = hopeless(
             self.curve(), self.objective, maximize=self._maximize, divergence=self._divergence
         )
@@ -209,6 +210,7 @@ class Recorder:
         loss, grad_norm   [T]  float64, of every update
         eval_step         [E]  updates done at every evaluation
         metric/NAME       [E]  float64
+        metric_order      the place of every metric, in the order of their names: files sort those
         seconds, missing       numbers: of training so far; evaluations without the objective
         """
         return {
@@ -217,6 +219,10 @@ class Recorder:
             "eval_step": torch.tensor(self._eval_step),
             "seconds": torch.tensor(self.seconds, dtype=torch.float64),
             "missing": torch.tensor(self._missing),
+            "metric_order": torch.tensor(
+                [list(self._metrics).index(name) for name in sorted(self._metrics)],
+                dtype=torch.int64,
+            ),
             **{
                 f"{METRIC}{name}": torch.tensor(values, dtype=torch.float64)
                 for name, values in self._metrics.items()
@@ -237,6 +243,10 @@ class Recorder:
             for name, values in state.items()
             if name.startswith(METRIC)
         }
+        names = sorted(metrics)
+        if "metric_order" in state:  # which 0.1.0 did not save
+            places = dict(zip(names, state["metric_order"].tolist(), strict=True))
+            names.sort(key=places.__getitem__)
         lengths = {len(values) for values in metrics.values()}
         if len(loss) != len(grad_norm) or lengths - {len(eval_step)}:
             raise ValueError("the parts of a saved state differ in length")
@@ -248,9 +258,9 @@ class Recorder:
         self._ahead, self._waiting, self._broken = None, 0, math.inf
         self._add(0, loss, grad_norm)
         self.step, self.seconds = len(loss), seconds
-        self._eval_step, self._metrics = eval_step, metrics
+        self._eval_step, self._metrics = eval_step, {name: metrics[name] for name in names}
         self._missing = int(state.get("missing", 0))
-        self._was_hopeless = self._has_news = False
+        self._was_hopeless, self._judge_next = False, self.step
 
     def _check_room(self, more: int) -> None:
         if self.step + more > self.total_steps:

@@ -42,8 +42,9 @@ class Stack:
         only one.
 
         It has rows for the states of the rules of `optimizers`, and trains with no other. With
-        `follows_norms` a slot may have a threshold that follows its gradient norms (`limit`).
-        Raises UserError if the model's trainable parameters differ in device or dtype.
+        `follows_norms` a slot may have a threshold that follows its gradient norms
+        (`clip_threshold`). Raises UserError if the model's trainable parameters differ in device or
+        dtype.
         """
         model = execution.model
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -88,8 +89,8 @@ class Stack:
         fixed = fixed_tensors(model)
         self._buffers = {name: torch.stack([tensor] * self.slots) for name, tensor in fixed.items()}
         self._best_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        # float64: the host repeats their recurrence (clipping.limits), and must find the same
-        # updates clipped.
+        # float64: the host repeats their recurrence (`thresholds.clip_thresholds`), and must find
+        # the same updates clipped.
         norms = ("norm_mean", "norm_variance") if follows_norms else ()
         self._norms = {
             name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64)
@@ -189,7 +190,7 @@ class Stack:
         return self._execution.evaluate(self._tensors, seeds)
 
     @torch.no_grad()
-    def limit(self, norm_K1: Tensor, gate: Gate) -> Tensor:
+    def clip_threshold(self, norm_K1: Tensor, gate: Gate) -> Tensor:
         """The clip thresholds of this update, [K, 1]; its norms enter those of the next."""
         mean_K1, variance_K1 = self._norms["norm_mean"], self._norms["norm_variance"]
         limit_K1 = clip_threshold(mean_K1, variance_K1, gate)

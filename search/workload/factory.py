@@ -19,7 +19,7 @@ from typing import Any
 from ..study.study import Study
 
 # Names by which a module may bind others that its source does not show.
-DYNAMIC = {"globals", "vars", "exec"}
+DYNAMIC = {"globals", "locals", "vars", "exec", "eval"}
 
 
 def argument_sets(study: Study) -> Iterator[dict[str, Any]]:
@@ -39,14 +39,14 @@ def make_folder_importable() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def takes_arguments(path: str, names: Mapping[str, Any]) -> bool:
+def takes_arguments(factory: str, arguments: Mapping[str, Any]) -> bool:
     """Whether `package.module:factory` plainly exists, and takes arguments of these names.
 
     True only for an undecorated function, or a class without bases, that stands once at the top of
     a module of Python source, where all packages that the module imports are installed. False may
     mean a mistake, or a module too clever to tell: to import it says which.
     """
-    module_name, _, factory_name = path.partition(":")
+    module_name, _, factory_name = factory.partition(":")
     make_folder_importable()
     tree = _parsed(_find(module_name))
     if tree is None or not all(_find(name) for name in _packages(tree)):
@@ -56,7 +56,7 @@ def takes_arguments(path: str, names: Mapping[str, Any]) -> bool:
     if parameters is None:
         return False
     try:
-        Signature(parameters).bind(**names)
+        Signature(parameters).bind(**arguments)
     except TypeError:
         return False
     return True
@@ -76,7 +76,9 @@ def _find(module_name: str) -> ModuleSpec | None:
 
 
 def _spec(name: str, places: Sequence[str] | None) -> ModuleSpec | None:
-    """What Python's own finders say of a module; None, too, if they need its package imported."""
+    """What Python's own finders say of a module; also None if the finder would have to import the
+    parent package.
+    """
     for finder in sys.meta_path:
         with suppress(Exception):  # a KeyError of PathFinder, or whatever a foreign finder raises
             if spec := finder.find_spec(name, places):
@@ -136,6 +138,10 @@ def _may_bind(node: ast.AST, name: str) -> bool:
             return True
         case ast.Global(names=names):
             return name in names
+        case ast.ExceptHandler(name=own) | ast.MatchAs(name=own) | ast.MatchStar(name=own):
+            return own == name
+        case ast.MatchMapping(rest=own):
+            return own == name
     return False
 
 

@@ -271,13 +271,15 @@ def build_model(workload: Workload, seed: int, batch_size: int, device: torch.de
     the same seed.
 
     Lazy modules get their shapes as in a plain training loop, from the loss of the first batch.
-    Raises UserError if some get none.
+    Raises UserError if some get none, or the model has no trainable parameters.
     """
     seed_all(seed)
     model = workload.build_model(seed).to(device)
     if any(map(is_lazy, [*model.parameters(), *model.buffers()])):
         batch = move_batch(next(draw_batches(workload, batch_size, seed)), device)
         _materialize(model, lambda: workload.loss(model, batch))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("workload: build_model returned a model without trainable parameters")
     return model
 
 
@@ -388,8 +390,6 @@ def _check(
                 f"batch_sizes: {call} yielded a batch of {count} examples. If it is full, {STATED}"
             )
     model = _attempt("build_model", lambda: build_model(workload, 0, batch_sizes[-1], device))
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("workload: build_model returned a model without trainable parameters")
     loss = _attempt("loss", lambda: workload.loss(model, batch))
     if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
         raise UserError("workload: loss must return a scalar tensor that depends on the parameters")

@@ -11,17 +11,22 @@ from tunewright.search.rules.hyperparameters import (
     Hyperparameter,
     by_name,
     declare,
+    is_positive,
+    is_positive_or_inf,
     is_share,
     of_kind,
 )
 from tunewright.search.rules.optimizers import RULES
-from tunewright.search.trial import Point, refuse_homeless
+from tunewright.search.trial import Point, check_point_fields
 
 SHARE = ("a number in [0, 1)", is_share)
 REFUSED = [
     (lambda: Hyperparameter("x", "optimizer"), "nothing says what a value must be"),
     (lambda: Hyperparameter("x", "optimizer", "a number"), "nothing says what a value must be"),
-    (lambda: Hyperparameter("x", "own", *SHARE), "its kind must be common, optimizer or schedule"),
+    (
+        lambda: Hyperparameter("x", "own", *SHARE),
+        "its kind must be one of common, optimizer, schedule",
+    ),
     (lambda: Hyperparameter("x", "schedule", *SHARE, default=0.5), "the default of one of kind"),
     (
         lambda: Hyperparameter("x", "common", *SHARE, default=1.0),
@@ -47,11 +52,11 @@ def test_an_incomplete_row_is_refused_by_name(make, reason):
 
 
 def test_a_common_row_that_a_point_does_not_hold_is_refused(monkeypatch):
-    refuse_homeless(of_kind("common"))
+    check_point_fields(of_kind("common"))
     rows = [*HYPERPARAMETERS.values(), Hyperparameter("noise", "common", *SHARE, default=0.0)]
     monkeypatch.setattr("tunewright.search.trial.HYPERPARAMETERS", by_name(rows))
     with pytest.raises(TypeError, match=r"hyperparameter 'noise': .* Point needs a field"):
-        refuse_homeless(["noise"])
+        check_point_fields(["noise"])
 
 
 def test_every_default_is_what_its_row_asks_for():
@@ -68,6 +73,20 @@ def test_what_a_row_refuses_a_study_file_refuses(value):
     assert not row.accepts(value)
     with pytest.raises(UserError, match="momentum"):
         parse(space__optimizer__momentum__momentum=value)
+
+
+def test_a_number_above_0_is_finite_unless_its_row_takes_inf():
+    assert [is_positive(value) for value in (1, 1e-9, 0, -1, math.inf, True)] == [1, 1, 0, 0, 0, 0]
+    assert is_positive_or_inf(math.inf)
+    assert not is_positive_or_inf(0)
+    limitless = [name for name, row in HYPERPARAMETERS.items() if row.accepts(math.inf)]
+    assert limitless == ["clip_norm", "clip_z"]
+    above_0 = {"base_lr", "clip_norm", "clip_z", "epsilon", "decay_fraction"}
+    for name in above_0 | {"weight_decay", "rho", "warmup_steps"}:
+        row = HYPERPARAMETERS[name]
+        assert row.accepts(0) == (name not in above_0), name
+        assert not row.accepts(-1.0), name
+        assert not row.accepts(math.nan), name
 
 
 def test_values_are_held_as_their_row_says():

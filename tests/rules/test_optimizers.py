@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from tunewright.search.rules.hyperparameters import by_name
-from tunewright.search.rules.optimizers import RULES, Alternative, coefficients, refuse_strangers
+from tunewright.search.rules.optimizers import (
+    RULES,
+    Alternative,
+    add,
+    check_alternatives,
+    coefficients,
+)
 
 T, P = 30, 5
 ETAS = 0.05 * (1 + np.arange(T)) / T
@@ -138,6 +144,13 @@ INCOMPLETE = [
     ({"defaults": {"friction": 0.1}}, "no row of HYPERPARAMETERS for friction, of kind optimizer"),
     ({"defaults": {"clip_norm": 1.0}}, "no row of HYPERPARAMETERS for clip_norm, of kind"),
     ({"defaults": {"momentum": 1.0}}, "its default momentum must be a number in [0, 1), got 1.0"),
+    ({"family": ""}, "its family must have a name"),
+    (
+        {"alternative": Alternative("adam", (1.0, 0.1))},
+        "the base LRs of its alternative must be two numbers > 0, the lowest first, got (1.0, 0.1)",
+    ),
+    ({"alternative": Alternative("adam", (0.0, 0.1))}, "the base LRs of its alternative must be"),
+    ({"alternative": Alternative("adam", (0.1, math.inf))}, "the base LRs of its alternative"),
     ({"state": {"v": math.nan}}, "its state v must begin at a finite number, got nan"),
     (
         {"coefficients": RULES["adam"].coefficients},
@@ -161,9 +174,58 @@ def test_a_rule_whose_alternative_is_no_other_rule_is_refused():
     for name in ("amd", "adam"):
         stranger = replace(RULES["adam"], alternative=Alternative(name, (0.1, 1.0)))
         with pytest.raises(TypeError, match=rf"optimizer 'adam': its alternative, '{name}', is no"):
-            refuse_strangers(RULES | {"adam": stranger})
+            check_alternatives(RULES | {"adam": stranger})
 
 
 def test_two_rules_of_one_name_are_refused():
     with pytest.raises(TypeError, match="rule 'adam': two rows have this name"):
         by_name([RULES["adam"], RULES["adam"]])
+
+
+def test_a_rule_is_added_under_its_name(monkeypatch):
+    rules = dict(RULES)
+    monkeypatch.setattr("tunewright.search.rules.optimizers.RULES", rules)
+    mine = replace(RULES["adam"], name="mine", alternative=Alternative("lion", (0.1, 1.0)))
+    assert add(mine) is mine
+    assert list(rules) == [*RULES, "mine"]
+    assert rules["mine"] is mine
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, "rule 'adam': two rows have this name"),
+        (
+            {"name": "mine", "alternative": Alternative("mine", (0.1, 1.0))},
+            "optimizer 'mine': its alternative, 'mine', is no other row",
+        ),
+    ],
+)
+def test_a_rule_that_does_not_fit_is_not_added(change, reason):
+    before = dict(RULES)
+    with pytest.raises(TypeError, match=reason):
+        add(replace(RULES["adam"], **change))
+    assert before == RULES
+
+
+class Seen(dict):
+    """A mapping that remembers which of its keys were read."""
+
+    def __init__(self, *values):
+        super().__init__(*values)
+        self.read = set()
+
+    def __getitem__(self, name):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_an_update_uses_its_state_and_its_coefficients_and_all_of_them(name):
+    rule, theta = RULES[name], torch.ones(2, P)
+    state = Seen({key: torch.full_like(theta, value) for key, value in rule.state.items()})
+    table = coefficients(name, {}, ETAS)
+    columns = Seen({key: torch.full((2, 1), values[0]) for key, values in table.items()})
+    rule.update(theta, torch.ones(2, P), state, columns)
+    assert state.read == set(rule.state)
+    assert columns.read == set(table)

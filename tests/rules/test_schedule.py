@@ -10,6 +10,7 @@ import pytest
 
 from tunewright.search.rules.schedule import (
     SHAPES,
+    add,
     learning_rates,
     longest_warmup,
     orders_of_magnitude,
@@ -117,3 +118,18 @@ INCOMPLETE = [
 def test_an_incomplete_shape_is_refused_by_name(change, reason):
     with pytest.raises(TypeError, match=re.escape(f"decay 'wsd': {reason}")):
         replace(SHAPES["wsd"], **change)
+
+
+def test_a_shape_is_added_under_its_name_and_is_a_decay(monkeypatch):
+    monkeypatch.setattr("tunewright.search.rules.schedule.SHAPES", dict(SHAPES))
+    add(replace(SHAPES["linear"], name="mine"))
+    np.testing.assert_array_equal(
+        learning_rates(point(2, "mine"), 12), learning_rates(point(2, "linear"), 12)
+    )
+
+
+def test_a_shape_of_a_name_that_is_taken_is_not_added():
+    before = dict(SHAPES)
+    with pytest.raises(TypeError, match="shape 'wsd': two rows have this name"):
+        add(SHAPES["wsd"])
+    assert before == SHAPES

@@ -9,7 +9,7 @@ import pytest
 from examples import parse
 
 from tunewright.search.rules.hyperparameters import by_name
-from tunewright.search.study.adaptive import propose, refuse_unknown
+from tunewright.search.study.adaptive import check_learners, propose
 from tunewright.search.study.samplers import SAMPLERS, Sampler
 from tunewright.search.study.sampling import ROUND, next_points, plan, shares, some_points
 from tunewright.search.trial import Told, group_of
@@ -272,7 +272,7 @@ def test_an_incomplete_sampler_is_refused_by_name():
     with pytest.raises(TypeError, match="sampler 'gp': two rows have this name"):
         by_name([SAMPLERS["gp"], SAMPLERS["gp"]])
     with pytest.raises(TypeError, match="sampler 'gp': its learner 'Gp' is none of Optuna's"):
-        refuse_unknown([replace(SAMPLERS["gp"], learner="Gp")])
+        check_learners([replace(SAMPLERS["gp"], learner="Gp")])
 
 
 @pytest.mark.parametrize(

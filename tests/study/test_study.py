@@ -9,6 +9,7 @@ from examples import parse
 from stored import feasible
 
 from tunewright.search.errors import UserError
+from tunewright.search.rules.optimizers import RULES
 from tunewright.search.store.table import write_table
 from tunewright.search.study.study import (
     RESULT_COLUMNS,
@@ -92,7 +93,16 @@ def test_groups_are_optimizers_times_scientific_values():
             {"space__decay": "step"},
             "space.decay: must be one of constant, linear, cosine, wsd, cosine_restarts, got",
         ),
-        ({"space__optimizer__adm": {}}, "space.optimizer.adm: unknown key; did you mean 'adam'?"),
+        (
+            {"space__optimizer__signsgd": {}},
+            "space.optimizer.signsgd: unknown key; did you mean 'sgd'? (known are "
+            f"{', '.join(RULES)}; one of your own must be imported before study files are read)",
+        ),
+        (
+            {"space__optimizer__shampoo": {}},
+            f"space.optimizer.shampoo: unknown key; known are {', '.join(RULES)}; one of your own "
+            "must be imported before study files are read",
+        ),
         (
             {"space__optimizer__adam__base_lr": {"low": 0, "high": 1, "log": True}},
             "space.optimizer.adam.base_lr: low > 0 must hold on a log axis, got low=0.0",
@@ -110,7 +120,8 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"space__optimizer__adam__momentum": 0.9}, "space.optimizer.adam.momentum: unknown key"),
         (
             {"space__warmup_steps": [0, 200]},
-            "must not exceed 10 % of max_train_steps = 100 (R10), got 200",
+            "space.warmup_steps: must be at most 100, 10 % of max_train_steps = 1000 (R10); "
+            "got 200",
         ),
         ({"batch_sizes": [8, 8]}, "batch_sizes: must differ from one another"),
         ({"accumulation": 3}, "accumulation: must divide every batch size, got 3 for [32, 256]"),
@@ -134,11 +145,13 @@ def test_groups_are_optimizers_times_scientific_values():
         ),
         (
             {"space__restarts": 2},
-            "space.restarts: is a setting of decay = 'cosine_restarts', which is not tried",
+            "space.restarts: applies only to decay = 'cosine_restarts', which this study does not "
+            "use",
         ),
         (
             {"space__optimizer__adam__decay": "wsd", "space__optimizer__momentum__restarts": 2},
-            "space.optimizer.momentum.restarts: is a setting of decay = 'cosine_restarts', which",
+            "space.optimizer.momentum.restarts: applies only to decay = 'cosine_restarts', which "
+            "momentum does not use",
         ),
         (
             {"space__decay": "wsd", "space__decay_fraction": [0.1, 0]},
@@ -151,7 +164,7 @@ def test_groups_are_optimizers_times_scientific_values():
         (
             {"space__decay": ["wsd", "linear"], "space__decay_fraction": [0.1, 0.2]},
             (
-                "space.optimizer.adam.decay_fraction: varies, which decay = 'linear' does not "
+                "space.decay_fraction: varies, which decay = 'linear' does not "
                 "have: give one value, or add 'decay' to scientific"
             ),
         ),
@@ -175,6 +188,26 @@ def test_a_mistake_is_named_with_place_rule_and_value(changes, expected):
 
 def test_all_mistakes_are_reported_at_once():
     assert len(mistakes(objective=3, batch_sizes=[], seed="x", space__clip_norm=0)) == 4
+
+
+def test_a_mistake_at_a_key_that_optimizers_share_is_reported_once_and_at_that_key():
+    long, sgd = {"space__warmup_steps": [0, 200]}, {"space__optimizer__sgd__base_lr": 0.1}
+    assert mistakes(**long, **sgd) == [
+        "s.toml: space.warmup_steps: must be at most 100, 10 % of max_train_steps = 1000 (R10); "
+        "got 200"
+    ]
+    (line,) = mistakes(space__optimizer__adam__warmup_steps=300, **sgd)
+    assert line.startswith("s.toml: space.optimizer.adam.warmup_steps: must be at most 100")
+    lines = mistakes(
+        sampler="grid",
+        trials=...,
+        space__clip_norm={"low": 0.1, "high": 1.0},
+        space__optimizer__adam__base_lr=0.1,
+        space__optimizer__momentum__base_lr=0.1,
+    )
+    assert [line.split(": ")[1] for line in lines] == ["space.clip_norm"]
+    lines = mistakes(space__decay=["wsd", "linear"], space__decay_fraction=[0.1, 0.2])
+    assert [line.split(": ")[1] for line in lines] == ["space.decay_fraction"]
 
 
 def test_missing_and_broken_files_are_refused_by_name(tmp_path):

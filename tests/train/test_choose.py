@@ -324,6 +324,16 @@ def test_parameters_of_two_kinds_are_refused():
         list(train(study(), TwoDtypes(), points(1)))
 
 
+class Frozen(Regression):
+    def build_model(self, seed):
+        return super().build_model(seed).requires_grad_(False)
+
+
+def test_a_model_without_trainable_parameters_is_refused():
+    with pytest.raises(UserError, match="returned a model without trainable parameters"):
+        list(train(study(), Frozen(), points(1)))
+
+
 def test_a_device_that_is_not_there_is_named():
     assert devices("cpu") == ["cpu"]
     with pytest.raises(UserError, match="device: 'cuda:7' is not there"):

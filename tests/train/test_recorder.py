@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from examples import parse
+from safetensors.torch import load, save
 from torch import nn
 
 from tunewright.search.rules.schedule import learning_rates
+from tunewright.search.train import recorder as recorder_module
 from tunewright.search.train.loop import train
 from tunewright.search.train.recorder import CHECK_EVERY, Recorder
-from tunewright.search.trial import Point
+from tunewright.search.trial import Point, Trial
 from tunewright.search.workload.workload import chance_loss, load_workload
 
 STEPS, EVERY = 400, 50
@@ -336,3 +338,65 @@ def test_a_gradient_that_is_exactly_0_from_the_start_is_seen_when_it_is_sure(ste
         assert not recorder.is_without_gradient(), step
         recorder.record(1.0, 0.0)
     assert recorder.is_without_gradient()
+
+
+def test_a_training_without_evaluations_has_a_verdict_and_makes_a_trial():
+    recorder = Recorder(40, "val_loss")
+    assert recorder.verdict().evidence == "no training step was taken"
+    recorder.record_block([1.0 / (1 + step) for step in range(40)], [1.0] * 40)
+    assert not recorder.is_hopeless()
+    verdict, curve = recorder.verdict(), recorder.curve()
+    trial = Trial.from_curve(POINTS["healthy"], verdict, curve, "val_loss", 1.0)
+    assert verdict.outcome == "feasible"
+    assert math.isnan(trial.initial_value)
+    assert trial.best_value == math.inf
+    assert trial.last_loss == 1 / 40
+
+
+def test_training_is_judged_as_often_whoever_reads_the_losses(monkeypatch):
+    judged = []
+    monkeypatch.setattr(
+        recorder_module, "hopeless", lambda curve, *_, **__: bool(judged.append(len(curve.loss)))
+    )
+    recorder = Recorder(3 * CHECK_EVERY + 5, "val_loss")
+    recorder.report({"val_loss": 1.0})
+    while recorder.step < recorder.total_steps and not recorder.is_hopeless():
+        recorder.record(1.0, 1.0)
+        assert recorder.losses[-1] == 1.0
+        if recorder.step == CHECK_EVERY + 7:
+            recorder.report({"val_loss": 1.0})
+    recorder.is_hopeless()
+    late = CHECK_EVERY + 7
+    assert judged == [0, CHECK_EVERY, late, late + CHECK_EVERY, recorder.total_steps]
+
+
+def test_an_interrupted_recorder_is_judged_where_it_goes_on():
+    recorder, other = Recorder(100, "val_loss"), Recorder(100, "val_loss")
+    recorder.record_block([1.0, math.nan], [1.0, 1.0])
+    other.restore(recorder.state())
+    assert other.is_hopeless()
+
+
+@pytest.mark.parametrize("order", ["zav", "avz", "vza"])
+def test_metrics_keep_their_order_when_their_state_was_in_a_file(order):
+    recorder, other = Recorder(9, "v"), Recorder(9, "v")
+    recorder.report({name: float(place) for place, name in enumerate(order)})
+    other.restore(load(save(recorder.state())))
+    assert list(other.metrics) == list(order)
+    assert other.metrics == recorder.metrics
+
+
+def test_a_state_without_the_order_of_metrics_is_read():
+    recorder, other = Recorder(9, "v"), Recorder(9, "v")
+    recorder.report({"z": 1.0, "v": 2.0})
+    state = recorder.state()
+    del state["metric_order"]
+    other.restore(state)
+    assert dict(other.metrics) == {"v": [2.0], "z": [1.0]}
+
+
+def test_a_state_whose_order_is_of_other_metrics_is_refused():
+    recorder = Recorder(9, "v")
+    recorder.report({"z": 1.0, "v": 2.0})
+    with pytest.raises(ValueError, match="argument"):
+        recorder.restore(recorder.state() | {"metric_order": torch.tensor([0])})

@@ -42,6 +42,13 @@ DOUBTFUL = {
     "a star": "from builtins import *\ndef make(width): ...",
     "modules": "import sys\nsys.modules[__name__].make = dict\ndef make(width): ...",
     "globals": "globals()['make'] = dict\ndef make(width): ...",
+    "locals": "def make(width): ...\nlocals()['make'] = 3",
+    "eval": "def make(width): ...\neval('(make := 3)')",
+    "an exception": "def make(width): ...\ntry:\n    1 / 0\nexcept ValueError as make:\n    pass",
+    "a pattern": "def make(width): ...\nmatch 3:\n    case make:\n        pass",
+    "a part of a pattern": "def make(width): ...\nmatch [3]:\n    case [int() as make]: ...",
+    "a star of a pattern": "def make(width): ...\nmatch [3]:\n    case [_, *make]:\n        pass",
+    "a rest of a pattern": "def make(width): ...\nmatch {}:\n    case {'a': 1, **make}: ...",
     "another maker": "class make:\n    def __new__(cls, width):\n        return 1",
 }
 WRONG = {
