@@ -94,6 +94,7 @@ def defer_signals() -> Iterator[None]:
 def _note(number: int, frame: Any) -> None:
     assert _deferral is not None  # as long as this is the handler
     if _deferral.interrupts:
+        _deferral.is_asked = True  # users' code may catch what is raised here
         raise KeyboardInterrupt
     if _deferral.is_asked:
         _deferral.before[number](number, frame)
@@ -104,7 +105,8 @@ def _note(number: int, frame: Any) -> None:
 def interrupt_on_signal() -> Iterator[None]:
     """Raise KeyboardInterrupt where the process is, every time: users' code runs in this block.
 
-    One that is lost in a finalizer is raised again at the next safe point.
+    One that is lost in a finalizer, or that users' code catches, is raised again at the next safe
+    point.
     """
     stop_if_asked()
     deferral = _own_deferral()

@@ -18,6 +18,7 @@ from tunewright.search import cli, signals
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.run import run_study
 from tunewright.search.signals import defer_signals, interrupt_on_signal, stop_if_asked
+from tunewright.search.workload.workload import load_workload
 
 ROUNDS = 6
 
@@ -87,6 +88,39 @@ def test_a_signal_in_the_middle_of_a_transaction_stops_the_run_elsewhere(tmp_pat
 
 
 # --- how signals are answered ---------------------------------------------------------------------
+
+
+class Catches:
+    """A workload that catches what interrupts its second loss: it goes on, or raises its own."""
+
+    def __init__(self, inner, raises):
+        self.inner, self.raises, self.calls = inner, raises, 0
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def loss(self, model, batch):
+        self.calls += 1
+        try:
+            if self.calls == 2:
+                send()
+        except BaseException as error:
+            if self.raises:
+                raise RuntimeError("wrapped") from error
+        return self.inner.loss(model, batch)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_signal_that_a_workload_catches_stops_the_run_and_is_no_crash(
+    tmp_path, monkeypatch, raises
+):
+    study = small_study(objective="val_loss", max_train_steps=200, evaluations=2)
+    made = Catches(load_workload(study.workload, {}), raises)
+    monkeypatch.setattr("tunewright.search.pool.worker.load_workload", lambda *_: made)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, results=tmp_path, slots=1, progress=False, backend=InProcess())
+    assert rows(tmp_path) == []
+    assert made.calls <= 100  # within the first trial
 
 
 def test_a_signal_is_noted_and_raised_at_the_next_safe_point_once():

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UnfinishedError, describe_error, first_line, printable, warn_once
-from ..signals import STOPS
+from ..signals import STOPS, stop_if_asked
 from ..store.files import atomic, find_curve, name_of, parse_trial, write_checkpoint, write_curve
 from ..study.study import Study
 from ..train.audit import StackingError
@@ -130,6 +130,7 @@ def measure(
     except BaseException as error:
         if _is_ctrl_c(error):
             raise
+        stop_if_asked()  # the error may be what a workload made of an interruption
         return replace(ALONE, reason=f"not measured: {describe_error(error)}")
 
 
@@ -179,6 +180,7 @@ def post_points(task: Task) -> Iterator[Point]:
         except BaseException as error:
             if _is_ctrl_c(error):
                 raise
+            stop_if_asked()  # the error may be what a workload made of an interruption
             if keeper.resumed:  # the saved state may be what is wrong
                 keeper.forget(error)
                 continue

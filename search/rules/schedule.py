@@ -58,11 +58,14 @@ class Shape:
 
     factor    f for s = 0 … S − 1, [S], given s, S and the shape's settings
     defaults  its own settings, rows of HYPERPARAMETERS, each with its default
+    bounds    the smallest and the largest value of each setting that S updates can show, given S:
+              beyond, other settings have the same learning rates
     """
 
     name: str
     factor: Callable[[Steps, int, Settings], Factors]
     defaults: Settings = field(default_factory=dict)
+    bounds: Callable[[int], Mapping[str, tuple[float, float]]] = field(default=lambda steps: {})
 
     def __post_init__(self) -> None:
         for name, default in self.defaults.items():
@@ -118,8 +121,19 @@ SHAPES: dict[str, Shape] = by_name(
         Shape("constant", _constant),
         Shape("linear", _linear),
         Shape("cosine", _cosine),
-        Shape("wsd", _wsd, {"decay_fraction": 0.2}),
-        Shape("cosine_restarts", _cosine_restarts, {"restarts": 1}),
+        # two updates at least in the decay, and in each cycle
+        Shape(
+            "wsd",
+            _wsd,
+            {"decay_fraction": 0.2},
+            bounds=lambda steps: {"decay_fraction": (2 / max(steps, 2), 1.0)},
+        ),
+        Shape(
+            "cosine_restarts",
+            _cosine_restarts,
+            {"restarts": 1},
+            bounds=lambda steps: {"restarts": (0, max(steps // 2 - 1, 0))},
+        ),
     ]
 )
 declare(Hyperparameter("decay", "common", choices=SHAPES, default="constant"))

@@ -585,6 +585,24 @@ class Study(_Strict):
                     f"varies, {reason}: give one value, or add 'decay' to scientific",
                 )
 
+    def _settings_out_of_bounds(
+        self, axes: Mapping[str, Axis], optimizer: str
+    ) -> Iterator[tuple[str, str]]:
+        """Settings of a decay that the updates after the longest warmup cannot show."""
+        warmup = 0 if self.prepend_warmup else int(ends(axes["warmup_steps"])[1])
+        steps = self.max_train_steps - warmup
+        for decay in values_of(axes["decay"]):
+            shape = SHAPES[str(decay)]
+            for name, (lowest, highest) in shape.bounds(steps).items():
+                axis = axes.get(name, (shape.defaults[name],))
+                wrong = [one for one in ends(axis) if not lowest <= one <= highest]
+                if wrong:
+                    yield (
+                        self.key_of(optimizer, name),
+                        f"must be from {lowest:g} to {highest:g} for the {steps} updates after "
+                        f"warmup; got {wrong[0]:g}",
+                    )
+
     def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
         axes = self.axes(optimizer)
         for name in COMMON:
@@ -601,6 +619,7 @@ class Study(_Strict):
                 f"(R10); got {largest:g}",
             )
         yield from self._settings_of_some(axes, optimizer)
+        yield from self._settings_out_of_bounds(axes, optimizer)
         for name in self.scientific:
             if not isinstance(axes.get(name), tuple):
                 yield "scientific", f"{quote(name)} must be a list of values for {optimizer}"

@@ -162,6 +162,18 @@ def test_groups_are_optimizers_times_scientific_values():
             "space.restarts: must be an integer ≥ 0, got 1.5",
         ),
         (
+            {"space__decay": "cosine_restarts", "space__restarts": 10**18},
+            "space.restarts: must be from 0 to ",
+        ),
+        (
+            {"space__decay": "wsd", "space__decay_fraction": [0.5, 1e-9]},
+            "updates after warmup; got 1e-09",
+        ),
+        (
+            {"space__decay": "wsd", "max_train_steps": 5},
+            "decay_fraction: must be from 0.4 to 1 for the 5 updates after warmup; got 0.2",
+        ),
+        (
             {"space__decay": ["wsd", "linear"], "space__decay_fraction": [0.1, 0.2]},
             (
                 "space.decay_fraction: varies, which decay = 'linear' does not "
