@@ -7,6 +7,7 @@ reads its source instead, and imports it only where that leaves a doubt (`takes_
 from __future__ import annotations
 
 import ast
+import itertools
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 from ..study.study import Study
 
+METHODS = ("build_model", "train_batches", "loss", "evaluate")  # of a workload
 # Names by which a module may bind others that its source does not show.
 DYNAMIC = {"globals", "locals", "vars", "exec", "eval"}
 
@@ -43,13 +45,18 @@ def takes_arguments(factory: str, arguments: Mapping[str, Any]) -> bool:
     """Whether `package.module:factory` plainly exists, and takes arguments of these names.
 
     True only for an undecorated function, or a class without bases, that stands once at the top of
-    a module of Python source, where all packages that the module imports are installed. False may
-    mean a mistake, or a module too clever to tell: to import it says which.
+    a module of Python source, where all modules that it and its packages import are installed.
+    False may mean a mistake, or a module too clever to tell: to import it says which.
     """
     module_name, _, factory_name = factory.partition(":")
     make_folder_importable()
     tree = _parsed(_find(module_name))
-    if tree is None or not all(_find(name) for name in _packages(tree)):
+    parents = [name for name in _parents(module_name) if name not in sys.modules]
+    packages = [_parsed(_find(name)) for name in parents]
+    if tree is None or not all(package and _only_defines(package) for package in packages):
+        return False
+    imported = itertools.chain(*(_imports(one) for one in [tree, *packages] if one))
+    if any(map(_may_end, tree.body)) or not all(map(_is_found, imported)):
         return False
     definition = _definition(tree, factory_name)
     parameters = None if definition is None else _parameters(definition)
@@ -88,6 +95,8 @@ def _spec(name: str, places: Sequence[str] | None) -> ModuleSpec | None:
 
 def _parsed(spec: ModuleSpec | None) -> ast.Module | None:
     """The syntax tree of a module; None if it has no source, or Python cannot compile that."""
+    if spec is not None and spec.origin is None and spec.submodule_search_locations:
+        return ast.Module([], [])  # a folder without __init__.py: importing it runs nothing
     if spec is None or not spec.has_location or not spec.origin:
         return None
     if not spec.origin.endswith(tuple(SOURCE_SUFFIXES)):
@@ -102,13 +111,42 @@ def _parsed(spec: ModuleSpec | None) -> ast.Module | None:
     return tree
 
 
-def _packages(tree: ast.Module) -> Iterator[str]:
-    """The top-level packages that a module imports wherever it is imported itself."""
+def _parents(module_name: str) -> list[str]:
+    """The packages that a module is in, outermost first: importing it runs them, too."""
+    parts = module_name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _only_defines(tree: ast.Module) -> bool:
+    """Whether a package's own module has imports, definitions, constants and texts alone."""
+    plain = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    for node in tree.body:
+        is_value = isinstance(node, ast.Assign | ast.AnnAssign | ast.Expr)
+        calls = any(isinstance(inner, ast.Call) for inner in ast.walk(node)) if is_value else False
+        if calls or not (is_value or isinstance(node, plain)):
+            return False
+    return True
+
+
+def _may_end(node: ast.stmt) -> bool:
+    """Whether a statement at the top of a module raises, or calls something that may exit."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return ast.unparse(node.value.func) in ("sys.exit", "os._exit", "exit", "quit")
+    return isinstance(node, ast.Raise)
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """The modules that a module imports by their full names wherever it is imported itself."""
     for node in tree.body:
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield str(node.module).partition(".")[0]
+            yield str(node.module)
+
+
+def _is_found(module_name: str) -> bool:
+    """Whether a module is there; one such as os.path is no file in a package, but imported."""
+    return module_name in sys.modules or _find(module_name) is not None
 
 
 def _definition(tree: ast.Module, name: str) -> ast.FunctionDef | ast.ClassDef | None:
@@ -148,10 +186,14 @@ def _may_bind(node: ast.AST, name: str) -> bool:
 def _parameters(definition: ast.FunctionDef | ast.ClassDef) -> list[Parameter] | None:
     """What a function or class takes when it is called; None where its source does not show it."""
     if isinstance(definition, ast.FunctionDef):
-        return _parameters_of(definition.args)
+        yields = any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(definition))
+        return None if yields else _parameters_of(definition.args)
     if definition.bases or definition.keywords:
         return None
     own = [node for node in definition.body if isinstance(node, ast.FunctionDef)]
+    names = {node.name for node in own}
+    if "__getattr__" not in names and not names.issuperset(METHODS):
+        return None
     makers = [node for node in own if node.name in ("__init__", "__new__")]
     if not makers:
         return []

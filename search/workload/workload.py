@@ -26,7 +26,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import UserError, describe_error, warn_once
 from ..signals import STOPS
 from .batches import STATED, Parts, endless, examples, first, move_batch
-from .factory import make_folder_importable
+from .factory import METHODS, make_folder_importable
 from .randomness import own_random_numbers, seed_all
 
 # Of drawing batches of one size, to see whether they end: hundreds of what lies in memory, and no
@@ -35,7 +35,6 @@ CHECKED_SECONDS = 0.2
 SHOWN = 80  # characters of a wrong value in a message
 # relative difference above which the loss of a batch is not the mean of its parts
 PARTS_TOLERANCE = 1e-3
-METHODS = ("build_model", "train_batches", "loss", "evaluate")
 
 
 def autocast(model: nn.Module, bfloat16: bool) -> AbstractContextManager[object]:
@@ -127,6 +126,8 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
     except (TypeError, ValueError) as error:
         arguments = ", ".join(f"{name}={value!r}" for name, value in workload_args.items())
         raise UserError(f"workload: {path}({arguments}): {error}") from error
+    if inspect.iscoroutine(workload):
+        workload.close()  # it is refused: nobody awaits it
     missing = [name for name in METHODS if not callable(getattr(workload, name, None))]
     if missing:
         raise UserError(

@@ -9,9 +9,11 @@ from examples import parse
 from tunewright.search.errors import UserError
 from tunewright.search.new import STUDIES, TEMPLATE
 from tunewright.search.study.study import load_study
+from tunewright.search.workload import factory
 from tunewright.search.workload.factory import argument_sets, takes_arguments
 from tunewright.search.workload.workload import load_workload
 
+METHODS = "".join(f"\n    def {name}(self): ..." for name in factory.METHODS)
 LOUD = "import sys\nsys.imported = True\n"  # what must not be run
 PLAIN = {
     "a function": ("def make(width, depth=2): ...", {"width": 8}),
@@ -19,10 +21,11 @@ PLAIN = {
     "any arguments": ("def make(**rest): ...", {"width": 8, "depth": 2}),
     "keywords alone": ("def make(*, width, depth=2): ...", {"width": 8}),
     "a class": (
-        "class make:\n    def __init__(self, width): ...\n    def loss(self, model, batch): ...",
+        f"class make:\n    def __init__(self, width): ...{METHODS}",
         {"width": 8},
     ),
-    "a class that takes nothing": ("class make:\n    def loss(self, model, batch): ...", {}),
+    "a class that takes nothing": (f"class make:{METHODS}", {}),
+    "a class that hands on": ("class make:\n    def __getattr__(self, name): ...", {}),
     "that looks at modules": ("def make(model): return list(model.modules())", {"model": 1}),
     "among others": ("import json\nother = 1\ndef make(): ...\ndef others(make): ...", {}),
     "beside what may be missing": (
@@ -31,6 +34,11 @@ PLAIN = {
     ),
 }
 DOUBTFUL = {
+    "a generator": "def make(width):\n    yield 1",
+    "a class without the methods": "class make:\n    def __init__(self, width): ...",
+    "that exits": "import sys\nsys.exit(4)\ndef make(width): ...",
+    "that raises": "def make(width): ...\nraise KeyboardInterrupt",
+    "a module that is in no package": "import json.no_such\ndef make(width): ...",
     "a decorator": "import functools\n@functools.cache\ndef make(width): ...",
     "a base": "class Base:\n    def __init__(self, width): ...\nclass make(Base): ...",
     "two": "def make(width): ...\ndef make(width): ...",
@@ -130,7 +138,7 @@ def test_a_module_in_a_package_is_found_without_importing_the_package(tmp_path, 
     inner = tmp_path / "my_package" / "inner"
     inner.mkdir(parents=True)
     for package in (inner, inner.parent):
-        (package / "__init__.py").write_text("raise RuntimeError")
+        (package / "__init__.py").write_text('"""Mine."""\nimport json\n__all__ = ["here"]')
     (inner / "here.py").write_text("def make(): ...")
     (tmp_path / "without_init").mkdir()
     (tmp_path / "without_init" / "here.py").write_text("def make(): ...")
@@ -139,6 +147,18 @@ def test_a_module_in_a_package_is_found_without_importing_the_package(tmp_path, 
     assert takes_arguments("my_package.inner.here:make", {})
     assert takes_arguments("without_init.here:make", {})
     assert not {"my_package", "without_init"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("text", ["raise RuntimeError", "print()", "import no_such_package"])
+def test_a_package_that_may_fail_when_it_is_imported_is_left_to_the_import(
+    tmp_path, monkeypatch, text
+):
+    (tmp_path / "fails").mkdir()
+    (tmp_path / "fails" / "__init__.py").write_text(text)
+    (tmp_path / "fails" / "here.py").write_text("def make(): ...")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert not takes_arguments("fails.here:make", {})
 
 
 SHIPPED = [*sorted(STUDIES.glob("*.toml")), TEMPLATE / "study.toml"]
