@@ -94,11 +94,21 @@ def defer_signals() -> Iterator[None]:
 def _note(number: int, frame: Any) -> None:
     assert _deferral is not None  # as long as this is the handler
     if _deferral.interrupts:
-        _deferral.is_asked = True  # users' code may catch what is raised here
+        # users' code may catch what is raised here; a debugger's prompt does, to clear a line
+        _deferral.is_asked = _deferral.is_asked or not _is_at_prompt(frame)
         raise KeyboardInterrupt
     if _deferral.is_asked:
         _deferral.before[number](number, frame)
     _deferral.is_asked = True
+
+
+def _is_at_prompt(frame: Any) -> bool:
+    """Whether a debugger that stopped in this frame's callers waits for a command."""
+    while frame is not None:
+        if frame.f_code.co_name == "trace_dispatch" and frame.f_globals.get("__name__") == "bdb":
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager
