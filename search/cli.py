@@ -50,8 +50,8 @@ def _check(options: argparse.Namespace) -> int:
     cited = set()
     for path in options.studies:
         study = load_study(path)
-        of_workload = _try_workload(study, options.time)
-        print_table(plan_table(study, _seconds_per_step(study) if options.time else None))
+        of_workload, seconds_per_step = _try_workload(study, options.time)
+        print_table(plan_table(study, seconds_per_step))
         trials = _finished_trials(study, options.results / study.name, options.storage)
         for one in [*advise(study, trials), *of_workload]:
             print(f"warning: {path}: {one.place}: {one.sentence}")
@@ -62,8 +62,9 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
-def _try_workload(study: Study, time: bool) -> list[Advice]:
-    """Raise UserError for a workload that cannot be used; return advice on it, if it is tried.
+def _try_workload(study: Study, time: bool) -> tuple[list[Advice], dict[int, float] | None]:
+    """Raise UserError for a workload that cannot be used; return advice on it, if it is tried, and
+    for `time` the seconds of an update by batch size.
 
     It is tried for `time`, or where its source alone does not show that it can be made: only then
     is torch imported.
@@ -72,19 +73,14 @@ def _try_workload(study: Study, time: bool) -> list[Advice]:
 
     arguments = next(argument_sets(study))
     if not time and takes_arguments(study.workload, arguments):
-        return []
+        return [], None
     from .show.chance import advise_on_chance
-    from .train.tryout import check_studies
+    from .train.tryout import check_studies, seconds_per_step
     from .workload.workload import load_workload
 
     check_studies([study])
-    return list(advise_on_chance(study, load_workload(study.workload, arguments)))
-
-
-def _seconds_per_step(study: Study) -> dict[int, float]:
-    from .train.tryout import seconds_per_step
-
-    return seconds_per_step(study)
+    advice = list(advise_on_chance(study, load_workload(study.workload, arguments)))
+    return advice, seconds_per_step(study) if time else None
 
 
 def _finished_trials(study: Study, folder: Path, url: str | None) -> list[Trial]:

@@ -21,6 +21,7 @@ import torch
 from .errors import UnfinishedError, UserError
 from .judge.comparison import fewest_seeds
 from .judge.diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
+from .pool.engines import ENGINES
 from .procedure.arms import TUNED
 from .procedure.clipping import PERCENTILES
 from .procedure.group import (
@@ -256,8 +257,8 @@ class _Runs:
         for study in studies:
             for batch_size, optuna_study in create_store(study, folder).optuna_studies.items():
                 known = self.engines.get(batch_size)
-                if known and "engines" not in optuna_study.user_attrs:
-                    optuna_study.set_user_attr("engines", known)
+                if known and ENGINES not in optuna_study.user_attrs:
+                    optuna_study.set_user_attr(ENGINES, known)
 
     def _keep(self, results: Results) -> None:
         for trial in results.trials:
@@ -267,7 +268,7 @@ class _Runs:
                     f"{results.study.name}: a training crashed: {trial.verdict.evidence}; see {log}"
                 )
         for batch_size, optuna_study in results.store.optuna_studies.items():
-            found = optuna_study.user_attrs.get("engines", {})
+            found = optuna_study.user_attrs.get(ENGINES, {})
             measured = {
                 key: asdict(Engine(**engine).for_few_points)
                 for key, engine in found.items()

@@ -51,9 +51,8 @@ def run_studies(
     of each study once these are written, one study after the other.
 
     Raises UserError for a mistake in a study or its workload, or if two studies have one name,
-    before anything is trained;
-    KeyboardInterrupt at the next safe point after Ctrl-C (`signals`), with all finished trials
-    stored.
+    before anything is trained; KeyboardInterrupt at the next safe point after Ctrl-C (`signals`),
+    with all finished trials stored.
     """
     if len({study.name for study in studies}) < len(studies):
         raise UserError(
@@ -99,9 +98,9 @@ def disk_answers() -> Iterator[None]:
 
 def run_study(study: Study, **options: object) -> list[Trial]:
     """Run one study, and return its trials. Options as `run_studies`."""
-    trials: list[Trial] = []
-    run_studies([study], then=lambda own: trials.extend(own.trials), **options)  # type: ignore[arg-type]
-    return trials
+    kept: list[Results] = []
+    run_studies([study], then=kept.append, **options)  # type: ignore[arg-type]
+    return list(kept[0].trials)
 
 
 def _write(driver: Driver, provenance: Mapping[str, object], then: Then | None = None) -> None:
@@ -112,6 +111,7 @@ def _write(driver: Driver, provenance: Mapping[str, object], then: Then | None =
 
 
 def _publish(results: Results, then: Then | None) -> None:
+    """A call of its own, after which these are out of memory before the next study's are read."""
     write_results(results)
     if then:
         with interrupt_on_signal():

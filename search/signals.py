@@ -18,7 +18,7 @@ import signal
 import sys
 import threading
 from bdb import BdbQuit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -66,6 +66,19 @@ def stop_if_asked() -> None:
 
 
 @contextmanager
+def _answered_by(handler: _Handler, numbers: Iterable[int]) -> Iterator[None]:
+    """Answer some signals by another handler in this block."""
+    before = {one: signal.getsignal(one) for one in numbers}
+    for one in before:
+        signal.signal(one, handler)
+    try:
+        yield
+    finally:
+        for one, earlier in before.items():
+            signal.signal(one, earlier)
+
+
+@contextmanager
 def defer_signals() -> Iterator[None]:
     """Note a signal that would stop this process, for the next safe point; the end is one.
 
@@ -79,13 +92,10 @@ def defer_signals() -> Iterator[None]:
     found = {one: signal.getsignal(one) for one in SIGNALS}
     own = {one: handler for one, handler in found.items() if handler in stopping}
     _deferral = deferral = _Deferral(before=own)  # type: ignore[arg-type]  # they are functions
-    for one in own:
-        signal.signal(one, _note)
     try:
-        yield
+        with _answered_by(_note, own):
+            yield
     finally:
-        for one, handler in own.items():
-            signal.signal(one, handler)
         _deferral = None
     if deferral.is_asked and not deferral.is_answered:  # since the last safe point
         raise KeyboardInterrupt
@@ -153,19 +163,17 @@ def quit_on_signal(last_words: str = INTERRUPTED) -> Iterator[None]:
     """
     global _last_words
     words_before, _last_words = _last_words, last_words
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {
-            one: signal.getsignal(one) for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN
-        }
-    for one in before:
-        signal.signal(one, quit_at_once)
+    is_main = threading.current_thread() is threading.main_thread()
     try:
-        yield
+        with _answered_by(quit_at_once, _heard() if is_main else ()):
+            yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
         _last_words = words_before
+
+
+def _heard() -> list[int]:
+    """Those signals of SIGNALS that are not ignored."""
+    return [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
 
 
 def quit_at_once(_number: int, _frame: object) -> None:
@@ -195,7 +203,7 @@ def end_at_once_with(status: int) -> None:
     It ends at once, as it may wait for a thread; later, while Python takes itself apart, no
     function could answer.
     """
-    answered = [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
+    answered = _heard()
     for one in answered:
         signal.signal(one, lambda _number, _frame: os._exit(status))
 

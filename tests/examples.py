@@ -22,6 +22,30 @@ GOOD = tomllib.loads(
     warmup_steps = 0
     """
 )
+# a linear model without a chance_loss, which trains in no time
+WORKLOAD = """
+import torch
+
+class Line:
+    def __init__(self, arguments):
+        self.arguments = arguments
+
+    def build_model(self, seed):
+        return torch.nn.Linear(1, 1)
+
+    def train_batches(self, batch_size, seed):
+        while True:
+            yield torch.ones(batch_size, 1)
+
+    def loss(self, model, batch):
+        return (model(batch) - 1).square().mean()
+
+    def evaluate(self, model):
+        return {"val_loss": self.loss(model, torch.ones(1, 1))}
+
+def make(**arguments):
+    return Line(arguments)
+"""
 
 
 def parse(**changes) -> Study:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from examples import WORKLOAD
 from stored import feasible
 
 from tunewright.search.cli import main
@@ -67,7 +68,7 @@ def test_check_prints_the_plan_of_every_group(capsys):
 def test_check_tries_the_workload_and_takes_times_only_when_asked(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "tried"
     folder.mkdir()
-    (folder / "untried.py").write_text(WRONG_WORKLOAD)
+    (folder / "untried.py").write_text(WORKLOAD)
     path = folder / "untried.toml"
     path.write_text(UNTRIED)
     monkeypatch.chdir(folder)
@@ -89,23 +90,6 @@ def test_check_tries_the_workload_and_takes_times_only_when_asked(tmp_path, caps
     assert "check --time" not in out
 
 
-WRONG_WORKLOAD = """
-import torch
-
-class make:
-    def build_model(self, seed):
-        return torch.nn.Linear(1, 1)
-
-    def train_batches(self, batch_size, seed):
-        while True:
-            yield torch.ones(batch_size, 1)
-
-    def loss(self, model, batch):
-        return (model(batch) - 1).square().mean()
-
-    def evaluate(self, model):
-        return {"val_loss": self.loss(model, torch.ones(1, 1))}
-"""
 UNTRIED = """
 workload = "untried:make"
 objective = "val_los"

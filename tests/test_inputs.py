@@ -9,35 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from examples import WORKLOAD
 
 from tunewright.search.cli import main
 from tunewright.search.store.storage import create_store
 from tunewright.search.study.study import MOST_BYTES, load_study
 
 SECONDS = 10  # of one wrong input on a busy machine; most take milliseconds
-WORKLOAD = """
-import torch
-
-class Line:
-    def __init__(self, arguments):
-        self.arguments = arguments
-
-    def build_model(self, seed):
-        return torch.nn.Linear(1, 1)
-
-    def train_batches(self, batch_size, seed):
-        while True:
-            yield torch.ones(batch_size, 1)
-
-    def loss(self, model, batch):
-        return (model(batch) - 1).square().mean()
-
-    def evaluate(self, model):
-        return {"val_loss": self.loss(model, torch.ones(1, 1))}
-
-def make(**arguments):
-    return Line(arguments)
-"""
 BASE = {
     "workload": '"line_workload:make"',
     "objective": '"val_loss"',

@@ -11,7 +11,7 @@ for what a row says. A row that contradicts itself is refused at import.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
@@ -144,6 +144,17 @@ def declare(row: Hyperparameter) -> Hyperparameter:
     """Add a row to HYPERPARAMETERS and return it. Raises TypeError if its name is taken."""
     HYPERPARAMETERS.update(by_name([*HYPERPARAMETERS.values(), row]))
     return row
+
+
+def fault_of(defaults: Mapping[str, Any], kind: Kind) -> str:
+    """What is wrong with hyperparameters of one kind and their defaults; empty if nothing is."""
+    for name, default in defaults.items():
+        row = HYPERPARAMETERS.get(name)
+        if row is None or row.kind != kind:
+            return f"no row of HYPERPARAMETERS for {name}, of kind {kind}"
+        if not row.accepts(default):
+            return f"its default {name} must be {row.requirement}, got {default!r}"
+    return ""
 
 
 def of_kind(kind: Kind) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from .hyperparameters import HYPERPARAMETERS, by_name, is_finite, is_positive
+from .hyperparameters import by_name, fault_of, is_finite, is_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -162,12 +162,8 @@ class Rule:
     max_stable_lr: MaxStableLr | None = None
 
     def __post_init__(self) -> None:
-        for name, default in self.defaults.items():
-            row = HYPERPARAMETERS.get(name)
-            if row is None or row.kind != "optimizer":
-                self._refuse(f"no row of HYPERPARAMETERS for {name}, of kind optimizer")
-            if not row.accepts(default):
-                self._refuse(f"its default {name} must be {row.requirement}, got {default!r}")
+        if fault := fault_of(self.defaults, "optimizer"):
+            self._refuse(fault)
         for name, value in self.state.items():
             if not is_finite(value):
                 self._refuse(f"its state {name} must begin at a finite number, got {value!r}")

@@ -37,6 +37,7 @@ from .hyperparameters import (
     Hyperparameter,
     by_name,
     declare,
+    fault_of,
     is_count,
     is_number,
 )
@@ -68,12 +69,8 @@ class Shape:
     bounds: Callable[[int], Mapping[str, tuple[float, float]]] = field(default=lambda steps: {})
 
     def __post_init__(self) -> None:
-        for name, default in self.defaults.items():
-            row = HYPERPARAMETERS.get(name)
-            if row is None or row.kind != "schedule":
-                self._refuse(f"no row of HYPERPARAMETERS for {name}, of kind schedule")
-            if not row.accepts(default):
-                self._refuse(f"its default {name} must be {row.requirement}, got {default!r}")
+        if fault := fault_of(self.defaults, "schedule"):
+            self._refuse(fault)
         try:
             factors = self.factor(np.arange(4), 4, self.defaults)
         except KeyError as error:

@@ -58,7 +58,7 @@ def advise(study: Study, trials: Iterable[Trial] = ()) -> list[Advice]:
     return list(dict.fromkeys(found))
 
 
-def _advice(rule: str, place: str, text: str) -> Advice:
+def advice_by(rule: str, place: str, text: str) -> Advice:
     return Advice(rule, place, f"{text} ({rule})")
 
 
@@ -102,7 +102,7 @@ def direction_of(study: Study) -> Iterator[Advice]:
     higher = sounds_better_when_higher(study.objective)
     if "maximize" in study.model_fields_set or not higher:
         return
-    yield _advice(
+    yield advice_by(
         "S3",
         "objective",
         f"{study.objective!r} is minimized, and {higher!r} sounds like a metric that is better "
@@ -116,7 +116,7 @@ def direction_of(study: Study) -> Iterator[Advice]:
 def _shared_base_lr(study: Study) -> Iterator[Advice]:
     sharing = [optimizer for optimizer in study.optimizers if study.is_common(optimizer, "base_lr")]
     if len({RULES[optimizer].family for optimizer in sharing}) > 1:
-        yield _advice(
+        yield advice_by(
             "S1",
             "space.base_lr",
             f"{axis_in_words(study.axes(sharing[0])['base_lr'])} is shared by {_all_of(sharing)}, "
@@ -131,14 +131,14 @@ def _base_lr_range(study: Study) -> Iterator[Advice]:
     for place, axis in _places(study, "base_lr").items():
         low, high = ends(axis)
         if isinstance(axis, Range) and not axis.log and _wide(low, high):
-            yield _advice(
+            yield advice_by(
                 "R6",
                 place,
                 f"{axis_in_words(axis)} is a linear axis, with a tenth of its points at most below "
                 f"{readable(high / ORDER)}: set log = true",
             )
         elif not _is_fixed(axis) and not _wide(low, high) and _explores(study):
-            yield _advice(
+            yield advice_by(
                 "R3",
                 place,
                 f"{axis_in_words(axis)} spans a factor of {readable(high / low)}, too little to "
@@ -154,7 +154,7 @@ def _batch_size_as_argument(study: Study) -> Iterator[Advice]:
     for name, value in study.workload_args.items():
         if name in ("batch_size", "batch_sizes"):
             given = axis_in_words(value if isinstance(value, tuple) else (value,))
-            yield _advice(
+            yield advice_by(
                 "R20",
                 f"workload_args.{name}",
                 f"{given}, but train_batches is given the values of batch_sizes, each of which is "
@@ -174,7 +174,7 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
         for name, row in HYPERPARAMETERS.items():
             axis = axes.get(name, (0,))
             if row.per_batch_size and _is_fixed(axis) and any(ends(axis)):
-                yield _advice(
+                yield advice_by(
                     "R20",
                     study.key_of(optimizer, name),
                     f"fixed at {axis_in_words(axis)} for batch sizes "
@@ -192,7 +192,7 @@ def _no_control(study: Study) -> Iterator[Advice]:
     for row in [row for row in HYPERPARAMETERS.values() if row.control]:
         for place, axis in _places(study, row.name).items():
             if isinstance(axis, tuple) and not _is_fixed(axis) and row.off not in axis:
-                yield _advice(
+                yield advice_by(
                     row.control,
                     place,
                     (
@@ -212,7 +212,7 @@ def _warmup_spread(study: Study) -> Iterator[Advice]:
             lengths = [float(value) for value in axis if value]
             spread = len(lengths) < 2 or _wide(min(lengths), max(lengths))
         if not spread:
-            yield _advice(
+            yield advice_by(
                 "R10",
                 place,
                 f"{axis_in_words(axis)} is not spread over orders of magnitude: "
@@ -223,7 +223,7 @@ def _warmup_spread(study: Study) -> Iterator[Advice]:
 def _long_warmup(study: Study) -> Iterator[Advice]:
     for place, axis in _places(study, "warmup_steps").items():
         if ends(axis)[0] > LONG_WARMUP * study.max_train_steps and not study.prepend_warmup:
-            yield _advice(
+            yield advice_by(
                 "R12",
                 place,
                 f"{axis_in_words(axis)} is more than {LONG_WARMUP:.0%} of max_train_steps = "
@@ -239,7 +239,7 @@ def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
     for group, count in shares(study, study.batch_sizes[0]).items():
         axes = free_axes(study, group)
         if study.sampling.is_grid and len(axes) > GRID_AXES:
-            yield _advice(
+            yield advice_by(
                 "S2",
                 "sampler",
                 f"the grid of {group.optimizer} over {_all_of(axes)} takes {count} configurations "
@@ -251,7 +251,7 @@ def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
 def _nothing_to_learn_from(study: Study) -> Iterator[Advice]:
     fewest = min(shares(study, study.batch_sizes[0]).values())
     if study.sampling.is_adaptive and fewest <= ROUND:
-        yield _advice(
+        yield advice_by(
             "S2",
             "sampler",
             f"{study.sampler} learns nothing from {fewest} configurations of a group, as the "
@@ -265,7 +265,7 @@ def _too_small_for_adam(study: Study) -> Iterator[Advice]:
         for name, axis in free_axes(study, group).items():
             fewest = HYPERPARAMETERS[name].fewest_trials
             if count < fewest:
-                yield _advice(
+                yield advice_by(
                     "S11",
                     study.key_of(group.optimizer, name),
                     f"{axis_in_words(axis)} is tuned with only {count} configurations of a group: "
@@ -277,7 +277,7 @@ def _few_evaluations(study: Study) -> Iterator[Advice]:
     """Where nothing is tuned, no best checkpoint decides anything."""
     tuned = any(free_axes(study, group) for group in study.groups(study.batch_sizes[0]))
     if tuned and study.evaluations + 1 < ENOUGH:  # the untrained model is evaluated, too
-        yield _advice(
+        yield advice_by(
             "S10",
             "evaluations",
             f"{study.evaluations} are too few: luck decides which is a trial's best, and the "
@@ -290,7 +290,7 @@ def _few_evaluations(study: Study) -> Iterator[Advice]:
 
 def _one_seed(study: Study) -> Iterator[Advice]:
     if study.scientific_names and study.seeds == 1:
-        yield _advice(
+        yield advice_by(
             "S9",
             "seeds",
             f"1, so a difference between values of {_all_of(study.scientific_names)} may be luck: "
@@ -305,7 +305,7 @@ def _fixed_on_one_side(study: Study) -> Iterator[Advice]:
         tuned = [optimizer for optimizer, axis in axes.items() if not _is_fixed(axis)]
         fixed = [optimizer for optimizer in axes if optimizer not in tuned]
         for optimizer in fixed if tuned else ():
-            yield _advice(
+            yield advice_by(
                 "S9",
                 study.key_of(optimizer, name),
                 f"{axis_in_words(axes[optimizer])} is fixed for {optimizer}, but tuned for "
@@ -328,7 +328,7 @@ def _coarse_on_one_side(study: Study) -> Iterator[Advice]:
     most = max(counts.values())
     for place, count in counts.items():
         if 1 < count <= LESS_TUNED * most:
-            yield _advice(
+            yield advice_by(
                 "S9",
                 place,
                 f"{count} values, but {most} for another optimizer: "
@@ -341,7 +341,7 @@ def _fewer_on_one_side(study: Study) -> Iterator[Advice]:
         return
     counts = [*shares(study, study.batch_sizes[0]).values()]
     if min(counts) <= LESS_TUNED * max(counts):
-        yield _advice(
+        yield advice_by(
             "S9",
             "trials",
             f"{study.trials} gives some groups {min(counts)} configurations and others "
@@ -370,7 +370,7 @@ def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     for group, own in group_trials(trials, study.scientific_names).items():
         for best in rank_configurations(own)[:1]:
             if best.clip_fraction > CLIP_TOO_MUCH:
-                yield _advice(
+                yield advice_by(
                     "R17",
                     study.key_of(group.optimizer, "clip_norm"),
                     f"{group.label}: the best trial, {best.point.number}, clips "
@@ -395,7 +395,7 @@ def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice
             ]
             needed = len(shorter) >= BEST_FEW and all(trial.verdict.infeasible for trial in shorter)
             if best.point.warmup_steps > short and needed and not study.prepend_warmup:
-                yield _advice(
+                yield advice_by(
                     "R12",
                     "max_train_steps",
                     f"{group.label}: {study.max_train_steps} may be too few: the best trial needs "

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..study.study import Study
 from ..words import readable
 from ..workload.workload import Workload, chance_loss
-from .advice import Advice
+from .advice import Advice, advice_by
 
 NOISY_BATCH = 64  # examples: with fewer, a mean of squared errors scatters by a fifth or more
 LABEL_BATCHES = 200  # drawn to estimate how frequent labels are
@@ -31,12 +31,12 @@ def advise_on_chance(study: Study, workload: Workload) -> Iterator[Advice]:
         return
     stated, smallest = chance_loss(workload), min(study.batch_sizes)
     if math.isnan(stated) and smallest < NOISY_BATCH:
-        yield Advice(
+        yield advice_by(
             "R6",
             "workload",
             "states no chance_loss, so what a trial starts from is read off its first "
             f"minibatches, which differ most at batch size {smallest}: give it the loss of a "
-            "constant predictor as attribute chance_loss (R6)",
+            "constant predictor as attribute chance_loss",
         )
     labels = _labels(workload, smallest)
     counts = np.bincount(labels)[np.unique(labels)] if len(labels) else np.ones(1)
@@ -44,12 +44,12 @@ def advise_on_chance(study: Study, workload: Workload) -> Iterator[Advice]:
     entropy = -float(shares @ np.log(shares)) + (len(counts) - 1) / (2 * counts.sum())
     uniform = len(labels) >= ENOUGH_LABELS * len(counts) and stated >= ENTROPY_FACTOR * entropy
     if uniform and math.isclose(stated, math.log(labels.max() + 1), rel_tol=ENTROPY_FACTOR - 1):
-        yield Advice(
+        yield advice_by(
             "R6",
             "workload",
             f"chance_loss = {readable(stated)} is that of {labels.max() + 1} labels which are all "
             f"as frequent, but their entropy is {readable(entropy)}, which a constant predictor "
-            "reaches: state that (R6)",
+            "reaches: state that",
         )
 
 

@@ -147,7 +147,7 @@ def _scenes(results: Results) -> list[Scene]:
 
 def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene]) -> str:
     study, trials, comparison = results.study, results.trials, results.comparison
-    summaries, names = results.summaries, hyperparameters(trials)
+    summaries, names, varied = results.summaries, hyperparameters(trials), varied_names(trials)
     rows = [_trial_row(trial, names, comparison) for trial in trials]
     chapter = baseline_summary = None
     if comparison:
@@ -162,7 +162,7 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
         question=study.question,
         objective=study.objective,
         counts=_counts(trials),
-        summaries=[_summary_row(row, varied_names(trials), comparison) for row in summaries],
+        summaries=[_summary_row(row, varied, comparison) for row in summaries],
         baseline=baseline_summary,
         summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
         delta=DELTA if comparison else "",

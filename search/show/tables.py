@@ -408,10 +408,9 @@ def _updates_of_groups(study: Study) -> dict[Group, list[int]]:
     """The updates of some trials of every group: enough for their mean and their range."""
     found: dict[Group, list[int]] = {}
     if not study.prepend_warmup:  # then all are as long, and no point has to be drawn
-        whole = study.max_train_steps
         for batch_size in study.batch_sizes:
             for group in study.groups(batch_size):
-                found[group] = [min(whole, study.stop_after or whole)]
+                found[group] = [study.until_stop(study.max_train_steps)]
         return found
     for point in some_points(study, POINTS_JUDGED):
         group = group_of(point, study.scientific_names)

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import warn_once
 from ..judge.analysis import hyperparameters, is_rankable
 from ..judge.comparison import Comparison
+from ..study.study import RESULT_COLUMNS
 from ..trial import Trial
 from .files import atomic
 
@@ -25,10 +26,7 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
     rows = ([_baseline_row(comparison)] if comparison else []) + [
         _table_row(trial, comparison) for trial in trials
     ]
-    results = [
-        *("verdict", "instability", "onset_step", "best_value", *(["delta"] if comparison else [])),
-        *("best_step", "initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
-    ]
+    number, *results = [name for name in RESULT_COLUMNS if comparison or name != "delta"]
     before = _rows(path)
     if before > len(trials):
         warn_once(
@@ -41,9 +39,8 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         # A baseline of another study may have hyperparameters that no trial here has.
-        writer = csv.DictWriter(
-            file, ["number", *hyperparameters(trials), *results], extrasaction="ignore"
-        )
+        columns = [number, *hyperparameters(trials), *results]
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
 

@@ -391,7 +391,10 @@ class Study(_Strict):
 
     def updates(self, point: Point) -> int:
         """Updates of a trial: its whole schedule, or as many as `stop_after` allows."""
-        whole = total_steps(point, self.max_train_steps, self.prepend_warmup)
+        return self.until_stop(total_steps(point, self.max_train_steps, self.prepend_warmup))
+
+    def until_stop(self, whole: int) -> int:
+        """How many of the updates of a whole schedule `stop_after` allows."""
         return min(whole, self.stop_after or whole)
 
     @property

@@ -72,11 +72,8 @@ class Stack:
         self._execution, self.slots = execution, execution.rows_for(slots)
         shape = (self.slots, width)
         self._rows = {
-            name: torch.zeros(shape, device=self.device, dtype=dtype)
-            for name, dtype in (
-                ("theta", self.dtype),
-                ("best", self.dtype),
-            )
+            name: torch.zeros(shape, device=self.device, dtype=self.dtype)
+            for name in ("theta", "best")
         }
         names = dict.fromkeys(name for rule in optimizers for name in RULES[rule].state)
         self._state = {
