@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
+from ..rules.hyperparameters import HYPERPARAMETERS
 from ..trial import Group, Point, Trial, group_of
 from ..words import in_order, readable
 
@@ -25,6 +26,7 @@ GOOD_REGION = math.sqrt(10)
 # S4: "the best points" are the top 3 or the top 10 %, whichever is more
 BEST_FEW, BEST_SHARE = 3, 0.10
 BORDER = 0.10  # S4: the outermost 10 % of an axis (the width is ours)
+BEYOND = 1e-6  # of a border: next to it, where a hyperparameter may have no values
 JUST_ABOVE = 3  # R3: this many learning rates above lr_star are looked at
 # R17: clipping more of the updates is a strange way of cutting the learning rate
 CLIP_TOO_MUCH = 0.50
@@ -322,7 +324,8 @@ def boundary_checks(
     `space` maps optimizer → axis → (low, high, log). Axes that it does not bound are not checked,
     except base_lr: the range that was tried stands for its bounds. The best trials crowd a border
     if the best one lies in the outermost 10 % of the axis, and with it most of the best few, or as
-    many of them as were sampled there. If unstable_base_lr is within 4 × of lr_star, or lr_star is
+    many of them as were sampled there. A border beyond which the hyperparameter has no values, as
+    a momentum of 0, is none to expand. If unstable_base_lr is within 4 × of lr_star, or lr_star is
     at the upper border and everything from unstable_base_lr upwards is infeasible, that is
     instability, not a boundary. Raises ValueError if low > 0 does not hold on a log axis.
     """
@@ -395,6 +398,8 @@ def _crowded_side(trials: list[Trial], axis: str, bound: Bound) -> Literal["low"
         return None
     sides: tuple[Literal["low", "high"], ...] = ("low", "high")
     for side in sides:
+        if _is_limit(axis, bound, side):
+            continue
         in_border = [_near(place, side) for place in best]
         sampled = sum(
             _near(place, side) for place in _places(rank_configurations(trials), axis, bound)
@@ -402,6 +407,16 @@ def _crowded_side(trials: list[Trial], axis: str, bound: Bound) -> Literal["low"
         if in_border[0] and sum(in_border) >= min(len(best) // 2 + 1, sampled):
             return side
     return None
+
+
+def _is_limit(axis: str, bound: Bound, side: Literal["low", "high"]) -> bool:
+    """Whether a hyperparameter has no values beyond a border of its axis."""
+    row, border = HYPERPARAMETERS.get(axis), bound[0] if side == "low" else bound[1]
+    if row is None:  # an argument of a workload
+        return False
+    step = 1.0 if row.is_integer else BEYOND * (abs(border) or 1.0)
+    beyond = border - step if side == "low" else border + step
+    return row.accepts(border) and not row.accepts(beyond)
 
 
 def _near(place: float, side: Literal["low", "high"]) -> bool:

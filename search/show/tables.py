@@ -148,12 +148,13 @@ def summary_cells(
 
 def _in_words(point: Point, group: Group, varied: Collection[str]) -> str:
     told = {"optimizer", "base_lr", *dict(group.scientific)}
-    shown = (
+    shown = [
         f"{name} {readable(value)}"
         for name, value in point.values.items()
         if name in varied and name not in told
-    )
-    return f"trial {point.number}: " + ", ".join(shown)
+    ]
+    number = f"trial {point.number}"
+    return f"{number}: {', '.join(shown)}" if shown else number
 
 
 def _or_dash(value: float, form: str = "{:.3g}") -> str:

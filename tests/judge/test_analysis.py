@@ -304,3 +304,27 @@ def test_one_good_trial_at_the_border_of_many_is_no_boundary() -> None:
 def test_a_log_axis_must_begin_above_zero() -> None:
     with pytest.raises(ValueError, match="low > 0 must hold on a log axis"):
         boundary_checks([trial(0.1, 0.1)], {"momentum": {"base_lr": (0.0, 1.0, True)}})
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "sides"),
+    [
+        ("restarts", 0, 8, [None, "high"]),
+        ("restarts", 1, 8, ["low", "high"]),
+        ("decay_fraction", 0.1, 1.0, ["low", None]),
+        ("momentum", 0.0, 0.9, [None, "high"]),
+        ("weight_decay", 0.0, 0.1, [None, "high"]),
+        ("epsilon", 1e-8, 1e-4, ["low", "high"]),
+        ("width", 0, 8, ["low", "high"]),
+    ],
+)
+def test_a_border_beyond_which_there_is_no_value_is_none_to_expand(
+    name: str, low: float, high: float, sides: list[str | None]
+) -> None:
+    space = {"momentum": {name: (low, high, False)}}
+    for best, side in zip((low, high), sides, strict=True):
+        middle = [low + share * (high - low) for share in (0.3, 0.5, 0.7)]
+        trials = [trial(0.1, abs(value - best), settings={name: value}) for value in middle]
+        trials.append(trial(0.1, 0.0, settings={name: best}))
+        notes = boundary_checks(trials, space)
+        assert [note.side for note in notes if note.axis == name] == [side] * (side is not None)
