@@ -26,7 +26,7 @@ def pin(
         | {**(axes or {})}
     )
     document: dict[str, object] = {
-        "workload": origin.workload,
+        **{name: getattr(origin, name) for name in origin.source_keys},
         "workload_args": dict(point.workload_args),
         "objective": origin.objective,
         "maximize": origin.maximize or None,

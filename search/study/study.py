@@ -64,6 +64,11 @@ MOST_LINES = 20  # of a message, a mistake each
 SHOWN_NAMES = 10  # of the hyperparameters that a message lists
 SHOWN = 80  # characters of a value in a message
 
+# Keys of what trains a study, or of where its trials come from: a file has one of them.
+SOURCES = ("workload", "train", "imported")
+# keys that say how a workload is trained, which a user's own training decides by itself
+OF_WORKLOADS = ("accumulation", "precision")
+
 RESULT_COLUMNS = (
     *("number", "verdict", "instability", "onset_step", "best_value", "delta", "best_step"),
     *("initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
@@ -282,10 +287,19 @@ class Study(_Strict):
 
     name: str
     question: str = ""
-    workload: str = Field(description="Import path of a factory, package.module:factory")
+    workload: str = Field(
+        "", description="What is trained: import path of a factory, package.module:factory"
+    )
+    train: str = Field(
+        "",
+        description="Or import path of a function, package.module:function, that trains by itself",
+    )
+    imported: str = Field(
+        "", description="Or where the trials come from, none of which was trained here"
+    )
     workload_args: dict[str, Argument] = Field(
         default_factory=dict,
-        description="Arguments of the factory; a list is a scientific hyperparameter",
+        description="Arguments of factory or function; a list is a scientific hyperparameter",
     )
     objective: str = Field(
         description="A metric that evaluate() returns; minimized, unless `maximize` is set"
@@ -363,13 +377,24 @@ class Study(_Strict):
             raise ValueError(f"is never an axis (S8): give one number, got {quote(value)}")
         return value
 
-    @field_validator("workload", mode="after")
+    @field_validator("workload", "train", mode="after")
     @classmethod
-    def _import_path(cls, path: str) -> str:
-        module, _, factory = path.partition(":")
-        if not all(part.isidentifier() for part in (*module.split("."), factory)):
-            raise ValueError(f"must be package.module:factory, got {quote(path)}")
+    def _import_path(cls, path: str, info: ValidationInfo) -> str:
+        module, _, name = path.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), name)):
+            kind = "factory" if info.field_name == "workload" else "function"
+            raise ValueError(f"must be package.module:{kind}, got {quote(path)}")
         return path
+
+    @property
+    def source_keys(self) -> tuple[str, ...]:
+        """Which of SOURCES the file has: what trains, or where the trials come from."""
+        return tuple(name for name in SOURCES if getattr(self, name))
+
+    @property
+    def import_path(self) -> str:
+        """The user's code, module:name; empty if the study names none."""
+        return self.workload or self.train
 
     @property
     def sampling(self) -> Sampler:
@@ -502,6 +527,7 @@ class Study(_Strict):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Mistakes that concern several keys at once, as (key, what is wrong)."""
+        yield from self._sources()
         if not self.optimizers:
             yield "space.optimizer", f"needs at least one of {', '.join(RULES)}"
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
@@ -530,6 +556,17 @@ class Study(_Strict):
         yield from mistakes
         if self.optimizers and not mistakes:
             yield from self._too_many()
+
+    def _sources(self) -> Iterator[tuple[str, str]]:
+        """Whether the file says once what trains, and nothing that this decides by itself."""
+        names = self.source_keys
+        if not names:
+            yield "workload", "is required, or `train`, a function that trains by itself"
+        if len(names) > 1:
+            yield names[1], f"cannot stand beside {names[0]}: a study has one of them"
+        for name in OF_WORKLOADS:
+            if not self.workload and getattr(self, name) != Study.model_fields[name].default:
+                yield name, "is for a `workload`: here your own training decides it"
 
     def _shadowing(self) -> Iterator[tuple[str, str]]:
         """Arguments of the workload that stand in the same tables as something else of that
