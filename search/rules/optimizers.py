@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from .hyperparameters import by_name, fault_of, is_finite, is_positive
+from .hyperparameters import HYPERPARAMETERS, by_name, fault_of, is_finite, is_positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,33 +94,37 @@ def _lion(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
 
 
 Table = NDArray[np.float64]  # of one number for each update, [T]
-Coefficients = Callable[[Mapping[str, float], Table], dict[str, Table]]
+Numbers = NDArray[np.int64]  # of the updates themselves, from 1, [T]
+Coefficients = Callable[[Mapping[str, float], Table, Numbers], dict[str, Table]]
 
 
-def _constant(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+def _constant(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
     """The learning rate of every update, and every hyperparameter as it is."""
     return {"eta": eta} | {name: np.full_like(eta, value) for name, value in own.items()}
 
 
-def _with_bias_correction(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+def _with_bias_correction(
+    own: Mapping[str, float], eta: Table, number: Numbers
+) -> dict[str, Table]:
     """Adam's bias correction, folded into the learning rate: `eta` holds η_t b_t."""
-    update = np.arange(1, len(eta) + 1)
-    root = np.sqrt(1.0 - own["beta2"] ** update)
-    return _constant(own, eta) | {"eta": eta * root / (1.0 - own["beta1"] ** update)}
+    root = np.sqrt(1.0 - own["beta2"] ** number)
+    return _constant(own, eta, number) | {"eta": eta * root / (1.0 - own["beta1"] ** number)}
 
 
-def _with_decay(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+def _with_decay(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
     """Every hyperparameter as it is, and in place of `weight_decay`, λ, `decay` holds 1 − η_t λ."""
-    columns = _constant(own, eta)
+    columns = _constant(own, eta, number)
     columns["decay"] = 1.0 - eta * columns.pop("weight_decay")
     return columns
 
 
-def _with_bias_correction_and_decay(own: Mapping[str, float], eta: Table) -> dict[str, Table]:
+def _with_bias_correction_and_decay(
+    own: Mapping[str, float], eta: Table, number: Numbers
+) -> dict[str, Table]:
     """Adam's bias correction and decay, and `epsilon` holds ε √(1−β₂^(t+1))."""
-    root = np.sqrt(1.0 - own["beta2"] ** np.arange(1, len(eta) + 1))
-    columns = _with_decay(own, eta) | {"eta": _with_bias_correction(own, eta)["eta"]}
-    return columns | {"epsilon": own["epsilon"] * root}
+    root = np.sqrt(1.0 - own["beta2"] ** number)
+    corrected = _with_bias_correction(own, eta, number)["eta"]
+    return _with_decay(own, eta, number) | {"eta": corrected, "epsilon": own["epsilon"] * root}
 
 
 @dataclass(frozen=True)
@@ -146,8 +150,8 @@ class Rule:
     update         one update, in place, from the gradient, the state and the coefficients
     family         of rules whose steps are of about the same size at the same base_lr (S1)
     alternative    the rule to try instead where a study has this one alone (R18)
-    coefficients   the coefficients of every update, [T] each, from hyperparameters and learning
-                   rates
+    coefficients   the coefficients of updates, [T] each, from hyperparameters, the learning rate of
+                   each and its number from 1; those of an update depend on no other one
     max_stable_lr  the base LR above which it diverges on a quadratic, from its hyperparameters and
                    the curvature (`curvature.stability_limit`); None: the curvature does not tell
     """
@@ -176,11 +180,23 @@ class Rule:
                 f"{self.alternative.base_lrs}"
             )
         try:
-            columns = self.coefficients(self.defaults, np.ones(2))
+            columns = self.coefficients(self.defaults, np.ones(2), np.arange(1, 3))
         except KeyError as error:
             self._refuse(f"its coefficients need {error}, which has no default")
         if "eta" not in columns or any(np.shape(table) != (2,) for table in columns.values()):
             self._refuse("its coefficients must be eta and others, a number for each update")
+
+    def fault_of_settings(self, settings: Mapping[str, float]) -> str:
+        """What is wrong with values of its hyperparameters; empty if nothing is."""
+        strangers = [name for name in settings if name not in self.defaults]
+        if strangers:
+            known = ", ".join(self.defaults) or "none"
+            return f"has no setting {', '.join(strangers)}; known are: {known}"
+        for name, value in settings.items():
+            row = HYPERPARAMETERS[name]
+            if not row.accepts(value):
+                return f"{name} must be {row.requirement}, got {value!r}"
+        return ""
 
     def _refuse(self, reason: str) -> NoReturn:
         raise TypeError(f"optimizer {self.name!r}: {reason}")
@@ -299,5 +315,5 @@ def coefficients(
 
     Raises KeyError for an unknown rule.
     """
-    rule = RULES[optimizer]
-    return rule.coefficients({**rule.defaults, **settings}, learning_rates)
+    rule, numbers = RULES[optimizer], np.arange(1, len(learning_rates) + 1)
+    return rule.coefficients({**rule.defaults, **settings}, learning_rates, numbers)

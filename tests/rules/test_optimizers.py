@@ -156,9 +156,12 @@ INCOMPLETE = [
         {"coefficients": RULES["adam"].coefficients},
         "its coefficients need 'beta2', which has no default",
     ),
-    ({"coefficients": lambda own, eta: {"lr": eta}}, "its coefficients must be eta and others"),
     (
-        {"coefficients": lambda own, eta: {"eta": eta, **own}},
+        {"coefficients": lambda own, eta, number: {"lr": eta}},
+        "its coefficients must be eta and others",
+    ),
+    (
+        {"coefficients": lambda own, eta, number: {"eta": eta, **own}},
         "its coefficients must be eta and others, a number for each update",
     ),
 ]

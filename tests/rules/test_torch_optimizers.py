@@ -1,0 +1,235 @@
+"""A rule as an optimizer of torch is the rule of the training loop, to the last bits."""
+
+import copy
+import io
+import pickle
+import re
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from examples import parse
+
+from tunewright.search.errors import UserError
+from tunewright.search.rules.optimizers import RULES
+from tunewright.search.rules.schedule import learning_rates
+from tunewright.search.rules.torch_optimizers import make
+from tunewright.search.train.loop import train
+from tunewright.search.trial import Point
+
+STEPS = 50
+# none of them a default, so that a setting that goes astray shows
+OWN = {
+    "momentum": 0.7,
+    "rho": 0.8,
+    "beta1": 0.6,
+    "beta2": 0.95,
+    "epsilon": 1e-4,
+    "weight_decay": 0.1,
+}
+# at which training is well under way after STEPS
+RATES = {"sgd": 0.3, "momentum": 0.1, "nesterov": 0.1}
+
+
+class Cast(torch.nn.Module):
+    """Lets a model of any dtype take inputs of another."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, inputs):
+        return inputs.to(self.dtype)
+
+
+class Narrow:
+    """A workload whose model has another dtype."""
+
+    def __init__(self, dtype):
+        self.workload, self.dtype = zoo.make("Mlp"), dtype
+
+    def __getattr__(self, name):
+        return getattr(self.workload, name)
+
+    def build_model(self, seed):
+        return torch.nn.Sequential(Cast(self.dtype), self.workload.build_model(seed)).to(self.dtype)
+
+
+def settings(rule):
+    return {name: OWN[name] for name in RULES[rule].defaults}
+
+
+def point_of(rule, clip_norm=np.inf):
+    return Point(
+        *(0, 24, rule, RATES.get(rule, 0.01)),
+        warmup_steps=5,
+        clip_norm=clip_norm,
+        decay="cosine",
+        settings=settings(rule),
+    )
+
+
+def by_the_loop(work, point):
+    """Losses of each update, and the model after the last one."""
+    study = parse(max_train_steps=STEPS, objective="val_loss", batch_sizes=[24], evaluations=1)
+    (one,) = train(study, work, [point], with_state=True)
+    return one.trial.curve.loss, one.state["theta"]
+
+
+def clip_(model, clip_norm):
+    """As the loop does; torch's clip_grad_norm_ divides by the norm + 1e-6."""
+    gradients = [p.grad for p in model.parameters()]
+    wide = torch.promote_types(gradients[0].dtype, torch.float32)
+    flat = torch.cat([g.flatten() for g in gradients])
+    factor = (clip_norm / torch.linalg.vector_norm(flat, dtype=wide)).clamp(max=1.0)
+    for g in gradients:
+        g.mul_(factor)
+
+
+def by_hand(work, point, interrupt=lambda optimizer: None):
+    """The same, by a plain loop with `make`."""
+    zoo.seed_all(point.seed)
+    model = work.build_model(point.seed)
+    optimizer = make(point.optimizer, model.parameters(), point.settings, lr=1.0)
+    batches = iter(work.train_batches(point.batch_size, point.seed))
+    losses = []
+    for rate in learning_rates(point, STEPS):
+        optimizer.zero_grad()
+        loss = work.loss(model, next(batches))
+        loss.backward()
+        clip_(model, point.clip_norm)
+        optimizer.param_groups[0]["lr"] = float(rate)
+        optimizer.step()
+        losses.append(loss.item())
+        optimizer = interrupt(optimizer) or optimizer
+    return np.array(losses), torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+
+
+@DTYPES
+@pytest.mark.parametrize("rule", RULES)
+def test_a_plain_loop_with_a_rule_is_the_training_loop(rule, dtype):
+    work, point = Narrow(dtype), point_of(rule)
+    losses, theta = by_the_loop(work, point)
+    found, parameters = by_hand(work, point)
+    assert losses[-10:].mean() < 0.9 * losses[:10].mean()  # it trains
+    rtol = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+    np.testing.assert_allclose(found, losses, rtol=rtol)
+    torch.testing.assert_close(parameters, theta, rtol=rtol, atol=rtol)
+
+
+@DTYPES
+@pytest.mark.parametrize("rule", RULES)
+def test_its_state_dict_is_all_that_it_holds(rule, dtype):
+    """Saved and loaded into another one after every update, and copied, training is the same."""
+
+    def saved_and_loaded(optimizer):
+        content = io.BytesIO()
+        torch.save(optimizer.state_dict(), content)
+        content.seek(0)
+        fresh = make(rule, optimizer.param_groups[0]["params"], {}, lr=1.0)
+        fresh.load_state_dict(torch.load(content, weights_only=True))
+        return fresh
+
+    work, point = Narrow(dtype), point_of(rule)
+    losses, parameters = by_hand(work, point)
+    again, others = by_hand(work, point, saved_and_loaded)
+    np.testing.assert_array_equal(again, losses)
+    assert torch.equal(others, parameters)
+
+
+def test_a_copy_updates_by_the_same_rule():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = make("lion", [parameter], {}, lr=0.1)
+    for copied in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        (own,) = copied.param_groups[0]["params"]
+        own.grad = torch.ones(3)
+        copied.step()
+        torch.testing.assert_close(own.detach(), torch.full((3,), 0.9))
+    assert torch.equal(parameter, torch.ones(3))
+
+
+def test_groups_have_learning_rates_and_settings_of_their_own():
+    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    groups = [{"params": [first]}, {"params": [second], "lr": 1.0, "weight_decay": 0.5}]
+    optimizer = make("adamw", groups, {"weight_decay": 0.0}, lr=0.1)
+    for parameter in (first, second):
+        parameter.grad = torch.full((2,), 3.0)
+    optimizer.step()
+    # the first update of Adam is ± η
+    torch.testing.assert_close(first.detach(), torch.full((2,), 0.9))
+    torch.testing.assert_close(second.detach(), torch.full((2,), -0.5))
+
+
+def test_a_parameter_without_gradient_rests_and_another_layout_is_no_matter():
+    still, across = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(3, 2).T)
+    scalar = torch.nn.Parameter(torch.tensor(1.0))
+    optimizer = make("momentum", [still, across, scalar], {"momentum": 0.5}, lr=0.1)
+    gradient = torch.arange(6.0).view(2, 3)
+    for _ in range(2):
+        across.grad, scalar.grad = gradient.clone(), torch.tensor(2.0)
+        optimizer.step()
+    assert torch.equal(still, torch.ones(2))
+    assert not optimizer.state[still]
+    torch.testing.assert_close(across.detach(), 1 - 0.1 * (1 + 1.5) * gradient)
+    torch.testing.assert_close(scalar.detach(), torch.tensor(1 - 0.1 * (1 + 1.5) * 2.0))
+
+
+def test_it_takes_a_closure():
+    parameter = torch.nn.Parameter(torch.tensor([2.0]))
+    optimizer = make("sgd", [parameter], {}, lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (parameter**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 4.0
+    torch.testing.assert_close(parameter.detach(), torch.tensor([1.6]))
+
+
+def test_a_schedule_of_torch_sets_its_learning_rate():
+    parameter = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = make("sgd", [parameter], {}, lr=0.1)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1)
+    for _ in range(3):
+        parameter.grad = torch.ones(1)
+        optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(parameter.detach(), torch.tensor([1 - 0.111]))
+
+
+PARAMETERS = [torch.nn.Parameter(torch.ones(2))]
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "reason"),
+    [
+        ("adm", {}, "optimizer: must be one of sgd, momentum"),
+        (
+            "adam",
+            {"momentum": 0.9},
+            "optimizer adam: has no setting momentum; known are: beta1, beta2, epsilon",
+        ),
+        ("sgd", {"momentum": 0.9}, "optimizer sgd: has no setting momentum; known are: none"),
+        ("adam", {"beta1": 1.0}, "optimizer adam: beta1 must be a number in [0, 1), got 1.0"),
+        ("adam", {"beta1": "a"}, "optimizer adam: beta1 must be a number in [0, 1), got 'a'"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_by_name(name, own, reason):
+    with pytest.raises(UserError, match=re.escape(reason)):
+        make(name, PARAMETERS, own, lr=0.1)
+
+
+def test_complex_parameters_and_sparse_gradients_are_refused():
+    with pytest.raises(UserError, match="sgd: has no update for parameters of"):
+        make("sgd", [torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))], {}, lr=0.1)
+    layer = torch.nn.Embedding(4, 2, sparse=True)
+    optimizer = make("sgd", layer.parameters(), {}, lr=0.1)
+    layer(torch.tensor([1])).sum().backward()
+    with pytest.raises(UserError, match="optimizer sgd: takes no sparse gradients"):
+        optimizer.step()
