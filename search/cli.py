@@ -71,15 +71,19 @@ def _try_workload(study: Study, time: bool) -> tuple[list[Advice], dict[int, flo
     """
     from .workload.factory import argument_sets, takes_arguments
 
+    if study.imported:
+        return [], None
     arguments = next(argument_sets(study))
-    if not time and takes_arguments(study.workload, arguments):
+    if not time and takes_arguments(study.import_path, arguments if study.workload else {"run": 0}):
         return [], None
     from .show.chance import advise_on_chance
-    from .train.tryout import check_studies, seconds_per_step
+    from .trainers.tryout import check_studies, seconds_per_step
     from .workload.workload import load_workload
 
     check_studies([study])
-    advice = list(advise_on_chance(study, load_workload(study.workload, arguments)))
+    advice: list[Advice] = []
+    if study.workload:
+        advice += advise_on_chance(study, load_workload(study.workload, arguments))
     return advice, seconds_per_step(study) if time else None
 
 
@@ -257,7 +261,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     from .show.report import write_report
     from .show.tables import diagnosis_plan_table, diagnosis_table, print_table
     from .study.study import load_study, refuse_maximized
-    from .train.tryout import check_studies, seconds_per_step
+    from .trainers.tryout import check_studies, seconds_per_step
 
     _quiet_optuna()
     study = load_study(options.study)

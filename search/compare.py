@@ -49,7 +49,7 @@ from .study.study import Study, load_study, refuse_maximized
 from .threads import torch_threads
 from .train.checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .train.choose import devices
-from .train.tryout import check_studies
+from .trainers.tryout import check_studies
 from .trial import Point, Trial, as_told
 from .words import readable
 from .workload.randomness import own_random_numbers

@@ -51,7 +51,7 @@ from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
 from .train.curvature import largest_eigenvalue, some_batches, stability_limit
 from .train.execution import Engine
-from .train.tryout import check_studies
+from .trainers.tryout import check_studies
 from .trial import Group, Trial, group_of
 from .words import readable
 from .workload.randomness import own_random_numbers

@@ -19,7 +19,7 @@ from .store.results import Results
 from .store.storage import Store, create_store, exclusive
 from .study.study import Study
 from .train.choose import devices
-from .train.tryout import check_studies
+from .trainers.tryout import check_studies
 from .trial import Trial
 
 RESULTS = Path("results")

@@ -61,7 +61,7 @@ class Driver:
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
         self.device_names, self.devices = device_names, devices(device_names)
         self.device = self.devices[0]
-        self.sources = reload_edited_modules(store.study.workload for store in stores)
+        self.sources = reload_edited_modules(store.study.import_path for store in stores)
         self.trials = [
             {_key(trial.point): trial for trial in read_records(store)} for store in stores
         ]

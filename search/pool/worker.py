@@ -34,7 +34,9 @@ from ..study.study import Study
 from ..train.audit import StackingError
 from ..train.choose import choose
 from ..train.execution import ALONE, Engine, Traces
-from ..train.loop import train
+from ..train.loop import Keeper, Trained, train
+from ..trainers.function import train_by_function
+from ..trainers.watched import MisuseError
 from ..trial import EMPTY_CURVE, Point, Trial
 from ..workload.workload import Workload, load_workload
 
@@ -124,6 +126,8 @@ def measure(
     trial's.
     """
     torch.set_num_threads(1)
+    if study.train:
+        return replace(ALONE, measured=True, reason="its function trains one after the other")
     try:
         workload, traces = _cached_workload(study, points)
         return choose(study, workload, points, workers, cores, device, traces, compiled, slots)
@@ -154,7 +158,8 @@ def post_points(task: Task) -> Iterator[Point]:
     unfinished points are trained again, not compiled, then in stacks of half the size (memory may
     have run out), at last alone, and then it is posted as that point's crash. Where a stack was
     found to compute other numbers, here or by another worker, the unfinished points are trained
-    alone from their start. Raises UnfinishedError if the inbox cannot be written.
+    alone from their start. Raises UnfinishedError if the inbox cannot be written, and MisuseError
+    if a user's function would fail at every point.
     """
     torch.set_num_threads(task.engine.threads)
     study = task.study
@@ -164,14 +169,14 @@ def post_points(task: Task) -> Iterator[Point]:
         keeper = _InboxKeeper(task.inbox)
         began = time.perf_counter()
         try:
-            points, workload, traces = _next(study, list(unfinished.values()), engine)
-            for trained in train(study, workload, points, engine, task.device, keeper, traces):
+            points = list(unfinished.values())
+            for trained in _train(study, points, engine, task.device, keeper):
                 _post(task.inbox, trained.trial, trained.checkpoint)
                 del unfinished[trained.trial.point.number]
                 yield trained.trial.point
                 if engine.execution.is_stacked and (reason := why_alone(task.inbox, points[0])):
                     raise StackingError(reason)
-        except (UnfinishedError, GeneratorExit):
+        except (UnfinishedError, MisuseError, GeneratorExit):
             raise
         except StackingError as error:
             _end_stacking(task, unfinished.values(), str(error))
@@ -195,16 +200,20 @@ def post_points(task: Task) -> Iterator[Point]:
             yield point
 
 
-def _next(
-    study: Study, points: list[Point], engine: Engine
-) -> tuple[list[Point], Workload, Traces | None]:
-    """What is trained next: all points in a stack, or the first of them alone.
+def _train(
+    study: Study, points: list[Point], engine: Engine, device: str, keeper: Keeper
+) -> Iterator[Trained]:
+    """Train what comes next: all points in a stack, or the first of them alone.
 
     Alone, each has a workload of its own, which may keep state.
     """
-    if engine.execution.builds_anew:
-        return points[:1], _load(study, points[:1]), None
-    return points, *_cached_workload(study, points)
+    if study.train:
+        yield from train_by_function(study, points[:1], device, keeper)
+    elif engine.execution.builds_anew:
+        yield from train(study, _load(study, points), points[:1], engine, device, keeper)
+    else:
+        workload, traces = _cached_workload(study, points)
+        yield from train(study, workload, points, engine, device, keeper, traces)
 
 
 def why_alone(inbox: Path, point: Point) -> str:

@@ -527,7 +527,7 @@ class Study(_Strict):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Mistakes that concern several keys at once, as (key, what is wrong)."""
-        yield from self._sources()
+        yield from self._idle_keys()
         if not self.optimizers:
             yield "space.optimizer", f"needs at least one of {', '.join(RULES)}"
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
@@ -557,13 +557,8 @@ class Study(_Strict):
         if self.optimizers and not mistakes:
             yield from self._too_many()
 
-    def _sources(self) -> Iterator[tuple[str, str]]:
-        """Whether the file says once what trains, and nothing that this decides by itself."""
-        names = self.source_keys
-        if not names:
-            yield "workload", "is required, or `train`, a function that trains by itself"
-        if len(names) > 1:
-            yield names[1], f"cannot stand beside {names[0]}: a study has one of them"
+    def _idle_keys(self) -> Iterator[tuple[str, str]]:
+        """Keys that a user's own training decides by itself."""
         for name in OF_WORKLOADS:
             if not self.workload and getattr(self, name) != Study.model_fields[name].default:
                 yield name, "is for a `workload`: here your own training decides it"
@@ -778,6 +773,7 @@ def parse_study(document: Mapping[str, Any], name: str, place: str, source: str 
     """
     own = sorted(document.keys() & {"name", "source"})
     lines = [f"{key}: unknown key; the file's name is the study's name" for key in own]
+    lines += _mistakes_of_sources([name for name in SOURCES if name in document])
     try:
         study = Study.model_validate({**document, "name": name, "source": source})
     except ValidationError as error:
@@ -789,6 +785,14 @@ def parse_study(document: Mapping[str, Any], name: str, place: str, source: str 
         more = [f"and {rest} mistakes more"] if rest > 0 else []
         raise UserError("\n".join(f"{place}: {line}" for line in [*lines[:MOST_LINES], *more]))
     return study
+
+
+def _mistakes_of_sources(named: list[str]) -> Iterator[str]:
+    """Whether a file says once what trains, or where its trials come from."""
+    if not named:
+        yield "workload: is required, or `train`, a function that trains by itself"
+    if len(named) > 1:
+        yield f"{named[1]}: cannot stand beside {named[0]}: a study has one of them"
 
 
 def schema() -> dict[str, Any]:

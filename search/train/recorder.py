@@ -42,6 +42,7 @@ METRIC = "metric/"  # before the names of metrics in a state
 class Recorder:
     """The measurements of one training. The first report must be of the untrained model.
 
+    chance_loss   loss of a constant predictor; nan if it is not known
     step          updates recorded so far
     total_steps   updates that are planned
     seconds       wall time of training so far, evaluation included; the caller adds to it, and
@@ -65,12 +66,13 @@ class Recorder:
         """
         self.objective, self.total_steps = objective, total_steps
         self.step, self.seconds = 0, 0.0
-        self._chance_loss, self._maximize, self._divergence = chance_loss, maximize, divergence
+        self.chance_loss, self._maximize, self._divergence = chance_loss, maximize, divergence
         self._loss, self._grad_norm = np.empty(total_steps), np.empty(total_steps)
         self._broken = math.inf  # the first update whose loss or norm is not finite
         self._eval_step: list[int] = []
         self._metrics: dict[str, list[float]] = {}
         self._missing = 0  # evaluations without the objective
+        self._evaluated: set[str] = set()  # metrics of the last evaluation
         # Losses and norms that nobody has looked at, [CHECK_EVERY] each, on their devices.
         self._ahead: tuple[Tensor, Tensor] | None = None
         self._waiting = 0
@@ -109,15 +111,31 @@ class Recorder:
     def report(self, metrics: Mapping[str, float]) -> None:
         """Add an evaluation of the model after `step` updates: its metrics by name.
 
-        A metric that it lacks, or that is there for the first time, is nan elsewhere. Raises
-        TypeError or ValueError, with nothing added, for a value that is no number.
+        A metric that it lacks, or that is there for the first time, is nan elsewhere. What is
+        reported after the same update is one evaluation. Raises TypeError or ValueError, with
+        nothing added, for a value that is no number, or a metric that this evaluation has.
         """
         numbers = {name: float(value) for name, value in metrics.items()}
+        if self.is_just_evaluated:
+            self._complete(numbers)
+            return
         for name in dict.fromkeys((*self._metrics, *numbers, self.objective)):
             earlier = self._metrics.setdefault(name, [math.nan] * len(self._eval_step))
             earlier.append(numbers.get(name, math.nan))
         self._missing += self.objective not in numbers
+        self._evaluated = set(numbers)
         self._eval_step.append(self.step)
+        self._judge_next = self.step
+
+    def _complete(self, numbers: Mapping[str, float]) -> None:
+        """Add metrics to the last evaluation."""
+        if twice := self._evaluated & numbers.keys():
+            raise ValueError(f"{', '.join(sorted(twice))}: reported twice after update {self.step}")
+        for name, value in numbers.items():
+            earlier = [math.nan] * len(self._eval_step)
+            self._metrics.setdefault(name, earlier)[-1] = value
+        self._missing -= self.objective in numbers
+        self._evaluated |= numbers.keys()
         self._judge_next = self.step
 
     @property
@@ -187,7 +205,7 @@ class Recorder:
             eval_step=np.array(self._eval_step, np.int64),
             metrics={name: np.array(values) for name, values in self._metrics.items()},
             total_steps=self.total_steps,
-            chance_loss=self._chance_loss,
+            chance_loss=self.chance_loss,
         )
 
     def verdict(self) -> Verdict:
@@ -260,6 +278,7 @@ class Recorder:
         self.step, self.seconds = len(loss), seconds
         self._eval_step, self._metrics = eval_step, {name: metrics[name] for name in names}
         self._missing = int(state.get("missing", 0))
+        self._evaluated = set(metrics)
         self._was_hopeless, self._judge_next = False, self.step
 
     def _check_room(self, more: int) -> None:

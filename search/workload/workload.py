@@ -108,18 +108,7 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
 
     The working directory is importable. Raises UserError naming what is missing.
     """
-    module_name, separator, factory_name = path.partition(":")
-    if not separator or not module_name or not factory_name:
-        raise UserError(f"workload: must be package.module:factory, got {path!r}")
-    if module_name == "__main__":
-        raise UserError(
-            f"workload: {path!r} cannot be imported by worker processes: put the factory into a "
-            "file of its own, and name it file:factory"
-        )
-    module = _import_module(module_name)
-    factory: Callable[..., Any] | None = getattr(module, factory_name, None)
-    if factory is None:
-        raise UserError(f"workload: {module_name!r} has no {factory_name!r}")
+    factory = import_object(path, "workload", "factory")
     try:
         inspect.signature(factory).bind(**workload_args)
         workload = factory(**workload_args)
@@ -137,21 +126,43 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
     return workload  # type: ignore[no-any-return]
 
 
-def _import_module(module_name: str) -> ModuleType:
-    """The module of a workload; the files of the user's own modules are remembered as they are."""
+def import_object(path: str, key: str, kind: str) -> Callable[..., Any]:
+    """What a study names as package.module:name under a key of its file: a factory or function.
+
+    The working directory is importable. Raises UserError naming what is missing.
+    """
+    module_name, separator, name = path.partition(":")
+    if not separator or not module_name or not name:
+        raise UserError(f"{key}: must be package.module:{kind}, got {path!r}")
+    if module_name == "__main__":
+        raise UserError(
+            f"{key}: {path!r} cannot be imported by worker processes: put the {kind} into a "
+            f"file of its own, and name it file:{kind}"
+        )
+    module = _import_module(module_name, key)
+    found: Callable[..., Any] | None = getattr(module, name, None)
+    if found is None:
+        raise UserError(f"{key}: {module_name!r} has no {name!r}")
+    return found
+
+
+def _import_module(module_name: str, key: str) -> ModuleType:
+    """A module of the user; the files of all modules that are the user's are remembered as they
+    are.
+    """
     make_folder_importable()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"workload: cannot import {module_name!r}: {error}. Run from the folder that contains "
+            f"{key}: cannot import {module_name!r}: {error}. Run from the folder that contains "
             "it, or install it."
         ) from error
     except STOPS:
         raise
     except BaseException as error:  # sys.exit(), too
         raise UserError(
-            f"workload: importing {module_name!r} raised {describe_error(error)}"
+            f"{key}: importing {module_name!r} raised {describe_error(error)}"
         ) from error
     for name in _own_modules(module, {}) if module_name not in _IMPORTED else ():
         _IMPORTED.setdefault(name, _stamp(sys.modules[name]))
@@ -318,7 +329,7 @@ def _clone_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in own if not is_lazy(buffer)}
 
 
-def number(name: str, value: object) -> float:
+def number(name: str, value: object, place: str = "workload: evaluate() returns") -> float:
     """A metric as a number. Raises UserError if it is none, as a confusion matrix or a text."""
     single = isinstance(value, Tensor) and value.numel() == 1
     if (
@@ -332,9 +343,7 @@ def number(name: str, value: object) -> float:
             pass
     is_array = hasattr(value, "shape")
     shown = f"an array of shape {tuple(value.shape)}" if is_array else repr(value)[:SHOWN]  # type: ignore[attr-defined]
-    raise UserError(
-        f"workload: evaluate() returns {shown} as {name!r}; every metric must be one number"
-    )
+    raise UserError(f"{place} {shown} as {name!r}; every metric must be one number")
 
 
 def numbers(metrics: object) -> dict[str, float]:

@@ -35,7 +35,7 @@ from tunewright.search.store.provenance import environment
 from tunewright.search.store.results import Results
 from tunewright.search.store.storage import create_store, exclusive, open_store, read_trials, tell
 from tunewright.search.train.execution import ALONE
-from tunewright.search.train.tryout import check_studies
+from tunewright.search.trainers.tryout import check_studies
 from tunewright.search.trial import Point
 
 SECRET = "opensesame"

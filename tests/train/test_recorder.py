@@ -187,6 +187,7 @@ def test_the_largest_value_is_best_where_the_objective_is_maximized():
     for value in (0.1, 0.3, 0.3, math.nan, 0.2, 0.4):
         recorder.report({"accuracy": value})
         found.append(recorder.is_best)
+        recorder.record(1.0, 1.0)
     assert found == [True, True, False, False, False, True]
 
 
@@ -197,7 +198,19 @@ def test_an_infinite_value_is_no_best_one_that_later_ones_must_beat(maximize):
     for value in (math.inf, -math.inf, 1.0, math.inf, -math.inf, 2.0 if maximize else 0.5):
         recorder.report({"v": value})
         found.append(recorder.is_best)
+        recorder.record(1.0, 1.0)
     assert found == [False, False, True, False, False, True]
+
+
+def test_what_is_reported_after_one_update_is_one_evaluation():
+    recorder = Recorder(9, "v")
+    recorder.report({"other": 1.0})
+    recorder.report({"v": 2.0})
+    with pytest.raises(ValueError, match="v: reported twice after update 0"):
+        recorder.report({"v": 1.0, "third": 3.0})
+    assert recorder.metrics == {"other": [1.0], "v": [2.0]}
+    assert recorder.curve().eval_step.tolist() == [0]
+    assert "missing" not in recorder.verdict().evidence
 
 
 def test_no_tensor_is_read_before_a_block_is_full():

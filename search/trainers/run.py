@@ -1,0 +1,388 @@
+"""One training of a user's own function: the point to train, and what is told of it.
+
+def main(run):
+    model = build(run.seed)
+    optimizer = run.optimizer(model)                    # or run.watch(an optimizer of your own)
+    run.report(val_error=evaluate(model), model=model)  # of the untrained model
+    for batch in run.steps(loader(run.batch_size, run.seed)):
+        loss = criterion(model, batch)
+        run.loss(loss)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if run.evaluation_due:
+            run.report(val_error=evaluate(model), model=model)
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import UserError
+from ..rules.schedule import learning_rates, total_steps
+from ..rules.torch_optimizers import make
+from ..signals import stop_if_asked
+from ..study.study import Study
+from ..train.loop import SAVE_SECONDS, Keeper, Trained
+from ..train.python_state import content_hash
+from ..train.recorder import CHECK_EVERY, Recorder
+from ..trial import Point, Trial
+from ..workload.randomness import RandomState
+from ..workload.workload import number
+from .watched import Clipping, MisuseError, Updates, WatchedOptimizer
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # whose checkpoint is within
+# Batches without an update: more than gradients of anybody are accumulated over.
+MOST_BATCHES = 10_000
+BEST, OWN = "best/", "own"  # in a saved state: tensors of the best checkpoint; the user's objects
+
+
+class Stateful(Protocol):
+    """A model, an optimizer, a scheduler, a scaler: what says its state and takes it back."""
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state_dict: Any, /) -> object: ...
+
+
+class StartAgainError(Exception):
+    """A saved state is of no use: training must begin anew."""
+
+
+class OptimizerName(str):
+    """The name of a trial's optimizer, which also makes it: `run.optimizer(model)`."""
+
+    run: Run
+
+    def __call__(self, parameters: nn.Module | Iterable[Any]) -> Optimizer:
+        """The trial's optimizer of a model, of parameters or of parameter groups, watched."""
+        if isinstance(parameters, nn.Module):
+            parameters = (one for one in parameters.parameters() if one.requires_grad)
+        point = self.run.point
+        optimizer = make(point.optimizer, parameters, point.settings, point.base_lr)
+        return self.run.watch(optimizer)
+
+
+class Run:
+    """What a function that trains is called with.
+
+    Every hyperparameter of the point is an attribute: base_lr, warmup_steps, clip_norm, batch_size,
+    seed, the optimizer's settings and the arguments in [workload_args].
+
+    point         all of them
+    settings      those of the optimizer
+    optimizer     its name; called with a model, the optimizer itself
+    device        on which to train
+    total_steps   updates that are planned
+    chance_loss   loss of a constant predictor; yours to set, if it is known
+    """
+
+    study: Study
+    point: Point
+    settings: Mapping[str, float]
+    optimizer: OptimizerName
+    device: str
+    total_steps: int
+    recorder: Recorder
+
+    def __init__(
+        self, study: Study, point: Point, device: str = "cpu", keeper: Keeper | None = None
+    ) -> None:
+        self.study, self.point, self.device = study, point, device
+        self.settings = point.settings
+        self.total_steps = study.updates(point)
+        self.optimizer = OptimizerName(point.optimizer)
+        self.optimizer.run = self
+        self.recorder = Recorder(
+            self.total_steps,
+            study.objective,
+            maximize=study.maximize,
+            divergence=study.divergence,
+        )
+        self._keeper = keeper
+        self._saved_state = keeper.begin(point) if keeper else None
+        schedule = total_steps(point, study.max_train_steps, study.prepend_warmup)
+        self._learning_rates = learning_rates(point, schedule).tolist()
+        self._updates = Updates(self.recorder)
+        self._main: WatchedOptimizer | None = None
+        self._watched: list[WatchedOptimizer] = []
+        self._update = 0  # the number of the update that comes next, or is under way
+        self._reported: set[str] = set()  # metrics
+        self._batches = 0  # drawn so far
+        self._last_batch: Any = None
+        self._best: dict[str, Tensor] = {}
+        self._skip: tuple[int, Mapping[str, Tensor]] | None = None  # until steps() goes on
+        self._began = self._saved = time.monotonic()
+        self._seconds_before = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        """The hyperparameter of that name."""
+        values = vars(self)["point"].values if "point" in vars(self) else {}
+        if name not in values:
+            known = ", ".join(values)
+            raise AttributeError(f"run has no {name!r}; hyperparameters are {known}")
+        return values[name]
+
+    @property
+    def chance_loss(self) -> float:
+        return self.recorder.chance_loss
+
+    @chance_loss.setter
+    def chance_loss(self, loss: float) -> None:
+        self.recorder.chance_loss = float(loss)
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.recorder.step
+
+    @property
+    def is_over(self) -> bool:
+        """Whether training ends here: after the last update, or because it is hopeless."""
+        return self.step == self.total_steps or self.recorder.is_hopeless()
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether to evaluate now and call `report`: before training, every `evaluate_every`
+        updates, and after the last one.
+        """
+        is_due = self.step % self.study.evaluate_every == 0 or self.step == self.total_steps
+        return is_due and not self.recorder.is_just_evaluated
+
+    def watch(self, optimizer: Optimizer, *, main: bool = True, hooked: bool = True) -> Optimizer:
+        """Set the learning rates of an optimizer of your own, record its unclipped gradient norm,
+        and clip, just before each of its steps; the optimizer.
+
+        The first parameter group gets the trial's learning rate; others keep their ratio to it.
+        Of several optimizers the main one counts updates and is recorded; the others keep their
+        ratio to its first group, too, and are clipped by norms of their own. Watch the main one
+        first. Without `hooked`, call `prepare(optimizer)` once its gradients are whole.
+        Raises MisuseError for a second main one, and for one whose gradients cannot be seen.
+        """
+        if main and self._main:
+            raise MisuseError("watch: one optimizer is the main one: watch others with main=False")
+        if not main and not self._main:
+            raise MisuseError("watch: the main optimizer must be watched before others")
+        watched = WatchedOptimizer(
+            optimizer,
+            self._record if main else lambda norm: None,
+            Clipping(self.point.clip_norm, self.point.clip_z),
+            self._learning_rate,
+            self._main.reference_lr if self._main else None,
+            hooked,
+        )
+        self._main = self._main or watched
+        self._watched.append(watched)
+        return optimizer
+
+    def prepare(self, optimizer: Optimizer) -> None:
+        """What is done before each step of an optimizer that is watched with hooked=False."""
+        next(one for one in self._watched if one.optimizer is optimizer).prepare()
+
+    def loss(self, loss: Tensor | float) -> None:
+        """Tell the training loss of a batch, before the optimizer steps; nothing is waited for.
+
+        Of several losses before one update, as in gradient accumulation, the mean counts: tell each
+        before you divide it.
+        """
+        self._updates.add_loss(loss)
+
+    def report(self, *, model: nn.Module | None = None, **metrics: Tensor | float) -> None:
+        """Tell the metrics of an evaluation; `model`: keep its parameters if it is the best.
+
+        Metrics reported after the same update belong together. Raises MisuseError for one that is
+        reported twice after one update, or is no number.
+        """
+        try:
+            self.recorder.report(
+                {name: number(name, value, "report: got") for name, value in metrics.items()}
+            )
+        except ValueError as error:
+            raise MisuseError(f"report: {error}: call it where run.evaluation_due") from error
+        self._reported.update(metrics)
+        if model is not None and self.recorder.is_best:
+            own = model.module if isinstance(model, WRAPPERS) else model
+            self._best = {
+                name: tensor.detach().to("cpu", copy=True).contiguous()
+                for name, tensor in own.state_dict().items()
+                if isinstance(tensor, Tensor)
+            }
+
+    def steps(self, data: Iterable[Any]) -> Iterator[Any]:
+        """The batches to train on: those of `data`, again for each epoch, up to the last update or
+        until training is hopeless.
+
+        Raises UserError if `data` has no batch, or ends and cannot be iterated again; MisuseError
+        if batches go by and no watched optimizer steps.
+        """
+        if self._main is None:
+            raise MisuseError(
+                "watch: no optimizer is watched: make it by run.optimizer(model), or call "
+                "run.watch(optimizer)"
+            )
+        batches = self._epochs(data)
+        if self._skip:
+            self._go_on(batches)
+        fruitless = 0
+        while not self.is_over:
+            stop_if_asked()
+            before = self._update = self.step
+            self._last_batch = next(batches)
+            self._batches += 1
+            yield self._last_batch
+            fruitless = 0 if self.step > before else fruitless + 1
+            self._check_progress(fruitless)
+
+    def _check_progress(self, fruitless: int) -> None:
+        """After a batch: whether an update may still come of it."""
+        assert self._main is not None
+        if fruitless == MOST_BATCHES:
+            raise MisuseError(
+                f"steps: {fruitless} batches went by without a step of the watched optimizer"
+            )
+        if fruitless and self._updates.is_waiting and self._main.is_cleared:
+            self._updates.forget_losses()  # a GradScaler skipped the update
+        if fruitless == 0 and self.step <= CHECK_EVERY and self.recorder.is_without_gradient():
+            raise UserError(
+                f"the gradient is exactly 0 at each of the first {self.step} updates, so that "
+                "nothing is trained: does the loss depend on the optimizer's parameters?"
+            )
+
+    @staticmethod
+    def _epochs(data: Iterable[Any]) -> Iterator[Any]:
+        count = 0
+        while True:
+            before = count
+            for batch in data:
+                count += 1
+                yield batch
+            if count == 0:
+                raise UserError("steps: the data has no batch")
+            if count == before:
+                raise UserError(
+                    f"steps: the data ended after {count} batches and cannot be iterated again: "
+                    "give the loader itself, which starts again after each epoch"
+                )
+
+    # --- to go on after an interruption -----------------------------------------------------------
+
+    def state(self, *objects: Stateful) -> None:
+        """Save what is in training, about once a minute, if called after each update: everything
+        that training depends on, as model and optimizer, and in the order of `restore`.
+        """
+        if self._keeper is None or time.monotonic() - self._saved < SAVE_SECONDS:
+            return
+        try:
+            batch = torch.tensor(list(bytes.fromhex(content_hash(self._last_batch))))
+        except (TypeError, pickle.PicklingError):
+            return  # nobody could say later whether the batches are the same
+        buffer = io.BytesIO()
+        torch.save([one.state_dict() for one in objects], buffer)
+        self.recorder.seconds = self._seconds()
+        state = {
+            **self.recorder.state(),
+            **RandomState.now().tensors(),
+            **{f"{BEST}{name}": tensor for name, tensor in self._best.items()},
+            OWN: torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8),
+            "batches": torch.tensor(self._batches),
+            "batch": batch,
+        }
+        self._keeper.save(self.point, state)
+        self._saved = time.monotonic()
+
+    def restore(self, *objects: Stateful) -> bool:
+        """Put back what `state` saved when this trial was interrupted, if it was; whether it was.
+
+        To be called before `steps` with the same objects in the same order. Batches that were seen
+        are drawn again and passed over. Without this call the trial begins anew.
+        """
+        state = self._saved_state
+        if state is None:
+            return False
+        try:
+            content = torch.load(io.BytesIO(bytes(state[OWN].numpy())), map_location=self.device)
+            for one, own in zip(objects, content, strict=True):
+                one.load_state_dict(own)
+            self.recorder.restore(state)
+        except Exception as error:
+            raise StartAgainError(f"its saved state cannot be put back: {error}") from error
+        self._best = {
+            name.removeprefix(BEST): tensor
+            for name, tensor in state.items()
+            if name.startswith(BEST)
+        }
+        self._reported.update(self.recorder.metrics)
+        self._seconds_before, self._skip = self.recorder.seconds, (int(state["batches"]), state)
+        for watched in self._watched:
+            watched.clipping.resume(self.recorder.grad_norms, torch.device(self.device))
+        return True
+
+    def _go_on(self, batches: Iterator[Any]) -> None:
+        """Pass over the batches that were seen before the interruption."""
+        assert self._skip is not None
+        (count, state), self._skip = self._skip, None
+        for _ in range(count):
+            self._last_batch = next(batches)
+        if bytes(state["batch"].tolist()).hex() != content_hash(self._last_batch):
+            raise StartAgainError("its batches come in another order when they are drawn again")
+        self._batches = count
+        RandomState.from_tensors(state).restore()
+
+    # --- at the end -------------------------------------------------------------------------------
+
+    def finish(self) -> Trained:
+        """The trial of a training that its function has ended.
+
+        Raises MisuseError if too little was told to judge it, and UserError if it ended before its
+        last update though it was not hopeless.
+        """
+        if self._main is None:
+            raise MisuseError(
+                "watch: no optimizer was watched: make it by run.optimizer(model), or call "
+                "run.watch(optimizer)"
+            )
+        objective, metrics = self.study.objective, self.recorder.metrics
+        if not self.is_over:
+            raise UserError(
+                f"ended after {self.step} of {self.total_steps} updates: let run.steps(data) end "
+                "the loop"
+            )
+        if objective not in self._reported:
+            told = ", ".join(name for name in metrics if name != objective)
+            raise MisuseError(
+                f"objective: {objective!r} was never reported; "
+                f"{f'what was: {told}' if told else 'call run.report where run.evaluation_due'}"
+            )
+        verdict, curve = self.recorder.verdict(), self.recorder.curve()
+        trial = Trial.from_curve(
+            self.point, verdict, curve, objective, self._seconds(), self.study.maximize
+        )
+        return Trained(trial, self._best)
+
+    def release(self) -> None:
+        """Leave the optimizers alone."""
+        for watched in self._watched:
+            watched.release()
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began
+
+    def _learning_rate(self) -> float:
+        return float(self._learning_rates[self._update])
+
+    def _record(self, norm: Tensor) -> None:
+        if self.step == self.total_steps:
+            raise MisuseError(
+                f"steps: an update after the last one of {self.total_steps}: let run.steps(data) "
+                "end the loop"
+            )
+        self._update = self.step
+        self._updates.record(norm)

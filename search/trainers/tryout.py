@@ -1,0 +1,106 @@
+"""Before a study runs: try what it trains once, and time an update."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ..errors import UserError, describe_error
+from ..signals import STOPS
+from ..study.sampling import some_points
+from ..study.study import Study
+from ..threads import torch_threads
+from ..train.loop import train
+from ..trial import Point
+from ..workload.factory import argument_sets
+from ..workload.workload import check_workload, load_workload, reload_edited_modules
+from .function import load_function, train_by_function
+
+WARM_UP_STEPS = 5  # of a first trial, which nobody times
+
+
+def check_studies(studies: Sequence[Study]) -> None:
+    """Try what the studies train. Raises UserError naming the study and what is wrong.
+
+    Every method of a workload is called once. A function is only imported: it trains whole trials.
+    """
+    reload_edited_modules(study.import_path for study in studies)
+    for study in studies:
+        with _as_user_error(study):
+            if study.imported:
+                raise UserError(
+                    f"imported: its trials come from {study.imported}; to train more, copy the "
+                    "file and name a workload or a function instead"
+                )
+            if study.train:
+                load_function(study)
+            else:
+                _check_workloads(study)
+
+
+def _check_workloads(study: Study) -> None:
+    for workload_args in argument_sets(study):
+        check_workload(
+            load_workload(study.workload, workload_args),
+            study.objective,
+            study.batch_sizes,
+            study.max_train_steps,
+            study.accumulation,
+        )
+
+
+@contextmanager
+def _as_user_error(study: Study) -> Iterator[None]:
+    """Whatever a workload raises here is a UserError of its study, SystemExit included; Ctrl-C
+    stays what it is.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{study.name}: {error}") from error
+    except STOPS:
+        raise
+    except BaseException as error:
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{study.name}: {study.source_keys[0]}: {describe_error(error)} "
+            f"({where.filename}, line {where.lineno})"
+        ) from error
+
+
+def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
+    """Measured seconds of one update of one trial, evaluation included, by batch size.
+
+    Of a function, what it does before its first update counts as little as it can be told apart.
+    """
+    every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every)}
+    whole = study.model_copy(update=every | {"prepend_warmup": False, "stop_after": None})
+    short = whole.model_copy(update={"max_train_steps": WARM_UP_STEPS})
+    result = {}
+    points = some_points(study, most=1)
+    for batch_size in study.batch_sizes:
+        point = next(p for p in points if p.batch_size == batch_size)
+        point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
+        with _as_user_error(study), torch_threads():
+            first = _seconds(short, point)  # allocations, caches
+            seconds = _seconds(whole, point)
+        if study.train:
+            result[batch_size] = max(seconds - first, 0.0) / (steps - WARM_UP_STEPS)
+        else:
+            result[batch_size] = seconds / steps
+    return result
+
+
+def _seconds(study: Study, point: Point) -> float:
+    """How long one trial takes, without what makes its workload."""
+    if study.train:
+        began = time.perf_counter()
+        list(train_by_function(study, [point]))
+    else:
+        workload = load_workload(study.workload, point.workload_args)
+        began = time.perf_counter()
+        list(train(study, workload, [point]))
+    return time.perf_counter() - began

@@ -1,0 +1,238 @@
+"""A torch optimizer that somebody else steps: its learning rates are set, its gradients measured
+and clipped, just before each of its updates.
+
+The order within one update is that of the study's own loop: the unclipped norm is taken (R4, R15),
+then gradients are clipped (R14), then the optimizer steps with the learning rate of that update.
+Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..errors import UserError
+from ..rules.clipping import Gate, clip_threshold
+from ..rules.thresholds import clip_z_of, share_of, update_moments
+from ..train.recorder import Recorder
+
+NARROW = (torch.float16, torch.bfloat16)  # whose squares overflow, or lose what a norm needs
+
+
+class MisuseError(UserError):
+    """A mistake of a user's own training that every trial of its study would repeat."""
+
+
+class Updates:
+    """The losses of a training between its updates, and what the recorder is told of each update.
+
+    An update's loss is the mean of the losses since the update before it: of one batch, or of the
+    parts over which gradients are accumulated.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self._losses: list[Tensor | float] = []
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether there is a loss that no update has taken."""
+        return bool(self._losses)
+
+    def add_loss(self, loss: Tensor | float) -> None:
+        """Remember the loss of a batch. Raises MisuseError unless it is one number."""
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise MisuseError(f"loss: must be one number, got shape {tuple(loss.shape)}")
+            loss = loss.detach().reshape(())
+        else:
+            loss = float(loss)
+        self._losses.append(loss)
+
+    def forget_losses(self) -> None:
+        """Drop them: the update that they belonged to was skipped."""
+        self._losses.clear()
+
+    def record(self, norm: Tensor) -> None:
+        """Add an update of this unclipped gradient norm. Raises MisuseError if there is no loss."""
+        if not self._losses:
+            raise MisuseError(
+                "loss: none was told before optimizer.step(): call run.loss(loss) for each batch"
+            )
+        loss = self._losses[0] if len(self._losses) == 1 else sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        self.recorder.record(loss, norm)
+
+
+class Clipping:
+    """Clipping of one training at `clip_norm`, at the threshold that `clip_z` sets, or at the
+    smaller of them (`clipping`).
+    """
+
+    def __init__(self, clip_norm: float = math.inf, clip_z: float = math.inf) -> None:
+        self._clip_norm, self._clip_z = clip_norm, clip_z
+        self._update = 0
+        self._moments: tuple[Tensor, Tensor] | None = None  # m and s² of the norms, float64
+
+    @property
+    def is_off(self) -> bool:
+        """Whether it never clips."""
+        return self._clip_norm == math.inf and self._clip_z == math.inf
+
+    def resume(self, norms: NDArray[np.float64], device: torch.device) -> None:
+        """Go on after updates of these unclipped norms, [T]."""
+        self._update, self._moments = 0, None
+        for norm in norms:
+            self._threshold(torch.tensor(norm, device=device))
+
+    @torch.no_grad()
+    def clip_(self, gradients: list[Tensor], norm: Tensor) -> None:
+        """Scale gradients of a global norm down to the threshold of this update, in place:
+        g ← g · min(1, λ / ‖g‖).
+        """
+        if self.is_off:
+            return
+        scale = (self._threshold(norm) / norm).clamp(max=1.0)
+        if len({gradient.device for gradient in gradients}) == 1:
+            torch._foreach_mul_(gradients, scale.to(gradients[0].device))
+        else:
+            for gradient in gradients:
+                gradient.mul_(scale.to(gradient.device))
+
+    def _threshold(self, norm: Tensor) -> Tensor | float:
+        """λ of this update; then its norm, clipped, enters m and s²."""
+        if self._clip_z == math.inf:
+            return self._clip_norm
+        norm = norm.double()
+        if self._moments is None:
+            self._moments = torch.zeros_like(norm), torch.zeros_like(norm)
+        update = np.array([self._update])
+        gate = Gate(
+            clip_norm=torch.full_like(norm, self._clip_norm),
+            clip_z=torch.full_like(norm, float(clip_z_of(update, self._clip_z)[0])),
+            share=torch.full_like(norm, float(share_of(update)[0])),
+        )
+        threshold = clip_threshold(*self._moments, gate)
+        self._moments = update_moments(*self._moments, torch.minimum(norm, threshold), gate.share)
+        self._update += 1
+        return threshold
+
+
+class WatchedOptimizer:
+    """A torch optimizer whose updates are prepared here: by `prepare`, which a hook calls before
+    each step of the optimizer, unless `hooked` is false: then its caller does, once gradients are
+    whole.
+
+    `learning_rate` gives the LR of an update by its number; None leaves LRs as they are. Each
+    parameter group keeps its ratio to `reference_lr`, by default the LR of the first group.
+    `tell` is called with the unclipped norm of every update, before gradients are clipped.
+    Raises MisuseError for an optimizer whose gradients cannot be seen before they are used.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        tell: Callable[[Tensor], None],
+        clipping: Clipping,
+        learning_rate: Callable[[], float] | None = None,
+        reference_lr: float | None = None,
+        hooked: bool = True,
+    ) -> None:
+        if not isinstance(optimizer, Optimizer):
+            raise MisuseError(
+                f"watch: must be given a torch.optim.Optimizer, got {type(optimizer).__name__}"
+            )
+        self.optimizer, self.clipping = optimizer, clipping
+        self._tell, self._learning_rate = tell, learning_rate
+        self.reference_lr = reference_lr or float(optimizer.param_groups[0]["lr"]) or math.nan
+        if learning_rate and not 0 < self.reference_lr < math.inf:
+            raise MisuseError(
+                "watch: the first parameter group's lr must be a number > 0, as all groups keep "
+                f"their ratio to it, got {optimizer.param_groups[0]['lr']}"
+            )
+        self._ratios: list[float] = []  # of each group's LR to the reference
+        self._see_groups()
+        self._hook = optimizer.register_step_pre_hook(self._before_step) if hooked else None
+
+    def release(self) -> None:
+        """Leave the optimizer alone from here on."""
+        if self._hook:
+            self._hook.remove()
+
+    @property
+    def is_cleared(self) -> bool:
+        """Whether no parameter has a gradient."""
+        return all(
+            parameter.grad is None
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+        )
+
+    def prepare(self) -> None:
+        """Measure and clip the gradients of the update that comes next, and set its LRs."""
+        gradients = self._gradients()
+        norm = global_norm(gradients)
+        self._tell(norm)
+        self.clipping.clip_(gradients, norm)
+        if self._learning_rate:
+            self._set_lr(self._learning_rate())
+
+    def _before_step(self, optimizer: Optimizer, args: Sequence[Any], kwargs: Any) -> None:
+        if any(callable(value) for value in (*args[1:], *kwargs.values())):
+            raise MisuseError(
+                "watch: optimizer.step(closure) computes its gradients after they could be seen: "
+                "call loss.backward(), then optimizer.step()"
+            )
+        if getattr(optimizer, "found_inf", None) is not None:
+            raise MisuseError(
+                "watch: a fused optimizer decides in its kernel whether it skips an update of a "
+                "GradScaler: make it without fused=True"
+            )
+        self.prepare()
+
+    def _gradients(self) -> list[Tensor]:
+        found = [
+            parameter.grad
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        if not found:
+            raise MisuseError(
+                "watch: no parameter has a gradient at optimizer.step(): call loss.backward() "
+                "before it, and zero_grad() after it"
+            )
+        if any(gradient.layout != torch.strided for gradient in found):
+            raise MisuseError("watch: sparse gradients cannot be measured: use sparse=False")
+        return found
+
+    def _see_groups(self) -> None:
+        """Remember the LR of groups that are new: `prepare` overwrites it."""
+        for group in self.optimizer.param_groups[len(self._ratios) :]:
+            self._ratios.append(float(group["lr"]) / self.reference_lr)
+
+    def _set_lr(self, learning_rate: float) -> None:
+        self._see_groups()
+        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(learning_rate * ratio)
+            else:
+                group["lr"] = learning_rate * ratio
+
+
+@torch.no_grad()
+def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of all gradients together, a scalar, in float32 at least."""
+    if any(gradient.dtype in NARROW for gradient in gradients):
+        gradients = [
+            torch.linalg.vector_norm(gradient, dtype=torch.float32).to(gradients[0].device)
+            for gradient in gradients
+        ]
+    return torch.nn.utils.get_total_norm(gradients)
