@@ -80,6 +80,9 @@ def many(count):
     return "[" + ", ".join(map(str, range(1, count + 1))) + "]"
 
 
+LONG_LISTS = "\n".join(f"a{i} = {many(100)}" for i in range(4))
+MANY_LISTS = "\n".join(f"a{i} = [1, 2]" for i in range(20_000))
+UNKNOWN_KEYS = {f"key_{i}": "1" for i in range(2_000)}
 WRONG_STUDIES = {
     # sizes
     "a billion trials": ({"trials": "1_000_000_000"}, ["trials", "1000000", "got 1000000000"]),
@@ -123,11 +126,11 @@ WRONG_STUDIES = {
         ["batch_sizes.0", "got 1000"],
     ),
     "lists that make a hundred million groups": (
-        {"args": "\n".join(f"a{i} = {many(100)}" for i in range(4)), "trials": "1_000_000"},
+        {"args": LONG_LISTS, "trials": "1_000_000"},
         ["scientific", "100000000 groups", "a0"],
     ),
     "groups beyond counting": (
-        {"args": "\n".join(f"a{i} = [1, 2]" for i in range(20_000))},
+        {"args": MANY_LISTS},
         ["scientific", "a very long int groups"],
     ),
     "a list of twenty thousand values": (
@@ -396,7 +399,7 @@ WRONG_STUDIES = {
     "an unknown key": ({"trails": "2"}, ["trails", "did you mean 'trials'?"]),
     "a key of thousands of letters": ({"k" * 5_000: "2"}, ["unknown key", "…"]),
     "thousands of unknown keys": (
-        {f"key_{i}": "1" for i in range(2_000)},
+        UNKNOWN_KEYS,
         ["key_0: unknown key", "and 1980 mistakes more"],
     ),
     "a sampler in capitals": ({"sampler": '"TPE"'}, ["sampler", "got 'TPE'"]),

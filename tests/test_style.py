@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "search").rglob("*.py"), *(ROOT / "models").rglob("*.py")])
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 STORE = ROOT / "search" / "store"
 OUTSIDE = [path for path in FILES if STORE not in path.parents]
 MOST = 3  # generators, filters and conditional expressions in one statement
@@ -62,7 +63,7 @@ def test_what_names_optuna_storages() -> None:
         assert list(storages(line)) == [], line
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*FILES, *TESTS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_statement_is_dense(path: Path) -> None:
     found = [f"{path}:{line}" for line in dense(path.read_text(encoding="utf-8"))]
     assert not found, "name the middle of what stands here: " + ", ".join(found)

@@ -13,6 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import optuna
@@ -26,10 +27,11 @@ from tunewright.search.study.study import parse_study
 PAIRED, AGAINST_ONE = 10, 19  # seeds of a comparison: compare's defaults
 BASE_LR = 0.01
 QUICK = 2
+Values: TypeAlias = NDArray[np.float64]
 BETTER = {"clear gain": 0.03, "small gain": 0.0105}
 
 
-def values(base_lr: float, runs: int, folder: Path, slots: int | None) -> NDArray[np.float64]:
+def values(base_lr: float, runs: int, folder: Path, slots: int | None) -> Values:
     """The best validation loss of each of `runs` runs of a small MLP on digits, 200 updates, seeds
     0, 1, …
     """
@@ -51,9 +53,7 @@ def values(base_lr: float, runs: int, folder: Path, slots: int | None) -> NDArra
     return np.array([trial.best_value for trial in trials])
 
 
-def row(
-    rule: str, seeds: int, **pairs: Iterable[tuple[NDArray[np.float64], NDArray[np.float64]]]
-) -> dict[str, object]:
+def row(rule: str, seeds: int, **pairs: Iterable[tuple[Values, Values]]) -> dict[str, object]:
     """In how many comparisons of (candidate, baseline) the candidate is adopted."""
     decisions = {name: [decide([evidence(*pair)]) for pair in of] for name, of in pairs.items()}
     return {"rule": rule, "seeds": seeds} | {
@@ -81,18 +81,14 @@ def main() -> None:
             f"{own.std():.4f}"
         )
     one, other = runs.reshape(2, comparisons, PAIRED)
-    rows = [
-        row(
-            "paired",
-            n,
-            null=[(one[i, :n], other[i, :n]) for i in range(comparisons)],
-            **{
-                name: [(own.reshape(one.shape)[i, :n], one[i, :n]) for i in range(comparisons)]
-                for name, own in better.items()
-            },
-        )
-        for n in range(fewest_seeds(paired=True, candidates=1), PAIRED + 1)
-    ]
+
+    def pairs(first: Values, second: Values, n: int) -> list[tuple[Values, Values]]:
+        return [(first[i, :n], second[i, :n]) for i in range(comparisons)]
+
+    rows = []
+    for n in range(fewest_seeds(paired=True, candidates=1), PAIRED + 1):
+        truly_better = {name: pairs(own.reshape(one.shape), one, n) for name, own in better.items()}
+        rows.append(row("paired", n, null=pairs(one, other, n), **truly_better))
     alike = runs.reshape(comparisons, AGAINST_ONE + 1)
     rows.append(
         row(

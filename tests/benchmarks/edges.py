@@ -213,19 +213,21 @@ def row(name: str, golden: Golden, found: Sequence[Repetition]) -> dict[str, obj
         return f"{sum(holds(interval, edge, factor) for interval in intervals)} of {len(found)}"
 
     own, of_grid = [one.interval for one in found], [one.of_grid for one in found]
+    kinds = Counter(one.kind for one in found).most_common()
+    at_the_edge = [one.at_the_edge for one in found]
+    in_all = [one.in_all for one in found]
+    decades = [round(one.decades, 3) for one in found]
     return {
         "network": name,
-        "kind": ", ".join(
-            f"{kind} {count}" for kind, count in Counter(one.kind for one in found).most_common()
-        ),
+        "kind": ", ".join(f"{kind} {count}" for kind, count in kinds),
         "golden edge": (
             f"{readable(edge)} ({readable(golden.confidence[0])}–{readable(golden.confidence[1])})"
         ),
-        "trainings at the edge": _spread([one.at_the_edge for one in found]),
-        "with the sweep and lr_star": _spread([one.in_all for one in found]),
+        "trainings at the edge": _spread(at_the_edge),
+        "with the sweep and lr_star": _spread(in_all),
         "grid": whole_grid,
-        "edge / grid": f"{median(one.at_the_edge for one in found) / whole_grid:.2f}",
-        "decades": _spread([round(one.decades, 3) for one in found]),
+        "edge / grid": f"{median(at_the_edge) / whole_grid:.2f}",
+        "decades": _spread(decades),
         "holds it": share(own),
         f"widened {FACTOR} ×": share(own, FACTOR),
         "the grid's": share(of_grid),

@@ -137,9 +137,10 @@ def study_by_hand(case: Case, folder: Path, stops: bool = False) -> dict[str, An
         writer.writerows(
             [t["base_lr"], t["best"], t["losses"][-1], t["norms"].max()] for t in found
         )
+    infeasible = [trial for trial in found if not math.isfinite(trial["losses"][-1])]
     return {
         "trained_steps": sum(len(trial["losses"]) for trial in found),
-        "infeasible": sum(not math.isfinite(trial["losses"][-1]) for trial in found),
+        "infeasible": len(infeasible),
         "values": [trial["best"] for trial in found],
         "training_seconds": sum(trial["seconds"] for trial in found),
         "engine": "a loop per trial",
@@ -177,9 +178,10 @@ def study_by_us(case: Case, folder: Path) -> dict[str, Any]:
     trials = read_trials(store)
     assert not any(trial.verdict.crashed for trial in trials)
     engines = json.loads((store.folder / "environment.json").read_text())["engines"]
+    infeasible = [trial for trial in trials if trial.verdict.infeasible]
     return {
         "trained_steps": sum(len(trial.curve.loss) for trial in trials),
-        "infeasible": sum(trial.verdict.infeasible for trial in trials),
+        "infeasible": len(infeasible),
         "values": [trial.best_value for trial in trials],
         "training_seconds": sum(trial.seconds for trial in trials),
         "engine": engines,

@@ -247,11 +247,10 @@ def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, 
     path.write_text("keep_checkpoints = 2\n" + path.read_text())
     trials = run_study(load_study(path), results=tmp_path, slots=8, **QUIET)
     ranking = sorted((trial for trial in trials if trial.feasible), key=attrgetter("best_value"))
-    best = [
-        name_of(t.point)
-        for size in (16, 64)
-        for t in [t for t in ranking if t.point.batch_size == size][:2]
-    ]
+    best = []
+    for size in (16, 64):
+        own = [trial for trial in ranking if trial.point.batch_size == size]
+        best += [name_of(trial.point) for trial in own[:2]]
     kept = (tmp_path / "small" / "checkpoints").iterdir()
     assert sorted(file.name for file in kept) == sorted(f"{name}.safetensors" for name in best)
 

@@ -131,9 +131,8 @@ def test_the_figure_of_the_tournament_has_a_line_for_every_remedy(unstable):
 def test_the_figure_of_the_edge_shows_only_what_it_was_found_from(unstable):
     store, result, _ = unstable
     (figure,) = (scene.figure for scene in story(Results.read(store)) if scene.step.name == "edge")
-    drawn = {
-        x for trace in figure.data if trace.mode == "markers" for x in trace.x if x is not None
-    }
+    marks = [trace for trace in figure.data if trace.mode == "markers"]
+    drawn = {x for trace in marks for x in trace.x if x is not None}
     tried = {one.base_lr for one in result.groups[0].edge.tried}
     assert all(
         any(math.isclose(x, rate) or math.isclose(10**x, rate) for rate in tried) for x in drawn
