@@ -1,3 +1,4 @@
-"""What curves and trials say: verdicts, statistics, summaries. Pure functions; neither torch nor
-Optuna.
+"""What curves and trials say: verdicts, statistics, summaries.
+
+Pure functions; neither torch nor Optuna.
 """

@@ -74,9 +74,7 @@ class GroupSummary:
 
     @property
     def headroom(self) -> float:
-        """unstable_base_lr / lr_star; inf if no instability was seen, nan if nothing is
-        feasible.
-        """
+        """unstable_base_lr / lr_star; inf without instability, nan if nothing is feasible."""
         return self.unstable_base_lr[1] / self.lr_star
 
     @property
@@ -91,8 +89,9 @@ class GroupSummary:
         return self.good_region / self.feasible if self.feasible else math.nan
 
     def record(self) -> dict[str, Any]:
-        """Plain values for summary.json, the derived ones among them; what is about seeds only if
-        there are several.
+        """Plain values for summary.json, derived ones included.
+
+        Values about seeds are left out if there is only one seed.
         """
         values = asdict(self)
         group = values.pop("group")
@@ -109,9 +108,7 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class BoundaryNote:
-    """The best trials of a group press against something: the search space, or the edge of
-    stability.
-    """
+    """The best trials of a group crowd a border of the search space, or the edge of stability."""
 
     group: Group
     axis: str
@@ -139,9 +136,7 @@ def varied_names(trials: Iterable[Trial]) -> list[str]:
 
 
 def hyperparameters(trials: Sequence[Trial]) -> list[str]:
-    """Names of the hyperparameters that trials have, each worth a column, in the order they first
-    appear.
-    """
+    """Names of the trials' hyperparameters that are worth a column, in order of appearance."""
     shown = {name for trial in trials for name in trial.point.shown}
     in_order_of_appearance = dict.fromkeys(name for trial in trials for name in trial.point.values)
     return [name for name in in_order_of_appearance if name in shown]
@@ -150,8 +145,9 @@ def hyperparameters(trials: Sequence[Trial]) -> list[str]:
 def group_trials(
     trials: Iterable[Trial], scientific: Sequence[str] = ()
 ) -> dict[Group, list[Trial]]:
-    """Trials by batch size, optimizer and scientific values; groups in order, trials as they
-    came.
+    """Trials by batch size, optimizer and scientific values, with the groups in order.
+
+    Trials keep their order within a group.
     """
     groups: dict[Group, list[Trial]] = {}
     for trial in trials:
@@ -169,9 +165,7 @@ def is_rankable(trial: Trial) -> bool:
 
 
 def repetitions(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """Trials by configuration, in the order of their seeds; crashed ones, which are no evidence,
-    left out.
-    """
+    """Trials by configuration, in the order of their seeds, without the crashed ones."""
     found: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
     for trial in trials:
         if not trial.verdict.crashed:
@@ -194,8 +188,7 @@ def mean_cost(seeds: Sequence[Trial]) -> float:
 
 
 def rank_configurations(trials: Iterable[Trial]) -> list[Trial]:
-    """The best seed of every feasible configuration, in the order of the configurations' mean
-    values.
+    """The best seed of every feasible configuration, those of the best mean value first.
 
     On a tie the smaller base_lr comes first, which is farther from the edge.
     """
@@ -215,16 +208,18 @@ def _best_seed(seeds: Sequence[Trial]) -> Trial:
 
 
 def best_few(trials: Iterable[Trial]) -> list[Trial]:
-    """Of the feasible configurations, the best 3 or the best 10 %, whichever is more: their best
-    seeds (S4).
+    """The best 3 feasible configurations, or the best 10 % if that is more (S4).
+
+    Each is represented by its best seed.
     """
     ranking = rank_configurations(trials)
     return ranking[: max(BEST_FEW, math.ceil(BEST_SHARE * len(ranking)))]
 
 
 def just_above(trials: Iterable[Trial], count: int = JUST_ABOVE) -> list[Trial]:
-    """Trials of one group at the next `count` learning rates above lr_star, crashed ones apart
-    (R3).
+    """Trials of one group at the next `count` learning rates above lr_star (R3).
+
+    Crashed trials are left out.
     """
     trials = list(trials)
     ranking = rank_configurations(trials)
@@ -241,9 +236,9 @@ def just_above(trials: Iterable[Trial], count: int = JUST_ABOVE) -> list[Trial]:
 
 
 def unstable_interval(trials: Iterable[Trial]) -> tuple[float, float]:
-    """Where unstable_base_lr of one group lies: (largest feasible below, smallest infeasible above
-    lr_star).
+    """The interval in which unstable_base_lr of one group lies, as (low, high).
 
+    high is the smallest infeasible base_lr above lr_star, low the largest feasible one below high.
     (largest feasible, inf) if nothing above lr_star is infeasible, (0, smallest infeasible) if
     nothing is feasible. Other hyperparameters are pooled: make warmup_steps or clip_norm scientific
     to keep apart the edges that they move.
@@ -318,16 +313,16 @@ def _group_verdict(group: Group, trials: list[Trial], space: Space | None) -> Gr
 def boundary_checks(
     trials: Iterable[Trial], space: Space | None = None, scientific: Sequence[str] = ()
 ) -> list[BoundaryNote]:
-    """One sentence per numeric axis and group where the best trials crowd the border of the space
-    (S4).
+    """A note for each numeric axis and group whose best trials crowd a border (S4).
 
     `space` maps optimizer → axis → (low, high, log). Axes that it does not bound are not checked,
     except base_lr: the range that was tried stands for its bounds. The best trials crowd a border
-    if the best one lies in the outermost 10 % of the axis, and with it most of the best few, or as
-    many of them as were sampled there. A border beyond which the hyperparameter has no values, as
-    a momentum of 0, is none to expand. If unstable_base_lr is within 4 × of lr_star, or lr_star is
-    at the upper border and everything from unstable_base_lr upwards is infeasible, that is
-    instability, not a boundary. Raises ValueError if low > 0 does not hold on a log axis.
+    if the best one lies in the outermost 10 % of the axis, together with most of the best few.
+    Where fewer configurations were sampled there, as many as were sampled suffice. A border beyond
+    which the hyperparameter has no values, as a momentum of 0, gets no note. If unstable_base_lr is
+    within 4 × of lr_star, or lr_star is at the upper border and everything from unstable_base_lr
+    upwards is infeasible, that is instability, not a boundary. Raises ValueError if low > 0 does
+    not hold on a log axis.
     """
     return [
         note
@@ -353,8 +348,10 @@ def _group_notes(group: Group, trials: list[Trial], space: Space) -> list[Bounda
 
 
 def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> BoundaryNote | None:
-    """lr_star is close to unstable_base_lr (R6), or at the border with only infeasible trials above
-    (S4).
+    """A note if instability limits lr_star, and not the border of the space (R6, S4).
+
+    Then lr_star is close to unstable_base_lr, or at the border with only infeasible trials above
+    it.
     """
     last_feasible, unstable = unstable_interval(trials)
     above = [trial for trial in trials if trial.point.base_lr >= unstable]
@@ -375,8 +372,9 @@ def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> Bou
 
 
 def _place(value: float, bound: Bound) -> float:
-    """Where a value lies on its axis: 0 at low, 1 at high; on a log axis log(value/low) /
-    log(high/low).
+    """Where a value lies on its axis: 0 at low, 1 at high.
+
+    On a log axis log(value / low) / log(high / low).
     """
     low, high, log = bound
     if log and low <= 0:

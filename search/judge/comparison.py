@@ -1,13 +1,12 @@
-"""Is the candidate better than the baseline? Statistics of retrained values, and the one rule that
-decides (S9).
+"""Is the candidate better than the baseline? The statistics, and the one rule that decides (S9).
 
 A value is the objective at a run's best checkpoint; lower is better. gain = baseline − candidate:
-above 0 the candidate is better. Two questions are told apart by what is known of the baseline:
+above 0 the candidate is better. What is known of the baseline decides between two tests:
 
 - *Paired*: both sides were retrained, run i of each with seed i. p is that of the sign-flip
   permutation test of the mean gain: if the two recipes were equally good, every gain would be as
-  likely with the other sign. Exact wherever gains are then symmetric about 0, normal or not: over
-  all sign patterns up to 13 seeds, over 9,999 random ones beyond.
+  likely with the other sign. It is exact wherever gains are then symmetric about 0, normal or
+  not. It takes all sign patterns up to 13 seeds, and 9,999 random ones beyond.
 - *Against one checkpoint*: the baseline is a single value, and its retrain variance is unknown. p
   is the share of all N + 1 runs that are at least as bad as the baseline: were the checkpoint one
   more run of the candidate, every place among the N + 1 would be equally likely. Exact, and nothing
@@ -17,13 +16,13 @@ above 0 the candidate is better. Two questions are told apart by what is known o
 The rule, `decide`: **adopt** if the test says better, **keep baseline** if it says worse, otherwise
 **not enough evidence**, each with p corrected by Holm's method for the number of candidates. Among
 any number of candidates that are no better than the baseline, one is adopted with probability ALPHA
-at most, if the number of seeds was fixed beforehand. Looking, adding seeds and looking again makes
-it more.
+at most, if the number of seeds was fixed beforehand. Looking, adding seeds and looking again raises
+that probability.
 
 What the rule cannot see is a failure that did not happen: a candidate that is a little better in
 nine runs of ten and fails in the tenth has gains that are not symmetric, and with few seeds mostly
-shows none of it. So every decision comes with `failure_bound`, the share of runs that may fail for
-all that was seen.
+shows none of it. So every decision comes with `failure_bound`, an upper bound of the share of runs
+that fail.
 
 Sources: Tuning Playbook (S9); Bouthillier et al. 2021, "Accounting for variance in machine learning
 benchmarks" (paired runs, P(A > B)); Phipson & Smyth 2010 (sampled permutations); Holm 1979; Clopper
@@ -69,8 +68,7 @@ class Evidence:
     """What the retrained values of one candidate say, before any correction for other candidates.
 
     gain                 mean of baseline − candidate; its interval; their standard deviation
-    interval_method      how the interval was found. It was a percentile bootstrap before this was
-                         recorded
+    interval_method      how the interval was found; files without it have a percentile bootstrap
     better_fraction      share of runs in which the candidate is strictly better; Clopper-Pearson
                          interval
     candidate_spread, baseline_spread   standard deviation over seeds; nan for a single checkpoint
@@ -92,10 +90,10 @@ class Evidence:
 
 
 def evidence(candidate: ArrayLike, baseline: ArrayLike) -> Evidence:
-    """Compare values [N] of a candidate with those of the baseline: [N], paired, or [1], a
-    checkpoint.
+    """Compare values [N] of a candidate with those of the baseline.
 
-    Raises ValueError unless N ≥ 2, every value is finite and the shapes are these.
+    The baseline has N values (paired), or 1 (a checkpoint). Raises ValueError unless N ≥ 2, every
+    value is finite and the shapes are these.
     """
     candidate_N, baseline_N = np.asarray(candidate, np.float64), np.asarray(baseline, np.float64)
     paired, seeds = len(baseline_N) > 1, len(candidate_N)
@@ -148,11 +146,11 @@ def _place_of_one(gain_N: NDArray[np.float64]) -> float:
 def _student(gain_N: NDArray[np.float64]) -> Interval:
     """mean ± t · s / √N, t the quantile of Student's distribution with N − 1 degrees of freedom.
 
-    It holds the mean gain in 95 % of comparisons if gains are normally distributed, from two seeds
-    on, and in 95 to 98 % if they are symmetric with heavy tails. If a few gains are far off on one
-    side it holds it less often, as any interval of so few does. The percentile bootstrap holds it
-    in 85 % at 5 seeds. The sign-flip test cannot be inverted to 95 % at 5 seeds: its smallest p is
-    1/32, on either side.
+    It covers the true mean gain in 95 % of comparisons if gains are normally distributed, from two
+    seeds on, and in 95 to 98 % if they are symmetric with heavy tails. It covers it less often if a
+    few gains are far off on one side, as any interval of so few values does. The percentile
+    bootstrap covers it in 85 % at 5 seeds. The sign-flip test cannot be inverted to 95 % at 5
+    seeds: its smallest p is 1/32, on either side.
     """
     count, mean = len(gain_N), float(gain_N.mean())
     quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
@@ -176,8 +174,9 @@ def decide(found: Sequence[Evidence]) -> list[Decision]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number m: the k-th smallest, k = 0, 1, …, times m − k, none
-    below an earlier one.
+    """p-values corrected by Holm's method for their number m.
+
+    The k-th smallest, k = 0, 1, …, is multiplied by m − k; none is below an earlier one.
     """
     order = np.argsort(p_values, kind="stable")
     factors = np.arange(len(p_values), 0, -1)
@@ -193,18 +192,19 @@ def fewest_seeds(paired: bool, candidates: int) -> int:
 
 
 def settles(one: Evidence, candidates: int) -> float:
-    """The number of seeds that would settle an undecided comparison with probability POWER; inf:
-    none would.
+    """The number of seeds that would settle an undecided comparison with probability POWER.
 
-    What the seeds seen leave open is counted: with m the mean and s the standard deviation of n
-    paired gains,
+    inf if no number would.
+
+    What the seeds seen leave uncertain is taken into account. With m the mean and s the standard
+    deviation of n paired gains,
 
         σ = s √((n − 1) / χ²_{n−1}),    μ ~ Normal(m, σ² / n),
 
     and N is the smallest number for which the test of N fresh pairs, as powerful as Student's,
     decides with probability POWER on the average over σ and μ, whichever way it decides.
 
-    Against a checkpoint the seeds seen stay. Where k of n runs are on the other side than most,
+    Against a checkpoint the seeds seen are kept. If k of n runs are on the side of the minority,
     their share is q ~ Beta(k + ½, n − k + ½), and N is the smallest number for which (1 + k +
     Binomial(N − n, q)) / (N + 1) ≤ α.
 
@@ -217,8 +217,9 @@ def settles(one: Evidence, candidates: int) -> float:
 
 
 def _pairs(one: Evidence, alpha: float) -> float:
-    """The smallest number of pairs with enough power; inf if it is more than MOST_SEEDS, or no run
-    differs.
+    """The smallest number of pairs with enough power.
+
+    inf if it is more than MOST_SEEDS, or if no run differs.
     """
     if one.gain_spread == 0:
         return 2 if one.gain else math.inf
@@ -244,10 +245,10 @@ def _pairs(one: Evidence, alpha: float) -> float:
 
 
 def _power(effect: NDArray[np.float64], pairs: int, alpha: float) -> NDArray[np.float64]:
-    """P(Student's one-sided test of `pairs` gains decides), their mean `effect` standard deviations
-    from 0.
+    """P(Student's one-sided test of `pairs` gains decides), by the size of their mean.
 
-    By a normal approximation of the noncentral t: Abramowitz & Stegun 1964, 26.7.10.
+    `effect` is the mean gain, in standard deviations. By a normal approximation of the noncentral
+    t: Abramowitz & Stegun 1964, 26.7.10.
     """
     freedom = pairs - 1
     limit = scipy.stats.t.ppf(1 - alpha, freedom)
@@ -315,8 +316,8 @@ class Side:
     values, infeasible              of each run, by seed, the value as Optuna is told it (an
                                     infeasible run is worth its untrained model); how many runs were
                                     infeasible
-    failure_bound                   the share of runs that may be infeasible for all that was seen;
-                                    nan in older files
+    failure_bound                   upper confidence bound of the share of infeasible runs; nan in
+                                    older files
     run_seconds                     mean wall time of a run
     best_of                         best of n trials of the search; None for one trial, or for a
                                     sampler that learns, whose trials are not independent
@@ -369,16 +370,12 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def delta(self, value: float) -> float:
-        """value − that of the checkpoint: below 0 is better than the baseline; nan for what never
-        had a value.
-        """
+        """value − that of the checkpoint: below 0 is better; nan if it never had a value."""
         return value - self.checkpoint.value if math.isfinite(value) else math.nan
 
     @property
     def decision(self) -> Decision:
-        """Adopt if any candidate is to be adopted; keep the baseline if it is better than each of
-        them.
-        """
+        """Adopt if any candidate is to be adopted; keep the baseline if it beats every one."""
         decisions = [candidate.decision for candidate in self.candidates]
         if "adopt" in decisions:
             return "adopt"
@@ -386,17 +383,13 @@ class Comparison:
 
     @property
     def known_settings(self) -> dict[str, Any]:
-        """Hyperparameters of the baseline, if its settings are known; of its seed they say
-        nothing.
-        """
+        """Hyperparameters of the baseline without its seed; empty if they are not known."""
         values = self.baseline.point.values if self.baseline else {}
         return {name: value for name, value in values.items() if name != "seed"}
 
     @property
     def sides(self) -> list[tuple[str, Side]]:
-        """The retrained sides under the names they are shown by: the baseline first, if it was
-        retrained.
-        """
+        """The retrained sides by the names that are shown, a retrained baseline first."""
         baseline = [(f"baseline: {self.baseline.name}", self.baseline)] if self.baseline else []
         return baseline + [(one.side.name, one.side) for one in self.candidates]
 
@@ -410,8 +403,9 @@ class Comparison:
 
     @property
     def final(self) -> Candidate:
-        """The candidate of the final pair: of those decided like the whole, the one with the
-        largest mean gain.
+        """The candidate of the final pair.
+
+        Of those decided like the whole, it is the one with the largest mean gain.
         """
         alike = [candidate for candidate in self.candidates if candidate.decision == self.decision]
         return max(alike, key=lambda candidate: candidate.evidence.gain)

@@ -1,11 +1,10 @@
-"""When a training loss rose by more than minibatches differ: levels, scatter, and the first rise of
-a curve.
+"""When a training loss rises by more than the scatter of minibatches: its first rise.
 
-Losses of a minibatch scatter about a *typical* loss, the median over WINDOW updates. How far, is
-measured twice: as differences, and where all losses are positive as ratios, by their logarithms.
-Noise that is added to a loss shows in the first, noise that multiplies it (a mean of few squared
-errors, a likelihood) in the second; a rise must stand out of both. So a run that learns nothing
-does not rise at any batch size, nor does one that learns with noisy minibatches.
+Losses of a minibatch scatter about a *typical* loss, the median over WINDOW updates. The scatter is
+measured twice: by differences and, where all losses are positive, by ratios (of logarithms).
+Additive noise shows in the first, multiplicative noise (a mean of few squared errors, a likelihood)
+in the second; a rise must stand out of both. So a run that learns nothing does not rise at any
+batch size, nor does one that learns with noisy minibatches.
 
 Typical losses at the start, and what was learned since, set the scale; the loss itself does not,
 because it may start near 0 or change its sign. Every pass over a curve takes time and memory in
@@ -30,47 +29,47 @@ WINDOW = 25  # updates over which a typical loss is taken
 FIRST = 51
 # of the level at the start: a loss that fell this far had steadily declined (R2)
 LEARNED_FRACTION = 0.20
-UNLEARNED_FRACTION = 0.05  # of that level: less than this is not told from nothing
-FEW = (1, 3, 5, 7)  # of the first losses, which a blow-up may have left as they were
+UNLEARNED_FRACTION = 0.05  # of that level: a smaller fall does not count as learning
+FEW = (1, 3, 5, 7)  # numbers of first losses, which may come before a blow-up
 RISEN_FRACTION = 0.5  # an early rise is half of what is learned, or of the loss if nothing is
-# a later one a tenth of what was learned: a language model's spike of 1.2 nats has 15 %
+# a later rise is a tenth of what was learned (a language model's spike of 1.2 nats: 15 %)
 RISE_FRACTION = 0.10
-LASTING_FRACTION = 0.05  # one that is never made good half of that
+LASTING_FRACTION = 0.05  # half of that suffices if the loss never falls back
 ONSET_FRACTION = 0.15  # of such a rise: where it begins to show
-LUCK = 6.0  # deviations that typical losses do not differ by chance: once in 10⁹ normal ones
+LUCK = 6.0  # deviations; under normal noise, typical losses differ by more once in 10⁹ times
 # deviation of the difference of two medians of WINDOW normal losses
 MEDIANS = math.sqrt(math.pi / WINDOW)
 NORMAL = 1.4826  # standard deviation / median absolute deviation, of normal noise
-# percentile of the scatter that tells of heavy tails, and a normal one's
+# percentile of the scatter that shows heavy tails, and its place under normal noise
 TAIL, TAIL_DEVIATIONS = 95, 1.645
 TAIL_WINDOW = 101  # updates before a rise that tell how minibatches scatter
 
-# Updates that a rise lasts, and how many deviations it must be high: as differences, where there
-# are no ratios, and as ratios. Of t₂ noise, the heaviest looked at, 0.5 % of values lie beyond 8
-# deviations and 2 % beyond 4: two in a row, three of five or eight of fifteen are met less than
-# once in a thousand runs of a thousand updates. In the first steps little tells of the scatter, so
-# it must be more.
+# How many updates a rise lasts, and how many deviations high it must be: by differences, by
+# differences where there are no ratios, and by ratios. Of t₂ noise, the heaviest considered, 0.5 %
+# of values lie beyond 8 deviations and 2 % beyond 4: two in a row, three of five or eight of
+# fifteen occur less than once in a thousand runs of a thousand updates. The first steps say little
+# about the scatter, so a rise must be higher there.
 EARLY_RISES = ((2, 6.0, 12.0, 3.5), (5, 5.0, 8.0, 2.5))
 RISES = ((5, 6.0, 6.0, 3.0), (15, 4.0, 4.0, 2.0))
-# Single updates say more only if noise cannot be that heavy. One in 1,000 deviations of t₂ is met
-# once in 10⁶.
+# A single update counts only if it is beyond such noise: one t₂ value in 10⁶ lies beyond 1,000
+# deviations.
 EXCURSION_DEVIATIONS, EXCURSION_FACTOR = 1000.0, 10.0
 SPIKE_DEVIATIONS = (25.0, 6.0)  # as differences and as ratios: one t₂ value in 2,000
-SPIKE_SHARE, FEWEST_SPIKES = 0.003, 3  # so three of them, and in 1,000 updates too, are no noise
+SPIKE_SHARE, FEWEST_SPIKES = 0.003, 3  # three of them, also in 1,000 updates, are no noise
 BLOCKS = 20  # typical losses by which a slow drift is seen
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What a curve is measured by.
+    """The reference values of a loss curve.
 
-    start    loss before training: the first minibatch's, unless it was an unlucky one or, where
-             nothing else tells of that, a lucky one
+    start    loss before training: the first minibatch's, corrected if that was an unlucky one or,
+             where nothing else shows it, a lucky one
     chance   a constant predictor's: the workload's `chance_loss`, else `start`
     lowest   lowest typical loss
-    scatter  standard deviation of minibatch losses, were they normal, where it is low: a blow-up
-             has one of its own
-    ratio    that of their logarithms; 0 where a loss is not positive
+    scatter  standard deviation of minibatch losses, taken as normal, where it is low: a blow-up
+             scatters more
+    ratio    the same of their logarithms; 0 where a loss is not positive
     """
 
     start: float
@@ -98,7 +97,7 @@ class Levels:
 
     @property
     def scale_at_chance(self) -> float:
-        """What the level itself counts for: chance, or where that is 0 the start."""
+        """The size of the level itself: that of chance, or of the start where chance is 0."""
         return abs(self.chance) or abs(self.start)
 
     @property
@@ -128,14 +127,12 @@ def levels(loss: Array, chance_loss: float) -> Levels:
 
 
 def references(loss: Array, chance_loss: float) -> tuple[float, float]:
-    """The losses of the untrained model and of a constant predictor (`Levels.start`,
-    `Levels.chance`).
-    """
+    """Loss of the untrained model and of a constant predictor (`Levels.start`, `Levels.chance`)."""
     if math.isnan(chance_loss):
         start = _start(loss)
         return start, start
     first = min(float(loss[0]), float(np.median(loss[:3])))
-    # then chance does not tell of a lucky minibatch
+    # so far above chance, chance does not show whether the first minibatch was a lucky one
     far = first > chance_loss + RISEN_FRACTION * abs(chance_loss)
     return (_start(loss) if far else first), chance_loss
 
@@ -153,9 +150,9 @@ def typical(loss: Array) -> Array:
 def _start(loss: Array) -> float:
     """The first minibatch's loss; or, if it was a lucky one, as much more as scatter explains.
 
-    Nothing but the next losses tells of that, and they may have blown up. So it is raised to their
-    median at most, and no further than LUCK deviations above the median of the first few, of
-    differences as of ratios. An unlucky first one gives way to the next.
+    Only the next losses can show that, and they may have blown up. So the loss is raised to their
+    median at most, and to at most LUCK deviations above the median of the first few, by differences
+    and by ratios. If the first minibatch was an unlucky one, the next ones count.
     """
     scatter, ratio = _step_scatter(loss), _step_scatter(_logarithms(loss))
     highest = [float(np.median(loss[:WINDOW]))]
@@ -174,8 +171,9 @@ def _logarithms(loss: Array) -> Array:
 
 
 def _step_scatter(values: Array) -> float:
-    """The deviation of the first losses by the differences of neighbours, which a steady decline
-    leaves small.
+    """The deviation of the first losses, from the differences of neighbours.
+
+    A steady decline hardly changes those.
     """
     steps = np.diff(values[:FIRST])
     return _low_scatter(steps) / math.sqrt(2) if len(steps) else 0.0
@@ -222,8 +220,9 @@ def _first_of(high: NDArray[np.bool_], at: int) -> int:
 
 
 def _ahead(values: Array, count: int) -> Array:
-    """For each place: the lower of two values from it on, or the median of more; shorter by count −
-    1.
+    """For each place, the median of `count` values from it on; of two values, the lower one.
+
+    The result is shorter by count − 1.
     """
     ends = len(values) - count + 1
     if count == 2:
@@ -257,18 +256,18 @@ def _later(loss: Array, level: Levels) -> float:
 
 
 def _medians_before(center: Array) -> Array:
-    """For each update from WINDOW on: the median of the WINDOW before it, given the typical
-    losses.
+    """For each update from WINDOW on: the median of the WINDOW before it.
+
+    `center` holds the typical losses.
     """
     return center[WINDOW // 2 : len(center) - WINDOW // 2 - 1]
 
 
 def _before(values: Array) -> tuple[Array, Array]:
-    """For each update from WINDOW on: the median of the WINDOW before it, and the scatter of the
-    TAIL_WINDOW before.
+    """For each update from WINDOW on: the median of the WINDOW before it, and the scatter there.
 
-    The scatter is the larger of two, that of half of the values and that of the high ones, if tails
-    are heavy.
+    The scatter is over the TAIL_WINDOW updates before. It is the larger one of two: that of half of
+    the values, and that of the high ones, which is larger if tails are heavy.
     """
     center = typical(values)
     away = values - center
@@ -287,9 +286,7 @@ def _trailing(values: Array, percentile: float) -> Array:
 
 
 def _single(loss: Array, level: Levels) -> float:
-    """One update beyond anything that noise does; or spikes of one update, too many for heavy
-    tails.
-    """
+    """One update beyond any noise, or too many spikes of one update even for heavy tails."""
     around = typical(loss)
     # in the first steps the start is what went before
     center = np.maximum(around, level.highest_start)

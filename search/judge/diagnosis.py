@@ -1,6 +1,4 @@
-"""Records of a diagnosis: what each step of the playbook's procedure found, and the runs that say
-so.
-"""
+"""Records of a diagnosis: what each step of the procedure found, and the runs that say so."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ PLAIN = "plain"  # no remedy: what every remedy is compared with
 # an edge farther from the best base LR limits nobody who tunes over three decades
 MOST_HEADROOM = 1000.0
 
-# early, mid-training: how training blows up above lr_star (R2); edge: it ends there without having
-# blown up; none: it does not end within reach of lr_star; unknown: nothing is feasible, or the
+# early, mid-training: when training above lr_star blows up (R2); edge: it fails there without a
+# blow-up; none: it does not fail within reach of lr_star; unknown: nothing is feasible, or the
 # budget was too small
 Kind = Literal["none", "early", "mid_training", "edge", "unknown"]
 StepName = Literal[
@@ -52,9 +50,7 @@ TITLES: dict[StepName, str] = {
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its findings in sentences, the playbook's rules, and the studies whose trials are
-    the evidence.
-    """
+    """One step: its findings in sentences, the playbook's rules, and the studies as evidence."""
 
     name: StepName
     rules: tuple[str, ...]
@@ -105,10 +101,10 @@ class Edge:
 
 @dataclass(frozen=True)
 class Curvature:
-    """Largest eigenvalue λ₁ of the training loss's Hessian, and the base LR at which descent on it
-    is unstable.
+    """Largest eigenvalue λ₁ of the training loss's Hessian, and the base LRs that it limits.
 
-    The limits are nan for adaptive optimizers (`curvature.stability_limit`).
+    Above a limit, descent on a quadratic of that curvature is unstable. The limits are nan for
+    adaptive optimizers (`curvature.stability_limit`).
     """
 
     eigenvalue_at_start: float
@@ -132,7 +128,7 @@ class Remedy:
     tuned_value         mean over the seeds of the sweep, the same that chose it
     values, infeasible  of the reruns in `rerun_in`, by seed, an infeasible one worth its untrained
                         model; how many were infeasible. Empty if it was not rerun
-    failure_bound       the share of runs that may be infeasible for all that the reruns say; nan:
+    failure_bound       upper confidence bound of the share of infeasible runs, by the reruns; nan:
                         none, or older files
     evidence, decision  against plain training on the same seeds; None for plain training itself
     equal_steps         against plain training for as many updates; None where they are equal
@@ -162,8 +158,7 @@ class Remedy:
 
     @property
     def next_run(self) -> Interval:
-        """In which one more run falls with probability CONFIDENCE, if runs are normally
-        distributed.
+        """The interval that holds one more run with probability CONFIDENCE, if runs are normal.
 
         mean ± t · s · √(1 + 1/N) of the N values, s their standard deviation, t the quantile of
         Student's distribution with N − 1 degrees of freedom. (nan, nan) for fewer than two.
@@ -205,11 +200,10 @@ class GroupDiagnosis:
 
     @property
     def headroom(self) -> Interval:
-        """unstable_base_lr / the best base LR; (inf, inf) if there is no edge within what was
-        tried.
+        """unstable_base_lr / the best base LR; (inf, inf) if no edge was found.
 
-        Relative to lr_star it would hang on a standard error: on a shallow valley lr_star is half
-        of the best.
+        Relative to lr_star it would depend on a standard error: in a shallow valley lr_star is half
+        of the best base LR.
         """
         if not self.edge.found:
             return math.inf, math.inf
@@ -224,8 +218,9 @@ class GroupDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A whole diagnosis. `skipped` names the studies that the budget left out; updates are counted
-    as planned.
+    """A whole diagnosis.
+
+    `skipped` names the studies that the budget left out; updates are counted as planned.
     """
 
     study: str
@@ -269,8 +264,10 @@ def adopt(remedies: Sequence[Remedy], better: Mapping[tuple[str, str], float]) -
 
 
 def join_names(left_out: Sequence[str]) -> str:
-    """What was left out, in words: "the tuning of a", "the rerun of a" and "the rerun of b" share
-    their beginnings.
+    """What was left out, in words, each common beginning said once.
+
+    "the tuning of a", "the rerun of a", "the rerun of b" become "the tuning of a; the rerun of a,
+    b".
     """
     by_what: dict[str, list[str]] = {}
     for one in left_out:

@@ -1,10 +1,9 @@
-"""What the evaluations of a training say by themselves, whatever its training loss: did it learn,
-and keep that?
+"""What the evaluations of a training say by themselves: did it learn, and keep what it learned?
 
-They are of the weights that the user will have, on data and by a measure of their own. The training
-loss may be taken at other weights, as schedule-free optimizers do, and may be no measure of success
-at all. Lower is better. Source: Tuning Playbook, "How can optimization failures be debugged and
-mitigated?" (R6), and S6.
+They measure the weights that the user will have, on other data and by another measure than the
+training loss. That may be taken at other weights, as schedule-free optimizers do, and may be no
+measure of success at all. Lower is better. Source: Tuning Playbook, "How can optimization failures
+be debugged and mitigated?" (R6), and S6.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ import numpy as np
 
 from ..trial import Array, Curve
 
-# of the untrained model's value: what was learned beyond doubt, as of a training loss
+# of the untrained model's value: a gain as large is learning beyond doubt
 LEARNED_SHARE = 0.20
 KEPT_SHARE = 0.50  # of what was learned: with less at its end, a run has lost most of it
-# of the untrained model's value above it: worse than not to train, and not by rounding
+# of the untrained model's value: so far above it, a run is worse than no training
 WORSE_SHARE = 0.05
-ENDING = 3  # evaluations whose median is the end of a run, so that not a single one decides
+ENDING = 3  # evaluations whose median is the end of a run, so that no single one decides
 SCATTER_DEVIATIONS = 6.0  # of the scatter between evaluations: more than that is no noise
 FEWEST_TO_SCATTER = 8  # evaluations that tell how they scatter
 NORMAL = 1.4826  # standard deviation / median absolute deviation, of normal noise
@@ -36,10 +35,11 @@ class Evaluations:
 
     state    unknown     too few, or too little change: they are no evidence
              learned     much better than the untrained model, and kept until the end
-             lost        had been that, and lost more than half of it by the end
+             lost        had learned, and lost more than half of that by the end
              worse       ended worse than the untrained model
              non_finite  ended as nan or inf
-    step     updates done at the evaluation from which on it was so: the best for lost
+    step     updates done at the best evaluation; non_finite: at the first of those that end the run
+             as nan or inf
     first, best, ended  values: of the untrained model, the lowest, the end
     gaps     evaluations before the end that were not finite
     """
@@ -53,8 +53,9 @@ class Evaluations:
 
 
 def summarize_evaluations(curve: Curve, objective: str = "", maximize: bool = False) -> Evaluations:
-    """The state of a curve's evaluations of the objective; by default, of its only metric if it has
-    just one.
+    """The state of a curve's evaluations of the objective.
+
+    By default, the curve's only metric counts, if it has just one.
     """
     values = _values(curve, objective, maximize)
     finite = np.isfinite(values)
@@ -83,8 +84,9 @@ def _values(curve: Curve, objective: str, maximize: bool) -> Array:
 
 
 def _lowest(values: Array) -> float:
-    """The lowest value, or median of three in a row where there are enough: a lucky one does not
-    count.
+    """The lowest value; where there are enough, the lowest median of three in a row.
+
+    So a single lucky evaluation does not count.
     """
     if len(values) < FEWEST_TO_SCATTER:
         return float(values.min())

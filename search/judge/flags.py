@@ -45,12 +45,13 @@ class CurveFlag:
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers behind the flags of one sequence of values; nan, which passes no comparison, if
-    unknown.
+    """Numbers behind the flags of one sequence of values.
+
+    nan if unknown: it passes no comparison.
 
     improvement  first value − lowest value; nan if nothing improved or there are too few values
-    best, half, before_end, end  means over a tenth of the values: the lowest one, of the tenth
-                 before half of training, the last tenth but one, the last
+    best, half, before_end, end  means over a tenth of the values: the lowest, that of the tenth
+                 before half of training, the last but one, the last
     noise        standard deviation from one value to the next in the second half, drift removed
     error        standard deviation of the difference of two such means: √2 · noise / √(values in a
                  tenth)
@@ -86,8 +87,9 @@ def shape(values: Array) -> Shape:
 
 
 def curve_flags(trial: Trial, objective: str) -> list[CurveFlag]:
-    """The flags of a feasible trial; none if it is infeasible, crashed or its curve is missing
-    (S6).
+    """The flags of a feasible trial (S6).
+
+    None if the trial is infeasible or crashed, or if its curve is missing.
     """
     curve = trial.curve
     values = curve.metrics.get(objective)
@@ -151,8 +153,7 @@ def saturated(values: Array, maximize: bool = False) -> CurveFlag | None:
 
 
 def training_loss_rising(loss: Array) -> CurveFlag | None:
-    """The training loss ends > 2 % of its fall above its lowest level, and beyond the noise (S6,
-    R3).
+    """The training loss ends > 2 % of its fall above its lowest, and beyond the noise (S6, R3).
 
     Batches differ, so the loss is read as medians of blocks of at least 20 steps.
     """
@@ -172,12 +173,11 @@ def training_loss_rising(loss: Array) -> CurveFlag | None:
 
 
 def checkpoint_note(trials: Iterable[Trial], objective: str) -> str:
-    """Whether one group trained for too long or too short (S8); empty if neither, or if curves are
-    missing.
+    """A sentence if one group trained for too long or too short (S8).
 
-    Too long: the best trial's checkpoint lies in the first 10 % of training. Too short: the
-    checkpoints of all of the best few lie in the last 25 %, and the best trial was not saturated by
-    then.
+    Empty if neither, or if curves are missing. Too long: the best trial's checkpoint lies in the
+    first 10 % of training. Too short: the checkpoints of all of the best few lie in the last 25 %,
+    and the best trial was not saturated by then.
     """
     few = [trial for trial in best_few(trials) if trial.curve.total_steps]
     places = [trial.best_step / trial.curve.total_steps for trial in few]

@@ -1,11 +1,10 @@
-"""What a trial's neighbours tell of it: where a lower base LR learns, one that learns next to
-nothing has collapsed.
+"""Trials beside their neighbours: where a lower base LR learns, learning nothing is a collapse.
 
-Seen by itself, a run that learns nothing may as well have a base LR that is too low, and is
-feasible (`verdict`). Beside runs that take shorter steps and learn, its loss is
-"uncharacteristically high" (R6): its base LR is too high. The store keeps each trial's own verdict;
-whoever reads trials sees them beside one another (`storage.read_trials`), so that tables, report,
-axis plots and dashboard agree, as they may change with every trial that is added. Source: Tuning
+By itself, a run that learns nothing may have a base LR that is too low, so it is feasible
+(`verdict`). Beside runs that take shorter steps and learn, its loss is "uncharacteristically high"
+(R6): its base LR is too high. The store keeps each trial's own verdict. The verdict beside
+neighbours may change with every trial that is added, so it is made when trials are read
+(`storage.read_trials`): tables, report, axis plots and dashboard then agree. Source: Tuning
 Playbook, "How can optimization failures be debugged and mitigated?" (R3, R6).
 """
 
@@ -23,19 +22,19 @@ from .analysis import group_trials, is_rankable, rank_configurations
 from .curve_shape import UNLEARNED_FRACTION, levels
 from .verdict import patience
 
-# of what is learned there: far from all that a base LR a few times too high leaves
+# of what others learn: a base LR that is a few times too high leaves far more
 NEXT_TO_NOTHING_SHARE = 0.25
-# of points whose steps differ by what their hyperparameters say of the length of steps alone
+# equal in points whose length of steps can be compared by the other hyperparameters
 SAME_STEPS = ("decay", "decay_settings", "workload_key")
 NEXT_TO_NOTHING = "next to nothing of what a lower base LR learns"
 
 
 def judge_beside_neighbours(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[Trial]:
-    """Trials in their order, with those collapsed that show it beside the others of their group.
+    """Trials in their order; those that are collapsed beside others of their group are marked so.
 
-    Such a trial has a base LR above lr_star and ends with less than NEXT_TO_NOTHING_SHARE of what
-    another one learned, whose steps are shorter by every hyperparameter that scales them. It
-    trained as long, and its objective has learned as little.
+    Such a trial has a base LR above lr_star, and ends with less than NEXT_TO_NOTHING_SHARE of what
+    another one learned. The other one has a lower base LR, no hyperparameter that makes its steps
+    longer, and trained no longer. The trial's objective has improved as little as its loss.
     """
     trials = list(trials)
     found = {
@@ -47,9 +46,9 @@ def judge_beside_neighbours(trials: Iterable[Trial], scientific: Sequence[str] =
 def learns_nothing(trial: Trial, learned: float, value: float = math.nan) -> bool:
     """Whether a feasible trial ends with next to nothing of what others learn.
 
-    These end at a training loss `learned`, which must itself lie below the start by more than luck,
-    and by more than that below the trial's end. They reach `value` of the objective (`Trial.cost`),
-    and the trial next to nothing of that; nan if it is not known.
+    The others end at a training loss `learned`. It must lie below the start by more than luck, and
+    also below the trial's end by more than luck. They reach `value` of the objective (`Trial.cost`;
+    nan: not known), and the trial reaches next to nothing of that.
     """
     curve = trial.curve
     if not trial.feasible or not len(curve.loss):
@@ -65,7 +64,7 @@ def learns_nothing(trial: Trial, learned: float, value: float = math.nan) -> boo
 
 
 def mark_collapsed(trial: Trial) -> Trial:
-    """The trial with that verdict, its own evidence kept."""
+    """The trial with the verdict collapsed, its own evidence kept."""
     evidence = f"{trial.verdict.evidence}; {NEXT_TO_NOTHING}"
     return replace(trial, verdict=replace(trial.verdict, outcome="collapsed", evidence=evidence))
 
@@ -81,14 +80,14 @@ def ends_at(curve: Curve) -> float:
 
 
 def _find_collapsed(trials: Sequence[Trial]) -> list[Trial]:
-    """Those of one group."""
+    """The collapsed trials of one group."""
     ranking = rank_configurations(trials)
     ends = [(ends_at(one.curve), one) for one in trials if is_rankable(one) and len(one.curve.loss)]
     if not ranking or not ends:
         return []
     star, lowest, best = ranking[0], min(end for end, _ in ends), min(one.cost for _, one in ends)
     above = [one for _, one in ends if one.point.base_lr > star.point.base_lr]
-    # Few are left: of the others, no single trial can have learned enough more.
+    # Only few are left. The others learned enough even beside the best loss and value of all.
     left = [one for one in above if learns_nothing(one, lowest, best)]
     return [one for one in left if _is_learned_at_shorter_steps(one, ends)]
 

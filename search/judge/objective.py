@@ -1,8 +1,8 @@
-"""Whether the objective can rank trainings at all: what is wrong with it, in a sentence, before any
-base LR is blamed.
+"""Whether the objective can rank trainings at all, before any base LR is blamed.
 
-An objective that is nan, that never changes, or that should have been maximized ranks trainings by
-something else than how good they are. Nothing that is concluded from it is a result.
+What is wrong with it is said in a sentence. An objective that is nan, that never changes, or that
+should have been maximized does not rank trainings by how good they are: no conclusion from it is a
+result.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ..trial import Array, Trial
 from ..words import readable
 from .curve_shape import typical
 
-MOVED = 0.05  # of the first losses: a training that has fallen by more has begun to learn
-SAME = 1e-6  # of its size: float32 rounding, summed over a validation split, is a tenth of that
+MOVED = 0.05  # of the first losses: a training whose loss fell by more has begun to learn
+SAME = 1e-6  # relative: float32 rounding, summed over a validation split, is a tenth of that
 FEWEST_POINTS = 3  # evaluations that show a trend
-# of the trainings that learn: best before training in as many, the objective ranks nothing
+# of the trainings that learn: if it is best before training in so many, it ranks nothing
 NEARLY_ALL = 0.9
-# rank correlation with the loss above which an objective falls with it, below −FALLS: rises
+# rank correlation with the loss: above it an objective falls with the loss, below −FALLS it rises
 FALLS = 0.5
 
-# Words of an objective's name: metrics that are better when higher, and words that turn that round.
+# Words of an objective's name: metrics that are better when higher, and words that reverse that.
 WORD = re.compile(r"[A-Z]?[a-z]+[0-9]*|[A-Z]+[0-9]*")
 DIGITS = "0123456789"
 # fmt: off
@@ -57,8 +57,9 @@ WORSE_WHEN_HIGHER = frozenset(
 
 
 def sounds_better_when_higher(objective: str) -> str:
-    """The word of a metric's name by which it is better when higher; empty if there is none, or one
-    that turns it.
+    """The word by which a metric's name says that higher is better; empty if there is none.
+
+    Also empty if another word reverses that, as in neg_accuracy.
     """
     words = [word.lower() for word in WORD.findall(objective)]
     higher = [word for word in words if {word, word.rstrip(DIGITS)} & BETTER_WHEN_HIGHER]
@@ -66,8 +67,9 @@ def sounds_better_when_higher(objective: str) -> str:
 
 
 def fault_of(trials: Sequence[Trial], objective: str) -> str:
-    """What is wrong with the objective, in a sentence; empty if nothing is seen to be. Crashed
-    trials do not count.
+    """What is wrong with the objective, in a sentence; empty if no fault is seen.
+
+    Crashed trials do not count.
     """
     own = [trial for trial in trials if objective in trial.curve.metrics]
     measured = [_finite(trial, objective) for trial in own]
@@ -111,11 +113,11 @@ def _constant(trials: Sequence[Trial], objective: str, value: float) -> str:
 
 
 def _wrong_way(trials: Sequence[Trial], objective: str) -> str:
-    """The objective should be maximized: by its name, unless it falls with the loss; or because it
-    rises as that falls.
+    """A sentence if the objective should be maximized, by its name or by its trend.
 
-    Without such a name it must also be best before training in nearly all trials: then there is
-    nothing to minimize.
+    By its name, unless it falls with the loss; by its trend, if it rises as the loss falls. Without
+    such a name it must also be best before training in nearly all trials: then there is nothing to
+    minimize.
     """
     learned = [trial for trial in trials if trial.feasible and has_fallen(trial)]
     trends = [trend for trial in learned if not math.isnan(trend := _trend(trial, objective))]
@@ -136,8 +138,9 @@ def _wrong_way(trials: Sequence[Trial], objective: str) -> str:
 
 
 def _trend(trial: Trial, objective: str) -> float:
-    """Rank correlation of the objective with the typical training loss at its evaluations; nan if
-    one is constant.
+    """Rank correlation of the objective with the typical training loss at its evaluations.
+
+    nan if one of them is constant, or if there are too few evaluations.
     """
     curve = trial.curve
     at = np.minimum(curve.eval_step, len(curve.loss) - 1)

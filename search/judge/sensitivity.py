@@ -1,8 +1,8 @@
 """How much a result depends on its base LR: usable decades and LR sensitivity of a sweep.
 
-Every function takes the trials of one sweep: one configuration but for base_lr and seed. A base LR
-is worth the mean over its seeds of min(best value, value of the untrained model), an infeasible run
-as much as its untrained model.
+Every function takes the trials of one sweep: one configuration but for base_lr and seed. The value
+of a base LR is the mean over its seeds of min(best value, value of the untrained model). An
+infeasible run has the value of its untrained model.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from statistics import fmean
 
 from ..trial import Trial
 
-TOLERANCE = 0.05  # of what the best base LR had learned: closer to it than this is as good
+TOLERANCE = 0.05  # of what the best base LR learned: a value as close to its value is as good
 
 
 def usable_decades(trials: Iterable[Trial]) -> float:
     """Width of the base LRs around the best one whose value is within TOLERANCE of it, in decades.
 
-    Between the neighbours that are not, each border counted half way on the log axis; at the end of
-    the sweep, where nothing is known, up to the last base LR tried. nan without trials.
+    Each border lies half way, on the log axis, between the last such base LR and its neighbour. At
+    an end of the sweep, beyond which nothing is known, it is the last base LR tried. nan without
+    trials.
     """
     worth, start = _by_base_lr(trials)
     if not worth:
@@ -56,7 +57,7 @@ def lr_sensitivity(trials: Iterable[Trial]) -> float:
 
 
 def _by_base_lr(trials: Iterable[Trial]) -> tuple[dict[float, float], float]:
-    """What each base LR is worth, and the untrained models, on the average."""
+    """The value of each base LR, and the mean value of the untrained models."""
     found: dict[float, list[float]] = {}
     starts = []
     for trial in trials:

@@ -1,9 +1,8 @@
-"""The edge of stability of one group as a probability: how often training diverges, base LR by base
-LR.
+"""The edge of stability of one group as a probability: how often training diverges by base LR.
 
-The edge is random: at one base LR some seeds train and some diverge. What
-`analysis.unstable_interval` reads from single trials, the first unlucky one included, is estimated
-here from all of them.
+The edge is random: at one base LR some seeds train and some diverge. `analysis.unstable_interval`
+reads the edge from single trials, so that one unlucky trial can move it. Here it is estimated from
+all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import scipy
 from ..trial import Array, Trial
 
 HALF = 0.5  # unstable_base_lr: the base LR at which half of the trainings diverge
-# of a fitted probability, which is k of n trials: below 1/2, it is so by at least 1/(2 n)
+# of a fitted probability, which is k of n trials: if below 1/2, then by at least 1/(2 n)
 ROUNDING = 1e-9
 CONFIDENCE = 0.95
 LIKELIHOOD_RATIO = 2.28  # its 95 % quantile where P(diverge) passes 1/2: Banerjee & Wellner 2001
@@ -29,9 +28,7 @@ RESAMPLES = 999  # of the counts, for that p
 
 @dataclass(frozen=True)
 class Tried:
-    """What became of the trials of one group at one base_lr: `infeasible` of `trials` judged
-    ones.
-    """
+    """The judged trials of one group at one base_lr: `infeasible` of `trials`."""
 
     base_lr: float
     infeasible: int
@@ -39,8 +36,9 @@ class Tried:
 
 
 def tries(trials: Iterable[Trial]) -> list[Tried]:
-    """One record per base_lr, ascending. Other hyperparameters are pooled; crashed trials are no
-    evidence.
+    """One record per base_lr, ascending.
+
+    Other hyperparameters are pooled; crashed trials are no evidence.
     """
     infeasible: dict[float, list[bool]] = {}
     for trial in trials:
@@ -68,12 +66,12 @@ def probability(tried: Sequence[Tried]) -> list[float]:
 
 
 def bracket(tried: Sequence[Tried], above: float = 0.0) -> tuple[float, float]:
-    """Where unstable_base_lr lies, the base LR at which half of the trainings diverge: between two
-    that were tried.
+    """The two base LRs that were tried between which unstable_base_lr lies.
 
-    (largest base_lr with fitted P < 1/2, smallest with P ≥ 1/2); (largest, inf) if none reaches
-    1/2, (0, smallest) if all do. Only base LRs ≥ `above` count: far below lr_star a training may be
-    infeasible for being too slow, which says nothing about the edge.
+    At unstable_base_lr half of the trainings diverge. (largest base_lr with fitted P < 1/2,
+    smallest with P ≥ 1/2); (largest, inf) if none reaches 1/2, (0, smallest) if all do. Only base
+    LRs ≥ `above` count: far below lr_star a training may be infeasible for being too slow, which
+    says nothing about the edge.
     """
     counted = [one for one in tried if one.base_lr >= above]
     stable = [p < HALF - ROUNDING for p in probability(counted)]
@@ -92,21 +90,21 @@ def interval(infeasible: int, trials: int) -> tuple[float, float]:
 
 
 def confidence_interval(tried: Sequence[Tried], above: float = 0.0) -> tuple[float, float]:
-    """The base LRs between which unstable_base_lr lies with 95 % confidence; ends are 0 or inf
-    where nothing says so.
+    """The base LRs between which unstable_base_lr lies with 95 % confidence.
 
-    All x between two neighbouring base LRs are alike to the data. Of n trainings at base LR i, k
-    diverged:
+    An end is 0 or inf where nothing bounds it. The data do not distinguish the x between two
+    neighbouring base LRs. Of n trainings at base LR i, k diverged:
 
         LR(x) = 2 (max ℓ(p) − max_{p_i ≤ 1/2 below x, p_i ≥ 1/2 above x} ℓ(p)),
         ℓ(p) = Σ k log p + (n − k) log(1 − p)
 
     over non-decreasing p; the interval is where LR(x) ≤ LIKELIHOOD_RATIO. Only base LRs ≥ `above`
-    count, as in `bracket`, which it contains. That quantile is of many base LRs with a training
-    each. With the few of a diagnosis it holds unstable_base_lr in 95 to 100 % of simulations if
-    every training diverges by its own chance. If the same seeds diverge at every base LR it does
-    for edges up to 0.1 decades wide, and in about 88 % at 0.3 (tests/benchmarks/promises.py).
-    Source: Banerjee & Wellner 2001, "Likelihood ratio tests for monotone functions".
+    count, as in `bracket`, which the interval contains. That quantile is for many base LRs with one
+    training each. With the few of a diagnosis, the interval covers unstable_base_lr in 95 to 100 %
+    of simulations if trainings diverge independently. If the same seeds diverge at every base LR,
+    it does so for edges up to 0.1 decades wide, and in about 88 % at 0.3
+    (tests/benchmarks/promises.py). Source: Banerjee & Wellner 2001, "Likelihood ratio tests for
+    monotone functions".
     """
     counted = [one for one in tried if one.base_lr >= above]
     if not counted:
@@ -132,13 +130,12 @@ def _log_likelihood(tried: Sequence[Tried], p: Array) -> float:
 
 
 def contradiction(tried: Sequence[Tried], above: float = 0.0) -> float:
-    """The p-value of "P(diverge) never decreases with the base LR"; small: the trials contradict
-    it.
+    """The p-value of "P(diverge) never decreases with the base LR".
 
-    The statistic is twice the log likelihood of the observed shares less that of the non-decreasing
-    fit; p is the share of RESAMPLES sets of counts, drawn from the fit, in which it is at least as
-    large. 1 without trials. Source: Robertson, Wright & Dykstra 1988, "Order Restricted Statistical
-    Inference" (the statistic).
+    If it is small, the trials contradict that. The statistic is twice the log likelihood of the
+    observed shares less that of the non-decreasing fit; p is the share of RESAMPLES sets of counts,
+    drawn from the fit, in which it is at least as large. 1 without trials. Source: Robertson,
+    Wright & Dykstra 1988, "Order Restricted Statistical Inference" (the statistic).
     """
     counted = [one for one in tried if one.base_lr >= above]
     fitted = np.array(probability(counted))
@@ -156,9 +153,7 @@ def contradiction(tried: Sequence[Tried], above: float = 0.0) -> float:
 
 
 def _departure(tried: Sequence[Tried]) -> float:
-    """How much more likely the observed shares are than the non-decreasing fit, twice on the log
-    scale.
-    """
+    """2 × (log likelihood of the observed shares − that of the non-decreasing fit)."""
     shares = np.array([one.infeasible / one.trials for one in tried])
     fitted = np.array(probability(tried))
     return 2 * (_log_likelihood(tried, shares) - _log_likelihood(tried, fitted))

@@ -29,10 +29,10 @@ stopped unless it takes longer than that. What only its neighbours tell of a run
 Evaluations overrule the loss because of 261 public runs of other people (AlgoPerf): schedule-free
 optimizers take the training loss at an extrapolated point, where it returned to the level of a
 constant predictor in 9 runs whose validation was excellent, and in 2 runs it looked healthy while
-validation had lost most of what it had learned. Half is what their labels ask for. A rise of the
-objective alone is no divergence where the training loss still falls: that is overfitting, a flag of
-the curve (S6), and its best checkpoint is kept. Source: Tuning Playbook, "How can optimization
-failures be debugged and mitigated?" (R2, R3, R5, R6).
+validation had lost most of what it had learned. Half agrees with the labels of those runs. A rise
+of the objective alone is no divergence where the training loss still falls: that is overfitting, a
+flag of the curve (S6), and its best checkpoint is kept. Source: Tuning Playbook, "How can
+optimization failures be debugged and mitigated?" (R2, R3, R5, R6).
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ from .curve_shape import (
 )
 from .evaluations import LEARNED_SHARE, Evaluations, summarize_evaluations
 
-# of what is learned, above the start: not a constant predictor's minibatches
+# of what is learned, above the start: minibatches of a constant predictor scatter less
 DIVERGED_FRACTION = 0.5
 # three times the initial loss: above any loss seen on the way of runs that recovered
 STOPPED_FACTOR = 2.0
-# as far above chance a loss that never got there stands still; chance_loss may be wrong by less
+# so far above chance, a loss that never got there stands still; chance_loss is less wrong
 STANDING_FACTOR = 2.0
 # of the planned updates: early blow-ups recovered within a tenth in every run seen
 PATIENCE_FRACTION = 0.25
@@ -69,15 +69,16 @@ MIN_PATIENCE = 100  # updates: four times the span in which early blow-ups happe
 CHANCE_TOLERANCE = 0.05  # a constant predictor's minibatch losses scatter by a few percent
 # of what had been learned: a rise that never recovers (R7); evaluations are held to the same
 LOST_FRACTION = 0.5
-STOPPED_FRACTION = 0.75  # of it before training is stopped: what has lost less may recover
-LARGEST = 1e150  # a loss beyond that is no larger
-LOOKS = 4  # within the patience, that a run which never learned is looked at for a blow-up
+# of what was learned, before training is stopped: a run that lost less may recover
+STOPPED_FRACTION = 0.75
+LARGEST = 1e150  # losses are clipped to this size
+LOOKS = 4  # times within the patience that a run which never learned is searched for a blow-up
 VANISHED_FRACTION = 0.1  # gradient norm against its initial value: dead units, saturated outputs
-# Memorizing takes the training loss to less than half of itself, or by a fifth of what is learned,
-# while the objective gets worse. A loss that is taken at other weights than those that are
-# evaluated goes on as before.
+# While the objective gets worse, memorizing lowers the training loss to less than half of itself,
+# or by a fifth of what is learned. A loss taken at other weights than the evaluated ones goes on as
+# before.
 OVERFITTED_FRACTION, OVERFITTED_FACTOR = 0.2, 0.5
-# of the way from the first loss: a loss that falls less between early and late stands still
+# of the fall from the first loss: a loss that falls less from early to late stands still
 STALLED_FRACTION = 0.05
 
 
@@ -135,7 +136,7 @@ def hopeless(
     window = min(WINDOW, steps)
     recent = np.median(loss[-(steps // window * window) :].reshape(-1, window), axis=1).min()
     _, chance = references(loss, curve.chance_loss)
-    # most runs, at little cost
+    # settles most runs at little cost
     if recent <= chance - (1.0 - STOPPED_FRACTION) * (chance - loss.min()):
         return False
     level = levels(loss, curve.chance_loss)
@@ -157,8 +158,9 @@ def hopeless(
 
 
 def _looks_closely(curve: Curve, steps: int) -> bool:
-    """Whether this is the first evaluation in a while: to look for rises at each would cost as much
-    as training.
+    """Whether this is an evaluation at which to search the loss for a rise.
+
+    It is if it is the first in a while: a search at each would cost as much as training.
     """
     before, now = ([0, *curve.eval_step.tolist()])[-2:]
     every = max(1, steps // LOOKS)
@@ -166,8 +168,9 @@ def _looks_closely(curve: Curve, steps: int) -> bool:
 
 
 def has_risen(curve: Curve) -> bool:
-    """Whether the loss blew up, or became non-finite: not so where it collapsed to chance at once,
-    or slowly (R3).
+    """Whether the loss blew up or became non-finite.
+
+    It did neither where it collapsed to chance at once, or slowly (R3).
     """
     curve = _bound(curve)
     if not (np.isfinite(curve.loss) & np.isfinite(curve.grad_norm)).all():
@@ -176,9 +179,7 @@ def has_risen(curve: Curve) -> bool:
 
 
 def _bound(curve: Curve) -> Curve:
-    """The curve with norms of 1 if there are none, and with finite losses of which the mean is
-    finite, too.
-    """
+    """The curve with losses small enough for a finite mean, and norms of 1 if it has none."""
     loss, norms = curve.loss, curve.grad_norm
     if len(norms) < len(loss):  # of a log that has none
         norms = np.ones(len(loss))
@@ -213,10 +214,10 @@ def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -
 
 
 def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
-    """Whether the training loss went on falling after the best evaluation, or fell at all if none
-    was much better.
+    """Whether the training loss went on falling after the best evaluation.
 
-    The two spans of losses that are compared never overlap, however short the run.
+    If no evaluation was much better than the untrained model: whether it fell at all. The two spans
+    of losses that are compared never overlap, however short the run.
     """
     loss = curve.loss
     if abs(seen.first - seen.best) <= LEARNED_SHARE * abs(seen.first):  # its best step says nothing
@@ -250,8 +251,9 @@ def _is_evaluated_since(curve: Curve, steps: int) -> bool:
 
 
 def _place(curve: Curve, step: int) -> int:
-    """Losses before an evaluation; of a curve that was not logged at every update, a share of
-    them.
+    """How many losses were logged before an evaluation.
+
+    In a curve that was not logged at every update, these are a share of the updates.
     """
     logged = len(curve.loss)
     last = int(curve.eval_step[-1])
@@ -262,8 +264,9 @@ def _place(curve: Curve, step: int) -> int:
 
 
 def _by_loss(curve: Curve, level: Levels, rise: float) -> Verdict | None:
-    """The verdict where the training loss makes a run infeasible; None if it does not, or it is too
-    early to say.
+    """The verdict where the training loss makes a run infeasible.
+
+    None if it does not, or if it is too early to say.
     """
     loss, steps = curve.loss, patience(curve.total_steps)
     if len(loss) < steps:
@@ -281,8 +284,9 @@ def _by_loss(curve: Curve, level: Levels, rise: float) -> Verdict | None:
 
 
 def _divergence(curve: Curve, level: Levels, rise: float, last: float) -> str:
-    """Why the last losses are far above the start, or above a constant predictor's; empty if they
-    are not.
+    """Why the last losses are far above the start, or above a constant predictor's.
+
+    Empty if they are not.
     """
     if last > _ceiling(level) and level.above(last, level.highest_start):
         return f"far above its start: {curve.loss[0]:.3g} to {last:.3g}"
@@ -300,7 +304,7 @@ def _since(loss: Array, level: Levels, last: float) -> int:
     """From where on a loss that did not rise all at once is as high as at the end."""
     if level.highest_start < last:
         smooth = typical(loss)
-        # in the first steps a few updates tell
+        # in the first steps a shorter window suffices
         smooth[:WINDOW] = scipy.ndimage.median_filter(loss, 5, mode="nearest")[:WINDOW]
         return last_below(smooth, (level.highest_start + last) / 2)
     return int(np.argmax(typical(loss) <= last + level.luck))
