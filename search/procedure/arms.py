@@ -1,4 +1,4 @@
-"""The arms of the tournament, all tuned alike: at as many base LRs, on the same seeds (R18, S9)."""
+"""Arms of the tournament, tuned alike: at equally many base LRs, on the same seeds (R18, S9)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Arm:
 def base_lrs_of(case: Case, reference: Reference) -> tuple[float, ...]:
     """The base LRs of each arm: from lr_star / BELOW_STAR to the top of LADDER, evenly in decades.
 
-    lr_star takes the place of the nearest. Without it, plain training would be tuned worse than by
+    lr_star replaces the nearest of them. Without it, plain training would be tuned worse than by
     the sweep where the edge is far and the base LRs are coarse.
     """
     star = case.point.base_lr
@@ -77,7 +77,7 @@ def _settings(study: Study, optimizer: str) -> Mapping[str, float]:
 
 
 def architectures(case: Case, base_lrs: tuple[float, ...]) -> list[Arm]:
-    """What the workload declares as other architectures."""
+    """An arm for each other architecture that the workload declares."""
     arms = []
     for name, changed in case.architectures.items():
         arguments = {**case.point.workload_args, **changed}

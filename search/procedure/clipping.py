@@ -25,8 +25,8 @@ def find_clip_norm(
 ) -> Asking[tuple[float, Step, bool]]:
     """Find the threshold with which training reaches the highest multiple of the reference.
 
-    The largest if several do; inf if none does better than plain training. The flag says whether
-    the search is whole: False if the budget left the clipped runs out.
+    Returns the largest if several do, inf if none does better than plain training. The flag is
+    False if the budget left out the clipped runs.
     """
     norms = _norms(case, sweep)
     if not len(norms):
@@ -59,8 +59,7 @@ def find_clip_norm(
             f"None of the thresholds {words} trains at 1 × {reference.name} on every seed."
         )
         return math.inf, replace(step, sentences=tuple(sentences)), True
-    # The largest threshold first, and of those that clip no more than half of the updates, if there
-    # are any (R17).
+    # Thresholds that clip at most half of the updates come first (R17); of equals, the largest.
     chosen = max(
         [one for one in works if one.fraction <= CLIP_TOO_MUCH] or works,
         key=lambda one: one.reached,

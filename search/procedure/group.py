@@ -1,9 +1,8 @@
-"""The playbook's procedure for one group: sweep, boundary, edge, kind, remedies, tournament
-(R1–R19, S4, S9).
+"""The playbook's procedure for one group, from sweep to tournament (R1–R19, S4, S9).
 
-A generator (see `steps`): it yields studies, is sent their trials, and returns a GroupDiagnosis.
-What it concludes depends on trials alone, so a procedure that was interrupted comes to the same
-end.
+The steps are sweep, boundary, edge, kind, remedies and tournament. A generator (see `steps`): it
+yields studies, is sent their trials, and returns a GroupDiagnosis. What it concludes depends on
+trials alone, so a procedure that was interrupted comes to the same end.
 """
 
 from __future__ import annotations
@@ -43,16 +42,15 @@ from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, train_a
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
-EDGE_DECADES = 0.15  # how narrow unstable_base_lr is bracketed: a factor of 1.4
-# a decade is halved to 0.15 in three; the rest is for an edge that was not where one seed said
+EDGE_DECADES = 0.15  # width to which unstable_base_lr is bracketed: a factor of 1.4
+# three halve a decade to 0.15; the others are for an edge that is not where one seed put it
 EDGE_ROUNDS = 8
 PROBE_MULTIPLE, PROBE_STEPS = 2.0, 500  # R5
 CONFIRM_MULTIPLES = (5.0, 10.0)  # R7
 FEWEST_CLOSE, MOST_CLOSE = 3, 8  # base LRs of the sweep that lr_star is chosen from
-# times the earliest onset: within it, onsets at base LRs a decade or more apart are one and the
-# same
+# times the earliest onset: onsets within it, over a decade of base LRs or more, count as the same
 SAME_STEP = 1.25
-# of base LRs: early onsets that are the same over as many are the data's, not the base LR's
+# of base LRs: early onsets that are the same over so many come from the data
 SAME_DECADES = 2.0
 
 
@@ -140,7 +138,7 @@ def _edge_in_words(found: GroupDiagnosis) -> str:
     if found.edge.refused == "contradicted":
         return (
             f"{star}, and trainings diverge at lower base LRs more often than at higher ones: no "
-            "edge can be told"
+            "edge can be given"
         )
     if found.edge.refused == "too far":
         return (
@@ -157,7 +155,7 @@ def _edge_in_words(found: GroupDiagnosis) -> str:
 
 
 def _nothing_adopted(found: GroupDiagnosis) -> str:
-    """Why no remedy is adopted. What the budget left out is not known to be no better."""
+    """Why no remedy is adopted. One that the budget left out might be better."""
     if found.kind == "none":
         return "no remedy is needed"
     if found.kind == "unknown":
@@ -174,13 +172,15 @@ def _nothing_adopted(found: GroupDiagnosis) -> str:
 def _star_of(
     case: Case, trials: Sequence[Trial]
 ) -> Asking[tuple[list[Trial], Point, float, tuple[str, ...]]]:
-    """The sweep with more seeds at its best base LRs, the point of lr_star, the base LR of the best
-    mean, and the study of those seeds if any.
+    """Choose lr_star with more seeds at the best base LRs of the sweep.
 
-    Where the curve is flat, the best of single runs is a matter of luck, and may stand at the edge
-    by luck alone. So the best FEWEST_CLOSE base LRs, and every other within TOLERANCE of the best,
-    are trained on the same seeds, and lr_star is the smallest whose mean is within one standard
-    error of the best mean, seed by seed: what is as good farther from the edge is better.
+    Returns the trials with those seeds, the point of lr_star, the base LR of the best mean, and the
+    study of those seeds, if any.
+
+    Where the curve is flat, luck decides which single run is best, and it may stand at the edge. So
+    the best FEWEST_CLOSE base LRs, and every other within TOLERANCE of the best, are trained on the
+    same seeds. lr_star is the smallest of them whose mean is within one standard error of the best
+    mean, paired by seed: of base LRs that are as good, the one farthest from the edge is best.
     Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression
     Trees".
     """
@@ -206,9 +206,7 @@ def _star_of(
 
 
 def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
-    """Whether the mean of paired values is no more than one standard error above that of the
-    best.
-    """
+    """Whether the mean of paired values is within one standard error above that of the best."""
     above = np.subtract(values, best)
     return bool(above.mean() <= above.std(ddof=1) / math.sqrt(len(above)))
 
@@ -235,8 +233,9 @@ def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple
 
 
 def _extend(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]:
-    """Trials of the sweep, and of what lies beyond its border where the best one stands there or
-    nothing trains.
+    """Extend the sweep beyond its border where the best trial lies there, or nothing trains.
+
+    Returns all trials, and the step.
     """
     trials = _as_seen_from_best(case, trials)
     sentences: list[str] = []
@@ -297,8 +296,9 @@ def _star(trials: Sequence[Trial]) -> str:
 
 
 def _beyond(trials: Sequence[Trial]) -> str | None:
-    """On which side of the range the answer lies, if it is not within: at the top, "above" until
-    something diverges.
+    """On which side of the range the answer lies; None if it lies within.
+
+    "below" if nothing trains or the lowest base LR is best; "above" until something diverges.
     """
     ranking = rank_configurations(trials)
     if not ranking or ranking[0].point.base_lr == min(trial.point.base_lr for trial in trials):
@@ -345,8 +345,7 @@ def _nothing_trains(
         advice = f"the loss first moved at {high}: try base LRs from {low} to {high}"
     else:
         advice = (
-            "at no base LR did the loss move: look at the loss and the data before the learning "
-            "rate"
+            "the loss moved at no base LR: look at the loss and the data before the learning rate"
         )
     sentence = (
         f"No feasible trial from base_lr {readable(min(tried))} to {readable(max(tried))} "
@@ -366,9 +365,7 @@ def _nothing_trains(
 
 
 def _same_step(trials: Sequence[Trial]) -> tuple[float, float] | None:
-    """The first and the last onset of trainings that all go wrong at the same step, whatever the
-    base LR.
-    """
+    """The first and the last onset, if all trainings go wrong at one step at any base LR."""
     onsets = [trial.verdict.onset_step for trial in trials]
     if math.isinf(max(onsets)):
         return None
@@ -377,13 +374,13 @@ def _same_step(trials: Sequence[Trial]) -> tuple[float, float] | None:
 
 
 def _of_data(trials: Sequence[Trial], best: float = math.inf) -> list[Trial]:
-    """Trials whose loss first rises at one and the same step, over so many base LRs that it is not
-    the base LR's doing.
+    """Trials whose loss first rises at the same step over so many base LRs that the data cause it.
 
-    Of the onsets within a factor of SAME_STEP, or a step, the ones that most trials share: over a
-    decade of base LRs, and SAME_DECADES where they are early, when a base LR that is too high shows
-    within a few steps, however high. At least half of the trials between the lowest and the highest
-    of these base LRs must have it, and one at or below the best base LR.
+    Onsets within a factor of SAME_STEP, or within a step, count as the same; the one that most
+    trials share is taken. Their base LRs must span a decade. If the onset is early they must span
+    SAME_DECADES, because any base LR that is too high shows within a few steps. At least half of
+    the trials between the lowest and the highest of these base LRs must have this onset, and so
+    must one at or below the best base LR.
     """
     risen = [trial for trial in trials if math.isfinite(trial.verdict.onset_step) and _rose(trial)]
     risen.sort(key=lambda trial: trial.verdict.onset_step)
@@ -412,8 +409,8 @@ def _at_any_base_lr(own: Sequence[Trial], trials: Sequence[Trial], first: float)
 def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge, Step]]:
     """Bracket the base LR at which half of the trainings diverge, by halving on the log axis.
 
-    The two ends get as many seeds as what lies between them, so that one unlucky seed of the sweep
-    cannot place the edge: if an end turns out to be on the other side, the bracket moves.
+    The two ends get as many seeds as the base LRs between them, so that one unlucky seed of the
+    sweep cannot place the edge. If an end turns out to be on the other side, the bracket moves.
     """
     lr_star = case.point.base_lr
     own = [trial for trial in trials if _alike(trial, case)]
@@ -457,10 +454,9 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
 
 
 def judge_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:
-    """The edge with its confidence interval; refused if trials contradict it, or if it is too far
-    to matter.
+    """The edge with its confidence interval; refused if contradicted, or if too far to matter.
 
-    `probes` are trials besides those that it was bracketed by; those that were not ended early
+    `probes` are trials besides those that bracketed the edge; those that were not ended early
     count, too.
     """
     low, high = edge.interval
@@ -499,9 +495,8 @@ def _edge_sentences(case: Case, best: float, edge: Edge) -> Iterable[str]:
     low, high = edge.interval
     if edge.refused == "contradicted":
         yield (
-            "Trainings diverge at lower base LRs more often than at higher ones, beyond what "
-            "chance makes of it: no base LR is told as the edge. Is the loss a measure of "
-            "success here?"
+            "Trainings diverge at lower base LRs more often than at higher ones, more than chance "
+            "explains: no base LR is given as the edge. Is the loss a measure of success here?"
         )
         return
     if edge.refused == "too far":
@@ -539,9 +534,7 @@ def _confidence_in_words(edge: Edge) -> str:
 
 
 def _rose(trial: Trial) -> bool:
-    """Whether a trial that is no longer stable went up (R3), rather than to chance without a
-    rise.
-    """
+    """Whether the loss of an unstable trial rose (R3), rather than collapsed without a rise."""
     return (
         trial.verdict.outcome != "collapsed" or not len(trial.curve.loss) or has_risen(trial.curve)
     )
@@ -551,8 +544,9 @@ def _rose(trial: Trial) -> bool:
 
 
 def _probes(case: Case, best: float) -> Asking[tuple[list[Trial], tuple[str, ...]]]:
-    """Runs at 2 × the best base LR, evaluated at every step, and at 5 and 10 ×; the studies that
-    were trained.
+    """Runs at 2 × the best base LR, evaluated at every step, and at 5 and 10 ×.
+
+    Also the names of the studies that were trained.
     """
     rate = PROBE_MULTIPLE * best
     probe = case.ask("probe", [rate], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
@@ -567,11 +561,10 @@ def _probes(case: Case, best: float) -> Asking[tuple[list[Trial], tuple[str, ...
 def _kind(
     best: float, edge: Edge, trials: Sequence[Trial], studies: tuple[str, ...]
 ) -> tuple[Kind, list[float], Step]:
-    """What happens above the best base LR, up to the highest multiple of it that the playbook looks
-    at.
+    """What happens above the best base LR, up to the highest multiple that the playbook looks at.
 
-    Trainings that go wrong at the same step at any base LR, and recover, are left out: that is the
-    data.
+    Trainings that go wrong at the same step at any base LR, and recover, are left out: the data
+    cause that.
     """
     of_data = _of_data(trials, best)
     recovering = {id(trial) for trial in of_data if trial.feasible}
@@ -604,7 +597,7 @@ def _kind(
     if kind == "none" and 2 * len(ill) >= len(above) > 0:
         sentences.append(
             f"So do {sum(map(_is_ill, below))} of {len(below)} at and below the best base LR: the "
-            "loss rises by itself, which is no matter of the learning rate."
+            "loss rises by itself, whatever the learning rate."
         )
     if recovering:
         sentences.append(_of_data_in_words(of_data))
@@ -616,8 +609,9 @@ def _is_ill(trial: Trial) -> bool:
 
 
 def _more_often(above: Sequence[Trial], below: Sequence[Trial]) -> bool:
-    """Whether trainings above the best base LR go wrong more often than those below it, by Fisher's
-    exact test.
+    """Whether trainings go wrong more often above the best base LR than below.
+
+    By Fisher's exact test.
     """
     table = [
         [sum(map(_is_ill, own)), sum(not _is_ill(trial) for trial in own)] for own in (above, below)
@@ -648,5 +642,5 @@ def _of_data_in_words(trials: Sequence[Trial]) -> str:
     return (
         f"At {steps} the loss of {len(trials)} trainings rises at base LRs from "
         f"{readable(min(rates))} to {readable(max(rates))} alike: that is the data, not the "
-        "learning rate; look at what comes then."
+        "learning rate; look at what happens there."
     )

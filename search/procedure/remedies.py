@@ -1,8 +1,8 @@
-"""The playbook's remedies (R8–R19): each found by its own procedure, tuned alike, then rerun
-against plain training.
+"""The playbook's remedies (R8–R19), tuned alike, then rerun against plain training.
 
-Every remedy is tuned at as many base LRs on the same seeds (`arms`), the same base LRs wherever the
-optimizer is plain training's; then `tournament` decides on fresh seeds.
+Each is found by its own procedure. Every remedy is tuned at equally many base LRs on the same seeds
+(`arms`), and at the same base LRs if it has the optimizer of plain training. Then `tournament`
+decides on fresh seeds.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ OWN_ARMS = len(own_arms(Point(0, 1, "sgd", 1.0), (), math.inf, warmup_steps=1, c
 
 
 def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Found]:
-    """Plain training on fresh seeds: what its value is worth where nothing needs a remedy."""
+    """Rerun plain training on fresh seeds, where nothing needs a remedy, for an honest value."""
     asked = rerun_study(case, PLAIN, case.point, case.seeds)
     (trials,) = yield from train_all(asked)
     remedy = with_runs(as_swept(case, sweep, swept_in), asked, trials)

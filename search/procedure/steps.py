@@ -1,9 +1,8 @@
-"""Steps of a diagnosis as generators: they yield the studies that they need next, and go on when
-these are trained.
+"""Steps of a diagnosis as generators: they yield studies, and go on when these are trained.
 
-So a procedure reads like the playbook, knows nothing of workers, files or budgets, and what does
-not depend on one another is asked for `together` and trained side by side. A study that was left
-out for budget is answered by no trials.
+So a procedure reads like the playbook, and knows nothing of workers, files or budgets. Studies that
+do not depend on one another are asked for `together`, and trained side by side. The answer to a
+study that the budget left out is no trials.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ U = TypeVar("U")
 Answers: TypeAlias = Mapping[str, list[Trial]]  # trials by the name of the study that was asked for
 Asking: TypeAlias = Generator[list[Study], Answers, T]
 
-# what a sweep does without
+# what is off in a sweep
 OFF: Mapping[str, Any] = {
     name: HYPERPARAMETERS[name].off for name in COMMON if HYPERPARAMETERS[name].off is not None
 }
-# of points whose base LRs are compared with one another
+# equal in points whose base LRs can be compared with one another
 SAME_SCALE = ("optimizer", "settings", "workload_args")
 SCREENING_SEEDS = 3  # of runs that only choose what is looked at more closely
 
@@ -43,7 +42,7 @@ class Case:
 
     point          the best of its sweep: its hyperparameters are those of every step that does not
                    change them
-    seeds          trainings of whatever a finding rests on
+    seeds          trainings of each point that a finding rests on
     architectures  other arguments of the workload by name, each a possible remedy
     learned        the training loss that `point` ends at; nan: not known
     value          the objective that it reaches; nan: not known
@@ -69,8 +68,7 @@ class Case:
         return replace(self, point=point, learned=learned, value=value)
 
     def judged(self, trials: Iterable[Trial]) -> list[Trial]:
-        """Trials as seen from lr_star: above it, a whole training that has learned next to nothing
-        collapsed.
+        """Trials judged beside lr_star: above it, learning next to nothing counts as a collapse.
 
         The rule is that of `neighbours`, with lr_star for the lower base LR. Screening runs end too
         early for it, and another optimizer has base LRs of its own.
@@ -98,11 +96,11 @@ class Case:
         every_step: bool = False,
         **axes: Sequence[float],
     ) -> Study:
-        """A study of these base LRs, and of every combination with the values of other `axes`, on
-        `seeds` seeds each.
+        """A study of these base LRs, on `seeds` seeds each.
 
-        All else is `point`'s, by default the case's own. Warmup is prepended (R11); `every_step`
-        evaluates at each. Seeds begin after those of the sweep, so that nothing is trained twice.
+        It has every combination with the values of other `axes`. All else is `point`'s, by default
+        the case's own. Warmup is prepended (R11); `every_step` evaluates at each. Seeds begin after
+        those of the sweep, so that nothing is trained twice.
         """
         origin = self.study
         steps = max_train_steps or origin.max_train_steps
@@ -140,9 +138,7 @@ def as_file(text: str) -> str:
 
 
 def sweep_of(study: Study) -> Study:
-    """The study without warmup and clipping, all else as it is; the study itself if it has
-    neither.
-    """
+    """The study without warmup and clipping; the study itself if it has neither."""
     axes = [study.axes(optimizer) for optimizer in study.optimizers]
     if all(own[axis] == (off,) for own in axes for axis, off in OFF.items()):
         return study
@@ -168,8 +164,9 @@ def train_all(*studies: Study) -> Asking[list[list[Trial]]]:
 
 
 def together(*parts: Asking[T]) -> Asking[list[T]]:
-    """What each of several procedures returns. Whatever they ask for at the same time is asked for
-    at once.
+    """Run several procedures side by side, and return what each returns.
+
+    Studies that they ask for at the same time are trained together.
     """
     results: dict[int, T] = {}
     asked: dict[int, list[Study]] = {}

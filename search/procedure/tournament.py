@@ -6,8 +6,7 @@ of its ten, and lr_star.
 
 A few seeds that all train say little of how often training fails. So a remedy that stands on the
 edge is adopted only if no more than MOST_FAILING of its runs may fail, or if it fails less often
-than plain training: it is rerun, and plain training beside it, until so many seeds are there that
-none of them failing would show it.
+than plain training. Both are rerun on so many seeds that no failure among them would show this.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ from .steps import SAME_SCALE, SCREENING_SEEDS, Asking, Case, train_all
 
 PLAINS = (PLAIN, f"{PLAIN}-lr_star")  # the names of their reruns
 BEST_FEW = 4  # remedies that are rerun, besides plain training
-# of the runs of what is adopted on the edge: a run of ten lost is what a user would notice
+# of the runs of a remedy adopted on the edge: a user would notice one lost run in ten
 MOST_FAILING = 0.10
 SAFE_SEEDS = runs_without_failure(MOST_FAILING)  # 29
-# the first seed of the reruns, after the study's own: none that has chosen anything
+# added to the study's seed for the reruns: such seeds have chosen nothing
 FRESH_SEEDS = 1000
 
 
@@ -98,7 +97,7 @@ def rerun_study(
     max_train_steps: int | None = None,
     after: int = 0,
 ) -> Study:
-    """Trainings of a point on `seeds` fresh seeds, the first of which come `after` so many."""
+    """Trainings of a point on `seeds` fresh seeds, beginning after the first `after` of these."""
     step = f"rerun-{name}" + (f"-{max_train_steps}" if max_train_steps else "")
     first_seed = case.study.seed + FRESH_SEEDS + after
     return case.ask(
@@ -112,7 +111,7 @@ def rerun_study(
 
 
 def with_runs(remedy: Remedy, asked: Study, trials: Sequence[Trial]) -> Remedy:
-    """A remedy with the trainings of its rerun; without, if the budget left them out."""
+    """A remedy with the trainings of its rerun, or without them if the budget left them out."""
     if not trials:
         return replace(remedy, rerun_in="", values=(), infeasible=0, failure_bound=math.nan)
     failed = sum(not trial.feasible for trial in trials)
@@ -163,9 +162,9 @@ def _decide(
 ) -> Asking[tuple[Remedy, list[Remedy], str, _Safety]]:
     """Decide on each candidate, and which to adopt: on the edge only after SAFE_SEEDS runs of it.
 
-    Where the winner does not stand them, the next best is looked at. Seeds are added only to what
-    was already shown to be better, and it must be so with them: that makes no error of the test
-    more frequent.
+    If the winner does not pass them, the next best is looked at. Seeds are added only to a remedy
+    that was already shown to be better, and it must still be so with them: this makes no error of
+    the test more frequent.
     """
     told = _Safety([], [], [])
     own = {one.name: one for one in candidates}
@@ -197,8 +196,9 @@ def _decide(
 
 
 def _more_seeds(case: Case, control: Remedy, winner: Remedy, seeds: int) -> list[Study]:
-    """The studies that bring a winner, and plain training unless it is there already, to SAFE_SEEDS
-    runs.
+    """The studies that bring a winner, and plain training beside it, to SAFE_SEEDS runs.
+
+    Plain training is left out if it is there already.
     """
     missing = [one for one in (control, winner) if len(one.values) < SAFE_SEEDS]
     count = SAFE_SEEDS - seeds
@@ -208,8 +208,9 @@ def _more_seeds(case: Case, control: Remedy, winner: Remedy, seeds: int) -> list
 def _with_decisions(
     own: Mapping[str, Remedy], control: Remedy, unsafe: set[str]
 ) -> dict[str, Remedy]:
-    """Each candidate with its evidence and the decision; what is unsafe is not adopted, whatever
-    its values.
+    """Each candidate with its evidence and the decision.
+
+    An unsafe one is not adopted, whatever its values.
     """
     evidences = [evidence(one.values, control.values[: len(one.values)]) for one in own.values()]
     decided = {}
@@ -233,8 +234,9 @@ def _better(own: Sequence[Remedy]) -> dict[tuple[str, str], float]:
 
 
 def _on_edge(case: Case, edge: Edge, one: Remedy) -> bool:
-    """Whether a remedy's base LR is close to one at which it failed (R6), or beyond the edge of
-    plain training.
+    """Whether a remedy's base LR is close to one at which it failed (R6).
+
+    Also true if it lies beyond the edge of plain training.
     """
     if one.fails_from <= EDGE_HEADROOM * one.point.base_lr:
         return True
@@ -323,8 +325,9 @@ def _sentences(
 
 
 def _wider(control: Remedy, others: Sequence[Remedy]) -> Iterator[str]:
-    """The remedy that makes most base LRs usable, of those not shown to be worse than plain
-    training.
+    """A sentence on the remedy with the most usable base LRs, if plain training has fewer.
+
+    Only remedies that are not shown to be worse than plain training count.
     """
     wider = [
         one
