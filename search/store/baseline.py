@@ -1,10 +1,9 @@
-"""The baseline in the Optuna studies that it was compared with: a trial of its own, its checkpoint
-an artifact.
+"""The baseline as a trial of the Optuna studies that it was compared with.
 
-It is no trial of the search. Without RECORD `read_trials` passes it over, so nothing of ours counts
-it: no plan, no sampler, no table. Its state is PRUNED, with a value: Optuna draws it so, but its
-`best_trial` and importances are then of the search alone, and a script that takes `best_params`
-gets parameters.
+Its checkpoint is an artifact of that trial. It is no trial of the search. Without RECORD
+`read_trials` passes it over, so nothing of ours counts it: no plan, no sampler, no table. Its state
+is PRUNED, with a value: so Optuna draws it, but takes `best_trial` and importances from the search
+alone, and a script that reads `best_params` gets parameters.
 """
 
 from __future__ import annotations
@@ -30,8 +29,7 @@ def artifact_store(folder: Path) -> FileSystemArtifactStore:
 
 
 def tell_baseline(store: Store, baseline: Checkpoint) -> None:
-    """Add the baseline to the Optuna study of each batch size, where this checkpoint is not there
-    yet.
+    """Add the baseline to the Optuna study of each batch size that lacks this checkpoint.
 
     The file is copied once, its id made of its sha256; each trial is written whole, in one
     transaction, so that no interruption leaves one that is running for ever. Raises UserError if

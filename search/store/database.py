@@ -1,6 +1,4 @@
-"""Databases of Optuna studies, by URL: drivers, locks, and errors in a sentence that shows no
-password.
-"""
+"""Databases of Optuna studies by URL: drivers, locks, and errors that show no password."""
 
 from __future__ import annotations
 
@@ -30,7 +28,7 @@ CONNECT = {
 }
 DRIVERS = ("psycopg", "psycopg2")  # of PostgreSQL, in the order in which they are taken
 OPTUNA_TABLES = {"studies", "trials", "version_info"}
-SHORTEST_SECRET = 4  # characters: what is shorter is no secret, and stands in many a message
+SHORTEST_SECRET = 4  # characters: anything shorter is no secret, and occurs in many messages
 
 
 class UnansweredError(UnfinishedError):
@@ -40,8 +38,8 @@ class UnansweredError(UnfinishedError):
 class _TrialStorage(optuna.storages.RDBStorage):
     """RDBStorage that inserts the values of a new trial without first looking each of them up.
 
-    A trial with fifty intermediate values is otherwise a hundred queries, several times the cost of
-    all else. Nothing is lost by it: every trial is written once, whole, by `tell`.
+    Otherwise a trial with fifty intermediate values takes a hundred queries, several times the cost
+    of all else. Nothing is lost: every trial is written once, whole, by `tell`.
     """
 
     def _set_trial_intermediate_value_without_commit(
@@ -63,12 +61,11 @@ class _TrialStorage(optuna.storages.RDBStorage):
 
 
 def open_storage(url: str | URL) -> optuna.storages.BaseStorage:
-    """An Optuna storage by URL; SQLite gets a write-ahead log, so that readers never block the
-    writer.
+    """An Optuna storage by URL.
 
-    Raises UserError if the database cannot be reached or is not an Optuna database of this version;
-    what its later use raises is UnansweredError, or UserError for a damaged file. No message shows
-    a password.
+    SQLite gets a write-ahead log, so that readers never block the writer. Raises UserError if the
+    database cannot be reached or is not an Optuna database of this version; later use raises
+    UnansweredError, or UserError for a damaged file. No message shows a password.
     """
     try:
         url = _with_driver(sqlalchemy.make_url(url))
@@ -94,7 +91,7 @@ def open_storage(url: str | URL) -> optuna.storages.BaseStorage:
     if sqlite:
         sqlalchemy.event.listen(storage.engine, "connect", _write_ahead)
         storage.engine.dispose()
-    # or its connections are left open to the server
+    # otherwise its connections to the server stay open
     weakref.finalize(storage, storage.engine.dispose)
     sqlalchemy.event.listen(
         storage.engine, "handle_error", lambda context: _in_a_sentence(context, shown)
@@ -103,8 +100,9 @@ def open_storage(url: str | URL) -> optuna.storages.BaseStorage:
 
 
 def _with_driver(url: URL) -> URL:
-    """A plain postgresql:// with the driver that is installed: SQLAlchemy 2.0 takes psycopg2 alone,
-    2.1 psycopg.
+    """A plain postgresql:// with the driver that is installed.
+
+    SQLAlchemy 2.0 by itself takes psycopg2 only, 2.1 psycopg.
     """
     if url.drivername == "postgresql":
         for driver in DRIVERS:
@@ -126,8 +124,9 @@ def _scrub(url: URL, text: str) -> str:
 
 
 def sqlite_file(url: URL) -> Path | None:
-    """The file of an SQLite database, symbolic links resolved; None for one in memory or of another
-    kind.
+    """The file of an SQLite database, symbolic links resolved.
+
+    None for one in memory or of another kind.
     """
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
@@ -147,11 +146,11 @@ def _refuse_foreign(path: Path | None) -> None:
                 )
             }
             if found <= set(models.BaseModel.metadata.tables) and not _has_rows(connection, found):
-                # its making was interrupted, by a full disk, say: Optuna makes the tables that are
+                # its creation was interrupted, by a full disk, say: Optuna adds the tables that are
                 # missing
                 return
     except sqlite3.Error:
-        return  # which is said where it is opened
+        return  # the error is reported where the file is opened
     if found and not found >= OPTUNA_TABLES:
         some = ", ".join(sorted(found)[:3])
         raise UserError(
@@ -203,7 +202,7 @@ class StudyLock:
         self._connection: Connection | None = None
 
     def take(self) -> bool:
-        """Whether it could be taken: nobody else has it."""
+        """Take the lock unless somebody else has it; returns whether it was taken."""
         if self._file:
             try:
                 self._file.acquire()
@@ -221,8 +220,9 @@ class StudyLock:
         return True
 
     def keep(self) -> None:
-        """Take it again if the connection was lost. Raises UserError if somebody else has it by
-        now.
+        """Take it again if the connection was lost.
+
+        Raises UserError if somebody else has it by now.
         """
         if self._connection is None:
             return
@@ -240,8 +240,9 @@ class StudyLock:
                 ) from None
 
     def missing(self) -> Path | None:
-        """The database's file, if that is gone: SQLite goes on writing into a file that was
-        removed.
+        """The database's file if it was removed, else None.
+
+        SQLite goes on writing into a file that was removed.
         """
         return self._database if self._database and not self._database.exists() else None
 

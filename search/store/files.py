@@ -1,5 +1,6 @@
-"""Files of a results folder, each written whole or not at all; what is damaged is named and counts
-as missing.
+"""Files of a results folder, each written whole or not at all.
+
+A damaged file is named in a warning, and counts as missing.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def read_curve(path: Path) -> Curve:
             curve = Curve.from_arrays(arrays)
     except FileNotFoundError:
         raise
-    except Exception as error:  # of a damaged file numpy raises whatever its parser stumbles over
+    except Exception as error:  # for a damaged file numpy raises errors of many kinds
         raise ValueError(first_line(error)) from error
     evaluated = [curve.eval_step, *curve.metrics.values()]
     shapes = {values.shape for values in evaluated}
@@ -93,7 +94,7 @@ def read_curve(path: Path) -> Curve:
 
 
 def find_curve(path: Path) -> Curve | None:
-    """A curve; None if there is none, or, which is said once, if the file is damaged."""
+    """A curve; None if there is none, or (with a warning) if the file is damaged."""
     try:
         return read_curve(path)
     except FileNotFoundError:
@@ -104,7 +105,7 @@ def find_curve(path: Path) -> Curve | None:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    # this imports torch, which whoever only reads results need not wait for
+    # imported late: it imports torch, for which readers of results need not wait
     from safetensors.torch import save_file
 
     with atomic(path) as temporary:
@@ -112,15 +113,13 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Strict JSON of records and plain values; nan and inf become the strings "NaN" and
-    "Infinity".
-    """
+    """Strict JSON of records and plain values; nan and inf become "NaN" and "Infinity"."""
     with atomic(path) as temporary:
         temporary.write_bytes(to_json(_printable(value), indent=2, inf_nan_mode="strings") + b"\n")
 
 
 def _printable(value: Any) -> Any:
-    """The same with every text such that UTF-8 can write it: a path may hold stray bytes."""
+    """The same value with texts that UTF-8 can encode: a path may hold stray bytes."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Mapping):
@@ -131,9 +130,7 @@ def _printable(value: Any) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no file, or, which is said once, if it is
-    damaged.
-    """
+    """The object in a JSON file; None if there is no file, or (with a warning) if it is damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
@@ -151,8 +148,9 @@ _NUMBERS = [own.name for own in fields(Trial) if own.type in ("int", "float")]
 
 
 def parse_trial(text: str) -> Trial:
-    """A trial without its curve, from the JSON of `Trial.record`. Raises ValueError if that is
-    damaged or foreign.
+    """A trial without its curve, from the JSON of `Trial.record`.
+
+    Raises ValueError if that is damaged or foreign.
     """
     try:
         record = json.loads(text)

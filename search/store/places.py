@@ -12,8 +12,9 @@ STEPS = "steps"  # the folder in a study's results that holds those of the steps
 
 
 def database_of(folder: Path) -> Path:
-    """A study's own database; the steps of a diagnosis share that of the study, so that one
-    dashboard shows all.
+    """The database of a study's results folder.
+
+    The steps of a diagnosis share that of the study, so that one dashboard shows all.
     """
     diagnosed = folder.parent.parent
     is_step = folder.parent.name == STEPS and (diagnosed / STUDY_FILE).is_file()

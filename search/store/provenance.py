@@ -32,8 +32,8 @@ PACKAGES = (
 def environment(command: Sequence[str]) -> dict[str, Any]:
     """What a result depends on besides the study file: versions, machine, git revision, command.
 
-    To be asked before a run: its results change the working tree, and then the revision is one
-    "with changes".
+    Call it before a run: the results of a run change the working tree, and the revision would then
+    be one "with changes".
     """
     return {
         "started": now(),
@@ -52,9 +52,7 @@ def write_environment(folder: Path, provenance: Mapping[str, object]) -> None:
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
-    """environment.json, if it can be read, without the password that earlier versions wrote into
-    it.
-    """
+    """environment.json without passwords, which earlier versions wrote; empty if unreadable."""
     found = read_object(folder / ENVIRONMENT_FILE) or {}
     return (
         found | {"command": mask_password(str(found["command"]))} if "command" in found else found

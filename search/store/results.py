@@ -29,8 +29,7 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True)
 class Results:
-    """A study's results in memory: whoever tabulates, draws or compares takes these, and reads
-    nothing.
+    """A study's results in memory: tables, plots and comparisons take these, and read no files.
 
     All curves are among them, once: 16 bytes per update of each trial. A run of several studies
     therefore holds one study's results at a time.
@@ -73,10 +72,9 @@ class Results:
         return summarize(self.trials, self.study.scientific_names, self.study.ranges)
 
     def trials_of(self, name: str) -> Sequence[Trial]:
-        """The trials of the study or of a step of its diagnosis; a step is read when first asked
-        for.
+        """The trials of the study, or of a step of its diagnosis.
 
-        Raises UserError if the step has no results.
+        A step is read when first asked for. Raises UserError if the step has no results.
         """
         if name == self.study.name:
             return self.trials

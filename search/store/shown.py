@@ -1,4 +1,4 @@
-"""Trials as Optuna Dashboard expects them: infeasible ones drawn so, the best one feasible.
+"""Trials as Optuna Dashboard expects them: infeasible ones are marked, the best is feasible.
 
 Optuna Dashboard 0.21 does not read Optuna 5's constraints: left alone it draws every trial as
 feasible and may call a diverged one the best.
@@ -24,8 +24,9 @@ PLOT_DATA = "dashboard:plot_data:"
 
 
 class ShownStorage(_CachedStorage):
-    """A storage that shows trials as Optuna Dashboard 0.21 expects them, and ranks infeasible
-    trials last.
+    """A storage that shows trials as Optuna Dashboard 0.21 expects them.
+
+    It ranks infeasible trials last.
     """
 
     def __init__(self, storage: BaseStorage) -> None:
@@ -48,11 +49,11 @@ class ShownStorage(_CachedStorage):
         return True
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        """All studies, a figure as one attribute.
+        """All studies, with each figure as one attribute.
 
-        Optuna Dashboard looks through all attributes of a study for the artifacts of each trial; of
-        a figure of n trials, stored in parts of 2,045 characters, there are as many as n/8, and a
-        page then takes n² steps.
+        Optuna Dashboard looks through all attributes of a study for the artifacts of each trial. A
+        figure of n trials is stored in up to n/8 attributes of 2,045 characters, so a page would
+        take n² steps.
         """
         return [_with_whole_figures(study) for study in super().get_all_studies()]
 
@@ -122,8 +123,9 @@ def _violation(trial: FrozenTrial) -> float:
 
 
 def _base_lr(trial: FrozenTrial) -> tuple[float, int]:
-    """What breaks a tie, as in `analysis.rank_configurations`: the smaller base_lr, which is
-    farther from the edge.
+    """A key that breaks ties by the smaller base_lr, which is farther from the edge.
+
+    As in `analysis.rank_configurations`.
     """
     try:
         return parse_trial(trial.user_attrs[RECORD]).point.base_lr, trial.number

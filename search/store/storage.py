@@ -1,8 +1,9 @@
 """Optuna studies and the results folder: the one place that writes both.
 
-`results/<study>/` holds `study.db`, one Optuna study per batch size, and next to it what a database
-is no place for: curves, checkpoints, tables. A trial is written when it is finished, whole, in one
-transaction, so no interruption leaves a half-written or a forever-running trial behind.
+`results/<study>/` holds `study.db`, with one Optuna study per batch size, and next to it what does
+not belong in a database: curves, checkpoints, tables. A trial is written when it is finished,
+whole, in one transaction, so no interruption leaves a half-written or a forever-running trial
+behind.
 """
 
 from __future__ import annotations
@@ -47,9 +48,7 @@ DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
 
 @dataclass(frozen=True)
 class Store:
-    """A study's results folder, its Optuna studies by batch size, and the lock of who writes
-    them.
-    """
+    """A study's results folder, its Optuna studies by batch size, and the lock of its writer."""
 
     study: Study
     folder: Path
@@ -82,8 +81,9 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
 
 
 def _make(folder: Path) -> None:
-    """The folders of a study's results. Raises UserError if one of them cannot be made or
-    written.
+    """The folders of a study's results.
+
+    Raises UserError if one of them cannot be made or written.
     """
     place = folder
     try:
@@ -124,8 +124,9 @@ def _own_url(folder: Path) -> URL:
 
 
 def open_store(folder: Path, url: str | None = None) -> Store:
-    """A results folder as it stands, by its own copy of the study file. Raises UserError if it has
-    none.
+    """A results folder as it stands, by its own copy of the study file.
+
+    Raises UserError if it has none.
     """
     if not (folder / STUDY_FILE).is_file():
         raise UserError(f"{folder}: is not a results folder: it has no {STUDY_FILE}")
@@ -143,11 +144,10 @@ def open_store(folder: Path, url: str | None = None) -> Store:
 
 
 def _stored_name(folder: Path, optuna_names: Sequence[str], shared: bool) -> str:
-    """The name of the study of a results folder, which may have been renamed since, or be a link to
-    another name.
+    """The name that the database has for the study of a results folder.
 
-    Raises UserError if the database has it under neither of the folder's names, and others too, or
-    is `shared`.
+    The folder may have been renamed since, or be a link to another name. Raises UserError if the
+    database has it under neither of the folder's names, and others too, or is `shared`.
     """
     stored = {name.rpartition(BATCH_SIZE)[0] for name in optuna_names}
     for name in (folder.name, folder.resolve().name):
@@ -183,9 +183,7 @@ def _claim(store: Store) -> None:
 
 
 def _fingerprint(study: Study) -> str:
-    """A hash of every point of a non-adaptive plan, so that two machines can tell they trained the
-    same.
-    """
+    """A hash of all points of a non-adaptive plan, to tell whether two machines trained alike."""
     digest = hashlib.sha256(b"[")
     for i, point in enumerate([] if study.sampling.is_adaptive else plan(study)):
         stop_if_asked()  # a long plan takes seconds
@@ -197,8 +195,9 @@ def _fingerprint(study: Study) -> str:
 
 @contextmanager
 def exclusive(store: Store) -> Iterator[Store]:
-    """One writer per results folder, and per study in a database. Raises UserError if another run
-    is at work there.
+    """One writer per results folder, and per study in a database.
+
+    Raises UserError if another run is at work there.
     """
     with ExitStack() as held:
         try:
@@ -218,15 +217,17 @@ def exclusive(store: Store) -> Iterator[Store]:
 
 
 def is_continued(store: Store, study: Study) -> bool:
-    """Whether a study file as it is now goes on with the results of a store: only what may change
-    did.
+    """Whether a study file, as it is now, continues the results of a store.
+
+    It does if only keys that may change did.
     """
     return not changes_of(document_of(store.study), document_of(study))
 
 
 def tell(store: Store, trial: Trial) -> None:
-    """Write a finished trial to its Optuna study, in one transaction. The only function that
-    decides how.
+    """Write a finished trial to its Optuna study, in one transaction.
+
+    Only this function decides how a trial is stored.
 
     Feasible and infeasible trials are COMPLETE (an infeasible one is a result), a crashed one is
     FAIL: it says nothing about its point, which is trained again by the next run.
@@ -267,8 +268,9 @@ def tell(store: Store, trial: Trial) -> None:
 
 
 def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """A point as Optuna parameters. An axis that only this optimizer has is named after it:
-    adam.base_lr.
+    """A point as Optuna parameters.
+
+    An axis that only this optimizer has is named after it: adam.base_lr.
     """
     parameters: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
@@ -289,11 +291,10 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
 
 
 def read_trials(store: Store, records: Iterable[Trial] | None = None) -> list[Trial]:
-    """Every finished trial, by batch size and number, as seen beside the others of its group
-    (`neighbours`).
+    """Every finished trial, judged beside the others of its group (`neighbours`).
 
-    Each curve is opened once. `records` are those of `read_records`, where they are in memory
-    already.
+    They come by batch size and number. Each curve is opened once. `records` are those of
+    `read_records`, where they are in memory already.
     """
     records = read_records(store) if records is None else records
     trials = _with_curves(store, sorted(records, key=_place))
@@ -305,11 +306,12 @@ def read_trials(store: Store, records: Iterable[Trial] | None = None) -> list[Tr
 
 
 def read_records(store: Store) -> list[Trial]:
-    """Every finished trial with its own verdict, its curve left on the disk. A crashed one gives
-    way to a later try of its point.
+    """Every finished trial with its own verdict, its curve left on the disk.
 
-    Of the curve only the updates that were planned are known: all that ranking and samplers look
-    at.
+    A crashed one gives way to a later try of its point.
+
+    Of the curve only the number of planned updates is known, which suffices for ranking and
+    samplers.
     """
     trials: dict[tuple[int, int], Trial] = {}
     for batch_size in store.study.batch_sizes:
@@ -328,9 +330,7 @@ def _place(trial: Trial) -> tuple[int, int]:
 
 
 def _record(store: Store, frozen: FrozenTrial) -> Trial | None:
-    """A trial as recorded; None for one that somebody else added to the study, or, which is said, a
-    damaged one.
-    """
+    """A trial as recorded; None if somebody else added it, or (with a warning) if it is damaged."""
     if RECORD not in frozen.user_attrs:
         return None
     try:
@@ -371,15 +371,17 @@ def _evaluations(store: Store) -> dict[tuple[int, int], Curve]:
 
 
 def without_curve(trial: Trial, total_steps: int) -> Trial:
-    """A trial as it is kept in memory by the thousands: of its curve only the updates that were
-    planned.
+    """A trial as it is kept in memory by the thousands.
+
+    Of its curve it has only the number of planned updates.
     """
     return replace(trial, curve=replace(EMPTY_CURVE, total_steps=total_steps))
 
 
 def drop_checkpoints(store: Store, trials: Iterable[Trial]) -> None:
-    """Keep the checkpoints of the best `keep_checkpoints` trials at each batch size (S10);
-    infeasible ones go first.
+    """Keep the checkpoints of the best `keep_checkpoints` trials at each batch size (S10).
+
+    Infeasible ones go first.
     """
     if store.study.keep_checkpoints is None:
         return

@@ -18,10 +18,10 @@ from .files import atomic
 def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | None = None) -> None:
     """trials.csv: a row per finished trial, a column per hyperparameter and per result.
 
-    A table with more trials is left as it is, for its database may have been lost. With a
-    comparison the first row is the baseline, `baseline` in the place of its number, with the
-    hyperparameters that are known of it; and a column `delta` (`comparison.DELTA`), empty for a
-    trial that did not train.
+    An existing table with more trials is left as it is, because its database may have been lost.
+    With a comparison the first row is the baseline, with `baseline` as its number and its
+    hyperparameters as far as they are known. There is then also a column `delta`
+    (`comparison.DELTA`), which is empty for a trial that did not train.
     """
     rows = ([_baseline_row(comparison)] if comparison else []) + [
         _table_row(trial, comparison) for trial in trials
