@@ -1,9 +1,8 @@
-"""Advice: what in a study breaks a numbered rule of the playbook, though it can be run
-(`tunewright check`).
+"""Advice: where a study breaks a rule of the playbook, though it can be run.
 
-What cannot be run is a mistake, and refused (`Study.problems`). Advice is silent where file and
-results leave room for doubt; each one names the key of the study file, the value found, what to do,
-and the rule.
+A study that cannot be run is refused (`Study.problems`). `tunewright check` prints the advice.
+There is none where file and results leave room for doubt. Each piece names the key of the study
+file, the value found, what to do, and the rule.
 """
 
 from __future__ import annotations
@@ -38,8 +37,9 @@ LESS_TUNED = 0.5  # S9: half as many values or configurations as another side (t
 
 @dataclass(frozen=True)
 class Advice:
-    """One rule broken: its id, the key of the study file, and a sentence with the value found and
-    what to do.
+    """A broken rule: its id, the key of the study file, and a sentence.
+
+    The sentence has the value found, and what to do.
     """
 
     rule: str
@@ -79,9 +79,7 @@ def _wide(low: float, high: float) -> bool:
 
 
 def _explores(study: Study) -> bool:
-    """An adaptive sampler exploits what an earlier study has found: its ranges may be narrow
-    (S2).
-    """
+    """Whether a study explores; an adaptive sampler exploits, so its ranges may be narrow (S2)."""
     return not study.sampling.is_adaptive
 
 
@@ -94,8 +92,7 @@ def _all_of(names: Iterable[object]) -> str:
 
 
 def direction_of(study: Study) -> Iterator[Advice]:
-    """An objective that is minimized, though its name is that of a metric that is better when
-    higher.
+    """Advice on a minimized objective whose name says that higher is better.
 
     Silent where the file says `maximize`, true or false.
     """
@@ -164,7 +161,7 @@ def _batch_size_as_argument(study: Study) -> Iterator[Advice]:
 
 
 def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
-    """A value of 0 is off (no momentum, no weight decay), and nothing to tune."""
+    """Advice on a fixed value that each batch size should tune; 0 is off, and nothing to tune."""
     if len(study.batch_sizes) < 2:
         return
     for optimizer in study.optimizers:
@@ -196,8 +193,8 @@ def _no_control(study: Study) -> Iterator[Advice]:
                     row.control,
                     place,
                     (
-                        f"{axis_in_words(axis)} has no control: add {row.off}, to see whether it "
-                        "takes any"
+                        f"{axis_in_words(axis)} has no control: add {row.off}, to see whether any "
+                        "is needed"
                     ),
                 )
 
@@ -227,7 +224,7 @@ def _long_warmup(study: Study) -> Iterator[Advice]:
                 "R12",
                 place,
                 f"{axis_in_words(axis)} is more than {LONG_WARMUP:.0%} of max_train_steps = "
-                f"{study.max_train_steps}: if no shorter warmup does, raise max_train_steps or "
+                f"{study.max_train_steps}: if no shorter warmup works, raise max_train_steps or "
                 "set prepend_warmup = true",
             )
 
@@ -274,7 +271,7 @@ def _too_small_for_adam(study: Study) -> Iterator[Advice]:
 
 
 def _few_evaluations(study: Study) -> Iterator[Advice]:
-    """Where nothing is tuned, no best checkpoint decides anything."""
+    """Advice on few evaluations, unless nothing is tuned: then no best checkpoint decides."""
     tuned = any(free_axes(study, group) for group in study.groups(study.batch_sizes[0]))
     if tuned and study.evaluations + 1 < ENOUGH:  # the untrained model is evaluated, too
         yield advice_by(
@@ -315,8 +312,9 @@ def _fixed_on_one_side(study: Study) -> Iterator[Advice]:
 
 
 def _coarse_on_one_side(study: Study) -> Iterator[Advice]:
-    """Grids of base_lr; an optimizer may well have more configurations for axes that are its own
-    (S1).
+    """Advice on a grid of base_lr that is much coarser for one optimizer than for another.
+
+    An optimizer may well have more configurations for axes that are its own (S1).
     """
     if not study.sampling.is_grid or "base_lr" in study.scientific:
         return
@@ -332,7 +330,7 @@ def _coarse_on_one_side(study: Study) -> Iterator[Advice]:
                 "S9",
                 place,
                 f"{count} values, but {most} for another optimizer: "
-                "the side that is less tuned loses by that alone; give both as many",
+                "the side that is less tuned loses by that alone; give both equally many",
             )
 
 
@@ -381,7 +379,7 @@ def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
 
 
 def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice]:
-    """Long warmup won, and at its base_lr and above no shorter one trained."""
+    """Advice where a long warmup won, and no shorter one trained at its base_lr or above."""
     short = LONG_WARMUP * study.max_train_steps
     names = [name for name in study.scientific_names if name != "warmup_steps"]
     for group, own in group_trials(trials, names).items():

@@ -1,6 +1,6 @@
 """Advice on a workload's chance_loss, by which verdicts on the training loss are measured (R6).
 
-It draws batches, so it needs the workload itself and torch, as nothing in `advice` does.
+Unlike all of `advice`, it draws batches, so it needs the workload itself and torch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from .advice import Advice, advice_by
 
 NOISY_BATCH = 64  # examples: with fewer, a mean of squared errors scatters by a fifth or more
 LABEL_BATCHES = 200  # drawn to estimate how frequent labels are
-ENOUGH_LABELS = 10  # of each kind on average: fewer tell an entropy that is too low
-ENTROPY_FACTOR = 1.1  # what a constant predictor loses by more than that is no estimate's error
+ENOUGH_LABELS = 10  # of each kind on average: fewer give an entropy that is too low
+# a chance_loss higher than the entropy by this factor is no error of estimation
+ENTROPY_FACTOR = 1.1
 
 
 def advise_on_chance(study: Study, workload: Workload) -> Iterator[Advice]:
@@ -34,7 +35,7 @@ def advise_on_chance(study: Study, workload: Workload) -> Iterator[Advice]:
         yield advice_by(
             "R6",
             "workload",
-            "states no chance_loss, so what a trial starts from is read off its first "
+            "states no chance_loss, so the loss at a trial's start is read from its first "
             f"minibatches, which differ most at batch size {smallest}: give it the loss of a "
             "constant predictor as attribute chance_loss",
         )
@@ -47,15 +48,16 @@ def advise_on_chance(study: Study, workload: Workload) -> Iterator[Advice]:
         yield advice_by(
             "R6",
             "workload",
-            f"chance_loss = {readable(stated)} is that of {labels.max() + 1} labels which are all "
-            f"as frequent, but their entropy is {readable(entropy)}, which a constant predictor "
-            "reaches: state that",
+            f"chance_loss = {readable(stated)} is that of {labels.max() + 1} labels which are "
+            f"equally frequent, but their entropy is {readable(entropy)}, which a constant "
+            "predictor reaches: state that",
         )
 
 
 def _labels(workload: Workload, batch_size: int) -> NDArray[np.int64]:
-    """The labels of the first batches: the last part of a batch, if those are counting numbers;
-    else none.
+    """The labels of the first batches: the last part of a batch, if it holds counting numbers.
+
+    Empty if it does not.
     """
     found: list[NDArray[np.int64]] = []
     for batch in islice(iter(workload.train_batches(batch_size, 0)), LABEL_BATCHES):

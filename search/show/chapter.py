@@ -1,6 +1,4 @@
-"""A diagnosis as a chapter of the report: for each group its steps in order, with the sentences and
-a figure each.
-"""
+"""A diagnosis as a chapter of the report: each group's steps, with sentences and a figure each."""
 
 from __future__ import annotations
 
@@ -51,21 +49,23 @@ class Scene:
 
     @property
     def name(self) -> str:
-        """The figure's, as a file; none of another group's."""
+        """The figure's name as a file, different for every group and step."""
         return f"diagnosis_{label(self.group.group)}_{self.step.name}"
 
 
 def story(results: Results) -> Iterator[Scene]:
-    """Every step of every group of the diagnosis; none if there was none. The trials are those of
-    the study and of `steps/`.
+    """Every step of every group of the diagnosis; none if there was none.
+
+    The trials are those of the study and of `steps/`.
     """
     sweep = sweep_of(results.study)
     names = sweep.scientific_names
     for found in results.diagnosis.groups if results.diagnosis else ():
 
         def trials(studies: Iterable[str], group: Group = found.group) -> list[Trial]:
-            """The sweep is shared by all groups; any other study is the group's own, remedies of it
-            included.
+            """Trials of these studies; of the sweep, which all groups share, this group's only.
+
+            Any other study belongs to the group alone, those of remedies included.
             """
             own = [(study, trial) for study in studies for trial in results.trials_of(study)]
             return [
@@ -84,9 +84,7 @@ def story(results: Results) -> Iterator[Scene]:
 
 
 def _sweep(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
-    """The title says what the diagnosis found by means over seeds; the star is the best single
-    training.
-    """
+    """The title gives lr_star by means over seeds; the star marks the best single training."""
     own = trials(step.studies + _studies(found, "boundary"))
     if not own:
         return None
@@ -107,8 +105,9 @@ def _star(found: GroupDiagnosis) -> str:
 
 
 def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
-    """By the record itself: beside lr_star more trials may count as collapsed than by their own
-    curves.
+    """The edge as the diagnosis recorded it.
+
+    Beside lr_star, more trials may count as collapsed than by their own curves.
     """
     limits = {}
     if found.curvature:
@@ -128,8 +127,9 @@ def _kind(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> 
 
 
 def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
-    """Screening runs of every length at the highest base LR at which some length trains, else at
-    the lowest.
+    """Screening runs of every warmup length, at one base LR.
+
+    It is the highest at which some length trains; if none does, the lowest.
     """
     screened = trials(name for name in step.studies if "-screen-" in name)
     screens = [trial for trial in screened if len(trial.curve.loss)]
@@ -153,9 +153,7 @@ def _clipping(
 def _tournament(
     found: GroupDiagnosis, step: Step, objective: str, trials: Trials
 ) -> go.Figure | None:
-    """The sweeps of those that were rerun: of more than these few the lines cannot be told
-    apart.
-    """
+    """The sweeps of the remedies that were rerun: more lines than these could not be told apart."""
     own: list[Trial] = []
     for remedy in [one for one in found.remedies if one.values] or found.remedies:
         for trial in trials([remedy.tuned_in]):

@@ -1,5 +1,4 @@
-"""Optuna Dashboard on a study, served through a storage that shows trials as it expects them
-(`store.shown`).
+"""Optuna Dashboard on a study, whose trials are shown as it expects them (`store.shown`).
 
 Only notes can be edited in the browser: trials are written by the driver of a run alone.
 """
@@ -73,21 +72,19 @@ class _ThreadedServer(ThreadingMixIn, WSGIServer):
     daemon_threads = True  # an open browser must not keep Ctrl-C waiting
 
     def service_actions(self) -> None:
-        """Called between two looks for requests, twice a second."""
+        """Called about twice a second, between two requests."""
         super().service_actions()
         stop_if_asked()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that left before its answer came: not worth a traceback. What the program did
-        wrong is.
-        """
+        """Pass over a browser that left before its answer came; print any other error."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 class _QuietHandler(WSGIRequestHandler):
     timeout = SECONDS_OF_SILENCE
-    # of a line that is no request: its answer then has a status
+    # for a line that is no request, so that its answer has a status
     default_request_version = "HTTP/1.0"
 
     def log_message(self, format: str, *args: object) -> None:

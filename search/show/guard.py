@@ -1,10 +1,9 @@
-"""Who may ask the dashboard's server, and what is no request: checked before Optuna Dashboard sees
-it.
+"""Which requests the dashboard's server answers, checked before Optuna Dashboard sees them.
 
 A page of another site can make the browser ask a server on this machine, under its own name (DNS
 rebinding) or another's (a form, a script). So a request must name the server as this machine does,
-and come from no other origin. Optuna Dashboard answers what it does not expect with 500 and a
-traceback: here that is 400, or 404 for what is not there.
+and come from no other origin. To a request that it does not expect, Optuna Dashboard answers 500
+and a traceback; here the answer is 400, or 404 for something that is not there.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ OWN_NAMES = ("localhost", "127.0.0.1", "[::1]")
 HTTP_PORT = "80"  # which a browser leaves out
 LONGEST_NOTE = 2**20  # bytes of a request with a note; verdicts take some thousands
 LARGEST_ID = 2**31 - 1  # of a study or trial, in the databases that Optuna writes
-MOST_DIGITS = 10  # of it, and of a number of trials
+MOST_DIGITS = 10  # of an id, and of a number of trials
 # of a study with one objective
 PLOTS = ("contour", "slice", "parallel_coordinate", "rank", "edf", "timeline")
 READ_ONLY = (
@@ -73,8 +72,7 @@ Known = Callable[[int], bool]  # whether there is a study, or a trial, of that i
 def guard_app(app: WSGIApplication, has_study: Known, has_trial: Known) -> WSGIApplication:
     """The application, asked only what it can answer and only by this machine's own pages.
 
-    Answers have a Content-Security-Policy, and no header that
-    lets other origins read them.
+    Answers have a Content-Security-Policy, and no header that lets other origins read them.
     """
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -107,9 +105,7 @@ def _is_replaced(name: str) -> bool:
 
 
 def _check_sender(environ: WSGIEnvironment) -> None:
-    """Raise RefusedError unless Host is this server's own, and Origin, if there is one, is of its
-    pages.
-    """
+    """Raise RefusedError unless Host is this server, and so is Origin, if there is one."""
     port = environ.get("SERVER_PORT", "")
     names = {f"{name}:{port}" for name in OWN_NAMES}
     if port == HTTP_PORT:
@@ -127,10 +123,8 @@ def _check_sender(environ: WSGIEnvironment) -> None:
 
 
 def _check_request(environ: WSGIEnvironment, has_study: Known, has_trial: Known) -> None:
-    """Raise RefusedError for what Optuna Dashboard would answer with an error of its own, or may
-    not be asked.
-    """
-    environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # Optuna Dashboard takes it for given
+    """Raise RefusedError for a request that is not allowed, or on which Optuna Dashboard fails."""
+    environ.setdefault("HTTP_ACCEPT_ENCODING", "")  # Optuna Dashboard expects it to be there
     path, method = str(environ.get("PATH_INFO", "")).rstrip("/"), environ["REQUEST_METHOD"]
     found = STUDY.fullmatch(path)
     rest = (found["rest"] or "") if found else ""

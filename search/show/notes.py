@@ -168,7 +168,7 @@ def _save_note(optuna_study: optuna.Study, verdict: str) -> None:
     _, line, below = before.partition(KEPT)
     theirs = below if line else before  # a note without our line was all written by somebody
     body = f"{verdict}\n\n---\n{KEPT}\n\n{theirs.strip()}".rstrip() + "\n"
-    if body != before:  # an open editor refuses to save over a new version: make none without need
+    if body != before:  # make no new version without need: an open editor refuses to save over one
         save_note(optuna_study, body)
 
 
@@ -177,7 +177,5 @@ def _is_log(study: Study, axis: str) -> bool:
 
 
 def _figure_id(axis: str) -> str:
-    """The same for the same axis, so that a new figure takes the old one's place; ASCII, as an id
-    must be.
-    """
+    """An id that depends on the axis alone: a new figure replaces the old one. ASCII only."""
     return "axis-" + re.sub(r"[^A-Za-z0-9_.-]", "-", axis)

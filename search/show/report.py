@@ -119,10 +119,10 @@ class Cell:
 
 
 def write_report(results: Results, png: bool = False) -> Path:
-    """Write report.html of a study's results, with `png` also plots/*.png, and return the report's
-    path.
+    """Write report.html of a study's results, and return its path.
 
-    All of the report is written, or nothing. The same results give the same bytes.
+    With `png` also plots/*.png. All of the report is written, or nothing. The same results give the
+    same bytes.
     """
     path = results.folder / "report.html"
     found, scenes = pictures(results), _scenes(results)
@@ -137,7 +137,7 @@ def write_report(results: Results, png: bool = False) -> Path:
 
 
 def _scenes(results: Results) -> list[Scene]:
-    """The steps of a diagnosis; none, and a word, where the results of one are not there."""
+    """The steps of a diagnosis; none (with a warning) if the results of one are missing."""
     try:
         return list(story(results))
     except UserError as error:
@@ -189,12 +189,12 @@ def _template() -> jinja2.Template:
 
 
 def _abbreviation(id: str) -> Markup:
-    """The id of a rule, which says the rule where a reader points at it."""
+    """The id of a rule, with the rule's sentence on hover."""
     return Markup('<abbr title="{}">{}</abbr>').format(rule(id).sentence, id)
 
 
 def _cite(sentence: str) -> Markup:
-    """A sentence, escaped, in which each id that it cites says its rule."""
+    """A sentence, escaped, with the sentence of each cited rule on hover."""
     words = CITATION.split(sentence)  # text, id, text, …, id, text
     words[1::2] = map(_abbreviation, words[1::2])
     return Markup("").join(words)
@@ -228,9 +228,7 @@ def _sentences(results: Results) -> list[str]:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report: under which heading it stands, its name as a file, and its columns of
-    panels.
-    """
+    """A figure of the report: its heading, its name as a file, and its columns of panels."""
 
     heading: str
     name: str
@@ -276,8 +274,9 @@ def pictures(results: Results) -> list[Picture]:
 
 
 def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
-    """Write each picture as a PNG file. Raises UserError if the optional parts that draw them are
-    missing.
+    """Write each picture as a PNG file.
+
+    Raises UserError if the optional parts that draw them are missing.
     """
     for picture in found:
         try:

@@ -36,11 +36,11 @@ COLUMNS = (
 # `comparison_rows`
 COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")
 MAY_FAIL = (
-    "may fail: the share of runs that may be infeasible for all that these show, with 95 % "
-    "confidence"
+    "may fail: the largest share of infeasible runs that these runs allow, with 95 % confidence"
 )
 NOT_TRIED = "`tunewright check --time` also tries the workload, and estimates how long trials take."
-POINTS_JUDGED = 1_000  # of a plan, for the updates of its trials: enough for a mean, made at once
+# of a plan, to estimate the updates of its trials: enough for a mean, quickly made
+POINTS_JUDGED = 1_000
 UNKNOWN = "unknown"
 LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
 
@@ -57,8 +57,9 @@ def summary_table(
     title: str = "",
     comparison: Comparison | None = None,
 ) -> Table:
-    """One row per group: batch size, optimizer and scientific values. Best points show what is
-    varied.
+    """One row per group: batch size, optimizer and scientific values.
+
+    Best points show what is varied.
 
     With a comparison its baseline comes first, and a column says how far from it each best value
     is.
@@ -107,8 +108,9 @@ def baseline_cells(comparison: Comparison) -> dict[str, str]:
 def summary_cells(
     row: GroupSummary, varied: Collection[str], comparison: Comparison | None = None
 ) -> dict[str, str]:
-    """A summary in words, by column. Of the best point, what is varied and not in another
-    column.
+    """A summary in words, by column.
+
+    The best point has what is varied and not in another column.
     """
     last_feasible, unstable = row.unstable_base_lr
     if math.isinf(unstable):
@@ -162,9 +164,7 @@ def _or_dash(value: float, form: str = "{:.3g}") -> str:
 
 
 def comparison_tables(result: Comparison) -> list[Table]:
-    """What `tunewright compare` shows: the values with the decision on each candidate, and what
-    each side cost.
-    """
+    """What `tunewright compare` shows: values with decisions, and what each side cost."""
     values = Table(
         box=box.SIMPLE_HEAD,
         title=f"{result.objective}: {result.seeds} runs per side, seeds from {result.first_seed}",
@@ -190,14 +190,15 @@ def comparison_tables(result: Comparison) -> list[Table]:
 
 
 def interval_method(result: Comparison | GroupDiagnosis) -> str:
-    """How the intervals of gains were found, which older files did otherwise."""
+    """How the intervals of gains were found; older files have another method."""
     own = result.candidates if isinstance(result, Comparison) else result.remedies
     return next((one.evidence.interval_method for one in own if one.evidence), STUDENT)
 
 
 def on_test_split(result: Comparison) -> str:
-    """The final pair on the test split, in words; empty while undecided, or without a test
-    split.
+    """The final pair on the test split, in words.
+
+    Empty while undecided, or without a test split.
     """
     if not result.test:
         return ""
@@ -211,9 +212,7 @@ def on_test_split(result: Comparison) -> str:
 
 
 def comparison_rows(result: Comparison) -> list[dict[str, str]]:
-    """A row for the checkpoint, one for its retrained settings if they are known, and one for each
-    candidate.
-    """
+    """A row each for the checkpoint, its retrained settings if known, and every candidate."""
     rows = [
         _row(
             side=f"checkpoint {Path(result.checkpoint.path).name}",
@@ -256,8 +255,9 @@ def comparison_rows(result: Comparison) -> list[dict[str, str]]:
 def diagnosis_plan_table(
     plan: Mapping[Group, Iterable[tuple[str, int, int]]], seconds: Mapping[int, float]
 ) -> Table:
-    """What a diagnosis may take at most: a row per group and step; `seconds` of one update by batch
-    size.
+    """The most that a diagnosis takes: a row per group and step.
+
+    `seconds` are those of one update, by batch size.
     """
     table = Table(
         box=box.SIMPLE_HEAD, title="At most", title_justify="left", caption_justify="left"
@@ -408,7 +408,7 @@ def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None
 def _updates_of_groups(study: Study) -> dict[Group, list[int]]:
     """The updates of some trials of every group: enough for their mean and their range."""
     found: dict[Group, list[int]] = {}
-    if not study.prepend_warmup:  # then all are as long, and no point has to be drawn
+    if not study.prepend_warmup:  # then all trials are equally long, and no point has to be drawn
         for batch_size in study.batch_sizes:
             for group in study.groups(batch_size):
                 found[group] = [study.until_stop(study.max_train_steps)]

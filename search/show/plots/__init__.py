@@ -1,6 +1,4 @@
-"""The playbook's plots, a folder because each is a file of its own: info (plain data), then
-figure.
-"""
+"""The playbook's plots, a file each: first its info (plain data), then its figure."""
 
 from .axis import AxisInfo, axis_figure, axis_info
 from .curves import CurvesInfo, curves_figure, curves_info

@@ -60,8 +60,9 @@ LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on to
 
 @dataclass(frozen=True)
 class Mark:
-    """One trial. `x` is its value, or category index and jitter; `y` its best value, or that of a
-    rail.
+    """One trial.
+
+    `x` is its value, or category index and jitter; `y` its best value, or that of a rail.
     """
 
     number: int
@@ -182,8 +183,9 @@ def _panels(trials: list[Trial], axis: str, scientific: Sequence[str]) -> dict[G
 
 
 def _categories(values: list[Any], log: bool) -> list[Any]:
-    """The values in order if they are choices: not all finite numbers, or few and tried
-    repeatedly.
+    """The values in order, if they are choices; empty if the axis is a scale.
+
+    They are choices if not all are finite numbers, or if they are few and tried repeatedly.
     """
     distinct = sorted({repr(value): value for value in values}.values(), key=in_order)
     scale = all(isinstance(value, int | float) and math.isfinite(value) for value in distinct)
@@ -192,9 +194,7 @@ def _categories(values: list[Any], log: bool) -> list[Any]:
 
 
 def scale(values: list[float]) -> tuple[bool, float, float]:
-    """Whether the y axis is logarithmic, and the lowest and highest value on it (0 to 1 if there is
-    none).
-    """
+    """Whether the y axis is logarithmic, and its lowest and highest value (0 and 1 if empty)."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     if low == high:
         return False, low - 0.1 * abs(low or 1), high + 0.1 * abs(high or 1)
@@ -202,8 +202,9 @@ def scale(values: list[float]) -> tuple[bool, float, float]:
 
 
 def from_best(low: float, high: float, trials: Iterable[Trial]) -> tuple[float, float]:
-    """A range of values from the best side to the worst: what did not train stands beyond the
-    worst.
+    """A range of values from the best side to the worst.
+
+    Trials that did not train stand beyond the worst.
     """
     return (high, low) if any(trial.maximize for trial in trials) else (low, high)
 
@@ -214,8 +215,9 @@ def is_turned(y_range: tuple[float, float]) -> bool:
 
 
 def at_height(height: float, low: float, high: float, log: bool) -> float:
-    """The value at a height: 0 is low, 1 is high, evenly or in log; low is above high if the range
-    is turned.
+    """The value at a height: 0 is low, 1 is high, evenly or in log.
+
+    low is above high if the range is turned.
     """
     return low * (high / low) ** height if log else low + (high - low) * height
 
@@ -262,17 +264,15 @@ def _jitter(number: int) -> float:
 
 
 def axis_figure(info: AxisInfo) -> go.Figure:
-    """The figure: blue dots feasible, green star the best, red crosses on a rail infeasible
-    (S3).
-    """
+    """The figure: blue dots feasible, green star the best, red crosses infeasible (S3)."""
     places = in_grid(panel.group for panel in info.panels)
     count = sum(len(panel.marks) for panel in info.panels)
     side = "below" if is_turned(info.y_range) else "above"
     figure = panel_figure(
         f"Best {escape(info.objective)} against {escape(info.axis)}",
         (
-            f"one mark per trial, {count} in all; what did not train stands {side} the range of "
-            "what did"
+            f"one mark per trial, {count} in all; trials that did not train stand {side} the range "
+            "of the others"
         ),
         {place: panel_title(group.label, _note_of(info, group)) for group, place in places.items()},
     )
@@ -350,8 +350,9 @@ def _draw_axes(
 
 
 def value_axis(y_range: tuple[float, float], log_y: bool, head: float) -> dict[str, Any]:
-    """An axis of objective values, from FOOT up to height `head` of their range, marked within the
-    range.
+    """An axis of objective values, with ticks only within their range.
+
+    It reaches from FOOT up to height `head` of the range.
     """
     foot, top = sorted(at_height(height, *y_range, log_y) for height in (FOOT, head))
     low, high = sorted(y_range)
@@ -361,8 +362,9 @@ def value_axis(y_range: tuple[float, float], log_y: bool, head: float) -> dict[s
 
 
 def in_panel(height: float, head: float, turned: bool) -> float:
-    """A height as a share of a panel that reaches up to height `head`, from the top if the range is
-    turned.
+    """A height as a share of a panel that reaches up to height `head`.
+
+    It counts from the top if the range is turned.
     """
     share = (height - FOOT) / (head - FOOT)
     return 1 - share if turned else share

@@ -80,9 +80,7 @@ def curves_info(
     log_steps: bool = False,
     scientific: Sequence[str] = (),
 ) -> CurvesInfo:
-    """What the training curves show: a panel per group, a line per trial that has a curve (S3,
-    R3).
-    """
+    """Training curves as plain data: a panel per group, a line per trial with a curve (S3, R3)."""
     panels = tuple(
         _panel(group, own, objective, log_steps)
         for group, own in group_trials(trials, scientific).items()
@@ -94,8 +92,9 @@ def curves_info(
 
 
 def frame(losses: Sequence[Sequence[float]]) -> tuple[bool, float, float]:
-    """Whether the loss axis is logarithmic, and its lowest and highest value: what blows up does
-    not set them.
+    """Whether the loss axis is logarithmic, and its lowest and highest value.
+
+    A loss that blows up does not set them.
     """
     lowest, highest = min(map(min, losses), default=0.1), max(map(max, losses), default=1.0)
     high = min(highest, CEILING * max((loss[0] for loss in losses), default=1.0))
@@ -144,9 +143,7 @@ def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -
 
 
 def curves_figure(info: CurvesInfo) -> go.Figure:
-    """The figure: thin grey feasible, thin red infeasible, colours for lr_star and just above
-    (R3).
-    """
+    """The figure: grey feasible, red infeasible, colours for lr_star and just above (R3)."""
     places = in_grid(panel.group for panel in info.panels)
     titles = {
         places[panel.group]: panel_title(panel.group.label, _key(panel)) for panel in info.panels
@@ -197,15 +194,17 @@ def _key(panel: CurvesPanel) -> str:
 
 
 def _depth(line: Line) -> tuple[bool, int]:
-    """Order of drawing: the many first, lr_star last."""
+    """Order of drawing: lines without a colour of their own first, lr_star last."""
     return line.rank >= 0, -line.rank
 
 
 def in_frame(
     loss: Sequence[float], log_loss: bool, loss_range: tuple[float, float]
 ) -> NDArray[np.float64]:
-    """Losses as they are drawn: on the frame's edge where a log axis has no place, not far above
-    what leaves it.
+    """Losses as they are drawn.
+
+    One that a log axis has no place for lies on the frame's edge; one above the frame is drawn not
+    far above it.
     """
     low, high = loss_range
     return np.asarray(np.clip(loss, low if log_loss else None, OUT_OF_FRAME * high))

@@ -32,7 +32,7 @@ from .style import (
     right_legend,
 )
 
-# trials: of one, the interval is nearly everything, and a search has a hundred of them
+# trials: the interval of a single one is nearly all of 0 to 1, and a search has hundreds
 FEWEST_FOR_A_BAR = 2
 # pixels across for one trial, and at most; the area grows with the number of trials
 DOT, LARGEST_DOT = 5.0, 16.0
@@ -71,8 +71,9 @@ class EdgePanel:
 
 @dataclass(frozen=True)
 class EdgeInfo:
-    """The edges as plain data, a panel per group with judged trials. `crashed` trials are no
-    evidence.
+    """The edges as plain data, a panel per group with judged trials.
+
+    `crashed` trials are no evidence.
     """
 
     panels: tuple[EdgePanel, ...]
@@ -103,9 +104,7 @@ def _star(trials: list[Trial]) -> float:
 def edge_panel(
     group: Group, tried: Sequence[Tried], lr_star: float, limits: Mapping[str, float]
 ) -> EdgePanel:
-    """The edge of a group by what became of its trials; limits that are nan or inf are not
-    drawn.
-    """
+    """The edge of a group from its trials; limits that are nan or inf are not drawn."""
     # all of them, if nothing is feasible
     counted = [one for one in tried if not one.base_lr < lr_star]
     return EdgePanel(
@@ -124,9 +123,7 @@ def edge_panel(
 
 
 def edge_figure(info: EdgeInfo) -> go.Figure:
-    """The figure: dots with confidence bars, the fit through them, its bracket shaded, predicted
-    limits dashed.
-    """
+    """The figure: dots with confidence bars, the fit, its bracket shaded, limits dashed."""
     places = in_grid(panel.group for panel in info.panels)
     figure = panel_figure(
         "How often training diverges against base_lr",
@@ -236,7 +233,7 @@ def _fit(panel: EdgePanel) -> go.Scatter:
 
 
 def _verticals(panel: EdgePanel, labels: Sequence[str]) -> list[go.Scatter]:
-    """lr_star, and the predicted limits; lines of points that the mouse finds anywhere."""
+    """lr_star and the predicted limits, as lines of many points: each shows its hover text."""
     lines = [
         (label, base_lr, LIMITS[labels.index(label) % len(LIMITS)], "dash")
         for label, base_lr in panel.limits
@@ -262,8 +259,9 @@ def _verticals(panel: EdgePanel, labels: Sequence[str]) -> list[go.Scatter]:
 def _draw_bracket(
     figure: go.Figure, panel: EdgePanel, ends: tuple[float, float], place: dict[str, Any]
 ) -> None:
-    """The bracket as a tinted band with its width above it; to the border of the panel where it is
-    open.
+    """Draw the bracket as a tinted band, with its width above it.
+
+    An open one reaches to the border of the panel.
     """
     low, high = max(panel.bracket[0], ends[0]), min(panel.bracket[1], ends[1])
     if math.isfinite(panel.decades):
@@ -271,7 +269,7 @@ def _draw_bracket(
     elif panel.bracket[0]:
         text, x, anchor = "½ not reached", high, "right"
     else:
-        text, x, anchor = "½ reached from the lowest on", low, "left"
+        text, x, anchor = "½ reached at the lowest", low, "left"
     figure.add_shape(
         type="rect",
         x0=low,

@@ -1,5 +1,6 @@
-"""Training loss of groups in which nothing is tuned, one colour each: who blows up, when, and who
-would see it (R5).
+"""Training loss of groups in which nothing is tuned, one colour each (R5).
+
+It shows which group blows up, when, and whether rare evaluation would show that.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ TYPICAL_SHARE = 0.02
 
 @dataclass(frozen=True)
 class LossLine:
-    """One trial: every step of it (thinned), the running median where it is long, and every
-    `sparse_every`-th step.
+    """One trial: its losses (thinned), their running median, and every `sparse_every`-th loss.
+
+    The median is empty if training is short.
     """
 
     seed: int
@@ -76,9 +78,7 @@ class LossInfo:
 
 
 def is_untuned(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
-    """Whether there are several groups with one configuration each: their losses can be laid over
-    one another.
-    """
+    """Whether there are several groups with one configuration each, to be drawn in one plot."""
     groups = group_trials(trials, scientific).values()
     return (
         bool(scientific) and len(groups) > 1 and all(len(repetitions(own)) <= 1 for own in groups)
@@ -124,9 +124,9 @@ def _line(trial: Trial, log_steps: bool, sparse_every: int) -> LossLine:
 def _typical(curve: Curve, log_steps: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The median over TYPICAL_SHARE of the planned updates around each step, thinned.
 
-    Within half a window of the start, and of the end of a training that was stopped, the losses
-    themselves, so that a blow-up stays as it was. Empty where the window is less than three steps,
-    too short to need a median.
+    Within half a window of the start, and of the end of a training that was stopped, it is the
+    losses themselves, so that a blow-up stays as it was. It is empty where the window has fewer
+    than three steps: training is too short to need a median.
     """
     half = int(TYPICAL_SHARE * curve.total_steps) // 2
     if half < 1:
@@ -143,8 +143,9 @@ def _typical(curve: Curve, log_steps: bool) -> tuple[tuple[int, ...], tuple[floa
 
 
 def loss_figure(info: LossInfo) -> go.Figure:
-    """The figure: a panel per batch size and optimizer, and beside it what rare evaluation shows of
-    the same runs.
+    """The figure: a panel per batch size and optimizer.
+
+    Beside it stands what rare evaluation shows of the same runs.
     """
     rows = list(dict.fromkeys((one.group.batch_size, one.group.optimizer) for one in info.groups))
     titles = {}
@@ -162,7 +163,7 @@ def loss_figure(info: LossInfo) -> go.Figure:
             if long
             else "one line per seed; "
         )
-        + "a cross ends what did not train; dashed: a constant predictor",
+        + "a cross: the end of a run that did not train; dashed: a constant predictor",
         titles,
     )
     styles = list(dict.fromkeys(one.group.scientific for one in info.groups))

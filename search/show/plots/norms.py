@@ -1,6 +1,4 @@
-"""Gradient norm against step and its histogram, with the clip thresholds they suggest (R15,
-R16).
-"""
+"""Gradient norm against step, its histogram, and the clip thresholds they suggest (R15, R16)."""
 
 from __future__ import annotations
 
@@ -134,8 +132,9 @@ def _panel(group: Group, trial: Trial) -> NormsPanel:
 
 
 def norms_figure(info: NormsInfo) -> go.Figure:
-    """The figure: a row per group, the norm against step, and its histogram on the same scale
-    (R15).
+    """The figure: a row per group, with the norm against step and its histogram (R15).
+
+    Both are on the same scale.
     """
     titles = {}
     for row, panel in enumerate(info.panels, start=1):

@@ -1,5 +1,6 @@
-"""Best validation value against base LR, one line per scientific value (S7): is one worse, or only
-more fragile?
+"""Best validation value against base LR, one line per scientific value (S7).
+
+It shows whether one is worse, or only more fragile.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "hexagon")
 
 @dataclass(frozen=True)
 class Repeated:
-    """What one group's seeds gave at one base_lr: the best value of each that trained; how many
-    were infeasible.
+    """The seeds of one group at one base_lr.
+
+    `values` are the best values of those that trained, `infeasible` counts the others.
     """
 
     base_lr: float
@@ -80,8 +82,9 @@ class OverlayInfo:
 
 
 def comparable(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
-    """Whether an overlay says something: groups of a batch size and optimizer, tried at the same
-    base LRs.
+    """Whether an overlay says something.
+
+    It does if groups of a batch size and optimizer were tried at the same base LRs.
     """
     base_lrs: dict[tuple[int, str], list[set[float]]] = {}
     for group, own in group_trials(trials, scientific).items():
@@ -94,8 +97,9 @@ def comparable(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
 
 
 def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[str]) -> OverlayInfo:
-    """What an overlay shows. Where a group has several configurations at a base_lr, the best of
-    them (S7).
+    """An overlay as plain data.
+
+    Where a group has several configurations at a base_lr, the best of them is drawn (S7).
     """
     trials = list(trials)
     log_y, low, high = scale([trial.best_value for trial in trials if is_rankable(trial)])
@@ -125,8 +129,9 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
 
 
 def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """The best configuration at each base_lr, ascending: fewest infeasible seeds first, then the
-    best mean.
+    """The best configuration at each base_lr, ascending.
+
+    Fewer infeasible seeds are better; then the mean decides.
     """
 
     def worth(seeds: list[Trial]) -> tuple[int, float]:
@@ -142,9 +147,7 @@ def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
 
 
 def overlay_figure(info: OverlayInfo) -> go.Figure:
-    """The figure: lines through the means, small marks for the seeds, crosses on a rail for what
-    did not train.
-    """
+    """The figure: lines through means, small marks for seeds, crosses for seeds that failed."""
     places = _places(info)
     names = SEPARATOR.join(name for name, _ in info.lines[0].group.scientific)
     rows = sorted({(place, group.optimizer, group.batch_size) for group, place in places.items()})
@@ -152,7 +155,7 @@ def overlay_figure(info: OverlayInfo) -> go.Figure:
         f"Best {escape(info.objective)} against base_lr, by {escape(names)}",
         (
             "line: mean over seeds; star: lr_star; a cross on the rail: a seed that did not "
-            "train, and the line ends"
+            "train; the line ends there"
         ),
         {
             place: panel_title(f"batch size {batch_size}, {optimizer}", "")
@@ -253,7 +256,7 @@ def _side_by_side(point: Repeated, line: OverlayLine) -> list[float]:
 def _ways_out(
     line: OverlayLine, rail: float, colour: str, shared: dict[str, Any]
 ) -> list[go.Scatter]:
-    """Dotted, from a mean up to the rail where the next base_lr has an infeasible seed."""
+    """Dotted lines from a mean to the rail, where the next base_lr has an infeasible seed."""
     return [
         go.Scatter(
             x=[point.base_lr, following.base_lr],

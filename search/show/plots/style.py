@@ -79,8 +79,9 @@ TEMPLATE = go.layout.Template(
 
 
 def in_grid(groups: Iterable[Group]) -> dict[Group, tuple[int, int]]:
-    """Where each group's panel stands, (row, column) from 1: a column per batch size, else a row
-    each.
+    """Where each group's panel stands, (row, column) from 1.
+
+    A column per batch size, else a row each.
     """
     groups = list(groups)
     rows = sorted({_row_key(group) for group in groups}, key=_row_order)
@@ -147,9 +148,7 @@ def panel_title(label: str, note: str) -> str:
 
 
 def footnote(figure: go.Figure, text: str) -> None:
-    """Lines under the figure, for whatever it cannot show; the figure grows by as much as they
-    need.
-    """
+    """Add lines under the figure, for what it cannot show; the figure grows to hold them."""
     lines = textwrap.wrap(text, FOOT_WIDTH)
     if not lines:
         return
@@ -177,8 +176,9 @@ def scientific_label(group: Group) -> str:
 
 
 def colours(choices: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A colour for each choice of scientific values: dark to light along one numeric axis, else
-    clearly different.
+    """A colour for each choice of scientific values.
+
+    They go from dark to light along one numeric axis, and are clearly different otherwise.
     """
     values = [value for choice in choices for value in choice.values()]
     ordered = len(values) == len(choices) and all(
@@ -224,8 +224,7 @@ def hover(trial: Trial, objective: str) -> str:
 
 
 def log_axis(low: float, high: float, marked: tuple[float, float] | None = None) -> dict[str, Any]:
-    """A logarithmic plotly axis over [low, high], with readable ticks within `marked` (all of it,
-    if None).
+    """A logarithmic plotly axis over [low, high], with readable ticks within `marked` (None: all).
 
     Ticks are 0.02, 0.05, 0.1, ...; over many decades 10⁻⁵, 10⁻⁴, ...
     """
@@ -259,8 +258,9 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 × 10^k within [low, high]; powers of ten over more than three decades, round numbers
-    in part of one.
+    """1, 2, 5 × 10^k within [low, high].
+
+    Powers of ten over more than three decades; evenly spaced round numbers within part of one.
     """
     factors = (1, 2, 5) if math.log10(high / low) <= TICK_DECADES else (1,)
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

@@ -13,8 +13,7 @@ MOST_DRAWN = 300  # values per curve: a study has hundreds of curves
 def thin(
     values: Array, log_steps: bool = False, most: int = MOST_DRAWN
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """Steps and values to draw: the first 25, then the minimum and maximum of every stretch of
-    steps.
+    """Steps and values to draw: the first 25, then the extremes of every stretch of steps.
 
     Stretches are equally long on the axis that is drawn. At most `most` values, in order;
     non-finite ones are left out. The lowest, the highest, the first and the last finite value are

@@ -1,6 +1,4 @@
-"""Baseline and candidates: the value of every run (S9), and how good the best of n trials of each
-search is (S12).
-"""
+"""Baseline and candidates: the value of every run (S9), and the best of n trials (S12)."""
 
 from __future__ import annotations
 
@@ -32,8 +30,9 @@ class VersusSide:
 
 @dataclass(frozen=True)
 class VersusInfo:
-    """A comparison as plain data. `checkpoint` is the baseline's value, `y_range` spans all that is
-    drawn.
+    """A comparison as plain data.
+
+    `checkpoint` is the baseline's value, `y_range` spans all that is drawn.
     """
 
     objective: str
@@ -59,8 +58,9 @@ def _drawn(side: VersusSide) -> Iterable[float]:
 
 
 def versus_figure(info: VersusInfo) -> go.Figure:
-    """The figure: marks for runs and a line for their mean; curves with bands; the checkpoint as a
-    dashed line.
+    """The figure: marks for runs, a line for their mean, curves with bands.
+
+    The checkpoint is a dashed line.
     """
     titles = {(1, 1): panel_title("Runs with fresh seeds", "each mark a run, the line their mean")}
     curves = any(side.best_of for side in info.sides)
