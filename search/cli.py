@@ -63,11 +63,11 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _try_workload(study: Study, time: bool) -> tuple[list[Advice], dict[int, float] | None]:
-    """Raise UserError for a workload that cannot be used; return advice on it, if it is tried, and
-    for `time` the seconds of an update by batch size.
+    """Advice on a workload, and with `time` the seconds of an update by batch size.
 
-    It is tried for `time`, or where its source alone does not show that it can be made: only then
-    is torch imported.
+    Raises UserError for a workload that cannot be used. There is no advice if it is not tried. It
+    is tried for `time`, or where its source alone does not show that it can be made: only then is
+    torch imported.
     """
     from .workload.factory import argument_sets, takes_arguments
 
@@ -88,8 +88,9 @@ def _try_workload(study: Study, time: bool) -> tuple[list[Advice], dict[int, flo
 
 
 def _finished_trials(study: Study, folder: Path, url: str | None) -> list[Trial]:
-    """The trials that a study has in its results folder; none, and a word, if they are of another
-    study file.
+    """The finished trials in a study's results folder; none if they are of another study file.
+
+    A note is printed in that case.
     """
     from .store.places import has_results
 
@@ -143,7 +144,7 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _quiet_optuna() -> None:
-    """It reports every study that it opens."""
+    """Keep Optuna from reporting every study that it opens."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -336,8 +337,7 @@ def _parser() -> argparse.ArgumentParser:
             default=os.environ.get(STORAGE),
             help="Optuna storage to use instead of the results folder's study.db, as "
             "postgresql://user@host/database; "
-            f"a password belongs into PGPASSWORD or ~/.pgpass, or with the whole URL into "
-            f"{STORAGE}",
+            f"a password belongs in PGPASSWORD or ~/.pgpass, or with the whole URL in {STORAGE}",
         )
 
     def pool(sub: argparse.ArgumentParser) -> None:
@@ -376,8 +376,8 @@ def _parser() -> argparse.ArgumentParser:
             type=_whole(1, MOST_SLOTS),
             metavar="K",
             help=(
-                "trials that a worker trains at once; 1 = one after the other (default: what is "
-                "measured faster)"
+                "trials that a worker trains at once; 1 = one after the other (default: measured, "
+                "the faster)"
             ),
         )
         how.add_argument(
@@ -385,8 +385,8 @@ def _parser() -> argparse.ArgumentParser:
             dest="compiled",
             action=argparse.BooleanOptionalAction,
             help=(
-                "try torch.compile, however short training is, or do not (default: try it where "
-                "it may pay)"
+                "try torch.compile however short training is, or never try it (default: where it "
+                "may pay)"
             ),
         )
 
@@ -399,7 +399,7 @@ def _parser() -> argparse.ArgumentParser:
     new = command(
         "new", _new, "Copy a small workload and its study into a new folder, to start from."
     )
-    new.add_argument("folder", metavar="FOLDER", type=Path, help="is made; it may exist if empty")
+    new.add_argument("folder", metavar="FOLDER", type=Path, help="is created; may exist if empty")
     new.add_argument(
         "--from",
         dest="shipped",
@@ -420,7 +420,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also try the workload: its methods, batch sizes and chance_loss; and estimate how "
         "long training takes",
     )
-    results(check, "where results go; what is there already is judged, too (default: results)")
+    results(check, "where results go; those already there are judged, too (default: results)")
     storage(check)
 
     run = command(
@@ -440,7 +440,7 @@ def _parser() -> argparse.ArgumentParser:
     diagnose = command(
         "diagnose",
         _diagnose,
-        "Say whether training is unstable, of which kind, and what helps; write a recipe.",
+        "Find out whether training is unstable, in which way, and what helps; write a recipe.",
     )
     diagnose.add_argument("study", metavar="STUDY.toml", type=Path)
     diagnose.add_argument(
@@ -448,7 +448,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_whole(2, MOST_RUNS, ONE_RUN),
         default=5,
         metavar="N",
-        help="trainings that a finding rests on (default: 5)",
+        help="trainings of each point that a finding rests on (default: 5)",
     )
     diagnose.add_argument(
         "--budget",
@@ -479,7 +479,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.epilog = (
         "A decision against a checkpoint of unknown settings takes 19 seeds or more; with its "
-        "settings known, both sides are trained on the same seeds, and fewer do."
+        "settings known, both sides are trained on the same seeds, and fewer suffice."
     )
     compare.add_argument(
         "candidate",
@@ -507,13 +507,13 @@ def _parser() -> argparse.ArgumentParser:
         "--baseline-study",
         type=Path,
         metavar="STUDY.toml",
-        help="so has this study's only configuration, or its best",
+        help="this study's only configuration, or its best, has the baseline's settings",
     )
     compare.add_argument(
         "--seeds",
         type=_whole(2, MOST_RUNS, ONE_RUN),
         metavar="N",
-        help="runs of each side (default: 10, or as many as it takes to decide)",
+        help="runs of each side (default: 10, or more if a decision needs more)",
     )
     compare.add_argument(
         "--require-better",
@@ -537,9 +537,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     storage(dashboard)
 
-    rules = command("rules", _rules, "Say the playbook's rules that warnings and reports cite.")
+    rules = command("rules", _rules, "Print the playbook's rules that warnings and reports cite.")
     rules.add_argument(
-        "ids", nargs="*", metavar="ID", help="these, with their sections (default: all)"
+        "ids", nargs="*", metavar="ID", help="rules to print, with their sections (default: all)"
     )
 
     command("schema", _schema, "Print the JSON schema of study files, for editors.")
@@ -568,8 +568,9 @@ def _whole(lowest: int, highest: int, because: str = "") -> Callable[[str], int]
 
 
 class _Forgiving:
-    """A stream that may be closed by its reader, as by `| head`, or lack a character: the work goes
-    on.
+    """A stream whose reader may be gone, as with `| head`: what is written then is dropped.
+
+    A character that its encoding lacks is written as an escape.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -593,7 +594,7 @@ class _Forgiving:
     def _until_closed(self) -> Iterator[None]:
         try:
             yield
-        # then all that follows goes nowhere, the interpreter's own flush at its end included
+        # from here on all output is dropped, the interpreter's own flush at its end included
         except OSError:
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
@@ -612,9 +613,7 @@ def _forgiving_output() -> Iterator[None]:
 
 
 def _hide(secret: str) -> None:
-    """Take a URL that may hold a password out of the process list, where Linux lets a process do
-    so.
-    """
+    """Overwrite a URL that may hold a password in the process list, where Linux allows it."""
     with suppress(OSError, ValueError):
         first, end = map(int, Path("/proc/self/stat").read_text().rpartition(")")[2].split()[45:47])
         with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
@@ -635,9 +634,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_program() -> NoReturn:
-    """The command as a process of its own: a signal ends it in order, or at once, up to its last
-    moment.
-    """
+    """Run the command as a process: to its very end, a signal stops it in order or at once."""
     status = main()
     end_at_once_with(status)
     sys.exit(status)
