@@ -1,5 +1,6 @@
-"""The tuned result against a baseline checkpoint: rerun both sides on fresh seeds, decide, write
-comparison.json.
+"""The tuned result against a baseline checkpoint: rerun both sides on fresh seeds, decide.
+
+The decision is written into comparison.json.
 
 The best feasible configuration of each batch size is a candidate (R20); a study with one
 configuration only, such as a recipe, is trained first. The reruns are ordinary studies of one
@@ -61,8 +62,9 @@ SEEDS = 10
 
 @dataclass(frozen=True)
 class Settings:
-    """How one side is trained: a point of a study, and the trials of the search that found it
-    (none: it was given).
+    """How one side is trained: a point of a study, and the trials of the search that found it.
+
+    There are no trials if the point was given.
     """
 
     study: Study
@@ -101,8 +103,9 @@ class Settings:
 
 
 def candidates(results: Results) -> list[Settings]:
-    """The best feasible configuration of each batch size, whatever its optimizer. Raises UserError
-    if there is none.
+    """The best feasible configuration of each batch size, whatever its optimizer.
+
+    Raises UserError if there is none.
     """
     study = results.study
     found = []
@@ -115,8 +118,9 @@ def candidates(results: Results) -> list[Settings]:
 
 
 def baseline_of_point(results: Results, text: str) -> Settings:
-    """The settings of a trial, `[BATCH_SIZE:]NUMBER`. Raises UserError unless it names one trial of
-    the results.
+    """The settings of a trial, `[BATCH_SIZE:]NUMBER`.
+
+    Raises UserError unless it names one trial of the results.
     """
     batch_size, _, number = text.rpartition(":")
     points = [trial.point for trial in results.trials]
@@ -135,10 +139,10 @@ def baseline_of_point(results: Results, text: str) -> Settings:
 
 
 def baseline_of_study(path: Path, results: Path) -> Settings:
-    """The only configuration of a study, or the best of its results (beside the file, or in
-    `results`).
+    """The only configuration of a study, or the best one of its results.
 
-    Raises UserError if it has several configurations and no results, or none of them is feasible.
+    The results are looked for beside the file, or in `results`. Raises UserError if the study has
+    several configurations and no results, or if none is feasible.
     """
     beside = (path.parent / "study.db").is_file()
     study = load_study(path, name=path.resolve().parent.name if beside else "")
@@ -181,11 +185,11 @@ def train_recipe(
     storage: str | None = None,
     **options: Any,
 ) -> Results:
-    """Train a study of one configuration per batch size as `tunewright run` does, and return its
-    results.
+    """Train a study of one configuration per batch size, and return its results.
 
-    Raises UserError, before anything is trained, if it has several, or if the baseline's checkpoint
-    cannot be compared with it; UnfinishedError if a trial crashed.
+    It is trained as by `tunewright run`. Raises UserError, before anything is trained, if it has
+    several, or if the baseline's checkpoint cannot be compared with it; UnfinishedError if a trial
+    crashed.
     """
     study = load_study(path)
     refuse_maximized(study, "compare")
@@ -218,8 +222,7 @@ def compare(
     seeds: int | None = None,
     **options: Any,
 ) -> Comparison:
-    """Compare the results of a study with a baseline checkpoint, and write what came of it into
-    their folder.
+    """Compare a study's results with a baseline checkpoint, and write the outcome beside them.
 
     That is comparison.json, a trial for the baseline in each Optuna study, and the tables with a
     row for it. `seeds` defaults to SEEDS, or to the fewest with which the rule can decide.
@@ -321,8 +324,9 @@ def _measure_checkpoint(
 
 
 def _fit(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Settings, nn.Module]:
-    """The settings whose model the checkpoint fits, and that model. Raises UserError unless there
-    is exactly one.
+    """The settings whose model the checkpoint fits, and that model.
+
+    Raises UserError unless there is exactly one.
     """
     tensors, fits, errors = read_tensors(checkpoint), [], []
     for settings in choices:
@@ -351,9 +355,7 @@ def _fit(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Se
 
 
 class _Runs:
-    """Every side trained with the same fresh seeds, as a study of one point each, in one pool of
-    workers.
-    """
+    """Every side trained on the same fresh seeds, as studies of one point each, in one pool."""
 
     def __init__(
         self, sides: Sequence[Settings], folder: Path, seeds: int, options: dict[str, Any]
@@ -381,16 +383,15 @@ class _Runs:
         )
 
     def stored_seeds(self, side: Settings) -> int:
-        """How many seeds an earlier comparison planned: they stay, and this one looks at the first
-        of them.
+        """How many seeds an earlier comparison planned; 0 if there was none.
+
+        They stay, and this comparison looks at the first of them.
         """
         path = self.folder / self.name(side) / STUDY_FILE
         return load_study(path).seeds if path.is_file() else 0
 
     def best_checkpoint(self, side: Settings) -> Path:
-        """The checkpoint of the best run of a side; of one with a further seed if only that is
-        kept.
-        """
+        """The checkpoint of a side's best run, or of a further seed's if only that is kept."""
         results = self.results[self.name(side)]
         ranking = sorted(results.trials, key=lambda trial: (as_told(trial).value, trial.point.seed))
         paths = (checkpoint_path(results.folder, trial.point) for trial in ranking)
@@ -436,8 +437,9 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
 
 
 def _values(runs: Sequence[Trial]) -> tuple[float, ...]:
-    """What each run is worth, as samplers are told it: an infeasible one as much as its untrained
-    model.
+    """The value of each run as samplers are told it.
+
+    An infeasible run is worth as much as its untrained model.
     """
     return tuple(as_told(trial).value for trial in runs)
 
@@ -453,8 +455,9 @@ def _control(candidate: Settings, baseline: Settings | None) -> Settings | None:
 def _on_test(
     candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module
 ) -> dict[str, dict[str, float]]:
-    """Metrics on the test split of the baseline and of the candidate's best run; empty without a
-    test split.
+    """Metrics on the test split of the baseline and of the candidate's best run.
+
+    Empty without a test split.
     """
     _, trained = _fit(runs.best_checkpoint(candidate), [candidate], runs.device)
     pair = {"baseline": (fits, model), "candidate": (candidate, trained)}

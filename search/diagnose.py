@@ -1,9 +1,8 @@
-"""`tunewright diagnose`: run the playbook's procedure for every group of a study, and write what
-came of it.
+"""`tunewright diagnose`: run the playbook's procedure for every group of a study.
 
-Every step is an ordinary study in `results/<study>/steps/`, all of them in the study's own
-database. Nothing is kept in memory that is not on disk: interrupted, the same command reads what is
-there and goes on.
+The outcome is written into the study's results folder. Every step is an ordinary study in
+`results/<study>/steps/`, all of them in the study's own database. Nothing is kept in memory that is
+not on disk: interrupted, the same command reads what is there and goes on.
 """
 
 from __future__ import annotations
@@ -75,14 +74,14 @@ def diagnose(
     then: Then | None = None,
     **options: Any,
 ) -> Diagnosis:
-    """Diagnose every group of a study; write diagnosis.json, recipes and tracking.csv into its
-    results folder.
+    """Diagnose every group of a study, and return what was found.
 
-    `budget` is how many trainings may be spent, each max_train_steps updates; what does not fit is
-    left out and named. `say` is told what is asked for next; `then` is called with the results of
-    the study, its diagnosis and the trials of its steps; `options` are those of `run_studies`.
-    Raises UserError before anything is trained if the study, its workload or the budget will not
-    do; UnfinishedError if a run crashed.
+    Writes diagnosis.json, recipes and tracking.csv into its results folder. `budget` is how many
+    trainings may be spent, each max_train_steps updates; what does not fit is left out and named.
+    `say` is told what is asked for next; `then` is called with the results of the study, its
+    diagnosis and the trials of its steps; `options` are those of `run_studies`. Raises UserError
+    before anything is trained if the study, its workload or the budget will not do; UnfinishedError
+    if a run crashed.
     """
     refuse_maximized(study, "diagnose")
     check_studies([study])
@@ -124,9 +123,7 @@ def diagnose(
 
 
 def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]:
-    """What a diagnosis may take at most, by group: (step, trainings, updates) in the order of the
-    procedure.
-    """
+    """The most that a diagnosis takes, by group: (step, trainings, updates) in order."""
     sweep, steps = sweep_of(study), study.max_train_steps
     lengths = warmup_lengths(steps)
     screening = SCREENING_SEEDS * (len(LADDER) + len(HIGHER))
@@ -181,9 +178,7 @@ def _architectures(study: Study, group: Group) -> Mapping[str, Mapping[str, Any]
 
 
 class _Runs:
-    """Trains the studies that procedures ask for, as far as the budget goes, and counts what they
-    cost.
-    """
+    """Trains the studies that procedures ask for, within the budget, and counts their cost."""
 
     def __init__(
         self, study: Study, results: Path, budget: float, options: Mapping[str, Any], say: Say
@@ -282,8 +277,9 @@ class _Runs:
 
 
 def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDiagnosis:
-    """The group with λ₁ before training and at lr_star's best checkpoint, and what they predict of
-    the edge.
+    """The group with λ₁ before training and at lr_star's best checkpoint.
+
+    Each comes with the limit of stability that it predicts.
     """
     if not found.remedies:
         return found
@@ -352,6 +348,7 @@ def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
 
 def _write_recipes(study: Study, folder: Path, result: Diagnosis) -> dict[str, str]:
     """A runnable study for each batch size: its best group, at the settings that were adopted.
+
     Returns their files.
     """
     recipes = {}

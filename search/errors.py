@@ -1,6 +1,4 @@
-"""What the user can mend, what the same command tries again, and what can be said of any other
-exception.
-"""
+"""Errors that the user can mend or that another try may mend, and any exception in words."""
 
 from __future__ import annotations
 
@@ -22,15 +20,14 @@ class UserError(Exception):
 
 
 class UnfinishedError(Exception):
-    """The work failed, and the same command tries again. Printed without a traceback, with exit
-    status 1.
+    """The work failed, and the same command tries again.
+
+    Printed without a traceback, with exit status 1.
     """
 
 
 def printable(text: str) -> str:
-    """A text that every UTF-8 file takes: stray bytes of a file name, say, become backslash
-    escapes.
-    """
+    """A text that UTF-8 can encode: stray bytes, as of a file name, become backslash escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

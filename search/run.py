@@ -86,9 +86,7 @@ def run_studies(
 
 @contextmanager
 def disk_answers() -> Iterator[None]:
-    """Raise what goes wrong with a file as an UnfinishedError that names it: a full disk, a folder
-    that is gone.
-    """
+    """Raise an error of a file as an UnfinishedError that names it: a full disk, a lost folder."""
     try:
         yield
     except OSError as error:

@@ -35,8 +35,9 @@ _Handler = Callable[[int, Any], Any]
 
 @dataclass
 class _Deferral:
-    """What came in while signals are deferred. `before`: the handlers to go back to; `thread`: the
-    one that defers, and is interrupted.
+    """What came in while signals are deferred.
+
+    `before`: the handlers to go back to; `thread`: the one that defers, and is interrupted.
     """
 
     before: dict[int, _Handler] = field(default_factory=dict)
@@ -158,8 +159,9 @@ _last_words = INTERRUPTED
 
 @contextmanager
 def quit_on_signal(last_words: str = INTERRUPTED) -> Iterator[None]:
-    """End this process at once when a signal comes, with these words; those signals that are
-    ignored stay so, as under nohup.
+    """End this process at once when a signal comes, with these words.
+
+    Signals that are ignored stay so, as under nohup.
     """
     global _last_words
     words_before, _last_words = _last_words, last_words

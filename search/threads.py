@@ -10,8 +10,9 @@ import torch
 
 @contextmanager
 def torch_threads(count: int = 1) -> Iterator[None]:
-    """Small tensors gain nothing from more threads, and lose much where other processes want the
-    cores.
+    """Let torch use `count` threads for a while.
+
+    Small tensors gain nothing from more, and lose much where other processes want the cores.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)

@@ -1,6 +1,4 @@
-"""Records of one training: what was asked (Point), measured (Curve), judged (Verdict); together a
-Trial.
-"""
+"""Records of one training, a Trial: asked (Point), measured (Curve), judged (Verdict)."""
 
 from __future__ import annotations
 
@@ -27,8 +25,7 @@ Instability = Literal["none", "early", "mid_training"]
 
 @dataclass(frozen=True)
 class Point:
-    """One assignment of every hyperparameter: all that a worker needs to train it, and nothing
-    measured.
+    """One value of every hyperparameter: all that a worker needs to train it, nothing measured.
 
     `settings` holds the optimizer's own hyperparameters (momentum, beta1, ...), `decay_settings`
     those of the decay's shape, and `workload_args` the keyword arguments of the workload's factory.
@@ -61,8 +58,9 @@ class Point:
 
     @cached_property
     def shown(self) -> dict[str, Any]:
-        """`values` without those that hardly any study uses and this point leaves off: what is
-        worth a column.
+        """`values` without those that hardly any study uses and this point leaves off.
+
+        The others are worth a column.
         """
         return {name: value for name, value in self.values.items() if name not in self._left_off}
 
@@ -81,16 +79,12 @@ class Point:
 
     @cached_property
     def workload_key(self) -> str:
-        """The workload's arguments as one text, the same for the same arguments, that survives in
-        JSON.
-        """
+        """The workload's arguments as one text: equal for equal arguments, also after JSON."""
         return json.dumps(self.workload_args, sort_keys=True)
 
     @cached_property
     def configuration(self) -> tuple[tuple[str, str], ...]:
-        """Every hyperparameter but the seed, hashable: what repetitions of a point have in
-        common.
-        """
+        """Every hyperparameter but the seed, hashable: the same for repetitions of a point."""
         return tuple((name, repr(value)) for name, value in self.values.items() if name != "seed")
 
 
@@ -203,8 +197,9 @@ def crash(reason: str) -> Verdict:
 
 @dataclass(frozen=True)
 class Trial:
-    """One finished training. The scalars stand beside the curve, so that a table needs no curve
-    files.
+    """One finished training.
+
+    The scalars stand beside the curve, so that a table needs no curve files.
 
     best_value     best finite value of the objective over the whole run (S3); inf if there is none
     best_step      updates done when it was measured
@@ -234,10 +229,9 @@ class Trial:
 
     @property
     def cost(self) -> float:
-        """What trials are ranked by, lower is better: best_value, or its negative if the objective
-        is maximized.
+        """What trials are ranked by: lower is better.
 
-        inf where there is no best value.
+        best_value, or its negative if the objective is maximized; inf where there is no best value.
         """
         return cost(self.best_value, self.maximize)
 
@@ -329,8 +323,9 @@ def cost(value: float, maximize: bool) -> float:
 
 @dataclass(frozen=True)
 class Told:
-    """What an adaptive sampler learns from a finished trial: its point, and how Optuna was told of
-    it.
+    """What an adaptive sampler learns from a finished trial.
+
+    Its point, and how Optuna was told of it.
     """
 
     point: Point

@@ -6,17 +6,16 @@ from typing import Any
 
 
 def in_order(value: Any) -> tuple[int, float, str]:
-    """Sort key of hyperparameter values: numbers by size (inf last), then everything else by its
-    text.
-    """
+    """Sort key of hyperparameter values: numbers by size (inf last), then others by their text."""
     if isinstance(value, int | float):
         return 0, float(value), ""
     return 1, 0.0, str(value)
 
 
 def readable(value: Any) -> str:
-    """A value for people: three significant digits for a float, thousands written out; text as it
-    is.
+    """A value for people: a float with three significant digits, thousands written out.
+
+    A text stays as it is.
     """
     if not isinstance(value, float):
         return str(value)

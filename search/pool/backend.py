@@ -57,8 +57,7 @@ class Backend(Protocol):
         """Have a worker perform a task, after those that it was given before."""
 
     def wait(self, seconds: float) -> list[TaskResult]:
-        """The tasks that are over since the last call, after that many seconds at most if there are
-        none.
+        """The tasks that ended since the last call; without any, waits so many seconds at most.
 
         Raises what a task raised.
         """

@@ -41,8 +41,9 @@ NOT_MEASURED = replace(ALONE, reason="a worker process died while it measured")
 
 
 class Driver:
-    """Plans, assigns tasks to workers, and tells the store what comes back. Only `collect` writes
-    trials.
+    """Plans, assigns tasks to workers, and tells the store what comes back.
+
+    Only `collect` writes trials.
     """
 
     show: Progress
@@ -116,9 +117,7 @@ class Driver:
         }
 
     def plan(self) -> list[tuple[Store, list[Point]]]:
-        """The points that can be trained now, over all studies, by batch size and workload
-        arguments.
-        """
+        """The points to train now, over all studies, by batch size and workload arguments."""
         planned: dict[tuple[str, int, str], tuple[Store, list[Point]]] = {}
         for store, trials in zip(self.stores, self.trials, strict=True):
             done = [trial for trial in trials.values() if not trial.verdict.crashed]
@@ -155,8 +154,9 @@ class Driver:
         ]
 
     def choose_engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
-        """How points of one batch size and workload train: as chosen in this run, as forced, as in
-        an earlier run, or as a worker measures now.
+        """How points of one batch size and workload train.
+
+        As chosen in this run, as forced, as in an earlier run, or as a worker measures now.
         """
         known = [
             self.alone_if_stacking_failed(store, points)
@@ -187,8 +187,9 @@ class Driver:
         records.keep(points, engine, updates if is_short else None)
 
     def measure(self, unknown: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
-        """The engines that workers find. Where one dies, out of memory, say: the least that can be
-        done at once.
+        """The engines that workers find.
+
+        Where one dies, out of memory, say: the least that can be done at once.
         """
         tasks = [
             Measurement(
@@ -217,14 +218,14 @@ class Driver:
         return replace(ALONE, measured=True, reason=reason) if reason else None
 
     def alone_if_forced(self) -> Engine | None:
-        """One after the other, if that is wanted: it needs no check. Other slots do
-        (`choose.choose`).
+        """One after the other, if that is wanted: it needs no check.
+
+        Other slots do (`choose.choose`).
         """
         return replace(ALONE, reason="forced") if self.slots == 1 else None
 
     def engine_of_earlier_run(self, store: Store, points: Sequence[Point]) -> Engine | None:
-        """How the points of this batch size and workload were trained in an earlier run, if it may
-        stay so.
+        """How an earlier run trained this batch size and workload, if it may stay so.
 
         A choice that was not measured because training is short holds while it is as short.
         """
@@ -299,8 +300,9 @@ class Driver:
                     self.record(stores[task.study.name], Trial.from_crash(point, reason))
 
     def collect_patiently(self) -> bool:
-        """Collect, or leave it for later while the database does not answer: what is in the inboxes
-        is safe there.
+        """Collect, or leave it for later while the database does not answer.
+
+        Finished trials are safe in the inboxes until then.
 
         Returns whether it did. Raises UnansweredError when it has not answered for long.
         """

@@ -1,6 +1,4 @@
-"""The driver's own process as the only worker: breakpoints, debuggers and Ctrl-C work as in any
-script.
-"""
+"""The driver's own process is the only worker: breakpoints, debuggers and Ctrl-C work as usual."""
 
 from __future__ import annotations
 

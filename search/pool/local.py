@@ -20,8 +20,9 @@ from .worker import DRIVERS_SIGNALS, Measurement, Task, follow_driver, perform
 
 
 class Local:
-    """A backend. Processes stay for the next run of this process, and end by themselves when none
-    follows.
+    """A backend of worker processes on this machine.
+
+    They stay for the next run of this process, and end by themselves when none follows.
 
     loky tells of a worker that dies by ending its whole pool: then all tasks that are not done are
     lost.
@@ -77,8 +78,9 @@ class Local:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A process that starts here does not hear what the driver answers, until it says itself that
-    it ignores that: a terminal's Ctrl-C goes to all, and would end it in the middle of its imports.
+    """Block the driver's signals in a process that starts here, until it ignores them itself.
+
+    A terminal's Ctrl-C goes to all processes, and would end this one in the middle of its imports.
     """
     # which a first worker starts, too, and which then lets SIGINT through again
     resource_tracker.ensure_running()

@@ -1,5 +1,4 @@
-"""What runs in a worker process: choose an engine, train points, leave each finished trial where
-the driver finds it.
+"""What a worker process does: choose an engine, train points, leave trials for the driver.
 
 A worker never touches the store. It drops files into the study's `inbox/`, the record last: a trial
 whose record is there is complete, and outlives whatever happens to the worker or the driver.
@@ -72,8 +71,9 @@ _FOLLOWS: set[int] = set()  # the driver of this process, if it is a worker's
 
 
 def follow_driver(driver: int, start_method: str | None = None, sources: str = "") -> None:
-    """Make this process the driver's, which answers Ctrl-C and a closed terminal: it ends when the
-    driver does.
+    """Bind this process to the driver: it ends when the driver does.
+
+    The driver answers Ctrl-C and a closed terminal; this process ignores them.
 
     Processes that a workload starts, as those of a DataLoader, are started as the driver would
     (`start_method` of multiprocessing; None: the platform's default). `sources`: what the driver
@@ -139,8 +139,9 @@ def measure(
 
 
 def _is_ctrl_c(error: BaseException) -> bool:
-    """Whether a user interrupts, or leaves a debugger. Not in a worker process, which does not hear
-    Ctrl-C: there a workload raised it.
+    """Whether a user interrupts, or leaves a debugger.
+
+    Not in a worker process, which does not hear Ctrl-C: there a workload raised it.
     """
     return isinstance(error, STOPS) and not _FOLLOWS
 
@@ -241,8 +242,9 @@ def _load(study: Study, points: Sequence[Point]) -> Workload:
 
 
 def _cached_workload(study: Study, points: Sequence[Point]) -> tuple[Workload, Traces]:
-    """A workload that can be stacked keeps no state: this process keeps it and its recordings for
-    its next task.
+    """A workload that can be stacked, and its recordings, kept for this process's next task.
+
+    Such a workload keeps no state.
     """
     key = study.workload + points[0].workload_key
     if key not in _KNOWN:
@@ -260,9 +262,7 @@ def forget_workloads() -> None:
 
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Raise what goes wrong with writing a file as the run's failure, not the trial's: the disk is
-    full, say.
-    """
+    """Raise a failure to write a file as the run's, not the trial's: the disk is full, say."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -333,8 +333,9 @@ def saved_state(inbox: Path, stem: str) -> Path:
 
 
 def read_inbox(inbox: Path) -> Iterator[tuple[Trial, Path]]:
-    """Finished trials in an inbox, oldest first, with the path of their record. A damaged one
-    counts as missing.
+    """Finished trials in an inbox, oldest first, with the path of their record.
+
+    A damaged one counts as missing.
     """
     for path in sorted(inbox.glob("*.json"), key=lambda path: path.lstat().st_mtime_ns):
         try:

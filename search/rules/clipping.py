@@ -1,5 +1,4 @@
-"""Clipping by the global gradient norm: at a fixed threshold, at one that follows the norms, or at
-the smaller of them.
+"""Clipping by the global gradient norm: at a fixed threshold, an adaptive one, or the smaller.
 
 The threshold that follows the norms is our answer to a question the playbook leaves open (R19).
 With the running mean m and standard deviation s of the norms so far, the norm n_t of update t is
@@ -47,8 +46,9 @@ from torch import Tensor
 
 
 def global_norm(gradient_KP: Tensor) -> Tensor:
-    """The unclipped L2 norm of each row: [K, P] → [K, 1] (R4, R15), in float32 at least: squares
-    overflow float16.
+    """The unclipped L2 norm of each row: [K, P] → [K, 1] (R4, R15).
+
+    In float32 at least: squares overflow float16.
     """
     wide = torch.promote_types(gradient_KP.dtype, torch.float32)
     norm_K1: Tensor = torch.linalg.vector_norm(gradient_KP, dim=1, keepdim=True, dtype=wide)
@@ -67,8 +67,7 @@ def clip_(gradient_KP: Tensor, norm_K1: Tensor, clip_norm_K1: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Gate:
-    """What the thresholds of one update depend on besides the norms so far, [K, 1] each, in
-    float64.
+    """What the thresholds of one update depend on besides earlier norms; [K, 1] each, in float64.
 
     clip_norm   the fixed threshold; inf = off
     clip_z      inf = off, or not yet on
@@ -81,8 +80,6 @@ class Gate:
 
 
 def clip_threshold(mean_K1: Tensor, variance_K1: Tensor, gate: Gate) -> Tensor:
-    """The threshold of each slot, [K, 1], without a look at its values, which would wait for the
-    device.
-    """
+    """The threshold of each slot, [K, 1], computed without waiting for the device."""
     z_limit_K1 = torch.where(variance_K1 > 0, mean_K1 + gate.clip_z * variance_K1.sqrt(), math.inf)
     return torch.minimum(gate.clip_norm, z_limit_K1)

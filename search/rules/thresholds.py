@@ -1,5 +1,6 @@
-"""The clip threshold of every update as a recurrence over the norms, in NumPy; `clipping` says what
-it is.
+"""The clip threshold of every update as a recurrence over the norms, in NumPy.
+
+`clipping` says what it is.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def clip_z_of(update: NDArray[np.int64], clip_z: ArrayLike) -> NDArray[np.float6
 
 
 def share_of(update: NDArray[np.int64]) -> NDArray[np.float64]:
-    """What the norm of update 0, 1, … contributes to m and s²: all of it at first, 1 − β after a
-    while.
+    """What the norm of update 0, 1, … contributes to m and s².
+
+    All of it at first, 1 − β after a while.
     """
     return (1.0 - Z_DECAY) / (1.0 - np.power(Z_DECAY, update + 1, dtype=np.float64))
 

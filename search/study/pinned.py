@@ -13,11 +13,11 @@ from .study import Study, parse_study
 def pin(
     origin: Study, point: Point, name: str, axes: Mapping[str, object] | None = None, **keys: object
 ) -> Study:
-    """The study that trains a point as `origin` does, but for other values of some `axes` and other
-    `keys` of the file.
+    """The study that trains a point as `origin` does.
 
-    It has the point's batch size and optimizer alone, and no roles, trials or seeds but those
-    given; None leaves a key out. Raises UserError as `study.parse_study`.
+    `axes` replace values of the point, `keys` replace keys of the file. It has the point's batch
+    size and optimizer alone, and no roles, trials or seeds but those given; None leaves a key out.
+    Raises UserError as `study.parse_study`.
     """
     own = (
         {axis: getattr(point, axis) for axis in COMMON if axis in point.shown}

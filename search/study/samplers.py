@@ -54,8 +54,9 @@ class Sampler:
         return bool(self.learner)
 
     def sequence(self, count: int, axes: int, rng: np.random.Generator) -> Unit:
-        """The first points of its sequence, [count, axes]. Raises ValueError for a grid, which has
-        none, and if `draw` returns anything else.
+        """The first points of its sequence, [count, axes].
+
+        Raises ValueError for a grid, which has none, and if `draw` returns anything else.
         """
         if self.draw is None:
             raise ValueError(f"sampler {self.name!r} has no sequence")

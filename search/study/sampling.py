@@ -31,20 +31,17 @@ ROUND = 8
 
 
 def plan(study: Study) -> list[Point]:
-    """Every point of a non-adaptive study, in the order of training; the same list on every
-    call.
-    """
+    """Every point of a non-adaptive study, in training order; the same list on every call."""
     return _repeat_with_seeds(
         study, (point for batch_size in study.batch_sizes for point in _plan(study, batch_size))
     )
 
 
 def some_points(study: Study, most: int) -> list[Point]:
-    """Configurations of a plan to judge it by, without making all of it: at most `most`, or one of
-    every group if more.
+    """Configurations by which to judge a plan, without making all of it.
 
-    The first ones of an adaptive study are those of its first round; of a grid they are spread over
-    it.
+    At most `most`, or one of every group if there are more groups. The first ones of an adaptive
+    study are those of its first round; of a grid they are spread over it.
     """
     each = max(1, most // len(study.batch_sizes))
     if study.sampling.is_grid:
@@ -56,8 +53,9 @@ def some_points(study: Study, most: int) -> list[Point]:
 
 
 def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
-    """The points that can be trained now, given the finished trials; those already trained are
-    among them.
+    """The points that can be trained now, given the finished trials.
+
+    Those already trained are among them.
 
     A non-adaptive study has them all from the start. TPE and GP propose ROUND configurations of
     each group when all seeds of its earlier rounds are told, so what they propose depends on the
@@ -100,8 +98,9 @@ def _repeat_with_seeds(study: Study, configurations: Iterable[Point]) -> list[Po
 
 
 def _configurations(study: Study, told: Iterable[Told]) -> dict[int, Told]:
-    """The inverse of _repeated: configurations of one batch size, all of whose seeds are told, by
-    number.
+    """Configurations of one batch size all of whose seeds are told, by number.
+
+    This is the inverse of _repeated.
 
     Told of one is the mean of its values; it diverged as soon as its first seed did.
     """
@@ -141,8 +140,9 @@ def _plan(study: Study, batch_size: int) -> list[Point]:
 
 
 def _grid_points(study: Study, batch_size: int, most: int) -> list[Point]:
-    """The grids of a batch size's groups one after the other, or some of their points, at most
-    `most` in all.
+    """The grids of a batch size's groups, one after the other.
+
+    If they have more than `most` points together, only some, at most `most`.
     """
     of_group = shares(study, batch_size)
     steps = math.ceil(sum(of_group.values()) / most)
@@ -238,8 +238,9 @@ def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
 
 
 def _at(axis: Axis, u: float) -> Any:
-    """The value of an axis at u ∈ [0, 1): log-spaced on a log axis; of a list, each value equally
-    likely.
+    """The value of an axis at u ∈ [0, 1): log-spaced on a log axis.
+
+    Of a list, each value is equally likely.
     """
     if not isinstance(axis, Range):
         return axis[int(u * len(axis))]
@@ -249,8 +250,9 @@ def _at(axis: Axis, u: float) -> Any:
 
 
 def _grid(axes: Mapping[str, Axis], step: int) -> list[dict[str, Any]]:
-    """Every `step`-th point of a grid, or so: of a step that shares no factor with an axis, no
-    value is left out.
+    """About every `step`-th point of a grid.
+
+    The step is made to share no factor with an axis, so that no value is left out.
     """
     columns = [_ticks(axis) for axis in axes.values()]
     while any(math.gcd(step, len(column)) > 1 for column in columns) and step > 1:
@@ -272,8 +274,9 @@ def _ticks(axis: Axis) -> Sequence[Any]:
 def _proposals(
     study: Study, group: Group, told: Sequence[Told], count: int
 ) -> list[dict[str, Any]]:
-    """The next points of a group: the first ones from a sequence, the others learned from finished
-    trials.
+    """The next points of a group.
+
+    The first ones come from a sequence, the others are learned from finished trials.
     """
     if not told:
         return _sequence(study, group, count)

@@ -427,8 +427,10 @@ class Study(_Strict):
         return [name for name in RULES if getattr(self.space.optimizer, name) is not None]
 
     def axes(self, optimizer: str) -> dict[str, Axis]:
-        """Every axis of an optimizer by name, fixed ones included, settings of a decay that it does
-        not try left out; its own table wins over the common one.
+        """Every axis of an optimizer by name, fixed ones included.
+
+        Settings of a decay that it does not try are left out. Its own table wins over the common
+        one.
         """
         own = getattr(self.space.optimizer, optimizer)
         specs: dict[str, Axis] = {}
@@ -496,8 +498,9 @@ class Study(_Strict):
 
     @staticmethod
     def _grid_points(axes: Mapping[str, Axis]) -> int:
-        """How many points a grid has over an optimizer's axes: those of each decay have its own
-        settings alone.
+        """How many points a grid has over an optimizer's axes.
+
+        Those of each decay have only that decay's settings.
         """
         sizes = {name: grid_size(axis) for name, axis in axes.items() if name != "decay"}
         return sum(
@@ -564,9 +567,7 @@ class Study(_Strict):
                 yield name, "is for a `workload`: here your own training decides it"
 
     def _shadowing(self) -> Iterator[tuple[str, str]]:
-        """Arguments of the workload that stand in the same tables as something else of that
-        name.
-        """
+        """Arguments of the workload named like something else in the same tables."""
         own = {"optimizer", "seed"}  # batch_size: advice.py
         own |= {name for optimizer in self.optimizers for name in self.axes(optimizer)}
         for name in sorted(self.workload_args):
@@ -746,8 +747,9 @@ def _check_name(path: Path) -> None:
 
 
 def _read(path: Path) -> str:
-    """The text of a study file. Raises UserError unless it is a file, of UTF-8 and of at most
-    MOST_BYTES.
+    """The text of a study file.
+
+    Raises UserError unless it is a file, of UTF-8 and of at most MOST_BYTES.
     """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -768,8 +770,9 @@ def _read(path: Path) -> str:
 
 
 def parse_study(document: Mapping[str, Any], name: str, place: str, source: str = "") -> Study:
-    """Validate a study file's content; `place` names it in messages. Raises UserError as
-    load_study.
+    """Validate a study file's content; `place` names it in messages.
+
+    Raises UserError as load_study.
     """
     own = sorted(document.keys() & {"name", "source"})
     lines = [f"{key}: unknown key; the file's name is the study's name" for key in own]
@@ -856,9 +859,7 @@ def _unknown_key(keys: list[str]) -> str:
 
 
 def refuse_maximized(study: Study, command: str) -> None:
-    """Raise UserError for a command whose statistics take lower for better, if a study is
-    maximized.
-    """
+    """Raise UserError if a study is maximized: the command's statistics take lower for better."""
     if study.maximize:
         raise UserError(
             f"{study.name}: maximize: `tunewright {command}` cannot do with an objective that is "

@@ -1,5 +1,4 @@
-"""The proof, again and again in training, that a stack or a recording computes what the model alone
-computes.
+"""The repeated proof, in training, that a stack or a recording computes what the model does.
 
 What was equal in the first updates may differ later: another branch is taken, numbers have other
 sizes. So before a trial is handed out, the last update of one of the slots is computed again by the
@@ -35,14 +34,13 @@ SMALL_BUFFER = 1e-3
 
 
 class StackingError(RuntimeError):
-    """What a stack or a recording computed is not what the model alone computes from the same
-    state.
-    """
+    """A stack or a recording computed other values than the model alone, from the same state."""
 
 
 def relative_difference(ours: ArrayLike, others: ArrayLike, floor: float = 1e-12) -> float:
-    """max |a − b| / max(max |a|, floor); 0 where both are not a number or the same infinity, inf
-    where one is.
+    """max |a − b| / max(max |a|, floor).
+
+    0 where both are not a number or the same infinity, inf where only one is.
     """
     a, b = np.asarray(ours, np.float64), np.asarray(others, np.float64)
     if a.shape != b.shape:
@@ -69,9 +67,7 @@ class _Moment:
 
 
 class Audit:
-    """Looks over the shoulder of a stack: `before` and `after` an update of a slot, `check` when it
-    matters.
-    """
+    """Checks a stack: `before` and `after` an update of a slot, `check` when it matters."""
 
     def __init__(self, stack: Stack, workload: Workload, model: nn.Module, bfloat16: bool) -> None:
         self._stack, self._model = stack, model
@@ -100,8 +96,9 @@ class Audit:
         metrics: Mapping[str, Sequence[float]] | None,
         seed: int,
     ) -> None:
-        """Raise StackingError if the model alone finds other numbers. Takes random numbers of the
-        process.
+        """Raise StackingError if the model alone finds other numbers.
+
+        Takes random numbers of the process.
 
         `first` are the slot's loss and gradient norm at its first update; `metrics` its evaluations
         so far, if the last of them belongs to the parameters that it has now, and `seed` that of

@@ -52,9 +52,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_sums(path: Path) -> None:
-    """Raise BadZipFile if a part of a torch file is not what was written, which torch.load does not
-    look at.
-    """
+    """Raise BadZipFile if a part of a torch file is damaged, which torch.load does not check."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as parts:
             if damaged := parts.testzip():
@@ -113,8 +111,9 @@ def metrics_of(
     model: nn.Module,
     bfloat16: bool = False,
 ) -> dict[str, float]:
-    """What a workload's `evaluate` or `test` says about a model in evaluation mode, as it is
-    measured in training.
+    """What a workload's `evaluate` or `test` says about a model in evaluation mode.
+
+    It is measured as in training.
     """
     model.eval()
     with autocast(model, bfloat16):
@@ -122,8 +121,9 @@ def metrics_of(
 
 
 def finite(path: Path, metrics: Mapping[str, float], objective: str) -> float:
-    """The objective of a checkpoint. Raises UserError if it was not measured, or is nan or inf:
-    nothing to compare.
+    """The objective of a checkpoint.
+
+    Raises UserError if it was not measured, or is nan or inf: nothing to compare.
     """
     if objective not in metrics:
         raise UserError(

@@ -64,8 +64,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 def devices(names: str) -> list[str]:
-    """The torch devices named, as "cpu" or "cuda:0,cuda:1". Raises UserError for one that is not
-    there, or that cannot keep a number, as "meta"."""
+    """The torch devices named, as "cpu" or "cuda:0,cuda:1".
+
+    Raises UserError for one that is not there, or that cannot keep a number, as "meta".
+    """
     found = [name.strip() for name in names.split(",")]
     for name in found:
         try:
@@ -87,8 +89,7 @@ def choose(
     compiled: bool | None = None,
     slots: int | None = None,
 ) -> Engine:
-    """The faster engine for points of one batch size and one workload, measured on the first of
-    them.
+    """The faster engine for points of one batch size and workload, measured on the first ones.
 
     The points are shared by `workers` processes with one torch thread each, or by fewer with more
     threads, which together fill the `cores`. `traces` keeps the recordings of the stacks that were
@@ -160,8 +161,9 @@ def _fastest_uncompiled(
     device: str,
     traces: Traces,
 ) -> tuple[Engine, float]:
-    """The faster engine without a compiler, and its updates per second; 0 where nothing could be
-    compiled, either.
+    """The faster engine without a compiler, and its updates per second.
+
+    These are 0 where nothing could be compiled, either.
     """
     updates = sum(map(study.updates, points))
     if updates < WORTH_UPDATES:
@@ -202,8 +204,9 @@ def _fastest_uncompiled(
 def _with_threads(
     study: Study, workload: Workload, points: Sequence[Point], workers: int, cores: int, rate: float
 ) -> tuple[Engine, float]:
-    """One after the other with the number of threads that is fastest over all processes, and its
-    rate per worker.
+    """One after the other, with the number of threads that is fastest over all processes.
+
+    Returns also its rate per worker.
 
     Where there is a point for every worker, processes win: on none of the networks of
     tests/benchmarks did one process with two threads reach what two with one thread do.
@@ -296,8 +299,9 @@ class _Observed:
 
 @dataclass
 class _Unevaluated:
-    """A workload whose evaluation is not worth mentioning: on a large validation set it would take
-    most of a rate.
+    """A workload whose evaluation takes next to no time.
+
+    On a large validation set it would take most of the time that is measured.
     """
 
     workload: Workload
@@ -373,8 +377,9 @@ def _rate(
     device: str,
     traces: Traces | None = None,
 ) -> float:
-    """Updates of single trials per second, by what trials say of their seconds in training: starts
-    do not count.
+    """Updates of single trials per second, from the seconds that trials spent in training.
+
+    Starts do not count.
     """
     some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
     own: Traces = (

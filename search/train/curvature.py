@@ -34,8 +34,9 @@ SEED = 0
 def some_batches(
     workload: Workload, batch_size: int, seed: int, examples: int = EXAMPLES
 ) -> list[Any]:
-    """The first training batches of a seed: as many as hold at most `examples` examples, and at
-    least one.
+    """The first training batches of a seed that hold at most `examples` examples together.
+
+    There is at least one.
 
     The default bounds the cost: a Hessian-vector product is some three forward and backward passes,
     and λ₁ takes 20 to 40 of them. From fewer examples λ₁ comes out too large, being the largest
@@ -46,8 +47,7 @@ def some_batches(
 
 
 def largest_eigenvalue(workload: Workload, model: nn.Module, batches: Sequence[Any]) -> float:
-    """λ₁, the largest (algebraic) eigenvalue of the Hessian of the training loss at the model's
-    parameters.
+    """λ₁, the largest (algebraic) eigenvalue of the training loss's Hessian at the parameters.
 
         H = ∇² (1/n) Σ_b loss(batch_b),    b = 1 … n,    [P, P], never formed: Lanczos on products H
                                            v
@@ -100,8 +100,9 @@ def largest_eigenvalue(workload: Workload, model: nn.Module, batches: Sequence[A
 
 
 class _Loss(nn.Module):
-    """A workload's loss as a module around the model, so that functional_call can lend the model
-    other buffers.
+    """A workload's loss as a module around the model.
+
+    So functional_call can lend the model other buffers.
     """
 
     def __init__(self, workload: Workload, model: nn.Module) -> None:
@@ -114,9 +115,7 @@ class _Loss(nn.Module):
 
 @contextmanager
 def _as_in_training(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Training mode, gradients on, random numbers of our own; and attention whose derivative has a
-    derivative.
-    """
+    """Training mode, with gradients, own random numbers, and twice differentiable attention."""
     modes = [(module, module.training) for module in model.modules()]
     if not model.training:  # else a submodule in evaluation mode is trained so
         model.train()
@@ -168,8 +167,9 @@ def _product(call: _Loss, batch: Any, v: Sequence[Tensor]) -> NDArray[np.float64
 
 
 def stability_limit(optimizer: str, settings: Mapping[str, float], eigenvalue: float) -> float:
-    """The base LR above which an update rule diverges on a quadratic of curvature λ₁ with its full
-    gradient.
+    """The base LR above which an update rule diverges on a quadratic of curvature λ₁.
+
+    The rule has the full gradient.
 
         sgd        2 / λ₁
         momentum   (2 + 2γ) / λ₁

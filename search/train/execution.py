@@ -1,5 +1,4 @@
-"""How the rows of a stack get their losses, gradients and metrics: by the model as it is, recorded,
-or compiled.
+"""How a stack gets its losses, gradients and metrics: from the model as it is, recorded, compiled.
 
     Eager           one model, trained as it is, by backward()
     Recorded        K models at once: the forward and backward pass run under torch.func.vmap, every
@@ -46,8 +45,9 @@ MOST_COMPILED = 2
 
 @dataclass(frozen=True)
 class Engine:
-    """How points are trained, as it is stored with a study: one after the other, or `slots` of them
-    stacked, each process with `threads` threads.
+    """How points are trained, as it is stored with a study.
+
+    One after the other, or `slots` of them stacked; each process has `threads` threads.
 
     `compiled`: by torch's compiler, which rounds differently. `reason` says why; `measured`,
     whether it was measured, and so holds for any number of such points.
@@ -69,8 +69,9 @@ class Engine:
 
     @property
     def simpler(self) -> Engine | None:
-        """How to train again what failed: not compiled, then in stacks of half the size; None if it
-        was alone.
+        """How to train again what failed; None if it was alone.
+
+        First without a compiler, then in stacks of half the size.
         """
         if self.compiled:
             return replace(self, compiled=False)
@@ -81,9 +82,7 @@ class Engine:
 
     @property
     def for_few_points(self) -> Engine:
-        """The same for a study of a few points: a compiled stack would have more slots than these
-        fill.
-        """
+        """The same for a study of a few points, which would not fill a compiled stack."""
         return replace(self, compiled=False) if self.compiled and self.stacked else self
 
     def capacity(self, points: int) -> int:
@@ -98,8 +97,9 @@ ALONE = Engine(stacked=False, slots=1)
 
 
 class Call(nn.Module):
-    """A workload's method as a module around the model, so that functional_call can swap what it
-    contains.
+    """A workload's method as a module around the model.
+
+    So functional_call can swap what it contains.
     """
 
     def __init__(self, workload: Workload, model: nn.Module, bfloat16: bool) -> None:
@@ -180,8 +180,9 @@ class Execution(ABC):
 
     @abstractmethod
     def batch(self, batches: Sequence[Any], each: Sequence[int]) -> Any:
-        """What `gradients` takes, from the drawn batches; `each[k]` is the index of slot k's
-        batch.
+        """What `gradients` takes, from the drawn batches.
+
+        `each[k]` is the index of slot k's batch.
         """
 
     @abstractmethod
@@ -197,8 +198,9 @@ class Execution(ABC):
 
     @abstractmethod
     def evaluate(self, rows: Rows, seeds: Sequence[int]) -> dict[str, list[float]]:
-        """What `evaluate` returns for every slot, by metric, with the process's generators seeded
-        for each.
+        """What `evaluate` returns for every slot, by metric.
+
+        The process's generators are seeded for each slot.
         """
 
     @abstractmethod
@@ -256,8 +258,10 @@ class _Alone(Execution):
 
 
 class Eager(_Alone):
-    """The model as it is. Its gradient is the mean over the parts of a batch, weighted by their
-    numbers of examples: that of the whole batch, if the loss is a mean over examples.
+    """The model as it is.
+
+    Its gradient is the mean over the parts of a batch, weighted by their numbers of examples: that
+    of the whole batch, if the loss is a mean over examples.
     """
 
     builds_anew = True
@@ -326,8 +330,9 @@ class Recorded(Execution):
 
     @torch.no_grad()
     def evaluate(self, rows: Rows, seeds: Sequence[int]) -> dict[str, list[float]]:
-        """Stacked if the workload's evaluate() can be; one after the other if it uses .item(),
-        Python numbers or random ones.
+        """Stacked if the workload's evaluate() can be, else one after the other.
+
+        It cannot be if it uses .item(), Python numbers or random ones.
         """
         with evaluation_mode(self.model):
             if self._evaluates_stacked:
@@ -388,8 +393,9 @@ class _Recordings:
     def gradients(
         self, over: Callable[..., Any], rows: Rows, batch: Any
     ) -> tuple[Tensor, Sequence[str]]:
-        """The loss, `over` one slot or all of them, and the names of the parameters that have no
-        gradient; fills the gradients.
+        """The loss, `over` one slot or all of them; fills the gradients.
+
+        Returns also the names of the parameters that have no gradient.
         """
         kind = _kind(batch)
         if len(self._compiled_kinds) < self._most_compiled:
@@ -407,8 +413,9 @@ class _Recordings:
     def _loss_and_gradients(
         self, over: Callable[..., Any]
     ) -> tuple[Callable[..., tuple[Tensor, list[Tensor]]], list[str]]:
-        """A function of values, buffers and batch; and a list for the names of the parameters that
-        it finds to have no gradient.
+        """A function of values, buffers and batch, and a list.
+
+        The function fills the list with the names of parameters that have no gradient.
         """
         missing: list[str] = []
 
@@ -477,8 +484,9 @@ def _stacked(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _kind(batch: Any) -> tuple[object, ...]:
-    """Shapes and dtypes of a batch; and its nesting: of a dictionary the names, by which a loss may
-    choose among heads.
+    """Shapes, dtypes and nesting of a batch.
+
+    The nesting of a dictionary is its names, by which a loss may choose among heads.
     """
     leaves, nesting = tree_flatten(batch)
     return (*((leaf.shape, leaf.dtype) for leaf in leaves), str(nesting))

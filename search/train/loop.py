@@ -43,8 +43,9 @@ SAVE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished trial, its best checkpoint by parameter name, and where asked for, its state after
-    the last update.
+    """A finished trial, and its best checkpoint by parameter name.
+
+    Where asked for, also its state after the last update.
     """
 
     trial: Trial
@@ -53,29 +54,24 @@ class Trained:
 
 
 class Keeper(Protocol):
-    """Keeps the state of trials in training, so that one that was interrupted goes on where it
-    was.
-    """
+    """Keeps the state of trials in training, so that an interrupted one goes on where it was."""
 
     def begin(self, point: Point) -> Mapping[str, Tensor] | None:
-        """Called when a point's training begins. Returns the state that was saved of it, if there
-        is one.
+        """Called when a point's training begins.
+
+        Returns the state that was saved of it, if there is one.
         """
 
     def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
         """Keep a state, in place of an earlier one."""
 
     def start_again(self, point: Point, reason: str) -> None:
-        """Called when a saved state is of no use: training begins anew, because of the reason
-        given.
-        """
+        """Called when a saved state is of no use, with the reason: training begins anew."""
 
 
 @dataclass(eq=False)
 class _Slot:
-    """A trial in training: its point, its schedule as coefficients, and what was measured so
-    far.
-    """
+    """A trial in training: its point, its schedule as coefficients, and its measurements."""
 
     point: Point
     batches: _Batches
@@ -99,9 +95,7 @@ class _Slot:
         return self.step == 0 or bool(losses[-1] <= losses[0])
 
     def state(self) -> dict[str, Tensor]:
-        """All that was measured, where the process's random numbers stand, and the last batch, for
-        `restore`.
-        """
+        """All that was measured, the random numbers and the last batch, for `restore`."""
         return {
             **self.recorder.state(),
             "batch": torch.tensor(list(bytes.fromhex(self.batches.last())), dtype=torch.uint8),
@@ -109,8 +103,9 @@ class _Slot:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned. Raises ValueError, with nothing changed, if its batches
-        were others.
+        """Put back what `state` returned.
+
+        Raises ValueError, with nothing changed, if its batches were others.
         """
         if bytes(state["batch"].tolist()).hex() != self.batches.last():
             raise ValueError("its batches come in another order when they are drawn again")
@@ -120,9 +115,7 @@ class _Slot:
 
 
 class _Batches:
-    """The batches of the slots that were loaded together with the same seed: drawn once for all of
-    them.
-    """
+    """The batches of slots that were loaded together with the same seed, drawn once for all."""
 
     def __init__(
         self, workload: Workload, point: Point, device: torch.device, skip: int, parts: Parts
@@ -254,8 +247,9 @@ class _Loop:
                 self.saved = time.monotonic()
 
     def _save(self, keeper: Keeper) -> None:
-        """Save what is in training, if all that it depends on can be saved: otherwise it would
-        begin anew.
+        """Save what is in training, if all that it depends on can be saved.
+
+        Otherwise an interrupted training begins anew.
         """
         for k, slot in enumerate(self.slots):
             if self.execution.builds_anew and (
@@ -279,9 +273,7 @@ class _Loop:
         return build_model(self.workload, point.seed, point.batch_size, self.device)
 
     def _initial(self, point: Point) -> dict[str, Tensor]:
-        """Parameters and buffers of the untrained model of a point's seed; each seed is built
-        once.
-        """
+        """Parameters and buffers of the untrained model of a point's seed, built once per seed."""
         if point.seed not in self.initial:
             model = self._build(point)
             self.initial[point.seed] = {
@@ -307,8 +299,9 @@ class _Loop:
         self._keep(range(len(self.slots)))
 
     def _append(self, point: Point, step: int, batches: dict[tuple[int, int], _Batches]) -> int:
-        """Load a point into the next slot, with batches of which the first `step` were drawn; the
-        slot.
+        """Load a point into the next slot, and return that slot's number.
+
+        The first `step` of its batches were drawn before.
         """
         k = len(self.slots)
         if self.execution.builds_anew:
@@ -328,9 +321,7 @@ class _Loop:
     def _resume(
         self, point: Point, state: Mapping[str, Tensor], batches: dict[tuple[int, int], _Batches]
     ) -> bool:
-        """Load a point as it was saved, if what can be put back is all that its training depends
-        on.
-        """
+        """Load a point as it was saved, if all that its training depends on can be put back."""
         before = len(self.slots)
         try:
             k = self._append(point, len(state["loss"]), batches)
@@ -367,9 +358,7 @@ class _Loop:
         )
 
     def _steps_ahead(self) -> int:
-        """Updates until the first slot must be looked at: an evaluation, its end, or the next
-        check.
-        """
+        """Updates until a slot must be looked at: an evaluation, its end, or the next check."""
         every = self.study.evaluate_every
         return min(
             CHECK_EVERY,
@@ -380,9 +369,7 @@ class _Loop:
         return slot.step % self.study.evaluate_every == 0 or slot.step == slot.total
 
     def _advance(self, steps: int) -> None:
-        """Take updates without looking at their results; then read losses and norms of all of
-        them.
-        """
+        """Take updates without looking at their results, then read all losses and norms."""
         tensor = self._tensor
         blocks = [
             (
@@ -443,15 +430,17 @@ class _Loop:
                 )
 
     def _healthiest(self) -> _Slot | None:
-        """The slot that has come farthest of those that learn: in others, rounding grows to any
-        size.
+        """The slot that has come farthest of those that learn.
+
+        In others, rounding grows to any size.
         """
         learning = [slot for slot in self.slots if slot.is_learning()]
         return max(learning, key=lambda slot: slot.step, default=None)
 
     def _recheck_update(self) -> None:
-        """Compute an update of one slot again, alone, before trials are handed out. Raises
-        StackingError.
+        """Compute an update of one slot again, alone, before trials are handed out.
+
+        Raises StackingError.
         """
         slot = self.audited
         if self.audit is None or slot is None or not slot.is_learning():
@@ -464,9 +453,7 @@ class _Loop:
         before.restore()
 
     def _prove_stateless(self) -> None:
-        """Raise StackingError if Python remembers something else than after the first update:
-        epochs, say.
-        """
+        """Raise StackingError if Python's state changed since the first update: epochs, say."""
         if self.audit and self._python_state() != self.python:
             raise StackingError(
                 "later in training the workload or model changes what it keeps in Python"
@@ -479,9 +466,7 @@ class _Loop:
         )
 
     def _gates(self, steps: int) -> list[Gate]:
-        """What the thresholds of the next updates depend on besides the norms, prepared on the
-        host.
-        """
+        """What the next thresholds depend on besides the norms, prepared on the host."""
         first_K = [slot.step for slot in self.slots] + [0] * (self.stack.slots - len(self.slots))
         update_SK = np.arange(steps)[:, None] + np.array(first_K)
         clip_norm_K1 = self._tensor(self._each("clip_norm"), torch.float64)[:, None]
@@ -506,8 +491,9 @@ class _Loop:
         return [list(block) for _, block in rows]
 
     def _sources(self) -> tuple[list[_Batches], list[int]]:
-        """What the slots' batches are drawn from, and which of it is each row's; an idle one gets
-        some batch.
+        """What the slots' batches are drawn from, and the place of each row's among these.
+
+        An idle row gets some batch.
         """
         sources = list({id(slot.batches): slot.batches for slot in self.slots}.values())
         place = {id(source): i for i, source in enumerate(sources)}

@@ -39,8 +39,9 @@ HAVE_STATE = (FunctionType, MethodType, BuiltinMethodType, functools.partial, nn
 
 @dataclass(frozen=True)
 class PythonState:
-    """State as bytes, and the buffers themselves, which are the same only if they are the same
-    objects.
+    """State as bytes, and the buffers themselves.
+
+    Buffers are the same only if they are the same objects.
     """
 
     content: bytes
@@ -56,8 +57,9 @@ class PythonState:
 
 
 def python_state(workload: object, model: nn.Module, quick: bool = False) -> PythonState:
-    """The state now. Raises what pickling raises, where something cannot be pickled, and so may
-    keep state unseen.
+    """The state now.
+
+    Raises what pickling raises, where something cannot be pickled, and so may keep state unseen.
 
     `quick` takes a sum for the contents of tensors and arrays above LARGE_ARRAY: for a look at each
     trial's start, however large its data are.
@@ -81,9 +83,7 @@ def content_hash(value: object) -> str:
 
 
 def _modules_of(kinds: Iterable[type]) -> list[ModuleType]:
-    """The user's own modules in which classes and their bases are defined, and those that these
-    import.
-    """
+    """The user's modules that define these classes and their bases, and what these import."""
     names = {base.__module__ for kind in kinds for base in kind.__mro__}
     found = (sys.modules.get(name) for name in sorted(names))
     return own_modules(module for module in found if isinstance(module, ModuleType))
@@ -109,8 +109,9 @@ def _is_own(module_name: str | None) -> bool:
 
 
 def _state_of_function(function: FunctionType) -> tuple[object, ...]:
-    """What a function remembers between calls, and what it does, as another may have taken its
-    name.
+    """What a function remembers between calls, and what it does.
+
+    The latter counts because another function may have taken its name.
     """
     code: CodeType = function.__code__
     cells = [_content(cell) for cell in function.__closure__ or ()]
@@ -126,8 +127,9 @@ def _content(cell: Any) -> object:
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Writes values of tensors and arrays as hashes, and of the model's own parameters and buffers
-    only names.
+    """Writes values of tensors and arrays as hashes.
+
+    Of the model's own parameters and buffers it writes only names.
     """
 
     def __init__(self, file: io.BytesIO, own: Mapping[int, str], quick: bool = False) -> None:
@@ -191,8 +193,9 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
 
 def _words(content: NDArray[np.uint8]) -> int:
-    """The sum of an array's bytes taken as whole numbers of 64 bits: tells of any change but of the
-    order.
+    """The sum of an array's bytes taken as whole numbers of 64 bits.
+
+    It shows any change but one of order.
     """
     whole = len(content) // 8 * 8
     return int(content[:whole].view(np.uint64).sum()) + int(content[whole:].sum())

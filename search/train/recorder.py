@@ -80,12 +80,12 @@ class Recorder:
         self._judge_next = min(CHECK_EVERY, total_steps)  # the step from which on it is asked anew
 
     def record(self, loss: Tensor | float, norm: Tensor | float) -> None:
-        """Add an update: its loss and the unclipped gradient norm at the parameters before the
-        update.
+        """Add an update: its loss, and its unclipped gradient norm.
 
-        May be called before or after `optimizer.step()`. Both are one number each. Tensors are
-        copied on their device, and not waited for; they are looked at CHECK_EVERY together, or when
-        the curve is asked for. Raises ValueError if all planned updates are recorded.
+        Both are those at the parameters before the update. May be called before or after
+        `optimizer.step()`. Both are one number each. Tensors are copied on their device, and not
+        waited for; they are looked at CHECK_EVERY together, or when the curve is asked for. Raises
+        ValueError if all planned updates are recorded.
         """
         self._check_room(1)
         if self._ahead is None:
@@ -167,8 +167,9 @@ class Recorder:
         return self._was_hopeless
 
     def is_without_gradient(self) -> bool:
-        """Whether the gradient was exactly 0 at each of the first CHECK_EVERY updates, or of all if
-        fewer are planned.
+        """Whether the gradient was exactly 0 at each of the first CHECK_EVERY updates.
+
+        Of all updates, if fewer are planned.
         """
         first = min(CHECK_EVERY, self.total_steps)
         return self.step >= first and not self.grad_norms[:first].any()
@@ -209,8 +210,9 @@ class Recorder:
         )
 
     def verdict(self) -> Verdict:
-        """What the curve says of a training that ended here; its evidence names evaluations without
-        the objective.
+        """What the curve says of a training that ended here.
+
+        Its evidence names evaluations without the objective.
         """
         found = judge(
             self.curve(), self.objective, maximize=self._maximize, divergence=self._divergence
@@ -248,11 +250,11 @@ class Recorder:
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` returned, in place of what was recorded so far; other names are
-        passed over.
+        """Put back what `state` returned, in place of what was recorded so far.
 
-        Raises KeyError for a state that lacks something, and ValueError for one with more updates
-        than planned, or whose parts differ in length; nothing is changed then.
+        Other names are passed over. Raises KeyError for a state that lacks something, and
+        ValueError for one with more updates than planned, or whose parts differ in length; nothing
+        is changed then.
         """
         loss, grad_norm = state["loss"].numpy(), state["grad_norm"].numpy()
         eval_step, seconds = state["eval_step"].tolist(), float(state["seconds"])
@@ -307,8 +309,9 @@ class Recorder:
 
 
 def _block_for(number: Tensor | float) -> Tensor:
-    """Room for a block of numbers, where the first of them is, as wide as there is: a loss may be
-    float64.
+    """Room for a block of numbers on the device of the first one, in the widest dtype there.
+
+    A loss may be float64.
     """
     if not isinstance(number, Tensor):
         return torch.empty(CHECK_EVERY, dtype=torch.float64)

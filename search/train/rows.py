@@ -27,9 +27,7 @@ UPDATED_AT_ONCE = 65_536
 
 
 class Stack:
-    """K slots, the used ones first and ordered by optimizer, so that each update rule has one block
-    of rows.
-    """
+    """K slots, the used ones first and ordered by optimizer: each update rule has one block."""
 
     def __init__(
         self,
@@ -38,13 +36,12 @@ class Stack:
         optimizers: Iterable[str],
         follows_norms: bool = False,
     ) -> None:
-        """A stack with the shape of an execution's model; `load` fills its slots, or `adopt` its
-        only one.
+        """A stack with the shape of an execution's model.
 
-        It has rows for the states of the rules of `optimizers`, and trains with no other. With
-        `follows_norms` a slot may have a threshold that follows its gradient norms
-        (`clip_threshold`). Raises UserError if the model's trainable parameters differ in device or
-        dtype.
+        `load` fills its slots, or `adopt` its only one. It has rows for the states of the rules of
+        `optimizers`, and trains with no other. With `follows_norms` a slot may have a threshold
+        that follows its gradient norms (`clip_threshold`). Raises UserError if the model's
+        trainable parameters differ in device or dtype.
         """
         model = execution.model
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -145,10 +142,10 @@ class Stack:
             rows[slot] = 0.0
 
     def arrange(self, order: Sequence[int], shrink: bool) -> None:
-        """Move the slots named to the front, in this order; to shrink, drop half of the rows while
-        they are idle.
+        """Move the slots named to the front, in this order.
 
-        Halving, not fitting: every K that is used costs a trace, and not all may shrink.
+        To shrink, half of the rows are dropped while they are idle. Halving, not fitting: every K
+        that is used costs a trace, and not all may shrink.
         """
         slots, fewest = self.slots, max(len(order), FEWEST_STACKED)
         while shrink and self._execution.may_shrink and slots // 2 >= fewest:
@@ -174,15 +171,17 @@ class Stack:
         self._execution.bind(self._tensors)
 
     def gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Loss [K] and unclipped gradient norm [K, 1] at the current parameters; fills the gradient
-        buffer.
+        """Loss [K] and unclipped gradient norm [K, 1] at the current parameters.
+
+        Fills the gradient buffer.
         """
         loss, self._without_gradient = self._execution.gradients(self._tensors, batch)
         return loss.view(self.slots), global_norm(self._rows["gradient"])
 
     def evaluate(self, seeds: Sequence[int]) -> dict[str, list[float]]:
-        """What `evaluate` returns for every slot, by metric, with the process's generators seeded
-        for each.
+        """What `evaluate` returns for every slot, by metric.
+
+        The process's generators are seeded for each slot.
         """
         return self._execution.evaluate(self._tensors, seeds)
 
@@ -203,9 +202,7 @@ class Stack:
         clip_norm_K1: Tensor | None,
         blocks: Iterable[tuple[str, slice, Mapping[str, Tensor]]],
     ) -> None:
-        """Clip the gradient buffer and apply one update: per optimizer, its rows and their
-        coefficients.
-        """
+        """Clip the gradient buffer and apply one update, by each optimizer to its rows."""
         rows = self._rows
         if clip_norm_K1 is not None:
             clip_(rows["gradient"], norm_K1, clip_norm_K1)
@@ -231,11 +228,10 @@ class Stack:
             held.copy_(values)
 
     def _held_back(self) -> list[tuple[Tensor, Tensor]]:
-        """Parts of rows that an update must not change, and their values: of parameters without a
-        gradient.
+        """Parts of rows that an update must not change, and their values.
 
-        As torch's optimizers skip a parameter whose gradient is None: its momentum and weight decay
-        rest, too.
+        They belong to parameters without a gradient. As torch's optimizers skip a parameter whose
+        gradient is None: its momentum and weight decay rest, too.
         """
         parts = [
             rows[:, slice(*self._offsets[parameter])]
@@ -262,8 +258,9 @@ class Stack:
 
     @torch.no_grad()
     def restore(self, slot: int, state: Mapping[str, Tensor], optimizer: str) -> None:
-        """Put back what `state` returned of a slot that this optimizer trains. Raises ValueError,
-        with nothing changed, if it is of another model.
+        """Put back what `state` returned of a slot that this optimizer trains.
+
+        Raises ValueError, with nothing changed, if it is of another model.
         """
         self._execution.mend()  # batches that were drawn again may have bound parameters elsewhere
         own = self._execution.buffers(self._tensors, slot)
@@ -286,9 +283,7 @@ class Stack:
             tensor.copy_(state[name])
 
     def best(self, slot: int) -> dict[str, Tensor]:
-        """A slot's best checkpoint on the host, under all names of the model's state_dict, tied
-        ones, too.
-        """
+        """A slot's best checkpoint on the host, under all state_dict names, tied ones too."""
         tensors = {name: view[slot] for name, view in self._views(self._rows["best"]).items()}
         tensors |= {name: rows[slot] for name, rows in self._best_buffers.items()}
         return {

@@ -1,5 +1,6 @@
-"""The tensors of a lone model, tied to the rows that its optimizer updates, and the check that they
-still are.
+"""The tensors of a lone model, tied to the rows that its optimizer updates.
+
+It is checked that they still are.
 
 A workload's methods may do with the model what a plain training loop allows: `model.zero_grad()`,
 `p.grad = None`, `p.data = …`, `model.double()` and back. Each of these can leave a parameter on
@@ -20,16 +21,15 @@ from ..errors import UserError
 
 
 def fixed_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What belongs to a trial beside its trained parameters: buffers, and parameters that are not
-    trained.
-    """
+    """Tensors of a trial beside its trained parameters: buffers, and parameters not trained."""
     frozen = {name: p.detach() for name, p in model.named_parameters() if not p.requires_grad}
     return dict(model.named_buffers()) | frozen
 
 
 def checkpoint_names(model: nn.Module) -> dict[str, str]:
-    """The names in a model's state_dict, each with the first name of its tensor: tied weights have
-    several.
+    """The names in a model's state_dict, each with the first name of its tensor.
+
+    Tied weights have several names.
     """
     first = {id(t): name for name, t in [*model.named_parameters(), *model.named_buffers()]}
     state = model.state_dict(keep_vars=True)
@@ -50,8 +50,9 @@ class _Tie:
 
 
 class Ties:
-    """Ties the trained parameters of a model to views of rows; `gather` and `mend` after each call
-    of a workload.
+    """Ties the trained parameters of a model to views of rows.
+
+    `gather` and `mend` are called after each call of a workload.
     """
 
     def __init__(
@@ -80,10 +81,10 @@ class Ties:
             parameter.grad = None
 
     def gather(self, add: bool = False) -> list[str]:
-        """Copy, or add, the gradients into their row; the names of the parameters that have none,
-        which count as 0.
+        """Copy, or add, the gradients into their row.
 
-        Raises UserError for a parameter that the optimizer can no longer train.
+        Returns the names of the parameters that have none, which count as 0. Raises UserError for a
+        parameter that the optimizer can no longer train.
         """
         self.mend()
         found = [parameter.grad for parameter in self._parameters]
@@ -106,11 +107,11 @@ class Ties:
         return missing
 
     def mend(self) -> None:
-        """Put parameters whose `.data` was bound elsewhere back on their rows, with the values that
-        they have now.
+        """Put parameters whose `.data` was bound elsewhere back on their rows.
 
-        Raises UserError for a parameter that is no longer the model's, that changed its dtype,
-        shape or device, or that was frozen when training began and is not any more.
+        They keep the values that they have now. Raises UserError for a parameter that is no longer
+        the model's, that changed its dtype, shape or device, or that was frozen when training began
+        and is not any more.
         """
         for tie in self._ties:
             # Of TorchScript, the holder has no `get`.
@@ -132,9 +133,7 @@ class Ties:
                 )
 
     def look_for_new_ones(self) -> None:
-        """Raise UserError for a parameter that the model got after training began: a layer that was
-        put in, say.
-        """
+        """Raise UserError for a parameter that came after training began: by a new layer, say."""
         for name, parameter in self._model.named_parameters():
             if parameter.requires_grad and id(parameter) not in self._known:
                 raise UserError(

@@ -1,10 +1,9 @@
-"""A tensor program, recorded once and replayed: the operations that a function does, without the
-function.
+"""A tensor program, recorded once and replayed.
 
-Replaying skips what modules, autograd and vmap cost in Python, and computes the same numbers: the
-operations are those that ran, in their order, with their arguments. Recorded with a
-TorchDispatchMode, not with make_fx, because that imports torch's compiler: seconds in each worker
-process, for nothing that a short study uses.
+It has the operations that a function does, without the function. Replaying skips what modules,
+autograd and vmap cost in Python, and computes the same numbers: the operations are those that ran,
+in their order, with their arguments. Recorded with a TorchDispatchMode, not with make_fx, because
+that imports torch's compiler: seconds in each worker process, for nothing that a short study uses.
 
 A recording can also be compiled: torch's compiler fuses its operations, for half a minute once, and
 rounds differently.
@@ -28,12 +27,11 @@ RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default}
 def record(
     function: Callable[..., Any], *arguments: Any, compiled: bool = False
 ) -> Callable[..., Any]:
-    """Call a function of nested tensors once; return `replay`, which repeats its operations on new
-    arguments.
+    """Call a function of nested tensors once; return `replay`, which repeats its operations.
 
-    The new arguments must have the nesting, shapes, dtypes and devices of the first ones. Tensors
-    that the function reads besides its arguments are constants. What it writes in place, it writes
-    when replayed, too.
+    `replay` takes new arguments. The new arguments must have the nesting, shapes, dtypes and
+    devices of the first ones. Tensors that the function reads besides its arguments are constants.
+    What it writes in place, it writes when replayed, too.
 
     The function returns (result, parts). `replay(*arguments, into=tensors)` returns the result, and
     copies each of the parts into a tensor as soon as it is computed: never are all parts held
@@ -117,16 +115,18 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _is_the_same(operation: Any, args: tuple[Any, ...], result: Any) -> bool:
-        """Whether an operation returns its argument under another name; vmap and autograd do many
-        of them.
+        """Whether an operation returns its argument under another name.
+
+        vmap and autograd do many of them.
         """
         return operation is aten.detach.default or (
             operation in RESHAPES and result.shape == args[0].shape
         )
 
     def _node(self, value: Any) -> Any:
-        """What stands for a value in the graph; a tensor that nothing recorded made is a
-        constant.
+        """What stands for a value in the graph.
+
+        A tensor that nothing recorded made is a constant.
         """
         if not isinstance(value, Tensor):
             return value

@@ -1,5 +1,4 @@
-"""The installed package: the library is `tunewright.search`, reference workloads
-`tunewright.models`.
+"""The installed package: library `tunewright.search`, reference workloads `tunewright.models`.
 
 This folder holds what belongs to neither. pyproject.toml says which folder becomes which package.
 """

@@ -180,8 +180,9 @@ class Parts:
         self._places: list[int | None] | None = None
 
     def learn(self, batch: Any) -> None:
-        """Find the dimension of the examples in the first batch. Raises UserError if there is
-        none.
+        """Find the dimension of the examples in the first batch.
+
+        Raises UserError if there is none.
         """
         if self._places is not None:
             return
@@ -255,8 +256,9 @@ def _nodes(batch: Any) -> Iterator[Any]:
 
 
 def _is_one_each(node: Any, size: int) -> bool:
-    """Whether a list holds one item with tensors for each example: it is as long, and nothing in it
-    has that size.
+    """Whether a list holds one item with tensors for each example.
+
+    Then it is as long as there are examples, and nothing in it has that size.
     """
     if not isinstance(node, list | tuple) or len(node) != size or size == 1:
         return False
@@ -306,11 +308,11 @@ def _describe(leaves: Sequence[Any]) -> str:
 
 
 def examples(batch: Any, batch_size: int) -> int:
-    """How many examples a batch has: `batch_size`, if most of what it holds has that size in one of
-    its dimensions.
+    """How many examples a batch has.
 
-    Or if the leading dimension of its first tensor has it. Otherwise the size that is most frequent
-    among the leading dimensions. Raises UserError if nothing has a dimension.
+    `batch_size`, if most of what it holds has that size in one of its dimensions. Or if the leading
+    dimension of its first tensor has it. Otherwise the size that is most frequent among the leading
+    dimensions. Raises UserError if nothing has a dimension.
     """
     shapes = [shape for leaf in _plain(batch) if (shape := _shape(leaf))]
     if not shapes:

@@ -83,8 +83,9 @@ def _find(module_name: str) -> ModuleSpec | None:
 
 
 def _spec(name: str, places: Sequence[str] | None) -> ModuleSpec | None:
-    """What Python's own finders say of a module; also None if the finder would have to import the
-    parent package.
+    """What Python's own finders say of a module.
+
+    Also None if the finder would have to import the parent package.
     """
     for finder in sys.meta_path:
         with suppress(Exception):  # a KeyError of PathFinder, or whatever a foreign finder raises

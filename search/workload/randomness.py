@@ -1,6 +1,4 @@
-"""The random numbers of a process: Python's, NumPy's and torch's, seeded for each trial and given
-back.
-"""
+"""The random numbers of a process (Python, NumPy, torch), seeded per trial and given back."""
 
 from __future__ import annotations
 

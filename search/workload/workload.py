@@ -38,8 +38,9 @@ PARTS_TOLERANCE = 1e-3
 
 
 def autocast(model: nn.Module, bfloat16: bool) -> AbstractContextManager[object]:
-    """In which a model runs, trained and measured alike: bfloat16 autocast on its own device, or as
-    it is.
+    """The context in which a model runs, in training and evaluation alike.
+
+    bfloat16 autocast on its own device, or nothing.
     """
     if not bfloat16:
         return nullcontext()
@@ -80,9 +81,7 @@ class Workload(Protocol):
         """
 
     def evaluate(self, model: nn.Module) -> Mapping[str, Tensor | float]:
-        """Validation metrics by name; of the study's objective lower is better, unless it is
-        maximized.
-        """
+        """Validation metrics by name; lower is better of the objective, unless it is maximized."""
 
 
 def chance_loss(workload: Workload) -> float:
@@ -90,8 +89,9 @@ def chance_loss(workload: Workload) -> float:
 
 
 def architectures_of(workload: Workload) -> Mapping[str, Mapping[str, Any]]:
-    """The other architectures that a workload declares. Raises UserError unless they are name →
-    arguments by name.
+    """The other architectures that a workload declares.
+
+    Raises UserError unless they are name → arguments by name.
     """
     found = getattr(workload, "architectures", {})
     if not isinstance(found, Mapping) or not all(
@@ -170,11 +170,11 @@ def _import_module(module_name: str, key: str) -> ModuleType:
 
 
 def reload_edited_modules(paths: Iterable[str]) -> str:
-    """Import the edited modules of workloads anew; a text that is the same as long as none of the
-    user's was edited.
+    """Import the edited modules of workloads anew.
 
-    Modules count that are neither installed nor part of Python, and that the workload's module or
-    one of those imports.
+    Returns a text that is the same as long as none of the user's modules was edited. Modules count
+    that are neither installed nor part of Python, and that the workload's module or one of those
+    imports.
     """
     for path in paths:
         module = sys.modules.get(path.partition(":")[0])
@@ -203,8 +203,9 @@ _NOT_OWN = tuple(
 
 
 def _own_modules(module: ModuleType, found: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The user's modules that a module imports, and itself, each after those that it imports; name
-    → names of those.
+    """The user's modules that a module imports, and itself; name → names of those it imports.
+
+    Each comes after those that it imports.
     """
     if not is_own(module) or module.__name__ in found:
         return found
@@ -228,9 +229,7 @@ def own_modules(modules: Iterable[ModuleType]) -> list[ModuleType]:
 
 
 def _imports(module: ModuleType) -> Iterable[str]:
-    """The names in a module's import statements, those inside functions included; some may be no
-    modules.
-    """
+    """The names in a module's import statements, also inside functions; some may be no modules."""
     return _names_imported_by(module.__file__ or "", module.__package__ or "", _stamp(module))
 
 
@@ -272,18 +271,19 @@ def _stamp(module: ModuleType) -> str:
 
 
 def draw_batches(workload: Workload, batch_size: int, seed: int) -> Iterator[Any]:
-    """Endless training batches, on the device where the workload put them. Raises UserError where
-    they end.
+    """Endless training batches, on the device where the workload put them.
+
+    Raises UserError where they end.
     """
     return endless(lambda: workload.train_batches(batch_size, seed), batch_size)
 
 
 def build_model(workload: Workload, seed: int, batch_size: int, device: torch.device) -> nn.Module:
-    """The untrained model of a seed on a device; it takes the process's random numbers, seeded with
-    the same seed.
+    """The untrained model of a seed on a device.
 
-    Lazy modules get their shapes as in a plain training loop, from the loss of the first batch.
-    Raises UserError if some get none, or the model has no trainable parameters.
+    It takes the process's random numbers, seeded with the same seed. Lazy modules get their shapes
+    as in a plain training loop, from the loss of the first batch. Raises UserError if some get
+    none, or the model has no trainable parameters.
     """
     seed_all(seed)
     model = workload.build_model(seed).to(device)
@@ -296,9 +296,7 @@ def build_model(workload: Workload, seed: int, batch_size: int, device: torch.de
 
 
 def _materialize(model: nn.Module, forward: Callable[[], object]) -> None:
-    """Give lazy modules their shapes by one forward pass, which leaves buffers as they were before
-    it.
-    """
+    """Give lazy modules their shapes by one forward pass, which leaves buffers unchanged."""
     buffers = {id(module): _clone_tensors(module) for module in model.modules()}
 
     def remember(module: nn.Module, _: object) -> None:
@@ -374,8 +372,9 @@ def check_workload(
     steps: int = 1,
     accumulation: int = 1,
 ) -> None:
-    """Try every method once, so that a mistake shows before the first training; batches, for a
-    moment.
+    """Try every method once, so that a mistake shows before the first training.
+
+    Batches are drawn for a moment only.
 
     Warns if gradients are to be accumulated and the loss is not a mean over examples.
 
