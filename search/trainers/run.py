@@ -151,8 +151,9 @@ class Run:
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether to evaluate now and call `report`: before training, every `evaluate_every`
-        updates, and after the last one.
+        """Whether to evaluate now and call `report`.
+
+        It is due before training, every `evaluate_every` updates, and after the last one.
         """
         is_due = self.step % self.study.evaluate_every == 0 or self.step == self.total_steps
         return is_due and not self.recorder.is_just_evaluated
@@ -217,11 +218,11 @@ class Run:
             }
 
     def steps(self, data: Iterable[Any]) -> Iterator[Any]:
-        """The batches to train on: those of `data`, again for each epoch, up to the last update or
-        until training is hopeless.
+        """The batches to train on: those of `data`, again for each epoch.
 
-        Raises UserError if `data` has no batch, or ends and cannot be iterated again; MisuseError
-        if batches go by and no watched optimizer steps.
+        They end with the last update, or when training is hopeless. Raises UserError if `data` has
+        no batch, or ends and cannot be iterated again; MisuseError if batches go by and no watched
+        optimizer steps.
         """
         if self._main is None:
             raise MisuseError(
@@ -275,8 +276,10 @@ class Run:
     # --- to go on after an interruption -----------------------------------------------------------
 
     def state(self, *objects: Stateful) -> None:
-        """Save what is in training, about once a minute, if called after each update: everything
-        that training depends on, as model and optimizer, and in the order of `restore`.
+        """Save what is in training, about once a minute, if called after each update.
+
+        `objects` are all that training depends on, as model and optimizer, in the order of
+        `restore`.
         """
         if self._keeper is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return

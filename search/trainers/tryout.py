@@ -54,8 +54,9 @@ def _check_workloads(study: Study) -> None:
 
 @contextmanager
 def _as_user_error(study: Study) -> Iterator[None]:
-    """Whatever a workload raises here is a UserError of its study, SystemExit included; Ctrl-C
-    stays what it is.
+    """Raise whatever a workload raises as a UserError of its study, SystemExit included.
+
+    Ctrl-C stays what it is.
     """
     try:
         yield

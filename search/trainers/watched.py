@@ -1,9 +1,9 @@
-"""A torch optimizer that somebody else steps: its learning rates are set, its gradients measured
-and clipped, just before each of its updates.
+"""A torch optimizer that somebody else steps, with learning rates, norms and clipping of a trial.
 
-The order within one update is that of the study's own loop: the unclipped norm is taken (R4, R15),
-then gradients are clipped (R14), then the optimizer steps with the learning rate of that update.
-Nothing here waits for the device.
+Learning rates are set, gradients measured and clipped, just before each of its updates. The order
+within one update is that of the study's own loop: the unclipped norm is taken (R4, R15), then
+gradients are clipped (R14), then the optimizer steps with the learning rate of that update. Nothing
+here waits for the device.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ class Updates:
 
 
 class Clipping:
-    """Clipping of one training at `clip_norm`, at the threshold that `clip_z` sets, or at the
-    smaller of them (`clipping`).
+    """Clipping of one training at `clip_norm`, at the threshold that `clip_z` sets, or the smaller.
+
+    `clipping` says how the latter follows the norms.
     """
 
     def __init__(self, clip_norm: float = math.inf, clip_z: float = math.inf) -> None:
@@ -94,7 +95,8 @@ class Clipping:
 
     @torch.no_grad()
     def clip_(self, gradients: list[Tensor], norm: Tensor) -> None:
-        """Scale gradients of a global norm down to the threshold of this update, in place:
+        """Scale gradients of a global norm down to the threshold of this update, in place.
+
         g ← g · min(1, λ / ‖g‖).
         """
         if self.is_off:
@@ -126,9 +128,10 @@ class Clipping:
 
 
 class WatchedOptimizer:
-    """A torch optimizer whose updates are prepared here: by `prepare`, which a hook calls before
-    each step of the optimizer, unless `hooked` is false: then its caller does, once gradients are
-    whole.
+    """A torch optimizer whose updates are prepared by `prepare`.
+
+    A hook calls `prepare` before each step of the optimizer; if `hooked` is false, the caller does,
+    once gradients are whole.
 
     `learning_rate` gives the LR of an update by its number; None leaves LRs as they are. Each
     parameter group keeps its ratio to `reference_lr`, by default the LR of the first group.

@@ -147,9 +147,7 @@ def import_object(path: str, key: str, kind: str) -> Callable[..., Any]:
 
 
 def _import_module(module_name: str, key: str) -> ModuleType:
-    """A module of the user; the files of all modules that are the user's are remembered as they
-    are.
-    """
+    """A module of the user; remembers the files of all modules of the user as they are now."""
     make_folder_importable()
     try:
         module = importlib.import_module(module_name)
