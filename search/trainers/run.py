@@ -159,14 +159,14 @@ class Run:
         return is_due and not self.recorder.is_just_evaluated
 
     def watch(self, optimizer: Optimizer, *, main: bool = True, hooked: bool = True) -> Optimizer:
-        """Set the learning rates of an optimizer of your own, record its unclipped gradient norm,
-        and clip, just before each of its steps; the optimizer.
+        """Set the learning rates of your own optimizer, record its norms, and clip; returns it.
 
-        The first parameter group gets the trial's learning rate; others keep their ratio to it.
-        Of several optimizers the main one counts updates and is recorded; the others keep their
-        ratio to its first group, too, and are clipped by norms of their own. Watch the main one
-        first. Without `hooked`, call `prepare(optimizer)` once its gradients are whole.
-        Raises MisuseError for a second main one, and for one whose gradients cannot be seen.
+        This happens just before each of its steps; the norms are of unclipped gradients. The first
+        parameter group gets the trial's learning rate; others keep their ratio to it. Of several
+        optimizers the main one counts updates and is recorded; the others keep their ratio to its
+        first group, too, and are clipped by norms of their own. Watch the main one first. Without
+        `hooked`, call `prepare(optimizer)` once its gradients are whole. Raises MisuseError for a
+        second main one, and for one whose gradients cannot be seen.
         """
         if main and self._main:
             raise MisuseError("watch: one optimizer is the main one: watch others with main=False")

@@ -74,7 +74,7 @@ class Updates:
 class Clipping:
     """Clipping of one training at `clip_norm`, at the threshold that `clip_z` sets, or the smaller.
 
-    `clipping` says how the latter follows the norms.
+    `clipping` says how that threshold follows the norms.
     """
 
     def __init__(self, clip_norm: float = math.inf, clip_z: float = math.inf) -> None:
