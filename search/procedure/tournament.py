@@ -313,8 +313,8 @@ def _sentences(
         yield from _wider(winner, rerun[1:])
         return
     yield (
-        f"Adopt {adopted}: the simplest that the best is not shown to beat (p ≤ {ALPHA} would "
-        "show it)."
+        f"Adopt {adopted}: the simplest remedy that the best one is not shown to beat (p ≤ "
+        f"{ALPHA} would show it)."
     )
     if winner.equal_steps and winner.equal_steps.p_better > ALPHA:
         yield (

@@ -179,12 +179,9 @@ def test_a_sweep_explores(sampler, explores):
 
 
 def test_a_sweep_never_has_the_name_of_its_study():
-    document = {
-        **study_of(space={"clip_norm": 1.0, "optimizer": {"sgd": {"base_lr": 0.1}}}).model_dump()
-    }
-    study = parse_study(
-        {k: v for k, v in document.items() if k not in ("name", "source")}, "sweep", place="sweep"
-    )
+    space = {"clip_norm": 1.0, "optimizer": {"sgd": {"base_lr": 0.1}}}
+    document = study_of(space=space).model_dump(exclude={"name", "source"}, exclude_defaults=True)
+    study = parse_study(document, "sweep", place="sweep")
     assert sweep_of(study).name != "sweep"
 
 
