@@ -203,9 +203,7 @@ class Run:
         reported twice after one update, or is no number.
         """
         try:
-            self.recorder.report(
-                {name: number(name, value, "report: got") for name, value in metrics.items()}
-            )
+            self.recorder.report({name: _number(name, value) for name, value in metrics.items()})
         except ValueError as error:
             raise MisuseError(f"report: {error}: call it where run.evaluation_due") from error
         self._reported.update(metrics)
@@ -389,3 +387,8 @@ class Run:
             )
         self._update = self.step
         self._updates.record(norm)
+
+
+def _number(name: str, value: Tensor | float) -> float:
+    """A metric. Raises UserError if it is no number."""
+    return number(name, value.detach() if isinstance(value, Tensor) else value, "report: got")

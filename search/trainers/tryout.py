@@ -20,6 +20,7 @@ from ..workload.workload import check_workload, load_workload, reload_edited_mod
 from .function import load_function, train_by_function
 
 WARM_UP_STEPS = 5  # of a first trial, which nobody times
+TINY = 1e-12  # a base LR at which nothing moves
 
 
 def check_studies(studies: Sequence[Study]) -> None:
@@ -79,19 +80,17 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
     """
     every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every)}
     whole = study.model_copy(update=every | {"prepend_warmup": False, "stop_after": None})
-    short = whole.model_copy(update={"max_train_steps": WARM_UP_STEPS})
+    short = whole.model_copy(update={"max_train_steps": WARM_UP_STEPS, "evaluations": 1})
     result = {}
     points = some_points(study, most=1)
     for batch_size in study.batch_sizes:
         point = next(p for p in points if p.batch_size == batch_size)
-        point = replace(point, base_lr=0.0, warmup_steps=0)  # no divergence while it is timed
+        point = replace(point, base_lr=TINY, warmup_steps=0)  # no divergence while it is timed
         with _as_user_error(study), torch_threads():
-            first = _seconds(short, point)  # allocations, caches
-            seconds = _seconds(whole, point)
-        if study.train:
-            result[batch_size] = max(seconds - first, 0.0) / (steps - WARM_UP_STEPS)
-        else:
-            result[batch_size] = seconds / steps
+            _seconds(short, point)  # allocations, caches
+            before = _seconds(short, point) if study.train else 0.0
+            seconds = _seconds(whole, point) - before
+        result[batch_size] = max(seconds, 0.0) / (steps - (WARM_UP_STEPS if study.train else 0))
     return result
 
 
