@@ -168,7 +168,11 @@ def updates_of(study: Study) -> int:
 
 
 def _architectures(study: Study, group: Group) -> Mapping[str, Mapping[str, Any]]:
-    """What the workload of a group declares. Raises UserError if its factory does not take it."""
+    """What the workload of a group declares; a function declares none. Raises UserError if its
+    factory does not take it.
+    """
+    if not study.workload:
+        return {}
     held = dict(group.scientific)
     arguments = {name: held.get(name, value) for name, value in study.workload_args.items()}
     declared = architectures_of(load_workload(study.workload, arguments))
@@ -281,7 +285,7 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
 
     Each comes with the limit of stability that it predicts.
     """
-    if not found.remedies:
+    if not (found.remedies and study.workload):  # a function has no loss that can be called
         return found
     best = found.remedies[0]
     results = runs.results[best.rerun_in or best.tuned_in]

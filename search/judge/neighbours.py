@@ -54,7 +54,8 @@ def learns_nothing(trial: Trial, learned: float, value: float = math.nan) -> boo
     if not trial.feasible or not len(curve.loss):
         return False
     untrained = cost(trial.initial_value, trial.maximize)
-    if untrained - trial.cost >= NEXT_TO_NOTHING_SHARE * (untrained - value) > 0:
+    gains = untrained - trial.cost, untrained - value
+    if math.isfinite(untrained) and gains[0] >= NEXT_TO_NOTHING_SHARE * gains[1] > 0:
         return False
     level, end = levels(curve.loss, curve.chance_loss), ends_at(curve)
     fall = level.chance - learned

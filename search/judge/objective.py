@@ -81,6 +81,11 @@ def fault_of(trials: Sequence[Trial], objective: str) -> str:
             f"{objective} is nan or inf in every evaluation of all {len(own)} trainings: look at "
             "`evaluate`, nothing can be concluded before it returns numbers."
         )
+    if all(math.isnan(trial.initial_value) for trial in own):
+        return (
+            f"{objective} of the untrained model is not known: evaluate it before the first "
+            "update; what a training gains is measured from there."
+        )
     if not any(len(values) > 1 for values in measured):
         # training ended before the second look: a matter of the verdict, not of the objective
         return ""

@@ -222,6 +222,8 @@ class Recorder:
         lacking = (
             f"{self.objective} was missing in {self._missing} of {len(self._eval_step)} evaluations"
         )
+        if self._missing == 1 and math.isnan(self._metrics[self.objective][0]):
+            lacking = "the untrained model was not evaluated"
         return replace(found, evidence="; ".join(filter(None, [found.evidence, lacking])))
 
     def state(self) -> dict[str, Tensor]:

@@ -385,6 +385,8 @@ class Run:
                 f"steps: an update after the last one of {self.total_steps}: let run.steps(data) "
                 "end the loop"
             )
+        if self.step == 0 and not self.recorder.is_just_evaluated:
+            self.recorder.report({})  # the untrained model was not evaluated
         self._update = self.step
         self._updates.record(norm)
 
