@@ -397,21 +397,22 @@ def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
 
 def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) -> list[Cell]:
     delta = comparison.delta(trial.best_value) if comparison and is_rankable(trial) else math.nan
-    verdict, values = trial.verdict, trial.point.values
+    verdict = trial.verdict
     style = "good" if trial.feasible else "off" if verdict.crashed else "bad"
-    return [
-        _cell(trial.point.number),
-        *(_cell(values.get(name, "")) for name in names),
-        Cell(verdict.outcome, verdict.outcome, f"text verdict {style}"),
-        _cell(verdict.instability),
-        _cell(verdict.onset_step),
-        _cell(trial.best_value),
-        *([Cell(signed(delta), delta)] if comparison else []),
-        _cell(trial.best_step),
-        _cell(trial.clip_fraction),
-        _cell(trial.seconds),
-        Cell(verdict.evidence, verdict.evidence, "text wide"),
-    ]
+    known = {
+        "verdict": Cell(verdict.outcome, verdict.outcome, f"text verdict {style}"),
+        "instability": _cell(verdict.instability),
+        "onset_step": _cell(verdict.onset_step),
+        "best_value": _cell(trial.best_value),
+        DELTA: Cell(signed(delta), delta),
+        "best_step": _cell(trial.best_step),
+        "clip_fraction": _cell(trial.clip_fraction),
+        "seconds": _cell(trial.seconds),
+        "reason": Cell(verdict.evidence, verdict.evidence, "text wide"),
+    }
+    point = [trial.point.number, *(trial.point.values.get(name, "") for name in names)]
+    outcomes = [known[name] for name in with_delta(OUTCOMES, comparison)]
+    return [*map(_cell, point), *outcomes]
 
 
 def _cell(value: Any) -> Cell:

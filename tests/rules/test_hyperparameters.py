@@ -17,6 +17,7 @@ from tunewright.search.rules.hyperparameters import (
     of_kind,
 )
 from tunewright.search.rules.optimizers import RULES
+from tunewright.search.rules.schedule import SHAPES
 from tunewright.search.trial import Point, check_point_fields
 
 SHARE = ("a number in [0, 1)", is_share)
@@ -93,7 +94,7 @@ def test_values_are_held_as_their_row_says():
     assert isinstance(HYPERPARAMETERS["warmup_steps"].convert(10.0), int)
     assert isinstance(HYPERPARAMETERS["clip_norm"].convert(1), float)
     assert HYPERPARAMETERS["decay"].convert("linear") == "linear"
-    assert HYPERPARAMETERS["decay"].requirement.startswith("one of constant, linear, cosine, wsd")
+    assert HYPERPARAMETERS["decay"].requirement == f"one of {', '.join(SHAPES)}"
 
 
 def test_what_is_hidden_at_its_value_is_in_the_record_at_another():

@@ -10,6 +10,7 @@ from stored import feasible
 
 from tunewright.search.errors import UserError
 from tunewright.search.rules.optimizers import RULES
+from tunewright.search.rules.schedule import SHAPES
 from tunewright.search.store.table import write_table
 from tunewright.search.study.study import (
     RESULT_COLUMNS,
@@ -91,7 +92,7 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"space__warmup_stps": 3}, "space.warmup_stps: unknown key; did you mean 'warmup_steps'?"),
         (
             {"space__decay": "step"},
-            "space.decay: must be one of constant, linear, cosine, wsd, cosine_restarts, got",
+            f"space.decay: must be one of {', '.join(SHAPES)}, got",
         ),
         (
             {"space__optimizer__signsgd": {}},

@@ -338,7 +338,7 @@ def test_the_limits_are_the_written_formulas_with_the_rules_own_defaults():
 
 @pytest.mark.parametrize("optimizer", RULES)
 def test_a_valley_without_walls_has_no_limit_and_adaptive_rules_are_not_bounded_by_it(optimizer):
-    adaptive = optimizer not in ("sgd", "momentum", "nesterov")
+    adaptive = RULES[optimizer].max_stable_lr is None
     for eigenvalue in (0.0, -3.0):
         assert math.isnan(stability_limit(optimizer, {}, eigenvalue)) == adaptive
         assert adaptive or stability_limit(optimizer, {}, eigenvalue) == math.inf
