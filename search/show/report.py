@@ -404,7 +404,7 @@ def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) ->
         "instability": _cell(verdict.instability),
         "onset_step": _cell(verdict.onset_step),
         "best_value": _cell(trial.best_value),
-        DELTA: Cell(signed(delta), delta),
+        "delta": Cell(signed(delta), delta),
         "best_step": _cell(trial.best_step),
         "clip_fraction": _cell(trial.clip_fraction),
         "seconds": _cell(trial.seconds),
