@@ -6,7 +6,8 @@ updates are those of the training loop here (`search/train/loop.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, overload
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from .optimizers import RULES, Columns
+
+SMALL = 2**16  # numbers of a parameter, up to which starting an operation costs as much as doing it
 
 
 def make(name: str, params: Iterable[Any], settings: Mapping[str, Any], lr: float) -> Optimizer:
@@ -48,14 +51,17 @@ class RuleOptimizer(Optimizer):
         self.rule, row = rule, RULES[rule]
         if fault := row.fault_of_settings(settings):
             raise UserError(f"optimizer {rule}: {fault}")
+        # by the place of its group, made by the next step: ids of the parameters, and their buckets
+        self._buckets: dict[int, tuple[tuple[int, ...], list[_Bucket]]] = {}
         super().__init__(params, {"lr": lr, **row.defaults, **settings, "updates": 0})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "rule": self.rule}
+        return {**super().__getstate__(), "rule": self.rule, "_buckets": {}}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's. Raises UserError for a parameter that is no tensor of real numbers."""
         super().add_param_group(param_group)
+        self._buckets = {}
         for parameter in param_group["params"]:
             if not parameter.is_floating_point():
                 raise UserError(
@@ -66,6 +72,7 @@ class RuleOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but states keep their dtype, where torch's take that of the parameter."""
         super().load_state_dict(state_dict)
+        self._buckets = {}
         ours = [p for group in self.param_groups for p in group["params"]]
         saved = [place for group in state_dict["param_groups"] for place in group["params"]]
         for parameter, place in zip(ours, saved, strict=True):
@@ -90,43 +97,92 @@ class RuleOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for place, group in enumerate(self.param_groups):
             group["updates"] += 1
             own = {name: group[name] for name in RULES[self.rule].defaults}
             tables = RULES[self.rule].coefficients(
                 own, np.array([float(group["lr"])]), np.array([group["updates"]])
             )
             columns: dict[tuple[torch.device, torch.dtype], Columns] = {}
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                kind = (parameter.device, _wide(parameter))
-                if kind not in columns:
+            for bucket in self._buckets_of(place):
+                if bucket.kind not in columns:
                     values = torch.tensor(np.stack(list(tables.values()))[:, :, None])
-                    columns[kind] = dict(zip(tables, values.to(*kind).unbind(), strict=True))
-                self._update(parameter, columns[kind])
+                    moved = values.to(*bucket.kind).unbind()
+                    columns[bucket.kind] = dict(zip(tables, moved, strict=True))
+                self._update(bucket, columns[bucket.kind])
         return loss
 
-    def _update(self, parameter: Tensor, columns: Columns) -> None:
-        """One parameter's, as a stack of one row: [1, P]."""
-        gradient = parameter.grad
-        assert gradient is not None  # step
-        if gradient.is_sparse:
+    def _update(self, bucket: _Bucket, columns: Columns) -> None:
+        gradients = [one.grad for one in bucket.parameters if one.grad is not None]
+        if any(gradient.layout != torch.strided for gradient in gradients):
             raise UserError(
                 f"optimizer {self.rule}: takes no sparse gradients: make layers with sparse=False"
             )
-        rule, wide = RULES[self.rule], _wide(parameter)
-        state = self.state[parameter]
-        for name, start in rule.state.items():
-            if name not in state:
-                state[name] = torch.full(
-                    parameter.shape, start, dtype=wide, device=parameter.device
-                )
-        theta = parameter.detach().to(wide).reshape(1, -1)
-        rows = {name: state[name].view(1, -1) for name in rule.state}
-        rule.update(theta, gradient.detach().to(wide).reshape(1, -1), rows, columns)
-        if theta.data_ptr() != parameter.data_ptr():  # of another dtype, or laid out otherwise
-            parameter.copy_(theta.view(parameter.shape))
+        theta = _row(bucket.parameters)
+        RULES[self.rule].update(theta, _row(gradients), bucket.state, columns)
+        if theta.data_ptr() != bucket.parameters[0].data_ptr():  # a copy
+            torch._foreach_copy_(bucket.parameters, _parts(theta, bucket.parameters))
+
+    def _buckets_of(self, place: int) -> list[_Bucket]:
+        """The parameters of a group that have a gradient, in the same buckets while these are the
+        same.
+        """
+        given = [one for one in self.param_groups[place]["params"] if one.grad is not None]
+        known, buckets = self._buckets.get(place, ((), []))
+        ids = tuple(map(id, given))
+        if ids != known:
+            buckets = list(self._fill_buckets(given))
+            self._buckets[place] = ids, buckets
+        return buckets
+
+    def _fill_buckets(self, given: Iterable[Tensor]) -> Iterator[_Bucket]:
+        """Small parameters of a kind together, which takes fewer operations; large ones alone."""
+        small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for parameter in given:
+            kind = (parameter.device, _wide(parameter))
+            if parameter.numel() <= SMALL:
+                small.setdefault(kind, []).append(parameter)
+            else:
+                yield self._bucket([parameter], kind)
+        for kind, parameters in small.items():
+            yield self._bucket(parameters, kind)
+
+    def _bucket(self, parameters: list[Tensor], kind: tuple[torch.device, torch.dtype]) -> _Bucket:
+        """Parameters in a row, whose states become parts of the row's."""
+        rows = {}
+        for name, start in RULES[self.rule].state.items():
+            known = [
+                self.state[one].get(name, torch.full_like(one, start, dtype=kind[1]))
+                for one in parameters
+            ]
+            rows[name] = torch.cat([one.reshape(-1) for one in known]).view(1, -1)
+            for parameter, part in zip(parameters, _parts(rows[name], parameters), strict=True):
+                self.state[parameter][name] = part
+        return _Bucket(parameters, kind, rows)
+
+
+@dataclass(frozen=True)
+class _Bucket:
+    """Parameters that are updated together. `state`: by name, [1, P], of which each parameter's is
+    a part.
+    """
+
+    parameters: list[Tensor]
+    kind: tuple[torch.device, torch.dtype]
+    state: Mapping[str, Tensor]
+
+
+def _row(tensors: list[Tensor]) -> Tensor:
+    """Tensors end to end in their wide dtype, [1, P]; of one alone, itself where that is so."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    row = flat[0] if len(flat) == 1 else torch.cat(flat)
+    return row.to(_wide(row)).view(1, -1)
+
+
+def _parts(row: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """A row, [1, P], as tensors of these shapes, which share its memory."""
+    parts = torch.split(row.view(-1), [one.numel() for one in like])
+    return [part.view(one.shape) for part, one in zip(parts, like, strict=True)]
 
 
 def _wide(parameter: Tensor) -> torch.dtype:
