@@ -161,16 +161,22 @@ def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _run(options: argparse.Namespace) -> int:
-    from .run import run_studies
+def _load_study(path: Path) -> Study:
+    """A study to be trained; with a warning if its objective sounds better when higher."""
     from .show.advice import direction_of
     from .study.study import load_study
 
+    study = load_study(path)
+    for one in direction_of(study):
+        print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)
+    return study
+
+
+def _run(options: argparse.Namespace) -> int:
+    from .run import run_studies
+
     _quiet_optuna()
-    studies = [load_study(path) for path in options.studies]
-    for path, study in zip(options.studies, studies, strict=True):
-        for one in direction_of(study):
-            print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)
+    studies = [_load_study(path) for path in options.studies]
     codes: list[int] = []
     run_studies(
         studies,
@@ -261,12 +267,10 @@ def _diagnose(options: argparse.Namespace) -> int:
     from .diagnose import diagnose, plan_of
     from .show.report import write_report
     from .show.tables import diagnosis_plan_table, diagnosis_table, print_table
-    from .study.study import load_study, refuse_maximized
     from .trainers.tryout import check_studies, seconds_per_step
 
     _quiet_optuna()
-    study = load_study(options.study)
-    refuse_maximized(study, "diagnose")
+    study = _load_study(options.study)
     check_studies([study])
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
     pool = _pool_options(options)
@@ -281,7 +285,7 @@ def _diagnose(options: argparse.Namespace) -> int:
         **pool,
     )
     for found in result.groups:
-        print_table(diagnosis_table(found, result.objective))
+        print_table(diagnosis_table(found, result.objective, result.maximize))
         print(f"{found.group.label}: {found.summary}")
     if result.skipped:
         print(f"left out for budget: {', '.join(result.skipped)}")

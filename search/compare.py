@@ -46,12 +46,12 @@ from .store.results import Results, write_comparison
 from .store.storage import create_store, exclusive, open_store, read_trials
 from .study.pinned import pin
 from .study.sampling import next_points
-from .study.study import Study, load_study, refuse_maximized
+from .study.study import Study, load_study
 from .threads import torch_threads
 from .train.checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .train.choose import devices
 from .trainers.tryout import check_studies
-from .trial import Point, Trial, as_told
+from .trial import Point, Trial, as_told, told_cost
 from .words import readable
 from .workload.randomness import own_random_numbers
 from .workload.workload import Workload, build_model, load_workload
@@ -192,7 +192,6 @@ def train_recipe(
     crashed.
     """
     study = load_study(path)
-    refuse_maximized(study, "compare")
     points = _only_points(study)
     if not points:
         raise UserError(
@@ -201,9 +200,7 @@ def train_recipe(
             f"tunewright compare {results / study.name}"
         )
     check_studies([study])
-    _measure_checkpoint(
-        checkpoint, [baseline or Settings(study, points[0])], study.objective, options
-    )
+    _measure_checkpoint(checkpoint, [baseline or Settings(study, points[0])], study, options)
     kept: list[Results] = []
     run_studies([study], results=results, storage=storage, then=kept.append, **options)
     (found,) = kept
@@ -230,7 +227,6 @@ def compare(
     checkpoint cannot be read or does not fit; UnfinishedError if a run crashed; KeyboardInterrupt
     passes through, with all finished runs kept.
     """
-    refuse_maximized(results.study, "compare")
     with exclusive(results.store):
         result = _run_comparison(results, checkpoint, baseline, seeds, options)
         with defer_signals():
@@ -247,9 +243,9 @@ def _run_comparison(
     seeds: int | None,
     options: dict[str, Any],
 ) -> Comparison:
-    found, objective = candidates(results), results.study.objective
+    found, study = candidates(results), results.study
     choices = [baseline] if baseline else _architectures(found)
-    fits, model, measured = _measure_checkpoint(checkpoint, choices, objective, options)
+    fits, model, measured = _measure_checkpoint(checkpoint, choices, study, options)
     found = [side for side in found if baseline is None or side.training != baseline.training]
     if not found:
         raise UserError(
@@ -266,9 +262,10 @@ def _run_comparison(
     )
     sides = [_side(side, runs.trials(side)) for side in found]
     base = _side(baseline, runs.trials(baseline)) if baseline else None
-    evidences = [evidence(side.values, base.values if base else [measured.value]) for side in sides]
+    reference = base.values if base else [measured.value]
+    evidences = [evidence(side.values, reference, study.maximize) for side in sides]
     result = Comparison(
-        objective=objective,
+        objective=study.objective,
         first_seed=runs.first_seed,
         seeds=seeds,
         checkpoint=measured,
@@ -279,7 +276,7 @@ def _run_comparison(
                 evidence=one,
                 decision=decision,
                 seeds_needed=settles(one, len(found)),
-                equal_steps=evidence(side.values, _values(runs.trials(control)))
+                equal_steps=evidence(side.values, _values(runs.trials(control)), study.maximize)
                 if control
                 else None,
             )
@@ -289,6 +286,7 @@ def _run_comparison(
         ),
         test={},
         warnings=(),
+        maximize=study.maximize,
     )
     result = replace(result, warnings=tuple(_warnings(result)))
     if result.decision != "not enough evidence":  # looked at once, after the decision
@@ -304,18 +302,24 @@ def _architectures(found: Sequence[Settings]) -> list[Settings]:
 
 
 def _measure_checkpoint(
-    path: Path, choices: Sequence[Settings], objective: str, options: Mapping[str, Any]
+    path: Path, choices: Sequence[Settings], study: Study, options: Mapping[str, Any]
 ) -> tuple[Settings, nn.Module, Checkpoint]:
-    """The one of the choices that the baseline's checkpoint fits, its model, and what it is worth.
+    """The one of the choices that the baseline's checkpoint fits, its model, and what it is worth
+    by the objective of the candidates' study.
 
     Raises UserError if the checkpoint cannot be read, fits none or several, or has no finite value
-    of the objective.
+    of the objective; or if the study of a choice has another objective or direction.
     """
+    objective = study.objective
     for settings in choices:
-        if settings.study.objective != objective:
+        own = settings.study
+        if own.objective != objective:
             raise UserError(
-                f"{settings.study.name}: objective: must be {objective!r} as that of the candidates"
+                f"{own.name}: objective: must be {objective!r} as that of the candidates"
             )
+        if own.maximize != study.maximize:
+            wanted = str(study.maximize).lower()
+            raise UserError(f"{own.name}: maximize: must be {wanted} as that of the candidates")
     fits, model = _fit(path, choices, str(options.get("device") or "cpu"))
     digest = sha256(path)  # of what was read now, not of what may be there hours later
     with torch_threads():
@@ -393,7 +397,7 @@ class _Runs:
     def best_checkpoint(self, side: Settings) -> Path:
         """The checkpoint of a side's best run, or of a further seed's if only that is kept."""
         results = self.results[self.name(side)]
-        ranking = sorted(results.trials, key=lambda trial: (as_told(trial).value, trial.point.seed))
+        ranking = sorted(results.trials, key=lambda trial: (told_cost(trial), trial.point.seed))
         paths = (checkpoint_path(results.folder, trial.point) for trial in ranking)
         return next(path for path in paths if path.exists())
 
@@ -432,7 +436,7 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
         infeasible=failed,
         failure_bound=failure_bound(failed, len(runs)),
         run_seconds=fmean(trial.seconds for trial in runs),
-        best_of=best_of(values) if independent else None,
+        best_of=best_of(values, settings.study.maximize) if independent else None,
     )
 
 

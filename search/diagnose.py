@@ -45,7 +45,7 @@ from .store.results import Results, write_diagnosis
 from .store.storage import create_store
 from .study.pinned import pin
 from .study.sampling import next_points
-from .study.study import Study, refuse_maximized
+from .study.study import Study
 from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
 from .train.curvature import largest_eigenvalue, some_batches, stability_limit
@@ -83,7 +83,6 @@ def diagnose(
     before anything is trained if the study, its workload or the budget will not do; UnfinishedError
     if a run crashed.
     """
-    refuse_maximized(study, "diagnose")
     check_studies([study])
     sweep = sweep_of(study)
     cost = updates_of(sweep)
@@ -110,6 +109,7 @@ def diagnose(
         skipped=tuple(runs.skipped),
         groups=tuple(found),
         recipes={},
+        maximize=study.maximize,
     )
     with defer_signals():
         result = replace(result, recipes=_write_recipes(study, results / study.name, result))
@@ -291,7 +291,7 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
     results = runs.results[best.rerun_in or best.tuned_in]
     trial = min(
         (one for one in results.trials if one.feasible),
-        key=lambda one: one.best_value,
+        key=lambda one: one.cost,
         default=None,
     )
     path = checkpoint_path(results.folder, trial.point) if trial else None

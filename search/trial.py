@@ -235,6 +235,12 @@ class Trial:
         """
         return cost(self.best_value, self.maximize)
 
+    @property
+    def improvement(self) -> float:
+        """By how much best_value is better than initial_value, at least 0; nan where one is."""
+        fallen = self.initial_value - self.best_value
+        return -fallen if self.maximize else fallen
+
     def record(self) -> dict[str, Any]:
         """Everything but the curve, as plain values for `json.dumps`, which writes nan and inf too.
 
@@ -347,6 +353,11 @@ def as_told(trial: Trial) -> Told:
     worst = -LARGE if trial.maximize else LARGE
     value = next(filter(math.isfinite, (trial.initial_value, trial.best_value)), worst)
     return Told(trial.point, value, 1.0 - reached)
+
+
+def told_cost(trial: Trial) -> float:
+    """The value that Optuna is told of a trial as something to minimize, always finite."""
+    return cost(as_told(trial).value, trial.maximize)
 
 
 @dataclass(frozen=True, order=True)

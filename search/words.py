@@ -12,6 +12,11 @@ def in_order(value: Any) -> tuple[int, float, str]:
     return 1, 0.0, str(value)
 
 
+def better_side(maximize: bool) -> str:
+    """On which side values of an objective are better."""
+    return "higher is better" if maximize else "lower is better"
+
+
 def readable(value: Any) -> str:
     """A value for people: a float with three significant digits, thousands written out.
 

@@ -33,6 +33,8 @@ ONSET = 5  # updates of an early blow-up after the end of warmup
 class Simulated:
     """A model that trains below unstable_base_lr, and above it ends as `blow_up` says.
 
+    Where a study is maximized, its objective is the negative of what it is otherwise.
+
     curved    what a decade above or below best_base_lr costs; n decades cost n² of it
     spread    standard deviation between seeds of log10 unstable_base_lr
     raised    factor by which a point's warmup, clipping, optimizer or architecture raise
@@ -73,8 +75,10 @@ class Simulated:
         values[np.append(loss, loss[-1])[eval_step] >= 0.9 * CHANCE] = UNTRAINED
         if not np.isfinite(loss[-1]):
             values[1:] = math.nan
+        values = -values if study.maximize else values
         curve = Curve(loss, norms, eval_step, {study.objective: values}, total, CHANCE)
-        return Trial.from_curve(point, judge(curve), curve, study.objective, seconds=0.01)
+        verdict = judge(curve, maximize=study.maximize)
+        return Trial.from_curve(point, verdict, curve, study.objective, 0.01, study.maximize)
 
     def _value(self, point: Point, updates: int) -> float:
         if not self.learns:

@@ -1,7 +1,8 @@
 """Is the candidate better than the baseline? The statistics, and the one rule that decides (S9).
 
-A value is the objective at a run's best checkpoint; lower is better. gain = baseline − candidate:
-above 0 the candidate is better. What is known of the baseline decides between two tests:
+A value is the objective at a run's best checkpoint. gain = baseline − candidate, or candidate −
+baseline if the objective is maximized: above 0 the candidate is better. What is known of the
+baseline decides between two tests:
 
 - *Paired*: both sides were retrained, run i of each with seed i. p is that of the sign-flip
   permutation test of the mean gain: if the two recipes were equally good, every gain would be as
@@ -54,10 +55,6 @@ RESAMPLES = 9_999  # of sign patterns; with the one observed, p has steps of 1/1
 QUANTILES = 40
 MOST_SEEDS = 10_000  # more than this is no recommendation
 STUDENT = "Student's t"  # of Evidence.interval_method
-DELTA = (
-    "delta = best value − that of the baseline checkpoint: below 0 is better. A gain has the "
-    "other sign."
-)
 
 Decision = Literal["adopt", "keep baseline", "not enough evidence"]
 Interval = tuple[float, float]
@@ -67,7 +64,8 @@ Interval = tuple[float, float]
 class Evidence:
     """What the retrained values of one candidate say, before any correction for other candidates.
 
-    gain                 mean of baseline − candidate; its interval; their standard deviation
+    gain                 mean of baseline − candidate, or of candidate − baseline if maximized; its
+                         interval; their standard deviation
     interval_method      how the interval was found; files without it have a percentile bootstrap
     better_fraction      share of runs in which the candidate is strictly better; Clopper-Pearson
                          interval
@@ -89,11 +87,11 @@ class Evidence:
     interval_method: str = "percentile bootstrap"
 
 
-def evidence(candidate: ArrayLike, baseline: ArrayLike) -> Evidence:
+def evidence(candidate: ArrayLike, baseline: ArrayLike, maximize: bool = False) -> Evidence:
     """Compare values [N] of a candidate with those of the baseline.
 
-    The baseline has N values (paired), or 1 (a checkpoint). Raises ValueError unless N ≥ 2, every
-    value is finite and the shapes are these.
+    The baseline has N values (paired), or 1 (a checkpoint). `maximize`: higher values are better.
+    Raises ValueError unless N ≥ 2, every value is finite and the shapes are these.
     """
     candidate_N, baseline_N = np.asarray(candidate, np.float64), np.asarray(baseline, np.float64)
     paired, seeds = len(baseline_N) > 1, len(candidate_N)
@@ -104,7 +102,7 @@ def evidence(candidate: ArrayLike, baseline: ArrayLike) -> Evidence:
         )
     if not (np.isfinite(candidate_N).all() and np.isfinite(baseline_N).all()):
         raise ValueError("values must be finite")
-    gain_N = baseline_N - candidate_N
+    gain_N = candidate_N - baseline_N if maximize else baseline_N - candidate_N
     wins = int((gain_N > 0).sum())
     test = _sign_flip if paired else _place_of_one
     return Evidence(
@@ -357,7 +355,8 @@ class Candidate:
 class Comparison:
     """Everything about a comparison. `baseline` is None where only its checkpoint is known.
 
-    test   metrics on the test split of the final pair, by side; empty while undecided
+    test       metrics on the test split of the final pair, by side; empty while undecided
+    maximize   whether higher values of the objective are better
     """
 
     objective: str
@@ -368,10 +367,27 @@ class Comparison:
     candidates: tuple[Candidate, ...]
     test: Mapping[str, Mapping[str, float]]
     warnings: tuple[str, ...]
+    maximize: bool = False
 
     def delta(self, value: float) -> float:
-        """value − that of the checkpoint: below 0 is better; nan if it never had a value."""
+        """value − that of the checkpoint; nan if it never had a value."""
         return value - self.checkpoint.value if math.isfinite(value) else math.nan
+
+    @property
+    def delta_in_words(self) -> str:
+        """What a delta is, and on which side of 0 it is better than the baseline."""
+        better = (
+            "above 0 is better, as of a gain"
+            if self.maximize
+            else "below 0 is better. A gain has the other sign"
+        )
+        return f"delta = best value − that of the baseline checkpoint: {better}."
+
+    @property
+    def gain_in_words(self) -> str:
+        """What a gain is: above 0 it is one."""
+        sides = ("candidate", "baseline") if self.maximize else ("baseline", "candidate")
+        return f"gain = {' − '.join(sides)}"
 
     @property
     def decision(self) -> Decision:

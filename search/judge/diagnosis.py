@@ -10,7 +10,7 @@ from typing import Literal
 
 import scipy
 
-from ..trial import Group, Point
+from ..trial import Group, Point, cost
 from .comparison import ALPHA, CONFIDENCE, Decision, Evidence, Interval
 from .stability_edge import Tried
 
@@ -220,7 +220,8 @@ class GroupDiagnosis:
 class Diagnosis:
     """A whole diagnosis.
 
-    `skipped` names the studies that the budget left out; updates are counted as planned.
+    `skipped` names the studies that the budget left out; updates are counted as planned;
+    `maximize`: higher values of the objective are better.
     """
 
     study: str
@@ -231,6 +232,7 @@ class Diagnosis:
     skipped: tuple[str, ...]
     groups: tuple[GroupDiagnosis, ...]
     recipes: Mapping[str, str]
+    maximize: bool = False
 
     def best(self, batch_size: int) -> GroupDiagnosis | None:
         """The group of a batch size whose adopted training is best; None if nothing is feasible."""
@@ -239,7 +241,7 @@ class Diagnosis:
             for one in self.groups
             if one.group.batch_size == batch_size and one.winner is not None
         ]
-        return min(own, key=lambda one: (math.isnan(_worth(one)), _worth(one)), default=None)
+        return min(own, key=lambda one: cost(_worth(one), self.maximize), default=None)
 
 
 def _worth(one: GroupDiagnosis) -> float:
@@ -248,18 +250,20 @@ def _worth(one: GroupDiagnosis) -> float:
     return winner.mean if winner.values else winner.tuned_value
 
 
-def adopt(remedies: Sequence[Remedy], better: Mapping[tuple[str, str], float]) -> str:
+def adopt(
+    remedies: Sequence[Remedy], better: Mapping[tuple[str, str], float], maximize: bool = False
+) -> str:
     """The remedy to adopt: the first, in the order given, that the best one is not shown to beat.
 
     `remedies` are in order of what they cost to keep, plain training first. Only those whose
     decision is to adopt count, and plain training if there is none: what is not shown to be better
     is no gain. `better[a, b]` is the p-value of "a is better than b"; above ALPHA it is not shown,
-    and then the simpler one will do (S9).
+    and then the simpler one will do (S9). `maximize`: higher values are better.
     """
     worthy = [one for one in remedies if one.decision == "adopt"]
     if not worthy:
         return remedies[0].name if remedies else ""
-    best = min(worthy, key=lambda one: one.mean)
+    best = min(worthy, key=lambda one: cost(one.mean, maximize))
     return next(one.name for one in worthy if one is best or better[best.name, one.name] > ALPHA)
 
 

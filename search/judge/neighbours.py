@@ -43,18 +43,18 @@ def judge_beside_neighbours(trials: Iterable[Trial], scientific: Sequence[str] =
     return [mark_collapsed(trial) if id(trial) in found else trial for trial in trials]
 
 
-def learns_nothing(trial: Trial, learned: float, value: float = math.nan) -> bool:
+def learns_nothing(trial: Trial, learned: float, reached: float = math.nan) -> bool:
     """Whether a feasible trial ends with next to nothing of what others learn.
 
     The others end at a training loss `learned`. It must lie below the start by more than luck, and
-    also below the trial's end by more than luck. They reach `value` of the objective (`Trial.cost`;
-    nan: not known), and the trial reaches next to nothing of that.
+    also below the trial's end by more than luck. They reach the cost `reached` (`Trial.cost`; nan:
+    not known), and the trial reaches next to nothing of that.
     """
     curve = trial.curve
     if not trial.feasible or not len(curve.loss):
         return False
     untrained = cost(trial.initial_value, trial.maximize)
-    gains = untrained - trial.cost, untrained - value
+    gains = untrained - trial.cost, untrained - reached
     if math.isfinite(untrained) and gains[0] >= NEXT_TO_NOTHING_SHARE * gains[1] > 0:
         return False
     level, end = levels(curve.loss, curve.chance_loss), ends_at(curve)

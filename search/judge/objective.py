@@ -1,8 +1,8 @@
 """Whether the objective can rank trainings at all, before any base LR is blamed.
 
 What is wrong with it is said in a sentence. An objective that is nan, that never changes, or that
-should have been maximized does not rank trainings by how good they are: no conclusion from it is a
-result.
+is taken the wrong way round does not rank trainings by how good they are: no conclusion from it is
+a result.
 """
 
 from __future__ import annotations
@@ -66,10 +66,11 @@ def sounds_better_when_higher(objective: str) -> str:
     return higher[0] if higher and not WORSE_WHEN_HIGHER & set(words) else ""
 
 
-def fault_of(trials: Sequence[Trial], objective: str) -> str:
+def fault_of(trials: Sequence[Trial], objective: str, said: bool = False) -> str:
     """What is wrong with the objective, in a sentence; empty if no fault is seen.
 
-    Crashed trials do not count.
+    Crashed trials do not count. The objective's name counts unless the study file has `said` which
+    side is better.
     """
     own = [trial for trial in trials if objective in trial.curve.metrics]
     measured = [_finite(trial, objective) for trial in own]
@@ -91,7 +92,7 @@ def fault_of(trials: Sequence[Trial], objective: str) -> str:
         return ""
     if np.ptp(values) <= SAME * np.abs(values).max():
         return _constant(own, objective, float(values[0]))
-    return _wrong_way(own, objective)
+    return _wrong_way(own, objective, said)
 
 
 def has_fallen(trial: Trial) -> bool:
@@ -117,27 +118,36 @@ def _constant(trials: Sequence[Trial], objective: str, value: float) -> str:
     )
 
 
-def _wrong_way(trials: Sequence[Trial], objective: str) -> str:
-    """A sentence if the objective should be maximized, by its name or by its trend.
+def _wrong_way(trials: Sequence[Trial], objective: str, said: bool) -> str:
+    """A sentence if the objective is taken the wrong way round, by its name or by its trend.
 
-    By its name, unless it falls with the loss; by its trend, if it rises as the loss falls. Without
-    such a name it must also be best before training in nearly all trials: then there is nothing to
-    minimize.
+    By its name, unless it falls with the loss; by its trend, if it gets worse as the loss falls.
+    Without such a name it must also be best before training in nearly all trials: then there is
+    nothing to search for.
     """
     learned = [trial for trial in trials if trial.feasible and has_fallen(trial)]
-    trends = [trend for trial in learned if not math.isnan(trend := _trend(trial, objective))]
-    named = bool(sounds_better_when_higher(objective))
+    maximize = any(trial.maximize for trial in trials)
+    sign = -1 if maximize else 1
+    trends = [
+        sign * trend for trial in learned if not math.isnan(trend := _trend(trial, objective))
+    ]
+    named = not (maximize or said) and bool(sounds_better_when_higher(objective))
     if named and (not trends or median(trends) < FALLS):
         return (
-            f"{objective} is minimized, but by its name larger is better, and it does not fall "
-            "with the loss: let `evaluate` return 1 − it, or its negative, under another name."
+            f"{objective} is minimized, but by its name higher is better, and it does not fall "
+            "with the loss: set maximize = true, or maximize = false to say that lower is better."
         )
     untrained = [trial for trial in learned if trial.best_step == 0]
     if trends and median(trends) <= -FALLS and len(untrained) >= NEARLY_ALL * len(learned):
+        done, moves, other, value = (
+            ("maximized", "falls", "lower", "false")
+            if maximize
+            else ("minimized", "rises", "higher", "true")
+        )
         return (
-            f"{objective} is best before training in {len(untrained)} of {len(learned)} "
-            "trainings, and rises as the loss falls: if larger is better, let `evaluate` return "
-            "its negative; it is minimized."
+            f"{objective} is {done}, but is best before training in {len(untrained)} of "
+            f"{len(learned)} trainings, and {moves} as the loss falls: if {other} is better, set "
+            f"maximize = {value}."
         )
     return ""
 

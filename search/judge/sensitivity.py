@@ -2,7 +2,8 @@
 
 Every function takes the trials of one sweep: one configuration but for base_lr and seed. The value
 of a base LR is the mean over its seeds of min(best value, value of the untrained model). An
-infeasible run has the value of its untrained model.
+infeasible run has the value of its untrained model. Values are costs (`Trial.cost`): lower is
+better.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections.abc import Iterable
 from statistics import fmean
 
-from ..trial import Trial
+from ..trial import Trial, cost
 
 TOLERANCE = 0.05  # of what the best base LR learned: a value as close to its value is as good
 
@@ -63,11 +64,10 @@ def _by_base_lr(trials: Iterable[Trial]) -> tuple[dict[float, float], float]:
     for trial in trials:
         if trial.verdict.crashed or not math.isfinite(trial.initial_value):
             continue
-        starts.append(trial.initial_value)
-        value = (
-            min(trial.best_value, trial.initial_value) if trial.feasible else trial.initial_value
-        )
-        found.setdefault(trial.point.base_lr, []).append(value)
+        start = cost(trial.initial_value, trial.maximize)
+        starts.append(start)
+        worth = min(trial.cost, start) if trial.feasible else start
+        found.setdefault(trial.point.base_lr, []).append(worth)
     return {rate: fmean(values) for rate, values in found.items()}, fmean(
         starts
     ) if starts else math.nan

@@ -35,7 +35,7 @@ from ..judge.stability_edge import (
 )
 from ..judge.verdict import has_risen
 from ..study.study import Study
-from ..trial import Group, Point, Trial, as_told, group_of
+from ..trial import Group, Point, Trial, as_told, group_of, told_cost
 from ..words import readable
 from .remedies import as_swept, find_remedies, rerun_plain
 from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, train_all
@@ -63,7 +63,7 @@ def diagnosis_of(
     own = [trial for trial in swept if group_of(trial.point, names) == group]
     if not own:
         return None
-    if fault := fault_of(own, study.objective):
+    if fault := fault_of(own, study.objective, said="maximize" in study.model_fields_set):
         return _faulty(group, own, sweep, fault)
     first = rank_configurations(own)[0].point if rank_configurations(own) else own[0].point
     case = Case(study, group, seeds, plain(first), architectures)
@@ -186,28 +186,24 @@ def _star_of(
     """
     ranking = rank_configurations(trials)
     best = ranking[0]
-    limit = best.best_value + TOLERANCE * (best.initial_value - best.best_value)
-    close = [t for i, t in enumerate(ranking) if i < FEWEST_CLOSE or t.best_value <= limit][
-        :MOST_CLOSE
-    ]
+    limit = best.cost + TOLERANCE * best.improvement
+    close = [t for i, t in enumerate(ranking) if i < FEWEST_CLOSE or t.cost <= limit][:MOST_CLOSE]
     base_lrs = sorted({trial.point.base_lr for trial in close})
     if len(base_lrs) == 1:
         return list(trials), case.point, case.point.base_lr, ()
     (more,) = yield from train_all(asked := case.ask("close", base_lrs, case.seeds))
     if not more:
         return list(trials), case.point, case.point.base_lr, ()
-    values = {
-        rate: [as_told(t).value for t in more if t.point.base_lr == rate] for rate in base_lrs
-    }
-    means = {rate: fmean(own) for rate, own in values.items()}
+    costs = {rate: [told_cost(t) for t in more if t.point.base_lr == rate] for rate in base_lrs}
+    means = {rate: fmean(own) for rate, own in costs.items()}
     lowest = min(means, key=lambda rate: (means[rate], rate))
-    as_good = (rate for rate in base_lrs if _within_error(values[rate], values[lowest]))
+    as_good = (rate for rate in base_lrs if _within_error(costs[rate], costs[lowest]))
     return [*trials, *more], replace(case.point, base_lr=next(as_good)), lowest, (asked.name,)
 
 
-def _within_error(values: Sequence[float], best: Sequence[float]) -> bool:
-    """Whether the mean of paired values is within one standard error above that of the best."""
-    above = np.subtract(values, best)
+def _within_error(costs: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether the mean of paired costs is within one standard error above that of the best."""
+    above = np.subtract(costs, best)
     return bool(above.mean() <= above.std(ddof=1) / math.sqrt(len(above)))
 
 

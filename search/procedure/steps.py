@@ -45,7 +45,7 @@ class Case:
     seeds          trainings of each point that a finding rests on
     architectures  other arguments of the workload by name, each a possible remedy
     learned        the training loss that `point` ends at; nan: not known
-    value          the objective that it reaches; nan: not known
+    reached        the cost that it reaches (`Trial.cost`); nan: not known
     """
 
     study: Study
@@ -54,7 +54,7 @@ class Case:
     point: Point
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     learned: float = math.nan
-    value: float = math.nan
+    reached: float = math.nan
 
     def at(self, point: Point, trials: Iterable[Trial]) -> Case:
         """The case at another point of these trials, without its warmup and clipping."""
@@ -63,9 +63,9 @@ class Case:
             t for t in trials if t.feasible and plain(t.point).configuration == point.configuration
         ]
         ends = [ends_at(trial.curve) for trial in own if len(trial.curve.loss)]
-        values = [trial.best_value for trial in own if math.isfinite(trial.best_value)]
-        learned, value = (fmean(each) if each else math.nan for each in (ends, values))
-        return replace(self, point=point, learned=learned, value=value)
+        costs = [trial.cost for trial in own if math.isfinite(trial.cost)]
+        learned, reached = (fmean(each) if each else math.nan for each in (ends, costs))
+        return replace(self, point=point, learned=learned, reached=reached)
 
     def judged(self, trials: Iterable[Trial]) -> list[Trial]:
         """Trials judged beside lr_star: above it, learning next to nothing counts as a collapse.
@@ -81,7 +81,7 @@ class Case:
         whole = len(trial.curve.loss) >= study.max_train_steps
         if not (study.divergence and alike and whole and point.base_lr > self.point.base_lr):
             return False
-        return learns_nothing(trial, self.learned, self.value)
+        return learns_nothing(trial, self.learned, self.reached)
 
     def ask(
         self,

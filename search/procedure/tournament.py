@@ -28,7 +28,7 @@ from ..judge.comparison import (
 )
 from ..judge.diagnosis import PLAIN, Edge, Remedy, Step, adopt, join_names
 from ..study.study import Study
-from ..trial import Point, Trial, as_told
+from ..trial import Point, Trial, as_told, cost
 from ..words import readable
 from .arms import TUNED
 from .steps import SAME_SCALE, SCREENING_SEEDS, Asking, Case, train_all
@@ -56,7 +56,8 @@ def hold_tournament(
     case: Case, edge: Edge, remedies: Sequence[Remedy], at_star: Remedy | None
 ) -> Asking[Found]:
     """Rerun plain training and the best few remedies on fresh seeds, and decide."""
-    others = sorted(remedies[1:], key=lambda one: one.tuned_value)[:BEST_FEW]
+    maximize = case.study.maximize
+    others = sorted(remedies[1:], key=lambda one: cost(one.tuned_value, maximize))[:BEST_FEW]
     chosen = [remedy for remedy in remedies[1:] if remedy in others]
     seeds = max(case.seeds, fewest_seeds(paired=True, candidates=max(1, len(chosen))))
     plains = [remedies[0]]
@@ -70,7 +71,7 @@ def hold_tournament(
     rerun = [with_runs(*runs) for runs in zip([*plains, *chosen], asked, found, strict=True)]
     names = [study.name for study, runs in zip(asked, found, strict=True) if runs]
     left_out = [f"the rerun of {one.name}" for one in rerun if not one.values]
-    control = min(rerun[: len(plains)], key=lambda one: one.mean if one.values else math.inf)
+    control = min(rerun[: len(plains)], key=lambda one: cost(one.mean, maximize))
     candidates = [one for one in rerun[len(plains) :] if one.values]
     if not candidates or not control.values:
         why = "The budget left out the reruns." if chosen else "No remedy trains."
@@ -79,7 +80,7 @@ def hold_tournament(
     longer, more = yield from _longer(case, control, candidates, seeds)
     names += more
     control, judged, adopted, told = yield from _decide(case, edge, control, candidates, seeds)
-    judged = [replace(one, equal_steps=_at_equal_steps(one, longer)) for one in judged]
+    judged = [replace(one, equal_steps=_at_equal_steps(case, one, longer)) for one in judged]
     final = _in_place([control, *judged], remedies)
     sentences = list(_sentences(final, adopted, seeds, left_out + told.left_out))
     if len(plains) > 1:
@@ -170,8 +171,9 @@ def _decide(
     own = {one.name: one for one in candidates}
     unsafe: set[str] = set()
     while True:
-        own = _with_decisions(own, control, unsafe)
-        adopted = adopt([control, *own.values()], _better(list(own.values())))
+        own = _with_decisions(case, own, control, unsafe)
+        better = _better(case, list(own.values()))
+        adopted = adopt([control, *own.values()], better, case.study.maximize)
         winner = own.get(adopted)
         if winner is None or not _on_edge(case, edge, winner):
             return control, list(own.values()), adopted, told
@@ -205,14 +207,19 @@ def _more_seeds(case: Case, control: Remedy, winner: Remedy, seeds: int) -> list
     return [rerun_study(case, f"{one.name}-more", one.point, count, after=seeds) for one in missing]
 
 
+def _evidence(case: Case, values: Sequence[float], others: Sequence[float]) -> Evidence:
+    """The evidence on as many seeds as the first values have, and others at least."""
+    return evidence(values, others[: len(values)], case.study.maximize)
+
+
 def _with_decisions(
-    own: Mapping[str, Remedy], control: Remedy, unsafe: set[str]
+    case: Case, own: Mapping[str, Remedy], control: Remedy, unsafe: set[str]
 ) -> dict[str, Remedy]:
     """Each candidate with its evidence and the decision.
 
     An unsafe one is not adopted, whatever its values.
     """
-    evidences = [evidence(one.values, control.values[: len(one.values)]) for one in own.values()]
+    evidences = [_evidence(case, one.values, control.values) for one in own.values()]
     decided = {}
     for one, its, decision in zip(own.values(), evidences, decide(evidences), strict=True):
         if one.name in unsafe and decision == "adopt":
@@ -221,14 +228,13 @@ def _with_decisions(
     return decided
 
 
-def _better(own: Sequence[Remedy]) -> dict[tuple[str, str], float]:
+def _better(case: Case, own: Sequence[Remedy]) -> dict[tuple[str, str], float]:
     """p of "a is better than b" on the seeds that both have."""
     better = {}
     for a in own:
         for b in own:
             if a is not b:
-                both_have = min(len(a.values), len(b.values))
-                its = evidence(a.values[:both_have], b.values[:both_have])
+                its = _evidence(case, a.values[: len(b.values)], b.values)
                 better[a.name, b.name] = its.p_better
     return better
 
@@ -286,9 +292,11 @@ def _plains_in_words(plains: Sequence[Remedy]) -> str:
     )
 
 
-def _at_equal_steps(remedy: Remedy, trials: Mapping[int, Sequence[Trial]]) -> Evidence | None:
+def _at_equal_steps(
+    case: Case, remedy: Remedy, trials: Mapping[int, Sequence[Trial]]
+) -> Evidence | None:
     longer = [as_told(trial).value for trial in trials.get(remedy.updates, ())]
-    return evidence(remedy.values[: len(longer)], longer) if longer else None
+    return _evidence(case, remedy.values[: len(longer)], longer) if longer else None
 
 
 def _sentences(

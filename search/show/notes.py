@@ -15,7 +15,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, varied_names
-from ..judge.comparison import DELTA, Comparison
+from ..judge.comparison import Comparison
 from ..playbook import CITATION, rule
 from ..store.results import Results
 from ..study.study import Study
@@ -116,7 +116,7 @@ def verdict_note(
         READING,
     ]
     if comparison:
-        lines.append(f"- {DELTA} {BASELINE_TRIAL}")
+        lines.append(f"- {comparison.delta_in_words} {BASELINE_TRIAL}")
     if crashed:
         lines.append(f"- **crashed**, not counted: {crashed}. `tunewright run` tries them again.")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from ..judge.analysis import (
     rank_configurations,
     varied_names,
 )
-from ..judge.comparison import DELTA, Comparison, Decision
+from ..judge.comparison import Comparison, Decision
 from ..judge.diagnosis import GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
 from ..playbook import CITATION, rule
@@ -161,11 +161,12 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
         name=study.name,
         question=study.question,
         objective=study.objective,
+        direction=f"{study.direction}d",
         counts=_counts(trials),
         summaries=[_summary_row(row, varied, comparison) for row in summaries],
         baseline=baseline_summary,
         summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
-        delta=DELTA if comparison else "",
+        delta=comparison.delta_in_words if comparison else "",
         may_fail=MAY_FAIL.capitalize(),
         seeds=seeds,
         sentences=_sentences(results),
@@ -304,6 +305,7 @@ def _chapter(result: Comparison) -> dict[str, Any]:
         "decision": result.decision,
         "failures": result.failures,
         "interval_method": interval_method(result),
+        "gain": result.gain_in_words,
         "colour": DECISION_COLOURS[result.decision],
         "checkpoint": result.checkpoint,
         "seeds": range(result.first_seed, result.first_seed + result.seeds),

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..judge.analysis import GroupSummary
-from ..judge.comparison import DELTA, STUDENT, Comparison, Evidence, Side, holm
+from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
 from ..study.sampling import free_axes, shares, some_points
 from ..study.study import Axis, Range, Study
 from ..trial import Group, Point, group_of
-from ..words import readable
+from ..words import better_side, readable
 
 # What the terminal shows of `summary_cells`.
 COLUMNS = (
@@ -67,7 +67,9 @@ def summary_table(
     table = Table(
         box=box.SIMPLE_HEAD, title=title or None, title_justify="left", collapse_padding=True
     )
-    table.caption, table.caption_justify = (DELTA if comparison else None), "left"
+    table.caption_justify = "left"
+    if comparison:
+        table.caption = comparison.delta_in_words
     columns = with_delta(COLUMNS, comparison)
     for column in columns:
         table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
@@ -167,9 +169,10 @@ def comparison_tables(result: Comparison) -> list[Table]:
     """What `tunewright compare` shows: values with decisions, and what each side cost."""
     values = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{result.objective}: {result.seeds} runs per side, seeds from {result.first_seed}",
+        title=f"{result.objective}, {better_side(result.maximize)}: {result.seeds} runs per side, "
+        f"seeds from {result.first_seed}",
         title_justify="left",
-        caption=f"gain = baseline − candidate, with its 95 % interval "
+        caption=f"{result.gain_in_words}, with its 95 % interval "
         f"({interval_method(result)}); p: corrected for "
         f"all candidates;\n{MAY_FAIL}.\n{on_test_split(result)}",
         caption_justify="left",
@@ -275,12 +278,12 @@ def diagnosis_plan_table(
     return table
 
 
-def diagnosis_table(found: GroupDiagnosis, objective: str) -> Table:
+def diagnosis_table(found: GroupDiagnosis, objective: str, maximize: bool = False) -> Table:
     """The remedies of a group, for the terminal."""
     rows = remedy_rows(found)
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{found.group.label}: {objective}",
+        title=f"{found.group.label}: {objective}, {better_side(maximize)}",
         title_justify="left",
         padding=(0, 1),
     )

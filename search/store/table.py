@@ -21,7 +21,7 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
     An existing table with more trials is left as it is, because its database may have been lost.
     With a comparison the first row is the baseline, with `baseline` as its number and its
     hyperparameters as far as they are known. There is then also a column `delta`
-    (`comparison.DELTA`), which is empty for a trial that did not train.
+    (`Comparison.delta`), which is empty for a trial that did not train.
     """
     rows = ([_baseline_row(comparison)] if comparison else []) + [
         _table_row(trial, comparison) for trial in trials

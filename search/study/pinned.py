@@ -29,7 +29,7 @@ def pin(
         **{name: getattr(origin, name) for name in origin.source_keys},
         "workload_args": dict(point.workload_args),
         "objective": origin.objective,
-        "maximize": origin.maximize or None,
+        "maximize": origin.maximize if "maximize" in origin.model_fields_set else None,
         "max_train_steps": origin.max_train_steps,
         "batch_sizes": [point.batch_size],
         "evaluations": origin.evaluations,

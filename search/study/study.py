@@ -856,13 +856,3 @@ def _unknown_key(keys: list[str]) -> str:
         return f"unknown key; {listed}"
     guess = f"unknown key; did you mean {nearest[0]!r}?"
     return f"{guess} ({listed})" if parents == ["space", "optimizer"] else guess
-
-
-def refuse_maximized(study: Study, command: str) -> None:
-    """Raise UserError if a study is maximized: the command's statistics take lower for better."""
-    if study.maximize:
-        raise UserError(
-            f"{study.name}: maximize: `tunewright {command}` cannot do with an objective that is "
-            "maximized: let evaluate() return one that is better when lower, as 1 − accuracy, "
-            "and leave maximize out"
-        )

@@ -57,13 +57,16 @@ base_lr = [0.003, 0.01, 0.03]
 """
 
 
-def trials(values, objective="val", loss=FALLING, count=4):
+def trials(values, objective="val", loss=FALLING, count=4, maximize=False):
     """As many trainings of one loss, and these values of the objective."""
     curve = Curve(
         loss, np.ones(len(loss)), STEPS, {objective: np.asarray(values, float)}, len(loss)
     )
     points = [Point(i, 32, "sgd", 0.01 * 2**i) for i in range(count)]
-    return [Trial.from_curve(point, FEASIBLE, curve, objective, seconds=0.1) for point in points]
+    return [
+        Trial.from_curve(point, FEASIBLE, curve, objective, seconds=0.1, maximize=maximize)
+        for point in points
+    ]
 
 
 @pytest.mark.parametrize(
@@ -71,13 +74,25 @@ def trials(values, objective="val", loss=FALLING, count=4):
 )
 def test_a_metric_whose_name_says_that_larger_is_better_is_not_minimized(name):
     rising = np.linspace(0.1, 0.9, len(STEPS))
-    assert "by its name larger is better" in fault_of(trials(rising, name), name)
+    assert "by its name higher is better" in fault_of(trials(rising, name), name)
     assert fault_of(trials(1 - rising, name), name) == ""  # it is 1 − accuracy under that name
+    assert fault_of(trials(rising, name, maximize=True), name) == ""
+    wandering = np.where(np.arange(len(STEPS)) % 2, 0.4, 0.5)
+    assert "by its name" in fault_of(trials(wandering, name), name)
+    assert fault_of(trials(wandering, name), name, said=True) == ""
 
 
 def test_what_rises_as_the_loss_falls_is_told_whatever_its_name():
     rising = np.linspace(0.1, 0.9, len(STEPS))
-    assert "if larger is better" in fault_of(trials(rising), "val")
+    assert fault_of(trials(rising), "val") == (
+        "val is minimized, but is best before training in 4 of 4 trainings, and rises as the loss "
+        "falls: if higher is better, set maximize = true."
+    )
+    assert fault_of(trials(1 - rising, maximize=True), "val") == (
+        "val is maximized, but is best before training in 4 of 4 trainings, and falls as the loss "
+        "falls: if lower is better, set maximize = false."
+    )
+    assert fault_of(trials(rising, maximize=True), "val") == ""
     assert fault_of(trials(1 - rising), "val") == ""
     # some trainings improve it
     assert fault_of([*trials(rising), *trials(1 - rising)], "val") == ""
@@ -112,7 +127,7 @@ def test_diagnose_says_what_is_wrong_adopts_nothing_and_ends_with_2(tmp_path, mo
     monkeypatch.chdir(tmp_path)
     assert main(["diagnose", "s.toml", "--workers", "1", "--slots", "1"]) == 2
     out = capsys.readouterr().out
-    assert "by its name larger is better" in out
+    assert "by its name higher is better" in out
     assert "recipe:" not in out
     (found,) = read_diagnosis(tmp_path / "results" / "s").groups
     assert (found.adopted, found.remedies) == ("", ())

@@ -475,7 +475,7 @@ def with_values(trial, values):
         ),
         (
             lambda steps: 0.1 + steps / 1000,
-            "if larger is better, let `evaluate` return its negative",
+            "if higher is better, set maximize = true",
         ),
     ],
 )

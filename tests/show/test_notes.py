@@ -10,7 +10,6 @@ from optuna_dashboard._custom_plot_data import get_plotly_graph_objects
 from stored import diverged, feasible, small_study
 
 from tunewright.search.judge.analysis import summarize
-from tunewright.search.judge.comparison import DELTA
 from tunewright.search.show.notes import KEPT, annotate, verdict_note
 from tunewright.search.store.results import Results
 from tunewright.search.store.storage import Store, create_store
@@ -115,7 +114,7 @@ def test_with_a_comparison_the_note_has_the_decision_the_baseline_and_the_distan
     assert (first[1], first[place - 1], first[place]) == ("baseline: <best>.pt", "0.03", "0")
     assert (row[place - 1], row[place]) == ("0.05", "+0.02")
     assert f"**{found.decision}**" in note
-    assert DELTA in note
+    assert found.delta_in_words in note
     lines = figures(store, 32)["axis-base_lr"]["layout"]["shapes"]
     assert [shape["y0"] for shape in lines if shape["type"] == "line"] == [0.03]
 

@@ -133,8 +133,9 @@ def axis_info(
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
     drawn = [trial.best_value for trial in shown if is_rankable(trial)]
-    log_y, low, high = scale(drawn if baseline is None else [*drawn, baseline])
-    low, high = from_best(low, high, trials)
+    if baseline is not None:
+        drawn.append(baseline)
+    log_y, low, high = scale(drawn, any(trial.maximize for trial in trials))
     return AxisInfo(
         axis=axis,
         objective=objective,
@@ -193,20 +194,17 @@ def _categories(values: list[Any], log: bool) -> list[Any]:
     return distinct if few or not scale else []
 
 
-def scale(values: list[float]) -> tuple[bool, float, float]:
-    """Whether the y axis is logarithmic, and its lowest and highest value (0 and 1 if empty)."""
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    if low == high:
-        return False, low - 0.1 * abs(low or 1), high + 0.1 * abs(high or 1)
-    return low > 0 and math.log10(high / low) > LOG_SPAN, low, high
+def scale(values: Sequence[float], maximize: bool) -> tuple[bool, float, float]:
+    """Whether the y axis is logarithmic, and its values at the best side and at the worst.
 
-
-def from_best(low: float, high: float, trials: Iterable[Trial]) -> tuple[float, float]:
-    """A range of values from the best side to the worst.
-
-    Trials that did not train stand beyond the worst.
+    The values are 0 and 1 if there are none. Trials that did not train stand beyond the worst. A
+    log axis presses the highest values together: where these are the best, it is never one.
     """
-    return (high, low) if any(trial.maximize for trial in trials) else (low, high)
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    wide = low > 0 and math.log10(high / low) > LOG_SPAN
+    if low == high:
+        low, high = low - 0.1 * abs(low or 1), high + 0.1 * abs(high or 1)
+    return (False, high, low) if maximize else (wide, low, high)
 
 
 def is_turned(y_range: tuple[float, float]) -> bool:

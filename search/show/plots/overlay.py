@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from ...judge.analysis import group_trials, is_rankable, mean_cost, rank_configurations, repetitions
 from ...trial import Group, Trial
 from ...words import readable
-from .axis import HEAD, at_height, from_best, in_panel, is_turned, scale, value_axis
+from .axis import HEAD, at_height, in_panel, is_turned, scale, value_axis
 from .style import (
     MUTED,
     SEPARATOR,
@@ -102,8 +102,8 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
     Where a group has several configurations at a base_lr, the best of them is drawn (S7).
     """
     trials = list(trials)
-    log_y, low, high = scale([trial.best_value for trial in trials if is_rankable(trial)])
-    low, high = from_best(low, high, trials)
+    ranked = [trial.best_value for trial in trials if is_rankable(trial)]
+    log_y, low, high = scale(ranked, any(trial.maximize for trial in trials))
     lines, drawn = [], 0
     for group, own in group_trials(trials, scientific).items():
         best = _best_by_base_lr(own)

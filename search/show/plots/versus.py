@@ -11,8 +11,8 @@ from plotly.colors import hex_to_rgb
 
 from ...judge.best_of import BAND, BestOf
 from ...judge.comparison import Comparison
-from ...words import readable
-from .axis import HEAD, scale, value_axis
+from ...words import better_side, readable
+from .axis import HEAD, is_turned, scale, value_axis
 from .style import INK, PALETTE, escape, log_axis, panel_figure, panel_title, right_legend
 
 BAND_OPACITY = 0.15
@@ -32,7 +32,8 @@ class VersusSide:
 class VersusInfo:
     """A comparison as plain data.
 
-    `checkpoint` is the baseline's value, `y_range` spans all that is drawn.
+    `checkpoint` is the baseline's value, `y_range` spans all that is drawn, from the best side to
+    the worst.
     """
 
     objective: str
@@ -46,7 +47,7 @@ def versus_info(result: Comparison) -> VersusInfo:
     """What the figure shows: the retrained baseline first, if there is one, then the candidates."""
     sides = [VersusSide(name, side.values, side.best_of) for name, side in result.sides]
     drawn = [result.checkpoint.value, *(value for side in sides for value in _drawn(side))]
-    log_y, low, high = scale(drawn)
+    log_y, low, high = scale(drawn, result.maximize)
     return VersusInfo(result.objective, result.checkpoint.value, tuple(sides), log_y, (low, high))
 
 
@@ -69,7 +70,8 @@ def versus_figure(info: VersusInfo) -> go.Figure:
         titles[1, 2] = panel_title("Best of n trials of the search", note)
     figure = panel_figure(
         f"{escape(info.objective)} against the baseline",
-        f"dashed: the baseline's checkpoint, {readable(info.checkpoint)}; lower is better",
+        f"dashed: the baseline's checkpoint, {readable(info.checkpoint)}; "
+        f"{better_side(is_turned(info.y_range))}",
         titles,
     )
     for place, side in enumerate(info.sides):
