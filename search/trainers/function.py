@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..study.study import Study
+from ..train.checkpoints import fit
 from ..train.loop import Keeper, Trained
 from ..trial import Point
-from ..workload.randomness import RandomState, seed_all
+from ..workload.randomness import RandomState, own_random_numbers, seed_all
 from ..workload.workload import import_object
-from .run import Run, StartAgainError
+from .run import Run, StartAgainError, Stateful
 from .watched import MisuseError
+
+UNMEASURED = (
+    "does not let a checkpoint be measured: call run.restore(model, ...), which puts it into the "
+    "model, and then run.report where run.evaluation_due, before run.steps"
+)
 
 
 def load_function(study: Study) -> Callable[[Run], object]:
@@ -53,6 +62,49 @@ def train_by_function(
         finally:
             outside.restore()
         yield trained
+
+
+def measure_by_function(
+    study: Study, point: Point, path: Path, tensors: Mapping[str, Tensor], device: str = "cpu"
+) -> dict[str, float]:
+    """What a study's function reports of a checkpoint, without an update: metrics by name.
+
+    Raises UserError if the checkpoint does not fit, or the function does not let it be measured.
+    """
+    function = load_function(study)
+    with own_random_numbers():
+        seed_all(point.seed)
+        run = _CheckpointRun(study, point, device, path, tensors)
+        try:
+            function(run)
+        finally:
+            run.release()
+    if not run.is_fitted or not run.recorder.metrics:
+        raise UserError(f"{study.name}: {study.train}: {UNMEASURED}")
+    return {name: values[-1] for name, values in run.recorder.metrics.items()}
+
+
+class _CheckpointRun(Run):
+    """A run of no update: `restore` puts a checkpoint into the model, which is then evaluated."""
+
+    def __init__(
+        self, study: Study, point: Point, device: str, path: Path, tensors: Mapping[str, Tensor]
+    ) -> None:
+        super().__init__(study, point, device, updates=0)
+        self._path, self._tensors = path, tensors
+        self.is_fitted = False
+
+    def restore(self, *objects: Stateful) -> bool:
+        for model in objects:
+            if isinstance(model, nn.Module) and not self.is_fitted:
+                fit(model, self._tensors, self._path)
+                self.is_fitted = True
+        return False
+
+    def report(self, *, model: nn.Module | None = None, **metrics: Tensor | float) -> None:
+        if not self.is_fitted:
+            raise UserError(f"{self.study.name}: {self.study.train}: {UNMEASURED}")
+        super().report(model=None, **metrics)
 
 
 def _train(

@@ -94,11 +94,17 @@ class Run:
     recorder: Recorder
 
     def __init__(
-        self, study: Study, point: Point, device: str = "cpu", keeper: Keeper | None = None
+        self,
+        study: Study,
+        point: Point,
+        device: str = "cpu",
+        keeper: Keeper | None = None,
+        updates: int | None = None,
     ) -> None:
+        """A training of so many updates, by default of all that the study plans."""
         self.study, self.point, self.device = study, point, device
         self.settings = point.settings
-        self.total_steps = study.updates(point)
+        self.total_steps = study.updates(point) if updates is None else updates
         self.optimizer = OptimizerName(point.optimizer)
         self.optimizer.run = self
         self.recorder = Recorder(

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,11 @@ from tunewright.search.store.storage import open_store, read_trials
 from tunewright.search.train.loop import train
 from tunewright.search.trainers import function as function_module
 from tunewright.search.trainers import run as run_module
-from tunewright.search.trainers.function import load_function, train_by_function
+from tunewright.search.trainers.function import (
+    load_function,
+    measure_by_function,
+    train_by_function,
+)
 from tunewright.search.trainers.watched import MisuseError
 from tunewright.search.trial import Point
 from tunewright.search.workload.workload import load_workload
@@ -428,6 +433,29 @@ def test_what_draws_other_batches_begins_anew(trained, monkeypatch):
     assert len(found.trial.curve.loss) == STEPS
     (reason,) = keeper.reasons
     assert "another order" in reason
+
+
+# --- a checkpoint ---------------------------------------------------------------------------------
+
+
+def measured(function, monkeypatch, tensors):
+    monkeypatch.setattr(function_module, "load_function", lambda study: function)
+    return measure_by_function(study(), POINT, Path("best.pt"), tensors)
+
+
+def test_a_checkpoint_is_measured_by_the_function_that_trains(trained, monkeypatch):
+    found = trained(resumable)
+    metrics = measured(resumable, monkeypatch, found.checkpoint)
+    assert metrics["val_loss"] == pytest.approx(found.trial.best_value, rel=1e-12)
+
+
+def test_a_checkpoint_that_does_not_fit_or_cannot_be_put_in_is_refused(trained, monkeypatch):
+    found = trained(resumable)
+    with pytest.raises(UserError, match=r"best.pt: does not fit the model"):
+        measured(resumable, monkeypatch, {"strange": torch.ones(1)})
+    for function in (main, lambda run: None):
+        with pytest.raises(UserError, match="does not let a checkpoint be measured"):
+            measured(function, monkeypatch, found.checkpoint)
 
 
 # --- from the study file --------------------------------------------------------------------------
