@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -50,6 +50,7 @@ from .study.study import Study, load_study
 from .threads import torch_threads
 from .train.checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .train.choose import devices
+from .trainers.function import measure_by_function
 from .trainers.tryout import check_studies
 from .trial import Point, Trial, as_told, told_cost
 from .words import readable
@@ -58,6 +59,7 @@ from .workload.workload import Workload, build_model, load_workload
 
 # of each side by default: enough for a gain as large as its spread between seeds (power 0.9)
 SEEDS = 10
+Found = TypeVar("Found")  # of a checkpoint, besides the settings that it fits
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Settings:
         """What two settings that train alike have in common."""
         study = self.study
         return (
-            study.workload,
+            study.import_path,
             self.point.configuration,
             self.total_steps,
             study.precision,
@@ -303,9 +305,9 @@ def _architectures(found: Sequence[Settings]) -> list[Settings]:
 
 def _measure_checkpoint(
     path: Path, choices: Sequence[Settings], study: Study, options: Mapping[str, Any]
-) -> tuple[Settings, nn.Module, Checkpoint]:
-    """The one of the choices that the baseline's checkpoint fits, its model, and what it is worth
-    by the objective of the candidates' study.
+) -> tuple[Settings, nn.Module | None, Checkpoint]:
+    """The one of the choices that the baseline's checkpoint fits, its model if a workload makes
+    it, and what it is worth by the objective of the candidates' study.
 
     Raises UserError if the checkpoint cannot be read, fits none or several, or has no finite value
     of the objective; or if the study of a choice has another objective or direction.
@@ -320,11 +322,40 @@ def _measure_checkpoint(
         if own.maximize != study.maximize:
             wanted = str(study.maximize).lower()
             raise UserError(f"{own.name}: maximize: must be {wanted} as that of the candidates")
-    fits, model = _fit(path, choices, str(options.get("device") or "cpu"))
+    device, model = str(options.get("device") or "cpu"), None
+    if choices[0].study.train:
+        fits, metrics = _measure_by_function(path, choices, device)
+    else:
+        fits, model = _fit(path, choices, device)
+        with torch_threads():
+            metrics = metrics_of(fits.workload().evaluate, model, fits.bfloat16)
     digest = sha256(path)  # of what was read now, not of what may be there hours later
-    with torch_threads():
-        metrics = metrics_of(fits.workload().evaluate, model, fits.bfloat16)
     return fits, model, Checkpoint(str(path), digest, finite(path, metrics, objective))
+
+
+def _measure_by_function(
+    checkpoint: Path, choices: Sequence[Settings], device: str
+) -> tuple[Settings, dict[str, float]]:
+    """The settings whose function can take the checkpoint, and the metrics that it reports.
+
+    Raises UserError unless there is exactly one.
+    """
+    tensors, found, errors = read_tensors(checkpoint), [], []
+    for settings in choices:
+        with torch_threads():
+            try:
+                metrics = measure_by_function(
+                    settings.study, settings.point, checkpoint, tensors, devices(device)[0]
+                )
+            except UserError as error:
+                errors.append(error)
+            except Exception as error:
+                raise UserError(
+                    f"{settings.study.name}: {settings.study.train}: {describe_error(error)}"
+                ) from error
+            else:
+                found.append((settings, metrics))
+    return _only(found, errors, checkpoint)
 
 
 def _fit(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Settings, nn.Module]:
@@ -348,6 +379,13 @@ def _fit(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Se
             errors.append(error)
         else:
             fits.append((settings, model.to(devices(device)[0])))
+    return _only(fits, errors, checkpoint)
+
+
+def _only(
+    fits: Sequence[tuple[Settings, Found]], errors: Sequence[UserError], checkpoint: Path
+) -> tuple[Settings, Found]:
+    """The settings that a checkpoint fits, and what was found. Raises UserError unless just one."""
     if not fits:
         raise errors[0]
     if len(fits) > 1:
@@ -457,12 +495,14 @@ def _control(candidate: Settings, baseline: Settings | None) -> Settings | None:
 
 
 def _on_test(
-    candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module
+    candidate: Settings, runs: _Runs, fits: Settings, model: nn.Module | None
 ) -> dict[str, dict[str, float]]:
     """Metrics on the test split of the baseline and of the candidate's best run.
 
-    Empty without a test split.
+    Empty without a test split, which a function does not show.
     """
+    if model is None or not candidate.study.workload:
+        return {}
     _, trained = _fit(runs.best_checkpoint(candidate), [candidate], runs.device)
     pair = {"baseline": (fits, model), "candidate": (candidate, trained)}
     with torch_threads():
