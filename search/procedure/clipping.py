@@ -11,13 +11,14 @@ import numpy as np
 
 from ..judge.analysis import CLIP_TOO_MUCH
 from ..judge.diagnosis import Step
+from ..judge.readout import CLIP_PERCENTILE, norm_percentile
 from ..trial import Array, Trial, as_told
 from ..words import readable
 from .ladder import LADDER, Reference, all_train
 from .steps import SCREENING_SEEDS, Asking, Case, train_all
 
 # of the norms: where a clip threshold starts, and goes on while unstable (R16)
-PERCENTILES = (90, 75, 50, 25)
+PERCENTILES = (CLIP_PERCENTILE, 75, 50, 25)
 
 
 def find_clip_norm(
@@ -32,7 +33,7 @@ def find_clip_norm(
     if not len(norms):
         words = "The norms of the runs at lr_star are not stored."
         return math.inf, Step("clipping", ("R15", "R16"), (words,)), True
-    thresholds = [float(np.percentile(norms, percentile)) for percentile in PERCENTILES]
+    thresholds = [norm_percentile(norms, percentile) for percentile in PERCENTILES]
     asked = case.ask(
         "clipping",
         [multiple * reference.base_lr for multiple in LADDER],
@@ -42,7 +43,7 @@ def find_clip_norm(
     (trials,) = yield from train_all(asked)
     sentences = [
         f"Norms at lr_star: 90th percentile {readable(thresholds[0])} over the whole run, "
-        f"{readable(float(np.percentile(_norms(case, sweep, last_half=True), 90)))} over its last "
+        f"{readable(norm_percentile(_norms(case, sweep, last_half=True)))} over its last "
         "half."
     ]
     step = Step(

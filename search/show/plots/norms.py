@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ...judge.analysis import CLIP_TOO_MUCH, group_trials, rank_configurations
+from ...judge.readout import norm_percentile
 from ...trial import Array, Group, Outcome, Trial
 from ...words import readable
 from .style import (
@@ -24,7 +25,6 @@ from .style import (
 )
 from .thin import thin
 
-CLIP_PERCENTILE = 0.90  # R16: where the threshold starts
 BINS = 30  # of the histogram, equal in log
 STEP_WIDTH, HISTOGRAM_WIDTH = 0.72, 0.28  # shares of the figure's width
 
@@ -118,7 +118,7 @@ def _panel(group: Group, trial: Trial) -> NormsPanel:
         clip_norm=trial.point.clip_norm,
         clip_z=trial.point.clip_z,
         clip_fraction=trial.clip_fraction,
-        percentile=float(np.quantile(norms[np.isfinite(norms)], CLIP_PERCENTILE)),
+        percentile=norm_percentile(norms),
         steps=steps,
         norms=thinned,
         edges=tuple(edges.tolist()),

@@ -1,0 +1,189 @@
+"""What one training's curve says, in sentences and as a record: verdict, onset, clipping.
+
+For the log of a run that somebody else trained as for one that is watched. Source: Tuning Playbook,
+"Gradient clipping" (R14–R17).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..rules.thresholds import clip_thresholds
+from ..trial import Array, Curve, Instability, Verdict
+from ..words import readable
+from .analysis import CLIP_TOO_MUCH
+
+CLIP_PERCENTILE = 90  # of the norms: where a clip threshold starts (R16)
+FEWEST_NORMS = 20  # that say where a threshold starts
+# Norms that were clipped before they were seen end at one value, up to rounding and to the 1e-6
+# that torch adds to what it divides by.
+SAME_NORM = 1e-4
+FEWEST_CLIPPED = 0.05  # of the norms at their highest: norms that nobody clipped scatter
+KINDS: dict[Instability, str] = {"none": "no", "early": "early", "mid_training": "mid-training"}
+
+
+def norm_percentile(norms: Array, percentile: float = CLIP_PERCENTILE) -> float:
+    """A percentile of the gradient norms that are finite and above 0 (R16); nan if there are
+    none.
+    """
+    usable = norms[np.isfinite(norms) & (norms > 0)]
+    return float(np.percentile(usable, percentile)) if len(usable) else math.nan
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What is to be told of one training. Numbers that are not known are nan.
+
+    clip_norm, clip_z   the thresholds that training used; inf = off
+    seen_clipped        the value that the norms end at because they were clipped before they were
+                        seen; nan: they were not
+    clip_fraction       share of the norms that were clipped (R17); nan if nothing is known to clip
+    clip_start          where a clip threshold starts: the 90th percentile of the norms, of those
+                        before the onset if the run is infeasible (R16); nan if they are too few,
+                        or were clipped before they were seen
+    norms               how many there are
+    """
+
+    verdict: Verdict
+    clip_norm: float
+    clip_z: float
+    seen_clipped: float
+    clip_fraction: float
+    clip_start: float
+    norms: int
+
+    @property
+    def headline(self) -> str:
+        """Outcome, kind of instability and onset, in a few words."""
+        verdict = self.verdict
+        if verdict.instability == "none":
+            return f"{verdict.outcome}, no instability"
+        when = f"since step {verdict.onset_step:.0f}"
+        if verdict.feasible:
+            when = f"at step {verdict.onset_step:.0f}, from which training recovered"
+        return f"{verdict.outcome}, {KINDS[verdict.instability]} instability {when}"
+
+    @property
+    def clips_too_much(self) -> bool:
+        return self.clip_fraction > CLIP_TOO_MUCH
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All that is to be told, each a whole sentence."""
+        evidence = self.verdict.evidence
+        return f"{self.headline}: {evidence}.", *self._of_clipping()
+
+    def _of_clipping(self) -> Iterator[str]:
+        if not self.norms:
+            yield (
+                "No gradient norms are there, so nothing can be said of clipping: log them, before "
+                "clipping, at every step (R4, R15)."
+            )
+            return
+        if math.isfinite(self.seen_clipped):
+            yield self._seen_clipped()
+        if self.clips_too_much:
+            yield (
+                f"Clipping acts on {self.clip_fraction:.0%} of the updates: it is a learning rate. "
+                "Lower the learning rate, and raise the threshold (R17)."
+            )
+        elif math.isfinite(self.clip_fraction):
+            share = f"{self.clip_fraction:.0%}"
+            yield f"Clipping acts on {share} of the updates: no more than half (R17)."
+        if math.isfinite(self.clip_start):
+            before = f" before step {self.verdict.onset_step:.0f}" if self._unstable else ""
+            yield (
+                f"The 90th percentile of the gradient norms{before} is "
+                f"{readable(self.clip_start)}: a clip threshold starts there (R16)."
+            )
+        elif not math.isfinite(self.seen_clipped):
+            yield (
+                "Too few gradient norms of sound training are there to say where a clip threshold "
+                "starts: take them from a run at a lower learning rate (R16)."
+            )
+
+    @property
+    def _unstable(self) -> bool:
+        return self.verdict.infeasible and math.isfinite(self.verdict.onset_step)
+
+    def _seen_clipped(self) -> str:
+        at = f"{self.seen_clipped:.4g}"
+        if self.seen_clipped < 1000:
+            at = f"{self.seen_clipped:.3f}"
+        if self.clip_fraction == 1.0:
+            first = f"The norm is {at} at every step"
+        else:
+            first = f"The norm is {at} at {self.clip_fraction:.0%} of the steps, and never above it"
+        return (
+            f"{first}: it was clipped before it was seen. Log the norm before clipping, as "
+            "torch.nn.utils.clip_grad_norm_ returns it (R15)."
+        )
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for strict JSON: None for what is not known, off or never."""
+        verdict = self.verdict
+        return {
+            "outcome": verdict.outcome,
+            "feasible": verdict.feasible,
+            "instability": verdict.instability,
+            "onset_step": _known(verdict.onset_step),
+            "evidence": verdict.evidence,
+            "clip_norm": _known(self.clip_norm),
+            "clip_z": _known(self.clip_z),
+            "norms": self.norms,
+            "norm_seen_clipped_at": _known(self.seen_clipped),
+            "clip_fraction": _known(self.clip_fraction),
+            "clip_start": _known(self.clip_start),
+            "sentences": list(self.sentences),
+        }
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def read_out(
+    curve: Curve,
+    verdict: Verdict,
+    clip_norm: float = math.inf,
+    clip_z: float = math.inf,
+) -> Readout:
+    """What a curve and its verdict say of the training, and of how to clip it.
+
+    `clip_norm` and `clip_z` are the thresholds that training used.
+    """
+    norms = curve.grad_norm
+    seen_clipped, at_highest = _seen_clipped(norms)
+    clip_fraction = at_highest
+    if math.isnan(seen_clipped) and len(norms) and min(clip_norm, clip_z) < math.inf:
+        clip_fraction = float(np.mean(norms > clip_thresholds(norms, clip_norm, clip_z)))
+    sound = norms
+    if verdict.infeasible and math.isfinite(verdict.onset_step):
+        sound = norms[: int(verdict.onset_step)]
+    enough = len(sound) >= FEWEST_NORMS and math.isnan(seen_clipped)
+    return Readout(
+        verdict=verdict,
+        clip_norm=clip_norm,
+        clip_z=clip_z,
+        seen_clipped=seen_clipped,
+        clip_fraction=clip_fraction,
+        clip_start=norm_percentile(sound) if enough else math.nan,
+        norms=len(norms),
+    )
+
+
+def _seen_clipped(norms: Array) -> tuple[float, float]:
+    """The value that norms end at because they were clipped before they were seen, and the share of
+    them that is there; nan, nan if they were not.
+    """
+    finite = norms[np.isfinite(norms)]
+    if len(finite) < FEWEST_NORMS or finite.max() <= 0:
+        return math.nan, math.nan
+    highest = float(finite.max())
+    at_highest = float(np.mean(finite >= highest * (1 - SAME_NORM)))
+    return (highest, at_highest) if at_highest >= FEWEST_CLIPPED else (math.nan, math.nan)
