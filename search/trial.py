@@ -114,6 +114,9 @@ class Curve:
                            the untrained model.
     total_steps            the updates that were planned
     chance_loss            loss of a constant predictor; nan where the workload does not state it
+    loss_step         [T]  of a foreign log, which may hold fewer losses than there were updates:
+                           the update of each, rising; None where there is one at every update. Of
+                           such a log grad_norm may be empty, and evaluation 0 a later one.
     """
 
     loss: Array
@@ -122,6 +125,30 @@ class Curve:
     metrics: Mapping[str, Array]
     total_steps: int
     chance_loss: float = math.nan
+    loss_step: NDArray[np.int64] | None = None
+
+    @property
+    def planned_losses(self) -> int:
+        """How many losses the planned updates have: one each, or as many as the log would hold at
+        its spacing.
+        """
+        if self.loss_step is None:
+            return self.total_steps
+        if len(self.loss_step) < 2:
+            return len(self.loss)
+        span = int(self.loss_step[-1] - self.loss_step[0])
+        spacing = span / (len(self.loss_step) - 1)
+        return max(round(self.total_steps / spacing), len(self.loss))
+
+    def losses_before(self, step: int) -> int:
+        """How many losses are of updates before an evaluation that `step` of them precede."""
+        return step if self.loss_step is None else int(np.searchsorted(self.loss_step, step))
+
+    def step_of(self, place: float) -> int:
+        """The update of the loss at a place; of the last loss beyond it."""
+        if self.loss_step is None:
+            return int(place)
+        return int(self.loss_step[min(int(place), len(self.loss_step) - 1)])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Curve):
@@ -141,6 +168,7 @@ class Curve:
             "eval_step": self.eval_step,
             "total_steps": np.array(self.total_steps),
             "chance_loss": np.array(self.chance_loss),
+            **({} if self.loss_step is None else {"loss_step": self.loss_step}),
             **{f"metric/{name}": values for name, values in self.metrics.items()},
         }
 
@@ -157,6 +185,7 @@ class Curve:
             },
             total_steps=int(arrays["total_steps"]),
             chance_loss=float(arrays["chance_loss"]),
+            loss_step=arrays.get("loss_step"),
         )
 
 
@@ -287,7 +316,7 @@ class Trial:
             best_step=best_step,
             initial_value=float(values[0]) if len(values) else math.nan,
             last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
-            clip_fraction=float(np.mean(clipped)) if len(curve.loss) else 0.0,
+            clip_fraction=float(np.mean(clipped)) if len(clipped) else 0.0,
             seconds=seconds,
             maximize=maximize,
         )

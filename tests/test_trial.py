@@ -132,3 +132,25 @@ def test_curves_differ_if_any_array_does():
     arrays = trial.curve.arrays()
     assert Curve.from_arrays(arrays | {"loss": arrays["loss"] + 1}) != trial.curve
     assert Curve.from_arrays(arrays | {"total_steps": np.array(11)}) != trial.curve
+
+
+def test_a_curve_of_a_log_survives_a_round_trip_with_its_steps(tmp_path):
+    from tunewright.search.store.files import read_curve, write_curve
+
+    steps = np.array([0, 50, 100, 150])
+    curve = Curve(np.ones(4), np.empty(0), np.array([160]), {"v": np.ones(1)}, 400, 2.3, steps)
+    write_curve(tmp_path / "curve.npz", curve)
+    assert read_curve(tmp_path / "curve.npz") == curve
+    assert curve != replace(curve, loss_step=None)
+    assert "loss_step" not in replace(curve, loss_step=None).arrays()
+
+
+def test_a_curve_of_a_log_counts_losses_and_says_steps():
+    curve = Curve(
+        np.ones(4), np.empty(0), np.empty(0), {}, 400, loss_step=np.array([49, 99, 149, 199])
+    )
+    assert curve.planned_losses == 8
+    assert [curve.losses_before(step) for step in (0, 49, 50, 100, 1000)] == [0, 0, 1, 2, 4]
+    assert [curve.step_of(place) for place in (0, 3, 4)] == [49, 199, 199]
+    every = replace(curve, loss_step=None)
+    assert (every.planned_losses, every.losses_before(7), every.step_of(3)) == (400, 7, 3)

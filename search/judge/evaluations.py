@@ -21,6 +21,10 @@ LEARNED_SHARE = 0.20
 KEPT_SHARE = 0.50  # of what was learned: with less at its end, a run has lost most of it
 # of the untrained model's value: so far above it, a run is worse than no training
 WORSE_SHARE = 0.05
+# A log's first evaluation may be a later one, of a model that has learned: nobody knows how much,
+# and overfitting may well take it above that.
+WORSE_THAN_TRAINED_SHARE = 0.50
+UNTRAINED_STEPS = 1  # some count updates from 1
 ENDING = 3  # evaluations whose median is the end of a run, so that no single one decides
 SCATTER_DEVIATIONS = 6.0  # of the scatter between evaluations: more than that is no noise
 FEWEST_TO_SCATTER = 8  # evaluations that tell how they scatter
@@ -36,12 +40,15 @@ class Evaluations:
     state    unknown     too few, or too little change: they are no evidence
              learned     much better than the untrained model, and kept until the end
              lost        had learned, and lost more than half of that by the end
-             worse       ended worse than the untrained model
+             worse       ended worse than the untrained model; much worse than at the first
+                         evaluation, if that is a later one
              non_finite  ended as nan or inf
     step     updates done at the best evaluation; non_finite: at the first of those that end the run
              as nan or inf
     first, best, ended  values: of the untrained model, the lowest, the end
     gaps     evaluations before the end that were not finite
+    ended_at      updates done at the last evaluation
+    is_untrained  whether the first one is of the untrained model: if not, nothing is called lost
     """
 
     state: State
@@ -50,6 +57,8 @@ class Evaluations:
     best: float = math.nan
     ended: float = math.nan
     gaps: int = 0
+    ended_at: int = 0
+    is_untrained: bool = True
 
 
 def summarize_evaluations(curve: Curve, objective: str = "", maximize: bool = False) -> Evaluations:
@@ -61,20 +70,31 @@ def summarize_evaluations(curve: Curve, objective: str = "", maximize: bool = Fa
     finite = np.isfinite(values)
     if not len(values):
         return Evaluations("unknown")
+    ended_at = int(curve.eval_step[-1])
     if not finite[-1]:
         after = np.flatnonzero(finite)
         first_bad = int(after[-1]) + 1 if len(after) else 0
-        return Evaluations(
-            "non_finite", int(curve.eval_step[first_bad]), gaps=int((~finite[:first_bad]).sum())
-        )
+        gaps = int((~finite[:first_bad]).sum())
+        step = int(curve.eval_step[first_bad])
+        return Evaluations("non_finite", step, gaps=gaps, ended_at=ended_at)
     gaps = int((~finite).sum())
     known, steps = values[finite], curve.eval_step[finite]
-    if len(known) < 2 or not finite[0] or steps[0] > steps[-1]:
-        return Evaluations("unknown", gaps=gaps)
-    first, best, ended = float(known[0]), _lowest(known), _ending(known)
-    state, step = _state(known, first, best, ended), int(steps[np.argmin(known)])
     sign = -1.0 if maximize else 1.0
-    return Evaluations(state, step, sign * first, sign * best, sign * ended, gaps)
+    first, best, ended = float(known[0]), _lowest(known), _ending(known)
+    state: State = "unknown"
+    is_untrained = bool(steps[0] <= UNTRAINED_STEPS)
+    if len(known) > 1 and finite[0] and steps[0] <= steps[-1]:
+        state = _state(known, first, best, ended, is_untrained)
+    return Evaluations(
+        state,
+        int(steps[np.argmin(known)]),
+        sign * first,
+        sign * best,
+        sign * ended,
+        gaps,
+        ended_at,
+        is_untrained,
+    )
 
 
 def _values(curve: Curve, objective: str, maximize: bool) -> Array:
@@ -103,12 +123,16 @@ def _ending(values: Array) -> float:
     )
 
 
-def _state(values: Array, first: float, best: float, ended: float) -> State:
+def _state(values: Array, first: float, best: float, ended: float, is_untrained: bool) -> State:
     scatter = SCATTER_DEVIATIONS * _scatter(values)
+    worse_share = WORSE_SHARE if is_untrained else WORSE_THAN_TRAINED_SHARE
+    is_worse = ended - first > max(worse_share * abs(first), scatter)
     if first - best > max(LEARNED_SHARE * abs(first), scatter):
-        kept = (first - ended) / (first - best)
-        return "learned" if kept >= KEPT_SHARE else "lost" if ended <= first else "worse"
-    return "worse" if ended - first > max(WORSE_SHARE * abs(first), scatter) else "unknown"
+        if (first - ended) / (first - best) >= KEPT_SHARE:
+            return "learned"
+        if is_untrained:
+            return "lost" if ended <= first else "worse"
+    return "worse" if is_worse else "unknown"
 
 
 def _scatter(values: Array) -> float:

@@ -77,7 +77,7 @@ def is_collapsed_by_neighbours(trial: Trial) -> bool:
 
 def ends_at(curve: Curve) -> float:
     """The typical loss at the end of a training."""
-    return float(np.median(curve.loss[-patience(curve.total_steps) :]))
+    return float(np.median(curve.loss[-patience(curve.planned_losses) :]))
 
 
 def _find_collapsed(trials: Sequence[Trial]) -> list[Trial]:

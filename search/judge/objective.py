@@ -158,7 +158,8 @@ def _trend(trial: Trial, objective: str) -> float:
     nan if one of them is constant, or if there are too few evaluations.
     """
     curve = trial.curve
-    at = np.minimum(curve.eval_step, len(curve.loss) - 1)
+    before = [curve.losses_before(step) for step in curve.eval_step.tolist()]
+    at = np.minimum(before, len(curve.loss) - 1)
     loss = typical(curve.loss)[at]
     values = curve.metrics[objective]
     known = np.isfinite(values) & np.isfinite(loss)

@@ -62,6 +62,8 @@ class Readout:
         """Outcome, kind of instability and onset, in a few words."""
         verdict = self.verdict
         if verdict.instability == "none":
+            if verdict.infeasible:
+                return f"{verdict.outcome}, of unknown kind"
             return f"{verdict.outcome}, no instability"
         when = f"since step {verdict.onset_step:.0f}"
         if verdict.feasible:
@@ -164,7 +166,7 @@ def read_out(
         clip_fraction = float(np.mean(norms > clip_thresholds(norms, clip_norm, clip_z)))
     sound = norms
     if verdict.infeasible and math.isfinite(verdict.onset_step):
-        sound = norms[: int(verdict.onset_step)]
+        sound = norms[: curve.losses_before(int(verdict.onset_step))]
     enough = len(sound) >= FEWEST_NORMS and math.isnan(seen_clipped)
     return Readout(
         verdict=verdict,

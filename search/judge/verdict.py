@@ -82,14 +82,13 @@ OVERFITTED_FRACTION, OVERFITTED_FACTOR = 0.2, 0.5
 STALLED_FRACTION = 0.05
 
 
-def patience(total_steps: int) -> int:
-    """Updates that a loss must stay far above the start, or at chance, before training is given up.
+def patience(planned: int) -> int:
+    """Losses that must stay far above the start, or at chance, before training is given up, of as
+    many as are planned (`Curve.planned_losses`).
 
     A quarter of the run, at least MIN_PATIENCE, and never more than half of a short run.
     """
-    return min(
-        max(MIN_PATIENCE, math.ceil(PATIENCE_FRACTION * total_steps)), math.ceil(total_steps / 2)
-    )
+    return min(max(MIN_PATIENCE, math.ceil(PATIENCE_FRACTION * planned)), math.ceil(planned / 2))
 
 
 def judge(
@@ -103,18 +102,18 @@ def judge(
     """
     curve = _bound(curve)
     loss = curve.loss
+    seen = summarize_evaluations(curve, objective, maximize)
     if len(loss) == 0:
-        return Verdict("feasible", "none", math.inf, "no training step was taken")
+        return _without_loss(seen)
     finite = np.isfinite(loss) & np.isfinite(curve.grad_norm)
     if not finite.all():
         return _non_finite(curve, int(np.argmin(finite)))
     level = levels(loss, curve.chance_loss)
     rise = first_rise(loss, level) if divergence else math.inf
     by_loss = _by_loss(curve, level, rise) if divergence else None
-    seen = summarize_evaluations(curve, objective, maximize)
     if by_loss and not _is_learned_by_objective(curve, seen):
         return by_loss
-    return _by_objective(curve, level, rise, seen) or _feasible(loss, level, rise, by_loss, seen)
+    return _by_objective(curve, level, rise, seen) or _feasible(curve, level, rise, by_loss, seen)
 
 
 def hopeless(
@@ -128,7 +127,7 @@ def hopeless(
     and not have been learned.
     """
     curve = _bound(curve)
-    loss, steps = curve.loss, patience(curve.total_steps)
+    loss, steps = curve.loss, patience(curve.planned_losses)
     if not (np.isfinite(loss).all() and np.isfinite(curve.grad_norm).all()):
         return True
     if not divergence or len(loss) <= steps:
@@ -162,7 +161,7 @@ def _looks_closely(curve: Curve, steps: int) -> bool:
 
     It is if it is the first in a while: a search at each would cost as much as training.
     """
-    before, now = ([0, *curve.eval_step.tolist()])[-2:]
+    before, now = map(curve.losses_before, ([0, *curve.eval_step.tolist()])[-2:])
     every = max(1, steps // LOOKS)
     return bool(now == len(curve.loss) and now // every > before // every)
 
@@ -197,20 +196,15 @@ def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -
         evidence = (
             f"the objective is nan or infinite from step {seen.step} on; {_ends(curve, level)}"
         )
-        return Verdict("non_finite", _kind(curve.loss[: seen.step], level), seen.step, evidence)
+        before = curve.loss[: curve.losses_before(seen.step)]
+        return Verdict("non_finite", _kind(before, level), seen.step, evidence)
     if seen.state not in ("lost", "worse") or _overfits(curve, level, seen):
         return None
     outcome: Outcome = "collapsed" if seen.state == "lost" else "diverged"
-    what = {
-        "lost": "lost more than half of what it had learned",
-        "worse": "ended worse than the untrained model",
-    }
-    evidence = (
-        f"the objective {what[seen.state]}: {seen.first:.3g} untrained, {seen.best:.3g} at its "
-        f"best at step {seen.step}, {seen.ended:.3g} at the end; {_ends(curve, level)}"
-    )
-    step = int(rise) if math.isfinite(rise) else _place(curve, seen.step)
-    return Verdict(outcome, _kind(curve.loss[:step], level), step, evidence)
+    evidence = f"{_course(seen)}; {_ends(curve, level)}"
+    place = int(rise) if math.isfinite(rise) else curve.losses_before(seen.step)
+    onset = curve.step_of(place)
+    return Verdict(outcome, _kind(curve.loss[:place], level), onset, evidence)
 
 
 def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
@@ -226,7 +220,7 @@ def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
             float(np.median(loss[-min(WINDOW, max(1, len(loss) // 4)) :])),
         )
     else:
-        best = max(_place(curve, seen.step), 1)
+        best = max(curve.losses_before(seen.step), 1)
         span = min(WINDOW, max(1, (len(loss) - best) // 2))
         then = float(np.median(loss[max(0, best - span) : best]))
         ended = float(np.median(loss[-span:]))
@@ -239,25 +233,46 @@ def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
 
 def _is_learned_by_objective(curve: Curve, seen: Evaluations) -> bool:
     """Whether the objective was learned, and evaluated since the loss has stayed where it is."""
-    return seen.state == "learned" and _is_evaluated_since(curve, patience(curve.total_steps))
+    return seen.state == "learned" and _is_evaluated_since(curve, patience(curve.planned_losses))
 
 
 def _is_evaluated_since(curve: Curve, steps: int) -> bool:
     """Whether the objective was evaluated within the last updates."""
     return (
         bool(len(curve.eval_step))
-        and _place(curve, int(curve.eval_step[-1])) > len(curve.loss) - steps
+        and curve.losses_before(int(curve.eval_step[-1])) > len(curve.loss) - steps
     )
 
 
-def _place(curve: Curve, step: int) -> int:
-    """How many losses were logged before an evaluation.
+def _without_loss(seen: Evaluations) -> Verdict:
+    """The verdict of a log that holds evaluations alone.
 
-    In a curve that was not logged at every update, these are a share of the updates.
+    Then nothing tells what is lost to overfitting, and nothing places an onset.
     """
-    logged = len(curve.loss)
-    last = int(curve.eval_step[-1])
-    return step if last <= logged else round(step * logged / last)
+    if not seen.step and not seen.ended_at:
+        return Verdict("feasible", "none", math.inf, "no training step was taken")
+    if seen.state == "non_finite":
+        evidence = f"the objective is nan or infinite from step {seen.step} on"
+        return Verdict("non_finite", "none", seen.step, evidence)
+    told = "; without training losses overfitting is not told from instability"
+    if seen.state == "lost":
+        return Verdict("collapsed", "none", seen.step, _course(seen) + told)
+    if seen.state == "worse":
+        return Verdict("diverged", "none", seen.step, _course(seen) + told)
+    said = ["the objective was learned" if seen.state == "learned" else "evaluations tell little"]
+    said[0] += f": {seen.first:.3g} to {seen.ended:.3g}"
+    return Verdict("feasible", "none", math.inf, "; ".join([*said, *_gaps(seen)]) + told)
+
+
+def _course(seen: Evaluations) -> str:
+    """What became of an objective that was lost, or got worse."""
+    first = "untrained" if seen.is_untrained else "at its first evaluation"
+    lost = "lost more than half of what it had learned"
+    worse = f"ended worse than {'the untrained model' if seen.is_untrained else 'it began'}"
+    return (
+        f"the objective {lost if seen.state == 'lost' else worse}: {seen.first:.3g} {first}, "
+        f"{seen.best:.3g} at its best at step {seen.step}, {seen.ended:.3g} at the end"
+    )
 
 
 # --- by the loss ----------------------------------------------------------------------------------
@@ -268,18 +283,20 @@ def _by_loss(curve: Curve, level: Levels, rise: float) -> Verdict | None:
 
     None if it does not, or if it is too early to say.
     """
-    loss, steps = curve.loss, patience(curve.total_steps)
+    loss, steps = curve.loss, patience(curve.planned_losses)
     if len(loss) < steps:
         return None
     last = float(np.median(loss[-steps:]))
     if why := _divergence(curve, level, rise, last):
-        step = int(rise if math.isfinite(rise) else _since(loss, level, last))
-        return Verdict("diverged", _kind(loss[:step], level), step, f"loss {why} since step {step}")
+        place = int(rise if math.isfinite(rise) else _since(loss, level, last))
+        step = curve.step_of(place)
+        evidence = f"loss {why} since step {step}"
+        return Verdict("diverged", _kind(loss[:place], level), step, evidence)
     if why := _collapse(curve, level, rise, LOST_FRACTION):
         floor = _floor(level, LOST_FRACTION)
-        step = int(rise if math.isfinite(rise) else last_below(typical(loss), floor))
+        place = int(rise if math.isfinite(rise) else last_below(typical(loss), floor))
         evidence = f"loss stays at {last:.3g} {why} (a constant predictor has {level.chance:.3g})"
-        return Verdict("collapsed", _kind(loss[:step], level), step, evidence)
+        return Verdict("collapsed", _kind(loss[:place], level), curve.step_of(place), evidence)
     return None
 
 
@@ -322,7 +339,7 @@ def _is_stalled(loss: Array, level: Levels, last: float) -> bool:
 
 def _collapse(curve: Curve, level: Levels, rise: float, lost: float) -> str:
     """Why the last losses are a collapse; empty if they are not."""
-    loss, steps = curve.loss, patience(curve.total_steps)
+    loss, steps = curve.loss, patience(curve.planned_losses)
     last = float(np.median(loss[-steps:]))
     if last < _floor(level, lost):
         return ""
@@ -344,7 +361,7 @@ def _has_vanished_gradient(curve: Curve) -> bool:
     """Whether the gradient has vanished since the first updates."""
     norm = curve.grad_norm
     return bool(
-        np.median(norm[-patience(curve.total_steps) :]) < VANISHED_FRACTION * np.median(norm[:3])
+        np.median(norm[-patience(curve.planned_losses) :]) < VANISHED_FRACTION * np.median(norm[:3])
     )
 
 
@@ -363,28 +380,29 @@ def _floor(level: Levels, lost: float) -> float:
 # --- in words -------------------------------------------------------------------------------------
 
 
-def _non_finite(curve: Curve, step: int) -> Verdict:
-    loss = curve.loss
-    what = "gradient norm" if np.isfinite(loss[step]) else "loss"
-    evidence = f"{what} became non-finite at step {step}{_before(loss, step)}"
-    kind = _kind(loss[:step], levels(loss[:step], curve.chance_loss)) if step else "early"
+def _non_finite(curve: Curve, place: int) -> Verdict:
+    loss, step = curve.loss, curve.step_of(place)
+    what = "gradient norm" if np.isfinite(loss[place]) else "loss"
+    evidence = f"{what} became non-finite at step {step}{_before(loss, place)}"
+    kind = _kind(loss[:place], levels(loss[:place], curve.chance_loss)) if place else "early"
     return Verdict("non_finite", kind, step, evidence)
 
 
 def _feasible(
-    loss: Array, level: Levels, rise: float, by_loss: Verdict | None, seen: Evaluations
+    curve: Curve, level: Levels, rise: float, by_loss: Verdict | None, seen: Evaluations
 ) -> Verdict:
     """A run that is feasible, with all that a reader should know of it."""
+    loss, onset = curve.loss, math.inf
     ended = _end_loss(loss)
     said = [f"stable: loss {loss[0]:.3g} to {ended:.3g}"]
     kind: Instability = "none"
     if math.isfinite(rise):
-        step = int(rise)
-        kind = _kind(loss[:step], level)
+        place = int(rise)
+        kind, onset = _kind(loss[:place], level), curve.step_of(place)
         said = [
             (
-                f"blew up at step {step}{_before(loss, step)} to {loss[step:].max():.3g}, ended "
-                f"at {ended:.3g}"
+                f"blew up at step {onset:.0f}{_before(loss, place)} to {loss[place:].max():.3g}, "
+                f"ended at {ended:.3g}"
             )
         ]
     elif not level.learned and seen.state != "learned":
@@ -402,11 +420,13 @@ def _feasible(
             )
         ]
         said = [f"{said[0]} loss is no measure of that, set divergence = false"]
-        kind, rise = by_loss.instability, by_loss.onset_step
-    if seen.gaps:
-        what = "evaluation was" if seen.gaps == 1 else "evaluations were"
-        said.append(f"{seen.gaps} {what} nan or infinite")
-    return Verdict("feasible", kind, rise, "; ".join(said))
+        kind, onset = by_loss.instability, by_loss.onset_step
+    return Verdict("feasible", kind, onset, "; ".join([*said, *_gaps(seen)]))
+
+
+def _gaps(seen: Evaluations) -> list[str]:
+    what = "evaluation was" if seen.gaps == 1 else "evaluations were"
+    return [f"{seen.gaps} {what} nan or infinite"] if seen.gaps else []
 
 
 def _end_loss(loss: Array) -> float:

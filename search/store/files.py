@@ -87,8 +87,9 @@ def read_curve(path: Path) -> Curve:
         np.issubdtype(values.dtype, np.number)
         for values in (curve.loss, curve.grad_norm, *evaluated)
     )
-    one_loss_per_update = curve.loss.ndim == 1 and curve.loss.shape == curve.grad_norm.shape
-    if not (numbers and one_loss_per_update and len(shapes) == 1 and curve.eval_step.ndim == 1):
+    each = [curve.grad_norm] if curve.loss_step is None else [curve.loss_step]
+    one_each = curve.loss.ndim == 1 and {one.shape for one in each} == {curve.loss.shape}
+    if not (numbers and one_each and len(shapes) == 1 and curve.eval_step.ndim == 1):
         raise ValueError("its arrays are not those of a curve")
     return curve
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 from scripted import curve_of
 
 from tunewright.search.judge.evaluations import summarize_evaluations
@@ -104,9 +105,77 @@ def test_evaluations_that_hardly_change_are_no_evidence(values):
 
 
 def test_a_curve_that_was_logged_rarely_is_judged_with_the_steps_of_its_evaluations():
-    every = 100
-    curve = replace(of(RETURNS, GOOD), eval_step=np.linspace(0, STEPS * every, 21).astype(np.int64))
+    curve = of(RETURNS, GOOD)
+    assert judge(logged_every(100, curve)).feasible
+
+
+def logged_every(spacing: int, curve: Curve) -> Curve:
+    """The same losses, as those of updates that are so far apart."""
+    return replace(
+        curve,
+        loss_step=spacing * np.arange(len(curve.loss)),
+        eval_step=spacing * curve.eval_step,
+        total_steps=spacing * curve.total_steps,
+    )
+
+
+@pytest.mark.parametrize("loss", [FALLS, RETURNS], ids=["falls", "returns"])
+@pytest.mark.parametrize("values", [GOOD, np.full(21, 0.9)], ids=["good", "nothing"])
+def test_losses_that_are_logged_rarely_have_the_same_verdict_at_steps_as_far_apart(loss, values):
+    every, rarely = judge(of(loss, values)), judge(logged_every(100, of(loss, values)))
+    assert (every.outcome, every.instability) == (rarely.outcome, rarely.instability)
+    assert rarely.onset_step == 100 * every.onset_step
+    if every.infeasible:
+        told = every.evidence.replace(f"step {every.onset_step}", f"step {rarely.onset_step}")
+        assert rarely.evidence == told
+
+
+def test_a_log_says_at_which_step_a_loss_was_nan():
+    loss = FALLS.copy()
+    loss[300] = math.nan
+    verdict = judge(logged_every(50, of(loss, GOOD)))
+    assert verdict.onset_step == 15_000
+    assert verdict.evidence.startswith("loss became non-finite at step 15000 from")
+
+
+def later(values: ArrayLike) -> Curve:
+    """Evaluations alone, of which the first is no untrained model's."""
+    values = np.asarray(values)
+    steps = 100 * np.arange(1, len(values) + 1)
+    return Curve(np.empty(0), np.empty(0), steps, {"v": values}, 100 * len(values))
+
+
+@pytest.mark.parametrize(
+    ("values", "outcome", "said"),
+    [
+        ([1.0, 0.5, 0.4, 0.3], "feasible", "the objective was learned: 1 to 0.3; without"),
+        ([0.4, 0.35, 0.5], "feasible", "evaluations tell little: 0.4 to 0.5; without"),
+        ([1.0, 0.5, 0.9], "feasible", "evaluations tell little: 1 to 0.9; without"),  # how much?
+        ([1.0, 0.5, 7.0], "diverged", "the objective ended worse than it began: 1 at its first "),
+        ([1.0, 0.5, math.nan], "non_finite", "the objective is nan or infinite from step 300 on"),
+        ([1.0, math.nan, 0.3], "feasible", "the objective was learned: 1 to 0.3; 1 evaluation was"),
+    ],
+)
+def test_evaluations_alone_of_a_model_that_has_learned_before(values, outcome, said):
+    verdict = judge(later(values))
+    assert verdict.outcome == outcome
+    assert verdict.evidence.startswith(said)
+    assert verdict.instability == "none"
+
+
+def test_evaluations_alone_from_the_untrained_model_on():
+    curve = later([2.3, 0.5, 0.4, 1.9])
+    assert judge(replace(curve, eval_step=curve.eval_step - 100)).outcome == "collapsed"
     assert judge(curve).feasible
+
+
+def test_a_first_evaluation_that_is_late_makes_no_overfitted_run_worse_than_untrained():
+    """By a third, with a training loss that stands still: nobody knows what was learned before."""
+    rises = np.linspace(0.3, 0.4, 20)
+    curve = of(np.full(STEPS, 0.2), np.append(0.3, rises), math.nan)
+    assert judge(curve).outcome == "diverged"
+    late = replace(curve, metrics={"value": rises}, eval_step=curve.eval_step[1:])
+    assert judge(late).feasible
 
 
 def test_a_log_without_gradient_norms_is_judged():
