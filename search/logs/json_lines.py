@@ -1,0 +1,65 @@
+"""JSON lines: an object on each line, which names what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pydantic_core
+
+from ..errors import UserError
+from .table import Table, TableBuilder
+
+CHUNK = 500  # lines at a time
+MOST_BROKEN = 0.5
+
+
+def recognizes(head: bytes) -> bool:
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+
+
+def read(path: Path) -> Table:
+    """The columns of a file of JSON lines; lines that are no whole object are left out, and said to
+    be. Raises UserError where most are none.
+    """
+    builder, notes, broken, line = TableBuilder(), list[str](), 0, ""
+    with path.open(encoding="utf-8-sig") as file:
+        while lines := list(islice(file, CHUNK)):
+            line = lines[-1]
+            records, bad = _records(lines)
+            broken += bad
+            builder.add_records(records)
+    if broken > MOST_BROKEN * (builder.count + broken):
+        raise UserError(f"{path}: {broken} of {builder.count + broken} lines are no JSON objects")
+    if broken and not line.endswith("\n") and _records([line])[1]:
+        broken -= 1
+        notes.append(
+            "The last line is half of one, of a log that is still being written, and left out."
+        )
+    if broken:
+        what = "line is" if broken == 1 else "lines are"
+        notes.append(f"{broken} {what} not whole, and left out.")
+    return builder.table(notes)
+
+
+def _records(lines: Sequence[str]) -> tuple[list[dict[str, Any]], int]:
+    """The objects on some lines, and how many lines are none."""
+    try:
+        found = pydantic_core.from_json(f"[{','.join(lines)}]")
+    except ValueError:
+        found = []
+    if len(found) == len(lines) and set(map(type, found)) == {dict}:
+        return found, 0
+    records, broken = [], 0
+    for line in filter(str.strip, lines):
+        try:
+            record = pydantic_core.from_json(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            broken += 1
+    return records, broken
