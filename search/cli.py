@@ -296,6 +296,22 @@ def _diagnose(options: argparse.Namespace) -> int:
     return 2 if any(found.fault for found in result.groups) else 0
 
 
+def _judge(options: argparse.Namespace) -> int:
+    from .judge_logs import LogOptions, judge_logs
+    from .logs.roles import Columns
+    from .show.judged import print_judged
+
+    columns = Columns(options.step, options.loss, options.grad_norm, options.objective)
+    how = LogOptions(
+        columns, options.maximize, options.clip_norm, options.chance_loss, options.divergence
+    )
+    judged, errors = judge_logs(options.logs, how)
+    print_judged(judged, errors, options.json)
+    if errors:
+        return 2
+    return 1 if any(one.readout.verdict.infeasible for one in judged) else 0
+
+
 def _dashboard(options: argparse.Namespace) -> int:
     from .show.dashboard import serve
     from .store.storage import open_store
@@ -528,6 +544,62 @@ def _parser() -> argparse.ArgumentParser:
     results(compare, "where the results of a STUDY.toml go (default: results)")
     storage(compare)
 
+    judge = command(
+        "judge",
+        _judge,
+        "Say of logs that exist whether training was stable, since when it was not, and how to "
+        "clip.",
+    )
+    judge.epilog = (
+        "Exit status 1 if any is infeasible, 2 if one cannot be read; the others are judged all "
+        "the same."
+    )
+    judge.add_argument(
+        "logs",
+        nargs="+",
+        metavar="FILE",
+        type=Path,
+        help="CSV, JSON lines, Lightning's metrics.csv, Transformers' trainer_state.json, "
+        "TensorBoard's event files (needs tunewright[tensorboard]), a W&B history, AlgoPerf's "
+        "measurements.csv; or a folder of such",
+    )
+    for role, what in {
+        "step": "the steps, in updates",
+        "loss": "the training losses",
+        "grad-norm": "the norms of the gradients, before clipping",
+        "objective": "the evaluations",
+    }.items():
+        judge.add_argument(
+            f"--{role}", metavar="COLUMN", help=f"the column of {what} (default: by its name)"
+        )
+    judge.add_argument(
+        "--maximize",
+        action=argparse.BooleanOptionalAction,
+        help="the objective is better when higher, or when lower (default: by its name)",
+    )
+    judge.add_argument(
+        "--clip-norm",
+        type=_positive,
+        default=math.inf,
+        metavar="NORM",
+        help="the clip threshold that training used",
+    )
+    judge.add_argument(
+        "--chance-loss",
+        type=_finite,
+        default=math.nan,
+        metavar="LOSS",
+        help="the training loss of a constant predictor (default: the first one)",
+    )
+    judge.add_argument(
+        "--no-divergence",
+        dest="divergence",
+        action="store_false",
+        help="the training loss grows by design, or is no measure: it counts only where it is nan "
+        "or infinite",
+    )
+    judge.add_argument("--json", action="store_true", help="print a JSON list, a log each")
+
     dashboard = command(
         "dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked."
     )
@@ -566,6 +638,23 @@ def _whole(lowest: int, highest: int, because: str = "") -> Callable[[str], int]
         return number
 
     return parse
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text[:SHOWN]!r}")
+    return number
+
+
+def _positive(text: str) -> float:
+    number = _finite(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text[:SHOWN]!r}")
+    return number
 
 
 # --- output that nobody reads ---------------------------------------------------------------------

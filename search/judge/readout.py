@@ -65,10 +65,9 @@ class Readout:
             if verdict.infeasible:
                 return f"{verdict.outcome}, of unknown kind"
             return f"{verdict.outcome}, no instability"
-        when = f"since step {verdict.onset_step:.0f}"
-        if verdict.feasible:
-            when = f"at step {verdict.onset_step:.0f}, from which training recovered"
-        return f"{verdict.outcome}, {KINDS[verdict.instability]} instability {when}"
+        when = "at" if verdict.feasible else "since"
+        kind = KINDS[verdict.instability]
+        return f"{verdict.outcome}, {kind} instability {when} step {verdict.onset_step:.0f}"
 
     @property
     def clips_too_much(self) -> bool:

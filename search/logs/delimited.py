@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -39,15 +40,14 @@ def read(path: Path) -> Table:
     be half of one. So is a line of names that comes again, as a run writes that goes on with its
     log. Raises UserError for what is no table.
     """
-    builder, notes, broken = TableBuilder(), list[str](), 0
+    builder, notes = TableBuilder(), list[str]()
     with path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         names = header(first.encode())
         _check_names(path, names)
-        rows = csv.reader(_whole_lines(file, notes), delimiter=_delimiter(first))
+        chunks = _chunks(csv.reader(file, delimiter=_delimiter(first)), _is_whole(path), notes)
         try:
-            while chunk := list(islice(rows, CHUNK)):
-                broken += _add(builder, names, chunk)
+            broken = sum(_add(builder, names, chunk) for chunk in chunks)
         except csv.Error as error:
             raise UserError(f"{path}: is no CSV file: {first_line(error)}") from error
     if broken > MOST_BROKEN * (builder.count + broken):
@@ -61,15 +61,28 @@ def read(path: Path) -> Table:
     return builder.table(notes)
 
 
-def _whole_lines(lines: Iterator[str], notes: list[str]) -> Iterator[str]:
-    for line in lines:
-        if line.endswith(("\n", "\r")):
-            yield line
-        elif line.strip():
-            notes.append(
-                "The last line has no end: it may be half of one, of a log that is still being "
-                "written, and is left out."
-            )
+def _is_whole(path: Path) -> bool:
+    """Whether the last line has an end."""
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() in (b"\n", b"\r")
+
+
+def _chunks(
+    rows: Iterator[list[str]], is_whole: bool, notes: list[str]
+) -> Iterator[list[list[str]]]:
+    """Some rows at a time, without the last one unless its line has an end."""
+    chunk = list(islice(rows, CHUNK))
+    while following := list(islice(rows, CHUNK)):
+        yield chunk
+        chunk = following
+    if chunk and not is_whole:
+        chunk.pop()
+        notes.append(
+            "The last line has no end: it may be half of one, of a log that is still being "
+            "written, and is left out."
+        )
+    yield chunk
 
 
 def _check_names(path: Path, names: list[str]) -> None:
@@ -104,15 +117,14 @@ def _add(builder: TableBuilder, names: list[str], rows: list[list[str]]) -> int:
     return broken
 
 
-def _cells(texts: tuple[str, ...]) -> list[object]:
+def _cells(texts: tuple[str, ...]) -> Sequence[object]:
     """Cells as numbers, where all are or are empty; else as they are.
 
     JSON's parser reads numbers several times as fast as `float`, to the same last bit.
     """
+    held = [text or "null" for text in texts] if "" in texts else texts
     try:
-        values = pydantic_core.from_json(f"[{','.join([text or 'null' for text in texts])}]")
+        values = pydantic_core.from_json(f"[{','.join(held)}]")
     except ValueError:
-        return list(texts)
-    # true, or a cell with a comma, is no number
-    plain = all(map({float, int, type(None)}.__contains__, set(map(type, values))))
-    return list(values) if plain and len(values) == len(texts) else list(texts)
+        return texts
+    return values if len(values) == len(texts) else texts  # a cell may hold a comma

@@ -10,7 +10,7 @@ from ..errors import UserError, first_line
 from .table import Table, TableBuilder
 
 MARK = "tfevents"  # in the name of every event file
-STEP = "step"
+STEP = "step"  # the column of steps; a tag of that name is left out
 CHUNK = 5_000  # rows at a time
 OF_RECORD = 16  # bytes of each record beside its event: its length, and two checksums
 
@@ -63,6 +63,8 @@ def _scalars(file: Path, notes: list[str]) -> Iterator[tuple[int, str, float]]:
             event = event_type.FromString(record)
             done += len(record) + OF_RECORD
             for value in event.summary.value:
+                if value.tag == STEP:
+                    continue
                 kind = value.WhichOneof("value")
                 if kind == "simple_value":
                     yield event.step, value.tag, value.simple_value

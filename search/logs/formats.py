@@ -104,6 +104,7 @@ def logs_in(path: Path) -> list[Path]:
 def _logs_below(folder: Path) -> Iterator[Path]:
     if event_files.files(folder):
         yield folder
+        return  # folders in it, as SummaryWriter.add_scalars makes them, are no runs of their own
     names = [name for name in OF_RUNS if (folder / name).is_file()]
     yield from (folder / name for name in names)
     below = sorted(child for child in folder.iterdir() if child.is_dir())

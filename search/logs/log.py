@@ -105,8 +105,15 @@ def _log(source: str, kind: str, note: str, table: Table, columns: Columns) -> L
     for role, name in given.items():
         _check(source, role, name, table)
     roles = [role for role in vars(columns) if role not in given]
-    guessed = guess(table.columns, roles)
+    lengths = {name: len(column.rows) for name, column in table.columns.items()}
+    guessed = guess(lengths, roles)
     found = given | guessed
+    missing = [role for role in _OWN if role not in found]
+    for role, name in guess(dict.fromkeys(table.texts, 1), missing).items():
+        raise UserError(
+            f"{source}: column {name!r} holds text: {table.texts[name]}; name another column by "
+            f"--{role.replace('_', '-')}"
+        )
     if "loss" not in found and "objective" not in found:
         raise UserError(
             f"{source}: no column is known to be a training loss or an evaluation: name it by "

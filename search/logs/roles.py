@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from .table import Column
-
 Words = frozenset[str]
 
 
@@ -58,14 +56,14 @@ class Columns:
         return {role: name for role, name in vars(self).items() if name is not None}
 
 
-def guess(columns: Mapping[str, Column], roles: Iterable[str]) -> dict[str, str]:
-    """The column of each role that one is found for."""
-    usable = [name for name in columns if len(columns[name].rows) and not name.endswith(BOUNDS)]
+def guess(lengths: Mapping[str, int], roles: Iterable[str]) -> dict[str, str]:
+    """The column of each role that one is found for, given how many numbers each column holds."""
+    usable = [name for name in lengths if lengths[name] and not name.endswith(BOUNDS)]
     own = {name: words(name) for name in usable}
     found = {
-        "step": _by_name(own, columns, STEPS),
-        "loss": _by_name(own, columns, LOSSES),
-        "grad_norm": _by_name(own, columns, GRAD_NORMS),
+        "step": _by_name(own, lengths, STEPS),
+        "loss": _by_name(own, lengths, LOSSES),
+        "grad_norm": _by_name(own, lengths, GRAD_NORMS),
         "objective": _objective(own),
     }
     return {role: name for role in roles if (name := found[role])}
@@ -77,12 +75,10 @@ def words(name: str) -> Words:
     return frozenset(re.findall(r"[a-z]+|\d+", metric.lower()))
 
 
-def _by_name(
-    own: Mapping[str, Words], columns: Mapping[str, Column], best: tuple[Words, ...]
-) -> str:
+def _by_name(own: Mapping[str, Words], lengths: Mapping[str, int], best: tuple[Words, ...]) -> str:
     """The column of the best name; of several, the one that holds most, and then the first."""
     found = [name for name in own if own[name] in best]
-    return min(found, key=lambda one: (best.index(own[one]), -len(columns[one].rows)), default="")
+    return min(found, key=lambda one: (best.index(own[one]), -lengths[one]), default="")
 
 
 def _objective(own: Mapping[str, Words]) -> str:

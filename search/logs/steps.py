@@ -70,6 +70,8 @@ def steps_of(column: Column, step: Column | None) -> tuple[Column, Steps]:
     """
     if step is None:
         return column, column.rows
+    if np.array_equal(column.rows, step.rows):
+        return column, step.values.astype(np.int64)
     at = np.searchsorted(step.rows, column.rows, side="right") - 1
     known = at >= 0
     kept = Column(column.rows[known], column.values[known])

@@ -7,7 +7,9 @@ rows of what it holds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from types import NoneType
 from typing import Any
 
@@ -57,8 +59,14 @@ class TableBuilder:
 
     def add_records(self, records: Sequence[Mapping[str, object]]) -> None:
         """Rows of which each names the columns that it holds."""
-        names = dict.fromkeys(name for record in records for name in record)
-        self.add({name: [record.get(name) for record in records] for name in names}, len(records))
+        shapes = dict.fromkeys(map(tuple, records))
+        if len(shapes) == 1:  # then columns are a matter of turning rows
+            (names,) = shapes
+            columns = zip(*[record.values() for record in records], strict=True)
+            self.add(dict(zip(names, columns, strict=True)), len(records))
+            return
+        every = dict.fromkeys(chain.from_iterable(shapes))
+        self.add({name: [record.get(name) for record in records] for name in every}, len(records))
 
     def add(self, cells: Mapping[str, Sequence[object]], count: int) -> None:
         """`count` rows of some columns: numbers, their texts, or None for what is not there."""
@@ -94,43 +102,28 @@ class _TextError(Exception):
 
 
 def _column(values: Sequence[object], first: int) -> Column:
+    """Raises _TextError for the first cell that is neither a number nor missing; true and false are
+    none.
+    """
     kinds = set(map(type, values))
     if kinds <= NUMBERS:
-        return Column(np.arange(first, first + len(values)), _numbers(values, first))
+        with suppress(OverflowError):  # a whole number with hundreds of digits
+            return Column(np.arange(first, first + len(values)), np.array(values, np.float64))
     if kinds == {NoneType}:
         return Column(np.empty(0, np.int64), np.empty(0))
     rows = [place for place, value in enumerate(values) if not _is_missing(value)]
-    held = [values[place] for place in rows]
-    return Column(np.array(rows, np.int64) + first, _numbers(held, first, rows))
+    numbers = [_number(values[place], first + place) for place in rows]
+    return Column(np.array(rows, np.int64) + first, np.array(numbers, np.float64))
 
 
 def _is_missing(value: object) -> bool:
     return value is None or (isinstance(value, str) and value.strip().lower() in MISSING)
 
 
-def _numbers(values: Sequence[object], first: int, rows: Sequence[int] | None = None) -> Array:
-    """The values as numbers. Raises _TextError for the first that is none; true and false are
-    none.
-    """
-    with_numbers_alone = set(map(type, values)) <= NUMBERS
-    if with_numbers_alone:
-        try:
-            return np.array(values, np.float64)
-        except OverflowError:  # a whole number with hundreds of digits
-            pass
-    found = []
-    for place, value in enumerate(values):
-        try:
-            found.append(_number(value))
-        except (TypeError, ValueError, OverflowError) as error:
-            text = repr(value)
-            shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
-            row = first + (rows[place] if rows else place) + 1
-            raise _TextError(f"{shown} in row {row}") from error
-    return np.array(found, np.float64)
-
-
-def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError
-    return float(value)
+def _number(value: object, row: int) -> float:
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            return float(value)
+    text = repr(value)
+    shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    raise _TextError(f"{shown} in row {row + 1}")
