@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from .table import Table
 
 HEAD = 65_536  # bytes at the beginning of a file by which its format is known
 TRAINER_STATE, METRICS, MEASUREMENTS = "trainer_state.json", "metrics.csv", "measurements.csv"
+CHECKPOINT = re.compile(r"checkpoint-[0-9]+")  # a folder of a Trainer's
 OF_RUNS = (TRAINER_STATE, METRICS, MEASUREMENTS)  # names by which a folder's logs are found
 
 
@@ -108,15 +110,15 @@ def _logs_below(folder: Path) -> Iterator[Path]:
     names = [name for name in OF_RUNS if (folder / name).is_file()]
     yield from (folder / name for name in names)
     below = sorted(child for child in folder.iterdir() if child.is_dir())
-    checkpoints = [child for child in below if (child / TRAINER_STATE).is_file()]
-    if TRAINER_STATE not in names and checkpoints:
-        yield max(checkpoints, key=_number) / TRAINER_STATE
+    checkpoints = [child for child in below if CHECKPOINT.fullmatch(child.name)]
+    states = [child / TRAINER_STATE for child in sorted(checkpoints, key=_number)]
+    states = [state for state in states if state.is_file()]
+    if TRAINER_STATE not in names:
+        yield from states[-1:]
     for child in below:
         if child not in checkpoints:
             yield from _logs_below(child)
 
 
 def _number(checkpoint: Path) -> int:
-    """The step of a folder named `checkpoint-500`; 0 for any other."""
-    last = checkpoint.name.rpartition("-")[2]
-    return int(last) if last.isdecimal() else 0
+    return int(checkpoint.name.rpartition("-")[2])

@@ -20,6 +20,7 @@ from .steps import Restarts, Steps, find_restarts, in_order, steps_of
 from .table import Column, Table
 
 NAMES_SHOWN = 30  # of the columns of a log, in a message
+CALLS = "_step"  # W&B's own column
 LARGEST_STEP = 2**53  # the whole numbers that a float holds
 
 
@@ -96,7 +97,7 @@ def read_log(path: Path, columns: Columns | None = None) -> Log:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no text in UTF-8, byte {error.start}") from error
     if not table.count:
-        raise UserError(f"{path}: has names of columns, and no rows")
+        raise UserError(f"{path}: has no rows")
     return _log(str(path), kind.name, kind.note, table, columns or Columns())
 
 
@@ -133,7 +134,7 @@ def _log(source: str, kind: str, note: str, table: Table, columns: Columns) -> L
     notes = [
         *table.notes,
         *([note] if note else []),
-        *([] if step is not None else ["There is no column of steps: rows are counted."]),
+        *_of_steps(found.get("step")),
         *read.notes(losses),
         *_of_losses(losses[:2], skipped, last),
     ]
@@ -196,6 +197,13 @@ def _names(table: Table) -> str:
     ]
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return f"it has {', '.join(names[:NAMES_SHOWN])}{more}"
+
+
+def _of_steps(name: str | None) -> Iterator[str]:
+    if name is None:
+        yield "There is no column of steps: rows are counted."
+    elif name == CALLS:
+        yield f"{CALLS} counts calls of wandb.log, which may be no updates: name others by --step."
 
 
 def _check_steps(source: str, name: str, step: Column) -> None:

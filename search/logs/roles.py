@@ -72,7 +72,7 @@ def guess(lengths: Mapping[str, int], roles: Iterable[str]) -> dict[str, str]:
 def words(name: str) -> Words:
     """The words of a name: of `run-1 - train/loss`, as W&B exports a chart, those of the metric."""
     _, _, metric = name.rpartition(" - ")
-    return frozenset(re.findall(r"[a-z]+|\d+", metric.lower()))
+    return frozenset([word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|\d+", metric)])
 
 
 def _by_name(own: Mapping[str, Words], lengths: Mapping[str, int], best: tuple[Words, ...]) -> str:

@@ -6,7 +6,6 @@ import re
 
 import numpy as np
 import pytest
-
 from logged import LOSS, NORM, csv_of, healthy_csv, json_lines_of, with_nan
 
 from tunewright.search.errors import UserError
@@ -116,6 +115,12 @@ def test_a_log_without_steps_counts_rows(tmp_path):
     log = read_log(csv_of(tmp_path / "log.csv", {"loss": [3.0, 2.0, 1.0]}))
     assert log.step.tolist() == [0, 1, 2]
     assert log.notes == ("There is no column of steps: rows are counted.",)
+
+
+def test_steps_of_wandb_may_be_no_updates(tmp_path):
+    records = [{"_step": step, "loss": 1.0} for step in range(3)]
+    (note,) = read_log(json_lines_of(tmp_path / "log.jsonl", records)).notes
+    assert note.startswith("_step counts calls of wandb.log, which may be no updates: name")
 
 
 def test_a_row_without_a_step_is_of_the_last_step(tmp_path):
@@ -228,13 +233,13 @@ def test_norms_at_other_steps_than_losses(tmp_path):
 REFUSED = {
     "nothing": (b"", "is empty"),
     "blank": (b"\n\n", "is empty"),
-    "names alone": (b"step,loss\n", "has names of columns, and no rows"),
+    "names alone": (b"step,loss\n", "has no rows"),
     "no names": (b"0,2.0\n1,1.0\n", "has no line of names: its first line holds numbers"),
     "the same name": (b"step,loss,loss\n0,1,2\n", "two columns are named 'loss'"),
     "binary": (bytes(range(256)) * 300, "is of no format that is known: TensorBoard event files, "),
     "binary after names": (b"step,loss\n" + bytes(range(128, 256)), "is no text in UTF-8, byte"),
     "NUL": (b"step,loss\n0,1\n\0\0\0,1\n1,1\n", "column 'step' holds text: .* in row 2; name"),
-    "a loss of text": (b"step,loss\n0,1\n1,oops\n", "column 'loss' holds text: 'oops' in row 2; na"),
+    "a loss of text": (b"step,loss\n0,1\n1,oops\n", "'loss' holds text: 'oops' in row 2; name"),
     "prose": (b"It was good, then bad.\nNobody knows, why, or\nwhen, if, ever.\n", "no table"),
     "one JSON object": (b'{\n"a": 1,\n"b": 2\n}\n', "4 of 4 lines are no JSON objects"),
     "no loss": (b"step,lr\n0,0.1\n", r"name it by --loss or --objective; it has step, lr$"),
