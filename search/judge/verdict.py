@@ -196,15 +196,15 @@ def _by_objective(curve: Curve, level: Levels, rise: float, seen: Evaluations) -
         evidence = (
             f"the objective is nan or infinite from step {seen.step} on; {_ends(curve, level)}"
         )
-        before = curve.loss[: curve.losses_before(seen.step)]
-        return Verdict("non_finite", _kind(before, level), seen.step, evidence)
+        kind = _kind(curve, curve.losses_before(seen.step), level)
+        return Verdict("non_finite", kind, seen.step, evidence)
     if seen.state not in ("lost", "worse") or _overfits(curve, level, seen):
         return None
     outcome: Outcome = "collapsed" if seen.state == "lost" else "diverged"
     evidence = f"{_course(seen)}; {_ends(curve, level)}"
     place = int(rise) if math.isfinite(rise) else curve.losses_before(seen.step)
     onset = curve.step_of(place)
-    return Verdict(outcome, _kind(curve.loss[:place], level), onset, evidence)
+    return Verdict(outcome, _kind(curve, place, level), onset, evidence)
 
 
 def _overfits(curve: Curve, level: Levels, seen: Evaluations) -> bool:
@@ -291,12 +291,12 @@ def _by_loss(curve: Curve, level: Levels, rise: float) -> Verdict | None:
         place = int(rise if math.isfinite(rise) else _since(loss, level, last))
         step = curve.step_of(place)
         evidence = f"loss {why} since step {step}"
-        return Verdict("diverged", _kind(loss[:place], level), step, evidence)
+        return Verdict("diverged", _kind(curve, place, level), step, evidence)
     if why := _collapse(curve, level, rise, LOST_FRACTION):
         floor = _floor(level, LOST_FRACTION)
         place = int(rise if math.isfinite(rise) else last_below(typical(loss), floor))
         evidence = f"loss stays at {last:.3g} {why} (a constant predictor has {level.chance:.3g})"
-        return Verdict("collapsed", _kind(loss[:place], level), curve.step_of(place), evidence)
+        return Verdict("collapsed", _kind(curve, place, level), curve.step_of(place), evidence)
     return None
 
 
@@ -384,7 +384,7 @@ def _non_finite(curve: Curve, place: int) -> Verdict:
     loss, step = curve.loss, curve.step_of(place)
     what = "gradient norm" if np.isfinite(loss[place]) else "loss"
     evidence = f"{what} became non-finite at step {step}{_before(loss, place)}"
-    kind = _kind(loss[:place], levels(loss[:place], curve.chance_loss)) if place else "early"
+    kind = _kind(curve, place, levels(loss[:place], curve.chance_loss)) if place else "early"
     return Verdict("non_finite", kind, step, evidence)
 
 
@@ -398,7 +398,7 @@ def _feasible(
     kind: Instability = "none"
     if math.isfinite(rise):
         place = int(rise)
-        kind, onset = _kind(loss[:place], level), curve.step_of(place)
+        kind, onset = _kind(curve, place, level), curve.step_of(place)
         said = [
             (
                 f"blew up at step {onset:.0f}{_before(loss, place)} to {loss[place:].max():.3g}, "
@@ -438,11 +438,11 @@ def _ends(curve: Curve, level: Levels) -> str:
     return f"training loss {level.start:.3g} to {_end_loss(curve.loss):.3g}"
 
 
-def _kind(before: Array, level: Levels) -> Instability:
+def _kind(curve: Curve, place: int, level: Levels) -> Instability:
     """Mid-training if the loss had steadily declined before the onset, early otherwise (R2)."""
-    if len(before) <= EARLY_STEPS:
+    if not place or curve.step_of(place) <= EARLY_STEPS:
         return "early"
-    then = levels(before, level.chance)
+    then = levels(curve.loss[:place], level.chance)
     declined = then.chance - then.lowest > max(
         LEARNED_FRACTION * level.scale_at_chance, then.luck / 2
     )

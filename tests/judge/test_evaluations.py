@@ -276,3 +276,14 @@ def test_a_loss_that_stands_still_while_validation_rises_is_no_overfitting(steps
     at = np.linspace(0, steps, len(values)).astype(np.int64)
     verdict = judge(Curve(np.full(steps, 1.4), np.ones(steps), at, {"val": values}, steps, 1.4))
     assert verdict.outcome == "diverged", verdict
+
+
+def test_an_onset_among_the_first_losses_of_a_log_is_not_early_if_they_declined():
+    """Early is said of updates, and 15 losses may be 1,500 of them."""
+    loss = np.concatenate([np.geomspace(2.3, 0.3, 15), np.full(15, 9.0)])
+    curve = Curve(loss, np.empty(0), np.empty(0, np.int64), {}, 30)
+    assert judge(curve).instability == "early"
+    verdict = judge(replace(curve, loss_step=100 * np.arange(30), total_steps=3000))
+    assert (verdict.instability, verdict.onset_step) == ("mid_training", 1500)
+    flat = replace(curve, loss=np.where(loss < 9, 2.3, 9.0), loss_step=100 * np.arange(30))
+    assert judge(flat).instability == "early"

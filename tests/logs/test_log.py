@@ -307,3 +307,17 @@ def test_json_lines_and_csv_of_the_same_log_are_the_same(tmp_path):
     assert lines.format == "JSON lines"
     assert lines.curve() == table.curve()
     assert json.dumps(lines.guessed) == json.dumps(table.guessed)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("every", [1, 100])
+def test_short_logs_are_judged(tmp_path, length, every):
+    for broken in range(length + 1):
+        loss = [2.0 - 0.1 * place for place in range(length)]
+        loss[broken:] = [math.nan] * (length - broken)
+        steps = every * np.arange(length)
+        path = csv_of(tmp_path / "log.csv", {"step": steps, "loss": loss, "val_loss": loss})
+        verdict = judge(read_log(path).curve(), "val_loss")
+        assert verdict.feasible == (broken == length)
+        if broken < length:
+            assert verdict.onset_step == every * broken
