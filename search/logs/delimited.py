@@ -122,6 +122,8 @@ def _cells(texts: tuple[str, ...]) -> Sequence[object]:
 
     JSON's parser reads numbers several times as fast as `float`, to the same last bit.
     """
+    if not any(texts):
+        return (None,)
     held = [text or "null" for text in texts] if "" in texts else texts
     try:
         values = pydantic_core.from_json(f"[{','.join(held)}]")
