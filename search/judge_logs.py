@@ -64,10 +64,15 @@ class JudgedLog:
             "maximize": self.maximize,
             "losses": len(log.loss),
             "total_steps": log.total_steps,
-            "hyperparameters": dict(log.hyperparameters),
+            "hyperparameters": {name: _strict(own) for name, own in log.hyperparameters.items()},
             "guessed": dict(log.guessed),
             "notes": list(log.notes),
         }
+
+
+def _strict(value: Any) -> Any:
+    """A value as strict JSON can hold it: nan and inf as text."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def judge_log(log: Log, options: LogOptions | None = None) -> JudgedLog:
@@ -85,9 +90,7 @@ def judge_log(log: Log, options: LogOptions | None = None) -> JudgedLog:
 def judge_logs(
     paths: Iterable[Path], options: LogOptions | None = None
 ) -> tuple[list[JudgedLog], dict[str, str]]:
-    """The verdicts of all logs that paths name; and of those that cannot be read, why: path →
-    sentence.
-    """
+    """The verdicts of all logs that paths name, and why others cannot be read: path → sentence."""
     options = options or LogOptions()
     judged, errors = [], {}
     for path in paths:

@@ -129,8 +129,9 @@ class Curve:
 
     @property
     def planned_losses(self) -> int:
-        """How many losses the planned updates have: one each, or as many as the log would hold at
-        its spacing.
+        """How many losses the planned updates have.
+
+        One each; in a log, as many as it would hold at its spacing.
         """
         if self.loss_step is None:
             return self.total_steps

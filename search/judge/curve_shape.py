@@ -185,8 +185,9 @@ def first_rise(loss: Array, level: Levels) -> float:
     A rise in the first steps above the start; a later one above the updates before it; one update
     out of all bounds, or spikes that repeat; a loss that drifted up and never made that good.
     """
-    sudden = min(look(loss, level) for look in (_early, _later, _single))
-    drift = _drift(loss, level)
+    center = typical(loss)
+    sudden = min(_early(loss, level), _later(loss, level, center), _single(loss, level, center))
+    drift = _drift(loss, level, center)
     # typical losses place a sudden rise less well
     return drift if drift < sudden - WINDOW else sudden
 
@@ -231,13 +232,13 @@ def _ahead(values: Array, count: int) -> Array:
     return medians[count // 2 : count // 2 + ends]
 
 
-def _later(loss: Array, level: Levels) -> float:
+def _later(loss: Array, level: Levels, center: Array) -> float:
     """Each update from WINDOW on against the WINDOW before it."""
     if len(loss) < WINDOW + RISES[0][0]:
         return math.inf
-    before, scatter = _before(loss)
+    before, scatter = _before(loss, center)
     floor = before + RISE_FRACTION * level.scale
-    logs = _before(np.log(loss)) if level.ratio else None
+    logs = _before_in_logarithms(loss) if level.ratio else None
     found = math.inf
     for lasting, deviations, _, ratios in RISES:
         after = _ahead(loss[WINDOW:], lasting)
@@ -263,18 +264,22 @@ def _medians_before(center: Array) -> Array:
     return center[WINDOW // 2 : len(center) - WINDOW // 2 - 1]
 
 
-def _before(values: Array) -> tuple[Array, Array]:
+def _before(values: Array, center: Array) -> tuple[Array, Array]:
     """For each update from WINDOW on: the median of the WINDOW before it, and the scatter there.
 
     The scatter is over the TAIL_WINDOW updates before. It is the larger one of two: that of half of
     the values, and that of the high ones, which is larger if tails are heavy.
     """
-    center = typical(values)
     away = values - center
     last = WINDOW - 1
     half = NORMAL * _trailing(np.abs(away), 50)[last:-1]
     tail = _trailing(away, TAIL)[last:-1] / TAIL_DEVIATIONS
     return _medians_before(center), np.maximum(half, tail)
+
+
+def _before_in_logarithms(loss: Array) -> tuple[Array, Array]:
+    logarithms = np.log(loss)
+    return _before(logarithms, typical(logarithms))
 
 
 def _trailing(values: Array, percentile: float) -> Array:
@@ -285,9 +290,8 @@ def _trailing(values: Array, percentile: float) -> Array:
     return np.asarray(ranked[middle : middle + len(values)])
 
 
-def _single(loss: Array, level: Levels) -> float:
+def _single(loss: Array, level: Levels, around: Array) -> float:
     """One update beyond any noise, or too many spikes of one update even for heavy tails."""
-    around = typical(loss)
     # in the first steps the start is what went before
     center = np.maximum(around, level.highest_start)
     center[WINDOW:] = np.maximum(around[WINDOW:], _medians_before(around))
@@ -314,7 +318,7 @@ def _local_scatter(away: Array) -> Array:
     return NORMAL * np.asarray(scipy.ndimage.median_filter(np.abs(away), width, mode="mirror"))
 
 
-def _drift(loss: Array, level: Levels) -> float:
+def _drift(loss: Array, level: Levels, center: Array) -> float:
     """A typical loss that ends above its lowest, too slow for a rise to be seen."""
     blocks = [
         np.median(part) for part in np.array_split(loss, max(1, min(BLOCKS, len(loss) // WINDOW)))
@@ -322,7 +326,6 @@ def _drift(loss: Array, level: Levels) -> float:
     lowest, ended = float(min(blocks)), float(min(blocks[-2:]))
     if ended - lowest < LASTING_FRACTION * level.scale or not level.above(ended, lowest):
         return math.inf
-    center = typical(loss)
     return last_below(center, lowest + max(level.luck / 2, ONSET_FRACTION * (ended - lowest)))
 
 

@@ -28,9 +28,7 @@ KINDS: dict[Instability, str] = {"none": "no", "early": "early", "mid_training":
 
 
 def norm_percentile(norms: Array, percentile: float = CLIP_PERCENTILE) -> float:
-    """A percentile of the gradient norms that are finite and above 0 (R16); nan if there are
-    none.
-    """
+    """A percentile of the gradient norms that are finite and above 0 (R16); nan if none is."""
     usable = norms[np.isfinite(norms) & (norms > 0)]
     return float(np.percentile(usable, percentile)) if len(usable) else math.nan
 
@@ -179,8 +177,9 @@ def read_out(
 
 
 def _seen_clipped(norms: Array) -> tuple[float, float]:
-    """The value that norms end at because they were clipped before they were seen, and the share of
-    them that is there; nan, nan if they were not.
+    """The value at which norms were clipped before they were seen, and the share that was.
+
+    nan, nan if they were not.
     """
     finite = norms[np.isfinite(norms)]
     if len(finite) < FEWEST_NORMS or finite.max() <= 0:

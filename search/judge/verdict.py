@@ -83,10 +83,10 @@ STALLED_FRACTION = 0.05
 
 
 def patience(planned: int) -> int:
-    """Losses that must stay far above the start, or at chance, before training is given up, of as
-    many as are planned (`Curve.planned_losses`).
+    """Losses that must stay far above the start, or at chance, before training is given up.
 
-    A quarter of the run, at least MIN_PATIENCE, and never more than half of a short run.
+    A quarter of those that are planned (`Curve.planned_losses`), at least MIN_PATIENCE, and never
+    more than half of a short run.
     """
     return min(max(MIN_PATIENCE, math.ceil(PATIENCE_FRACTION * planned)), math.ceil(planned / 2))
 

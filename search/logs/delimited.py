@@ -16,14 +16,11 @@ from .table import Table, TableBuilder
 DELIMITERS = (",", "\t", ";")
 # Rows at a time: few enough that what is made of them stays in the processor's caches.
 CHUNK = 500
-# lines that are not whole: of more, the file is no table
-MOST_BROKEN = 0.5
+MOST_BROKEN = 0.5  # of the lines: where more are not whole, the file is no table
 
 
 def header(head: bytes) -> list[str]:
-    """The names in the first line of a file, of which `head` is the beginning; empty if it has no
-    two.
-    """
+    """The names in the first line of a file that begins with `head`."""
     first = head.partition(b"\n")[0].decode("utf-8-sig", "replace").rstrip("\r")
     cells = next(csv.reader([first], delimiter=_delimiter(first)), []) if "\0" not in first else []
     return [name.strip() for name in cells]

@@ -86,11 +86,11 @@ def find_format(path: Path) -> Format:
 
 
 def logs_in(path: Path) -> list[Path]:
-    """The logs that a path names: a file or a folder of event files itself; or, of a folder of
-    runs, every log that is known by its name.
+    """The logs that a path names.
 
-    Of the checkpoints of one run the last one's trainer_state.json holds what the others do. Raises
-    UserError for a path that is not there, and for a folder without logs.
+    A file, or a folder of event files, is one itself. Of a folder of runs it is every log that is
+    known by its name. Of the checkpoints of one run the last one's trainer_state.json holds what
+    the others do. Raises UserError for a path that is not there, and for a folder without logs.
     """
     if not path.is_dir():
         if not path.exists():

@@ -21,8 +21,9 @@ def recognizes(head: bytes) -> bool:
 
 
 def read(path: Path) -> Table:
-    """The columns of a file of JSON lines; lines that are no whole object are left out, and said to
-    be. Raises UserError where most are none.
+    """The columns of a file of JSON lines.
+
+    Lines that are no whole object are left out, and said to be. Raises UserError where most are.
     """
     builder, notes, broken, line = TableBuilder(), list[str](), 0, ""
     with path.open(encoding="utf-8-sig") as file:

@@ -1,5 +1,6 @@
-"""A log of one training: its losses, gradient norms and evaluations, each with the steps at which
-they were logged, and what reading it found.
+"""A log of one training: losses, gradient norms and evaluations, each with its steps.
+
+Whatever was guessed, left out or is not to be seen in it is said.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from ..errors import UserError
 from ..trial import Array, Curve
 from .formats import find_format
 from .roles import Columns, guess
-from .steps import Restarts, Steps, find_restarts, in_order, steps_of
+from .steps import Restarts, Steps, counted_on, find_restarts, in_order, steps_of
 from .table import Column, Table
 
 NAMES_SHOWN = 30  # of the columns of a log, in a message
+EPOCH = "epoch"
 CALLS = "_step"  # W&B's own column
 LARGEST_STEP = 2**53  # the whole numbers that a float holds
 
@@ -75,6 +77,8 @@ class Log:
         count = len(self.loss)
         if not len(self.grad_norm) or not count:
             return np.empty(0)
+        if np.array_equal(self.grad_norm_step, self.step):
+            return self.grad_norm
         place = np.minimum(np.searchsorted(self.step, self.grad_norm_step), count - 1)
         norm, known = np.empty(count), np.zeros(count, bool)
         norm[place], known[place] = self.grad_norm, True  # of several the last one stays
@@ -123,6 +127,9 @@ def _log(source: str, kind: str, note: str, table: Table, columns: Columns) -> L
     step = table.columns[found["step"]] if "step" in found else None
     if step is not None:
         _check_steps(source, found["step"], step)
+    own = step
+    if own is not None and EPOCH in table.columns:
+        step = counted_on(own, table.columns[EPOCH])
     read = _Reader(table, step, found.get("loss") or found["objective"])
     losses = read.series(found.get("loss"))
     norms = read.series(found.get("grad_norm"))
@@ -134,7 +141,7 @@ def _log(source: str, kind: str, note: str, table: Table, columns: Columns) -> L
     notes = [
         *table.notes,
         *([note] if note else []),
-        *_of_steps(found.get("step")),
+        *_of_steps(found.get("step"), step is not own),
         *read.notes(losses),
         *_of_losses(losses[:2], skipped, last),
     ]
@@ -199,7 +206,9 @@ def _names(table: Table) -> str:
     return f"it has {', '.join(names[:NAMES_SHOWN])}{more}"
 
 
-def _of_steps(name: str | None) -> Iterator[str]:
+def _of_steps(name: str | None, is_by_epoch: bool) -> Iterator[str]:
+    if is_by_epoch:
+        yield "Steps begin anew with each epoch: they are counted on from one to the next."
     if name is None:
         yield "There is no column of steps: rows are counted."
     elif name == CALLS:
@@ -221,11 +230,10 @@ Series = tuple[Steps, Array, int]
 
 
 def _without_skipped(losses: Series, norms: Series) -> tuple[tuple[Steps, Array], int]:
-    """The norms without those that are not finite though a loss after them is; and how many these
-    are.
+    """The norms without those of updates that were skipped, and how many these are.
 
-    An update by such a gradient leaves no finite loss. So it was skipped, as scaled losses of half
-    precision ask for.
+    Such a norm is not finite, though a loss after it is. An update by its gradient would leave no
+    finite loss, so there was none, as where losses are scaled for half precision.
     """
     step, loss, _ = losses
     finite = step[np.isfinite(loss)]

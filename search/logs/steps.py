@@ -50,10 +50,26 @@ class Restarts:
         return np.asarray(steps <= limit)
 
 
-def find_restarts(rows: NDArray[np.int64], steps: Steps) -> Restarts:
-    """Where the steps of a column go back by more than one row: two that changed places are no
-    restart.
+def counted_on(step: Column, epoch: Column) -> Column:
+    """Steps that begin anew with each epoch, counted on from one to the next; else as they are.
+
+    Where not every step is logged, the last ones of an epoch are not known: it is taken to end at
+    the next step that would be.
     """
+    back = np.flatnonzero(np.diff(step.values) < 0) + 1
+    own = np.searchsorted(epoch.rows, step.rows, side="right") - 1
+    epochs = epoch.values[np.maximum(own, 0)]
+    if not len(back) or not (epochs[back] > epochs[back - 1]).all():
+        return step
+    ahead = np.diff(step.values)
+    spacing = np.median(ahead[ahead > 0]) if (ahead > 0).any() else 1
+    begins = np.zeros(len(step.values))
+    begins[back] = step.values[back - 1] + spacing - np.minimum(step.values[back], step.values[0])
+    return Column(step.rows, step.values + np.cumsum(begins))
+
+
+def find_restarts(rows: NDArray[np.int64], steps: Steps) -> Restarts:
+    """Where the steps of a column go back, unless two rows only changed places."""
     none = np.empty(0, np.int64)
     back = np.flatnonzero(np.diff(steps) < 0) + 1
     if not len(back):
@@ -65,8 +81,10 @@ def find_restarts(rows: NDArray[np.int64], steps: Steps) -> Restarts:
 
 
 def steps_of(column: Column, step: Column | None) -> tuple[Column, Steps]:
-    """A column without the rows before the first step, and the step of each row that is left: its
-    own, or the last before it. Without a column of steps, rows are counted.
+    """A column without the rows before the first step, and the steps of those that are left.
+
+    The step of a row is its own, or the last before it. Without a column of steps, rows are
+    counted.
     """
     if step is None:
         return column, column.rows
@@ -79,9 +97,7 @@ def steps_of(column: Column, step: Column | None) -> tuple[Column, Steps]:
 
 
 def in_order(column: Column, steps: Steps, restarts: Restarts) -> tuple[Steps, Array, int]:
-    """Steps that rise, their values, and how many values gave way to later ones of the same
-    step.
-    """
+    """Steps that rise, their values, and how many gave way to a later one of the same step."""
     kept = restarts.is_kept(column.rows, steps)
     steps, values = steps[kept], column.values[kept]
     if len(steps) and (np.diff(steps) > 0).all():

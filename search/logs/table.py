@@ -102,8 +102,9 @@ class _TextError(Exception):
 
 
 def _column(values: Sequence[object], first: int) -> Column:
-    """Raises _TextError for the first cell that is neither a number nor missing; true and false are
-    none.
+    """The numbers of some rows, of which the first has the number `first`.
+
+    Raises _TextError for a cell that is neither a number nor missing; true and false are none.
     """
     kinds = set(map(type, values))
     if kinds <= NUMBERS:

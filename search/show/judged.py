@@ -1,5 +1,6 @@
-"""Logs and their verdicts on the terminal: a row each where there are several, then what is to be
-told of each.
+"""Logs and their verdicts on the terminal.
+
+Where there are several, each has a row in a table; then follows what is to be told of each.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ INDENT = "  "
 def print_judged(
     judged: Sequence[JudgedLog], errors: Mapping[str, str], as_json: bool = False
 ) -> None:
-    """Print what logs say, for people or as a JSON list; and on standard error which of them cannot
-    be read.
+    """Print what logs say, for people or as a JSON list.
+
+    Which of them cannot be read is said on standard error.
     """
     if as_json:
         unread = [{"source": source, "error": sentence} for source, sentence in errors.items()]

@@ -92,3 +92,28 @@ def test_a_restart_does_not_make_an_onset(tmp_path):
     stopped[100:] = np.nan
     log = read(tmp_path, [*range(120), *range(80, 200)], [*stopped, *LOSS[80:]])
     assert judge(log.curve()).evidence.startswith("stable")
+
+
+@pytest.mark.parametrize(("every", "first"), [(1, 0), (1, 1), (5, 0), (10, 9)])
+def test_steps_that_begin_anew_with_each_epoch_are_counted_on(tmp_path, every, first):
+    length = 50
+    records = [
+        {"epoch": epoch, "step": step, "loss": float(LOSS[epoch])}
+        for epoch in range(4)
+        for step in range(first, length, every)
+    ]
+    log = read_log(json_lines_of(tmp_path / "log.jsonl", records))
+    assert log.step.tolist() == [first + every * place for place in range(len(records))]
+    note = "Steps begin anew with each epoch: they are counted on from one to the next."
+    assert log.notes[0] == note
+
+
+def test_a_restart_within_an_epoch_is_one(tmp_path):
+    steps = [*range(60), *range(30, 100)]
+    path = csv_of(
+        tmp_path / "log.csv",
+        {"epoch": [step // 50 for step in steps], "step": steps, "loss": [1.0] * 130},
+    )
+    log = read_log(path)
+    assert log.step.tolist() == list(range(100))
+    assert log.notes[0].startswith("Training went back once, to step 30")
