@@ -100,10 +100,15 @@ class Readout:
                 f"The 90th percentile of the gradient norms{before} is "
                 f"{readable(self.clip_start)}: a clip threshold starts there (R16)."
             )
-        elif not math.isfinite(self.seen_clipped):
+        elif self._unstable and not math.isfinite(self.seen_clipped):
             yield (
                 "Too few gradient norms of sound training are there to say where a clip threshold "
                 "starts: take them from a run at a lower learning rate (R16)."
+            )
+        elif not math.isfinite(self.seen_clipped):
+            yield (
+                "Too few gradient norms above 0 are there to say where a clip threshold starts "
+                "(R16)."
             )
 
     @property

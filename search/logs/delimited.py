@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -16,14 +17,20 @@ from .table import Table, TableBuilder
 DELIMITERS = (",", "\t", ";")
 # Rows at a time: few enough that what is made of them stays in the processor's caches.
 CHUNK = 500
+LONGEST_CELL = 2**31 - 1
 MOST_BROKEN = 0.5  # of the lines: where more are not whole, the file is no table
 
 
 def header(head: bytes) -> list[str]:
     """The names in the first line of a file that begins with `head`."""
-    first = head.partition(b"\n")[0].decode("utf-8-sig", "replace").rstrip("\r")
-    cells = next(csv.reader([first], delimiter=_delimiter(first)), []) if "\0" not in first else []
-    return [name.strip() for name in cells]
+    first = (head.splitlines() or [b""])[0].decode("utf-8-sig", "replace")
+    if "\0" in first:
+        return []
+    try:
+        (names,) = csv.reader([first], delimiter=_delimiter(first))
+    except (csv.Error, ValueError):
+        return []
+    return [name.strip() for name in names]
 
 
 def _delimiter(line: str) -> str:
@@ -38,7 +45,7 @@ def read(path: Path) -> Table:
     log. Raises UserError for what is no table.
     """
     builder, notes = TableBuilder(), list[str]()
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with _long_cells(), path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         names = header(first.encode())
         _check_names(path, names)
@@ -56,6 +63,16 @@ def read(path: Path) -> Table:
         what = "line is" if broken == 1 else "lines are"
         notes.append(f"{broken} {what} not whole, and left out.")
     return builder.table(notes)
+
+
+@contextmanager
+def _long_cells() -> Iterator[None]:
+    """Let cells be as long as they are: a column of text may hold histograms, say."""
+    before = csv.field_size_limit(LONGEST_CELL)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _is_whole(path: Path) -> bool:

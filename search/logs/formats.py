@@ -53,6 +53,7 @@ FORMATS = (
         trainer_state.read,
     ),
     Format("JSON lines", lambda _path, head: json_lines.recognizes(head), json_lines.read),
+    Format("JSON list", lambda _path, head: json_lines.recognizes_list(head), json_lines.read_list),
     Format(
         "AlgoPerf's measurements.csv",
         _holds("global_step", "accumulated_submission_time"),

@@ -1,4 +1,4 @@
-"""JSON lines: an object on each line, which names what it holds."""
+"""JSON lines, an object on each line that names what it holds; or one list of such objects."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from ..errors import UserError
 from .table import Table, TableBuilder
 
 CHUNK = 500  # lines at a time
-MOST_BROKEN = 0.5
+MOST_BROKEN = 0.5  # of the lines: where more are none, the file is of another format
+BLANK = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, too
 
 
 def recognizes(head: bytes) -> bool:
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    return head.translate(None, BLANK).startswith(b"{")
 
 
 def read(path: Path) -> Table:
@@ -43,6 +44,24 @@ def read(path: Path) -> Table:
         what = "line is" if broken == 1 else "lines are"
         notes.append(f"{broken} {what} not whole, and left out.")
     return builder.table(notes)
+
+
+def recognizes_list(head: bytes) -> bool:
+    """Whether a file begins as a list of objects."""
+    return head.translate(None, BLANK).startswith(b"[{")
+
+
+def read_list(path: Path) -> Table:
+    """The columns of a JSON list of objects. Raises UserError if it is none, or cut off."""
+    try:
+        records = pydantic_core.from_json(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged: {error}") from error
+    if not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path}: is no list of objects alone")
+    builder = TableBuilder()
+    builder.add_records(records)
+    return builder.table()
 
 
 def _records(lines: Sequence[str]) -> tuple[list[dict[str, Any]], int]:

@@ -105,6 +105,12 @@ def test_a_run_that_blew_up_at_once_has_no_norms_to_start_from():
     assert "take them from a run at a lower learning rate (R16)" in found.sentences[-1]
 
 
+def test_a_stable_run_with_few_norms_is_sent_to_no_lower_learning_rate():
+    for norms in (np.ones(5), np.zeros(STEPS)):
+        said = read_out(curve(norms), STABLE).sentences[-1]
+        assert said.startswith("Too few gradient norms above 0 are there")
+
+
 def test_a_blow_up_that_training_recovered_from():
     verdict = Verdict("feasible", "early", 12, "blew up at step 12 to 9, ended at 0.1")
     found = read_out(curve(noisy_norms()), verdict)

@@ -146,6 +146,33 @@ def test_windows_lines_and_a_byte_order_mark(tmp_path):
     np.testing.assert_array_equal(log.loss, LOSS)
 
 
+def test_old_macs_lines(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_bytes(b"step,loss\r0,2.0\r1,1.0\r")
+    assert read_log(path).loss.tolist() == [2.0, 1.0]
+
+
+def test_a_cell_may_be_long(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text(f"step,loss,weights\n0,2.0,{'x' * 200_000}\n1,1.0,y\n")
+    assert read_log(path).loss.tolist() == [2.0, 1.0]
+
+
+def test_a_json_list_of_objects(tmp_path):
+    path = tmp_path / "log.json"
+    records = [{"step": 0, "loss": 2.0}, {"step": 1, "loss": "NaN"}, {"step": 1, "val_loss": 3}]
+    path.write_text(json.dumps(records, indent=2))
+    log = read_log(path)
+    assert (log.format, log.step.tolist()) == ("JSON list", [0, 1])
+    assert log.metrics["val_loss"][1].tolist() == [3.0]
+    path.write_text(json.dumps(records)[:-5])
+    with pytest.raises(UserError, match="is damaged"):
+        read_log(path)
+    path.write_text('[{"step": 1}, 2]')
+    with pytest.raises(UserError, match="is no list of objects alone"):
+        read_log(path)
+
+
 def test_quoted_cells_and_columns_of_text_are_passed_over(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text(
