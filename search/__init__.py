@@ -18,7 +18,10 @@ _HOMES = {
     "diagnose": ("diagnose",),
     "errors": ("UserError",),
     "judge.analysis": ("boundary_checks", "group_trials", "summarize"),
+    "judge.readout": ("read_out",),
     "judge.verdict": ("judge",),
+    "judge_logs": ("judge_log",),
+    "logs.log": ("read_log",),
     "pool.in_process": ("InProcess",),
     "run": ("run_studies", "run_study"),
     "show.plots": (

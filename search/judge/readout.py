@@ -24,6 +24,7 @@ FEWEST_NORMS = 20  # that say where a threshold starts
 # that torch adds to what it divides by.
 SAME_NORM = 1e-4
 FEWEST_CLIPPED = 0.05  # of the norms at their highest: norms that nobody clipped scatter
+MORE_OFTEN = 3  # than any other value: norms of few digits have many that come again
 KINDS: dict[Instability, str] = {"none": "no", "early": "early", "mid_training": "mid-training"}
 
 
@@ -162,7 +163,7 @@ def read_out(
     `clip_norm` and `clip_z` are the thresholds that training used.
     """
     norms = curve.grad_norm
-    seen_clipped, at_highest = _seen_clipped(norms)
+    seen_clipped, at_highest = _seen_clipped(norms, clip_norm)
     clip_fraction = at_highest
     if math.isnan(seen_clipped) and len(norms) and min(clip_norm, clip_z) < math.inf:
         clip_fraction = float(np.mean(norms > clip_thresholds(norms, clip_norm, clip_z)))
@@ -181,14 +182,21 @@ def read_out(
     )
 
 
-def _seen_clipped(norms: Array) -> tuple[float, float]:
+def _seen_clipped(norms: Array, clip_norm: float) -> tuple[float, float]:
     """The value at which norms were clipped before they were seen, and the share that was.
 
     nan, nan if they were not.
     """
+    nothing = math.nan, math.nan
     finite = norms[np.isfinite(norms)]
     if len(finite) < FEWEST_NORMS or finite.max() <= 0:
-        return math.nan, math.nan
+        return nothing
     highest = float(finite.max())
-    at_highest = float(np.mean(finite >= highest * (1 - SAME_NORM)))
-    return (highest, at_highest) if at_highest >= FEWEST_CLIPPED else (math.nan, math.nan)
+    if highest > clip_norm * (1 + SAME_NORM):  # then it was seen before that clipped it
+        return nothing
+    is_highest = finite >= highest * (1 - SAME_NORM)
+    at_highest = float(np.mean(is_highest))
+    _, counts = np.unique(finite[~is_highest], return_counts=True)
+    if at_highest < FEWEST_CLIPPED or is_highest.sum() <= MORE_OFTEN * counts.max(initial=0):
+        return nothing
+    return highest, at_highest

@@ -81,6 +81,21 @@ def test_norms_that_nobody_clipped_are_not_said_to_be(seed):
     assert math.isnan(read_out(curve(noisy_norms(seed)), STABLE).seen_clipped)
 
 
+def test_norms_of_few_digits_are_not_said_to_be_clipped():
+    norms = np.round(0.05 * noisy_norms(), 2)
+    assert np.mean(norms == norms.max()) < 0.05
+    few = np.minimum(norms, 0.1) + 0.01 * (norms > 0.06)
+    for own in (norms, np.round(norms, 1), np.tile([0.1, 0.2, 0.3], 100), few):
+        assert math.isnan(read_out(curve(own), STABLE).seen_clipped)
+
+
+def test_norms_above_a_known_threshold_were_seen_before_it_clipped_them():
+    norms = np.where(np.arange(STEPS) < 140, 1.9, noisy_norms().clip(max=1.8))
+    found = read_out(curve(norms), STABLE, clip_norm=1.2)
+    assert math.isnan(found.seen_clipped)
+    assert found.clip_fraction == np.mean(norms > 1.2)
+
+
 def test_a_vanished_gradient_is_not_clipped():
     assert math.isnan(read_out(curve(np.zeros(STEPS)), STABLE).seen_clipped)
 
