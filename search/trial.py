@@ -20,6 +20,8 @@ Array: TypeAlias = NDArray[np.float64]
 LARGE = float(np.finfo(np.float32).max)
 COMMON = of_kind("common")  # hyperparameters of every training: fields of a Point
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed"]
+# an evaluation after as many updates is of the untrained model: some count updates from 1
+UNTRAINED_STEPS = 1
 Instability = Literal["none", "early", "mid_training"]
 
 

@@ -1,5 +1,6 @@
 """`tunewright judge`: what it prints, as text and JSON, and its exit status."""
 
+import io
 import json
 import math
 import re
@@ -8,11 +9,13 @@ import stat
 import numpy as np
 import pytest
 from logged import LOSS, NORM, csv_of, diverging, healthy_csv, json_lines_of, with_nan
+from rich.console import Console
 from test_cli import SLOW, imported_by
 
 from tunewright.search.cli import main
 from tunewright.search.judge_logs import LogOptions, judge_log
 from tunewright.search.logs.log import read_log
+from tunewright.search.show.judged import judged_table
 
 
 @pytest.fixture
@@ -186,6 +189,18 @@ def test_a_folder_of_runs(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count(str(tmp_path / "a" / "metrics.csv")) == 2
     assert main(["judge", str(tmp_path / "a" / "..")]) == 0
+
+
+def test_the_table_fits_a_terminal(tmp_path):
+    folder = tmp_path / ("a-run-with-a-long-name-" * 4)
+    folder.mkdir()
+    logs = [healthy_csv(folder / f"{name}.csv", loss=diverging()) for name in "ab"]
+    console = Console(width=80, file=io.StringIO())
+    console.print(judged_table([judge_log(read_log(path)) for path in logs]))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    for words in ("diverged", "mid-training", "120"):
+        assert text.count(words) == 2
 
 
 def test_it_imports_nothing_that_takes_time(healthy):

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..trial import Array, Curve
+from ..trial import UNTRAINED_STEPS, Array, Curve
 
 # of the untrained model's value: a gain as large is learning beyond doubt
 LEARNED_SHARE = 0.20
@@ -24,7 +24,6 @@ WORSE_SHARE = 0.05
 # A log's first evaluation may be a later one, of a model that has learned: nobody knows how much,
 # and overfitting may well take it above that.
 WORSE_THAN_TRAINED_SHARE = 0.50
-UNTRAINED_STEPS = 1  # some count updates from 1
 ENDING = 3  # evaluations whose median is the end of a run, so that no single one decides
 SCATTER_DEVIATIONS = 6.0  # of the scatter between evaluations: more than that is no noise
 FEWEST_TO_SCATTER = 8  # evaluations that tell how they scatter

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..trial import Array, Curve
+from ..trial import UNTRAINED_STEPS, Array, Curve
 from .formats import find_format
 from .roles import Columns, guess
 from .steps import Restarts, Steps, counted_on, find_restarts, in_order, steps_of
@@ -144,6 +144,7 @@ def _log(source: str, kind: str, note: str, table: Table, columns: Columns) -> L
         *_of_steps(found.get("step"), step is not own),
         *read.notes(losses),
         *_of_losses(losses[:2], skipped, last),
+        *_of_evaluations(metrics.get(found.get("objective", ""))),
     ]
     return Log(
         source=source,
@@ -273,3 +274,11 @@ def _of_losses(losses: tuple[Steps, Array], skipped: int, last: int) -> Iterator
             f"{what} not finite, with finite losses after: these updates were skipped, as in "
             "mixed precision, and are left out."
         )
+
+
+def _of_evaluations(evaluated: tuple[Steps, Array] | None) -> Iterator[str]:
+    if evaluated is None:
+        yield "There are no evaluations: the training losses alone are judged."
+    elif len(evaluated[0]) and evaluated[0][0] > UNTRAINED_STEPS:
+        first = f"The first evaluation is of step {evaluated[0][0]}, not of the untrained model"
+        yield f"{first}: it says little of what was learned, and nothing of what was lost."

@@ -21,7 +21,7 @@ def test_a_csv_is_read_with_guessed_columns(tmp_path):
     np.testing.assert_array_equal(log.step, np.arange(200))
     np.testing.assert_array_equal(log.loss, LOSS)  # to the last bit
     np.testing.assert_array_equal(log.grad_norm, NORM)
-    assert log.notes == ()
+    assert log.notes == (ALONE,)
     assert judge(log.curve()).outcome == "feasible"
 
 
@@ -35,6 +35,7 @@ def test_named_columns_are_not_guessed(tmp_path):
     assert "loss" in log.metrics
 
 
+ALONE = "There are no evaluations: the training losses alone are judged."
 NOT_FINITE = ["nan", "NaN", "inf", "-Infinity", "Infinity"]
 
 
@@ -84,7 +85,7 @@ def test_losses_that_are_logged_rarely_keep_their_steps_and_say_so(tmp_path):
     verdict = judge(log.curve())
     assert verdict.onset_step == 12_000
     assert "step 12000" in verdict.evidence
-    (note,) = log.notes
+    note, _ = log.notes
     assert note.startswith("Losses are logged every 100 steps: an instability that comes and goes")
     assert "between two of them is not seen (R5)" in note
     assert "an onset is known to within 100 steps" in note
@@ -114,12 +115,12 @@ def test_a_log_of_evaluations_alone(tmp_path):
 def test_a_log_without_steps_counts_rows(tmp_path):
     log = read_log(csv_of(tmp_path / "log.csv", {"loss": [3.0, 2.0, 1.0]}))
     assert log.step.tolist() == [0, 1, 2]
-    assert log.notes == ("There is no column of steps: rows are counted.",)
+    assert log.notes == ("There is no column of steps: rows are counted.", ALONE)
 
 
 def test_steps_of_wandb_may_be_no_updates(tmp_path):
     records = [{"_step": step, "loss": 1.0} for step in range(3)]
-    (note,) = read_log(json_lines_of(tmp_path / "log.jsonl", records)).notes
+    note, _ = read_log(json_lines_of(tmp_path / "log.jsonl", records)).notes
     assert note.startswith("_step counts calls of wandb.log, which may be no updates: name")
 
 
@@ -203,7 +204,7 @@ def test_a_whole_last_json_line_needs_no_end(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0, "loss": 2.0}\n{"step": 1, "loss": 1.0}')
     log = read_log(path)
-    assert (log.loss.tolist(), log.notes) == ([2.0, 1.0], ())
+    assert (log.loss.tolist(), log.notes) == ([2.0, 1.0], (ALONE,))
 
 
 def test_lines_that_are_not_whole_are_left_out_and_counted(tmp_path):
@@ -238,7 +239,8 @@ def test_losses_that_are_finite_again_are_said(tmp_path):
     loss[5] = math.nan
     log = read_log(healthy_csv(tmp_path / "log.csv", loss=loss))
     assert judge(log.curve()).outcome == "non_finite"
-    assert log.notes == ("Losses are finite again from step 6 on: updates between were skipped.",)
+    said = "Losses are finite again from step 6 on: updates between were skipped."
+    assert log.notes == (said, ALONE)
 
 
 def test_norms_at_other_steps_than_losses(tmp_path):
@@ -348,3 +350,12 @@ def test_short_logs_are_judged(tmp_path, length, every):
         assert verdict.feasible == (broken == length)
         if broken < length:
             assert verdict.onset_step == every * broken
+
+
+def test_a_first_evaluation_of_a_model_that_has_learned_is_said(tmp_path):
+    for first, said in ((0, False), (1, False), (100, True)):
+        columns = {"step": [0, first, 200], "loss": [2, 1, 1], "val_loss": [None, 2, 1]}
+        log = read_log(csv_of(tmp_path / "log.csv", columns))
+        notes = [note for note in log.notes if note.startswith("The first evaluation is of step")]
+        assert bool(notes) == said
+        assert ALONE not in log.notes
