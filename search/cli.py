@@ -74,7 +74,9 @@ def _try_workload(study: Study, time: bool) -> tuple[list[Advice], dict[int, flo
     if study.imported:
         return [], None
     arguments = next(argument_sets(study))
-    if not time and takes_arguments(study.import_path, arguments if study.workload else {"run": 0}):
+    is_plain = None not in study.constructors.values()
+    given = arguments if study.workload else {"run": 0}
+    if not time and is_plain and takes_arguments(study.import_path, given):
         return [], None
     from .show.chance import advise_on_chance
     from .trainers.tryout import check_studies, seconds_per_step

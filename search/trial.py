@@ -45,7 +45,7 @@ class Point:
     clip_z: float = math.inf
     decay: str = "constant"
     seed: int = 0
-    settings: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
     workload_args: Mapping[str, Any] = field(default_factory=dict)
     decay_settings: Mapping[str, float] = field(default_factory=dict)
 

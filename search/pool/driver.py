@@ -62,7 +62,9 @@ class Driver:
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
         self.device_names, self.devices = device_names, devices(device_names)
         self.device = self.devices[0]
-        self.sources = reload_edited_modules(store.study.import_path for store in stores)
+        self.sources = reload_edited_modules(
+            path for store in stores for path in store.study.code_paths
+        )
         self.trials = [
             {_key(trial.point): trial for trial in read_records(store)} for store in stores
         ]
@@ -169,7 +171,7 @@ class Driver:
         measured = iter(self.measure(unknown))
         engines: list[Engine] = []
         for (store, points), engine in zip(planned, known, strict=True):
-            found = engine or next(measured)
+            found = (engine or next(measured)).fit_for(point.optimizer for point in points)
             engines.append(replace(found, threads=self.threads or found.threads))
             self.remember(store, points, engines[-1])
             if self.slots is not None and found.slots != self.slots:

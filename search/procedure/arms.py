@@ -6,15 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 
 from ..judge.analysis import mean_value, rank_configurations, repetitions
 from ..judge.diagnosis import Remedy, Step
 from ..judge.sensitivity import lr_sensitivity, usable_decades
-from ..rules.optimizers import RULES
-from ..study.study import Study, ends
-from ..trial import Point, Trial
+from ..rules.optimizers import RULES, is_of_torch, optimizer_of
+from ..study.study import DECAY_SETTINGS, Study, ends
+from ..trial import COMMON, Point, Trial
 from ..words import readable
 from .ladder import LADDER, Reference
 from .steps import SCREENING_SEEDS, Asking, Case, train_all
@@ -55,7 +56,7 @@ def other_optimizers(case: Case) -> list[Arm]:
     study, own = case.study, case.point.optimizer
     ranges = {name: ends(study.axes(name)["base_lr"]) for name in study.optimizers if name != own}
     if not ranges:
-        alternative = RULES[own].alternative
+        alternative = optimizer_of(own).alternative
         ranges[alternative.optimizer] = alternative.base_lrs
     arms = []
     for name, (low, high) in ranges.items():
@@ -65,12 +66,19 @@ def other_optimizers(case: Case) -> list[Arm]:
     return arms
 
 
-def _settings(study: Study, optimizer: str) -> Mapping[str, float]:
-    """An optimizer's own hyperparameters: what the study fixes of them, and the rule's defaults."""
+def _settings(study: Study, optimizer: str) -> Mapping[str, Any]:
+    """An optimizer's own hyperparameters: what the study fixes of them, and the rule's defaults;
+    those of one of torch are left to it.
+    """
     axes = study.axes(optimizer) if optimizer in study.optimizers else {}
     fixed = {
-        name: axis[0] for name, axis in axes.items() if isinstance(axis, tuple) and len(axis) == 1
+        name: study.convert(optimizer, name, axis[0])
+        for name, axis in axes.items()
+        if isinstance(axis, tuple) and len(axis) == 1
     }
+    of_all = (*COMMON, *DECAY_SETTINGS)
+    if is_of_torch(optimizer):
+        return {name: value for name, value in fixed.items() if name not in of_all}
     return {
         name: float(fixed.get(name, default)) for name, default in RULES[optimizer].defaults.items()
     }

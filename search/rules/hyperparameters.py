@@ -237,6 +237,17 @@ declare(
         fewest_trials=26,
     )
 )
+# what torch's optimizers call epsilon
+declare(
+    Hyperparameter(
+        "eps",
+        "optimizer",
+        "a number ≥ 0",
+        lambda value: is_finite(value) and value >= 0,
+        longer_steps=-1,
+        fewest_trials=26,
+    )
+)
 declare(
     Hyperparameter(
         "weight_decay",

@@ -1,7 +1,8 @@
 """The update rules of the Tuning Playbook, as in-place arithmetic on stacked rows.
 
 RULES has a row for each: its hyperparameters, its state, its update, and what else a study asks of
-an optimizer; `add` adds one. No other module names one for a property that its row has.
+an optimizer; `add` adds one. No other module names one for a property that its row has. Of an
+optimizer of torch, by its import path, `optimizer_of` says what a study asks.
 
 Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P]; a coefficient is [K,
 1], one number per trial, so that one call updates trials with different learning rates, momenta,
@@ -35,6 +36,7 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from .constructors import is_import_path, module_and_class, read_constructor
 from .hyperparameters import HYPERPARAMETERS, by_name, fault_of, is_finite, is_positive
 
 if TYPE_CHECKING:
@@ -138,32 +140,40 @@ class Alternative:
 MaxStableLr = Callable[[Mapping[str, float], float], float]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """All that a study must know of an optimizer.
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """What a study must know of an optimizer, whoever computes its updates.
 
-    Raises TypeError for a row that contradicts itself, as far as that shows without torch: `update`
-    is not called.
-
-    defaults       its hyperparameters (names in HYPERPARAMETERS) and their defaults
-    state          the names of its state, each with its initial value; a row of a stack for each
-    update         one update, in place, from the gradient, the state and the coefficients
-    family         of rules whose steps are of about the same size at the same base_lr (S1)
+    defaults       its hyperparameters and their defaults, as far as they are known
+    family         of optimizers whose steps are of about the same size at the same base_lr (S1)
     alternative    the rule to try instead where a study has this one alone (R18)
-    coefficients   the coefficients of updates, [T] each, from hyperparameters, the learning rate of
-                   each and its number from 1; those of an update depend on no other one
     max_stable_lr  the base LR above which it diverges on a quadratic, from its hyperparameters and
                    the curvature (`curvature.stability_limit`); None: the curvature does not tell
     """
 
     name: str
     defaults: Mapping[str, float]
-    state: Mapping[str, float]
-    update: Callable[[Tensor, Tensor, State, Columns], None]
     family: str
     alternative: Alternative
-    coefficients: Coefficients = _constant
     max_stable_lr: MaxStableLr | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule(Optimizer):
+    """An optimizer whose updates are computed here.
+
+    Raises TypeError for a row that contradicts itself, as far as that shows without torch: `update`
+    is not called. Its hyperparameters are rows of HYPERPARAMETERS.
+
+    state          the names of its state, each with its initial value; a row of a stack for each
+    update         one update, in place, from the gradient, the state and the coefficients
+    coefficients   the coefficients of updates, [T] each, from hyperparameters, the learning rate of
+                   each and its number from 1; those of an update depend on no other one
+    """
+
+    state: Mapping[str, float]
+    update: Callable[[Tensor, Tensor, State, Columns], None]
+    coefficients: Coefficients = _constant
 
     def __post_init__(self) -> None:
         if fault := fault_of(self.defaults, "optimizer"):
@@ -308,12 +318,49 @@ def add(rule: Rule) -> Rule:
     return rule
 
 
+# torch's own whose steps are of about the size of Adam's, by the names of their classes
+_LIKE_ADAM = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop")
+
+
+def optimizer_of(name: str) -> Optimizer:
+    """What a study must know of an optimizer: a row of RULES, or one of torch by its import path.
+
+    Of the second little is known: a family of its own, unless it is one of Adam's, and the defaults
+    that its source shows. Raises KeyError for a name that is neither.
+    """
+    if name in RULES or not is_import_path(name):
+        return RULES[name]
+    is_like_adam = module_and_class(name)[1] in _LIKE_ADAM
+    constructor = read_constructor(name)
+    return Optimizer(
+        name=name,
+        defaults={} if constructor is None else constructor.defaults,
+        family="adam" if is_like_adam else name,
+        alternative=_TRY_MOMENTUM if is_like_adam else _TRY_ADAM,
+    )
+
+
+def is_of_torch(name: str) -> bool:
+    """Whether an optimizer is a class of torch's kind, whose updates it computes itself."""
+    return name not in RULES and is_import_path(name)
+
+
+def state_of(name: str) -> Mapping[str, float]:
+    """The state that rows of a stack hold of an optimizer, as `Rule.state`; one of torch holds its
+    own.
+    """
+    return {} if is_of_torch(name) else RULES[name].state
+
+
 def coefficients(
     optimizer: str, settings: Mapping[str, float], learning_rates: Table
 ) -> dict[str, Table]:
-    """The coefficients of every update by name, each [T], in float64.
+    """The coefficients of every update by name, each [T], in float64; of an optimizer of torch its
+    learning rate, `eta`, alone.
 
-    Raises KeyError for an unknown rule.
+    Raises KeyError for an unknown one.
     """
+    if is_of_torch(optimizer):
+        return {"eta": learning_rates}
     rule, numbers = RULES[optimizer], np.arange(1, len(learning_rates) + 1)
     return rule.coefficients({**rule.defaults, **settings}, learning_rates, numbers)

@@ -144,7 +144,8 @@ def add(shape: Shape) -> Shape:
 
 def applies(name: str, decay: object) -> bool:
     """Whether a hyperparameter plays a part under a decay: settings of other shapes play none."""
-    return HYPERPARAMETERS[name].kind != "schedule" or name in SHAPES[str(decay)].defaults
+    row = HYPERPARAMETERS.get(name)  # none of a setting that only an optimizer of torch has
+    return row is None or row.kind != "schedule" or name in SHAPES[str(decay)].defaults
 
 
 def longest_warmup(max_train_steps: int) -> int:

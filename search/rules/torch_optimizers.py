@@ -1,35 +1,112 @@
-"""The update rules as optimizers of torch, for a training loop that is somebody else's.
+"""Optimizers by the names that study files have for them, as objects of torch.
 
-`make` is all that such a loop asks: a row of RULES by its name becomes a `RuleOptimizer`, whose
-updates are those of the training loop here (`search/train/loop.py`).
+`make` is all that a training loop asks, its own or somebody else's: an import path becomes an
+instance of that class, a row of RULES a `RuleOptimizer`, whose updates are those of the training
+loop here (`search/train/loop.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from inspect import Parameter, formatannotation, signature
 from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Optimizer, SparseAdam
 
-from ..errors import UserError
+from ..errors import UserError, describe_error
+from ..source import import_module
+from .constructors import (
+    NEEDS_CLOSURE,
+    SPARSE_ONLY,
+    Constructor,
+    constructor_of,
+    is_import_path,
+    module_and_class,
+)
 from .optimizers import RULES, Columns
 
 SMALL = 2**16  # numbers of a parameter, up to which starting an operation costs as much as doing it
 
 
 def make(name: str, params: Iterable[Any], settings: Mapping[str, Any], lr: float) -> Optimizer:
-    """An optimizer by its name in a study file, with its settings, as one of torch's.
+    """An optimizer by its name in a study file, with its settings.
 
     `params` is what every optimizer of torch takes: tensors, named tensors, or groups of them.
-    Raises UserError for a name that is no row of RULES, and for a setting that it does not have.
+    Raises UserError for a name that is neither a row of RULES nor the import path of an optimizer
+    that can train here, for a setting that it does not have, and with what its constructor says.
     """
-    if name not in RULES:
+    if name in RULES:
+        return RuleOptimizer(params, name, lr, **settings)
+    if not is_import_path(name):
         raise UserError(f"optimizer: must be one of {', '.join(RULES)}, got {name!r}")
-    return RuleOptimizer(params, name, lr, **settings)
+    kind: Any = load(name)
+    constructor = constructor_of_class(kind)
+    if fault := constructor.refusal or _fault(constructor, settings):
+        raise UserError(f"optimizer {name}: {fault}")
+    given = constructor.arguments(settings)
+    rate = {"lr": lr} if constructor.open or "lr" in signature(kind).parameters else {}
+    try:
+        optimizer: Optimizer = kind(params, **rate, **given)
+    except Exception as error:
+        said = "".join(f", {argument}={value!r}" for argument, value in given.items())
+        raise UserError(
+            f"optimizer {name}: {name}(params, lr={lr:g}{said}) raised {describe_error(error)}"
+        ) from error
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise UserError(
+            f"optimizer {name}: has no lr in its param_groups, which a schedule could set"
+        )
+    return optimizer
+
+
+def _fault(constructor: Constructor, settings: Mapping[str, Any]) -> str:
+    """What is wrong with settings, in words; empty if nothing is."""
+    faults = [f"{setting} {fault}" for setting, fault in constructor.faults(settings)]
+    faults += [f"{setting} is required" for setting in constructor.missing(settings)]
+    return "; ".join(faults)
+
+
+def load(path: str) -> type[Optimizer]:
+    """The class of an import path, as "torch.optim.AdamW" or "my_project.opt:Lion".
+
+    Raises UserError if there is none, or it is no optimizer of torch.
+    """
+    module_name, name = module_and_class(path)
+    place = f"optimizer {path}"
+    if not name:
+        raise UserError(f"{place}: must be package.module.Class or package.module:Class")
+    module = import_module(module_name, place)
+    kind = getattr(module, name, None)
+    if kind is None:
+        near = get_close_matches(name, dir(module), n=1)
+        guess = f"; did you mean {near[0]}?" if near else ""
+        raise UserError(f"{place}: {module_name} has no {name}{guess}")
+    if not isinstance(kind, type) or not issubclass(kind, Optimizer) or kind is Optimizer:
+        raise UserError(f"{place}: is no subclass of torch.optim.Optimizer")
+    return kind
+
+
+def constructor_of_class(kind: type[Optimizer]) -> Constructor:
+    """What an optimizer's constructor takes, and whether it can train here."""
+    step = list(signature(kind.step).parameters.values())[1:]
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [one for one in step if one.default is Parameter.empty and one.kind in positional]
+    refusal = NEEDS_CLOSURE if needed else ""
+    if issubclass(kind, SparseAdam):
+        refusal = SPARSE_ONLY
+    return constructor_of((_with_text(one) for one in signature(kind).parameters.values()), refusal)
+
+
+def _with_text(parameter: Parameter) -> Parameter:
+    """A parameter whose annotation is a text, as it stands in the source."""
+    if parameter.annotation is Parameter.empty:
+        return parameter
+    return parameter.replace(annotation=formatannotation(parameter.annotation))
 
 
 class RuleOptimizer(Optimizer):

@@ -21,7 +21,7 @@ from ..judge.analysis import (
 from ..judge.flags import ENOUGH, checkpoint_note
 from ..judge.objective import sounds_better_when_higher
 from ..rules.hyperparameters import HYPERPARAMETERS
-from ..rules.optimizers import RULES
+from ..rules.optimizers import optimizer_of
 from ..rules.schedule import LONG_WARMUP, longest_warmup
 from ..study.sampling import ROUND, free_axes, shares
 from ..study.study import Axis, Range, Study, ends
@@ -112,7 +112,7 @@ def direction_of(study: Study) -> Iterator[Advice]:
 
 def _shared_base_lr(study: Study) -> Iterator[Advice]:
     sharing = [optimizer for optimizer in study.optimizers if study.is_common(optimizer, "base_lr")]
-    if len({RULES[optimizer].family for optimizer in sharing}) > 1:
+    if len({optimizer_of(optimizer).family for optimizer in sharing}) > 1:
         yield advice_by(
             "S1",
             "space.base_lr",
@@ -165,9 +165,8 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
     if len(study.batch_sizes) < 2:
         return
     for optimizer in study.optimizers:
-        axes = {name: (value,) for name, value in RULES[optimizer].defaults.items()} | study.axes(
-            optimizer
-        )
+        defaults = optimizer_of(optimizer).defaults
+        axes = {name: (value,) for name, value in defaults.items()} | study.axes(optimizer)
         for name, row in HYPERPARAMETERS.items():
             axis = axes.get(name, (0,))
             if row.per_batch_size and _is_fixed(axis) and any(ends(axis)):
@@ -260,7 +259,8 @@ def _nothing_to_learn_from(study: Study) -> Iterator[Advice]:
 def _too_small_for_adam(study: Study) -> Iterator[Advice]:
     for group, count in shares(study, study.batch_sizes[0]).items():
         for name, axis in free_axes(study, group).items():
-            fewest = HYPERPARAMETERS[name].fewest_trials
+            row = HYPERPARAMETERS.get(name)
+            fewest = row.fewest_trials if row else 0
             if count < fewest:
                 yield advice_by(
                     "S11",

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.schedule import applies
 from ..signals import stop_if_asked
 from ..trial import COMMON, Group, Point, Told
@@ -204,7 +203,7 @@ def _point(
         | {name: value for name, value in held.items() if name not in study.workload_args}
         | dict(values)
     )
-    chosen = {name: HYPERPARAMETERS[name].convert(value) for name, value in chosen.items()}
+    chosen = {name: study.convert(group.optimizer, name, value) for name, value in chosen.items()}
     common = {name: chosen.pop(name) for name in COMMON}
     of_decay = {name: chosen.pop(name) for name in DECAY_SETTINGS if name in chosen}
     return Point(

@@ -14,8 +14,9 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -24,18 +25,27 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     StrictBool,
     Tag,
     ValidationError,
     ValidationInfo,
     create_model,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
 from ..errors import UserError
+from ..rules.constructors import (
+    NO_SETTINGS,
+    Constructor,
+    is_import_path,
+    module_and_class,
+    read_constructor,
+)
 from ..rules.hyperparameters import HYPERPARAMETERS, is_number, of_kind
-from ..rules.optimizers import RULES
+from ..rules.optimizers import RULES, is_of_torch
 from ..rules.schedule import SHAPES, applies, longest_warmup, orders_of_magnitude, total_steps
 from ..trial import COMMON, Group, Point
 from .samplers import SAMPLERS, Sampler
@@ -177,10 +187,12 @@ class OrdersOfMagnitude(_Strict):
     orders_of_magnitude: Literal[True]
 
 
-# Which form of a value was read: no part of the place of a mistake, and no name that a key can
-# have.
+# Which form of a value was read, or that an optimizer is of torch: no part of the place of a
+# mistake, and no name that a key can have.
 ORDERS, RANGE, LIST, VALUE = "<orders>", "<range>", "<list>", "<value>"
-FORMS = (ORDERS, RANGE, LIST, VALUE)
+OF_TORCH = "<of torch>"
+FORMS = (ORDERS, RANGE, LIST, VALUE, OF_TORCH)
+BARE_KEY = re.compile(r"[\w-]+", re.ASCII)  # of TOML: any other stands in quotes
 
 
 def _form(value: object) -> str:
@@ -245,9 +257,57 @@ def _optimizer_model(name: str) -> type[_Axes]:
     )
 
 
+class _AnyAxes(_Axes):
+    """Axes, and settings of any name, which `Study.problems` looks at."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, AxisSpec]
+
+
+_AxesOfTorch = create_model(
+    "AxesOfTorch",
+    __base__=_AnyAxes,
+    __doc__="Ranges of an optimizer of torch, whose settings are its constructor's arguments.",
+    **_axis_fields((*COMMON, *DECAY_SETTINGS)),
+)
+
+
+def _let_import_paths_be_keys(schema: dict[str, Any]) -> None:
+    """What the JSON schema of `_ByName` says of optimizers of torch."""
+    tables = schema["properties"].pop(OF_TORCH)["additionalProperties"]
+    schema["patternProperties"] = {"[.:]": tables}
+
+
+class _ByName(_Strict):
+    """Tables of optimizers by name; those of torch, whose names are import paths, apart."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, json_schema_extra=_let_import_paths_be_keys
+    )
+    of_torch: Annotated[
+        dict[str, _AxesOfTorch],  # type: ignore[valid-type]
+        Field(default_factory=dict, alias=OF_TORCH),
+    ]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _apart(cls, tables: Any) -> Any:
+        if not isinstance(tables, dict):
+            return tables
+        paths = {name: table for name, table in tables.items() if is_import_path(str(name))}
+        others = {name: table for name, table in tables.items() if name not in paths}
+        return {**others, OF_TORCH: paths} if paths else others
+
+    @model_serializer(mode="wrap")
+    def _together(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tables: dict[str, Any] = serialize(self)
+        of_torch: dict[str, Any] = tables.pop("of_torch", {})
+        return {**tables, **of_torch}
+
+
 _Optimizers = create_model(
     "Optimizers",
-    __base__=_Strict,
+    __base__=_ByName,
     **{name: (_optimizer_model(name) | None, None) for name in RULES},  # type: ignore[call-overload]
 )
 
@@ -397,6 +457,11 @@ class Study(_Strict):
         return self.workload or self.train
 
     @property
+    def code_paths(self) -> tuple[str, ...]:
+        """Every import path of a study, module:name each: the user's code, optimizers of torch."""
+        return (self.import_path, *(":".join(module_and_class(name)) for name in self._of_torch))
+
+    @property
     def sampling(self) -> Sampler:
         """The row of its sampler. Raises ValueError if there is none."""
         if self.sampler not in SAMPLERS:
@@ -424,7 +489,41 @@ class Study(_Strict):
 
     @property
     def optimizers(self) -> list[str]:
-        return [name for name in RULES if getattr(self.space.optimizer, name) is not None]
+        """Rules in the order of their table, then optimizers of torch in that of the file."""
+        tables = self.space.optimizer
+        rules = [name for name in RULES if getattr(tables, name, None) is not None]
+        return rules + list(self._of_torch)
+
+    @cached_property
+    def constructors(self) -> dict[str, Constructor | None]:
+        """Of its optimizers of torch, as far as their source shows."""
+        return {name: read_constructor(name) for name in self._of_torch}
+
+    @property
+    def _of_torch(self) -> Mapping[str, Any]:
+        """The tables of optimizers of torch by their import paths."""
+        tables: Any = self.space.optimizer
+        return cast(Mapping[str, Any], tables.of_torch)
+
+    def _table_of(self, optimizer: str) -> Any:
+        """The axes in an optimizer's own table."""
+        if is_of_torch(optimizer):
+            return self._of_torch[optimizer]
+        return getattr(self.space.optimizer, optimizer)
+
+    def _settings_of(self, optimizer: str) -> Iterable[str]:
+        """Names of an optimizer's own hyperparameters; of one of torch those that are given."""
+        if is_of_torch(optimizer):
+            return tuple(self._table_of(optimizer).model_extra)
+        return tuple(RULES[optimizer].defaults)
+
+    def convert(self, optimizer: str, name: str, value: Any) -> Any:
+        """A value of an axis as a Point holds it."""
+        if not is_of_torch(optimizer) or name in (*COMMON, *DECAY_SETTINGS):
+            return HYPERPARAMETERS[name].convert(value)
+        constructor = self.constructors[optimizer]
+        setting = constructor.settings.get(name) if constructor else None
+        return setting.convert(value) if setting else value
 
     def axes(self, optimizer: str) -> dict[str, Axis]:
         """Every axis of an optimizer by name, fixed ones included.
@@ -432,11 +531,12 @@ class Study(_Strict):
         Settings of a decay that it does not try are left out. Its own table wins over the common
         one.
         """
-        own = getattr(self.space.optimizer, optimizer)
+        own, settings = self._table_of(optimizer), self._settings_of(optimizer)
         specs: dict[str, Axis] = {}
-        for name in (*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS):
-            default = HYPERPARAMETERS[name].default
-            candidates = (getattr(own, name), getattr(self.space, name, None), default)
+        for name in (*COMMON, *settings, *DECAY_SETTINGS):
+            shared = None if name in settings else getattr(self.space, name)
+            default = None if name in settings else HYPERPARAMETERS[name].default
+            candidates = (getattr(own, name), shared, default)
             spec = next((candidate for candidate in candidates if candidate is not None), None)
             if spec is not None:
                 specs[name] = self._resolve(spec)
@@ -448,14 +548,14 @@ class Study(_Strict):
 
     def is_common(self, optimizer: str, name: str) -> bool:
         """Whether an optimizer takes an axis from [space], having none of its own."""
-        own = getattr(self.space.optimizer, optimizer)
-        return getattr(self.space, name, None) is not None and getattr(own, name) is None
+        own = self._table_of(optimizer)
+        return getattr(self.space, name, None) is not None and getattr(own, name, None) is None
 
     def key_of(self, optimizer: str, name: str) -> str:
         """The key of the file at which an optimizer's axis is given, or would be."""
         if self.is_common(optimizer, name):
             return f"space.{name}"
-        return f"space.optimizer.{optimizer}.{name}"
+        return f"{table_key(optimizer)}.{name}"
 
     def _resolve(self, spec: Any) -> Axis:
         if isinstance(spec, OrdersOfMagnitude):
@@ -532,7 +632,11 @@ class Study(_Strict):
         """Mistakes that concern several keys at once, as (key, what is wrong)."""
         yield from self._idle_keys()
         if not self.optimizers:
-            yield "space.optimizer", f"needs at least one of {', '.join(RULES)}"
+            known = ", ".join(RULES)
+            yield (
+                "space.optimizer",
+                f"needs at least one of {known}, or an optimizer of torch by its import path",
+            )
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             yield "batch_sizes", f"must differ from one another, got {list(self.batch_sizes)}"
         if (self.trials is None) != self.sampling.is_grid:
@@ -589,9 +693,9 @@ class Study(_Strict):
             reason = f"applies only to decay = {' or '.join(map(repr, having))}, which"
             idle = [one for one in self.optimizers if name not in self.axes(one)]
             for optimizer in idle:
-                if getattr(getattr(self.space.optimizer, optimizer), name) is not None:
+                if getattr(self._table_of(optimizer), name) is not None:
                     yield (
-                        f"space.optimizer.{optimizer}.{name}",
+                        f"{table_key(optimizer)}.{name}",
                         f"{reason} {optimizer} does not use",
                     )
             if getattr(self.space, name) is not None and len(idle) == len(self.optimizers):
@@ -639,7 +743,41 @@ class Study(_Strict):
                         f"warmup; got {wrong[0]:g}",
                     )
 
+    def _problems_of_torch(self, optimizer: str) -> Iterator[tuple[str, str]]:
+        """Mistakes in the name or settings of an optimizer of torch, as far as its source shows."""
+        key = table_key(optimizer)
+        if not module_and_class(optimizer)[1]:
+            yield key, "must be an import path, package.module.Class or package.module:Class"
+            return
+        specs = self._table_of(optimizer).model_extra
+        given = {
+            name: (spec.low, spec.high) if isinstance(spec, Range) else spec
+            for name, spec in specs.items()
+        }
+        if constructor := self.constructors[optimizer]:
+            if constructor.refusal:
+                yield key, constructor.refusal
+            faults = list(constructor.faults(given))
+            faults += [(name, "is required") for name in constructor.missing(given)]
+        else:
+            faults = [(name, f"is no setting: {why}") for name, why in NO_SETTINGS.items()]
+            faults = [(name, fault) for name, fault in faults if name in given]
+        for name, fault in faults:
+            yield f"{key}.{name}", fault
+        for name, values in given.items():
+            numbers = [one for one in values_of(values) if not _in_reach(one)]
+            if numbers:
+                yield (
+                    f"{key}.{name}",
+                    f"must lie between {SMALLEST:g} and {LARGEST:g}, got {quote(numbers[0])}",
+                )
+            of_numbers = name in HYPERPARAMETERS and HYPERPARAMETERS[name].choices is None
+            if constructor is None and of_numbers and not all(map(is_number, values_of(values))):
+                yield f"{key}.{name}", f"must be a number, got {quote(values)}"
+
     def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
+        if is_of_torch(optimizer):
+            yield from self._problems_of_torch(optimizer)
         axes = self.axes(optimizer)
         for name in COMMON:
             if name not in axes:
@@ -696,6 +834,15 @@ class Study(_Strict):
                 "seed",
                 f"seed + seeds must be at most {LARGEST_SEED}, got {self.seed} + {self.seeds}",
             )
+
+
+def table_key(optimizer: str) -> str:
+    """The key of an optimizer's own table, as TOML writes it."""
+    return f"space.optimizer.{_as_key(optimizer)}"
+
+
+def _as_key(text: str) -> str:
+    return text if BARE_KEY.fullmatch(text) else f'"{text}"'
 
 
 def values_of(value: Any) -> tuple[Any, ...]:
@@ -809,7 +956,7 @@ def schema() -> dict[str, Any]:
 def _explain(detail: Any) -> str:
     """One pydantic error as `key: rule, value`."""
     keys = [
-        quote(part) if len(str(part)) > SHOWN else str(part)
+        quote(part) if len(str(part)) > SHOWN else _as_key(str(part))
         for part in detail["loc"]
         if part not in FORMS
     ]
@@ -851,7 +998,10 @@ def _unknown_key(keys: list[str]) -> str:
     nearest = difflib.get_close_matches(key, known, n=1)
     listed = f"known are {', '.join(known)}"
     if parents == ["space", "optimizer"]:
-        listed += "; one of your own must be imported before study files are read"
+        listed += (
+            "; one of your own must be imported before study files are read, and one of torch "
+            'stands in quotes, as "torch.optim.AdamW"'
+        )
     if not nearest:
         return f"unknown key; {listed}"
     guess = f"unknown key; did you mean {nearest[0]!r}?"

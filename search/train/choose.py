@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UserError, first_line
-from ..rules.optimizers import RULES
+from ..rules.optimizers import is_of_torch, state_of
 from ..study.study import Study
 from ..threads import torch_threads
 from ..trial import Point
 from ..workload.randomness import own_random_numbers
 from ..workload.workload import Workload, build_model
 from .audit import relative_difference
-from .execution import ALONE, Engine, Traces
+from .execution import ALONE, Engine, Traces, alone_with
 from .loop import Trained, train
 from .python_state import PythonState, python_state
 
@@ -101,6 +101,8 @@ def choose(
         return _forced_engine(study, workload, points, device, slots)
     traces = {} if traces is None else traces
     engine, rate = _fastest_uncompiled(study, workload, points, workers, cores, device, traces)
+    if of_torch := [point.optimizer for point in points if is_of_torch(point.optimizer)]:
+        return replace(engine, reason=alone_with(of_torch[0]))  # however short training is
     if rate == 0:
         return engine
     if compiled is None:
@@ -231,6 +233,8 @@ def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], d
     kept must be equal: losses, gradient norms, metrics, parameters, optimizer states and buffers;
     and neither workload nor model may keep state in Python (`python_state`).
     """
+    if of_torch := [point.optimizer for point in points if is_of_torch(point.optimizer)]:
+        return alone_with(of_torch[0])
     if study.accumulation > 1:
         return ACCUMULATED
     some = [replace(point, base_lr=point.base_lr * 1e-3) for point in points[:2]]
@@ -409,7 +413,7 @@ def _rate(
 def _slots_in_memory(workload: Workload, points: Sequence[Point], workers: int, device: str) -> int:
     """How many slots fit into a worker's share of the free memory, by the size of their rows."""
     point = points[0]
-    states = {name for one in points for name in RULES[one.optimizer].state}
+    states = {name for one in points for name in state_of(one.optimizer)}
     with own_random_numbers():
         model = build_model(workload, point.seed, point.batch_size, torch.device("cpu"))
     row = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)

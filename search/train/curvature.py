@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..rules.optimizers import RULES
+from ..rules.optimizers import optimizer_of
 from ..workload.batches import move_batch
 from ..workload.workload import Workload, draw_batches
 
@@ -178,12 +178,12 @@ def stability_limit(optimizer: str, settings: Mapping[str, float], eigenvalue: f
     There an eigenvalue of the linear map (θ, v) → (θ′, v′) passes −1. inf if λ₁ ≤ 0. nan for the
     adaptive rules: what bounds them is the Hessian preconditioned by their second moments, which λ₁
     does not tell. Noise of small batches makes training diverge earlier; clipping and warmup,
-    later. Raises KeyError for an unknown rule.
+    later. Raises KeyError for an unknown one.
 
     Source: Gilmer et al. 2021 (arXiv 2110.04369); Cohen et al. 2021, "Gradient Descent on Neural
     Networks Typically Occurs at the Edge of Stability" (arXiv 2103.00065).
     """
-    rule = RULES[optimizer]
+    rule = optimizer_of(optimizer)
     if rule.max_stable_lr is None:
         return math.nan
     if eigenvalue <= 0:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_flatten, tree_map
 
+from ..rules.optimizers import is_of_torch
 from ..workload.batches import Parts, only_tensors
 from ..workload.randomness import RandomState, seed_all
 from ..workload.workload import Workload, autocast, evaluation_mode, numbers
@@ -85,6 +86,13 @@ class Engine:
         """The same for a study of a few points, which would not fill a compiled stack."""
         return replace(self, compiled=False) if self.compiled and self.stacked else self
 
+    def fit_for(self, optimizers: Iterable[str]) -> Engine:
+        """The same, unless one of the optimizers is of torch, which updates one model as it is."""
+        name = next(filter(is_of_torch, optimizers), "")
+        if not name or self.execution.builds_anew:
+            return self
+        return replace(ALONE, threads=self.threads, measured=True, reason=alone_with(name))
+
     def capacity(self, points: int) -> int:
         """The most of so many points that are in training at once.
 
@@ -94,6 +102,11 @@ class Engine:
 
 
 ALONE = Engine(stacked=False, slots=1)
+
+
+def alone_with(optimizer: str) -> str:
+    """Why points with an optimizer of torch are not stacked."""
+    return f"{optimizer} is an optimizer of torch, which updates one model at a time"
 
 
 class Call(nn.Module):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..rules.clipping import Gate
-from ..rules.optimizers import coefficients
+from ..rules.optimizers import coefficients, is_of_torch
 from ..rules.schedule import learning_rates, total_steps
 from ..rules.thresholds import clip_z_of, share_of
 from ..signals import stop_if_asked
@@ -198,7 +198,8 @@ class _Loop:
         self.study, self.workload, self.device = study, workload, device
         self.queue = deque(points)
         self.slots: list[_Slot] = []
-        self.engine, self.capacity = engine, engine.capacity(len(self.queue))
+        self.engine = engine.fit_for(point.optimizer for point in self.queue)
+        self.capacity = self.engine.capacity(len(self.queue))
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
         self.python: PythonState | None = None  # of a stack or a recording, after its first loss
@@ -256,6 +257,8 @@ class _Loop:
                 slot.python is None or self._python_state() != slot.python
             ):
                 continue  # it keeps state in Python
+            if not self.stack.is_saved_whole():
+                continue
             try:
                 state = self.stack.state(k) | slot.state()
             except (TypeError, pickle.PicklingError):  # of a batch that cannot be hashed
@@ -305,7 +308,7 @@ class _Loop:
         """
         k = len(self.slots)
         if self.execution.builds_anew:
-            self.stack.adopt(self.unused or self._build(point), point.optimizer)
+            self.stack.adopt(self.unused or self._build(point), point)
             self.unused = None
         else:
             self.stack.load(k, self._initial(point), point.optimizer)
@@ -375,12 +378,7 @@ class _Loop:
             (
                 self.slots[rows[0]].point.optimizer,
                 slice(rows[0], rows[-1] + 1),
-                {
-                    name: tensor([self._ahead(self.slots[k], name, steps) for k in rows])
-                    .T[:, :, None]
-                    .unbind()
-                    for name in self.slots[rows[0]].columns
-                },
+                self._columns(rows, steps),
             )
             for rows in self._blocks()
         ]
@@ -475,6 +473,19 @@ class _Loop:
             *(self._tensor(table, torch.float64)[:, :, None] for table in tables), strict=True
         )
         return [Gate(clip_norm_K1, clip_z_K1, share_K1) for clip_z_K1, share_K1 in each]
+
+    def _columns(self, rows: Sequence[int], steps: int) -> dict[str, Sequence[Tensor]]:
+        """The coefficients of the next updates of rows of one optimizer, by name, [K, 1] each; of
+        one of torch on the host, in float64, as Python's numbers are.
+        """
+        first = self.slots[rows[0]]
+        tables = {
+            name: np.array([self._ahead(self.slots[k], name, steps) for k in rows]).T[:, :, None]
+            for name in first.columns
+        }
+        if is_of_torch(first.point.optimizer):
+            return {name: torch.from_numpy(table).unbind() for name, table in tables.items()}
+        return {name: self._tensor(table).unbind() for name, table in tables.items()}
 
     @staticmethod
     def _ahead(slot: _Slot, name: str, steps: int) -> NDArray[np.float64]:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..rules.clipping import Gate, clip_, clip_threshold, global_norm
-from ..rules.optimizers import RULES
+from ..rules.optimizers import RULES, is_of_torch, state_of
 from ..rules.thresholds import update_moments
+from ..trial import Point
+from .by_torch import ByTorch
 from .execution import FEWEST_STACKED, Execution, Rows
 from .ties import fixed_tensors
 
@@ -72,7 +74,7 @@ class Stack:
             name: torch.zeros(shape, device=self.device, dtype=self.dtype)
             for name in ("theta", "best")
         }
-        names = dict.fromkeys(name for rule in optimizers for name in RULES[rule].state)
+        names = dict.fromkeys(name for rule in optimizers for name in state_of(rule))
         self._state = {
             name: torch.zeros(shape, device=self.device, dtype=self.wide) for name in names
         }
@@ -91,6 +93,7 @@ class Stack:
             for name in norms
         }
         self._without_gradient: Sequence[str] = []  # parameters, in the last update
+        self._by_torch: ByTorch | None = None
         self._make_views()
         if not execution.builds_anew:  # else the model keeps its values until it is adopted
             execution.bind(self._tensors)
@@ -116,13 +119,17 @@ class Stack:
         """A slot's buffers and parameters that are not trained, as views."""
         return {name: rows[slot] for name, rows in self._buffers.items()}
 
-    def adopt(self, model: nn.Module, optimizer: str) -> None:
-        """Train a new model, alone, with a fresh optimizer state."""
+    def adopt(self, model: nn.Module, point: Point) -> None:
+        """Train a new model, alone, with a fresh optimizer state.
+
+        Raises UserError for an optimizer of torch that cannot be made.
+        """
         self._execution.adopt(model)
         initial = {name: p.detach() for name, p in model.named_parameters()}
-        self._fill(0, {**initial, **dict(model.named_buffers())}, optimizer)
+        self._fill(0, {**initial, **dict(model.named_buffers())}, point.optimizer)
         self._execution.bind(self._tensors)
         self.keep_best(0)
+        self._by_torch = ByTorch(model, point) if is_of_torch(point.optimizer) else None
 
     @torch.no_grad()
     def load(self, slot: int, initial: Mapping[str, Tensor], optimizer: str) -> None:
@@ -137,7 +144,7 @@ class Stack:
         for name, rows in self._buffers.items():
             rows[slot].copy_(initial[name])
         for name, rows in self._state.items():
-            rows[slot] = RULES[optimizer].state.get(name, 0.0)
+            rows[slot] = state_of(optimizer).get(name, 0.0)
         for rows in self._norms.values():
             rows[slot] = 0.0
 
@@ -206,6 +213,12 @@ class Stack:
         rows = self._rows
         if clip_norm_K1 is not None:
             clip_(rows["gradient"], norm_K1, clip_norm_K1)
+        if self._by_torch:
+            ((_, _, columns),) = blocks
+            rate = float(columns["eta"])
+            self._by_torch.step(rate, self._gradients, self._without_gradient)
+            self._execution.mend()
+            return
         width = rows["theta"].shape[1]
         skipped = self._held_back()
         for optimizer, block, columns in blocks:
@@ -254,18 +267,25 @@ class Stack:
         held |= {name: rows[slot] for name, rows in self._norms.items()}
         held |= {f"buffer/{name}": tensor for name, tensor in buffers.items()}
         held |= {f"best_buffer/{name}": rows[slot] for name, rows in self._best_buffers.items()}
+        if self._by_torch:
+            held["optimizer"] = self._by_torch.state()
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
+
+    def is_saved_whole(self) -> bool:
+        """Whether `state` has all that the optimizers hold."""
+        return self._by_torch is None or self._by_torch.is_saved_whole()
 
     @torch.no_grad()
     def restore(self, slot: int, state: Mapping[str, Tensor], optimizer: str) -> None:
         """Put back what `state` returned of a slot that this optimizer trains.
 
-        Raises ValueError, with nothing changed, if it is of another model.
+        Raises ValueError, with nothing changed, if it is of another model, and KeyError if it is of
+        another optimizer.
         """
         self._execution.mend()  # batches that were drawn again may have bound parameters elsewhere
         own = self._execution.buffers(self._tensors, slot)
         into = {name: self._rows[name][slot] for name in ("theta", "best")}
-        for name in RULES[optimizer].state:  # of which 0.1.0 saved the name alone
+        for name in state_of(optimizer):  # of which 0.1.0 saved the name alone
             saved = f"state/{name}"
             into[saved if saved in state else name] = self._state[name][slot]
         # Not there if no neighbour's threshold followed its norms then.
@@ -279,6 +299,8 @@ class Stack:
             raise ValueError(
                 f"saved state of another model: {', '.join(sorted({*strangers, *other}))}"
             )
+        if self._by_torch:
+            self._by_torch.restore(state["optimizer"])
         for name, tensor in into.items():
             tensor.copy_(state[name])
 

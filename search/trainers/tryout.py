@@ -8,17 +8,29 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import torch
+from torch import nn
+
 from ..errors import UserError, describe_error
+from ..rules.optimizers import is_of_torch
 from ..signals import STOPS
 from ..study.sampling import some_points
 from ..study.study import Study
 from ..threads import torch_threads
+from ..train.by_torch import ByTorch
 from ..train.loop import train
 from ..trial import Point
 from ..workload.factory import argument_sets
-from ..workload.workload import check_workload, load_workload, reload_edited_modules
+from ..workload.randomness import own_random_numbers
+from ..workload.workload import (
+    build_model,
+    check_workload,
+    load_workload,
+    reload_edited_modules,
+)
 from .function import load_function, train_by_function
 
+CHECKED_POINTS = 100  # at which optimizers of torch are made before a study runs
 WARM_UP_STEPS = 5  # of a first trial, which nobody times
 TINY = 1e-12  # a base LR at which nothing moves
 
@@ -28,7 +40,7 @@ def check_studies(studies: Sequence[Study]) -> None:
 
     Every method of a workload is called once. A function is only imported: it trains whole trials.
     """
-    reload_edited_modules(study.import_path for study in studies)
+    reload_edited_modules(path for study in studies for path in study.code_paths)
     for study in studies:
         with _as_user_error(study):
             if study.imported:
@@ -40,6 +52,7 @@ def check_studies(studies: Sequence[Study]) -> None:
                 load_function(study)
             else:
                 _check_workloads(study)
+            _check_optimizers(study)
 
 
 def _check_workloads(study: Study) -> None:
@@ -51,6 +64,29 @@ def _check_workloads(study: Study) -> None:
             study.max_train_steps,
             study.accumulation,
         )
+
+
+def _check_optimizers(study: Study) -> None:
+    """Make the optimizers of torch as training will, and let each take an update.
+
+    They are made at some points of the plan, of a workload on its model. Raises UserError with what
+    one of them says.
+    """
+    settings: dict[str, list[Point]] = {}
+    for point in some_points(study, most=CHECKED_POINTS):
+        if is_of_torch(point.optimizer):
+            settings.setdefault(point.optimizer, []).append(point)
+    if not settings:
+        return
+    with own_random_numbers():
+        model: nn.Module = nn.Linear(2, 2, bias=False)
+        if study.workload:
+            workload = load_workload(study.workload, next(argument_sets(study)))
+            device = torch.device("cpu")
+            model = build_model(workload, study.seed, study.batch_sizes[0], device)
+    for points in settings.values():
+        first, *_ = [ByTorch(model, point) for point in points]
+        first.try_update()
 
 
 @contextmanager

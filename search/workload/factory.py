@@ -9,14 +9,11 @@ from __future__ import annotations
 import ast
 import itertools
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from importlib.machinery import SOURCE_SUFFIXES, ModuleSpec
+from collections.abc import Iterator, Mapping
 from inspect import Parameter, Signature
-from pathlib import Path
 from typing import Any
 
+from ..source import find_module, make_folder_importable, parameters_of, parsed
 from ..study.study import Study
 
 METHODS = ("build_model", "train_batches", "loss", "evaluate")  # of a workload
@@ -35,12 +32,6 @@ def argument_sets(study: Study) -> Iterator[dict[str, Any]]:
             yield arguments
 
 
-def make_folder_importable() -> None:
-    """Let modules of the working directory be imported, as those of a script's folder are."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-
-
 def takes_arguments(factory: str, arguments: Mapping[str, Any]) -> bool:
     """Whether `package.module:factory` plainly exists, and takes arguments of these names.
 
@@ -50,9 +41,9 @@ def takes_arguments(factory: str, arguments: Mapping[str, Any]) -> bool:
     """
     module_name, _, factory_name = factory.partition(":")
     make_folder_importable()
-    tree = _parsed(_find(module_name))
+    tree = parsed(find_module(module_name))
     parents = [name for name in _parents(module_name) if name not in sys.modules]
-    packages = [_parsed(_find(name)) for name in parents]
+    packages = [parsed(find_module(name)) for name in parents]
     if tree is None or not all(package and _only_defines(package) for package in packages):
         return False
     imported = itertools.chain(*(_imports(one) for one in [tree, *packages] if one))
@@ -67,49 +58,6 @@ def takes_arguments(factory: str, arguments: Mapping[str, Any]) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _find(module_name: str) -> ModuleSpec | None:
-    """Where a module is, of whose parent packages none is imported; None if it is not found."""
-    spec: ModuleSpec | None = None
-    name = ""
-    for part in module_name.split("."):
-        if name and (spec is None or spec.submodule_search_locations is None):
-            return None  # no package
-        places = spec.submodule_search_locations if spec else None
-        name = f"{name}.{part}" if name else part
-        spec = _spec(name, places)
-    return spec
-
-
-def _spec(name: str, places: Sequence[str] | None) -> ModuleSpec | None:
-    """What Python's own finders say of a module.
-
-    Also None if the finder would have to import the parent package.
-    """
-    for finder in sys.meta_path:
-        with suppress(Exception):  # a KeyError of PathFinder, or whatever a foreign finder raises
-            if spec := finder.find_spec(name, places):
-                return spec
-    return None
-
-
-def _parsed(spec: ModuleSpec | None) -> ast.Module | None:
-    """The syntax tree of a module; None if it has no source, or Python cannot compile that."""
-    if spec is not None and spec.origin is None and spec.submodule_search_locations:
-        return ast.Module([], [])  # a folder without __init__.py: importing it runs nothing
-    if spec is None or not spec.has_location or not spec.origin:
-        return None
-    if not spec.origin.endswith(tuple(SOURCE_SUFFIXES)):
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are said when it is imported
-            tree = ast.parse(Path(spec.origin).read_bytes(), spec.origin)
-            compile(tree, spec.origin, "exec", dont_inherit=True)
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-    return tree
 
 
 def _parents(module_name: str) -> list[str]:
@@ -147,7 +95,7 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 def _is_found(module_name: str) -> bool:
     """Whether a module is there; one such as os.path is no file in a package, but imported."""
-    return module_name in sys.modules or _find(module_name) is not None
+    return module_name in sys.modules or find_module(module_name) is not None
 
 
 def _definition(tree: ast.Module, name: str) -> ast.FunctionDef | ast.ClassDef | None:
@@ -188,7 +136,7 @@ def _parameters(definition: ast.FunctionDef | ast.ClassDef) -> list[Parameter] |
     """What a function or class takes when it is called; None where its source does not show it."""
     if isinstance(definition, ast.FunctionDef):
         yields = any(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(definition))
-        return None if yields else _parameters_of(definition.args)
+        return None if yields else parameters_of(definition.args)
     if definition.bases or definition.keywords:
         return None
     own = [node for node in definition.body if isinstance(node, ast.FunctionDef)]
@@ -200,25 +148,4 @@ def _parameters(definition: ast.FunctionDef | ast.ClassDef) -> list[Parameter] |
         return []
     if len(makers) > 1 or makers[0].name == "__new__" or makers[0].decorator_list:
         return None
-    return _parameters_of(makers[0].args)[1:]  # without self
-
-
-def _parameters_of(own: ast.arguments) -> list[Parameter]:
-    """The parameters of a signature; those that have a default have None here."""
-    positional = [
-        *((one, Parameter.POSITIONAL_ONLY) for one in own.posonlyargs),
-        *((one, Parameter.POSITIONAL_OR_KEYWORD) for one in own.args),
-    ]
-    required = len(positional) - len(own.defaults)
-    parameters = [
-        Parameter(one.arg, kind, default=Parameter.empty if place < required else None)
-        for place, (one, kind) in enumerate(positional)
-    ]
-    if own.vararg:
-        parameters.append(Parameter(own.vararg.arg, Parameter.VAR_POSITIONAL))
-    for one, default in zip(own.kwonlyargs, own.kw_defaults, strict=True):
-        given = Parameter.empty if default is None else None
-        parameters.append(Parameter(one.arg, Parameter.KEYWORD_ONLY, default=given))
-    if own.kwarg:
-        parameters.append(Parameter(own.kwarg.arg, Parameter.VAR_KEYWORD))
-    return parameters
+    return parameters_of(makers[0].args)[1:]  # without self

@@ -25,8 +25,9 @@ from torch.nn.parameter import is_lazy
 
 from ..errors import UserError, describe_error, warn_once
 from ..signals import STOPS
+from ..source import import_module
 from .batches import STATED, Parts, endless, examples, first, move_batch
-from .factory import METHODS, make_folder_importable
+from .factory import METHODS
 from .randomness import own_random_numbers, seed_all
 
 # Of drawing batches of one size, to see whether they end: hundreds of what lies in memory, and no
@@ -148,20 +149,7 @@ def import_object(path: str, key: str, kind: str) -> Callable[..., Any]:
 
 def _import_module(module_name: str, key: str) -> ModuleType:
     """A module of the user; remembers the files of all modules of the user as they are now."""
-    make_folder_importable()
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"{key}: cannot import {module_name!r}: {error}. Run from the folder that contains "
-            "it, or install it."
-        ) from error
-    except STOPS:
-        raise
-    except BaseException as error:  # sys.exit(), too
-        raise UserError(
-            f"{key}: importing {module_name!r} raised {describe_error(error)}"
-        ) from error
+    module = import_module(module_name, key)
     for name in _own_modules(module, {}) if module_name not in _IMPORTED else ():
         _IMPORTED.setdefault(name, _stamp(sys.modules[name]))
     return module

@@ -97,7 +97,8 @@ def test_groups_are_optimizers_times_scientific_values():
         (
             {"space__optimizer__signsgd": {}},
             "space.optimizer.signsgd: unknown key; did you mean 'sgd'? (known are "
-            f"{', '.join(RULES)}; one of your own must be imported before study files are read)",
+            f"{', '.join(RULES)}; one of your own must be imported before study files are read, "
+            'and one of torch stands in quotes, as "torch.optim.AdamW")',
         ),
         (
             {"space__optimizer__shampoo": {}},
