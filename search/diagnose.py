@@ -37,6 +37,8 @@ from .procedure.remedies import OWN_ARMS
 from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
+from .rules.counterparts import ours
+from .rules.optimizers import counterpart
 from .run import RESULTS, Then, run_studies
 from .signals import defer_signals
 from .store.files import atomic, checkpoint_path
@@ -51,7 +53,7 @@ from .train.checkpoints import fit, read_tensors
 from .train.curvature import largest_eigenvalue, some_batches, stability_limit
 from .train.execution import Engine
 from .trainers.tryout import check_studies
-from .trial import Group, Trial, group_of
+from .trial import Group, Point, Trial, group_of
 from .words import readable
 from .workload.randomness import own_random_numbers
 from .workload.workload import architectures_of, build_model, load_workload
@@ -375,7 +377,10 @@ def _write_recipes(study: Study, folder: Path, result: Diagnosis) -> dict[str, s
         )
         with atomic(folder / name) as temporary:
             temporary.write_text(
-                _announcement(result, best.winner) + recipe.source, encoding="utf-8"
+                _announcement(result, best.winner)
+                + _in_a_script(best.winner.point)
+                + recipe.source,
+                encoding="utf-8",
             )
         recipes[str(batch_size)] = name
     return recipes
@@ -392,6 +397,17 @@ def _announcement(result: Diagnosis, winner: Remedy) -> str:
         f"# {result.objective} {readable(winner.mean)} over {len(winner.values)} fresh seeds; one "
         f"more run falls between {readable(low)} and {readable(high)} (95 %).\n"
     )
+
+
+def _in_a_script(point: Point) -> str:
+    """Comments of a recipe that say what its optimizer is in a script of one's own."""
+    found = counterpart(point.optimizer, point.settings, point.base_lr)
+    exact = ours(point.optimizer, point.settings, point.base_lr).call
+    lines = ["In a script of your own, with params = list(model.parameters()):", found.call]
+    lines += found.sentences
+    if found.difference:
+        lines.append(f"Exactly the same, in any case: {exact}")
+    return "".join(f"# {line}\n" for line in lines)
 
 
 def _write_tracking(path: Path, runs: _Runs, result: Diagnosis) -> None:

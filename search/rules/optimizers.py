@@ -31,12 +31,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from . import counterparts
 from .constructors import is_import_path, module_and_class, read_constructor
+from .counterparts import Counterpart
 from .hyperparameters import HYPERPARAMETERS, by_name, fault_of, is_finite, is_positive
 
 if TYPE_CHECKING:
@@ -169,11 +171,14 @@ class Rule(Optimizer):
     update         one update, in place, from the gradient, the state and the coefficients
     coefficients   the coefficients of updates, [T] each, from hyperparameters, the learning rate of
                    each and its number from 1; those of an update depend on no other one
+    in_torch       what comes closest in torch, from hyperparameters and a learning rate; None:
+                   nothing there is like it
     """
 
     state: Mapping[str, float]
     update: Callable[[Tensor, Tensor, State, Columns], None]
     coefficients: Coefficients = _constant
+    in_torch: Callable[[Mapping[str, float], float], Counterpart] | None = None
 
     def __post_init__(self) -> None:
         if fault := fault_of(self.defaults, "optimizer"):
@@ -235,6 +240,7 @@ RULES: dict[str, Rule] = by_name(
             defaults={},
             state={},
             update=_sgd,
+            in_torch=counterparts.sgd,
             family="sgd",
             alternative=_TRY_ADAM,
             max_stable_lr=lambda own, curvature: 2 / curvature,
@@ -244,6 +250,7 @@ RULES: dict[str, Rule] = by_name(
             defaults=_MOMENTUM,
             state={"v": 0.0},
             update=_momentum,
+            in_torch=counterparts.momentum,
             family="momentum",
             alternative=_TRY_ADAM,
             max_stable_lr=lambda own, curvature: (2 + 2 * own["momentum"]) / curvature,
@@ -253,6 +260,7 @@ RULES: dict[str, Rule] = by_name(
             defaults=_MOMENTUM,
             state={"v": 0.0},
             update=_nesterov,
+            in_torch=counterparts.nesterov,
             family="momentum",
             alternative=_TRY_ADAM,
             max_stable_lr=_nesterov_max_stable_lr,
@@ -262,6 +270,7 @@ RULES: dict[str, Rule] = by_name(
             defaults={"rho": 0.9, "momentum": 0.0, "epsilon": 1e-10},
             state={"m": 0.0, "v": 1.0},
             update=_rmsprop,
+            in_torch=counterparts.rmsprop,
             family="adam",
             alternative=_TRY_ADAM,
         ),
@@ -270,6 +279,7 @@ RULES: dict[str, Rule] = by_name(
             defaults=_ADAM,
             state=_MOMENTS,
             update=_adam,
+            in_torch=counterparts.adam,
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction,
@@ -279,6 +289,7 @@ RULES: dict[str, Rule] = by_name(
             defaults=_ADAM,
             state=_MOMENTS,
             update=_nadam,
+            in_torch=counterparts.nadam,
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction,
@@ -288,6 +299,7 @@ RULES: dict[str, Rule] = by_name(
             defaults=_ADAM | {"weight_decay": 0.01},
             state=_MOMENTS,
             update=_adamw,
+            in_torch=counterparts.adamw,
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction_and_decay,
@@ -338,6 +350,20 @@ def optimizer_of(name: str) -> Optimizer:
         family="adam" if is_like_adam else name,
         alternative=_TRY_MOMENTUM if is_like_adam else _TRY_ADAM,
     )
+
+
+def counterpart(name: str, settings: Mapping[str, Any], lr: float) -> Counterpart:
+    """The optimizer with these settings for another training loop, or what comes closest in torch.
+
+    Raises KeyError for an unknown one.
+    """
+    if is_of_torch(name):
+        constructor = read_constructor(name)
+        arguments = constructor.arguments(settings) if constructor else settings
+        return Counterpart(counterparts.call_of(".".join(module_and_class(name)), lr, arguments))
+    rule = RULES[name]
+    own = {**rule.defaults, **settings}
+    return rule.in_torch(own, lr) if rule.in_torch else counterparts.ours(name, own, lr)
 
 
 def is_of_torch(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +29,9 @@ from ..judge.comparison import Comparison, Decision
 from ..judge.diagnosis import GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
 from ..playbook import CITATION, rule
+from ..rules.counterparts import OURS
 from ..rules.hyperparameters import HYPERPARAMETERS
+from ..rules.optimizers import counterpart
 from ..store.files import atomic
 from ..store.results import Results
 from ..trial import Trial
@@ -169,6 +171,8 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
         delta=comparison.delta_in_words if comparison else "",
         may_fail=MAY_FAIL.capitalize(),
         seeds=seeds,
+        counterparts=list(_counterparts(summaries)),
+        make=f"{OURS}(name, params, settings, lr)",
         sentences=_sentences(results),
         comparison=chapter,
         diagnosis=told,
@@ -206,6 +210,17 @@ def _counts(trials: Sequence[Trial]) -> str:
     crashed = sum(trial.verdict.crashed for trial in trials)
     infeasible = len(trials) - feasible - crashed
     return f"{len(trials)} trials: {feasible} feasible, {infeasible} infeasible, {crashed} crashed"
+
+
+def _counterparts(summaries: Iterable[GroupSummary]) -> Iterator[tuple[str, str, list[str]]]:
+    """The optimizer of each group's best point for a script of one's own: the group, its code, and
+    what is to say of it.
+    """
+    for row in summaries:
+        if row.best_point:
+            point = row.best_point
+            found = counterpart(point.optimizer, point.settings, point.base_lr)
+            yield row.group.label, found.call, found.sentences
 
 
 def _sentences(results: Results) -> list[str]:
