@@ -37,19 +37,20 @@ class Counterpart:
 
     @property
     def sentences(self) -> list[str]:
-        """The difference, the statements and the distances, in words."""
+        """All that is to say of the code, in words."""
         found = [self.difference] if self.difference else []
         if self.once:
-            found.append(f"After it, once: {self.once}")
+            found.append(f"Once, after it: {self.once}")
         if self.each:
             found.append(f"Before update n = 1, 2, …: {self.each}")
+        return [*found, self.distance]
+
+    @property
+    def distance(self) -> str:
+        """How far it is from what trained here, as a sentence."""
         if self.once or self.each:
-            found.append(
-                f"With this line it is {_away(self.away)}; without, {_away(self.without)}."
-            )
-        else:
-            found.append(f"It is {_away(self.away)}.")
-        return found
+            return f"With this line it is {_away(self.away)}; else {_away(self.without)}."
+        return f"It is {_away(self.away)}."
 
 
 def _away(share: float) -> str:

@@ -29,7 +29,7 @@ from ..judge.comparison import Comparison, Decision
 from ..judge.diagnosis import GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
 from ..playbook import CITATION, rule
-from ..rules.counterparts import OURS
+from ..rules.counterparts import OURS, Counterpart
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import counterpart
 from ..store.files import atomic
@@ -212,15 +212,14 @@ def _counts(trials: Sequence[Trial]) -> str:
     return f"{len(trials)} trials: {feasible} feasible, {infeasible} infeasible, {crashed} crashed"
 
 
-def _counterparts(summaries: Iterable[GroupSummary]) -> Iterator[tuple[str, str, list[str]]]:
+def _counterparts(summaries: Iterable[GroupSummary]) -> Iterator[tuple[str, Counterpart]]:
     """The optimizer of each group's best point for a script of one's own: the group, its code, and
     what is to say of it.
     """
     for row in summaries:
         if row.best_point:
             point = row.best_point
-            found = counterpart(point.optimizer, point.settings, point.base_lr)
-            yield row.group.label, found.call, found.sentences
+            yield row.group.label, counterpart(point.optimizer, point.settings, point.base_lr)
 
 
 def _sentences(results: Results) -> list[str]:

@@ -146,7 +146,7 @@ def test_the_sentences_say_what_the_fields_do():
         "torch corrects ε for bias: in early updates its is smaller, √(1 − β₂ⁿ) ε.",
         "Before update n = 1, 2, …: "
         "optimizer.param_groups[0]['eps'] = 1e-08 / (1 - 0.999 ** n) ** 0.5",
-        "With this line it is equal, but for rounding; without, 0.6% away after 100 updates of a "
+        "With this line it is equal, but for rounding; else 0.6% away after 100 updates of a "
         "small network, at the rule's defaults.",
     ]
     assert counterpart("adamw", {}, 0.1).sentences == ["It is equal, but for rounding."]
