@@ -62,6 +62,10 @@ SEEDS = 5  # trainings that a finding rests on
 # λ₁ then scatters by a tenth or two; more takes a minute for a small Transformer
 CURVATURE_EXAMPLES = 128
 RECIPE_FILE = "recipe.toml"
+IN_A_SCRIPT = (
+    "Its optimizer in a script of your own, with params = list(model.parameters()) and each "
+    "update's lr from the schedule below:"
+)
 TRACKING_FILE = "tracking.csv"
 
 Say = Callable[[str], None]
@@ -403,7 +407,7 @@ def _in_a_script(point: Point) -> str:
     """Comments of a recipe that say what its optimizer is in a script of one's own."""
     found = counterpart(point.optimizer, point.settings, point.base_lr)
     exact = ours(point.optimizer, point.settings, point.base_lr).call
-    lines = ["In a script of your own, with params = list(model.parameters()):", found.call]
+    lines = [IN_A_SCRIPT, found.call]
     lines += found.sentences
     if found.difference:
         lines.append(f"Exactly the same, in any case: {exact}")

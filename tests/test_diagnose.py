@@ -20,6 +20,7 @@ from tunewright.search.diagnose import diagnose, plan_of, updates_of
 from tunewright.search.errors import UserError
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.procedure.group import diagnosis_of
+from tunewright.search.rules.optimizers import counterpart
 from tunewright.search.run import run_study
 from tunewright.search.show.report import write_report
 from tunewright.search.show.tables import diagnosis_plan_table, diagnosis_table
@@ -110,7 +111,10 @@ def test_the_recipe_is_a_study_that_trains_what_was_adopted(whole, tmp_path):
     (trial,) = run_study(recipe, results=tmp_path, **QUIET)
     assert trial.point.configuration == winner.point.configuration
     assert recipe.updates(trial.point) == winner.updates
-    first = (folder / "recipe.toml").read_text().splitlines()[0]
+    first, *lines = (folder / "recipe.toml").read_text().splitlines()
+    own = counterpart(winner.point.optimizer, winner.point.settings, winner.point.base_lr)
+    assert f"# {own.call}" in lines
+    assert f"# {own.distance}" in lines
     assert first.startswith("# val_loss ")
     assert "fresh seeds" in first
     assert tomllib.loads((folder / "recipe.toml").read_text())["question"] == (

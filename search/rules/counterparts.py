@@ -49,14 +49,17 @@ class Counterpart:
     def distance(self) -> str:
         """How far it is from what trained here, as a sentence."""
         if self.once or self.each:
-            return f"With this line it is {_away(self.away)}; else {_away(self.without)}."
-        return f"It is {_away(self.away)}."
+            return f"With this line: {_away(self.away)}; without it: {_away(self.without)}."
+        return _away(self.away).capitalize() + "."
 
 
 def _away(share: float) -> str:
     if share == 0:
-        return "equal, but for rounding"
-    return f"{share:.1%} away after 100 updates of a small network, at the rule's defaults"
+        return "the same as what trained here, but for rounding"
+    return (
+        f"{share:.1%} away from what trained here after 100 updates of a small network, at the "
+        "rule's defaults"
+    )
 
 
 def call_of(name: str, lr: float, arguments: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ SETTINGS = [  # none a default; and none at all
     {"momentum": 0.0, "rho": 0.5, "beta1": 0.0, "beta2": 0.5, "epsilon": 0.1, "weight_decay": 0.0},
     {},
 ]
+SAME = "The same as what trained here, but for rounding."
 INEXACT = ("rmsprop", "nadam")
 
 
@@ -146,10 +147,12 @@ def test_the_sentences_say_what_the_fields_do():
         "torch corrects ε for bias: in early updates its is smaller, √(1 − β₂ⁿ) ε.",
         "Before update n = 1, 2, …: "
         "optimizer.param_groups[0]['eps'] = 1e-08 / (1 - 0.999 ** n) ** 0.5",
-        "With this line it is equal, but for rounding; else 0.6% away after 100 updates of a "
-        "small network, at the rule's defaults.",
+        "With this line: the same as what trained here, but for rounding; without it: 0.6% away "
+        "from what trained here after 100 updates of a small network, at the rule's defaults.",
     ]
-    assert counterpart("adamw", {}, 0.1).sentences == ["It is equal, but for rounding."]
+    assert counterpart("adamw", {}, 0.1).sentences == [
+        "The same as what trained here, but for rounding."
+    ]
     assert counterpart("lion", {"beta1": 0.8}, 0.1).call == (
         "tunewright.search.rules.torch_optimizers.make('lion', params, "
         "{'beta1': 0.8, 'beta2': 0.99, 'weight_decay': 0.0}, lr=0.1)"
@@ -175,4 +178,4 @@ def test_the_sentences_say_what_the_fields_do():
 def test_an_optimizer_of_torch_is_its_own_call(name, settings, call):
     found = counterpart(name, settings, 0.1)
     assert found.call == call
-    assert found.sentences == ["It is equal, but for rounding."]
+    assert found.sentences == [SAME]

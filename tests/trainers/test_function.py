@@ -122,6 +122,21 @@ def test_a_function_trains_as_a_workload_does(optimizer, clipping, trained):
     assert_equal(trained(main, point), by_the_study(point))
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "settings"),
+    [
+        ("torch.optim.AdamW", {"beta1": 0.8, "amsgrad": True}),
+        ("torch.optim:SGD", {"momentum": 0.9, "nesterov": True}),
+        ("own_optimizers.Signs", {"steps": 2}),
+    ],
+)
+def test_a_function_trains_with_an_optimizer_of_torch_as_a_workload_does(
+    optimizer, settings, trained
+):
+    point = dataclasses.replace(POINT, optimizer=optimizer, base_lr=0.01, settings=settings)
+    assert_equal(trained(main, point), by_the_study(point))
+
+
 def test_a_torch_optimizer_of_the_users_own_trains_as_the_rule_it_is(trained):
     def own(run, model):
         return run.watch(torch.optim.SGD(model.parameters(), lr=17.0, momentum=0.9))
