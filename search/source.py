@@ -27,8 +27,9 @@ def make_folder_importable() -> None:
 
 
 def import_module(module_name: str, place: str) -> ModuleType:
-    """A module; the working directory is importable. Raises UserError, which begins with `place`,
-    if it cannot be imported, whatever it raises.
+    """Import a module; the working directory is importable.
+
+    Raises UserError, which begins with `place`, if it cannot be imported, whatever it raises.
     """
     make_folder_importable()
     try:
@@ -60,8 +61,9 @@ def find_module(module_name: str) -> ModuleSpec | None:
 
 
 def _spec(name: str, places: Sequence[str] | None) -> ModuleSpec | None:
-    """What Python's own finders say of a module; also None if the finder would have to import the
-    parent package.
+    """What Python's own finders say of a module.
+
+    Also None if the finder would have to import the parent package.
     """
     for finder in sys.meta_path:
         with suppress(Exception):  # a KeyError of PathFinder, or whatever a foreign finder raises
@@ -89,8 +91,9 @@ def parsed(spec: ModuleSpec | None) -> ast.Module | None:
 
 
 def parameters_of(own: ast.arguments) -> list[Parameter]:
-    """The parameters of a signature: defaults as values where they are literals, and otherwise
-    UNREAD; annotations as text.
+    """The parameters of a signature.
+
+    A default is its value if it is a literal, and otherwise UNREAD; an annotation is a text.
     """
     positional = [
         *((one, Parameter.POSITIONAL_ONLY) for one in own.posonlyargs),

@@ -67,8 +67,9 @@ def other_optimizers(case: Case) -> list[Arm]:
 
 
 def _settings(study: Study, optimizer: str) -> Mapping[str, Any]:
-    """An optimizer's own hyperparameters: what the study fixes of them, and the rule's defaults;
-    those of one of torch are left to it.
+    """An optimizer's own hyperparameters: what the study fixes of them, and the rule's defaults.
+
+    The defaults of an optimizer of torch are left to it.
     """
     axes = study.axes(optimizer) if optimizer in study.optimizers else {}
     fixed = {

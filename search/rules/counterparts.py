@@ -90,7 +90,7 @@ def momentum(own: Settings, lr: float) -> Counterpart:
 
 
 def nesterov(own: Settings, lr: float) -> Counterpart:
-    """Torch refuses it without momentum, where it is SGD."""
+    """Of Nesterov's momentum; without momentum torch refuses it, and it is SGD."""
     if own["momentum"] == 0:
         return sgd(own, lr)
     return Counterpart(
@@ -99,7 +99,9 @@ def nesterov(own: Settings, lr: float) -> Counterpart:
 
 
 def rmsprop(own: Settings, lr: float) -> Counterpart:
-    """With eps = c √ε, torch's denominator √v + c √ε is between c and √(1 + c²) times √(v + ε), at
+    """Of RMSProp, with the eps that is never far off, and v started at 1.
+
+    With eps = c √ε, torch's denominator √v + c √ε is between c and √(1 + c²) times √(v + ε), at
     every v. Both are as far from 1 at c = 3/4: 25 %.
     """
     arguments = {"alpha": own["rho"], "eps": 0.75 * own["epsilon"] ** 0.5}
@@ -127,7 +129,10 @@ def rmsprop(own: Settings, lr: float) -> Counterpart:
 
 
 def _set_epsilon(own: Settings) -> str:
-    """Torch's denominator is √v/√(1−β₂ⁿ) + eps, that of the rules (√v + ε)/√(1−β₂ⁿ)."""
+    """The statement that undoes the correction of ε.
+
+    Torch's denominator is √v/√(1−β₂ⁿ) + eps, that of the rules (√v + ε)/√(1−β₂ⁿ).
+    """
     epsilon, beta2 = own["epsilon"], own["beta2"]
     return f"optimizer.param_groups[0]['eps'] = {epsilon!r} / (1 - {beta2!r} ** n) ** 0.5"
 
@@ -143,8 +148,10 @@ def adam(own: Settings, lr: float) -> Counterpart:
 
 
 def nadam(own: Settings, lr: float) -> Counterpart:
-    """Where momentum_decay is so large that 0.96^momentum_decay is 0, torch's momentum is β₁ in
-    every update, as here.
+    """Of NAdam, with a momentum that does not grow.
+
+    Where momentum_decay is so large that 0.96^momentum_decay is 0, torch's momentum is β₁ in every
+    update, as here.
     """
     betas = (own["beta1"], own["beta2"])
     arguments = {"betas": betas, "eps": own["epsilon"], "momentum_decay": 1e4}

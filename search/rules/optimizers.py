@@ -372,8 +372,9 @@ def is_of_torch(name: str) -> bool:
 
 
 def state_of(name: str) -> Mapping[str, float]:
-    """The state that rows of a stack hold of an optimizer, as `Rule.state`; one of torch holds its
-    own.
+    """The state that rows of a stack hold of an optimizer, as `Rule.state`.
+
+    None of one of torch, which holds its own.
     """
     return {} if is_of_torch(name) else RULES[name].state
 
@@ -381,10 +382,9 @@ def state_of(name: str) -> Mapping[str, float]:
 def coefficients(
     optimizer: str, settings: Mapping[str, float], learning_rates: Table
 ) -> dict[str, Table]:
-    """The coefficients of every update by name, each [T], in float64; of an optimizer of torch its
-    learning rate, `eta`, alone.
+    """The coefficients of every update by name, each [T], in float64.
 
-    Raises KeyError for an unknown one.
+    Of an optimizer of torch `eta` alone, its learning rate. Raises KeyError for an unknown one.
     """
     if is_of_torch(optimizer):
         return {"eta": learning_rates}

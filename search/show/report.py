@@ -213,9 +213,7 @@ def _counts(trials: Sequence[Trial]) -> str:
 
 
 def _counterparts(summaries: Iterable[GroupSummary]) -> Iterator[tuple[str, Counterpart]]:
-    """The optimizer of each group's best point for a script of one's own: the group, its code, and
-    what is to say of it.
-    """
+    """By group, the optimizer of its best point for a script of one's own."""
     for row in summaries:
         if row.best_point:
             point = row.best_point

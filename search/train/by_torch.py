@@ -30,8 +30,9 @@ class ByTorch:
         self._python = self._python_state()
 
     def step(self, rate: float, gradients: Mapping[str, Tensor], without: Collection[str]) -> None:
-        """One update at a learning rate, by gradients of shape [1, *shape] each; parameters
-        `without` a gradient get none.
+        """One update at a learning rate, by gradients of shape [1, *shape] each.
+
+        Parameters `without` a gradient get none, and rest.
         """
         for name, parameter in self._parameters.items():
             parameter.grad = None if name in without else gradients[name][0]
@@ -61,8 +62,9 @@ class ByTorch:
         return torch.frombuffer(bytearray(content.getvalue()), dtype=torch.uint8)
 
     def restore(self, state: Tensor) -> None:
-        """Put back what `state` returned. Raises ValueError if it is of another optimizer, or holds
-        more than tensors and plain values.
+        """Put back what `state` returned.
+
+        Raises ValueError if it is another optimizer's, or has more than tensors and plain values.
         """
         content = io.BytesIO(state.numpy().tobytes())
         try:

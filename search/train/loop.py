@@ -475,8 +475,9 @@ class _Loop:
         return [Gate(clip_norm_K1, clip_z_K1, share_K1) for clip_z_K1, share_K1 in each]
 
     def _columns(self, rows: Sequence[int], steps: int) -> dict[str, Sequence[Tensor]]:
-        """The coefficients of the next updates of rows of one optimizer, by name, [K, 1] each; of
-        one of torch on the host, in float64, as Python's numbers are.
+        """The coefficients of the next updates of rows of one optimizer, by name, [K, 1] each.
+
+        Those of an optimizer of torch stay on the host in float64, as Python's numbers are.
         """
         first = self.slots[rows[0]]
         tables = {
