@@ -762,18 +762,22 @@ class Study(_Strict):
         else:
             faults = [(name, f"is no setting: {why}") for name, why in NO_SETTINGS.items()]
             faults = [(name, fault) for name, fault in faults if name in given]
-        for name, fault in faults:
+        for name, fault in faults or self._faults_of_values(given):
             yield f"{key}.{name}", fault
+
+    @staticmethod
+    def _faults_of_values(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Settings of an optimizer of torch out of reach, or no numbers where rules have numbers.
+
+        A text for momentum could not be compared with another optimizer's.
+        """
         for name, values in given.items():
-            numbers = [one for one in values_of(values) if not _in_reach(one)]
-            if numbers:
-                yield (
-                    f"{key}.{name}",
-                    f"must lie between {SMALLEST:g} and {LARGEST:g}, got {quote(numbers[0])}",
-                )
-            of_numbers = name in HYPERPARAMETERS and HYPERPARAMETERS[name].choices is None
-            if constructor is None and of_numbers and not all(map(is_number, values_of(values))):
-                yield f"{key}.{name}", f"must be a number, got {quote(values)}"
+            for value in values_of(values):
+                if not _in_reach(value):
+                    reach = f"{SMALLEST:g} and {LARGEST:g}"
+                    yield name, f"must lie between {reach}, got {quote(value)}"
+                elif name in HYPERPARAMETERS and not isinstance(value, bool | int | float):
+                    yield name, f"must be a number, got {quote(value)}"
 
     def _problems_of(self, optimizer: str) -> Iterator[tuple[str, str]]:
         if is_of_torch(optimizer):

@@ -87,6 +87,7 @@ def _check_optimizers(study: Study) -> None:
     for points in settings.values():
         first, *_ = [ByTorch(model, point) for point in points]
         first.try_update()
+    reload_edited_modules(study.code_paths)  # remembers the files that were just imported
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """Optimizers of torch in study files: how they are named, and what is refused."""
 
+import importlib
 import re
 import subprocess
 import sys
 
 import cloudpickle
 import pytest
-from examples import parse
+from examples import WORKLOAD, parse
 
 from tunewright.search.errors import UserError
 from tunewright.search.procedure.arms import other_optimizers
@@ -15,6 +16,7 @@ from tunewright.search.show.advice import advise
 from tunewright.search.study.pinned import pin
 from tunewright.search.study.sampling import next_points, plan
 from tunewright.search.study.study import Range, schema
+from tunewright.search.trainers.tryout import check_studies
 
 ADAMW, OWN = "torch.optim.AdamW", "own_optimizers:Signs"
 LR = {"low": 1e-4, "high": 0.1, "log": True}
@@ -158,8 +160,24 @@ def test_diagnose_tries_a_rule_beside_one_and_one_beside_a_rule():
 
 def test_a_study_with_one_is_read_without_torch():
     program = (
-        "import sys; from examples import parse; "
+        "import sys; from examples import WORKLOAD, parse; "
         f"parse(space__optimizer={{{ADAMW!r}: {{'base_lr': 0.1, 'eps': 0.1}}}}); "
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd="tests")
+
+
+def test_a_class_that_was_edited_is_imported_anew(tmp_path, monkeypatch):
+    """In one process, as in a notebook: the next run takes the class as it is now."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "line.py").write_text(WORKLOAD)
+    source = (
+        "import torch\nclass Own(torch.optim.SGD):\n"
+        "    def __init__(self, params, lr=0.1, {}=1):\n        super().__init__(params, lr=lr)\n"
+    )
+    for name in ("first", "second_one"):
+        (tmp_path / "edited_optimizer.py").write_text(source.format(name))
+        importlib.invalidate_caches()
+        own = {"edited_optimizer.Own": {"base_lr": 0.1, name: 3}}
+        check_studies([study(own, workload="line:make", objective="val_loss")])
