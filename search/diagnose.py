@@ -38,7 +38,7 @@ from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
 from .rules.counterparts import ours
-from .rules.optimizers import counterpart
+from .rules.optimizers import counterpart, is_of_torch
 from .run import RESULTS, Then, run_studies
 from .signals import defer_signals
 from .store.files import atomic, checkpoint_path
@@ -338,6 +338,8 @@ def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
         f"The largest eigenvalue of the training loss's Hessian, λ₁, is {at_start} before "
         f"training and {at_best} at the best checkpoint of plain training"
     )
+    if math.isnan(curvature.limit_at_start) and is_of_torch(found.group.optimizer):
+        return f"{words}. What limit it sets for {found.group.optimizer} is not known."
     if math.isnan(curvature.limit_at_start):
         return (
             f"{words}. For {found.group.optimizer} it sets no limit: the preconditioned Hessian "

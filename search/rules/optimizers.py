@@ -29,6 +29,7 @@ Algorithms", arXiv 2302.06675.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -334,6 +335,15 @@ def add(rule: Rule) -> Rule:
 _LIKE_ADAM = ("Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop")
 
 
+def _max_stable_lr_of_torchs_sgd(own: Mapping[str, float], curvature: float) -> float:
+    """That of the rule that it is; nan with dampening or weight decay, which is none."""
+    if own["dampening"] or own["weight_decay"]:
+        return math.nan
+    rule = RULES["nesterov" if own.get("nesterov") else "momentum"]
+    assert rule.max_stable_lr is not None  # its row
+    return rule.max_stable_lr({"momentum": own["momentum"]}, curvature)
+
+
 def optimizer_of(name: str) -> Optimizer:
     """What a study must know of an optimizer: a row of RULES, or one of torch by its import path.
 
@@ -342,13 +352,14 @@ def optimizer_of(name: str) -> Optimizer:
     """
     if name in RULES or not is_import_path(name):
         return RULES[name]
-    is_like_adam = module_and_class(name)[1] in _LIKE_ADAM
-    constructor = read_constructor(name)
+    place = module_and_class(name)
+    is_like_adam, constructor = place[1] in _LIKE_ADAM, read_constructor(name)
     return Optimizer(
         name=name,
         defaults={} if constructor is None else constructor.defaults,
         family="adam" if is_like_adam else name,
         alternative=_TRY_MOMENTUM if is_like_adam else _TRY_ADAM,
+        max_stable_lr=_max_stable_lr_of_torchs_sgd if place == ("torch.optim", "SGD") else None,
     )
 
 

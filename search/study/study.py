@@ -40,7 +40,6 @@ from ..errors import UserError
 from ..rules.constructors import (
     NO_SETTINGS,
     Constructor,
-    is_import_path,
     module_and_class,
     read_constructor,
 )
@@ -294,7 +293,7 @@ class _ByName(_Strict):
     def _apart(cls, tables: Any) -> Any:
         if not isinstance(tables, dict):
             return tables
-        paths = {name: table for name, table in tables.items() if is_import_path(str(name))}
+        paths = {name: table for name, table in tables.items() if is_of_torch(str(name))}
         others = {name: table for name, table in tables.items() if name not in paths}
         return {**others, OF_TORCH: paths} if paths else others
 

@@ -345,6 +345,18 @@ def test_a_valley_without_walls_has_no_limit_and_adaptive_rules_are_not_bounded_
     assert math.isnan(stability_limit(optimizer, {}, 4.0)) == adaptive
 
 
+def test_torchs_sgd_has_the_limit_of_the_rule_that_it_is():
+    own = {"momentum": 0.8}
+    limits = stability_limit("torch.optim.SGD", own, 4.0), stability_limit("momentum", own, 4.0)
+    assert limits[0] == limits[1]
+    assert stability_limit("torch.optim:SGD", {}, 4.0) == stability_limit("sgd", {}, 4.0)
+    nesterov = stability_limit("torch.optim.SGD", {**own, "nesterov": True}, 4.0)
+    assert nesterov == stability_limit("nesterov", own, 4.0)
+    for others in ({"weight_decay": 0.1}, {"dampening": 0.5}):
+        assert math.isnan(stability_limit("torch.optim.SGD", own | others, 4.0))
+    assert math.isnan(stability_limit("torch.optim.AdamW", {}, 4.0))
+
+
 def test_an_unknown_rule_is_refused():
     with pytest.raises(KeyError):
         stability_limit("sdg", {}, 1.0)
