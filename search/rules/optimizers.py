@@ -354,12 +354,14 @@ def optimizer_of(name: str) -> Optimizer:
         return RULES[name]
     place = module_and_class(name)
     is_like_adam, constructor = place[1] in _LIKE_ADAM, read_constructor(name)
+    is_sgd = place == ("torch.optim", "SGD")
+    defaults = constructor.defaults if constructor else {}
     return Optimizer(
         name=name,
-        defaults={} if constructor is None else constructor.defaults,
+        defaults=defaults,
         family="adam" if is_like_adam else name,
         alternative=_TRY_MOMENTUM if is_like_adam else _TRY_ADAM,
-        max_stable_lr=_max_stable_lr_of_torchs_sgd if place == ("torch.optim", "SGD") else None,
+        max_stable_lr=_max_stable_lr_of_torchs_sgd if is_sgd else None,
     )
 
 
