@@ -28,6 +28,7 @@ from .constructors import (
     is_import_path,
     module_and_class,
 )
+from .counterparts import call_of
 from .optimizers import RULES, Columns
 
 SMALL = 2**16  # numbers of a parameter, up to which starting an operation costs as much as doing it
@@ -53,10 +54,8 @@ def make(name: str, params: Iterable[Any], settings: Mapping[str, Any], lr: floa
     try:
         optimizer: Optimizer = kind(params, **rate, **given)
     except Exception as error:
-        said = "".join(f", {argument}={value!r}" for argument, value in given.items())
-        raise UserError(
-            f"optimizer {name}: {name}(params, lr={lr:g}{said}) raised {describe_error(error)}"
-        ) from error
+        call = call_of(".".join(module_and_class(name)), lr, given)
+        raise UserError(f"optimizer {name}: {call} raised {describe_error(error)}") from error
     if not all("lr" in group for group in optimizer.param_groups):
         raise UserError(
             f"optimizer {name}: has no lr in its param_groups, which a schedule could set"

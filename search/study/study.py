@@ -756,6 +756,7 @@ class Study(_Strict):
         if constructor := self.constructors[optimizer]:
             if constructor.refusal:
                 yield key, constructor.refusal
+                return
             faults = list(constructor.faults(given))
             faults += [(name, "is required") for name in constructor.missing(given)]
         else:
