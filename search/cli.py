@@ -69,9 +69,13 @@ def _try_workload(study: Study, time: bool) -> tuple[list[Advice], dict[int, flo
     is tried for `time`, or where its source alone does not show that it can be made: only then is
     torch imported.
     """
+    from .study.command import check_command
     from .workload.factory import argument_sets, takes_arguments
 
     if study.imported:
+        return [], None
+    if study.command:
+        check_command(study)
         return [], None
     arguments = next(argument_sets(study))
     is_plain = None not in study.constructors.values()
@@ -269,10 +273,12 @@ def _diagnose(options: argparse.Namespace) -> int:
     from .diagnose import diagnose, plan_of
     from .show.report import write_report
     from .show.tables import diagnosis_plan_table, diagnosis_table, print_table
+    from .study.command import refuse_undiagnosable
     from .trainers.tryout import check_studies, seconds_per_step
 
     _quiet_optuna()
     study = _load_study(options.study)
+    refuse_undiagnosable(study)
     check_studies([study])
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
     pool = _pool_options(options)

@@ -235,7 +235,7 @@ class Trial:
 
     best_value     best finite value of the objective over the whole run (S3); inf if there is none
     best_step      updates done when it was measured
-    initial_value  the objective of the untrained model
+    initial_value  the objective of the untrained model; nan if it was not evaluated
     last_loss      last finite training loss; nan if there is none
     clip_fraction  share of updates whose gradient was clipped, by clip_norm or clip_z (R17)
     seconds        wall time of training, evaluation included
@@ -311,13 +311,16 @@ class Trial:
             pick = np.argmax if maximize else np.argmin
             best = finite[pick(values[finite])]
             best_value, best_step = float(values[best]), int(curve.eval_step[best])
+        initial_value = math.nan
+        if len(values) and curve.eval_step[0] == 0:  # a log may begin with a later one
+            initial_value = float(values[0])
         return cls(
             point=point,
             verdict=verdict,
             curve=curve,
             best_value=best_value,
             best_step=best_step,
-            initial_value=float(values[0]) if len(values) else math.nan,
+            initial_value=initial_value,
             last_loss=float(finite_loss[-1]) if len(finite_loss) else math.nan,
             clip_fraction=float(np.mean(clipped)) if len(clipped) else 0.0,
             seconds=seconds,

@@ -63,7 +63,7 @@ def refused(arguments, words, capsys, before=None):
     assert status == 2, message
     assert all(word in message for word in words), message
     assert "Traceback" not in message
-    assert len(message) < 6000
+    assert len(message) < 7000
     assert seconds < SECONDS
     assert tree() == before
 

@@ -33,7 +33,8 @@ from ..study.study import Study
 from ..train.audit import StackingError
 from ..train.choose import choose
 from ..train.execution import ALONE, Engine, Traces
-from ..train.loop import Keeper, Trained, train
+from ..train.loop import Trained, train
+from ..trainers.command import RUNS, train_by_command
 from ..trainers.function import train_by_function
 from ..trainers.watched import MisuseError
 from ..trial import EMPTY_CURVE, Point, Trial
@@ -126,8 +127,9 @@ def measure(
     trial's.
     """
     torch.set_num_threads(1)
-    if study.train:
-        return replace(ALONE, measured=True, reason="its function trains one after the other")
+    if study.train or study.command:
+        reason = f"its {'function' if study.train else 'command'} trains one after the other"
+        return replace(ALONE, measured=True, reason=reason)
     try:
         workload, traces = _cached_workload(study, points)
         return choose(study, workload, points, workers, cores, device, traces, compiled, slots)
@@ -202,7 +204,7 @@ def post_points(task: Task) -> Iterator[Point]:
 
 
 def _train(
-    study: Study, points: list[Point], engine: Engine, device: str, keeper: Keeper
+    study: Study, points: list[Point], engine: Engine, device: str, keeper: _InboxKeeper
 ) -> Iterator[Trained]:
     """Train what comes next: all points in a stack, or the first of them alone.
 
@@ -210,6 +212,10 @@ def _train(
     """
     if study.train:
         yield from train_by_function(study, points[:1], device, keeper)
+    elif study.command:
+        stem = name_of(points[0])
+        run_dir, state = keeper.inbox.parent / RUNS / stem, saved_state(keeper.inbox, stem)
+        yield train_by_command(study, points[0], run_dir, state, device, keeper, engine.threads)
     elif engine.execution.builds_anew:
         yield from train(study, _load(study, points), points[:1], engine, device, keeper)
     else:

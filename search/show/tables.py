@@ -265,15 +265,18 @@ def diagnosis_plan_table(
     table = Table(
         box=box.SIMPLE_HEAD, title="At most", title_justify="left", caption_justify="left"
     )
-    table.caption = (
-        "Time: one core, one trial after the other. A healthy group stops after the confirmation."
-    )
-    for column in ("group", "step", "trainings", "updates", "time"):
+    table.caption = "A healthy group stops after the confirmation."
+    columns = ["group", "step", "trainings", "updates"]
+    if seconds:
+        table.caption = f"Time: one core, one trial after the other. {table.caption}"
+        columns.append("time")
+    for column in columns:
         table.add_column(column, justify="left" if column in ("group", "step") else "right")
     for group, rows in plan.items():
         for i, (step, trainings, updates) in enumerate(rows):
-            time = _duration(updates * seconds[group.batch_size])
-            cells = (group.label if i == 0 else "", step, str(trainings), str(updates), time)
+            cells = [group.label if i == 0 else "", step, str(trainings), str(updates)]
+            if seconds:
+                cells.append(_duration(updates * seconds[group.batch_size]))
             table.add_row(*(Text(cell) for cell in cells))
     return table
 
@@ -376,11 +379,14 @@ def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None
 
     It has the estimated time, too, if the seconds of an update are given by batch size.
     """
+    caption = "Time: one core, no trial stopped early." if seconds_per_step else NOT_TRIED
+    if study.command:
+        caption = "A command is not timed: it trains as long as it does."
     table = Table(
         box=box.SIMPLE_HEAD,
         title=f"{study.name}: {study.question}" if study.question else study.name,
         title_justify="left",
-        caption="Time: one core, no trial stopped early." if seconds_per_step else NOT_TRIED,
+        caption=caption,
         caption_justify="left",
     )
     times = ["time"] if seconds_per_step else []

@@ -27,6 +27,8 @@ def pin(
     )
     document: dict[str, object] = {
         **{name: getattr(origin, name) for name in origin.source_keys},
+        "log": origin.log and origin.log.model_dump(exclude_defaults=True),
+        "timeout": origin.timeout,
         "workload_args": dict(point.workload_args),
         "objective": origin.objective,
         "maximize": origin.maximize if "maximize" in origin.model_fields_set else None,

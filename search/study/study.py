@@ -47,6 +47,7 @@ from ..rules.hyperparameters import HYPERPARAMETERS, is_number, of_kind
 from ..rules.optimizers import RULES, is_of_torch
 from ..rules.schedule import SHAPES, applies, longest_warmup, orders_of_magnitude, total_steps
 from ..trial import COMMON, Group, Point
+from .command import problems_of_command
 from .samplers import SAMPLERS, Sampler
 
 # What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is
@@ -69,14 +70,17 @@ SMALLEST, LARGEST = 1e-30, 1e30
 # A key of so many parts, which no study has: what Python's parser needs for it grows with their
 # square.
 DEEP_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){64}""")
+MOST_SECONDS = 1e9  # of a timeout: thirty years
+MOST_WORDS = 1_000  # of a command
 MOST_LINES = 20  # of a message, a mistake each
 SHOWN_NAMES = 10  # of the hyperparameters that a message lists
 SHOWN = 80  # characters of a value in a message
 
 # Keys of what trains a study, or of where its trials come from: a file has one of them.
-SOURCES = ("workload", "train", "imported")
+SOURCES = ("workload", "train", "command", "imported")
 # keys that say how a workload is trained, which a user's own training decides by itself
 OF_WORKLOADS = ("accumulation", "precision")
+OF_COMMANDS = ("log", "timeout")
 
 RESULT_COLUMNS = (
     *("number", "verdict", "instability", "onset_step", "best_value", "delta", "best_step"),
@@ -341,6 +345,38 @@ Argument = Annotated[
 ]
 
 
+def _word(word: str) -> str:
+    if "\0" in word:
+        raise ValueError("must not hold a null character")
+    return word
+
+
+class CommandLog(_Strict):
+    """The log that a command writes, a CSV file or one of JSON lines: its place and its columns."""
+
+    path: Annotated[str, AfterValidator(_word)] = Field(
+        description="Begins with {run_dir}/; placeholders as in `command`"
+    )
+    step: str = Field("step", description="Column of the update's number")
+    loss: str = Field(description="Column of the training loss")
+    grad_norm: str | None = Field(
+        None, description="Column of the gradient's global L2 norm before clipping, if there is one"
+    )
+    metrics: tuple[str, ...] = Field(
+        (), description="Columns of metrics besides the objective, which has the column of its name"
+    )
+
+    @field_validator("path", mode="after")
+    @classmethod
+    def _in_run_dir(cls, path: str) -> str:
+        if not path.startswith("{run_dir}/"):
+            raise ValueError(
+                f"must begin with {{run_dir}}/: each trial needs a log of its own, got "
+                f"{quote(path)}"
+            )
+        return path
+
+
 class Study(_Strict):
     """A validated study file. `name` is the file's stem."""
 
@@ -352,6 +388,22 @@ class Study(_Strict):
     train: str = Field(
         "",
         description="Or import path of a function, package.module:function, that trains by itself",
+    )
+    command: Annotated[
+        tuple[Annotated[str, AfterValidator(_word)], ...],
+        _of_length(1, MOST_WORDS),
+        Field(json_schema_extra={"minItems": 1, "maxItems": MOST_WORDS}),
+    ] = Field(
+        (),
+        description="Or a program that trains, and its arguments, with placeholders as {base_lr}",
+    )
+    log: CommandLog | None = Field(
+        None,
+        description="Of a `command`: the log that it writes; without one, its program calls "
+        "tunewright.current_run()",
+    )
+    timeout: Annotated[float, Field(gt=0, le=MOST_SECONDS), NUMBER] | None = Field(
+        None, description="Of a `command`: seconds after which it is ended, and its trial a crash"
     )
     imported: str = Field(
         "", description="Or where the trials come from, none of which was trained here"
@@ -662,12 +714,16 @@ class Study(_Strict):
         yield from mistakes
         if self.optimizers and not mistakes:
             yield from self._too_many()
+            yield from problems_of_command(self)
 
     def _idle_keys(self) -> Iterator[tuple[str, str]]:
-        """Keys that a user's own training decides by itself."""
+        """Keys that say nothing of what trains here."""
         for name in OF_WORKLOADS:
             if not self.workload and getattr(self, name) != Study.model_fields[name].default:
                 yield name, "is for a `workload`: here your own training decides it"
+        for name in OF_COMMANDS:
+            if not self.command and getattr(self, name) is not None:
+                yield name, "is for a `command`"
 
     def _shadowing(self) -> Iterator[tuple[str, str]]:
         """Arguments of the workload named like something else in the same tables."""
@@ -944,7 +1000,10 @@ def parse_study(document: Mapping[str, Any], name: str, place: str, source: str 
 def _mistakes_of_sources(named: list[str]) -> Iterator[str]:
     """Whether a file says once what trains, or where its trials come from."""
     if not named:
-        yield "workload: is required, or `train`, a function that trains by itself"
+        yield (
+            "workload: is required, or `train`, a function that trains by itself, or `command`, a "
+            "program that does"
+        )
     if len(named) > 1:
         yield f"{named[1]}: cannot stand beside {named[0]}: a study has one of them"
 
@@ -995,8 +1054,9 @@ def _unknown_key(keys: list[str]) -> str:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
             known = [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
-        case ["figure"]:
-            known = list(Figure.model_fields)
+        case ["figure" | "log" as table]:
+            models: dict[str, type[_Strict]] = {"figure": Figure, "log": CommandLog}
+            known = list(models[table].model_fields)
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)

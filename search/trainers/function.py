@@ -37,12 +37,17 @@ def load_function(study: Study) -> Callable[[Run], object]:
         raise UserError(
             f"train: {study.train} must be a function of one argument, `run`: {error}"
         ) from error
+    refuse_hidden_arguments(study)
+    return function
+
+
+def refuse_hidden_arguments(study: Study) -> None:
+    """Raise UserError for an argument of [workload_args] that `run` would hide."""
     for name in study.workload_args:
         if hasattr(Run, name) or name in Run.__annotations__:
             raise UserError(
                 f"workload_args.{name}: is also an attribute of `run`; rename the argument"
             )
-    return function
 
 
 def train_by_function(

@@ -14,6 +14,7 @@ from torch import nn
 from ..errors import UserError, describe_error
 from ..rules.optimizers import is_of_torch
 from ..signals import STOPS
+from ..study.command import check_command
 from ..study.sampling import some_points
 from ..study.study import Study
 from ..threads import torch_threads
@@ -28,7 +29,7 @@ from ..workload.workload import (
     load_workload,
     reload_edited_modules,
 )
-from .function import load_function, train_by_function
+from .function import load_function, refuse_hidden_arguments, train_by_function
 
 CHECKED_POINTS = 100  # at which optimizers of torch are made before a study runs
 WARM_UP_STEPS = 5  # of a first trial, which nobody times
@@ -38,19 +39,24 @@ TINY = 1e-12  # a base LR at which nothing moves
 def check_studies(studies: Sequence[Study]) -> None:
     """Try what the studies train. Raises UserError naming the study and what is wrong.
 
-    Every method of a workload is called once. A function is only imported: it trains whole trials.
+    Every method of a workload is called once. A function, which trains whole trials, is only
+    imported, and the program of a command is only looked for.
     """
     reload_edited_modules(path for study in studies for path in study.code_paths)
     for study in studies:
+        if study.command:
+            check_command(study)
         with _as_user_error(study):
             if study.imported:
                 raise UserError(
                     f"imported: its trials come from {study.imported}; to train more, copy the "
-                    "file and name a workload or a function instead"
+                    "file and name a workload, a function or a command"
                 )
+            if study.command and not study.log:
+                refuse_hidden_arguments(study)
             if study.train:
                 load_function(study)
-            else:
+            elif study.workload:
                 _check_workloads(study)
             _check_optimizers(study)
 
@@ -113,8 +119,11 @@ def _as_user_error(study: Study) -> Iterator[None]:
 def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
     """Measured seconds of one update of one trial, evaluation included, by batch size.
 
+    Empty of a command, which trains as long as it does.
     Of a function, what it does before its first update counts as little as it can be told apart.
     """
+    if study.command:
+        return {}
     every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every)}
     whole = study.model_copy(update=every | {"prepend_warmup": False, "stop_after": None})
     short = whole.model_copy(update={"max_train_steps": WARM_UP_STEPS, "evaluations": 1})

@@ -1,8 +1,20 @@
 """The installed package: library `tunewright.search`, reference workloads `tunewright.models`.
 
-This folder holds what belongs to neither. pyproject.toml says which folder becomes which package.
+This folder holds what belongs to neither, and the names that a user's own training asks for.
+pyproject.toml says which folder becomes which package.
 """
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
 __version__ = version("tunewright")
+_HOMES = {"current_run": "trainers.current"}  # names, and their modules in `tunewright.search`
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: that of torch takes seconds."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"tunewright.search.{_HOMES[name]}"), name)
