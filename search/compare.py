@@ -98,6 +98,12 @@ class Settings:
         return f"{self.study.name}, batch size {self.point.batch_size}, trial {self.point.number}"
 
     def workload(self) -> Workload:
+        """Raises UserError for a study without one."""
+        if not self.study.workload:
+            raise UserError(
+                f"{self.study.name}: {self.study.source_keys[0]}: only a `workload` can be "
+                "compared with a baseline, whose checkpoint it evaluates"
+            )
         return load_workload(self.study.workload, self.point.workload_args)
 
 

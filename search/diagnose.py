@@ -45,6 +45,7 @@ from .store.files import atomic, checkpoint_path
 from .store.places import STEPS
 from .store.results import Results, write_diagnosis
 from .store.storage import create_store
+from .study.command import refuse_undiagnosable
 from .study.pinned import pin
 from .study.sampling import next_points
 from .study.study import Study
@@ -89,6 +90,7 @@ def diagnose(
     before anything is trained if the study, its workload or the budget will not do; UnfinishedError
     if a run crashed.
     """
+    refuse_undiagnosable(study)
     check_studies([study])
     sweep = sweep_of(study)
     cost = updates_of(sweep)

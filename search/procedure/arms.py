@@ -52,10 +52,13 @@ def base_lrs_of(case: Case, reference: Reference) -> tuple[float, ...]:
 
 
 def other_optimizers(case: Case) -> list[Arm]:
-    """The study's other optimizers, in their own ranges; another one where it has none."""
+    """The study's other optimizers, in their own ranges; another one where it has none.
+
+    A command may not have that: then there is no arm.
+    """
     study, own = case.study, case.point.optimizer
     ranges = {name: ends(study.axes(name)["base_lr"]) for name in study.optimizers if name != own}
-    if not ranges:
+    if not ranges and not study.log:
         alternative = optimizer_of(own).alternative
         ranges[alternative.optimizer] = alternative.base_lrs
     arms = []
