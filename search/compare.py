@@ -101,8 +101,8 @@ class Settings:
         """Raises UserError for a study without one."""
         if not self.study.workload:
             raise UserError(
-                f"{self.study.name}: {self.study.source_keys[0]}: only a `workload` can be "
-                "compared with a baseline, whose checkpoint it evaluates"
+                f"{self.study.name}: {self.study.source_keys[0]}: a checkpoint can be measured by "
+                "a `workload`, or by a function (`train`), alone"
             )
         return load_workload(self.study.workload, self.point.workload_args)
 
