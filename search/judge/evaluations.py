@@ -125,13 +125,26 @@ def _ending(values: Array) -> float:
 def _state(values: Array, first: float, best: float, ended: float, is_untrained: bool) -> State:
     scatter = SCATTER_DEVIATIONS * _scatter(values)
     worse_share = WORSE_SHARE if is_untrained else WORSE_THAN_TRAINED_SHARE
-    is_worse = ended - first > max(worse_share * abs(first), scatter)
+    is_worse = ended - first > max(worse_share * abs(first), scatter) or _is_worse_by_ratio(
+        values, first, ended, worse_share
+    )
     if first - best > max(LEARNED_SHARE * abs(first), scatter):
         if (first - ended) / (first - best) >= KEPT_SHARE:
             return "learned"
         if is_untrained:
             return "lost" if ended <= first else "worse"
     return "worse" if is_worse else "unknown"
+
+
+def _is_worse_by_ratio(values: Array, first: float, ended: float, share: float) -> bool:
+    """Whether the end is above the first value by more than evaluations scatter as ratios.
+
+    What has blown up bounces by as much as it has risen, so that as differences nothing stands out.
+    """
+    if values.min() <= 0:
+        return False
+    rise = math.log(ended) - math.log(first)
+    return rise > max(math.log1p(share), SCATTER_DEVIATIONS * _scatter(np.log(values)))
 
 
 def _scatter(values: Array) -> float:

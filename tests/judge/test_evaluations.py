@@ -287,3 +287,19 @@ def test_an_onset_among_the_first_losses_of_a_log_is_not_early_if_they_declined(
     assert (verdict.instability, verdict.onset_step) == ("mid_training", 1500)
     flat = replace(curve, loss=np.where(loss < 9, 2.3, 9.0), loss_step=100 * np.arange(30))
     assert judge(flat).instability == "early"
+
+
+@pytest.mark.parametrize("height", [1e2, 1e6, 1e10])
+def test_what_has_blown_up_and_bounces_is_worse(height):
+    """As differences its evaluations scatter by as much as they have risen."""
+    bounces = np.exp(np.random.default_rng(0).normal(0.0, 0.7, 40))
+    curve = of(FALLS, [3.75, *(height * bounces)])
+    assert summarize_evaluations(curve).state == "worse"
+
+
+def test_evaluations_that_scatter_as_ratios_about_the_untrained_value_say_nothing():
+    states = set()
+    for seed in range(200):
+        scattered = np.exp(np.random.default_rng(seed).normal(0.0, 0.7, 41))
+        states.add(summarize_evaluations(of(FALLS, scattered)).state)
+    assert "worse" not in states

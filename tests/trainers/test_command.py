@@ -496,7 +496,7 @@ def test_a_command_is_not_compared_with_a_checkpoint(tmp_path, capsys):
     save_file({}, tmp_path / "baseline.safetensors")
     arguments = ["compare", "results/tuned", "--baseline", "baseline.safetensors"]
     assert main(arguments) == 2
-    assert "tuned: command: only a `workload` can be compared" in capsys.readouterr().err
+    assert "tuned: command: a checkpoint can be measured by" in capsys.readouterr().err
 
 
 def test_check_of_a_command_is_fast_and_trains_nothing(tmp_path, capsys):
