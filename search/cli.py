@@ -352,7 +352,7 @@ def _import(options: argparse.Namespace) -> int:
         given=_pairs("--map", options.map),
         constants=constants,
         ignored=[name for text in options.ignore for name in text.split(",")],
-        maximize=True if options.maximize else None,
+        maximize=options.maximize,
         failed_is_infeasible=options.failed == "infeasible",
         storage=options.storage,
         say=lambda text: print(text, flush=True),
@@ -719,7 +719,10 @@ def _parser() -> argparse.ArgumentParser:
         help="columns that are no hyperparameters",
     )
     importing.add_argument(
-        "--maximize", action="store_true", help="a higher objective is better, as of an accuracy"
+        "--maximize",
+        action=argparse.BooleanOptionalAction,
+        help="a higher objective is better, or a lower one (default: what Optuna was told; by the "
+        "column's name)",
     )
     importing.add_argument(
         "--failed",

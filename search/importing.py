@@ -17,6 +17,7 @@ import tomli_w
 
 from .errors import UserError
 from .judge.imported import imported_trial
+from .judge.objective import sounds_better_when_higher
 from .signals import defer_signals, stop_if_asked
 from .sources.columns import Columns, name_columns
 from .sources.folders import read_folder
@@ -65,8 +66,9 @@ def import_sweep(
 
     `source` is the URL of an Optuna storage, with the name of a `study` if it has several; a file
     of one; a table; or a folder of runs. `given` says which column is which hyperparameter,
-    `constants` what all runs have, `maximize` that a higher objective is better, and
-    `failed_is_infeasible` that runs which failed had diverged. `say` is told what was guessed.
+    `constants` what all runs have, `maximize` whether a higher objective is better (None: by its
+    name, where the source does not say), and `failed_is_infeasible` that runs which failed had
+    diverged. `say` is told what was guessed.
     Raises UserError for a source that cannot be read or understood, and for a results folder of
     another one.
     """
@@ -76,9 +78,14 @@ def import_sweep(
     sweep = read_source(source, study, given.get("objective", [None])[0])
     if sweep.maximize is not None:
         if maximize not in (None, sweep.maximize):
-            raise UserError(f"--maximize: {sweep.origin} minimizes {sweep.objective}")
+            does = "maximizes" if sweep.maximize else "minimizes"
+            raise UserError(f"--maximize: {sweep.origin} {does} {sweep.objective}")
         maximize = sweep.maximize
     columns = name_columns(sweep, given, constants, ignored)
+    if maximize is None:
+        maximize = bool(sounds_better_when_higher(columns.objective))
+        better = "higher" if maximize else "lower"
+        say(f"guessed: {columns.objective} is better when {better} (--maximize, --no-maximize)")
     folder = results / name
     numbers = _numbers(folder, sweep)
     placed, without = place_runs(sweep, columns, numbers)
@@ -143,7 +150,7 @@ def _numbers(folder: Path, sweep: Sweep) -> dict[str, int]:
 
 
 def _study_of(
-    sweep: Sweep, columns: Columns, placed: Sequence[Placed], maximize: bool | None, name: str
+    sweep: Sweep, columns: Columns, placed: Sequence[Placed], maximize: bool, name: str
 ) -> Study:
     document = document_of_sweep(sweep, columns, placed, maximize)
     said = ["Trials that were imported, and are reported as they are: none can be trained.", ""]
@@ -241,16 +248,20 @@ def _explain(
         reasons = [f"{name} {why}" for name, why in columns.left_out.items()]
         say(f"left out: {_some(reasons)}")
     if without:
-        say(f"left out, {len(without)} runs that have no place on any axis: {_some(without)}")
+        say(f"left out: {_runs(len(without))} without a place on any axis: {_some(without)}")
     for remark in sweep.remarks:
         say(remark)
     failed = sum(trial.verdict.crashed for trial in trials)
     if failed:
         say(
-            f"{failed} runs failed, and nothing kept of them says why: they are shown as crashed, "
-            "which says nothing of their points. If they failed because the objective was nan, as "
-            "Optuna's trials then do, say --failed infeasible"
+            f"{_runs(failed)} failed, and nothing that was kept says why: shown as crashed, which "
+            "says nothing of a point. If they failed because the objective was nan, as Optuna's "
+            "trials then do, say --failed infeasible"
         )
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"
 
 
 def _some(sentences: Sequence[str]) -> str:

@@ -263,6 +263,16 @@ def test_a_table_of_wandb_is_told_apart_by_usual_names(tmp_path: Path) -> None:
     assert any(line.startswith(guesses) for line in said)
 
 
+def test_the_direction_is_guessed_by_the_name_of_a_column(tmp_path: Path) -> None:
+    path, said = str(write_csv(tmp_path / "runs.csv", wandb_rows())), []
+    given = {"objective": ["val/accuracy"]}
+    done = import_sweep(path, "guessed", tmp_path, given=given, say=said.append)
+    assert done.store.study.maximize
+    assert any("val/accuracy is better when higher" in line for line in said)
+    told = import_sweep(path, "told", tmp_path, given=given, maximize=False)
+    assert not told.store.study.maximize
+
+
 def test_what_nobody_states_is_not_shown(tmp_path: Path) -> None:
     """A warmup of 0 would be a claim about runs of which nothing is known."""
     path = write_csv(tmp_path / "runs.csv", wandb_rows())

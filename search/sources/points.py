@@ -134,7 +134,7 @@ def optimizer_name(text: str, run: Run, momentum: float | None = None) -> str:
 
 
 def document_of_sweep(
-    sweep: Sweep, columns: Columns, placed: Sequence[Placed], maximize: bool | None
+    sweep: Sweep, columns: Columns, placed: Sequence[Placed], maximize: bool
 ) -> dict[str, Any]:
     """What the study file of a sweep holds: ranges as its source states them, else as they were
     tried.
@@ -156,7 +156,7 @@ def document_of_sweep(
     return {
         "imported": sweep.origin,
         "objective": columns.objective,
-        **({} if maximize is None else {"maximize": maximize}),
+        "maximize": maximize,
         "max_train_steps": _longest(columns, placed),
         "batch_sizes": sorted(sizes),
         "trials": max(sizes.values()),

@@ -31,7 +31,7 @@ def axes(rows: list[dict[str, Any]], **given: str) -> dict[str, Any]:
     sweep, columns = named(rows, **given)
     numbers = {run.name: number for number, run in enumerate(sweep.runs)}
     placed, _ = place_runs(sweep, columns, numbers)
-    document = document_of_sweep(sweep, columns, placed, None)
+    document = document_of_sweep(sweep, columns, placed, False)
     parse_study(document, "runs", "runs")
     space = document["space"]
     own = {name: axis for table in space["optimizer"].values() for name, axis in table.items()}
