@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from .store.files import curve_path, read_object, write_curve, write_json
 from .store.foreign import is_optuna_file, read_optuna
 from .store.places import STUDY_FILE, has_results
 from .store.provenance import environment, write_environment
-from .store.storage import Store, create_store, exclusive, read_records, tell_all
+from .store.storage import Store, create_store, exclusive, open_store, read_records, tell_all
 from .study.study import Study, fault_of_name, load_study, parse_study, quote
 from .trial import Curve, Trial
 
@@ -94,27 +95,29 @@ def import_sweep(
     _explain(say, sweep, columns, without, trials)
     _refuse_other(folder, planned, storage)
     provenance = environment(sys.argv)
-    with defer_signals():
-        store = create_store(planned, results, storage)
-        new = _add(store, trials, {"source": sweep.origin, "numbers": numbers})
+    with defer_signals(), ExitStack() as held:
+        # What is there is compared before anything is written, the study file included.
+        is_there = has_results(folder, storage)
+        store = open_store(folder, storage) if is_there else create_store(planned, results, storage)
+        held.enter_context(exclusive(store))
+        new = _new_trials(store, trials)
         if new:
-            write_environment(store.folder, {**provenance, "imported": sweep.origin})
+            store = create_store(planned, results, storage)
+            write_json(folder / LEDGER_FILE, {"source": sweep.origin, "numbers": numbers})
+            _add(store, new)
+            write_environment(folder, {**provenance, "imported": sweep.origin})
     return Imported(store, len(new), trials)
 
 
-def _add(store: Store, trials: Sequence[Trial], ledger: Mapping[str, object]) -> list[Trial]:
-    """Write the trials that are not there yet, and return them."""
-    with exclusive(store):
-        write_json(store.folder / LEDGER_FILE, ledger)
-        new = _new_trials(store, trials)
-        for start in range(0, len(new), AT_ONCE):
-            stop_if_asked()
-            some = new[start : start + AT_ONCE]
-            for trial in some:
-                if len(trial.curve.loss):
-                    write_curve(curve_path(store.folder, trial.point), trial.curve)
-            tell_all(store, some)
-    return new
+def _add(store: Store, trials: Sequence[Trial]) -> None:
+    """Write trials, each with its curve before it is told."""
+    for start in range(0, len(trials), AT_ONCE):
+        stop_if_asked()
+        some = trials[start : start + AT_ONCE]
+        for trial in some:
+            if len(trial.curve.loss):
+                write_curve(curve_path(store.folder, trial.point), trial.curve)
+        tell_all(store, some)
 
 
 def read_source(source: str, study: str | None = None, objective: str | None = None) -> Sweep:

@@ -396,10 +396,12 @@ def test_another_source_or_another_reading_is_refused(database: Path, tmp_path: 
     path = str(write_csv(tmp_path / "runs.csv", wandb_rows()))
     message = refusal(path, "mnist", tmp_path, given={"objective": ["val/loss"]})
     assert "holds trials imported from study 'mnist'" in message
+    before = (tmp_path / "mnist" / "study.toml").read_text()
     message = refusal(
         f"sqlite:///{database}", "mnist", tmp_path, constants=FIXED, given={"base_lr": ["dropout"]}
     )
     assert "base_lr" in message
+    assert (tmp_path / "mnist" / "study.toml").read_text() == before
 
 
 def test_what_trains_refuses_imported_trials(
