@@ -15,7 +15,7 @@ import pytest
 from swept import EDGE, EPOCHS, RAISES, STAR, lightning_runs, optuna_study, wandb_rows, write_csv
 
 from tunewright.search.cli import main
-from tunewright.search.errors import UserError
+from tunewright.search.errors import LOG, UserError
 from tunewright.search.importing import Imported, import_sweep
 from tunewright.search.judge.analysis import boundary_checks, summarize, varied_names
 from tunewright.search.store.results import Results
@@ -161,6 +161,28 @@ def test_a_database_in_use_is_read_between_transactions(tmp_path: Path) -> None:
     again = import_sweep(f"sqlite:///{path}", "live", tmp_path / "results", constants=FIXED)
     assert again.added == 0
     assert traces(path) == before
+
+
+def test_tables_of_an_older_optuna_are_brought_up_in_the_copy_alone(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "source" / "old.db"
+    path.parent.mkdir()
+    path.write_bytes(database.read_bytes())
+    with sqlite3.connect(path) as connection:
+        connection.execute("DROP INDEX ix_trials_study_id")
+        connection.execute("UPDATE alembic_version SET version_num = 'v3.0.0.d'")
+    connection.close()
+    before = traces(path)
+    done = import_sweep(f"sqlite:///{path}", "old", tmp_path / "results", constants=FIXED)
+    assert traces(path) == before
+    assert done.added == 41
+    assert capsys.readouterr().err == ""
+    assert not LOG.disabled
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'v9.0.0.a'")
+    connection.close()
+    assert "another version of Optuna" in refusal(f"sqlite:///{path}", "new", tmp_path)
 
 
 def test_again_it_adds_what_is_new_and_what_has_gone_on(tmp_path: Path) -> None:
@@ -402,6 +424,12 @@ def test_another_source_or_another_reading_is_refused(database: Path, tmp_path: 
     )
     assert "base_lr" in message
     assert (tmp_path / "mnist" / "study.toml").read_text() == before
+
+
+def test_results_of_our_own_have_their_report_already(database: Path, tmp_path: Path) -> None:
+    done = import_sweep(f"sqlite:///{database}", "mnist", tmp_path, constants=FIXED)
+    message = refusal(f"sqlite:///{done.store.folder / 'study.db'}", "again", tmp_path)
+    assert "was made by tunewright" in message
 
 
 def test_what_trains_refuses_imported_trials(

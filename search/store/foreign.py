@@ -6,6 +6,7 @@ misses, a version, a log. A server is opened in sessions that can only read.
 
 from __future__ import annotations
 
+import logging
 import math
 import shutil
 import sqlite3
@@ -186,12 +187,30 @@ def _copy_of(copy: Path, path: Path) -> RDBStorage:
     try:
         storage = RDBStorage(f"sqlite:///{copy}", skip_compatibility_check=True)
         if storage.get_current_version() != storage.get_head_version():
-            storage.upgrade()
+            with _logging_kept():
+                storage.upgrade()
     except Exception as error:  # of foreign tables: whatever alembic stumbles over
         raise UserError(
             f"{path}: its tables are of another version of Optuna: {first_line(error)}"
         ) from error
     return storage
+
+
+@contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Without the words of alembic, which turns off every logger that is there for its own."""
+    root, own = logging.getLogger(), logging.Logger.manager.loggerDict.values()
+    before = [(one, one.disabled) for one in own if isinstance(one, logging.Logger)]
+    handlers, level = root.handlers[:], root.level
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        for logger, disabled in before:
+            logger.disabled = disabled
 
 
 def _server(url: URL, shown: str) -> RDBStorage:
