@@ -360,6 +360,10 @@ def test_what_is_missing_is_named_with_what_is_there(tmp_path: Path) -> None:
     message = refusal(path, "a", tmp_path, given={"objective": ["loss"]})
     assert "--map objective=loss: there is no column 'loss'" in message
     assert "val/loss" in message
+    for wrong in ({"batch_size": "many"}, {"momentum": 2}, {"base_lr": 0}, {"warmup_steps": 0.5}):
+        (ours,) = wrong
+        message = refusal(path, "a", tmp_path, constants=wrong)
+        assert message.startswith(f"--set {ours}=")
     texts = [row | {"learning_rate": "high"} for row in rows]
     path = str(write_csv(tmp_path / "texts.csv", texts))
     message = refusal(path, "a", tmp_path, given={"objective": ["val/loss"]})

@@ -73,13 +73,15 @@ def name_columns(
     """What the columns of a sweep are. `given` is what the user says, our name → columns.
 
     Raises UserError where that names no column, where the objective or one of OWN is not known, and
-    where a column cannot be what it is taken for.
+    where a column or a constant cannot be what it is taken for.
     """
     config, metrics = sweep.config_columns, sweep.metric_columns
     known = [*config, *(name for name in metrics if name not in config)]
     asked = [(ours, name) for ours, names in given.items() for name in names]
     for ours, name in [*asked, *(("", name) for name in ignored)]:
         _refuse_unknown(ours, name, known)
+    for ours, value in constants.items():
+        _refuse_wrong(ours, value)
     objective, is_guessed = _objective(sweep, given, config, metrics)
     of = {ours: tuple(theirs) for ours, theirs in given.items() if ours != "objective"}
     guessed = [f"objective = {objective}"] if is_guessed else []
@@ -126,6 +128,14 @@ def _refuse_unknown(ours: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
         where = f"--map {ours}={name}" if ours else f"--ignore {name}"
         raise UserError(f"{where}: there is no column {name!r}; there are {_listed(known)}")
+
+
+def _refuse_wrong(ours: str, value: Any) -> None:
+    try:
+        if ours in _ours():
+            convert(ours, value)
+    except ValueError as error:
+        raise UserError(f"--set {ours}={value}: must be {error}") from error
 
 
 def _listed(names: Iterable[str]) -> str:
