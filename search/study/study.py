@@ -337,7 +337,7 @@ class Figure(_Strict):
 
 
 def _form_of_argument(value: object) -> str:
-    if isinstance(value, Range | dict):
+    if isinstance(value, Range) or (isinstance(value, dict) and "low" in value):
         return RANGE
     return LIST if isinstance(value, list | tuple) else VALUE
 
