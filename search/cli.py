@@ -42,17 +42,23 @@ ONE_RUN = ": one run has no spread"
 
 
 def _check(options: argparse.Namespace) -> int:
+    from .judge.analysis import summarize, varied_names
     from .playbook import legend
     from .show.advice import advise
-    from .show.tables import plan_table, print_table
+    from .show.tables import plan_table, print_table, summary_table
     from .study.study import load_study
 
     cited = set()
     for path in options.studies:
-        study = load_study(path)
+        path, folder = _study_and_results(path, options.results)
+        study = load_study(path, folder.resolve().name if folder == path.parent else "")
         of_workload, seconds_per_step = _try_workload(study, options.time)
-        print_table(plan_table(study, seconds_per_step))
-        trials = _finished_trials(study, options.results / study.name, options.storage)
+        trials = _finished_trials(study, folder, options.storage)
+        if study.imported:
+            summaries = summarize(trials, study.scientific_names, study.ranges)
+            print_table(summary_table(summaries, varied_names(trials), study.name))
+        else:
+            print_table(plan_table(study, seconds_per_step))
         for one in [*advise(study, trials), *of_workload]:
             print(f"warning: {path}: {one.place}: {one.sentence}")
             cited.add(one.rule)
@@ -60,6 +66,19 @@ def _check(options: argparse.Namespace) -> int:
         print("\nRules cited (`tunewright rules ID` names the section of the playbook):")
         print(legend(cited))
     return 0
+
+
+def _study_and_results(path: Path, results: Path) -> tuple[Path, Path]:
+    """A study file and the folder of its results: that of a file in a results folder, or of the
+    folder itself, is this one.
+    """
+    from .store.places import STUDY_FILE, has_results
+
+    if path.is_dir():
+        path /= STUDY_FILE
+    if path.name == STUDY_FILE and has_results(path.parent):
+        return path, path.parent
+    return path, results / path.stem
 
 
 def _try_workload(study: Study, time: bool) -> tuple[list[Advice], dict[int, float] | None]:
@@ -205,7 +224,7 @@ def _show(results: Results, png: bool = False) -> int:
         summary_table(results.summaries, varied_names(trials), study.name, results.comparison)
     )
     print(f"report: {write_report(results, png)}")
-    crashes = [trial for trial in trials if trial.verdict.crashed]
+    crashes = [trial for trial in trials if trial.verdict.crashed and not study.imported]
     for trial in crashes[:CRASHES_SHOWN]:
         place = f"batch size {trial.point.batch_size}, trial {trial.point.number}"
         print(f"crashed: {study.name}, {place}: {trial.verdict.evidence}", file=sys.stderr)
@@ -318,6 +337,52 @@ def _judge(options: argparse.Namespace) -> int:
     if errors:
         return 2
     return 1 if any(one.readout.verdict.infeasible for one in judged) else 0
+
+
+def _import(options: argparse.Namespace) -> int:
+    from .importing import import_sweep
+
+    _quiet_optuna()
+    constants = {ours: _one(ours, values) for ours, values in _pairs("--set", options.set).items()}
+    done = import_sweep(
+        options.source,
+        options.name,
+        options.results,
+        study=options.study,
+        given=_pairs("--map", options.map),
+        constants=constants,
+        ignored=[name for text in options.ignore for name in text.split(",")],
+        maximize=options.maximize,
+        failed_is_infeasible=options.failed == "infeasible",
+        storage=options.storage,
+        say=lambda text: print(text, flush=True),
+    )
+    folder = done.store.folder
+    if done.added:
+        print(f"{folder}: {done.added} trials added, {len(done.trials)} in all")
+    else:
+        print(f"{folder}: nothing new: it has all {len(done.trials)} trials already")
+    print(f"next: tunewright report {shlex.quote(str(folder))}")
+    return 0
+
+
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, list[str]]:
+    """What `ours=theirs,ours=theirs` says, several of one name together."""
+    found: dict[str, list[str]] = {}
+    for pair in (pair for text in texts for pair in text.split(",")):
+        ours, equals, theirs = (part.strip() for part in pair.partition("="))
+        if not (ours and equals and theirs):
+            raise UserError(f"{option}: must be name=value,name=value, got {pair!r}")
+        found.setdefault(ours, []).append(theirs)
+    return found
+
+
+def _one(ours: str, values: Sequence[str]) -> Any:
+    from .sources.tables import cell
+
+    if len(values) > 1:
+        raise UserError(f"--set {ours}: is given twice")
+    return cell(values[0])
 
 
 def _dashboard(options: argparse.Namespace) -> int:
@@ -441,7 +506,7 @@ def _parser() -> argparse.ArgumentParser:
         _check,
         "Validate studies, print their plans, and warn where they break rules of the playbook.",
     )
-    check.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
+    check.add_argument("studies", nargs="+", metavar="STUDY.toml|RESULTS_DIR", type=Path)
     check.add_argument(
         "--time",
         action="store_true",
@@ -607,6 +672,67 @@ def _parser() -> argparse.ArgumentParser:
         "or infinite",
     )
     judge.add_argument("--json", action="store_true", help="print a JSON list, a log each")
+
+    importing = command(
+        "import", _import, "Make a results folder of a sweep that was run without tunewright."
+    )
+    importing.epilog = (
+        "Columns with usual names are found (lr, learning_rate, bs, optim, wd, …), and what was "
+        "found is printed. The source is only read."
+    )
+    importing.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="an Optuna storage (its URL, or its file), a CSV or Parquet table with a row per "
+        "run, or a folder with a folder per run",
+    )
+    importing.add_argument(
+        "--as",
+        dest="name",
+        required=True,
+        metavar="NAME",
+        help="name of the results folder; again, it adds what is new",
+    )
+    importing.add_argument(
+        "--study", metavar="NAME", help="which study of an Optuna storage (default: the only one)"
+    )
+    importing.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="NAME=COLUMN,…",
+        help="which column is which hyperparameter, as base_lr=lr,objective=val/loss; a name that "
+        "is none of tunewright's is an axis of its own",
+    )
+    importing.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,…",
+        help="what all runs have, as optimizer=adamw,batch_size=128",
+    )
+    importing.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="COLUMN,…",
+        help="columns that are no hyperparameters",
+    )
+    importing.add_argument(
+        "--maximize",
+        action=argparse.BooleanOptionalAction,
+        help="a higher objective is better, or a lower one (default: what Optuna was told; by the "
+        "column's name)",
+    )
+    importing.add_argument(
+        "--failed",
+        choices=["crashed", "infeasible"],
+        default="crashed",
+        help="what a failed run is of which no value says why (default: crashed, which says "
+        "nothing of its point)",
+    )
+    results(importing, "where the results folder is made (default: results)")
+    storage(importing)
 
     dashboard = command(
         "dashboard", _dashboard, "Serve Optuna Dashboard on this machine, infeasible trials marked."

@@ -46,7 +46,7 @@ from .store.results import Results, write_comparison
 from .store.storage import create_store, exclusive, open_store, read_trials
 from .study.pinned import pin
 from .study.sampling import next_points
-from .study.study import Study, load_study
+from .study.study import Study, load_study, refuse_imported
 from .threads import torch_threads
 from .train.checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .train.choose import devices
@@ -154,6 +154,7 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
     """
     beside = (path.parent / "study.db").is_file()
     study = load_study(path, name=path.resolve().parent.name if beside else "")
+    refuse_imported(study, "compare")
     points = _only_points(study)
     if len(points) == 1:
         return Settings(study, points[0])
@@ -200,6 +201,7 @@ def train_recipe(
     crashed.
     """
     study = load_study(path)
+    refuse_imported(study, "compare")
     points = _only_points(study)
     if not points:
         raise UserError(
@@ -235,6 +237,7 @@ def compare(
     checkpoint cannot be read or does not fit; UnfinishedError if a run crashed; KeyboardInterrupt
     passes through, with all finished runs kept.
     """
+    refuse_imported(results.study, "compare")
     with exclusive(results.store):
         result = _run_comparison(results, checkpoint, baseline, seeds, options)
         with defer_signals():

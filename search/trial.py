@@ -19,7 +19,7 @@ Array: TypeAlias = NDArray[np.float64]
 # for a trial whose objective was never finite, not even untrained
 LARGE = float(np.finfo(np.float32).max)
 COMMON = of_kind("common")  # hyperparameters of every training: fields of a Point
-Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed"]
+Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed", "unfinished"]
 # an evaluation after as many updates is of the untrained model: some count updates from 1
 UNTRAINED_STEPS = 1
 Instability = Literal["none", "early", "mid_training"]
@@ -31,6 +31,7 @@ class Point:
 
     `settings` holds the optimizer's own hyperparameters (momentum, beta1, ...), `decay_settings`
     those of the decay's shape, and `workload_args` the keyword arguments of the workload's factory.
+    `unstated` names what nobody says of an imported run: it is at its default, and is not shown.
     `number` is the position in the plan of its batch
     size, so that (batch_size, number) names the point. Points that differ in number and seed alone
     are one configuration, repeated.
@@ -48,6 +49,7 @@ class Point:
     settings: Mapping[str, Any] = field(default_factory=dict)
     workload_args: Mapping[str, Any] = field(default_factory=dict)
     decay_settings: Mapping[str, float] = field(default_factory=dict)
+    unstated: Sequence[str] = field(default_factory=list)
 
     @cached_property
     def values(self) -> dict[str, Any]:
@@ -72,12 +74,16 @@ class Point:
         A point without clip_z or settings of its decay has the record, and so the hashes, that it
         had before there were any.
         """
-        return {name: value for name, value in asdict(self).items() if name not in self._left_off}
+        left_off = self._left_off
+        own = {name: value for name, value in vars(self).items() if name not in left_off}
+        names = [field.name for field in fields(self) if field.name in own]
+        return {name: _plain(own[name]) for name in names}
 
     @property
     def _left_off(self) -> tuple[str, ...]:
         hidden = [name for name in COMMON if getattr(self, name) == HYPERPARAMETERS[name].hidden_at]
-        return (*hidden, *(() if self.decay_settings else ("decay_settings",)))
+        empty = [name for name in ("decay_settings", "unstated") if not getattr(self, name)]
+        return (*hidden, *empty, *self.unstated)
 
     @cached_property
     def workload_key(self) -> str:
@@ -88,6 +94,10 @@ class Point:
     def configuration(self) -> tuple[tuple[str, str], ...]:
         """Every hyperparameter but the seed, hashable: the same for repetitions of a point."""
         return tuple((name, repr(value)) for name, value in self.values.items() if name != "seed")
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def check_point_fields(common: Iterable[str]) -> None:
@@ -197,7 +207,8 @@ class Verdict:
     """What a curve says about its point.
 
     outcome      feasible | non_finite, diverged, collapsed (infeasible: a result about the point)
-                 | crashed (the program failed: no evidence about the point)
+                 | crashed (the program failed), unfinished (it was pruned or stopped, or goes on):
+                 no evidence about the point
     instability  none | early | mid_training: when the loss first blew up, also if it recovered (R2,
                  R5)
     onset_step   the update at which it did; inf = never
@@ -215,11 +226,20 @@ class Verdict:
 
     @property
     def infeasible(self) -> bool:
-        return not (self.feasible or self.crashed)
+        return self.outcome in ("non_finite", "diverged", "collapsed")
+
+    @property
+    def judged(self) -> bool:
+        """Whether it says anything about its point: that is feasible, or infeasible."""
+        return self.feasible or self.infeasible
 
     @property
     def crashed(self) -> bool:
         return self.outcome == "crashed"
+
+    @property
+    def unfinished(self) -> bool:
+        return self.outcome == "unfinished"
 
 
 def crash(reason: str) -> Verdict:
@@ -234,7 +254,7 @@ class Trial:
     The scalars stand beside the curve, so that a table needs no curve files.
 
     best_value     best finite value of the objective over the whole run (S3); inf if there is none
-    best_step      updates done when it was measured
+    best_step      updates done when it was measured; nan if nobody says when
     initial_value  the objective of the untrained model; nan if it was not evaluated
     last_loss      last finite training loss; nan if there is none
     clip_fraction  share of updates whose gradient was clipped, by clip_norm or clip_z (R17)
@@ -247,7 +267,7 @@ class Trial:
     verdict: Verdict
     curve: Curve
     best_value: float
-    best_step: int
+    best_step: float
     initial_value: float
     last_loss: float
     clip_fraction: float

@@ -310,6 +310,10 @@ WRONG_STUDIES = {
     "nan in a list": ({"args": "drop = [nan, 0.1]"}, ["workload_args.drop.0", "nan"]),
     "lists in a list": ({"args": "depth = [[1, 2], [3]]"}, ["workload_args.depth.0", "got [1, 2]"]),
     "a table": ({"args": "depth = { a = 1 }"}, ["workload_args.depth", "got {'a': 1}"]),
+    "a range": (
+        {"args": "depth = { low = 1, high = 3 }"},
+        ["workload_args.depth", "must be one value or a list of values, got a range"],
+    ),
     "tables in a list": (
         {"args": "depth = [{ a = 1 }]"},
         ["workload_args.depth.0", "got {'a': 1}"],

@@ -1,7 +1,8 @@
 """What finished trials say: groups, lr_star and headroom, crowded boundaries, flags of a curve.
 
-Pure functions of `list[Trial]`. Trials are ranked by their cost (`Trial.cost`). Crashed trials are
-no evidence and count only as crashed; infeasible trials are evidence and never move lr_star.
+Pure functions of `list[Trial]`. Trials are ranked by their cost (`Trial.cost`). Crashed and
+unfinished trials are no evidence, and are only counted; infeasible trials are evidence and never
+move lr_star.
 
 Where a study repeats its configurations with several seeds, a configuration is as good as the mean
 of its seeds, and it is infeasible as soon as one of them is: the edge of stability is random, and a
@@ -67,7 +68,7 @@ class GroupSummary:
     good_region: int
     best_values: tuple[float, ...]
     best_value: float
-    best_step: int
+    best_step: float
     best_point: Point | None
     seeds: int
     verdict: GroupVerdict
@@ -78,8 +79,13 @@ class GroupSummary:
         return self.unstable_base_lr[1] / self.lr_star
 
     @property
+    def unfinished(self) -> int:
+        """Trials that were pruned or stopped, or go on: no evidence, as crashed ones."""
+        return self.trials - self.feasible - self.infeasible - self.crashed
+
+    @property
     def infeasible_fraction(self) -> float:
-        """infeasible / (feasible + infeasible); nan if every trial crashed (S5)."""
+        """infeasible / (feasible + infeasible); nan if no trial was judged (S5)."""
         judged = self.feasible + self.infeasible
         return self.infeasible / judged if judged else math.nan
 
@@ -165,10 +171,10 @@ def is_rankable(trial: Trial) -> bool:
 
 
 def repetitions(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """Trials by configuration, in the order of their seeds, without the crashed ones."""
+    """Trials by configuration, in the order of their seeds, without those that are no evidence."""
     found: dict[tuple[tuple[str, str], ...], list[Trial]] = {}
     for trial in trials:
-        if not trial.verdict.crashed:
+        if trial.verdict.judged:
             found.setdefault(trial.point.configuration, []).append(trial)
 
     def place(trial: Trial) -> tuple[float, ...]:
@@ -219,7 +225,7 @@ def best_few(trials: Iterable[Trial]) -> list[Trial]:
 def just_above(trials: Iterable[Trial], count: int = JUST_ABOVE) -> list[Trial]:
     """Trials of one group at the next `count` learning rates above lr_star (R3).
 
-    Crashed trials are left out.
+    Those that are no evidence are left out.
     """
     trials = list(trials)
     ranking = rank_configurations(trials)
@@ -228,7 +234,7 @@ def just_above(trials: Iterable[Trial], count: int = JUST_ABOVE) -> list[Trial]:
     above = [
         trial
         for trial in trials
-        if not trial.verdict.crashed and trial.point.base_lr > ranking[0].point.base_lr
+        if trial.verdict.judged and trial.point.base_lr > ranking[0].point.base_lr
     ]
     next_ones = sorted({trial.point.base_lr for trial in above})[:count]
     above = [trial for trial in above if trial.point.base_lr in next_ones]
@@ -269,9 +275,7 @@ def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSum
     lr_star = best.point.base_lr if best else math.nan
     low, high = lr_star / GOOD_REGION, lr_star * GOOD_REGION
     edge = unstable_interval(trials)
-    at_edge = [
-        trial for trial in trials if trial.point.base_lr == edge[1] and not trial.verdict.crashed
-    ]
+    at_edge = [trial for trial in trials if trial.point.base_lr == edge[1] and trial.verdict.judged]
     broken = [trial for trial in at_edge if trial.verdict.infeasible]
     feasible = [trial for trial in trials if trial.feasible]
     infeasible = [trial for trial in trials if trial.verdict.infeasible]
@@ -319,7 +323,8 @@ def boundary_checks(
     except base_lr: the range that was tried stands for its bounds. The best trials crowd a border
     if the best one lies in the outermost 10 % of the axis, together with most of the best few.
     Where fewer configurations were sampled there, as many as were sampled suffice. A border beyond
-    which the hyperparameter has no values, as a momentum of 0, gets no note. If unstable_base_lr is
+    which the hyperparameter has no values, as a momentum of 0, or may have none, as a dropout of 0,
+    gets no note. If unstable_base_lr is
     within 4 × of lr_star, or lr_star is at the upper border and everything from unstable_base_lr
     upwards is infeasible, that is instability, not a boundary. Raises ValueError if low > 0 does
     not hold on a log axis.
@@ -333,7 +338,7 @@ def boundary_checks(
 
 def _group_notes(group: Group, trials: list[Trial], space: Space) -> list[BoundaryNote]:
     """The notes of one group: instability first, then the borders to expand, axis by axis."""
-    judged = [trial for trial in trials if not trial.verdict.crashed]
+    judged = [trial for trial in trials if trial.verdict.judged]
     if not judged:
         return []
     tried = [trial.point.base_lr for trial in judged]
@@ -410,8 +415,8 @@ def _crowded_side(trials: list[Trial], axis: str, bound: Bound) -> Literal["low"
 def _is_limit(axis: str, bound: Bound, side: Literal["low", "high"]) -> bool:
     """Whether a hyperparameter has no values beyond a border of its axis."""
     row, border = HYPERPARAMETERS.get(axis), bound[0] if side == "low" else bound[1]
-    if row is None:  # an argument of a workload
-        return False
+    if row is None:  # an argument of a workload: numbers and shares begin at 0 or 1, and end at 1
+        return border in ((0, 1) if side == "low" else (1,))
     step = 1.0 if row.is_integer else BEYOND * (abs(border) or 1.0)
     beyond = border - step if side == "low" else border + step
     return row.accepts(border) and not row.accepts(beyond)
@@ -424,7 +429,7 @@ def _near(place: float, side: Literal["low", "high"]) -> bool:
 def _expand_note(
     group: Group, trials: list[Trial], axis: str, bound: Bound, side: Literal["low", "high"]
 ) -> BoundaryNote:
-    few = best_few(trials)
+    few = [trial for trial in best_few(trials) if axis in trial.point.values]
     best = few[0].point.values[axis]
     count = sum(_near(place, side) for place in _places(few, axis, bound))
     border, beyond = (bound[0], "below") if side == "low" else (bound[1], "above")

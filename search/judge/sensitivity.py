@@ -62,7 +62,7 @@ def _by_base_lr(trials: Iterable[Trial]) -> tuple[dict[float, float], float]:
     found: dict[float, list[float]] = {}
     starts = []
     for trial in trials:
-        if trial.verdict.crashed or not math.isfinite(trial.initial_value):
+        if not trial.verdict.judged or not math.isfinite(trial.initial_value):
             continue
         start = cost(trial.initial_value, trial.maximize)
         starts.append(start)

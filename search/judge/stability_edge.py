@@ -38,11 +38,11 @@ class Tried:
 def tries(trials: Iterable[Trial]) -> list[Tried]:
     """One record per base_lr, ascending.
 
-    Other hyperparameters are pooled; crashed trials are no evidence.
+    Other hyperparameters are pooled; trials that are no evidence are left out.
     """
     infeasible: dict[float, list[bool]] = {}
     for trial in trials:
-        if not trial.verdict.crashed:
+        if trial.verdict.judged:
             infeasible.setdefault(trial.point.base_lr, []).append(trial.verdict.infeasible)
     return [
         Tried(base_lr, sum(infeasible[base_lr]), len(infeasible[base_lr]))

@@ -150,7 +150,7 @@ def _base_lr_range(study: Study) -> Iterator[Advice]:
 def _batch_size_as_argument(study: Study) -> Iterator[Advice]:
     for name, value in study.workload_args.items():
         if name in ("batch_size", "batch_sizes"):
-            given = axis_in_words(value if isinstance(value, tuple) else (value,))
+            given = axis_in_words(value if isinstance(value, Range | tuple) else (value,))
             yield advice_by(
                 "R20",
                 f"workload_args.{name}",
@@ -389,7 +389,7 @@ def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice
                 for trial in own
                 if trial.point.warmup_steps <= short
                 and trial.point.base_lr >= best.point.base_lr
-                and not trial.verdict.crashed
+                and trial.verdict.judged
             ]
             needed = len(shorter) >= BEST_FEW and all(trial.verdict.infeasible for trial in shorter)
             if best.point.warmup_steps > short and needed and not study.prepend_warmup:

@@ -52,8 +52,8 @@ READING = f"""\
   the first number and broke at the second, the smallest above lr_star; the edge lies between.
 - **headroom** is unstable_base_lr / lr_star; up to {EDGE_HEADROOM:g} means that lr_star sits on the edge.
 - **infeasible** trials diverged or collapsed: a result, not a failure. They are drawn grey here and red in
-  the axis plots, and are never the best trial. The objective value shown for them is that of the untrained
-  model."""  # noqa: E501  # one paragraph of Markdown, shown as it stands
+  the axis plots, and are never the best trial."""  # noqa: E501  # one paragraph of Markdown, shown as it stands
+TRAINED_HERE = "The objective value shown for them is that of the untrained\n  model."
 
 BASELINE_TRIAL = (
     "The baseline is a trial of its own, with `verdict` baseline and its checkpoint as artifact."
@@ -101,6 +101,7 @@ def verdict_note(
     """
     judged = sum(row.feasible + row.infeasible for row in summaries)
     crashed = sum(row.crashed for row in summaries)
+    unfinished = sum(row.unfinished for row in summaries)
     verdicts = dict.fromkeys(row.verdict for row in summaries)
     decision = [f"Against the baseline: **{comparison.decision}**.", ""] if comparison else []
     baseline = [_baseline_row(comparison)] if comparison else []
@@ -113,12 +114,15 @@ def verdict_note(
         *_table([with_delta(COLUMNS, comparison), *baseline, *rows]),
         "",
         *(f"- **{verdict}**: {CITATION.sub(_link, MEANING[verdict])}" for verdict in verdicts),
-        READING,
+        READING if study.imported else f"{READING} {TRAINED_HERE}",
     ]
     if comparison:
         lines.append(f"- {comparison.delta_in_words} {BASELINE_TRIAL}")
     if crashed:
-        lines.append(f"- **crashed**, not counted: {crashed}. `tunewright run` tries them again.")
+        again = "" if study.imported else " `tunewright run` tries them again."
+        lines.append(f"- **crashed**, not counted: {crashed}.{again}")
+    if unfinished:
+        lines.append(f"- **unfinished**, pruned or stopped, not counted: {unfinished}.")
     return "\n".join(lines)
 
 
@@ -142,7 +146,7 @@ def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
         edge = f"{readable(last_feasible)} – {readable(unstable)}"
     if row.best_point:
         lr_star, best_value = readable(row.lr_star), readable(row.best_value)
-        best_step = str(row.best_step)
+        best_step = none if math.isnan(row.best_step) else str(row.best_step)
         if math.isfinite(unstable):
             headroom = f"{readable(row.headroom)} ×"
     if not math.isnan(row.infeasible_fraction):

@@ -165,6 +165,7 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
         objective=study.objective,
         direction=f"{study.direction}d",
         counts=_counts(trials),
+        unfinished=any(trial.verdict.unfinished for trial in trials),
         summaries=[_summary_row(row, varied, comparison) for row in summaries],
         baseline=baseline_summary,
         summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
@@ -208,8 +209,10 @@ def _cite(sentence: str) -> Markup:
 def _counts(trials: Sequence[Trial]) -> str:
     feasible = sum(trial.feasible for trial in trials)
     crashed = sum(trial.verdict.crashed for trial in trials)
-    infeasible = len(trials) - feasible - crashed
-    return f"{len(trials)} trials: {feasible} feasible, {infeasible} infeasible, {crashed} crashed"
+    unfinished = sum(trial.verdict.unfinished for trial in trials)
+    infeasible = len(trials) - feasible - crashed - unfinished
+    counts = f"{feasible} feasible, {infeasible} infeasible, {crashed} crashed"
+    return f"{len(trials)} trials: {counts}" + f", {unfinished} unfinished" * bool(unfinished)
 
 
 def _counterparts(summaries: Iterable[GroupSummary]) -> Iterator[tuple[str, Counterpart]]:
@@ -278,6 +281,8 @@ def pictures(results: Results) -> list[Picture]:
             baseline=baseline,
         )
         found.append(Picture("Axis plots", f"axis_{axis}", axis_figure(info), batch_sizes))
+    if study.imported and not any(len(trial.curve.loss) for trial in trials):
+        return found
     curves = curves_info(trials, objective, log_steps=figure.log_steps, scientific=scientific)
     found.append(Picture("Training curves", "training_curves", curves_figure(curves), batch_sizes))
     norms = norms_info(trials, scientific=scientific)
@@ -412,7 +417,7 @@ def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
 def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) -> list[Cell]:
     delta = comparison.delta(trial.best_value) if comparison and is_rankable(trial) else math.nan
     verdict = trial.verdict
-    style = "good" if trial.feasible else "off" if verdict.crashed else "bad"
+    style = "good" if trial.feasible else "bad" if verdict.infeasible else "off"
     known = {
         "verdict": Cell(verdict.outcome, verdict.outcome, f"text verdict {style}"),
         "instability": _cell(verdict.instability),

@@ -125,7 +125,7 @@ def summary_cells(
         edge += " ({} of {})".format(*row.unstable_trials)
     best_value = best_step = best_point = near = "–"
     if row.best_point:
-        best_value, best_step = readable(row.best_value), str(row.best_step)
+        best_value, best_step = readable(row.best_value), _or_dash(row.best_step, "{:.0f}")
         best_point = _in_words(row.best_point, row.group, varied)
         near = f"{row.good_region} ({row.good_region_fraction:.0%})"
     if row.seeds > 1 and row.best_values:

@@ -7,14 +7,23 @@ from typing import Any
 
 from ..study.study import Study
 
+# what may not change of a study whose trials are imported, besides their source
+OF_IMPORTED = ("objective", "maximize")
+
 
 def document_of(study: Study) -> dict[str, Any]:
     return study.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
 
 
 def changes_of(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two study files, a line per key, apart from what may differ."""
+    """What differs between two study files, a line per key, apart from what may differ.
+
+    Of imported trials that is all that follows from them, as ranges: their source may have more by
+    now.
+    """
     old, new = dict(_flat(before)), dict(_flat(now))
+    if "imported" in old and old["imported"] == new.get("imported"):
+        old, new = ({key: own.get(key) for key in OF_IMPORTED} for own in (old, new))
     # A point's number counts configurations first, then seeds: with one configuration, more seeds
     # keep all numbers.
     may_grow = ("trials", "seeds") if old.get("trials") == new.get("trials") == 1 else ("trials",)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,9 +34,9 @@ from ..signals import stop_if_asked
 from ..study.adaptive import distribution
 from ..study.sampling import plan
 from ..study.study import Range, Study, load_study
-from ..trial import EMPTY_CURVE, Curve, Point, Trial, as_told
+from ..trial import EMPTY_CURVE, LARGE, Curve, Point, Trial, as_told
 from .changes import changes_of, document_of
-from .database import StudyLock, engine_of, open_storage
+from .database import StudyLock, add_trials, engine_of, open_storage
 from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial
 from .places import STEPS, STUDY_FILE, database_of, has_results
 
@@ -183,9 +184,13 @@ def _claim(store: Store) -> None:
 
 
 def _fingerprint(study: Study) -> str:
-    """A hash of all points of a non-adaptive plan, to tell whether two machines trained alike."""
+    """A hash of all points of a plan, to tell whether two machines trained alike.
+
+    Of none, where the study is adaptive or its trials are imported.
+    """
     digest = hashlib.sha256(b"[")
-    for i, point in enumerate([] if study.sampling.is_adaptive else plan(study)):
+    is_unplanned = study.sampling.is_adaptive or study.imported
+    for i, point in enumerate([] if is_unplanned else plan(study)):
         stop_if_asked()  # a long plan takes seconds
         record = json.dumps(point.record(), sort_keys=True)
         digest.update(f", {record}".encode() if i else record.encode())
@@ -230,9 +235,21 @@ def tell(store: Store, trial: Trial) -> None:
     Only this function decides how a trial is stored.
 
     Feasible and infeasible trials are COMPLETE (an infeasible one is a result), a crashed one is
-    FAIL: it says nothing about its point, which is trained again by the next run.
+    FAIL: it says nothing about its point, which is trained again by the next run. An unfinished one
+    is PRUNED.
     """
-    optuna_study = store.optuna_studies[trial.point.batch_size]
+    store.optuna_studies[trial.point.batch_size].add_trial(_as_frozen(store.study, trial))
+
+
+def tell_all(store: Store, trials: Sequence[Trial]) -> None:
+    """`tell` of many trials: those of a batch size in one transaction."""
+    for batch_size, optuna_study in store.optuna_studies.items():
+        own = [trial for trial in trials if trial.point.batch_size == batch_size]
+        add_trials(optuna_study, [_as_frozen(store.study, trial) for trial in own])
+
+
+def _as_frozen(study: Study, trial: Trial) -> FrozenTrial:
+    """A trial as Optuna keeps it."""
     attributes = {
         "number": trial.point.number,
         "verdict": trial.verdict.outcome,
@@ -249,22 +266,28 @@ def tell(store: Store, trial: Trial) -> None:
     if trial.verdict.crashed:
         frozen = create_trial(state=TrialState.FAIL, user_attrs=attributes)
     else:
-        told = as_told(trial)
-        parameters, distributions = _parameters(store.study, trial.point)
-        values = trial.curve.metrics[store.study.objective]
+        told, state = as_told(trial), TrialState.COMPLETE
+        if trial.verdict.unfinished:
+            state = TrialState.PRUNED
+        elif study.imported and abs(told.value) == LARGE:
+            state = TrialState.FAIL  # no value is known that its place could be drawn at
+        parameters, distributions = _parameters(study, trial.point)
+        values = trial.curve.metrics.get(study.objective, np.empty(0))
         frozen = create_trial(
-            value=told.value,
+            state=state,
+            value=told.value if state == TrialState.COMPLETE else None,
             params=parameters,
             distributions=distributions,
             user_attrs=attributes,
             intermediate_values=dict(
                 zip(trial.curve.eval_step.tolist(), values.tolist(), strict=True)
             ),
-            constraints={DIVERGED: told.diverged},
+            constraints={DIVERGED: told.diverged} if trial.verdict.judged else None,
         )
     assert frozen.datetime_complete is not None  # it is finished
-    frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
-    optuna_study.add_trial(frozen)
+    if math.isfinite(trial.seconds):
+        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
+    return frozen
 
 
 def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
@@ -287,6 +310,10 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
     for name in study.scientific_workload_args:
         parameters[name] = point.workload_args[name]
         distributions[name] = CategoricalDistribution(study.workload_args[name])  # type: ignore[arg-type]
+    for name, axis in study.nuisance_workload_args.items():
+        if name in point.workload_args:
+            parameters[name] = point.workload_args[name]
+            distributions[name] = distribution(axis, name)
     return parameters, distributions
 
 
@@ -308,7 +335,7 @@ def read_trials(store: Store, records: Iterable[Trial] | None = None) -> list[Tr
 def read_records(store: Store) -> list[Trial]:
     """Every finished trial with its own verdict, its curve left on the disk.
 
-    A crashed one gives way to a later try of its point.
+    One that is no evidence gives way to a later try of its point.
 
     Of the curve only the number of planned updates is known, which suffices for ranking and
     samplers.
@@ -320,7 +347,7 @@ def read_records(store: Store) -> list[Trial]:
             if trial is None:
                 continue
             key = (batch_size, trial.point.number)
-            if key not in trials or trials[key].verdict.crashed:
+            if key not in trials or not trials[key].verdict.judged:
                 trials[key] = trial
     return sorted(trials.values(), key=_place)
 
@@ -362,7 +389,7 @@ def _evaluations(store: Store) -> dict[tuple[int, int], Curve]:
     found: dict[tuple[int, int], Curve] = {}
     for batch_size in store.study.batch_sizes:
         for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
-            if RECORD in frozen.user_attrs and frozen.state == TrialState.COMPLETE:
+            if RECORD in frozen.user_attrs and frozen.state != TrialState.FAIL:
                 told = frozen.intermediate_values
                 steps, values = np.array(list(told), np.int64), np.array(list(told.values()))
                 curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)

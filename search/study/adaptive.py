@@ -36,7 +36,8 @@ def distribution(axis: Axis, name: str) -> BaseDistribution:
     """An axis as Optuna describes it."""
     if not isinstance(axis, Range):
         return CategoricalDistribution(axis)
-    row = HYPERPARAMETERS.get(name)  # none of a setting that only an optimizer of torch has
+    # none of an argument of a workload, or of a setting that only an optimizer of torch has
+    row = HYPERPARAMETERS.get(name)
     if row and row.is_integer:
         return IntDistribution(round(axis.low), round(axis.high), log=axis.log)
     return FloatDistribution(axis.low, axis.high, log=axis.log)

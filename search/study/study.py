@@ -337,11 +337,14 @@ class Figure(_Strict):
 
 
 def _form_of_argument(value: object) -> str:
+    if isinstance(value, Range) or (isinstance(value, dict) and "low" in value):
+        return RANGE
     return LIST if isinstance(value, list | tuple) else VALUE
 
 
 Argument = Annotated[
-    Annotated[Values, Tag(LIST)] | Annotated[Scalar, Tag(VALUE)], Discriminator(_form_of_argument)
+    Annotated[Range, Tag(RANGE)] | Annotated[Values, Tag(LIST)] | Annotated[Scalar, Tag(VALUE)],
+    Discriminator(_form_of_argument),
 ]
 
 
@@ -410,7 +413,8 @@ class Study(_Strict):
     )
     workload_args: dict[str, Argument] = Field(
         default_factory=dict,
-        description="Arguments of factory or function; a list is a scientific hyperparameter",
+        description="Arguments of factory or function; a list is a scientific hyperparameter, "
+        "unless the trials are imported",
     )
     objective: str = Field(
         description="A metric that evaluate() returns; minimized, unless `maximize` is set"
@@ -616,18 +620,28 @@ class Study(_Strict):
     @property
     def ranges(self) -> dict[str, dict[str, tuple[float, float, bool]]]:
         """The bounds of every range, as (low, high, log), by optimizer and axis."""
+        arguments = self.nuisance_workload_args
         return {
             optimizer: {
                 name: (axis.low, axis.high, axis.log)
-                for name, axis in self.axes(optimizer).items()
+                for name, axis in (arguments | self.axes(optimizer)).items()
                 if isinstance(axis, Range)
             }
             for optimizer in self.optimizers
         }
 
     @property
+    def nuisance_workload_args(self) -> dict[str, Axis]:
+        """The arguments that vary where trials are imported: whoever trained them tuned these,
+        too.
+        """
+        args = self.workload_args if self.imported else {}
+        return {name: axis for name, axis in args.items() if isinstance(axis, Range | tuple)}
+
+    @property
     def scientific_workload_args(self) -> tuple[str, ...]:
-        return tuple(name for name, value in self.workload_args.items() if isinstance(value, tuple))
+        args = {} if self.imported else self.workload_args
+        return tuple(name for name, value in args.items() if isinstance(value, tuple))
 
     @property
     def scientific_names(self) -> tuple[str, ...]:
@@ -690,6 +704,8 @@ class Study(_Strict):
             )
         if len(set(self.batch_sizes)) < len(self.batch_sizes):
             yield "batch_sizes", f"must differ from one another, got {list(self.batch_sizes)}"
+        if self.imported:  # what somebody else trained is reported as it is
+            return
         if (self.trials is None) != self.sampling.is_grid:
             yield (
                 "trials",
@@ -718,6 +734,9 @@ class Study(_Strict):
 
     def _idle_keys(self) -> Iterator[tuple[str, str]]:
         """Keys that say nothing of what trains here."""
+        ranges = [name for name, value in self.workload_args.items() if isinstance(value, Range)]
+        for name in [] if self.imported else ranges:
+            yield f"workload_args.{name}", "must be one value or a list of values, got a range"
         for name in OF_WORKLOADS:
             if not self.workload and getattr(self, name) != Study.model_fields[name].default:
                 yield name, "is for a `workload`: here your own training decides it"
@@ -936,17 +955,23 @@ def load_study(path: str | Path, name: str = "") -> Study:
     return parse_study(document, name or path.stem, place=str(path), source=text)
 
 
-def _check_name(path: Path) -> None:
-    """Raise UserError unless a file's stem can name a results folder and studies in a database."""
-    name = path.stem
-    rule = ""
+def fault_of_name(name: str) -> str:
+    """Why a name cannot be that of a results folder and of studies in a database; empty if it
+    can.
+    """
     if not name.isprintable() or any(sign in name for sign in "\\?#"):
-        rule = "must not have control characters, \\, ? or #, nor what is not UTF-8"
-    elif name.startswith("."):
-        rule = "must not begin with a dot"
-    elif len(name) > MOST_CHARACTERS:
-        rule = f"must have at most {MOST_CHARACTERS} characters"
-    if rule:
+        return "must not have control characters, \\, ? or #, nor what is not UTF-8"
+    if name.startswith("."):
+        return "must not begin with a dot"
+    if len(name) > MOST_CHARACTERS:
+        return f"must have at most {MOST_CHARACTERS} characters"
+    return ""
+
+
+def _check_name(path: Path) -> None:
+    """Raise UserError unless a file's stem can name a results folder."""
+    name = path.stem
+    if rule := fault_of_name(name):
         raise UserError(
             f"{quote(str(path))}: the file's name without .toml names the results folder: it "
             f"{rule}, got {quote(name)}"
@@ -1070,3 +1095,12 @@ def _unknown_key(keys: list[str]) -> str:
         return f"unknown key; {listed}"
     guess = f"unknown key; did you mean {nearest[0]!r}?"
     return f"{guess} ({listed})" if parents == ["space", "optimizer"] else guess
+
+
+def refuse_imported(study: Study, command: str) -> None:
+    """Raise UserError for a command that trains or evaluates, if a study's trials are imported."""
+    if study.imported:
+        raise UserError(
+            f"{study.name}: its trials are imported from {study.imported}: `tunewright {command}` "
+            "trains and evaluates models, and needs a study with a workload or a function"
+        )

@@ -315,7 +315,9 @@ def test_a_log_axis_must_begin_above_zero() -> None:
         ("momentum", 0.0, 0.9, [None, "high"]),
         ("weight_decay", 0.0, 0.1, [None, "high"]),
         ("epsilon", 1e-8, 1e-4, ["low", "high"]),
-        ("width", 0, 8, ["low", "high"]),
+        ("width", 2, 8, ["low", "high"]),
+        ("layers", 1, 8, [None, "high"]),
+        ("dropout", 0.0, 1.0, [None, None]),
     ],
 )
 def test_a_border_beyond_which_there_is_no_value_is_none_to_expand(

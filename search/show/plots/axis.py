@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -41,9 +41,9 @@ JITTER = 0.30  # half-width of the spread of trials within a category; categorie
 GOLDEN = 0.6180339887  # multiples of it, modulo 1, never bunch: jitter without randomness
 MARGIN = 0.05  # to the left and right, of the range of values
 FOOT, HEAD = -0.07, 1.08  # y range as heights; the feasible values span heights 0 to 1 (S3)
-RAIL = 0.14  # height of the band of infeasible trials, and of the one of crashed trials above it
+RAIL = 0.14  # height of the band of infeasible trials, and of each one above it
 
-Kind = Literal["feasible", "infeasible", "crashed", "best"]
+Kind = Literal["feasible", "infeasible", "crashed", "unfinished", "best"]
 LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on top (S3)
     "feasible": {
         "symbol": "circle",
@@ -54,8 +54,11 @@ LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on to
     },
     "infeasible": {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": VERMILLION}},
     "crashed": {"symbol": "square-open", "size": 8, "color": MUTED, "line": {"width": 1.5}},
+    "unfinished": {"symbol": "triangle-right-open", "size": 8, "color": MUTED},
     "best": {"symbol": "star", "size": 17, "color": GREEN, "line": {"width": 1, "color": "white"}},
 }
+# Bands beyond the range of what trained, from it outwards, each drawn where it is needed.
+RAILS: dict[Kind, str] = {"infeasible": VERMILLION, "crashed": MUTED, "unfinished": MUTED}
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class AxisInfo:
     categories   tick labels at x = 0, 1, ...; empty if the axis is a scale
     y_range      from the best side to the worst: lowest and highest feasible value, the baseline's
                  included, or highest and lowest if the objective is maximized. They alone set the
-                 scale; infeasible and crashed trials stand on rails beyond the worst
+                 scale; trials that did not train to their end stand on rails beyond the worst
     baseline     value of the checkpoint that the study was compared with, a dashed line
     not_varied   (optimizer, trials) not drawn: their optimizer has one value of the hyperparameter,
                  or they have none
@@ -136,6 +139,7 @@ def axis_info(
     if baseline is not None:
         drawn.append(baseline)
     log_y, low, high = scale(drawn, any(trial.maximize for trial in trials))
+    rails = _rails({_kind(trial) for trial in shown})
     return AxisInfo(
         axis=axis,
         objective=objective,
@@ -153,6 +157,7 @@ def axis_info(
                         axis,
                         objective,
                         categories,
+                        rails,
                         lambda h: at_height(h, low, high, log_y),
                     )
                 ),
@@ -232,24 +237,39 @@ def _note(trials: list[Trial], axis: str) -> str:
     return f"lr_star = {readable(row.lr_star)}, headroom {readable(row.headroom)} ×"
 
 
+def _kind(trial: Trial) -> Kind:
+    if is_rankable(trial):
+        return "feasible"
+    if trial.verdict.crashed:
+        return "crashed"
+    return "unfinished" if trial.verdict.unfinished else "infeasible"
+
+
+def _rails(kinds: Collection[str]) -> list[Kind]:
+    """The rails that are needed, from the range of values outwards; the first one for all
+    others.
+    """
+    needed: list[Kind] = [kind for kind in RAILS if kind in kinds]
+    return list(dict.fromkeys(["infeasible", *needed])) if needed else []
+
+
 def _marks(
     trials: list[Trial],
     axis: str,
     objective: str,
     categories: list[Any],
+    rails: Sequence[Kind],
     at: Callable[[float], float],
 ) -> Iterable[Mark]:
     best = next(iter(rank_configurations(trials)), None)
+    places = {repr(value): place for place, value in enumerate(categories)}
     for trial in trials:
-        number, value = trial.point.number, trial.point.values[axis]
-        kind: Kind
-        x = categories.index(value) + JITTER * _jitter(number) if categories else float(value)
-        if is_rankable(trial):
+        number, value, kind = trial.point.number, trial.point.values[axis], _kind(trial)
+        x = places[repr(value)] + JITTER * _jitter(number) if categories else float(value)
+        if kind == "feasible":
             y, kind = trial.best_value, ("best" if trial is best else "feasible")
         else:
-            kind = "crashed" if trial.verdict.crashed else "infeasible"
-            rail = HEAD + RAIL * (1.5 if kind == "crashed" else 0.5)
-            y = at(rail + 0.25 * RAIL * _jitter(number))
+            y = at(HEAD + RAIL * (rails.index(kind) + 0.5 + 0.25 * _jitter(number)))
         yield Mark(number, x, y, kind, hover(trial, objective))
 
 
@@ -327,7 +347,7 @@ def _markers(marks: list[Mark], kind: Kind, look: dict[str, Any], legend: bool) 
 
 def _head(kinds: set[Kind]) -> float:
     """Height of the top of the panels: only the rails that are needed."""
-    return HEAD + RAIL * (2 if "crashed" in kinds else 1 if "infeasible" in kinds else 0)
+    return HEAD + RAIL * len(_rails(kinds))
 
 
 def _draw_axes(
@@ -386,20 +406,15 @@ def _x_axis(info: AxisInfo, values: list[float]) -> dict[str, Any]:
 def _draw_rails(
     figure: go.Figure, places: dict[Group, tuple[int, int]], kinds: set[Kind], turned: bool
 ) -> None:
-    """A tinted band and a name at the right for the rails of infeasible and crashed trials."""
+    """A tinted band and a name at the right for each rail."""
     head = _head(kinds)
 
     def domain(height: float) -> float:
         return in_panel(height, head, turned)
 
-    rails: tuple[tuple[Kind, float, str], ...] = (
-        ("infeasible", HEAD, VERMILLION),
-        ("crashed", HEAD + RAIL, MUTED),
-    )
     columns = max((column for _, column in places.values()), default=0)
-    for name, foot, colour in rails:
-        if foot >= head:
-            continue
+    for place, name in enumerate(_rails(kinds)):
+        foot, colour = HEAD + RAIL * place, RAILS[name]
         for row, column in places.values():
             panel = {"row": row, "col": column, "xref": "x domain", "yref": "y domain"}
             figure.add_shape(

@@ -32,6 +32,7 @@ from .thin import thin
 
 CEILING = 10.0  # times the highest initial loss: what rises above leaves the frame
 OUT_OF_FRAME = 100.0  # a loss is drawn no higher than this many times the top of the frame
+MOST_LISTED = 20  # numbers of trials that have no curve
 ABOVE_COLOURS = (ORANGE, PURPLE, SKY)  # the next three learning rates above lr_star (R3)
 
 
@@ -121,13 +122,15 @@ def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -
             else -1
         )
         text = hover(trial, objective)
+        places, loss = thin(trial.curve.loss, log_steps)
         lines.append(
             Line(
                 trial.point.number,
                 rank,
                 trial.verdict.infeasible,
                 base_lr,
-                *thin(trial.curve.loss, log_steps),
+                tuple(map(trial.curve.step_of, places)),
+                loss,
                 text,
             )
         )
@@ -164,12 +167,19 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
             figure.add_trace(trace, row=row, col=column)
     _draw_axes(figure, info, max((row for row, _ in places.values()), default=1))
     missing = [
-        f"{panel.group.label}: trials {', '.join(map(str, panel.missing))}"
+        f"{panel.group.label}: trials {_listed(panel.missing)}"
         for panel in info.panels
         if panel.missing
     ]
     footnote(figure, "no curve: " + "; ".join(missing) if missing else "")
     return figure
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Numbers of trials; of many, the first ones and how many there are."""
+    first = ", ".join(map(str, numbers[:MOST_LISTED]))
+    more = len(numbers) - MOST_LISTED
+    return f"{first} and {more} more" if more > 0 else first
 
 
 def _colour(line: Line) -> str:

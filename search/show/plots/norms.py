@@ -110,7 +110,7 @@ def _panel(group: Group, trial: Trial) -> NormsPanel:
     shown = _drawable(norms)
     low, high = shown.min(), max(shown.max(), shown.min() * 1.001)
     counts, edges = np.histogram(shown, np.geomspace(low, high, BINS + 1))
-    steps, thinned = thin(np.where(norms > 0, norms, np.nan))
+    places, thinned = thin(np.where(norms > 0, norms, np.nan))
     return NormsPanel(
         group=group,
         number=trial.point.number,
@@ -119,7 +119,7 @@ def _panel(group: Group, trial: Trial) -> NormsPanel:
         clip_z=trial.point.clip_z,
         clip_fraction=trial.clip_fraction,
         percentile=norm_percentile(norms),
-        steps=steps,
+        steps=tuple(map(trial.curve.step_of, places)),
         norms=thinned,
         edges=tuple(edges.tolist()),
         counts=tuple(counts.tolist()),

@@ -214,10 +214,11 @@ def hover(trial: Trial, objective: str) -> str:
     verdict = trial.verdict
     onset = f" at step {readable(verdict.onset_step)}" if math.isfinite(verdict.onset_step) else ""
     unstable = f", {verdict.instability} instability" if verdict.instability != "none" else ""
+    step = "" if math.isnan(trial.best_step) else f" at step {trial.best_step}"
     lines = [
         f"<b>trial {trial.point.number}: {verdict.outcome}{unstable}{onset}</b>",
         *(f"{escape(name)} = {escape(value)}" for name, value in trial.point.shown.items()),
-        f"best {escape(objective)} = {readable(trial.best_value)} at step {trial.best_step}",
+        f"best {escape(objective)} = {readable(trial.best_value)}{step}",
         *textwrap.wrap(escape(verdict.evidence), HOVER_WIDTH),
     ]
     return "<br>".join(lines)
