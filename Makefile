@@ -1,5 +1,5 @@
 # `make check` is what must hold of every commit. `make check-all` adds the tests that are marked slow:
-# PostgreSQL, torch's compiler, whole studies and benchmarks. Both make the environment, in .venv, first.
+# PostgreSQL, torch's compiler, other frameworks, whole studies and benchmarks. Both make the environment, in .venv, first.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,8 +12,13 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
-check-all: check
+check-all: check $(VENV)/.frameworks
 	$(BIN)/pytest -n auto --dist loadfile -m slow
+
+# Lightning and Transformers, which slow tests train with.
+$(VENV)/.frameworks: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lightning,transformers]'
+	touch $@
 
 # Written last: an installation that was interrupted, or one without the development tools, is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -124,7 +124,8 @@ def hopeless(
     To be asked after every evaluation, and between them as often as one likes.
     Stricter than `judge` at the end: every one of the last `patience` updates must agree, so that
     noise or a slow recovery keeps a run alive; and the objective must have been evaluated since,
-    and not have been learned.
+    and not have been learned. Where no objective is named and no metric there, the loss decides
+    alone, as at the end.
     """
     curve = _bound(curve)
     loss, steps = curve.loss, patience(curve.planned_losses)
@@ -141,10 +142,7 @@ def hopeless(
     level = levels(loss, curve.chance_loss)
     if recent <= _floor(level, STOPPED_FRACTION):
         return False
-    if (
-        not _is_evaluated_since(curve, steps)
-        or summarize_evaluations(curve, objective, maximize).state == "learned"
-    ):
+    if not _agrees(curve, objective, maximize, steps):
         return False
     far = level.highest_start + STOPPED_FACTOR * abs(level.highest_start)
     last = float(np.median(loss[-steps:]))
@@ -156,11 +154,22 @@ def hopeless(
     return bool(_by_loss(curve, level, rise) and _collapse(curve, level, rise, STOPPED_FRACTION))
 
 
+def _agrees(curve: Curve, objective: str, maximize: bool, steps: int) -> bool:
+    """Whether the evaluations leave the decision to the loss: one since, and nothing learned."""
+    if not objective and not curve.metrics:
+        return True
+    learned = summarize_evaluations(curve, objective, maximize).state == "learned"
+    return _is_evaluated_since(curve, steps) and not learned
+
+
 def _looks_closely(curve: Curve, steps: int) -> bool:
     """Whether this is an evaluation at which to search the loss for a rise.
 
-    It is if it is the first in a while: a search at each would cost as much as training.
+    It is if it is the first in a while: a search at each would cost as much as training. Where
+    nothing is evaluated, the caller asks seldom enough.
     """
+    if not curve.metrics:
+        return True
     before, now = map(curve.losses_before, ([0, *curve.eval_step.tolist()])[-2:])
     every = max(1, steps // LOOKS)
     return bool(now == len(curve.loss) and now // every > before // every)

@@ -159,7 +159,7 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
     steps = groupby(scenes, key=lambda scene: scene.group)
     told = [_told(group, list(own)) for group, own in steps]
     seeds = max((row.seeds for row in summaries), default=1)
-    return _template().render(
+    return template(TEMPLATE).render(
         name=study.name,
         question=study.question,
         objective=study.objective,
@@ -186,12 +186,13 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
     )
 
 
-def _template() -> jinja2.Template:
+def template(path: Path) -> jinja2.Template:
+    """A page, in which `rule` and `cited` say what the rules of an id or a sentence are."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"rule": _abbreviation, "cited": _cite}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return environment.from_string(path.read_text(encoding="utf-8"))
 
 
 def _abbreviation(id: str) -> Markup:
@@ -369,14 +370,22 @@ def _sections(found: Iterable[Picture]) -> list[tuple[str, list[dict[str, Any]]]
     ]
 
 
-def _div(picture: Picture) -> dict[str, Any]:
-    html = picture.figure.to_html(
+def figure_html(figure: go.Figure, name: str) -> Markup:
+    """A figure for a page that holds plotly's script."""
+    html = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
-        div_id=picture.name,  # its default is random
+        div_id=name,  # its default is random
         config={"displaylogo": False, "responsive": True},
     )
-    return {"html": Markup(html), "min_width": MARGIN_WIDTH + PANEL_WIDTH * picture.columns}
+    return Markup(html)
+
+
+def _div(picture: Picture) -> dict[str, Any]:
+    return {
+        "html": figure_html(picture.figure, picture.name),
+        "min_width": MARGIN_WIDTH + PANEL_WIDTH * picture.columns,
+    }
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -29,12 +29,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..judge.verdict import hopeless, judge
+from ..judge.verdict import MIN_PATIENCE, PATIENCE_FRACTION, hopeless, judge
 from ..trial import Array, Curve, Verdict
 
 # Updates between two looks at the losses. Each look waits for the device and costs the host some
 # tens of microseconds; a divergent trial costs at most this many updates too many.
 CHECK_EVERY = 20
+LOOKS = 50  # times the time of one, all looks at a training without evaluations take, however long
+# Updates of a training of which nobody knows how many: the fewest of which MIN_PATIENCE is the
+# share that a run is given to recover.
+UNKNOWN_STEPS = math.ceil(MIN_PATIENCE / PATIENCE_FRACTION)
 
 METRIC = "metric/"  # before the names of metrics in a state
 
@@ -44,30 +48,37 @@ class Recorder:
 
     chance_loss   loss of a constant predictor; nan if it is not known
     step          updates recorded so far
-    total_steps   updates that are planned
+    total_steps   updates that are planned; where nobody knows, those so far
     seconds       wall time of training so far, evaluation included; the caller adds to it, and
                   `state` keeps it
     """
 
     def __init__(
         self,
-        total_steps: int,
-        objective: str,
+        total_steps: int | None,
+        objective: str = "",
         *,
         chance_loss: float = math.nan,
         maximize: bool = False,
         divergence: bool = True,
+        expected_steps: int = UNKNOWN_STEPS,
     ) -> None:
-        """Start a training of `total_steps` updates, ranked by the metric named `objective`.
+        """Start a training of `total_steps` updates, ranked by the metric named `objective`; by
+        default by the only one that is reported, and by its loss alone until then.
 
+        Where `total_steps` is None, a training that ends was as long as it was to be; while it goes
+        on, it is taken for one of `expected_steps`, or of the updates so far if those are more.
         `chance_loss` is the loss of a constant predictor; nan if it is not known. `maximize`: a
         higher value of the objective is better. Without `divergence` the loss counts only where it
         is not finite (`verdict`).
         """
-        self.objective, self.total_steps = objective, total_steps
+        self.objective, self._known_steps = objective, total_steps
         self.step, self.seconds = 0, 0.0
         self.chance_loss, self._maximize, self._divergence = chance_loss, maximize, divergence
-        self._loss, self._grad_norm = np.empty(total_steps), np.empty(total_steps)
+        self._expected = expected_steps
+        self._most = math.inf if total_steps is None else total_steps
+        room = CHECK_EVERY if total_steps is None else total_steps
+        self._loss, self._grad_norm = np.empty(room), np.empty(room)
         self._broken = math.inf  # the first update whose loss or norm is not finite
         self._eval_step: list[int] = []
         self._metrics: dict[str, list[float]] = {}
@@ -77,7 +88,8 @@ class Recorder:
         self._ahead: tuple[Tensor, Tensor] | None = None
         self._waiting = 0
         self._was_hopeless = False
-        self._judge_next = min(CHECK_EVERY, total_steps)  # the step from which on it is asked anew
+        # the step from which on it is asked anew
+        self._judge_next: float = min(CHECK_EVERY, self._most)
 
     def record(self, loss: Tensor | float, norm: Tensor | float) -> None:
         """Add an update: its loss, and its unclipped gradient norm.
@@ -119,10 +131,11 @@ class Recorder:
         if self.is_just_evaluated:
             self._complete(numbers)
             return
-        for name in dict.fromkeys((*self._metrics, *numbers, self.objective)):
+        named = [self.objective] if self.objective else []
+        for name in dict.fromkeys((*self._metrics, *numbers, *named)):
             earlier = self._metrics.setdefault(name, [math.nan] * len(self._eval_step))
             earlier.append(numbers.get(name, math.nan))
-        self._missing += self.objective not in numbers
+        self._missing += not numbers.keys() >= set(named)
         self._evaluated = set(numbers)
         self._eval_step.append(self.step)
         self._judge_next = self.step
@@ -134,7 +147,7 @@ class Recorder:
         for name, value in numbers.items():
             earlier = [math.nan] * len(self._eval_step)
             self._metrics.setdefault(name, earlier)[-1] = value
-        self._missing -= self.objective in numbers
+        self._missing -= self.objective in numbers  # "" is no name of a metric
         self._evaluated |= numbers.keys()
         self._judge_next = self.step
 
@@ -156,13 +169,18 @@ class Recorder:
 
         To be asked after every update as recorded, and after its evaluation where there is one.
         The answer is renewed every CHECK_EVERY updates, after each evaluation and after the last
-        update (`verdict.hopeless`), and once a number that is not finite has been looked at.
+        update (`verdict.hopeless`), and once a number that is not finite has been looked at. Where
+        nothing is ever reported, it is renewed every fiftieth of a long training.
         """
         if self.step < self._judge_next and self._broken == math.inf:
             return self._was_hopeless
-        self._judge_next = min(self.step + CHECK_EVERY, self.total_steps)
+        pause = CHECK_EVERY if self._metrics else max(CHECK_EVERY, self.step // LOOKS)
+        self._judge_next = min(self.step + pause, self._most)
+        curve = self.curve()
+        if self._known_steps is None:
+            curve = replace(curve, total_steps=max(self.step, self._expected))
         self._was_hopeless = hopeless(
-            self.curve(), self.objective, maximize=self._maximize, divergence=self._divergence
+            curve, self.objective, maximize=self._maximize, divergence=self._divergence
         )
         return self._was_hopeless
 
@@ -171,8 +189,8 @@ class Recorder:
 
         Of all updates, if fewer are planned.
         """
-        first = min(CHECK_EVERY, self.total_steps)
-        return self.step >= first and not self.grad_norms[:first].any()
+        first = min(CHECK_EVERY, self._most)
+        return self.step >= first and not self.grad_norms[: int(first)].any()
 
     @property
     def losses(self) -> Array:
@@ -208,6 +226,13 @@ class Recorder:
             total_steps=self.total_steps,
             chance_loss=self.chance_loss,
         )
+
+    @property
+    def total_steps(self) -> int:
+        if self._known_steps is not None:
+            return self._known_steps
+        # what was hopeless is judged as it was looked at
+        return max(self.step, self._expected) if self._was_hopeless else self.step
 
     def verdict(self) -> Verdict:
         """What the curve says of a training that ended here.
@@ -272,7 +297,7 @@ class Recorder:
         lengths = {len(values) for values in metrics.values()}
         if len(loss) != len(grad_norm) or lengths - {len(eval_step)}:
             raise ValueError("the parts of a saved state differ in length")
-        if len(loss) > self.total_steps:
+        if len(loss) > self._most:
             raise ValueError(
                 f"a saved state of {len(loss)} updates is of another training: "
                 f"{self.total_steps} are planned"
@@ -286,7 +311,7 @@ class Recorder:
         self._was_hopeless, self._judge_next = False, self.step
 
     def _check_room(self, more: int) -> None:
-        if self.step + more > self.total_steps:
+        if self.step + more > self._most:
             raise ValueError(f"more updates are recorded than the {self.total_steps} planned")
 
     def _look(self) -> None:
@@ -303,6 +328,10 @@ class Recorder:
     ) -> None:
         """Write losses and norms of the updates from `start` on."""
         block = slice(start, start + len(losses))
+        if block.stop > len(self._loss):  # nobody knew how many there would be
+            more = np.empty(max(block.stop, 2 * len(self._loss)) - len(self._loss))
+            self._loss = np.concatenate([self._loss, more])
+            self._grad_norm = np.concatenate([self._grad_norm, more])
         self._loss[block], self._grad_norm[block] = losses, norms
         if self._broken == math.inf:
             finite = np.isfinite(self._loss[block]) & np.isfinite(self._grad_norm[block])

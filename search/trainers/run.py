@@ -171,18 +171,23 @@ class Run:
         parameter group gets the trial's learning rate; others keep their ratio to it. Of several
         optimizers the main one counts updates and is recorded; the others keep their ratio to its
         first group, too, and are clipped by norms of their own. Watch the main one first. Without
-        `hooked`, call `prepare(optimizer)` once its gradients are whole. Raises MisuseError for a
-        second main one, and for one whose gradients cannot be seen.
+        `hooked`, call `prepare(optimizer)` before each step once its gradients are whole; this may
+        also be asked for an optimizer that is watched already. Raises MisuseError for a second main
+        one, and for one whose gradients cannot be seen.
         """
+        known = next((one for one in self._watched if one.optimizer is optimizer), None)
+        if known and not hooked:
+            known.leave_to_caller()
+            return optimizer
         if main and self._main:
             raise MisuseError("watch: one optimizer is the main one: watch others with main=False")
         if not main and not self._main:
             raise MisuseError("watch: the main optimizer must be watched before others")
         watched = WatchedOptimizer(
             optimizer,
-            self._record if main else lambda norm: None,
+            self._updates.record if main else lambda norm: None,
             Clipping(self.point.clip_norm, self.point.clip_z),
-            self._learning_rate,
+            self._next_learning_rate if main else self._learning_rate,
             self._main.reference_lr if self._main else None,
             hooked,
         )
@@ -200,7 +205,13 @@ class Run:
         Of several losses before one update, as in gradient accumulation, the mean counts: tell each
         before you divide it.
         """
+        if self._main and self._updates.is_waiting and self._main.has_skipped():
+            self.forget_losses()
         self._updates.add_loss(loss)
+
+    def forget_losses(self) -> None:
+        """Drop the losses since the last update: theirs was skipped."""
+        self._updates.forget_losses()
 
     def report(self, *, model: nn.Module | None = None, **metrics: Tensor | float) -> None:
         """Tell the metrics of an evaluation; `model`: keep its parameters if it is the best.
@@ -254,7 +265,7 @@ class Run:
                 f"steps: {fruitless} batches went by without a step of the watched optimizer"
             )
         if fruitless and self._updates.is_waiting and self._main.is_cleared:
-            self._updates.forget_losses()  # a GradScaler skipped the update
+            self.forget_losses()  # a GradScaler skipped the update
         if fruitless == 0 and self.step <= CHECK_EVERY and self.recorder.is_without_gradient():
             raise UserError(
                 f"the gradient is exactly 0 at each of the first {self.step} updates, so that "
@@ -385,7 +396,8 @@ class Run:
     def _learning_rate(self) -> float:
         return float(self._learning_rates[self._update])
 
-    def _record(self, norm: Tensor) -> None:
+    def _next_learning_rate(self) -> float:
+        """That of the update that the main optimizer is about to make."""
         if self.step == self.total_steps:
             raise MisuseError(
                 f"steps: an update after the last one of {self.total_steps}: let run.steps(data) "
@@ -394,7 +406,7 @@ class Run:
         if self.step == 0 and not self.recorder.is_just_evaluated:
             self.recorder.report({})  # the untrained model was not evaluated
         self._update = self.step
-        self._updates.record(norm)
+        return self._learning_rate()
 
 
 def _number(name: str, value: Tensor | float) -> float:

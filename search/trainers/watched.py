@@ -131,11 +131,12 @@ class WatchedOptimizer:
     """A torch optimizer whose updates are prepared by `prepare`.
 
     A hook calls `prepare` before each step of the optimizer; if `hooked` is false, the caller does,
-    once gradients are whole.
+    once gradients are whole, or hands over their norm (`measured`).
 
     `learning_rate` gives the LR of an update by its number; None leaves LRs as they are. Each
     parameter group keeps its ratio to `reference_lr`, by default the LR of the first group.
-    `tell` is called with the unclipped norm of every update, before gradients are clipped.
+    `tell` is called after each step with the norm of its gradients before they were clipped; a step
+    that a GradScaler skips is none.
     Raises MisuseError for an optimizer whose gradients cannot be seen before they are used.
     """
 
@@ -162,12 +163,27 @@ class WatchedOptimizer:
             )
         self._ratios: list[float] = []  # of each group's LR to the reference
         self._see_groups()
-        self._hook = optimizer.register_step_pre_hook(self._before_step) if hooked else None
+        self._norm: Tensor | None = None  # of the step that comes next
+        self._had_gradient = False  # since the last step
+        self._hooks = [optimizer.register_step_post_hook(self._after_step)]
+        self._pre_hook = optimizer.register_step_pre_hook(self._before_step) if hooked else None
+        groups = optimizer.param_groups
+        first = (one for group in groups for one in group["params"] if one.requires_grad)
+        self._hooks += [
+            parameter.register_post_accumulate_grad_hook(self._see_gradient)
+            for parameter in list(first)[:1]
+        ]
 
     def release(self) -> None:
         """Leave the optimizer alone from here on."""
-        if self._hook:
-            self._hook.remove()
+        self.leave_to_caller()
+        for hook in self._hooks:
+            hook.remove()
+
+    def leave_to_caller(self) -> None:
+        """From here on the caller prepares each step, as with hooked=False."""
+        if self._pre_hook:
+            self._pre_hook.remove()
 
     @property
     def is_cleared(self) -> bool:
@@ -178,12 +194,30 @@ class WatchedOptimizer:
             for parameter in group["params"]
         )
 
+    def has_skipped(self) -> bool:
+        """Whether there were gradients after the last step that are gone without one, as where a
+        GradScaler skips it; said once.
+        """
+        skipped = self._had_gradient and self.is_cleared
+        self._had_gradient = self._had_gradient and not skipped
+        return skipped
+
+    def measured(self, norm: Tensor) -> None:
+        """Take the norm of the update that comes next from who measured it, and clips it."""
+        self._norm = norm.detach()
+
     def prepare(self) -> None:
-        """Measure and clip the gradients of the update that comes next, and set its LRs."""
+        """Measure and clip the gradients of the update that comes next, and set its LRs. Without
+        gradients none comes.
+        """
+        self._norm = None
+        if not self.is_cleared:
+            self._prepare()
+
+    def _prepare(self) -> None:
         gradients = self._gradients()
-        norm = global_norm(gradients)
-        self._tell(norm)
-        self.clipping.clip_(gradients, norm)
+        self._norm = global_norm(gradients)
+        self.clipping.clip_(gradients, self._norm)
         if self._learning_rate:
             self._set_lr(self._learning_rate())
 
@@ -198,7 +232,15 @@ class WatchedOptimizer:
                 "watch: a fused optimizer decides in its kernel whether it skips an update of a "
                 "GradScaler: make it without fused=True"
             )
-        self.prepare()
+        self._prepare()
+
+    def _after_step(self, optimizer: Optimizer, args: Sequence[Any], kwargs: Any) -> None:
+        norm, self._norm, self._had_gradient = self._norm, None, False
+        if norm is not None:
+            self._tell(norm)
+
+    def _see_gradient(self, parameter: Tensor) -> None:
+        self._had_gradient = True
 
     def _gradients(self) -> list[Tensor]:
         found = [

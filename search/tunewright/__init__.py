@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import Any
 
 __version__ = version("tunewright")
-_HOMES = {"current_run": "trainers.current"}  # names, and their modules in `tunewright.search`
+# names, and their modules in `tunewright.search`
+_HOMES = {"current_run": "trainers.current", "watch": "integrations.watch"}
 __all__ = sorted(_HOMES)
 
 

@@ -6,6 +6,7 @@ from .edge import EdgeInfo, edge_figure, edge_info, edge_panel
 from .loss import LossInfo, is_untuned, loss_figure, loss_info
 from .norms import NormsInfo, norms_figure, norms_info
 from .overlay import OverlayInfo, comparable, overlay_figure, overlay_info
+from .training import TrainingInfo, training_figure, training_info
 from .versus import VersusInfo, versus_figure, versus_info
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LossInfo",
     "NormsInfo",
     "OverlayInfo",
+    "TrainingInfo",
     "VersusInfo",
     "axis_figure",
     "axis_info",
@@ -31,6 +33,8 @@ __all__ = [
     "norms_info",
     "overlay_figure",
     "overlay_info",
+    "training_figure",
+    "training_info",
     "versus_figure",
     "versus_info",
 ]

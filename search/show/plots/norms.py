@@ -78,7 +78,7 @@ def norms_info(trials: Iterable[Trial], *, scientific: Sequence[str] = ()) -> No
         elif not len(_drawable(trial.curve.grad_norm)):
             missing.append(f"{group.label}: no curve for trial {trial.point.number}")
         else:
-            panels.append(_panel(group, trial))
+            panels.append(norms_panel(group, trial))
     one_kind = len({(panel.group.batch_size, panel.group.optimizer) for panel in panels}) == 1
     marks = [mark for panel in panels for mark in _marks(panel)]
     return NormsInfo(tuple(panels), tuple(missing), (min(marks), max(marks)) if one_kind else None)
@@ -94,18 +94,16 @@ def _first_infeasible(trials: Iterable[Trial]) -> Trial | None:
 
 def _marks(panel: NormsPanel) -> list[float]:
     """What the norm axis of a panel must hold."""
-    return [
-        *panel.edges,
-        panel.percentile,
-        *([panel.clip_norm] if math.isfinite(panel.clip_norm) else []),
-    ]
+    thresholds = (panel.percentile, panel.clip_norm)
+    return [*panel.edges, *(value for value in thresholds if math.isfinite(value))]
 
 
 def _drawable(norms: Array) -> Array:
     return norms[np.isfinite(norms) & (norms > 0)]
 
 
-def _panel(group: Group, trial: Trial) -> NormsPanel:
+def norms_panel(group: Group, trial: Trial) -> NormsPanel:
+    """The norms of a trial that has some that are finite and above 0."""
     norms = trial.curve.grad_norm
     shown = _drawable(norms)
     low, high = shown.min(), max(shown.max(), shown.min() * 1.001)
@@ -149,26 +147,41 @@ def norms_figure(info: NormsInfo) -> go.Figure:
     )
     named: set[str] = set()
     for row, panel in enumerate(info.panels, start=1):
-        figure.add_trace(_line(panel), row=row, col=1)
-        figure.add_trace(_bars(panel), row=row, col=2)
-        for column, ends in ((1, (0, panel.steps[-1])), (2, (0, max(panel.counts)))):
-            for trace in _thresholds(panel, ends):
-                trace.showlegend = trace.name not in named
-                named.add(trace.name)
-                figure.add_trace(trace, row=row, col=column)
-        low, high = info.scale or (min(_marks(panel)), max(_marks(panel)))
-        figure.update_yaxes(row=row, **log_axis(low / 1.1, high * 1.1))
-        figure.update_yaxes(row=row, col=2, showticklabels=False)
         last = max(one.steps[-1] for one in info.panels) if info.scale else panel.steps[-1]
-        figure.update_xaxes(row=row, col=1, range=[-0.02 * last, 1.02 * last])
-        if panel.outcome != "feasible":
-            figure.add_trace(_end(panel), row=row, col=1)
-        figure.update_xaxes(row=row, col=2, range=[0, 1.05 * max(panel.counts)], nticks=4)
+        draw_norms(figure, row, panel, named, info.scale, last)
     figure.update_yaxes(col=1, title_text="gradient norm")
     figure.update_xaxes(row=max(1, len(info.panels)), col=1, title_text="step")
     figure.update_xaxes(row=max(1, len(info.panels)), col=2, title_text="number of steps")
     footnote(figure, "; ".join(info.missing))
     return figure
+
+
+def draw_norms(
+    figure: go.Figure,
+    row: int,
+    panel: NormsPanel,
+    named: set[str],
+    scale: tuple[float, float] | None = None,
+    last: int | None = None,
+) -> None:
+    """Draw a panel and its histogram into a row of a figure; `named` are the names in its legend,
+    `scale` and `last` the ends of the axes where panels are compared.
+    """
+    last = panel.steps[-1] if last is None else last
+    figure.add_trace(_line(panel), row=row, col=1)
+    figure.add_trace(_bars(panel), row=row, col=2)
+    for column, ends in ((1, (0, panel.steps[-1])), (2, (0, max(panel.counts)))):
+        for trace in _thresholds(panel, ends):
+            trace.showlegend = trace.name not in named
+            named.add(trace.name)
+            figure.add_trace(trace, row=row, col=column)
+    low, high = scale or (min(_marks(panel)), max(_marks(panel)))
+    figure.update_yaxes(row=row, **log_axis(low / 1.1, high * 1.1))
+    figure.update_yaxes(row=row, col=2, showticklabels=False)
+    figure.update_xaxes(row=row, col=1, range=[-0.02 * last, 1.02 * last])
+    if panel.outcome != "feasible":
+        figure.add_trace(_end(panel), row=row, col=1)
+    figure.update_xaxes(row=row, col=2, range=[0, 1.05 * max(panel.counts)], nticks=4)
 
 
 def _note(panel: NormsPanel) -> str:

@@ -1,0 +1,1 @@
+"""Callbacks of other frameworks, under a short name: `lightning.Watch`, `transformers.Watch`."""

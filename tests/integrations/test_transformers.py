@@ -1,0 +1,202 @@
+"""Trainings by the Trainer of Transformers that are watched: the real package, a small model made
+from a configuration.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from tunewright.integrations.transformers import Watch  # noqa: E402
+from tunewright.search.errors import UserError  # noqa: E402
+from tunewright.search.store.files import read_curve  # noqa: E402
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # of Transformers and its own requirements
+]
+ROWS, BATCH, WORDS, LENGTH = 32, 4, 20, 8
+
+
+def rows():
+    """Texts of different lengths: labels of -100 do not count."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for row in range(ROWS):
+        words = torch.randint(0, WORDS, (LENGTH,), generator=generator)
+        labels = words.clone()
+        labels[: 1 + row % 4] = -100  # the first word is no target
+        found.append({"input_ids": words, "labels": labels})
+    return found
+
+
+def language_model():
+    torch.manual_seed(1)
+    config = transformers.GPT2Config(
+        vocab_size=WORDS,
+        n_positions=LENGTH,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return transformers.GPT2LMHeadModel(config)
+
+
+class Batchwise(nn.Module):
+    """A model whose loss knows nothing of accumulation: the mean over one batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = language_model()
+
+    def forward(self, input_ids, labels):
+        return {"loss": self.inner(input_ids=input_ids, labels=labels).loss}
+
+
+def trainer(folder, model, **options):
+    settings = {
+        "per_device_train_batch_size": BATCH,
+        "learning_rate": 0.05,
+        "num_train_epochs": 3,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "max_grad_norm": 0.7,
+        "train_sampling_strategy": "sequential",
+    }
+    args = transformers.TrainingArguments(str(folder / "trainer"), **settings | options)
+    return transformers.Trainer(model, args, train_dataset=rows(), eval_dataset=rows())
+
+
+def watched(folder, model, stop=False, **options):
+    found = trainer(folder, model, **options)
+    found.add_callback(Watch(found, out=folder, stop=stop))
+    found.train()
+    return read_curve(folder / "curve.npz")
+
+
+def by_hand(model, parts, clip_norm, by_token):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    losses, norms = [], []
+    texts = rows()
+    for _ in range(3):
+        for start in range(0, ROWS, parts * BATCH):
+            update = texts[start : start + parts * BATCH]
+            batches = [
+                {
+                    name: torch.stack([row[name] for row in update[at : at + BATCH]])
+                    for name in update[0]
+                }
+                for at in range(0, len(update), BATCH)
+            ]
+            total = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
+            loss = 0.0
+            for batch in batches:
+                share = 1 / len(batches)
+                if by_token:
+                    share = (batch["labels"][:, 1:] != -100).sum() / total
+                part = model(**batch)["loss"] * share
+                part.backward()
+                loss += part.item()
+            norms.append(nn.utils.clip_grad_norm_(model.parameters(), clip_norm).item())
+            losses.append(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+    return losses, norms
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.7])
+@pytest.mark.parametrize("model", [language_model, Batchwise])
+def test_losses_and_unclipped_norms_are_those_of_a_plain_loop(
+    tmp_path, model, parts, max_grad_norm
+):
+    curve = watched(
+        tmp_path, model(), gradient_accumulation_steps=parts, max_grad_norm=max_grad_norm
+    )
+    by_token = model is language_model
+    losses, norms = by_hand(model(), parts, max_grad_norm or math.inf, by_token)
+    np.testing.assert_allclose(curve.loss, losses, rtol=1e-5)
+    np.testing.assert_allclose(curve.grad_norm, norms, rtol=1e-4)
+    assert max(norms) > 0.7  # some were clipped
+
+
+def test_a_watched_training_is_bit_for_bit_the_same(tmp_path):
+    one, other = language_model(), language_model()
+    watched(tmp_path, one)
+    trainer(tmp_path, other).train()
+    assert all(map(torch.equal, one.parameters(), other.parameters()))
+
+
+def test_the_trainer_is_left_as_it_was(tmp_path):
+    found = trainer(tmp_path, language_model())
+    before = found.training_step, found.accelerator.clip_grad_norm_
+    found.add_callback(Watch(found))
+    found.train()
+    assert (found.training_step, found.accelerator.clip_grad_norm_) == before
+
+
+class Breaks(Batchwise):
+    calls = 0
+
+    def forward(self, input_ids, labels):
+        found = super().forward(input_ids, labels)
+        self.calls += self.training
+        return {"loss": found["loss"] * (math.nan if self.calls > 5 else 1.0)}
+
+
+def test_a_loss_that_the_trainer_hides_is_seen(tmp_path, capsys):
+    curve = watched(tmp_path, Breaks(), logging_strategy="steps", logging_steps=1)
+    assert np.isfinite(curve.loss[:5]).all()
+    assert math.isnan(curve.loss[5])
+    said = capsys.readouterr().out
+    assert "non_finite" in said
+    assert "logging_nan_inf_filter" in said
+
+
+def test_hopeless_training_is_ended(tmp_path, capsys):
+    found = trainer(tmp_path, Breaks(), num_train_epochs=50)
+    found.add_callback(Watch(found, stop=True, out=tmp_path))
+    found.train()
+    assert found.state.global_step < 40
+    assert "hopeless after" in capsys.readouterr().out
+
+
+def test_evaluations_are_recorded(tmp_path):
+    curve = watched(tmp_path, language_model(), eval_strategy="epoch", eval_on_start=True)
+    assert curve.eval_step.tolist() == [0, 8, 16, 24]
+    assert curve.metrics.keys() == {"eval_loss"}
+    assert np.isfinite(curve.metrics["eval_loss"]).all()
+
+
+def test_an_exception_leaves_the_curve_until_there(tmp_path, capsys):
+    class Fails(Breaks):
+        def forward(self, input_ids, labels):
+            if self.calls == 5:
+                raise RuntimeError("out of luck")
+            return super().forward(input_ids, labels)
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        watched(tmp_path, Fails())
+    assert len(read_curve(tmp_path / "curve.npz").loss) == 5
+    assert "5 updates were watched, until RuntimeError: out of luck." in capsys.readouterr().out
+
+
+def test_options_beside_a_run_are_refused(tmp_path):
+    found = trainer(tmp_path, language_model())
+    with pytest.raises(UserError, match="out: with a study's run"):
+        Watch(found, run=object(), out=tmp_path)
