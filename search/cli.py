@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from .errors import UnfinishedError, UserError, describe_error, mask_password
-from .new import shipped_studies, start
+from .new import loops, shipped_studies, start
 from .signals import INTERRUPTED, INTERRUPTED_TRAINING, STOPS, end_at_once_with, quit_on_signal
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _finished_trials(study: Study, folder: Path, url: str | None) -> list[Trial]
 
 
 def _new(options: argparse.Namespace) -> int:
-    study = start(options.folder, options.shipped)
+    study = start(options.folder, options.kind)
     print(f"{study.parent}: {', '.join(sorted(path.name for path in study.parent.iterdir()))}")
     print(f"next: cd {shlex.quote(str(study.parent))} && tunewright run {study.name}")
     return 0
@@ -488,17 +488,18 @@ def _parser() -> argparse.ArgumentParser:
             "--results", type=Path, default=Path("results"), metavar="DIR", help=summary
         )
 
-    shipped = shipped_studies()
+    kinds, shipped = loops(), shipped_studies()
     new = command(
         "new", _new, "Copy a small workload and its study into a new folder, to start from."
     )
     new.add_argument("folder", metavar="FOLDER", type=Path, help="is created; may exist if empty")
     new.add_argument(
         "--from",
-        dest="shipped",
-        choices=shipped,
-        metavar="STUDY",
-        help=f"copy a study that comes with tunewright instead: {', '.join(shipped)}",
+        dest="kind",
+        choices=[*kinds, *shipped],
+        metavar="NAME",
+        help=f"start from a training loop instead ({', '.join(kinds)}), or copy a study that comes "
+        f"with tunewright: {', '.join(shipped)}",
     )
 
     check = command(

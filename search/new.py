@@ -1,4 +1,4 @@
-"""The start of a user's own project: a study, and a workload to change, in a new folder."""
+"""The start of a user's own project: a study, and the code it trains, in a new folder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,24 @@ def shipped_studies() -> list[str]:
     return sorted(path.stem for path in STUDIES.glob("*.toml"))
 
 
-def start(folder: Path, shipped: str | None = None) -> Path:
+def loops() -> list[str]:
+    """The kinds of training loops that a project of one's own can start from."""
+    return sorted(path.parent.name for path in TEMPLATE.glob("*/study.toml"))
+
+
+def start(folder: Path, kind: str | None = None) -> Path:
     """Fill a new or empty folder, and return its study file.
 
-    It gets a study of a small workload, and that workload's module; or else the shipped study of
-    a name, whose workload is one of `tunewright.models`. Raises UserError if the folder holds
-    anything, which stays as it is, or cannot be written.
+    It gets a study of a small workload, and that workload's module; or one of a training loop, and
+    its module (`loops`); or the shipped study of a name, whose workload is one of
+    `tunewright.models`. Raises UserError if the folder holds anything, which stays as it is, or
+    cannot be written.
     """
-    workload, study = TEMPLATE / "workload.py", TEMPLATE / "study.toml"
-    sources = [study, workload, SCHEMA]
-    if shipped is not None:
-        study = STUDIES / f"{shipped}.toml"
+    home = TEMPLATE / kind if kind in loops() else TEMPLATE
+    study, module = home / "study.toml", home / ("workload.py" if home == TEMPLATE else "train.py")
+    sources = [study, module, SCHEMA]
+    if kind in shipped_studies():
+        study = STUDIES / f"{kind}.toml"
         sources = [study, SCHEMA]
     try:
         if folder.is_dir() and any(folder.iterdir()):

@@ -14,6 +14,7 @@ scale.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, Unpack
 
@@ -144,6 +145,8 @@ def arguments(run: Run) -> dict[str, Any]:
     """Arguments of a Trainer for a trial of a study: it is watched, trains on the trial's device up
     to the last update, validates whenever that is due, and writes nothing.
     """
+    # a word about each Trainer's devices, and an advertisement: a study has a hundred
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     kind, _, index = run.device.partition(":")
     return {
         "callbacks": [Watch(run)],

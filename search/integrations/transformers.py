@@ -30,7 +30,7 @@ from .follower import Follower
 from .watch import Options, say
 
 try:
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
 except ImportError as error:
     raise UserError(
         "integrations.transformers: needs transformers: pip install 'tunewright[transformers]'"
@@ -57,6 +57,8 @@ class Watch(TrainerCallback):
         self._train, self._training_step = trainer.train, trainer.training_step
         self._clip: Any = None
         trainer.train = self._train_to_the_end
+        if run:
+            trainer.remove_callback(PrinterCallback)  # a line for each trial
 
     def _train_to_the_end(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`, which tells no callback of an exception."""

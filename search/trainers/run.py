@@ -176,8 +176,9 @@ class Run:
         one, and for one whose gradients cannot be seen.
         """
         known = next((one for one in self._watched if one.optimizer is optimizer), None)
-        if known and not hooked:
-            known.leave_to_caller()
+        if known:
+            if not hooked:
+                known.leave_to_caller()
             return optimizer
         if main and self._main:
             raise MisuseError("watch: one optimizer is the main one: watch others with main=False")
