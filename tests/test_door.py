@@ -19,7 +19,7 @@ import yaml
 import tunewright
 from tunewright.search import load_study
 from tunewright.search.cli import main
-from tunewright.search.new import shipped_studies
+from tunewright.search.new import loops, shipped_studies
 from tunewright.search.workload.workload import load_workload
 
 ROOT = Path(__file__).parents[1]
@@ -165,6 +165,32 @@ def test_new_copies_each_shipped_study(name: str, tmp_path: Path) -> None:
     assert load_workload(study.workload, {}) is not None
 
 
+@pytest.mark.parametrize("kind", loops())
+def test_new_starts_from_a_training_loop(kind: str, tmp_path: Path) -> None:
+    assert main(["new", str(tmp_path / "demo"), "--from", kind]) == 0
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {
+        "study.schema.json",
+        "study.toml",
+        "train.py",
+    }
+    study = load_study(tmp_path / "demo" / "study.toml")
+    assert study.train == "train:main"
+    source = (tmp_path / "demo" / "train.py").read_text(encoding="utf-8")
+    assert "def main(run):" in source
+
+
+def test_a_training_loop_of_ones_own_is_checked_and_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setitem(sys.modules, "train", None)  # put back as it was, at the end
+    del sys.modules["train"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["new", ".", "--from", "function"]) == 0
+    assert main(["check", "study.toml", "--time"]) == 0
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_the_shipped_studies_are_those_of_the_folder() -> None:
     assert shipped_studies() == sorted(path.stem for path in (ROOT / "studies").glob("*.toml"))
     assert "digits_mlp" in shipped_studies()
@@ -215,7 +241,7 @@ def test_an_unknown_study_is_an_error_that_lists_them(capsys: pytest.CaptureFixt
         main(["new", "demo", "--from", "nonsense"])
     assert stopped.value.code == 2
     error = capsys.readouterr().err
-    for name in ("nonsense", *shipped_studies()):
+    for name in ("nonsense", "function", "lightning", *shipped_studies()):
         assert name in error
 
 

@@ -1,18 +1,23 @@
 """Trainings by Lightning that are watched: the real package, small models."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from followed import STEPS, assert_project_runs, assert_same, train_point
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 lightning = pytest.importorskip("lightning.pytorch")
 
-from tunewright.integrations.lightning import Watch  # noqa: E402
+from tunewright.integrations.lightning import Watch, arguments  # noqa: E402
 from tunewright.search.errors import UserError  # noqa: E402
 from tunewright.search.store.files import read_curve  # noqa: E402
+from tunewright.search.trainers.watched import MisuseError  # noqa: E402
+from tunewright.search.trial import Point  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -195,3 +200,78 @@ def test_what_cannot_be_watched_is_refused():
         fit(Two(manual=True), Watch())
     with pytest.raises(UserError, match="LBFGS"):
         fit(Newton(), Watch())
+
+
+# --- as trials of a study ---------------------------------------------------------------------
+
+POINT = Point(0, BATCH, "momentum", 0.03, warmup_steps=5, clip_norm=0.8, decay="cosine", seed=3)
+
+
+class Tuned(Line):
+    """It makes the study's optimizer, or one of its own with another learning rate."""
+
+    def __init__(self, run, own=False, **options):
+        super().__init__(**options)
+        self.run, self.own = run, own
+
+    def configure_optimizers(self):
+        if self.own:
+            return torch.optim.SGD(self.parameters(), lr=17.0, momentum=0.9)
+        return self.run.optimizer(self)
+
+
+def by_lightning(run, own=False, manual=False, **options):
+    trainer = lightning.Trainer(**arguments(run) | options)
+    trainer.fit(Tuned(run, own, manual=manual), data(), data())
+
+
+def by_loop(run):
+    model = Tuned(run)
+    optimizer = run.optimizer(model)
+
+    def report():
+        with torch.no_grad():
+            run.report(val_loss=np.mean([model.loss(one).item() for one in data()]), model=model)
+
+    report()
+    for batch in run.steps(data()):
+        loss = model.loss(batch)
+        run.loss(loss)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if run.evaluation_due:
+            report()
+
+
+@pytest.mark.parametrize("clipping", [{"clip_norm": 0.8}, {"clip_z": 0.5, "base_lr": 1e-4}])
+@pytest.mark.parametrize("options", [{}, {"own": True}, {"manual": True}])
+def test_a_trial_is_that_of_a_plain_loop(options, clipping, monkeypatch):
+    point = replace(POINT, **{"clip_norm": math.inf} | clipping)
+    found = train_point(monkeypatch, partial(by_lightning, **options), point, "val_loss")
+    expected = train_point(monkeypatch, by_loop, point, "val_loss")
+    assert found.trial.curve.eval_step.tolist() == [0, 14, 28, 40]
+    assert len(found.trial.curve.loss) == STEPS
+    assert 0 < found.trial.clip_fraction < 1
+    assert_same(found, expected)
+
+
+def test_skipped_updates_are_not_counted_among_those_of_the_study(monkeypatch):
+    def half(run):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**22)
+        plugin = lightning.plugins.MixedPrecision("16-mixed", "cpu", scaler=scaler)
+        by_lightning(run, plugins=[plugin])
+
+    found = train_point(monkeypatch, half, POINT, "val_loss")
+    assert len(found.trial.curve.loss) == STEPS
+    assert np.isfinite(found.trial.curve.grad_norm).all()
+
+
+def test_what_would_clip_beside_the_study_is_refused(monkeypatch):
+    clips = partial(by_lightning, gradient_clip_val=1.0)
+    with pytest.raises(MisuseError, match=r"gradient_clip_val=1.0 clips beside the study's"):
+        train_point(monkeypatch, clips, POINT, "val_loss")
+
+
+def test_the_project_that_new_starts_is_a_study_with_its_report(tmp_path, monkeypatch, capsys):
+    assert_project_runs("lightning", tmp_path, monkeypatch, capsys)

@@ -3,18 +3,23 @@ from a configuration.
 """
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from followed import assert_project_runs, assert_same, train_point
 from torch import nn
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from tunewright.integrations.transformers import Watch  # noqa: E402
+from tunewright.integrations.transformers import Watch, arguments  # noqa: E402
 from tunewright.search.errors import UserError  # noqa: E402
 from tunewright.search.store.files import read_curve  # noqa: E402
+from tunewright.search.trainers.watched import MisuseError  # noqa: E402
+from tunewright.search.trial import Point  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,6 +38,10 @@ def rows():
         labels[: 1 + row % 4] = -100  # the first word is no target
         found.append({"input_ids": words, "labels": labels})
     return found
+
+
+def collate(texts):
+    return {name: torch.stack([text[name] for text in texts]) for name in texts[0]}
 
 
 def language_model():
@@ -96,13 +105,7 @@ def by_hand(model, parts, clip_norm, by_token):
     for _ in range(3):
         for start in range(0, ROWS, parts * BATCH):
             update = texts[start : start + parts * BATCH]
-            batches = [
-                {
-                    name: torch.stack([row[name] for row in update[at : at + BATCH]])
-                    for name in update[0]
-                }
-                for at in range(0, len(update), BATCH)
-            ]
+            batches = [collate(update[at : at + BATCH]) for at in range(0, len(update), BATCH)]
             total = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
             loss = 0.0
             for batch in batches:
@@ -200,3 +203,72 @@ def test_options_beside_a_run_are_refused(tmp_path):
     found = trainer(tmp_path, language_model())
     with pytest.raises(UserError, match="out: with a study's run"):
         Watch(found, run=object(), out=tmp_path)
+
+
+# --- as trials of a study ---------------------------------------------------------------------
+
+POINT = Point(0, BATCH, "momentum", 0.03, warmup_steps=5, clip_norm=0.8, decay="cosine", seed=3)
+
+
+def by_trainer(run, folder, own=False, **options):
+    model = Batchwise()
+    optimizer = run.optimizer(model)
+    if own:
+        optimizer = torch.optim.SGD(model.parameters(), lr=17.0, momentum=0.9)
+    settings = {
+        "per_device_train_batch_size": run.batch_size,
+        "per_device_eval_batch_size": ROWS,
+        "train_sampling_strategy": "sequential",
+    }
+    args = transformers.TrainingArguments(str(folder), **settings | arguments(run) | options)
+    found = transformers.Trainer(
+        model,
+        args,
+        train_dataset=rows(),
+        eval_dataset=rows(),
+        optimizers=(optimizer, None),
+    )
+    found.add_callback(Watch(found, run))
+    found.train()
+
+
+def by_loop(run):
+    model = Batchwise()
+    optimizer = run.optimizer(model)
+    texts = rows()
+    batches = [collate(texts[at : at + BATCH]) for at in range(0, ROWS, BATCH)]
+
+    def report():
+        with torch.no_grad():
+            run.report(eval_loss=model(**collate(texts))["loss"], model=model)
+
+    report()
+    for batch in run.steps(batches):
+        loss = model(**batch)["loss"]
+        run.loss(loss)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if run.evaluation_due:
+            report()
+
+
+@pytest.mark.parametrize("clipping", [{"clip_norm": 1.2}, {"clip_z": 1.0}])
+def test_a_trial_is_that_of_a_plain_loop(clipping, monkeypatch, tmp_path):
+    point = replace(POINT, **{"clip_norm": math.inf} | clipping)
+    function = partial(by_trainer, folder=tmp_path)
+    found = train_point(monkeypatch, function, point, "eval_loss")
+    expected = train_point(monkeypatch, by_loop, point, "eval_loss")
+    assert found.trial.curve.eval_step.tolist() == [0, 14, 28, 40]
+    assert 0 < found.trial.clip_fraction < 1
+    assert_same(found, expected, rtol=1e-4)
+
+
+def test_the_trainers_own_clipping_is_refused(monkeypatch, tmp_path):
+    clips = partial(by_trainer, folder=tmp_path, max_grad_norm=1.0)
+    with pytest.raises(MisuseError, match="the framework clips at 1, beside the study's"):
+        train_point(monkeypatch, clips, POINT, "eval_loss")
+
+
+def test_the_project_that_new_starts_is_a_study_with_its_report(tmp_path, monkeypatch, capsys):
+    assert_project_runs("transformers", tmp_path, monkeypatch, capsys)

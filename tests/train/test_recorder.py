@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from examples import parse
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load, save
 from torch import nn
 
@@ -413,3 +415,61 @@ def test_a_state_whose_order_is_of_other_metrics_is_refused():
     recorder.report({"z": 1.0, "v": 2.0})
     with pytest.raises(ValueError, match="argument"):
         recorder.restore(recorder.state() | {"metric_order": torch.tensor([0])})
+
+
+# --- a training of which nobody knows how long it is ----------------------------------------------
+
+
+def test_without_a_number_of_updates_it_takes_as_many_as_come():
+    rng = np.random.default_rng(0)
+    losses, norms = rng.random((2, 1000))
+    one, other = Recorder(None), Recorder(1000)
+    for loss, norm in zip(losses, norms, strict=True):
+        one.record(loss, norm)
+    other.record_block(losses, norms)
+    assert one.curve() == other.curve()
+    assert one.total_steps == 1000
+
+
+levels = st.sampled_from([0.1, 1.0, 2.0, 2.3, 2.6, 5.0, 40.0, 1e4])
+spans = st.lists(st.tuples(levels, st.integers(5, 400)), min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(spans, st.sampled_from([0.01, 0.1, 0.5]), st.sampled_from([2.3, math.nan]))
+def test_what_is_stopped_by_its_loss_alone_is_judged_infeasible(spans, noise, chance):
+    level = np.concatenate([np.full(count, value) for value, count in spans])
+    losses = level * np.exp(noise * np.random.default_rng(0).standard_normal(len(level)))
+    recorder = Recorder(None, chance_loss=chance)
+    recorder.report({})
+    for loss in losses:
+        recorder.record(loss, 1.0)
+        if recorder.is_hopeless():
+            assert recorder.verdict().infeasible
+            break
+
+
+@pytest.mark.parametrize("expected", [400, 4000])
+def test_a_loss_that_blew_up_has_a_quarter_of_the_expected_updates_to_recover(expected):
+    falls = 2.3 * np.exp(-np.arange(100) / 30) + 0.1
+    recorder = Recorder(None, expected_steps=expected)
+    for loss in [*falls, *np.full(2 * expected, 50.0)]:
+        recorder.record(loss, 1.0)
+        if recorder.is_hopeless():
+            break
+    assert expected / 4 <= recorder.step - 100 <= expected / 4 + 2 * CHECK_EVERY
+    assert recorder.verdict().outcome == "diverged"
+    recovers = Recorder(None, expected_steps=expected)
+    for loss in [*falls, *np.full(60, 50.0), *np.full(expected, 0.1)]:
+        recovers.record(loss, 1.0)
+        assert not recovers.is_hopeless()
+
+
+def test_one_that_is_to_be_evaluated_is_not_stopped_before():
+    recorder = Recorder(None, "val_loss")
+    recorder.report({"val_loss": 2.3})
+    for loss in [*np.full(100, 1.0), *np.full(500, 50.0)]:
+        recorder.record(loss, 1.0)
+        assert not recorder.is_hopeless()
+    recorder.report({"val_loss": 2.4})
+    assert recorder.is_hopeless()

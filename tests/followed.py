@@ -1,0 +1,68 @@
+"""A trial of a function, for those that train by a framework what others train by a plain loop."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from examples import parse
+
+from tunewright.search.cli import main
+from tunewright.search.trainers import function as function_module
+from tunewright.search.trainers.function import train_by_function
+
+STEPS, EVALUATIONS = 40, 3  # the last of them after fewer updates than the others
+
+
+def train_point(monkeypatch, function, point, objective):
+    """Train a point of a study by a function."""
+    monkeypatch.setattr(function_module, "load_function", lambda study: function)
+    study = parse(
+        workload=...,
+        train="script:main",
+        objective=objective,
+        max_train_steps=STEPS,
+        evaluations=EVALUATIONS,
+    )
+    (found,) = train_by_function(study, [point])
+    return found
+
+
+def assert_same(one, other, rtol=1e-5):
+    """Two trainings have the same curve, verdict and best checkpoint, up to rounding."""
+    mine, theirs = one.trial.curve.arrays(), other.trial.curve.arrays()
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        np.testing.assert_allclose(mine[name], theirs[name], rtol=rtol, err_msg=name)
+    assert one.trial.verdict.outcome == other.trial.verdict.outcome
+    assert one.trial.best_step == other.trial.best_step
+    assert one.checkpoint.keys() == other.checkpoint.keys()
+    for name, tensor in one.checkpoint.items():
+        torch.testing.assert_close(tensor, other.checkpoint[name], rtol=1e-4, atol=1e-6)
+
+
+def assert_project_runs(kind, folder, monkeypatch, capsys):
+    """A project of `new --from`, with fewer and shorter trials, is checked, tried and run; its
+    report has an axis plot.
+    """
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setitem(sys.modules, "train", None)  # put back as it was, at the end
+    del sys.modules["train"]
+    monkeypatch.chdir(folder)
+    assert main(["new", ".", "--from", kind]) == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "study.schema.json",
+        "study.toml",
+        "train.py",
+    }
+    text = Path("study.toml").read_text(encoding="utf-8")
+    assert main(["check", "study.toml", "--time"]) == 0
+    assert "warning" not in capsys.readouterr().out
+    for key, value in {"max_train_steps": 60, "trials": 4}.items():
+        text = re.sub(rf"^{key} = \d+", f"{key} = {value}", text, flags=re.MULTILINE)
+    text = re.sub(r"warmup_steps = .*", "warmup_steps = [0, 3]", text)
+    Path("study.toml").write_text(text, encoding="utf-8")
+    assert main(["run", "study.toml", "--in-process"]) == 0
+    page = Path("results/study/report.html").read_text(encoding="utf-8")
+    assert 'id="axis_base_lr"' in page
