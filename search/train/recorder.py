@@ -35,7 +35,9 @@ from ..trial import Array, Curve, Verdict
 # Updates between two looks at the losses. Each look waits for the device and costs the host some
 # tens of microseconds; a divergent trial costs at most this many updates too many.
 CHECK_EVERY = 20
-LOOKS = 50  # times the time of one, all looks at a training without evaluations take, however long
+# Where no metric is reported, the loss alone is asked, which takes longer: every MIN_PATIENCE
+# updates, and in a long training whenever it has grown by this share.
+LOOK_SHARE = 0.02
 # Updates of a training of which nobody knows how many: the fewest of which MIN_PATIENCE is the
 # share that a run is given to recover.
 UNKNOWN_STEPS = math.ceil(MIN_PATIENCE / PATIENCE_FRACTION)
@@ -170,11 +172,11 @@ class Recorder:
         To be asked after every update as recorded, and after its evaluation where there is one.
         The answer is renewed every CHECK_EVERY updates, after each evaluation and after the last
         update (`verdict.hopeless`), and once a number that is not finite has been looked at. Where
-        nothing is ever reported, it is renewed every fiftieth of a long training.
+        no metric is reported, it is renewed more seldom (LOOK_SHARE).
         """
         if self.step < self._judge_next and self._broken == math.inf:
             return self._was_hopeless
-        pause = CHECK_EVERY if self._metrics else max(CHECK_EVERY, self.step // LOOKS)
+        pause = CHECK_EVERY if self._metrics else max(MIN_PATIENCE, int(LOOK_SHARE * self.step))
         self._judge_next = min(self.step + pause, self._most)
         curve = self.curve()
         if self._known_steps is None:
