@@ -10,7 +10,7 @@ from examples import parse
 
 from tunewright.search.cli import main
 from tunewright.search.trainers import function as function_module
-from tunewright.search.trainers.function import train_by_function
+from tunewright.search.trainers.function import measure_by_function, train_by_function
 
 STEPS, EVALUATIONS = 40, 3  # the last of them after fewer updates than the others
 
@@ -18,15 +18,25 @@ STEPS, EVALUATIONS = 40, 3  # the last of them after fewer updates than the othe
 def train_point(monkeypatch, function, point, objective):
     """Train a point of a study by a function."""
     monkeypatch.setattr(function_module, "load_function", lambda study: function)
-    study = parse(
+    (found,) = train_by_function(study_of(objective), [point])
+    return found
+
+
+def study_of(objective):
+    return parse(
         workload=...,
         train="script:main",
         objective=objective,
         max_train_steps=STEPS,
         evaluations=EVALUATIONS,
     )
-    (found,) = train_by_function(study, [point])
-    return found
+
+
+def measure_checkpoint(monkeypatch, function, point, objective, tensors):
+    """What a function reports of a checkpoint."""
+    monkeypatch.setattr(function_module, "load_function", lambda study: function)
+    study = study_of(objective)
+    return measure_by_function(study, point, Path("best.safetensors"), tensors)
 
 
 def assert_same(one, other, rtol=1e-5):

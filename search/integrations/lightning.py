@@ -55,6 +55,10 @@ class Watch(Callback):
         self._metrics: set[str] = set()  # of validation
         self._before: set[str] = set()  # metrics that were there before a validation
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        if run := self._follower.run:
+            run.restore(pl_module)  # a checkpoint, if one is to be measured
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
@@ -68,6 +72,8 @@ class Watch(Callback):
             clipped_at=float(trainer.gradient_clip_val) if clips_norm else math.inf,
             max_steps=int(planned) if 0 < planned < math.inf else None,
         )
+        if self._follower.is_over:
+            trainer.should_stop = True  # nothing is to be trained
 
     def _check(self, trainer: Any) -> None:
         """Raise MisuseError for what cannot be watched."""

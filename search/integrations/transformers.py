@@ -62,6 +62,12 @@ class Watch(TrainerCallback):
 
     def _train_to_the_end(self, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`, which tells no callback of an exception."""
+        run = self._follower.run
+        if run:
+            run.restore(self._trainer.model)  # a checkpoint, if one is to be measured
+            if run.is_over:
+                self._trainer.evaluate()
+                return None
         try:
             return self._train(*args, **kwargs)
         except BaseException as error:

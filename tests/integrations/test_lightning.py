@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from followed import STEPS, assert_project_runs, assert_same, train_point
+from followed import STEPS, assert_project_runs, assert_same, measure_checkpoint, train_point
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -254,6 +254,19 @@ def test_a_trial_is_that_of_a_plain_loop(options, clipping, monkeypatch):
     assert len(found.trial.curve.loss) == STEPS
     assert 0 < found.trial.clip_fraction < 1
     assert_same(found, expected)
+
+
+def test_a_checkpoint_is_measured_without_an_update(monkeypatch):
+    trained = train_point(monkeypatch, by_lightning, POINT, "val_loss")
+    found = measure_checkpoint(monkeypatch, by_lightning, POINT, "val_loss", trained.checkpoint)
+    assert found == {"val_loss": pytest.approx(trained.trial.best_value, rel=1e-6)}
+
+
+def test_a_hopeless_trial_ends_early_and_is_infeasible(monkeypatch):
+    point = replace(POINT, base_lr=1e9, clip_norm=math.inf, warmup_steps=0)
+    found = train_point(monkeypatch, by_lightning, point, "val_loss")
+    assert found.trial.verdict.outcome == "non_finite"
+    assert len(found.trial.curve.loss) < STEPS
 
 
 def test_skipped_updates_are_not_counted_among_those_of_the_study(monkeypatch):

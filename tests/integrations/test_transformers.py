@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from followed import assert_project_runs, assert_same, train_point
+from followed import STEPS, assert_project_runs, assert_same, measure_checkpoint, train_point
 from torch import nn
 
 transformers = pytest.importorskip("transformers")
@@ -262,6 +262,21 @@ def test_a_trial_is_that_of_a_plain_loop(clipping, monkeypatch, tmp_path):
     assert found.trial.curve.eval_step.tolist() == [0, 14, 28, 40]
     assert 0 < found.trial.clip_fraction < 1
     assert_same(found, expected, rtol=1e-4)
+
+
+def test_a_checkpoint_is_measured_without_an_update(monkeypatch, tmp_path):
+    function = partial(by_trainer, folder=tmp_path)
+    trained = train_point(monkeypatch, function, POINT, "eval_loss")
+    found = measure_checkpoint(monkeypatch, function, POINT, "eval_loss", trained.checkpoint)
+    assert found == {"eval_loss": pytest.approx(trained.trial.best_value, rel=1e-5)}
+
+
+def test_a_hopeless_trial_ends_early_and_is_infeasible(monkeypatch, tmp_path):
+    point = replace(POINT, base_lr=1e30, clip_norm=math.inf, warmup_steps=0)
+    function = partial(by_trainer, folder=tmp_path)
+    found = train_point(monkeypatch, function, point, "eval_loss")
+    assert found.trial.verdict.outcome == "non_finite"
+    assert len(found.trial.curve.loss) < STEPS
 
 
 def test_the_trainers_own_clipping_is_refused(monkeypatch, tmp_path):

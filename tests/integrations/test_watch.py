@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tunewright
 from tunewright.search.errors import UserError
@@ -109,6 +110,30 @@ def test_afterwards_the_optimizer_is_nobodys():
     assert len(run.curve.loss) == 5
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, for which a GPU must be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **kwargs or {})
+
+
+def test_the_device_is_not_waited_for_at_every_step():
+    model = network()
+    optimizer = OPTIMIZERS["fused"](model)
+    with tunewright.watch(optimizer, clip_norm=0.9) as run:
+        with Reads() as reads:
+            loop(run, model, optimizer, steps=19)
+        assert reads.count == 0
+    with Reads() as reads:
+        torch.ones(2).sum().item()
+    assert reads.count == 1
 
 
 # --- what is said -----------------------------------------------------------------------------
