@@ -45,7 +45,8 @@ class Evaluations:
     step     updates done at the best evaluation; non_finite: at the first of those that end the run
              as nan or inf
     first, best, ended  values: of the untrained model, the lowest, the end
-    gaps     evaluations before the end that were not finite
+    gaps     evaluations before the end that were not finite; not that of the untrained model if it
+             is nan, as where nobody evaluated it
     ended_at      updates done at the last evaluation
     is_untrained  whether the first one is of the untrained model: if not, nothing is called lost
     """
@@ -76,7 +77,7 @@ def summarize_evaluations(curve: Curve, objective: str = "", maximize: bool = Fa
         gaps = int((~finite[:first_bad]).sum())
         step = int(curve.eval_step[first_bad])
         return Evaluations("non_finite", step, gaps=gaps, ended_at=ended_at)
-    gaps = int((~finite).sum())
+    gaps = int((~finite).sum()) - int(np.isnan(values[0]))  # that may be unknown
     known, steps = values[finite], curve.eval_step[finite]
     sign = -1.0 if maximize else 1.0
     first, best, ended = float(known[0]), _lowest(known), _ending(known)

@@ -86,6 +86,7 @@ class Recorder:
         self._metrics: dict[str, list[float]] = {}
         self._missing = 0  # evaluations without the objective
         self._evaluated: set[str] = set()  # metrics of the last evaluation
+        self._untrained: set[str] = set()  # and of the first
         # Losses and norms that nobody has looked at, [CHECK_EVERY] each, on their devices.
         self._ahead: tuple[Tensor, Tensor] | None = None
         self._waiting = 0
@@ -139,6 +140,8 @@ class Recorder:
             earlier.append(numbers.get(name, math.nan))
         self._missing += not numbers.keys() >= set(named)
         self._evaluated = set(numbers)
+        if not self._eval_step:
+            self._untrained = set(numbers)
         self._eval_step.append(self.step)
         self._judge_next = self.step
 
@@ -151,6 +154,8 @@ class Recorder:
             self._metrics.setdefault(name, earlier)[-1] = value
         self._missing -= self.objective in numbers  # "" is no name of a metric
         self._evaluated |= numbers.keys()
+        if len(self._eval_step) == 1:
+            self._untrained |= numbers.keys()
         self._judge_next = self.step
 
     @property
@@ -244,14 +249,28 @@ class Recorder:
         found = judge(
             self.curve(), self.objective, maximize=self._maximize, divergence=self._divergence
         )
-        if not self._missing:
+        lacking = self._lacking()
+        if not lacking:
             return found
-        lacking = (
-            f"{self.objective} was missing in {self._missing} of {len(self._eval_step)} evaluations"
-        )
-        if self._missing == 1 and math.isnan(self._metrics[self.objective][0]):
-            lacking = "the untrained model was not evaluated"
-        return replace(found, evidence="; ".join(filter(None, [found.evidence, lacking])))
+        return replace(found, evidence="; ".join([found.evidence, *lacking]))
+
+    def _lacking(self) -> list[str]:
+        """What is to be told of evaluations without the objective."""
+        names = [self.objective] if self.objective else list(self._metrics)
+        values = self._metrics.get(names[0], []) if len(names) == 1 else []
+        if not values:
+            return []
+        said, missing = [], self._missing
+        if not self._untrained:
+            said.append("the untrained model was not evaluated")
+            missing -= bool(self.objective)
+        elif names[0] in self._untrained and math.isnan(values[0]):
+            said.append(f"{names[0]} of the untrained model is nan")
+        if missing:
+            said.append(
+                f"{names[0]} was missing in {missing} of {len(self._eval_step)} evaluations"
+            )
+        return said
 
     def state(self) -> dict[str, Tensor]:
         """All that was measured, as tensors by name on the host, for `restore`.
@@ -310,6 +329,9 @@ class Recorder:
         self._eval_step, self._metrics = eval_step, {name: metrics[name] for name in names}
         self._missing = int(state.get("missing", 0))
         self._evaluated = set(metrics)
+        self._untrained = {
+            name for name, values in metrics.items() if values and not math.isnan(values[0])
+        }
         self._was_hopeless, self._judge_next = False, self.step
 
     def _check_room(self, more: int) -> None:

@@ -1,15 +1,19 @@
 """Trainings by Lightning that are watched: the real package, small models."""
 
 import math
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from followed import STEPS, assert_project_runs, assert_same, measure_checkpoint, train_point
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 lightning = pytest.importorskip("lightning.pytorch")
 
@@ -185,6 +189,67 @@ def test_an_exception_leaves_the_curve_until_there(tmp_path, capsys):
         fit(Fails(), Watch(out=tmp_path))
     assert len(read_curve(tmp_path / "curve.npz").loss) == 7
     assert "7 updates were watched, until RuntimeError: out of luck." in capsys.readouterr().out
+
+
+def test_ctrl_c_leaves_the_curve_until_there(tmp_path):
+    class Interrupted(Line):
+        def training_step(self, batch, index):
+            if self.global_step == 7:
+                raise KeyboardInterrupt
+            return super().training_step(batch, index)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):  # Lightning's, which also ignores Ctrl-C from here on
+            fit(Interrupted(), Watch(out=tmp_path))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(read_curve(tmp_path / "curve.npz").loss) == 7
+    assert (tmp_path / "report.html").is_file()
+
+
+SCRIPT = """
+import sys, warnings
+warnings.simplefilter("ignore")
+sys.path[:0] = {paths}
+from test_lightning import Line, Watch, fit
+fit(Line(), Watch(out="out", stop={stop}), devices=2, strategy="ddp", max_epochs=1)
+"""
+
+
+@pytest.mark.parametrize("stop", [False, True])
+def test_of_two_processes_the_first_is_told(tmp_path, stop):
+    here = Path(__file__)
+    paths = [str(here.parent), str(here.parents[1])]
+    (tmp_path / "script.py").write_text(SCRIPT.format(paths=paths, stop=stop), encoding="utf-8")
+    command = [sys.executable, "script.py"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    if stop:
+        assert "stop=True ends training in one process, got 2" in result.stderr
+        return
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("3 updates were watched.") == 1
+    curve = read_curve(tmp_path / "out" / "curve.npz")
+    losses, norms = of_two_processes()
+    np.testing.assert_allclose(curve.loss, losses, rtol=1e-5)
+    np.testing.assert_allclose(curve.grad_norm, norms, rtol=1e-5)
+
+
+def of_two_processes():
+    """Losses of the first and norms of the mean gradient, each with half of the rows."""
+    rows = data().dataset
+    halves = [list(DistributedSampler(rows, 2, rank, seed=0)) for rank in range(2)]
+    model = Line()
+    optimizer = model.configure_optimizers()
+    losses, norms = [], []
+    for at in range(0, ROWS // 2, BATCH):
+        parts = [model.loss(rows[half[at : at + BATCH]]) for half in halves]
+        (sum(parts) / 2).backward()
+        losses.append(parts[0].item())
+        norms.append(nn.utils.get_total_norm([one.grad for one in model.parameters()]).item())
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses, norms
 
 
 def test_what_cannot_be_watched_is_refused():

@@ -186,17 +186,19 @@ def test_evaluations_are_recorded(tmp_path):
     assert np.isfinite(curve.metrics["eval_loss"]).all()
 
 
-def test_an_exception_leaves_the_curve_until_there(tmp_path, capsys):
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_curve_until_there(error, tmp_path, capsys):
     class Fails(Breaks):
         def forward(self, input_ids, labels):
             if self.calls == 5:
-                raise RuntimeError("out of luck")
+                raise error("out of luck")
             return super().forward(input_ids, labels)
 
-    with pytest.raises(RuntimeError, match="out of luck"):
+    with pytest.raises(error, match="out of luck"):
         watched(tmp_path, Fails())
     assert len(read_curve(tmp_path / "curve.npz").loss) == 5
-    assert "5 updates were watched, until RuntimeError: out of luck." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"5 updates were watched, until {error.__name__}: out of luck." in said
 
 
 def test_options_beside_a_run_are_refused(tmp_path):

@@ -417,6 +417,26 @@ def test_a_state_whose_order_is_of_other_metrics_is_refused():
         recorder.restore(recorder.state() | {"metric_order": torch.tensor([0])})
 
 
+@pytest.mark.parametrize("objective", ["v", ""])
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ({"v": 2.0}, ""),
+        ({}, "the untrained model was not evaluated"),
+        ({"v": math.nan}, "v of the untrained model is nan"),
+    ],
+)
+def test_what_is_not_known_of_the_untrained_model_is_told(objective, first, said):
+    recorder = Recorder(4, objective)
+    recorder.report(first)
+    recorder.record_block([1.0, 0.9, 0.8, 0.7], [1.0] * 4)
+    recorder.report({"v": 1.0})
+    evidence = recorder.verdict().evidence
+    assert evidence.endswith(said)
+    assert ("untrained" in evidence) == bool(said)
+    assert "nan or infinite" not in evidence
+
+
 # --- a training of which nobody knows how long it is ----------------------------------------------
 
 
