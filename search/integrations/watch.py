@@ -90,7 +90,6 @@ class Training:
         self.recorder = Recorder(
             None, objective, chance_loss=chance_loss, maximize=maximize, expected_steps=max_steps
         )
-        self.recorder.report({})  # of the untrained model nothing is known, unless it is told
         self._updates = Updates(self.recorder)
         self._watched: WatchedOptimizer | None = None
         self._is_hopeless = False
@@ -132,8 +131,7 @@ class Training:
         self._updates.forget_losses()
 
     def report(self, **metrics: Tensor | float) -> None:
-        """Tell the metrics of an evaluation. They count if the first is of the untrained model;
-        else, only that the last is not finite.
+        """Tell the metrics of an evaluation. They say most if the first is of the untrained model.
 
         Raises MisuseError for a metric that is reported twice after one update, or is no number.
         """
