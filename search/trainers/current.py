@@ -132,11 +132,12 @@ class CommandRun(Run):
             self._write_earlier()
         return is_restored
 
-    def _record(self, norm: Tensor) -> None:
+    def _next_learning_rate(self) -> float:
         is_evaluated = self.recorder.is_just_evaluated
-        super()._record(norm)
-        if self.step == 1 and not is_evaluated:
+        learning_rate = super()._next_learning_rate()
+        if self.step == 0 and not is_evaluated:
             self._write([{"step": 0, f"{METRIC}{self.study.objective}": None}])
+        return learning_rate
 
     # --- files ------------------------------------------------------------------------------------
 
