@@ -15,9 +15,9 @@ check: $(VENV)/.installed
 check-all: check $(VENV)/.frameworks
 	$(BIN)/pytest -n auto --dist loadfile -m slow
 
-# Lightning and Transformers, which slow tests train with.
+# Lightning, Transformers and TensorBoard, which slow tests train with.
 $(VENV)/.frameworks: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lightning,transformers]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lightning,transformers,tensorboard]'
 	touch $@
 
 # Written last: an installation that was interrupted, or one without the development tools, is done again.
