@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,8 +85,11 @@ class Readout:
                 "clipping, at every step (R4, R15)."
             )
             return
-        if math.isfinite(self.seen_clipped):
-            yield self._seen_clipped()
+        if self.clipped_before:
+            yield (
+                f"{self.clipped_before[:1].upper()}{self.clipped_before[1:]}. Log the norm before "
+                "clipping, as torch.nn.utils.clip_grad_norm_ returns it (R15)."
+            )
         if self.clips_too_much:
             yield (
                 f"Clipping acts on {self.clip_fraction:.0%} of the updates: it is a learning rate. "
@@ -116,18 +119,18 @@ class Readout:
     def _unstable(self) -> bool:
         return self.verdict.infeasible and math.isfinite(self.verdict.onset_step)
 
-    def _seen_clipped(self) -> str:
+    @property
+    def clipped_before(self) -> str:
+        """That norms were clipped before they were seen, in words; empty if they were not."""
+        if not math.isfinite(self.seen_clipped):
+            return ""
         at = f"{self.seen_clipped:.4g}"
         if self.seen_clipped < 1000:
             at = f"{self.seen_clipped:.3f}"
-        if self.clip_fraction == 1.0:
-            first = f"The norm is {at} at every step"
-        else:
-            first = f"The norm is {at} at {self.clip_fraction:.0%} of the steps, and never above it"
-        return (
-            f"{first}: it was clipped before it was seen. Log the norm before clipping, as "
-            "torch.nn.utils.clip_grad_norm_ returns it (R15)."
-        )
+        where = "every step"
+        if self.clip_fraction < 1.0:
+            where = f"{self.clip_fraction:.0%} of the steps, and never above it"
+        return f"the norm is {at} at {where}: it was clipped before it was seen"
 
     def record(self) -> dict[str, Any]:
         """Plain values for strict JSON: None for what is not known, off or never."""
@@ -180,6 +183,17 @@ def read_out(
         clip_start=norm_percentile(sound) if enough else math.nan,
         norms=len(norms),
     )
+
+
+def note_clipped_before(verdict: Verdict, curve: Curve, clip_norm: float) -> Verdict:
+    """The verdict, whose evidence says so if norms were clipped before they were seen.
+
+    `clip_norm`: the threshold at which they were clipped afterwards; inf if they were not.
+    """
+    noted = read_out(curve, verdict, clip_norm).clipped_before
+    if not noted:
+        return verdict
+    return replace(verdict, evidence="; ".join(filter(None, [verdict.evidence, noted])))
 
 
 def _seen_clipped(norms: Array, clip_norm: float) -> tuple[float, float]:

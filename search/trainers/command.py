@@ -35,6 +35,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import UnfinishedError, first_line, printable, warn_once
+from ..judge.readout import note_clipped_before
 from ..signals import stop_if_asked
 from ..store.files import write_json
 from ..study.command import OWN_LOG, fill, values_of_run
@@ -261,9 +262,9 @@ def _trained(
         said = "\n".join([f"{run_dir}: the last lines that it printed:", *_last_lines(run_dir)])
         return Trained(Trial.from_crash(point, reason, said, ended.seconds), {})
     seconds = measured.seconds_before + ended.seconds
-    trial = Trial.from_curve(
-        point, measured.verdict(), measured.curve(), study.objective, seconds, study.maximize
-    )
+    curve = measured.curve()
+    verdict = note_clipped_before(measured.verdict(), curve, point.clip_norm)
+    trial = Trial.from_curve(point, verdict, curve, study.objective, seconds, study.maximize)
     return Trained(trial, _checkpoint(run_dir))
 
 

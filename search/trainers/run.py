@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..errors import UserError
+from ..judge.readout import note_clipped_before
 from ..rules.schedule import learning_rates, total_steps
 from ..rules.torch_optimizers import make
 from ..signals import stop_if_asked
@@ -380,7 +381,8 @@ class Run:
                 f"objective: {objective!r} was never reported; "
                 f"{f'what was: {told}' if told else 'call run.report where run.evaluation_due'}"
             )
-        verdict, curve = self.recorder.verdict(), self.recorder.curve()
+        curve = self.recorder.curve()
+        verdict = note_clipped_before(self.recorder.verdict(), curve, self.point.clip_norm)
         trial = Trial.from_curve(
             self.point, verdict, curve, objective, self._seconds(), self.study.maximize
         )

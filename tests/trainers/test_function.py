@@ -153,6 +153,25 @@ def test_gradient_accumulation_is_one_update_with_the_mean_loss(trained):
     assert found.trial.curve.loss[0] == pytest.approx(sum(losses) / 2, rel=1e-12)
 
 
+def test_norms_that_somebody_else_clips_are_told(trained):
+    def clips(run):
+        model = WORKLOAD.build_model(run.seed)
+        optimizer = run.optimizer(model)
+        for batch in run.steps(WORKLOAD.train_batches(run.batch_size, run.seed)):
+            loss = WORKLOAD.loss(model, batch)
+            run.loss(loss)
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.125)
+            optimizer.step()
+            optimizer.zero_grad()
+            if run.evaluation_due:
+                run.report(**evaluate(model))
+
+    clipped = "the norm is 0.125 at every step: it was clipped before it was seen"
+    assert clipped in trained(clips).trial.verdict.evidence
+    assert "clipped before" not in trained(main).trial.verdict.evidence
+
+
 def test_the_second_optimizer_keeps_its_ratio_and_counts_no_updates(trained):
     seen = []
 
