@@ -1,30 +1,20 @@
 """What a function that trains costs: a study's trial by `train = "module:function"`, against the
 same trial of a workload without stacks, and against a plain loop of torch.
 
-All three train the same updates at the same point, clip, record nothing or all as they do, and
-evaluate twice. One thread.
+All three train the same updates at the same point, clip, and evaluate twice; the plain loop records
+nothing. One thread.
 
 Target: at most 1.05 times the workload's trial.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 from collections.abc import Callable
 
 import torch
-from instrumentation import BASE_LR, CASES, CLIP_NORM, Case
-from measure import (
-    Spread,
-    interleaved,
-    print_footer,
-    print_header,
-    print_table,
-    processors,
-    ratio,
-    walls,
-)
+from instrumentation import BASE_LR, CLIP_NORM, Case, tell
+from measure import compare_calls
 
 from tunewright.search.study.study import Study, parse_study
 from tunewright.search.train.loop import train
@@ -36,12 +26,12 @@ from tunewright.search.workload.workload import Workload, load_workload
 BATCH = 32
 
 
-def study_of(case: Case, steps: int, source: str) -> Study:
+def study_of(case: Case, source: str) -> Study:
     return parse_study(
         {
             source: f"tunewright.models.{case.workload}",
             "objective": "val_loss",
-            "max_train_steps": steps,
+            "max_train_steps": case.steps,
             "evaluations": 1,
             "batch_sizes": [BATCH],
             "trials": 1,
@@ -91,11 +81,11 @@ def plain(workload: Workload, point: Point, steps: int) -> None:
     evaluate(workload, model)
 
 
-def row(case: Case, name: str, rounds: int, steps: int) -> dict[str, object]:
+def row(case: Case, name: str) -> dict[str, object]:
     workload = load_workload(f"tunewright.models.{case.workload}", {})
     point = Point(0, BATCH, name, BASE_LR[name], clip_norm=CLIP_NORM)
     function.load_function = lambda study: functools.partial(main_of, workload)
-    as_workload, as_function = (study_of(case, steps, one) for one in ("workload", "train"))
+    as_workload, as_function = (study_of(case, one) for one in ("workload", "train"))
     values: dict[str, float] = {}
 
     def by_workload() -> None:
@@ -109,41 +99,14 @@ def row(case: Case, name: str, rounds: int, steps: int) -> dict[str, object]:
     calls: dict[str, Callable[[], None]] = {
         "function": by_function,
         "workload": by_workload,
-        "plain": functools.partial(plain, workload, point, steps),
+        "plain": functools.partial(plain, workload, point, case.steps),
     }
-    timings = interleaved(calls, rounds)
+    pairs = (("function", "workload"), ("function", "plain"))
+    cells = compare_calls(calls, case.rounds, case.steps, pairs)
     assert abs(values["function"] / values["workload"] - 1) < 1e-3, values
-    wall = {of: walls(found) for of, found in timings.items()}
-    processor = {of: processors(found) for of, found in timings.items()}
-    return {
-        "workload": case.workload,
-        "optimizer": name,
-        **{f"{of}, ms": f"{1e3 * Spread.of(wall[of]).median / steps:.3f}" for of in calls},
-        "function / workload": ratio(processor["function"], processor["workload"]),
-        "function / plain": ratio(processor["function"], processor["plain"]),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="the first case, 1 round of a twentieth of the steps"
-    )
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print_header("A trial of a function, against that of a workload and a plain loop")
-    cases, rounds = (CASES[:1], 1) if options.quick else (CASES, options.rounds)
-    print_table(
-        [
-            row(case, name, rounds, case.steps // 20 if options.quick else case.steps)
-            for case in cases
-            for name in BASE_LR
-        ]
-    )
-    print("Ratios are of processor time.")
-    print_footer()
+    return cells
 
 
 if __name__ == "__main__":
-    main()
+    title = "A trial of a function, against that of a workload and a plain loop"
+    tell(title, row, str(__doc__))

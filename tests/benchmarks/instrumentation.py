@@ -17,16 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from measure import (
-    Spread,
-    interleaved,
-    print_footer,
-    print_header,
-    print_table,
-    processors,
-    ratio,
-    walls,
-)
+from measure import compare_calls, print_footer, print_header, print_table
 
 from tunewright.search.study.study import Study, parse_study
 from tunewright.search.train.loop import train
@@ -101,28 +92,14 @@ def calls(case: Case, optimizer: str) -> dict[str, Callable[[], None]]:
     }
 
 
-def row(case: Case, optimizer: str, rounds: int) -> dict[str, object]:
-    timings = interleaved(calls(case, optimizer), rounds)
-    wall = {name: walls(of) for name, of in timings.items()}
-    processor = {name: processors(of) for name, of in timings.items()}
-    milliseconds = {
-        name: f"{1e3 * Spread.of(of).median / case.steps:.3f}" for name, of in wall.items()
-    }
-    return {
-        "workload": case.workload,
-        "optimizer": optimizer,
-        "ours, ms/step": milliseconds["ours"],
-        "clips": milliseconds["clips"],
-        "bare": milliseconds["bare"],
-        "ours/clips": ratio(wall["ours"], wall["clips"]),
-        "by processor time": ratio(processor["ours"], processor["clips"]),
-        "ours/bare": ratio(wall["ours"], wall["bare"]),
-        "by processor time ": ratio(processor["ours"], processor["bare"]),
-    }
+def row(case: Case, optimizer: str) -> dict[str, object]:
+    pairs = (("ours", "clips"), ("ours", "bare"))
+    return compare_calls(calls(case, optimizer), case.rounds, case.steps, pairs)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def tell(title: str, row: Callable[[Case, str], dict[str, object]], description: str) -> None:
+    """Print a row for each case and optimizer, as the command line says."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--quick", action="store_true", help="the first case, 1 round of a twentieth of the steps"
     )
@@ -131,17 +108,18 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print_header("Our loop with one slot against a bare torch loop")
+    print_header(title)
     rows = []
     for case in CASES[:1] if options.quick else CASES:
         if options.workload and case.workload not in options.workload:
             continue
-        rounds = 1 if options.quick else case.rounds
-        shown = Case(case.workload, case.steps // 20, rounds) if options.quick else case
-        rows += [row(shown, optimizer, rounds) for optimizer in BASE_LR]
+        shown = Case(case.workload, case.steps // 20, 1) if options.quick else case
+        rows += [
+            {"workload": case.workload, "optimizer": name, **row(shown, name)} for name in BASE_LR
+        ]
     print_table(rows)
     print_footer()
 
 
 if __name__ == "__main__":
-    main()
+    tell("Our loop with one slot against a bare torch loop", row, str(__doc__))

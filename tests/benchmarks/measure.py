@@ -80,6 +80,27 @@ def processors(timings: Sequence[Timing]) -> list[float]:
     return [timing.processor for timing in timings]
 
 
+def compare_calls(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    steps: int,
+    pairs: Sequence[tuple[str, str]],
+) -> dict[str, object]:
+    """Cells of a table: milliseconds of each call per step, and for each pair (a, b) the ratio a/b,
+    by the clock and by processor time.
+    """
+    timings = interleaved(calls, rounds)
+    wall = {name: walls(of) for name, of in timings.items()}
+    processor = {name: processors(of) for name, of in timings.items()}
+    cells: dict[str, object] = {
+        f"{name}, ms": f"{1e3 * Spread.of(of).median / steps:.3f}" for name, of in wall.items()
+    }
+    for a, b in pairs:
+        cells[f"{a}/{b}"] = ratio(wall[a], wall[b])
+        cells[f"{a}/{b} by processor time"] = ratio(processor[a], processor[b])
+    return cells
+
+
 def print_header(title: str) -> None:
     """What is measured, where, and how busy the machine is."""
     print(title)

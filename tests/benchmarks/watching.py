@@ -9,24 +9,14 @@ Target: at most 1.05 on digits:conv, wide_resnet:digits and transformer:characte
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import io
 from collections.abc import Callable
 
 import torch
-from instrumentation import BASE_LR, CASES, CLIP_NORM, Case
-from measure import (
-    Spread,
-    interleaved,
-    print_footer,
-    print_header,
-    print_table,
-    processors,
-    ratio,
-    walls,
-)
+from instrumentation import BASE_LR, CLIP_NORM, Case, tell
+from measure import compare_calls
 from torch.optim import Optimizer
 
 import tunewright
@@ -70,43 +60,15 @@ def clips(workload: Workload, name: str, steps: int) -> None:
         optimizer.step()
 
 
-def row(case: Case, name: str, rounds: int, steps: int) -> dict[str, object]:
+def row(case: Case, name: str) -> dict[str, object]:
     workload = load_workload(f"tunewright.models.{case.workload}", {})
     calls: dict[str, Callable[[], None]] = {
-        "watched": functools.partial(watched, workload, name, steps),
-        "clips": functools.partial(clips, workload, name, steps),
+        "watched": functools.partial(watched, workload, name, case.steps),
+        "clips": functools.partial(clips, workload, name, case.steps),
     }
-    timings = interleaved(calls, rounds)
-    wall = {of: walls(found) for of, found in timings.items()}
-    processor = {of: processors(found) for of, found in timings.items()}
-    return {
-        "workload": case.workload,
-        "optimizer": name,
-        **{f"{of}, ms": f"{1e3 * Spread.of(wall[of]).median / steps:.3f}" for of in calls},
-        "watched / clips": ratio(wall["watched"], wall["clips"]),
-        "by processor time": ratio(processor["watched"], processor["clips"]),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="the first case, 1 round of a twentieth of the steps"
-    )
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    print_header("A loop that clips, watched, against the same with clip_grad_norm_")
-    cases, rounds = (CASES[:1], 1) if options.quick else (CASES, options.rounds)
-    print_table(
-        [
-            row(case, name, rounds, case.steps // 20 if options.quick else case.steps)
-            for case in cases
-            for name in BASE_LR
-        ]
-    )
-    print_footer()
+    return compare_calls(calls, case.rounds, case.steps, [("watched", "clips")])
 
 
 if __name__ == "__main__":
-    main()
+    title = "A loop that clips, watched, against the same with clip_grad_norm_"
+    tell(title, row, str(__doc__))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from doubled import Double
 from examples import parse
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from tunewright.search.train import recorder as recorder_module
 from tunewright.search.train.loop import train
 from tunewright.search.train.recorder import CHECK_EVERY, Recorder
 from tunewright.search.trial import Point, Trial
-from tunewright.search.workload.workload import chance_loss, load_workload
+from tunewright.search.workload.workload import chance_loss
 
 STEPS, EVERY = 400, 50
 HEALTHY = Point(0, 16, "momentum", 0.05, warmup_steps=9, clip_norm=0.5, decay="cosine", seed=1)
@@ -29,19 +30,6 @@ POINTS = {
     "infinite": dataclasses.replace(UNCLIPPED, base_lr=1e200),
     "overfitting": dataclasses.replace(UNCLIPPED, base_lr=0.3),
 }
-
-
-class Double:
-    """The digits and a small network in float64."""
-
-    def __init__(self):
-        self._digits = load_workload("tunewright.models.digits:mlp", {"width": 16})
-
-    def __getattr__(self, name):
-        return getattr(self._digits, name)
-
-    def build_model(self, seed):
-        return self._digits.build_model(seed).double()
 
 
 WORKLOAD = Double()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from doubled import Double
 from examples import parse
 from torch import nn
 
@@ -26,23 +27,9 @@ from tunewright.search.trainers.function import (
 )
 from tunewright.search.trainers.watched import MisuseError
 from tunewright.search.trial import Point
-from tunewright.search.workload.workload import load_workload
 
 STEPS, EVERY = 120, 20
 POINT = Point(0, 16, "momentum", 0.05, warmup_steps=9, clip_norm=0.5, decay="cosine", seed=1)
-
-
-class Double:
-    """The digits and a small network in float64."""
-
-    def __init__(self):
-        self._digits = load_workload("tunewright.models.digits:mlp", {"width": 16})
-
-    def __getattr__(self, name):
-        return getattr(self._digits, name)
-
-    def build_model(self, seed):
-        return self._digits.build_model(seed).double()
 
 
 WORKLOAD = Double()
