@@ -457,3 +457,49 @@ def test_a_server_is_only_read(postgresql: str, tmp_path: Path) -> None:
     assert len(trials_of(done)) == 11
     assert "opensesame" not in done.store.study.imported
     assert "opensesame" not in (done.store.folder / "environment.json").read_text()
+
+
+@pytest.mark.parametrize("state", ["FAIL", "PRUNED", "RUNNING"])
+def test_a_hyperparameter_with_the_name_of_the_objective_is_no_result(
+    tmp_path: Path, state: str
+) -> None:
+    """Of a trial without a value none is told, though a parameter is called `value`, too."""
+    url = f"sqlite:///{tmp_path}/named.db"
+    study = optuna.create_study(study_name="named", storage=url)
+    axes = dict.fromkeys(("lr", "value"), optuna.distributions.FloatDistribution(1e-5, 1.0))
+    for i, told in enumerate(("COMPLETE", "COMPLETE", state)):
+        study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState[told],
+                value=0.5 if told == "COMPLETE" else None,
+                params={"lr": 0.1, "value": 0.001 * (i + 1)},
+                distributions=axes,
+            )
+        )
+    said: list[str] = []
+    constants = {"batch_size": 8, "optimizer": "adam"}
+    done = import_sweep(url, "named", tmp_path, constants=constants, say=said.append)
+    *finished, last = trials_of(done)
+    assert [trial.best_value for trial in finished] == [0.5, 0.5]
+    assert not math.isfinite(last.best_value)
+    assert "0.003" not in last.verdict.evidence
+    assert any("value has the name of the objective" in line for line in said)
+
+
+def test_trials_that_violate_a_constraint_are_told(tmp_path: Path) -> None:
+    """Optuna takes none of them for the best; here they are ranked."""
+    url = f"sqlite:///{tmp_path}/constrained.db"
+    study = optuna.create_study(study_name="constrained", storage=url)
+    lr = optuna.distributions.FloatDistribution(1e-5, 1.0)
+    for value, violation in ((0.5, -1.0), (0.4, 0.0), (0.1, 2.0)):
+        trial = optuna.trial.create_trial(
+            value=value,
+            params={"lr": 0.1},
+            distributions={"lr": lr},
+            constraints={"memory": violation},
+        )
+        study.add_trial(trial)
+    said: list[str] = []
+    constants = {"batch_size": 8, "optimizer": "adam"}
+    import_sweep(url, "constrained", tmp_path, constants=constants, say=said.append)
+    assert any("1 of 3 trials violate the study's constraints, as trial 2" in line for line in said)

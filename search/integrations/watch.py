@@ -171,7 +171,10 @@ class Training:
         self._watched.release()
         self._watched = None
         if not self.recorder.step:
-            say("no update was seen: was the optimizer stepped inside of the with block?")
+            unseen = "was the optimizer stepped inside of the with block?"
+            say(
+                f"no update was seen{f' until {describe_error(error)}' if error else f': {unseen}'}"
+            )
             return
         found = read_out(self.curve, self.verdict, self._clip_norm)
         self.readout = found

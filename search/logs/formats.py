@@ -96,6 +96,8 @@ def logs_in(path: Path) -> list[Path]:
     if not path.is_dir():
         if not path.exists():
             raise UserError(f"{path}: is no file and no folder")
+        if path.is_fifo():
+            raise UserError(f"{path}: is a pipe, which is read once: write it to a file first")
         return [path]
     found = list(_logs_below(path))
     if not found:

@@ -43,6 +43,8 @@ class Columns:
     guessed      what was not said, as `ours = theirs`
     left_out     columns that are nothing of these, with the reason
     floats       columns of arguments in which 1 and 1.0 are the same value
+    is_metric    whether the source says that the objective is a result: a column of config that has
+                 its name is another one
     """
 
     of: Mapping[str, tuple[str, ...]]
@@ -52,6 +54,7 @@ class Columns:
     guessed: tuple[str, ...]
     left_out: Mapping[str, str]
     floats: frozenset[str] = frozenset()
+    is_metric: bool = False
 
     def raw(self, ours: str, run: Run) -> Any:
         """What a run has of a hyperparameter, as its source writes it; None if it has nothing."""
@@ -60,7 +63,9 @@ class Columns:
 
     def objective_of(self, run: Run) -> float | None:
         """The objective that a run's source states; None if it states none."""
-        value = run.metrics.get(self.objective, run.config.get(self.objective))
+        value = run.metrics.get(self.objective)
+        if value is None and not self.is_metric:
+            value = run.config.get(self.objective)
         return None if value is None else float(value)
 
 
@@ -83,6 +88,7 @@ def name_columns(
     for ours, value in constants.items():
         _refuse_wrong(ours, value)
     objective, is_guessed = _objective(sweep, given, config, metrics)
+    is_metric = objective in metrics or objective == sweep.objective
     of = {ours: tuple(theirs) for ours, theirs in given.items() if ours != "objective"}
     guessed = [f"objective = {objective}"] if is_guessed else []
     taken = {objective, *ignored, *(name for names in of.values() for name in names)}
@@ -102,6 +108,8 @@ def name_columns(
     named = {ours: theirs[0] for ours, theirs in of.items() if ours not in _ours()}
     rest, left_out = _arguments([name for name in config if name not in taken], sweep.runs)
     arguments = {**rest, **named}
+    if is_metric and objective in config:
+        left_out[objective] = f"has the name of the objective: --map ANOTHER={objective}"
     of = {ours: theirs for ours, theirs in of.items() if ours in _ours()}
     return Columns(
         of=of,
@@ -111,6 +119,7 @@ def name_columns(
         guessed=tuple(guessed),
         left_out=left_out,
         floats=frozenset(name for name in arguments.values() if _mixes_floats(name, sweep.runs)),
+        is_metric=is_metric,
     )
 
 

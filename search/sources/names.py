@@ -71,6 +71,8 @@ SETTINGS = frozenset(
         *("function", "type", "fn", "name", "layer", "coef", "lambda", "scale", "total", "alpha"),
     ]
 )
+# words that turn a learning rate into another number: its logarithm, or one that is reached later
+NO_BASE_LR = frozenset(["log", "log2", "log10", "ln", "min", "end", "final", "last", "warmup"])
 WORDS = re.compile(r"[A-Za-z]+[0-9]*")
 
 
@@ -113,7 +115,8 @@ def sounds_like_result(name: str, values: Sequence[Any]) -> bool:
 def usual_column(ours: str, columns: Iterable[str]) -> list[str]:
     """Of some columns, those whose names usually mean a hyperparameter of ours, the best first.
 
-    For base_lr, where no name is usual by itself, all that end in one, as adam_lr and sgd_lr.
+    For base_lr, where no name is usual by itself, all that end in one, as adam_lr and sgd_lr, but
+    for those of another number, as log_lr and min_lr.
     """
     columns = list(columns)
     by_name: dict[str, str] = {}
@@ -123,4 +126,8 @@ def usual_column(ours: str, columns: Iterable[str]) -> list[str]:
     if found or ours != "base_lr":
         return found[:1]
     ends = tuple(f"_{name}" for name in ("lr", "learning_rate"))
-    return [column for column in columns if normal(column).endswith(ends)]
+    return [
+        column
+        for column in columns
+        if normal(column).endswith(ends) and not NO_BASE_LR & set(normal(column).split("_"))
+    ]

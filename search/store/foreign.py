@@ -80,15 +80,29 @@ def read_optuna(source: str, study: str | None = None, objective: str | None = N
         )
     place, name = _objective(chosen, objective)
     begun = [trial for trial in trials if trial.state != TrialState.WAITING]
-    waiting = len(trials) - len(begun)
     return Sweep(
         origin=f"study {chosen.study_name!r} of {shown}",
         runs=[_run(trial, place, name, len(chosen.directions)) for trial in begun],
         objective=name,
         maximize=chosen.directions[place] == StudyDirection.MAXIMIZE,
         axes=_axes(begun),
-        remarks=[f"{waiting} trials wait to be run, and are left out"] if waiting else [],
+        remarks=[*_of_waiting(len(trials) - len(begun)), *_of_constraints(begun)],
     )
+
+
+def _of_waiting(count: int) -> Iterator[str]:
+    if count:
+        yield f"{count} trials wait to be run, and are left out"
+
+
+def _of_constraints(trials: Sequence[FrozenTrial]) -> Iterator[str]:
+    """Optuna takes no trial for the best that violates a constraint of the study."""
+    violating = [t.number for t in trials if any(value > 0 for value in t.constraints.values())]
+    if violating:
+        yield (
+            f"{len(violating)} of {len(trials)} trials violate the study's constraints, as trial "
+            f"{violating[0]}: here they are ranked with the others, by the objective alone"
+        )
 
 
 # --- opening --------------------------------------------------------------------------------------

@@ -355,3 +355,10 @@ def test_the_package_is_cheap_to_import():
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="no attribute 'look'"):
         tunewright.look  # noqa: B018
+
+
+def test_an_error_before_the_first_update_is_not_taken_for_a_misplaced_optimizer(capsys):
+    optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
+    with pytest.raises(KeyboardInterrupt), tunewright.watch(optimizer):
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == "tunewright: no update was seen until KeyboardInterrupt\n"

@@ -1,5 +1,7 @@
 """Formats by their files, and the logs of a folder of runs."""
 
+import os
+
 import pytest
 from logged import csv_of, healthy_csv, json_lines_of
 
@@ -65,3 +67,10 @@ def test_a_folder_without_logs_and_a_path_that_is_not_there(tmp_path):
         logs_in(tmp_path)
     with pytest.raises(UserError, match="missing: is no file and no folder"):
         logs_in(tmp_path / "missing")
+
+
+def test_a_pipe_is_refused_before_it_is_read(tmp_path):
+    """Else the look at its format empties it, and it is said to be empty, or to have no names."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe: is a pipe, which is read once"):
+        logs_in(tmp_path / "pipe")

@@ -669,3 +669,12 @@ def test_the_baseline_is_a_dashed_line_that_the_range_holds() -> None:
         for shape in axis_figure(replace(info, baseline=None)).layout.shapes
         if shape.type == "line"
     ]
+
+
+@pytest.mark.parametrize("low", [1e-300, 1e-143, 1e-20, 1e-9])
+def test_ticks_over_very_many_decades_are_few(low: float) -> None:
+    ticks = log_ticks(low, 1.0)
+    assert 3 <= len(ticks) <= 13
+    exponents = np.log10(ticks)
+    assert exponents == pytest.approx(np.round(exponents))
+    assert np.diff(exponents) == pytest.approx(np.diff(exponents)[0])

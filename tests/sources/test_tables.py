@@ -229,3 +229,10 @@ def test_files_that_are_no_tables(tmp_path: Path, content: bytes, reason: str) -
     pytest.importorskip("pyarrow")
     with pytest.raises(UserError, match="is no Parquet table"):
         read_table(path)
+
+
+@pytest.mark.parametrize("name", ["log_lr", "log10_lr", "min_lr", "final_learning_rate"])
+def test_another_number_than_a_learning_rate_is_not_taken_for_one(name: str) -> None:
+    row = {key: value for key, value in ROW.items() if key != "lr"} | {name: 3.0}
+    with pytest.raises(UserError, match="no column has a usual name of base_lr"):
+        named([row])

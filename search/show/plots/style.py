@@ -35,6 +35,7 @@ COLUMN_GAP = 0.06  # of the figure's width
 HOVER_WIDTH, FOOT_WIDTH = 70, 150  # characters
 SEPARATOR = " · "  # between scientific values and between their names: a value may hold commas
 FEWEST_TICKS = 3  # of an axis that can be read
+MOST_TICKS = 12  # of a logarithmic axis: more run into each other
 TICK_DECADES = 3.0  # over more, an axis is marked at powers of ten alone
 
 AXIS = {
@@ -261,10 +262,13 @@ def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """1, 2, 5 × 10^k within [low, high].
 
-    Powers of ten over more than three decades; evenly spaced round numbers within part of one.
+    Powers of ten over more than three decades, no more than MOST_TICKS of them; evenly spaced round
+    numbers within part of one.
     """
     factors = (1, 2, 5) if math.log10(high / low) <= TICK_DECADES else (1,)
-    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    apart = 1 if last - first < MOST_TICKS else math.ceil((last - first) / MOST_TICKS / 5) * 5
+    exponents = range(math.ceil(first / apart) * apart, last + 1, apart)
     ticks = [factor * 10.0**k for k in exponents for factor in factors]
     within = [tick for tick in ticks if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9)]
     return within if len(within) >= FEWEST_TICKS else linear_ticks(low, high)
