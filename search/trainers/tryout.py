@@ -30,6 +30,7 @@ from ..workload.workload import (
     reload_edited_modules,
 )
 from .function import load_function, refuse_hidden_arguments, train_by_function
+from .watched import MisuseError
 
 CHECKED_POINTS = 100  # at which optimizers of torch are made before a study runs
 WARM_UP_STEPS = 5  # of a first trial, which nobody times
@@ -104,6 +105,8 @@ def _as_user_error(study: Study) -> Iterator[None]:
     """
     try:
         yield
+    except MisuseError:
+        raise  # it names its study
     except UserError as error:
         raise UserError(f"{study.name}: {error}") from error
     except STOPS:
