@@ -359,7 +359,8 @@ def _import(options: argparse.Namespace) -> int:
     )
     folder = done.store.folder
     if done.added:
-        print(f"{folder}: {done.added} trials added, {len(done.trials)} in all")
+        trials = "trial" if done.added == 1 else "trials"
+        print(f"{folder}: {done.added} {trials} added, {len(done.trials)} in all")
     else:
         print(f"{folder}: nothing new: it has all {len(done.trials)} trials already")
     print(f"next: tunewright report {shlex.quote(str(folder))}")

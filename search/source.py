@@ -35,6 +35,10 @@ def import_module(module_name: str, place: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        if error.name and not f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{place}: {module_name!r} needs {error.name!r}, which is not installed"
+            ) from error
         raise UserError(
             f"{place}: cannot import {module_name!r}: {error}. Run from the folder that contains "
             "it, or install it."

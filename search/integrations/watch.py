@@ -16,15 +16,18 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypedDict, Unpack
 
+import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import UserError, describe_error
 from ..judge.readout import Readout, read_out
+from ..judge.verdict import judge
 from ..train.recorder import UNKNOWN_STEPS, Recorder
 from ..trainers.watched import Clipping, MisuseError, Updates, WatchedOptimizer
 from ..trial import Curve, Point, Trial, Verdict
@@ -93,6 +96,7 @@ class Training:
         self._updates = Updates(self.recorder)
         self._watched: WatchedOptimizer | None = None
         self._is_hopeless = False
+        self._reported: set[str] = set()  # metrics
         self._began = time.monotonic()
         self._out = _folder(out) if out is not None else None
         self.readout: Readout | None = None  # once it has ended
@@ -140,6 +144,7 @@ class Training:
             self.recorder.report(found)
         except ValueError as error:
             raise MisuseError(f"report: {error}") from error
+        self._reported.update(found)
 
     @property
     def is_hopeless(self) -> bool:
@@ -157,8 +162,17 @@ class Training:
 
     @property
     def verdict(self) -> Verdict:
-        """What that says of a training that ended here."""
+        """What that says of a training that ended here; the loss alone, if the objective was never
+        reported.
+        """
+        if self._lacks_objective:
+            unevaluated = replace(self.curve, eval_step=np.empty(0, np.int64), metrics={})
+            return judge(unevaluated)
         return self.recorder.verdict()
+
+    @property
+    def _lacks_objective(self) -> bool:
+        return bool(self.recorder.objective) and self.recorder.objective not in self._reported
 
     def end(self, error: BaseException | None = None) -> None:
         """Leave the optimizer alone, print what was found, and write it if `out` is given.
@@ -179,12 +193,19 @@ class Training:
         found = read_out(self.curve, self.verdict, self._clip_norm)
         self.readout = found
         sentences = [self._length(error), *found.sentences]
+        if self._lacks_objective:
+            what = ", ".join(sorted(self._reported)) or "nothing"
+            sentences.append(
+                f"The objective {self.recorder.objective!r} was never reported ({what} was): the "
+                "loss alone is judged."
+            )
         print("\n".join(["tunewright:", *(f"  {sentence}" for sentence in sentences)]), flush=True)
         if self._out is not None:
             self._write(self._out, found, sentences, error)
 
     def _length(self, error: BaseException | None) -> str:
-        length = f"{self.recorder.step} updates were watched"
+        steps = self.recorder.step
+        length = "1 update was watched" if steps == 1 else f"{steps} updates were watched"
         if isinstance(error, HopelessError):
             return f"{length}; training was ended there, because it is hopeless."
         return f"{length}, until {describe_error(error)}." if error else f"{length}."

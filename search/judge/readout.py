@@ -17,6 +17,8 @@ from ..rules.thresholds import clip_thresholds
 from ..trial import Array, Curve, Instability, Verdict
 from ..words import readable
 from .analysis import CLIP_TOO_MUCH
+from .curve_shape import first_rise, levels
+from .verdict import LARGEST
 
 CLIP_PERCENTILE = 90  # of the norms: where a clip threshold starts (R16)
 FEWEST_NORMS = 20  # that say where a threshold starts
@@ -170,9 +172,7 @@ def read_out(
     clip_fraction = at_highest
     if math.isnan(seen_clipped) and len(norms) and min(clip_norm, clip_z) < math.inf:
         clip_fraction = float(np.mean(norms > clip_thresholds(norms, clip_norm, clip_z)))
-    sound = norms
-    if verdict.infeasible and math.isfinite(verdict.onset_step):
-        sound = norms[: curve.losses_before(int(verdict.onset_step))]
+    sound = norms[: _sound_losses(curve, verdict)]
     enough = len(sound) >= FEWEST_NORMS and math.isnan(seen_clipped)
     return Readout(
         verdict=verdict,
@@ -183,6 +183,20 @@ def read_out(
         clip_start=norm_percentile(sound) if enough else math.nan,
         norms=len(norms),
     )
+
+
+def _sound_losses(curve: Curve, verdict: Verdict) -> int:
+    """How many losses there were before training went wrong: of a loss that grew until it was not
+    finite, before it began to grow.
+    """
+    if not (verdict.infeasible and math.isfinite(verdict.onset_step)):
+        return len(curve.loss)
+    before = curve.losses_before(int(verdict.onset_step))
+    loss = curve.loss[:before]
+    if verdict.outcome != "non_finite" or len(loss) < 2:
+        return before
+    rise = first_rise(np.clip(loss, -LARGEST, LARGEST), levels(loss, curve.chance_loss))
+    return int(min(before, rise))
 
 
 def note_clipped_before(verdict: Verdict, curve: Curve, clip_norm: float) -> Verdict:

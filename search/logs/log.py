@@ -136,7 +136,7 @@ def _log(source: str, kind: str, note: str, table: Table, columns: Columns) -> L
     others = [name for name in table.columns if name not in {found.get(role) for role in _OWN}]
     metrics = {name: read.series(name)[:2] for name in others if len(table.columns[name].rows)}
     sound, skipped = _without_skipped(losses, norms)
-    every = [losses[0], *(steps for steps, _ in metrics.values())]
+    every = [losses[0], norms[0], *(steps for steps, _ in metrics.values())]
     last = max((int(steps[-1]) for steps in every if len(steps)), default=0)
     notes = [
         *table.notes,
@@ -260,13 +260,17 @@ def _of_losses(losses: tuple[Steps, Array], skipped: int, last: int) -> Iterator
             "steps. Where the verdict counts updates, it counts losses."
         )
     if last > step[-1] + 2 * typical:
-        yield f"The last loss is of step {step[-1]}, and the log goes on to step {last}."
+        yield (
+            f"The last loss is of step {step[-1]}, and the log goes on to step {last}: if losses "
+            "that are nan were written as empty cells, the training is infeasible."
+        )
     bad = np.flatnonzero(~np.isfinite(loss))
     after = np.flatnonzero(np.isfinite(loss[bad[0] :])) if len(bad) else bad
     if len(after):
         yield (
-            f"Losses are finite again from step {step[bad[0] + after[0]]} on: updates between were "
-            "skipped."
+            f"Losses are finite again from step {step[bad[0] + after[0]]} on: if only updates "
+            "between were skipped, as in mixed precision, the training is sound, whatever its "
+            "verdict."
         )
     if skipped:
         what = "A gradient norm is" if skipped == 1 else f"{skipped} gradient norms are"

@@ -179,7 +179,8 @@ def post_points(task: Task) -> Iterator[Point]:
                 yield trained.trial.point
                 if engine.execution.is_stacked and (reason := why_alone(task.inbox, points[0])):
                     raise StackingError(reason)
-        except (UnfinishedError, MisuseError, GeneratorExit):
+        except (UnfinishedError, MisuseError, GeneratorExit) as error:
+            _forget_refused(task.inbox, unfinished.values(), error)
             raise
         except StackingError as error:
             _end_stacking(task, unfinished.values(), str(error))
@@ -221,6 +222,12 @@ def _train(
     else:
         workload, traces = _cached_workload(study, points)
         yield from train(study, workload, points, engine, device, keeper, traces)
+
+
+def _forget_refused(inbox: Path, points: Iterable[Point], error: BaseException) -> None:
+    """Points of a study that was refused were not interrupted."""
+    for point in points if isinstance(error, MisuseError) else ():
+        _started_mark(inbox, point).unlink(missing_ok=True)
 
 
 def why_alone(inbox: Path, point: Point) -> str:

@@ -264,3 +264,39 @@ def _parts(row: Tensor, like: list[Tensor]) -> list[Tensor]:
 def _wide(parameter: Tensor) -> torch.dtype:
     """The dtype of its states and coefficients."""
     return torch.promote_types(parameter.dtype, torch.float32)
+
+
+# torch's optimizers that train as rules do, but for what `counterparts` says; lion has none
+TORCH_CLASSES: dict[str, type[Optimizer]] = {
+    "sgd": torch.optim.SGD,
+    "momentum": torch.optim.SGD,
+    "nesterov": torch.optim.SGD,
+    "rmsprop": torch.optim.RMSprop,
+    "adam": torch.optim.Adam,
+    "nadam": torch.optim.NAdam,
+    "adamw": torch.optim.AdamW,
+}
+
+
+def why_another(optimizer: Optimizer, name: str) -> str:
+    """Why an optimizer is not the one that a study names so, in words; empty if it may be.
+
+    Its settings are not looked at.
+    """
+    if isinstance(optimizer, RuleOptimizer):
+        is_named = optimizer.rule == name
+    elif name in TORCH_CLASSES:  # itself or a class of the user's: torch's AdamW is an Adam
+        bases = type(optimizer).__mro__
+        of_torch = [one for one in bases if one.__module__.startswith("torch.optim.")]
+        is_named = of_torch[0] in (TORCH_CLASSES[name], Optimizer)
+    elif name in RULES:
+        is_named = not type(optimizer).__module__.startswith("torch.optim.")
+    else:
+        is_named = type(optimizer).__name__ == name.replace(":", ".").rpartition(".")[2]
+    if is_named:
+        return ""
+    kind = type(optimizer)
+    return (
+        f"the study names the optimizer {name}, and this is {kind.__module__}.{kind.__qualname__}: "
+        "name it in [space.optimizer], or make it by run.optimizer(model)"
+    )

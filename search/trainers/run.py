@@ -29,7 +29,7 @@ from torch.optim import Optimizer
 from ..errors import UserError
 from ..judge.readout import note_clipped_before
 from ..rules.schedule import learning_rates, total_steps
-from ..rules.torch_optimizers import make
+from ..rules.torch_optimizers import make, why_another
 from ..signals import stop_if_asked
 from ..study.study import Study
 from ..train.loop import SAVE_SECONDS, Keeper, Trained
@@ -176,6 +176,8 @@ class Run:
         also be asked for an optimizer that is watched already. Raises MisuseError for a second main
         one, and for one whose gradients cannot be seen.
         """
+        if main and (reason := why_another(optimizer, self.point.optimizer)):
+            raise MisuseError(f"watch: {reason}")
         known = next((one for one in self._watched if one.optimizer is optimizer), None)
         if known:
             if not hooked:
@@ -228,6 +230,7 @@ class Run:
         self._reported.update(metrics)
         if model is not None and self.recorder.is_best:
             own = model.module if isinstance(model, WRAPPERS) else model
+            own = getattr(own, "_orig_mod", own)  # of torch.compile
             self._best = {
                 name: tensor.detach().to("cpu", copy=True).contiguous()
                 for name, tensor in own.state_dict().items()
@@ -298,6 +301,11 @@ class Run:
         `objects` are all that training depends on, as model and optimizer, in the order of
         `restore`.
         """
+        if any(one.optimizer not in objects for one in self._watched):
+            raise MisuseError(
+                "state: must be given every optimizer that is watched, beside the model: without "
+                "its state a training would go on as another"
+            )
         if self._keeper is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return
         try:

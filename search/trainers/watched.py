@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..errors import UserError
+from ..errors import UserError, warn_once
 from ..rules.clipping import Gate, clip_threshold
 from ..rules.thresholds import clip_z_of, share_of, update_moments
 from ..train.recorder import Recorder
@@ -162,6 +162,7 @@ class WatchedOptimizer:
                 f"their ratio to it, got {optimizer.param_groups[0]['lr']}"
             )
         self._ratios: list[float] = []  # of each group's LR to the reference
+        self._lrs: dict[int, float] = {}  # that were set last, by the place of the group
         self._see_groups()
         self._norm: Tensor | None = None  # of the step that comes next
         self._had_gradient = False  # since the last step
@@ -265,11 +266,17 @@ class WatchedOptimizer:
 
     def _set_lr(self, learning_rate: float) -> None:
         self._see_groups()
-        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+        for place, group in enumerate(self.optimizer.param_groups):
+            wanted = learning_rate * self._ratios[place]
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(learning_rate * ratio)
-            else:
-                group["lr"] = learning_rate * ratio
+                group["lr"].fill_(wanted)
+                continue
+            if group["lr"] != self._lrs.get(place, group["lr"]):
+                warn_once(
+                    "watch: something else, a scheduler say, sets the learning rate of the watched "
+                    "optimizer; the study's own schedule replaces it at every update"
+                )
+            group["lr"] = self._lrs[place] = wanted
 
 
 @torch.no_grad()

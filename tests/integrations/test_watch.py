@@ -362,3 +362,21 @@ def test_an_error_before_the_first_update_is_not_taken_for_a_misplaced_optimizer
     with pytest.raises(KeyboardInterrupt), tunewright.watch(optimizer):
         raise KeyboardInterrupt
     assert capsys.readouterr().out == "tunewright: no update was seen until KeyboardInterrupt\n"
+
+
+def test_an_objective_that_was_never_reported_is_told_and_the_loss_alone_is_judged(capsys):
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    with tunewright.watch(optimizer, objective="typo") as run:
+        for step in range(60):
+            inputs = torch.ones(8, 4)
+            loss = (model(inputs) - 1).square().mean()
+            run.loss(loss)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 20 == 0:
+                run.report(val=float(loss.detach()))
+    assert run.verdict.feasible
+    printed = capsys.readouterr().out
+    assert "The objective 'typo' was never reported (val was): the loss alone is judged." in printed

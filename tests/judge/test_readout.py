@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from scripted import healthy
+from scripted import curve_of, healthy
 
 from tunewright.search.judge.readout import norm_percentile, read_out
 from tunewright.search.judge.verdict import judge
@@ -152,3 +152,15 @@ def test_a_percentile_is_of_norms_above_0_that_are_finite():
     norms = np.array([0.0, 1.0, 2.0, 3.0, math.inf, math.nan])
     assert norm_percentile(norms, 50) == 2.0
     assert math.isnan(norm_percentile(np.zeros(3)))
+
+
+@pytest.mark.parametrize("growth", [1.05, 1.5, 4.0])
+def test_norms_of_a_loss_that_explodes_until_it_is_nan_give_no_threshold(growth):
+    """Those before it began to grow do."""
+    sound = np.full(200, 1.0) + 0.1 * np.random.default_rng(0).standard_normal(200)
+    blown = growth ** np.arange(1, math.floor(80 / math.log(growth)))
+    loss = np.concatenate([sound, blown, [np.nan]])
+    curve = curve_of(loss, grad_norm=np.abs(loss))
+    found = read_out(curve, judge(curve))
+    assert found.verdict.outcome == "non_finite"
+    assert found.clip_start == pytest.approx(np.percentile(sound, 90), rel=0.1)

@@ -14,8 +14,9 @@ from examples import parse
 from torch import nn
 
 from tunewright.search.cli import main as command
-from tunewright.search.errors import UserError
+from tunewright.search.errors import UserError, warn_once
 from tunewright.search.rules.optimizers import RULES
+from tunewright.search.rules.torch_optimizers import make as rule_optimizer
 from tunewright.search.store.storage import open_store, read_trials
 from tunewright.search.train.loop import train
 from tunewright.search.trainers import function as function_module
@@ -157,6 +158,51 @@ def test_norms_that_somebody_else_clips_are_told(trained):
     clipped = "the norm is 0.125 at every step: it was clipped before it was seen"
     assert clipped in trained(clips).trial.verdict.evidence
     assert "clipped before" not in trained(main).trial.verdict.evidence
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("adam", torch.optim.AdamW),
+        ("lion", None),
+        ("torch.optim.RAdam", torch.optim.SGD),
+    ],
+)
+def test_an_optimizer_that_the_study_does_not_name_is_refused(name, make, trained):
+    def other(run, model):
+        made = rule_optimizer("sgd", model.parameters(), {}, 0.1)
+        return run.watch(make(model.parameters(), lr=0.1) if make else made)
+
+    point = dataclasses.replace(POINT, optimizer=name)
+    with pytest.raises(MisuseError, match=f"the study names the optimizer {name}, and this is"):
+        trained(lambda run: main(run, other), point)
+
+
+def test_a_scheduler_beside_the_studys_schedule_is_told(trained, caplog):
+    warn_once.cache_clear()
+
+    def scheduled(run, model):
+        optimizer = run.watch(torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9))
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        optimizer.register_step_post_hook(lambda *_: scheduler.step())
+        return optimizer
+
+    assert_equal(trained(lambda run: main(run, scheduled)), by_the_study(POINT))
+    assert "something else, a scheduler say, sets the learning rate" in caplog.text
+    caplog.clear()
+    warn_once.cache_clear()
+    trained(main)
+    assert "scheduler" not in caplog.text
+
+
+def test_a_state_without_the_optimizer_is_refused(trained):
+    def forgets(run):
+        model = WORKLOAD.build_model(run.seed)
+        run.optimizer(model)
+        run.state(model)
+
+    with pytest.raises(MisuseError, match="state: must be given every optimizer that is watched"):
+        trained(forgets)
 
 
 def test_the_second_optimizer_keeps_its_ratio_and_counts_no_updates(trained):

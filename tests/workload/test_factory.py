@@ -81,11 +81,11 @@ WRONG = {
     "no compiled Python": ("return 1\ndef make(width): ...", "SyntaxError: 'return' outside"),
     "a missing package": (
         "import no_such_package.part\ndef make(width): ...",
-        "cannot import '{module}': No module named 'no_such_package'",
+        "'{module}' needs 'no_such_package', which is not installed",
     ),
     "a missing package to import from": (
         "from no_such_package import part\ndef make(width): ...",
-        "cannot import '{module}': No module named 'no_such_package'",
+        "'{module}' needs 'no_such_package', which is not installed",
     ),
 }
 

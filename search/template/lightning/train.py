@@ -3,6 +3,8 @@
 `run` has every hyperparameter of the trial as an attribute. The module makes its optimizer by
 `run.optimizer(self)`, or one of its own, whose learning rate the study then sets; no scheduler and
 no gradient_clip_val, which are the study's.
+
+Needs: pip install 'tunewright[lightning]'
 """
 
 import lightning.pytorch as lightning

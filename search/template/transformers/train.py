@@ -3,6 +3,8 @@
 `run` has every hyperparameter of the trial as an attribute. The optimizer is made by
 `run.optimizer(model)`, or the Trainer's own, whose learning rate the study then sets; schedule and
 clipping are the study's (`arguments`).
+
+Needs: pip install 'tunewright[transformers]'
 """
 
 import tempfile
