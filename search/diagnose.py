@@ -37,7 +37,7 @@ from .procedure.remedies import OWN_ARMS
 from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
-from .rules.counterparts import ours
+from .rules.counterparts import MADE_BY_RUN, ours
 from .rules.optimizers import counterpart, is_of_torch
 from .run import RESULTS, Then, run_studies
 from .signals import defer_signals
@@ -386,7 +386,7 @@ def _write_recipes(study: Study, folder: Path, result: Diagnosis) -> dict[str, s
         with atomic(folder / name) as temporary:
             temporary.write_text(
                 _announcement(result, best.winner)
-                + _in_a_script(best.winner.point)
+                + _in_a_script(study, best.winner.point)
                 + recipe.source,
                 encoding="utf-8",
             )
@@ -407,7 +407,7 @@ def _announcement(result: Diagnosis, winner: Remedy) -> str:
     )
 
 
-def _in_a_script(point: Point) -> str:
+def _in_a_script(study: Study, point: Point) -> str:
     """Comments of a recipe that say what its optimizer is in a script of one's own."""
     found = counterpart(point.optimizer, point.settings, point.base_lr)
     exact = ours(point.optimizer, point.settings, point.base_lr).call
@@ -415,6 +415,8 @@ def _in_a_script(point: Point) -> str:
     lines += found.sentences
     if found.difference:
         lines.append(f"Exactly the same, in any case: {exact}")
+    if not study.workload:
+        lines.append(MADE_BY_RUN)
     return "".join(f"# {line}\n" for line in lines)
 
 

@@ -29,7 +29,7 @@ from ..judge.comparison import Comparison, Decision
 from ..judge.diagnosis import GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
 from ..playbook import CITATION, rule
-from ..rules.counterparts import OURS, Counterpart
+from ..rules.counterparts import MADE_BY_RUN, OURS, Counterpart
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import counterpart
 from ..store.files import atomic
@@ -159,6 +159,7 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
     steps = groupby(scenes, key=lambda scene: scene.group)
     told = [_told(group, list(own)) for group, own in steps]
     seeds = max((row.seeds for row in summaries), default=1)
+    made_by_run = "" if study.workload else MADE_BY_RUN
     return template(TEMPLATE).render(
         name=study.name,
         question=study.question,
@@ -173,6 +174,7 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
         may_fail=MAY_FAIL.capitalize(),
         seeds=seeds,
         counterparts=list(_counterparts(summaries)),
+        made_by_run=made_by_run,
         make=f"{OURS}(name, params, settings, lr)",
         sentences=_sentences(results),
         comparison=chapter,
