@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ MOST_SLOTS = 10_000  # trials in one stack: each keeps a model and its optimizer
 MOST_RUNS = 10_000  # seeds of a diagnosis or of one side of a comparison (`comparison.MOST_SEEDS`)
 MOST_TRAININGS = 10**6  # of a budget, as of a study (`study.MOST_TRIALS`)
 MOST_PORT = 65535
+PATIENCE = 600.0  # seconds in which a driver that was ended is started again
 SHOWN = 80  # characters of a wrong option in a message
 ONE_RUN = ": one run has no spread"
 
@@ -175,15 +176,42 @@ def _quiet_optuna() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def _pool_options(options: argparse.Namespace) -> dict[str, Any]:
+@contextmanager
+def _pool(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What a command that trains says of its workers, as `run_studies` takes it."""
-    from .pool.in_process import InProcess
-
     names = ("workers", "threads", "device", "slots", "compiled")
-    return {
-        **{name: getattr(options, name) for name in names},
-        "backend": InProcess() if options.in_process else None,
-    }
+    pool = {name: getattr(options, name) for name in names}
+    if options.workers == 0 and not options.listen:
+        raise UserError("--workers: 0 needs --listen: somebody must train")
+    if options.in_process:
+        from .pool.in_process import InProcess
+
+        yield {**pool, "backend": InProcess()}
+    elif options.listen:
+        from .pool.remote import Remote
+        from .pool.wire import read_key
+
+        host, port = options.listen
+        with closing(Remote(host, port, read_key())) as backend:
+            print(f"listening for workers: tunewright worker {backend.address}", file=sys.stderr)
+            yield {**pool, "backend": backend}
+    else:
+        yield pool
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from joblib import cpu_count
+
+    from .pool.pilot import Pilot
+    from .pool.wire import read_key
+    from .train.choose import devices
+
+    read_key()  # a mistake is said once
+    own = devices(options.device)
+    count = options.workers or (cpu_count() if own[0] == "cpu" else len(own))
+    each = [own[i % len(own)] for i in range(count)]
+    host, port = options.driver
+    return Pilot(host, port, each, options.patience, options.folder).run()
 
 
 def _load_study(path: Path) -> Study:
@@ -203,13 +231,14 @@ def _run(options: argparse.Namespace) -> int:
     _quiet_optuna()
     studies = [_load_study(path) for path in options.studies]
     codes: list[int] = []
-    run_studies(
-        studies,
-        results=options.results,
-        storage=options.storage,
-        then=lambda results: codes.append(_show(results)),
-        **_pool_options(options),
-    )
+    with _pool(options) as pool:
+        run_studies(
+            studies,
+            results=options.results,
+            storage=options.storage,
+            then=lambda results: codes.append(_show(results)),
+            **pool,
+        )
     return max(codes)
 
 
@@ -257,26 +286,26 @@ def _compare(options: argparse.Namespace) -> int:
     from .store.storage import open_store
 
     _quiet_optuna()
-    pool = _pool_options(options)
     recipe = options.candidate.is_file()
     baseline = None
     if options.baseline_study is not None:
         beside = options.results if recipe else options.candidate.resolve().parent
         baseline = baseline_of_study(options.baseline_study, beside)
-    if recipe:
-        results = train_recipe(
-            options.candidate,
-            options.baseline,
-            baseline,
-            options.results,
-            options.storage,
-            **pool,
-        )
-    else:
-        results = Results.read(open_store(options.candidate, options.storage))
-    if options.baseline_point is not None:
-        baseline = baseline_of_point(results, options.baseline_point)
-    result = compare(results, options.baseline, baseline, options.seeds, **pool)
+    with _pool(options) as pool:
+        if recipe:
+            results = train_recipe(
+                options.candidate,
+                options.baseline,
+                baseline,
+                options.results,
+                options.storage,
+                **pool,
+            )
+        else:
+            results = Results.read(open_store(options.candidate, options.storage))
+        if options.baseline_point is not None:
+            baseline = baseline_of_point(results, options.baseline_point)
+        result = compare(results, options.baseline, baseline, options.seeds, **pool)
     for table in comparison_tables(result):
         print_table(table)
     for warning in result.warnings:
@@ -300,17 +329,17 @@ def _diagnose(options: argparse.Namespace) -> int:
     refuse_undiagnosable(study)
     check_studies([study])
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
-    pool = _pool_options(options)
     kept: list[Results] = []
-    result = diagnose(
-        study,
-        results=options.results,
-        seeds=options.seeds,
-        budget=options.budget,
-        say=lambda text: print(text, file=sys.stderr),
-        then=kept.append,
-        **pool,
-    )
+    with _pool(options) as pool:
+        result = diagnose(
+            study,
+            results=options.results,
+            seeds=options.seeds,
+            budget=options.budget,
+            say=lambda text: print(text, file=sys.stderr),
+            then=kept.append,
+            **pool,
+        )
     for found in result.groups:
         print_table(diagnosis_table(found, result.objective, result.maximize))
         print(f"{found.group.label}: {found.summary}")
@@ -436,13 +465,18 @@ def _parser() -> argparse.ArgumentParser:
 
     def pool(sub: argparse.ArgumentParser) -> None:
         sub.set_defaults(last_words=INTERRUPTED_TRAINING)
-        processes = _whole(1, MOST_PROCESSES)
         who = sub.add_mutually_exclusive_group()
-        who.add_argument(
+        sub.add_argument(
             "--workers",
-            type=processes,
+            type=_whole(0, MOST_PROCESSES),
             metavar="N",
-            help="worker processes (default: one per core)",
+            help="worker processes on this machine (default: one per core)",
+        )
+        who.add_argument(
+            "--listen",
+            type=_address,
+            metavar="HOST:PORT",
+            help="let workers of other machines join, too: run `tunewright worker HOST:PORT` there",
         )
         who.add_argument(
             "--in-process",
@@ -454,7 +488,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument(
             "--threads",
-            type=processes,
+            type=_whole(1, MOST_PROCESSES),
             metavar="N",
             help="torch threads per worker (default: measured)",
         )
@@ -531,6 +565,44 @@ def _parser() -> argparse.ArgumentParser:
     pool(run)
     results(run, "where results go (default: results)")
     storage(run)
+
+    worker = command(
+        "worker",
+        _worker,
+        "Train for a run on another machine, which listens (`tunewright run ... --listen`).",
+    )
+    worker.epilog = (
+        "Exit status 0: the run is over; 1: no driver answered; 2: the driver refused this worker; "
+        "75: a signal ended it, and what was in training is saved. The key that both sides share "
+        "is in the file that TUNEWRIGHT_KEY_FILE names, or in TUNEWRIGHT_KEY."
+    )
+    worker.add_argument("driver", type=_address, metavar="HOST:PORT", help="where it listens")
+    worker.add_argument(
+        "--workers",
+        type=_whole(1, MOST_PROCESSES),
+        metavar="N",
+        help="worker processes (default: one per core, or per device)",
+    )
+    worker.add_argument(
+        "--device",
+        default="cpu",
+        metavar="D",
+        help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)",
+    )
+    worker.add_argument(
+        "--patience",
+        type=_seconds,
+        default=PATIENCE,
+        metavar="SECONDS",
+        help="how long to try again where no driver answers (default: %(default)g)",
+    )
+    worker.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("results"),
+        metavar="DIR",
+        help="where runs of a study's command go on this machine (default: results)",
+    )
 
     diagnose = command(
         "diagnose",
@@ -774,6 +846,20 @@ def _whole(lowest: int, highest: int, because: str = "") -> Callable[[str], int]
         return number
 
     return parse
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isdecimal() and int(port) <= MOST_PORT):
+        raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text[:SHOWN]!r}")
+    return host.strip("[]"), int(port)
+
+
+def _seconds(text: str) -> float:
+    number = _finite(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text[:SHOWN]!r}")
+    return number
 
 
 def _finite(text: str) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import UnfinishedError, UserError, describe_error
 from .pool.backend import Backend
 from .pool.driver import Driver
-from .pool.local import Local
+from .pool.local import this_machine
 from .pool.progress import Progress
 from .show.publish import write_results
 from .signals import defer_signals, interrupt_on_signal, stop_if_asked
@@ -46,7 +46,7 @@ def run_studies(
     torch threads it has; by default both are measured (`choose.choose`), and fewer workers train
     where each has more threads. `compiled`: whether to try torch.compile, also where training is
     short, or never; by default, where it may pay. `backend` says who trains: worker processes of
-    this machine (`Local`, the default), or this process (`InProcess`), for debuggers. Tables and
+    this machine (the default), or this process (`InProcess`), for debuggers. Tables and
     summaries are written at the end, also after an interruption. `then` is called with the results
     of each study once these are written, one study after the other.
 
@@ -58,7 +58,7 @@ def run_studies(
         raise UserError(
             "the studies must differ in name: the results folder is named after the file"
         )
-    backend = backend or Local()
+    backend = backend or this_machine()
     workers = backend.count(workers, devices(device))
     check_studies(studies)
     provenance = environment(sys.argv)

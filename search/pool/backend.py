@@ -1,33 +1,76 @@
 """What the driver asks of those who train: a few verbs, with tasks and outcomes by value.
 
-A backend starts workers, takes tasks, and says what became of them; a worker leaves finished trials
-in the inbox that its task names. How it reaches its workers, and how they fail, is its own matter.
-`local` has worker processes on this machine, `in_process` trains where the driver runs.
+A backend gives a task's points to workers, has finished trials put into the inbox that the task
+names, and says what became of the task. How it reaches its workers, and how they fail, is its own
+matter. `in_process` trains where the driver runs; all others are workers at the end of a wire
+(`hub`): `local` starts processes on this machine, `remote` listens for those of other machines.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from ..train.execution import Engine
+from ..trial import Point
 from .worker import Measurement, Task
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task that is over.
+    """A task that is over: its points are in its inbox, but for those that were lost.
 
     task     the object that was submitted
-    engine   what a Measurement found; None of a Task, whose trials are in its inbox
-    is_lost  its worker vanished before the task was done: which of its points are finished, and
-             which were in training, their inbox knows
+    engine   what a Measurement found; None of a Task, and where the worker that measured vanished
     """
 
     task: Task | Measurement
     engine: Engine | None = None
-    is_lost: bool = False
+
+
+@dataclass(frozen=True)
+class WorkerLost:
+    """A worker that vanished.
+
+    in_training    the points that it had begun, which are lost to their task; what it had taken
+                   and not begun is given to others
+    """
+
+    task: Task | Measurement | None
+    in_training: Sequence[Point] = ()
+
+    @property
+    def is_unprompted(self) -> bool:
+        """Whether it had begun no point, nor was it measuring."""
+        return not (self.in_training or isinstance(self.task, Measurement))
+
+
+@dataclass(frozen=True)
+class WorkerBack:
+    """A worker that was only cut off: it goes on with these points, which counted as lost."""
+
+    task: Task
+    in_training: Sequence[Point]
+
+
+Event: TypeAlias = TaskResult | WorkerLost | WorkerBack
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """What a worker says of itself, as progress and environment.json show it.
+
+    worker              a name that it keeps when it comes back
+    updates_per_second  of the trials that it has handed in
+    """
+
+    worker: str
+    host: str
+    device: str
+    versions: Mapping[str, str]
+    cpu: str
+    updates_per_second: float = 0.0
 
 
 class Backend(Protocol):
@@ -45,8 +88,8 @@ class Backend(Protocol):
         Raises UserError for a number that it cannot have.
         """
 
-    def start(self, workers: int, sources: str) -> None:
-        """Have so many workers at hand for the tasks that follow.
+    def start(self, workers: int, sources: str, devices: Sequence[str]) -> None:
+        """Have so many workers at hand for the tasks that follow, on these devices in turn.
 
         Surplus workers are ended; lost ones are replaced. Workers of an earlier call, even of an
         earlier run, are kept, unless `sources` differs: it identifies the workloads' code, which
@@ -54,13 +97,19 @@ class Backend(Protocol):
         """
 
     def submit(self, task: Task | Measurement) -> None:
-        """Have a worker perform a task, after those that it was given before."""
+        """Have workers perform a task, after those that were submitted before."""
 
-    def wait(self, seconds: float) -> list[TaskResult]:
-        """The tasks that ended since the last call; without any, waits so many seconds at most.
+    def wait(self, seconds: float) -> list[Event]:
+        """What happened since the last call; without anything, waits so many seconds at most.
 
         Raises what a task raised.
         """
 
-    def stop(self) -> None:
-        """End all workers at once, whatever they do: their tasks have no outcome."""
+    def stop(self, saves: bool = False) -> None:
+        """End all work, whatever it is: tasks have no outcome.
+
+        At once, or, with `saves`, after what is in training was saved, if that takes seconds only.
+        """
+
+    def workers(self) -> Sequence[WorkerInfo]:
+        """Those that are there now."""

@@ -7,7 +7,7 @@ trials that were in training, nothing else; the same command goes on where it st
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,14 +26,14 @@ from ..train.choose import devices
 from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told
 from ..workload.workload import reload_edited_modules
-from .backend import Backend, TaskResult
+from .backend import Backend, TaskResult, WorkerBack, WorkerLost
 from .engines import EngineRecords
+from .inbox import Inbox, read_inbox, saved_state, take_interrupted
 from .progress import Progress
-from .worker import Measurement, Task, read_inbox, saved_state, take_interrupted, why_alone
+from .worker import Measurement, Task
 
 # of a worker while the same point was in training; then the point is crashed, not retried
 MOST_DEATHS = 3
-TASKS_AHEAD = 2  # per worker: one in training, one waiting at its door
 POLL_SECONDS = 0.2  # between two looks into the inboxes
 # with a database that does not answer: a server that is restarted is back sooner
 PATIENCE_SECONDS = 60.0
@@ -135,25 +135,19 @@ class Driver:
         return list(planned.values())
 
     def assign(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
-        """What is planned as tasks of similar size, one or more for each worker.
+        """What is planned as a task for each batch size and workload.
 
         Points that were in training when a worker died come last, one by one, so that a
         point that kills its worker costs no other point a try.
         """
-        tasks: list[partial[Task]] = []  # whose devices are still to be named
-        suspects: list[partial[Task]] = []
+        tasks: list[Task] = []
+        suspects: list[Task] = []
         for (store, points), engine in zip(planned, self.choose_engines(planned), strict=True):
             task = partial(Task, store.study, _inbox(store), engine=engine)
             free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
-            shares = self.workers if engine.execution.is_stacked else len(free)
-            tasks += [
-                partial(task, points=share) for i in range(shares) if (share := free[i::shares])
-            ]
-            suspects += [partial(task, points=[point]) for point in points if point not in free]
-        return [
-            of_device(device=self.devices[i % len(self.devices)])
-            for i, of_device in enumerate(tasks or suspects)
-        ]
+            tasks += [task(points=free)] if free else []
+            suspects += [task(points=[point]) for point in points if point not in free]
+        return tasks or suspects
 
     def choose_engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """How points of one batch size and workload train.
@@ -216,7 +210,7 @@ class Driver:
     @staticmethod
     def alone_if_stacking_failed(store: Store, points: Sequence[Point]) -> Engine | None:
         """One after the other, if a worker found that a stack computes other numbers."""
-        reason = why_alone(_inbox(store), points[0])
+        reason = Inbox(_inbox(store)).why_alone(points[0])
         return replace(ALONE, measured=True, reason=reason) if reason else None
 
     def alone_if_forced(self) -> Engine | None:
@@ -238,10 +232,7 @@ class Driver:
         return engine if engine and self.compiled in (None, engine.compiled) else None
 
     def train(self, tasks: Sequence[Task]) -> None:
-        """Have tasks of equally many threads trained.
-
-        Points in training when a worker dies are marked as suspects.
-        """
+        """Have tasks of equally many threads trained; suspects one after the other."""
         suspected = any(
             self.deaths[task.study.name, name_of(point)] for task in tasks for point in task.points
         )
@@ -250,56 +241,58 @@ class Driver:
             if self.threads is None
             else self.workers
         )
-        workers = 1 if suspected else min(side_by_side, len(tasks))
-        lost = [over.task for over in self.outcomes(tasks, workers) if over.is_lost]
-        if lost:
-            self.collect_patiently()
-            self.count_deaths([task for task in lost if isinstance(task, Task)])
-            return
+        points = sum(len(task.points) for task in tasks)
+        turns = [[task] for task in tasks] if suspected else [tasks]
+        for turn in turns:
+            for _ in self.outcomes(turn, 1 if suspected else min(side_by_side, points)):
+                pass
         self.collect_until_answered()
 
     def outcomes(self, tasks: Sequence[Task | Measurement], workers: int) -> Iterator[TaskResult]:
         """Hand tasks to so many workers, yield them as they are over, and collect meanwhile.
 
-        After a task was lost no more are handed out. Whatever is raised here ends the workers.
+        Whatever is raised here ends the workers.
         """
-        waiting, running, lost = deque(tasks), 0, False
+        left = len(tasks)
         try:
-            if waiting:
-                self.backend.start(workers, self.sources)
-            while running or (waiting and not lost):
-                while waiting and not lost and running < TASKS_AHEAD * workers:
-                    self.backend.submit(waiting.popleft())
-                    running += 1
-                over = self.backend.wait(POLL_SECONDS)
+            if tasks:
+                self.backend.start(workers, self.sources, self.devices)
+            for task in tasks:
+                self.backend.submit(task)
+            while left:
+                events = self.backend.wait(POLL_SECONDS)
                 stop_if_asked()
-                running -= len(over)
-                lost = lost or any(outcome.is_lost for outcome in over)
                 self.collect_patiently()
-                yield from over
-        except BaseException:
-            self.backend.stop()
+                for event in events:
+                    if isinstance(event, TaskResult):
+                        left -= 1
+                        yield event
+                    else:
+                        self.count_deaths(event)
+        except BaseException as error:
+            self.backend.stop(saves=isinstance(error, STOPS))
             raise
 
-    def count_deaths(self, lost: Sequence[Task]) -> None:
-        """Suspect what was in training in lost tasks; what was so MOST_DEATHS times is crashed."""
-        suspects = {
-            (task.study.name, stem) for task in lost for stem in take_interrupted(task.inbox)
-        }
-        self.deaths_before_training = 0 if suspects else self.deaths_before_training + 1
-        if self.deaths_before_training == MOST_DEATHS:
-            raise UnfinishedError(
-                f"worker processes were killed {MOST_DEATHS} times before they began to train "
-                "(out of memory? fewer --workers take less); see the messages above"
-            )
-        self.deaths.update(suspects)
-        stores = {store.study.name: store for store in self.stores}
-        for task in lost:
-            for point in task.points:
-                key = (task.study.name, name_of(point))
-                if key in suspects and self.deaths[key] >= MOST_DEATHS:
-                    reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
-                    self.record(stores[task.study.name], Trial.from_crash(point, reason))
+    def count_deaths(self, event: WorkerLost | WorkerBack) -> None:
+        """Suspect what a lost worker had begun; what was so MOST_DEATHS times is crashed."""
+        if isinstance(event, WorkerLost) and event.is_unprompted:
+            self.deaths_before_training += 1
+            if self.deaths_before_training == MOST_DEATHS:
+                raise UnfinishedError(
+                    f"worker processes were killed {MOST_DEATHS} times before they began to train "
+                    "(out of memory? fewer --workers take less); see the messages above"
+                )
+        if not isinstance(event.task, Task):
+            return
+        self.deaths_before_training = 0
+        study = event.task.study
+        store = next(store for store in self.stores if store.study.name == study.name)
+        for point in event.in_training:
+            key = (study.name, name_of(point))
+            self.deaths[key] += 1 if isinstance(event, WorkerLost) else -1
+            if self.deaths[key] >= MOST_DEATHS:
+                reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
+                self.record(store, Trial.from_crash(point, reason))
 
     def collect_patiently(self) -> bool:
         """Collect, or leave it for later while the database does not answer.

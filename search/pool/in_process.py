@@ -13,8 +13,9 @@ from ..errors import UserError
 from ..signals import interrupt_on_signal
 from ..trial import Point
 from ..workload.randomness import RandomState
-from .backend import TaskResult
-from .worker import Measurement, Task, forget_workloads, measure, post_points
+from .backend import Event, TaskResult, WorkerInfo
+from .inbox import OwnDesk
+from .worker import Measurement, Task, forget_workloads, measure, work
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class InProcess:
         self._waiting: deque[Task | Measurement] = deque()
         self._running: Iterator[Point] | None = None  # the first of those that wait
         self._inside: _Globals | None = None  # as the last task left it
+        self._device = "cpu"
         # the workloads' code and the caller's default dtype: what is kept depends on them
         self._kept_for: tuple[str, torch.dtype | None] = ("", None)
 
@@ -60,7 +62,8 @@ class InProcess:
             raise UserError(f"workers: must be 1 where this process trains, got {wanted}")
         return 1
 
-    def start(self, workers: int, sources: str) -> None:
+    def start(self, workers: int, sources: str, devices: Sequence[str]) -> None:
+        self._device = devices[0]
         now = (sources, torch.get_default_dtype())
         if now != self._kept_for:
             forget_workloads()
@@ -70,7 +73,7 @@ class InProcess:
     def submit(self, task: Task | Measurement) -> None:
         self._waiting.append(task)
 
-    def wait(self, seconds: float) -> list[TaskResult]:
+    def wait(self, seconds: float) -> list[Event]:
         """Measure, or train up to the next trial that ends, however long that takes."""
         if not self._waiting:
             return []
@@ -79,16 +82,21 @@ class InProcess:
             if isinstance(task, Measurement):
                 engine = measure(**vars(task))
             else:
-                self._running = self._running or post_points(task)
+                if self._running is None:
+                    desk = OwnDesk(task.inbox, deque(task.points))
+                    self._running = work(task.job, desk, self._device)
                 if next(self._running, None) is not None:
                     return []
         self._waiting.popleft()
         self._running = None
         return [TaskResult(task, engine)]
 
-    def stop(self) -> None:
+    def stop(self, saves: bool = False) -> None:
         self._waiting.clear()
         self._running = None
+
+    def workers(self) -> list[WorkerInfo]:
+        return []
 
     @contextmanager
     def _as_worker(self) -> Iterator[None]:

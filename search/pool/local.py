@@ -1,79 +1,119 @@
-"""Worker processes on this machine, in a pool of loky."""
+"""Worker processes on this machine, each at the other end of a pair of sockets."""
 
 from __future__ import annotations
 
+import atexit
+import json
 import multiprocessing
-import os
 import signal
-import threading
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from dataclasses import dataclass
+from functools import cache
 
 import joblib
-from loky import BrokenProcessPool, ProcessPoolExecutor, get_reusable_executor
 
-from ..train.execution import Engine
-from .backend import TaskResult
-from .worker import DRIVERS_SIGNALS, Measurement, Task, follow_driver, perform
+from .backend import Event, WorkerLost
+from .hub import Hub, Peer
+from .wire import pair
+
+DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # which the driver answers, and no worker
+COMES_BACK = 75  # exit status of a worker that was asked to leave (EX_TEMPFAIL)
+# A new interpreter finds modules where this one does. -P: it does not look first where it stands.
+PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from tunewright.search.pool.process import main_on_this_machine; main_on_this_machine()"
+)
 
 
-class Local:
+@dataclass(eq=False)
+class _Process:
+    child: subprocess.Popen[bytes]
+    peer: Peer
+    device: str
+
+
+class Local(Hub):
     """A backend of worker processes on this machine.
 
-    They stay for the next run of this process, and end by themselves when none follows.
-
-    loky tells of a worker that dies by ending its whole pool: then all tasks that are not done are
-    lost.
+    They stay for the next run of this process, and end by themselves when none follows, or when
+    this process ends, whatever ends it.
     """
 
     owns_terminal = False
 
     def __init__(self) -> None:
-        self._pool: ProcessPoolExecutor | None = None
-        self._running: dict[Future[Engine | None], Task | Measurement] = {}
+        super().__init__()
+        self._processes: list[_Process] = []
+        self._wanted = 0
+        self._devices: Sequence[str] = ()
+        self._sources = ""
 
     def count(self, wanted: int | None, devices: Sequence[str]) -> int:
         """By default one for each core, or for each device that is not the CPU."""
         return wanted or (joblib.cpu_count() if devices[0] == "cpu" else len(devices))
 
-    def start(self, workers: int, sources: str) -> None:
-        how = (os.getpid(), multiprocessing.get_start_method(allow_none=True), sources)
-        with _signals_blocked():
-            self._pool = get_reusable_executor(workers, initializer=follow_driver, initargs=how)
+    def start(self, workers: int, sources: str, devices: Sequence[str]) -> None:
+        if sources != self._sources:
+            self._end(self._processes)
+        self._sources, self._devices = sources, devices
+        self._wanted = workers
+        self._expect(workers)
+        self._end([one for one in self._processes if one.device not in devices])
+        self._end(self._processes[workers:])
+        self._fill()
 
-    def submit(self, task: Task | Measurement) -> None:
-        assert self._pool is not None  # after start
-        try:
-            with _signals_blocked():
-                future = self._pool.submit(perform, task)
-        except BrokenProcessPool as error:
-            future = Future()
-            future.set_exception(error)
-        self._running[future] = task
+    def wait(self, seconds: float) -> list[Event]:
+        self._fill()
+        return super().wait(seconds)
 
-    def wait(self, seconds: float) -> list[TaskResult]:
-        over, _ = wait(self._running, seconds, FIRST_COMPLETED)
-        return [self._outcome(future) for future in over]
+    def stop(self, saves: bool = False) -> None:
+        super().stop(saves)
+        self._end(self._processes)
 
-    def _outcome(self, future: Future[Engine | None]) -> TaskResult:
-        task = self._running.pop(future)
-        try:
-            return TaskResult(task, future.result())
-        except BrokenProcessPool:
-            return TaskResult(task, is_lost=True)
+    def _fill(self) -> None:
+        """Start what is missing, and tell of processes that died before they began anything."""
+        dead = [one for one in self._processes if one.child.poll() is not None]
+        self._processes = [one for one in self._processes if one not in dead]
+        for one in dead:
+            one.peer.wire.close()  # a process that it has started may keep its side open
+            one.peer.is_gone.wait()
+            if one.child.returncode not in (0, COMES_BACK) and not one.peer.was_busy:
+                self._tell(WorkerLost(None))
+        while len(self._processes) < self._wanted:
+            self._start_one()
 
-    def stop(self) -> None:
-        """What threads of the pool raise meanwhile tells the user nothing."""
-        self._running.clear()
-        before = threading.excepthook
-        threading.excepthook = lambda _: None
-        try:
-            if self._pool is not None:
-                self._pool.shutdown(kill_workers=True)
-        finally:
-            threading.excepthook = before
+    def _start_one(self) -> None:
+        used = [one.device for one in self._processes]
+        device = min(self._devices, key=used.count)
+        ours, theirs = pair()
+        method = multiprocessing.get_start_method(allow_none=True)
+        arguments = [json.dumps(sys.path), str(theirs.fileno()), device, json.dumps(method)]
+        with theirs, _signals_blocked():
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-c", PROGRAM, *arguments],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self._processes.append(_Process(child, self.serve(ours), device))
+
+    def _end(self, processes: Sequence[_Process]) -> None:
+        ended = list(processes)
+        for one in ended:
+            one.child.kill()
+            one.child.wait()
+            one.peer.wire.close()
+        self._processes = [one for one in self._processes if one not in ended]
+
+
+@cache
+def this_machine() -> Local:
+    """The worker processes of this process, for one run after the other."""
+    local = Local()
+    atexit.register(local.stop)
+    return local
 
 
 @contextmanager
@@ -82,8 +122,6 @@ def _signals_blocked() -> Iterator[None]:
 
     A terminal's Ctrl-C goes to all processes, and would end this one in the middle of its imports.
     """
-    # which a first worker starts, too, and which then lets SIGINT through again
-    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, DRIVERS_SIGNALS)
     try:
         yield

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any, Protocol
@@ -56,6 +56,10 @@ class Trained:
 class Keeper(Protocol):
     """Keeps the state of trials in training, so that an interrupted one goes on where it was."""
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether training is to end as soon as its state is saved."""
+
     def begin(self, point: Point) -> Mapping[str, Tensor] | None:
         """Called when a point's training begins.
 
@@ -65,8 +69,48 @@ class Keeper(Protocol):
     def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
         """Keep a state, in place of an earlier one."""
 
+    def all_saved(self) -> None:
+        """Called when the states of all trials in training were saved; may end training."""
+
     def start_again(self, point: Point, reason: str) -> None:
         """Called when a saved state is of no use, with the reason: training begins anew."""
+
+
+class Supply(Protocol):
+    """Points that a loop takes as its slots become free; others may take of them, too.
+
+    optimizers      of all that may come
+    follows_norms   whether a clip threshold of any that may come depends on earlier norms
+    is_empty        whether there are no more to take
+    """
+
+    @property
+    def optimizers(self) -> Collection[str]: ...
+
+    @property
+    def follows_norms(self) -> bool: ...
+
+    @property
+    def is_empty(self) -> bool: ...
+
+    def take(self, most: int) -> list[Point]:
+        """So many points or fewer: none when there are none."""
+
+
+class Listed:
+    """The points of a list, one after the other."""
+
+    def __init__(self, points: Iterable[Point]) -> None:
+        self._points = deque(points)
+        self.optimizers = {point.optimizer for point in self._points}
+        self.follows_norms = any(point.clip_z < np.inf for point in self._points)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._points
+
+    def take(self, most: int) -> list[Point]:
+        return [self._points.popleft() for _ in range(min(most, len(self._points)))]
 
 
 @dataclass(eq=False)
@@ -143,7 +187,7 @@ class _Batches:
 def train(
     study: Study,
     workload: Workload,
-    points: Iterable[Point],
+    points: Iterable[Point] | Supply,
     engine: Engine = ALONE,
     device: str = "cpu",
     keeper: Keeper | None = None,
@@ -152,15 +196,17 @@ def train(
 ) -> Iterator[Trained]:
     """Train points of one batch size and one workload; yield each as it finishes.
 
-    At most `engine.slots` points are in training at once. A trial ends after its last update, or as
-    soon as `verdict.hopeless` says that it can only be infeasible; its slot then takes the next
-    point, and the stack shrinks when there is none. `keeper` is told what is in training and keeps
-    its state now and then; `traces` keeps the graphs of a stacked workload from one call to the
-    next. Exceptions of the workload are not caught. Raises StackingError if what a stack or a
-    recording computes is not what the model alone does (audit.py). Each trial has its own random
-    numbers, of Python, NumPy and torch; the caller's are as they were at each yield.
+    At most `engine.slots` points are in training at once, fewer if fewer are to be had at first. A
+    trial ends after its last update, or as soon as `verdict.hopeless` says that it can only be
+    infeasible; its slot then takes the next point, and the stack shrinks when there is none.
+    `keeper` is told what is in training and keeps its state now and then; `traces` keeps the graphs
+    of a stacked workload from one call to the next. Exceptions of the workload are not caught.
+    Raises StackingError if what a stack or a recording computes is not what the model alone does
+    (audit.py). Each trial has its own random numbers, of Python, NumPy and torch; the caller's are
+    as they were at each yield.
     """
-    loop = _Loop(study, workload, points, engine, torch.device(device), keeper, traces, with_state)
+    supply = Listed(points) if isinstance(points, Iterable) else points
+    loop = _Loop(study, workload, supply, engine, torch.device(device), keeper, traces, with_state)
     finished = loop.run()
     inside: RandomState | None = None
     while True:
@@ -187,7 +233,7 @@ class _Loop:
         self,
         study: Study,
         workload: Workload,
-        points: Iterable[Point],
+        supply: Supply,
         engine: Engine,
         device: torch.device,
         keeper: Keeper | None,
@@ -196,9 +242,10 @@ class _Loop:
     ) -> None:
         self.keeper, self.traces, self.with_state = keeper, traces, with_state
         self.study, self.workload, self.device = study, workload, device
-        self.queue = deque(points)
+        self.supply = supply
         self.slots: list[_Slot] = []
-        self.engine = engine.fit_for(point.optimizer for point in self.queue)
+        self.engine = engine.fit_for(supply.optimizers)
+        self.queue = deque(supply.take(self.engine.slots))  # taken, and not yet in a slot
         self.capacity = self.engine.capacity(len(self.queue))
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
@@ -214,8 +261,7 @@ class _Loop:
         self.execution = self.engine.execution(
             self.workload, model, bfloat16, self.traces, self.parts
         )
-        follows_norms = any(point.clip_z < np.inf for point in self.queue)
-        optimizers = {point.optimizer for point in self.queue}
+        optimizers, follows_norms = self.supply.optimizers, self.supply.follows_norms
         self.stack = Stack(self.execution, self.capacity, optimizers, follows_norms)
         self.audit: Audit | None = None
         if not self.execution.builds_anew:
@@ -242,10 +288,17 @@ class _Loop:
             for k in finished:
                 yield self._finish(k)
             if finished:
-                self._keep([k for k in range(len(self.slots)) if k not in finished])
-            if self.keeper and self._aligned() and time.monotonic() - self.saved >= SAVE_SECONDS:
+                kept = [k for k in range(len(self.slots)) if k not in finished]
+                free = self.capacity - len(kept) - len(self.queue)
+                self.queue.extend(self.supply.take(free))
+                self._keep(kept)
+            if self.keeper and self._is_saving_due(self.keeper) and self._aligned():
                 self._save(self.keeper)
                 self.saved = time.monotonic()
+                self.keeper.all_saved()
+
+    def _is_saving_due(self, keeper: Keeper) -> bool:
+        return keeper.is_leaving or time.monotonic() - self.saved >= SAVE_SECONDS
 
     def _save(self, keeper: Keeper) -> None:
         """Save what is in training, if all that it depends on can be saved.
@@ -342,7 +395,7 @@ class _Loop:
         order = sorted(kept, key=lambda k: (self.slots[k].point.optimizer, k))
         self.slots = [self.slots[k] for k in order]
         if order:
-            self.stack.arrange(order, shrink=not self.queue)
+            self.stack.arrange(order, shrink=not self.queue and self.supply.is_empty)
 
     def _start(self, point: Point, batches: _Batches) -> _Slot:
         study = self.study

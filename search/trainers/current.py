@@ -205,6 +205,13 @@ class _StateKeeper:
     def begin(self, point: Point) -> Mapping[str, Tensor] | None:
         return load_file(self._path) if self._path.exists() else None
 
+    @property
+    def is_leaving(self) -> bool:
+        return False
+
+    def all_saved(self) -> None:
+        """Nothing: whoever started this program ends it."""
+
     def save(self, point: Point, state: Mapping[str, Tensor]) -> None:
         self._before()  # the log is never behind the state
         write_checkpoint(self._path, state)

@@ -306,7 +306,10 @@ class Run:
                 "state: must be given every optimizer that is watched, beside the model: without "
                 "its state a training would go on as another"
             )
-        if self._keeper is None or time.monotonic() - self._saved < SAVE_SECONDS:
+        keeper = self._keeper
+        if keeper is None:
+            return
+        if not keeper.is_leaving and time.monotonic() - self._saved < SAVE_SECONDS:
             return
         try:
             batch = torch.tensor(list(bytes.fromhex(content_hash(self._last_batch))))
@@ -323,8 +326,9 @@ class Run:
             "batches": torch.tensor(self._batches),
             "batch": batch,
         }
-        self._keeper.save(self.point, state)
+        keeper.save(self.point, state)
         self._saved = time.monotonic()
+        keeper.all_saved()
 
     def restore(self, *objects: Stateful) -> bool:
         """Put back what `state` saved when this trial was interrupted, if it was; whether it was.

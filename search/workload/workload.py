@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -179,6 +180,26 @@ def reload_edited_modules(paths: Iterable[str]) -> str:
         if isinstance(module, ModuleType) and is_own(module)
     ]
     return " ".join(sorted(f"{module.__file__}:{_stamp(module)}" for module in own))
+
+
+def code_of(paths: Iterable[str]) -> dict[str, str]:
+    """A hash of each of the user's modules that these import paths name, or that those import.
+
+    By name: those that are neither installed nor part of Python.
+    """
+    found: dict[str, set[str]] = {}
+    for path in paths:
+        module = sys.modules.get(path.partition(":")[0])
+        if module:
+            _own_modules(module, found)
+    return {name: _hash_of_file(sys.modules[name].__file__ or "") for name in sorted(found)}
+
+
+def _hash_of_file(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return "gone"
 
 
 # the files of own modules, as they were when the modules were imported

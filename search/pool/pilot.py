@@ -1,0 +1,101 @@
+"""`tunewright worker`: keeps worker processes that train for a driver on another machine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..signals import SIGNALS
+from .hub import SECONDS_TO_SAVE
+from .local import COMES_BACK
+from .process import REFUSED
+
+SECONDS_BETWEEN_LOOKS = 0.2
+MOST_DEATHS = 3  # one after the other, of processes that lived less than SECONDS_OF_A_LIFE
+SECONDS_OF_A_LIFE = 30.0
+# the driver's code is found as this program finds it, and where it was started
+PROGRAM = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from tunewright.search.pool.process import main_elsewhere; main_elsewhere()"
+)
+
+
+class Pilot:
+    """Starts worker processes, starts them again, and ends them."""
+
+    def __init__(
+        self, host: str, port: int, devices: Sequence[str], patience: float, folder: Path
+    ) -> None:
+        """A process for each of `devices`, which may name one more than once."""
+        self._options = [
+            {"host": host, "port": port, "patience": patience, "folder": str(folder), "device": one}
+            for one in devices
+        ]
+        self._running: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
+        self._deaths = 0
+        self._is_asked = False  # to end
+
+    def run(self) -> int:
+        """Until the driver needs no more workers (0), or none answers (1), or it refuses them (2),
+        or a signal ends this program (COMES_BACK).
+        """
+        for number in (*SIGNALS, signal.SIGUSR1):
+            signal.signal(number, self._ask)
+        waiting = set(range(len(self._options)))
+        while waiting or self._running:
+            for place in waiting:
+                self._start(place)
+            waiting = set()
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            if self._is_asked:
+                self._end(signal.SIGTERM)
+                return COMES_BACK
+            for place, (child, began) in list(self._running.items()):
+                status = child.poll()
+                if status is None:
+                    continue
+                del self._running[place]
+                if status in (1, REFUSED):
+                    self._end(signal.SIGTERM)
+                    return status
+                if status != 0:
+                    self._count_death(status, began)
+                    waiting.add(place)
+                if self._deaths >= MOST_DEATHS:
+                    self._end(signal.SIGTERM)
+                    print("error: worker processes die as soon as they start", file=sys.stderr)
+                    return 1
+        return 0
+
+    def _count_death(self, status: int, began: float) -> None:
+        is_early = status != COMES_BACK and time.monotonic() - began < SECONDS_OF_A_LIFE
+        self._deaths = self._deaths + 1 if is_early else 0
+
+    def _start(self, place: int) -> None:
+        arguments = [json.dumps(sys.path), json.dumps(self._options[place])]
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", PROGRAM, *arguments],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C goes to this program alone
+        )
+        self._running[place] = child, time.monotonic()
+
+    def _ask(self, _number: int, _frame: object) -> None:
+        self._is_asked = True
+
+    def _end(self, number: int) -> None:
+        """Ask all to save and leave, and end those that do not within seconds."""
+        for child, _ in self._running.values():
+            child.send_signal(number)
+        deadline = time.monotonic() + SECONDS_TO_SAVE + 1.0
+        for child, _ in self._running.values():
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()

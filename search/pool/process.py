@@ -1,0 +1,432 @@
+"""A worker process: it asks the driver at the other end of a wire for points, and trains them.
+
+On the driver's machine it ends when the driver does. Elsewhere it goes on without: what it has in
+training is trained to its end and kept, until a driver answers again that wants it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UnfinishedError
+from ..trainers.watched import MisuseError
+from ..trial import Point, Trial
+from ..workload.workload import code_of, reload_edited_modules
+from .backend import WorkerInfo
+from .hub import SECONDS_TO_SAVE, Abandon, Farewell, Refusal
+from .inbox import AbandonedError, LeavingError
+from .local import COMES_BACK, DRIVERS_SIGNALS
+from .wire import SECONDS_BETWEEN_SIGNS, Wire, WireError, connect, inherited, read_key
+from .worker import (
+    Job,
+    Measurement,
+    forget_workloads,
+    ignore_ctrl_c,
+    leave_when_saved,
+    measure,
+    work,
+)
+
+SAVING_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers
+REFUSED = 2  # exit status: the driver does not want it
+SECONDS_IDLE = 30.0  # of a worker on the driver's machine; then it ends
+SECONDS_BETWEEN_CALLS = 2.0  # for a driver that does not answer
+
+
+def about_this_process(worker: str, device: str) -> WorkerInfo:
+    return WorkerInfo(
+        worker=worker,
+        host=socket.gethostname(),
+        device=device,
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "tunewright": f"{version('tunewright')} ({_own_code()})",
+        },
+        cpu=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+    )
+
+
+def _own_code() -> str:
+    """A hash of this package: revisions have the same version for a while."""
+    content = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        content.update(path.read_bytes())
+    return content.hexdigest()[:12]
+
+
+def main_on_this_machine() -> None:
+    """The program of a worker process that a driver starts (`local`)."""
+    _, _, descriptor, device, method = sys.argv
+    wire = inherited(int(descriptor))
+    _become_worker(json.loads(method))
+    Worker(lambda: wire, device, name=str(os.getpid())).run()
+
+
+def main_elsewhere() -> None:
+    """The program of a worker process that `tunewright worker` starts (`pilot`)."""
+    options = json.loads(sys.argv[2])
+    key = read_key()
+    _become_worker(None)
+    Worker(
+        lambda: connect(options["host"], options["port"], key),
+        options["device"],
+        options["patience"],
+        Path(options["folder"]),
+        name=f"{socket.gethostname()}-{os.getpid()}",
+    ).run()
+
+
+def _become_worker(start_method: str | None) -> None:
+    """The driver answers Ctrl-C and a closed terminal; this process ignores them.
+
+    Processes that a workload starts, as those of a DataLoader, are started as the driver would
+    (`start_method` of multiprocessing; None: the platform's default).
+    """
+    for number in DRIVERS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DRIVERS_SIGNALS)
+    for number in SAVING_SIGNALS:
+        signal.signal(number, lambda _number, _frame: _leave(COMES_BACK))
+    ignore_ctrl_c()
+    multiprocessing.set_start_method(start_method, force=True)
+
+
+def end_process(status: int) -> None:
+    """End this process and those that a workload started, at once.
+
+    All that matters is with the driver, and torch takes a second to tidy up.
+    """
+    for stream in (sys.stdout, sys.stderr):  # what a workload printed is not lost
+        with suppress(OSError, ValueError):
+            stream.flush()
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(status)
+
+
+# --- the line to a driver -------------------------------------------------------------------------
+
+
+class LostError(Exception):
+    """There is no driver at the other end any more."""
+
+
+class Line:
+    """A wire with a thread that reads it, so that a farewell is heard while training goes on."""
+
+    def __init__(self, wire: Wire, on_end: Callable[[], object] | None = None) -> None:
+        """`on_end`: called when the other side is gone; by default requests raise LostError."""
+        self._wire, self._on_end = wire, on_end
+        self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._is_over = False
+        threading.Thread(target=self._read, name="read-driver", daemon=True).start()
+
+    def request(self, kind: str, *parts: bytes, **values: object) -> Any:
+        """What the driver answers. Raises LostError, and AbandonedError."""
+        if self._is_over:
+            raise LostError
+        try:
+            self._wire.say(kind, *parts, **values)
+        except OSError as error:
+            raise LostError from error
+        answer = self._heard.get()
+        if isinstance(answer, LostError):
+            self._is_over = True
+            raise answer
+        if isinstance(answer, Abandon):
+            raise AbandonedError
+        return answer
+
+    def say(self, kind: str) -> None:
+        """Say something that has no answer, if there is anybody to hear it."""
+        with suppress(OSError):
+            self._wire.say(kind)
+
+    def close(self) -> None:
+        self._wire.close()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                heard = self._wire.hear()
+            except (EOFError, OSError):
+                break
+            if isinstance(heard, Farewell):
+                _answer_farewell(heard)
+            else:
+                self._heard.put(heard)
+        if self._on_end:
+            self._on_end()
+        self._heard.put(LostError())
+
+
+def _answer_farewell(farewell: Farewell) -> None:
+    status = COMES_BACK if farewell.comes_back else 0
+    if farewell.saves:
+        _leave(status)
+    else:
+        end_process(status)
+
+
+def _leave(status: int) -> None:
+    """End as soon as what is in training is saved, or after a few seconds."""
+    if not _lines_in_training:
+        end_process(status)
+    leave_when_saved()
+    timer = threading.Timer(SECONDS_TO_SAVE - 1.0, _leave_unsaved, [status])
+    timer.daemon = True
+    timer.start()
+
+
+def _leave_unsaved(status: int) -> None:
+    """What is in training is not to blame, though it is lost as far as it was not saved."""
+    for line in _lines_in_training:
+        line.say("leave")
+    end_process(status)
+
+
+_lines_in_training: list[Line] = []  # of this process, which trains for one driver at most
+
+
+# --- what a worker does ---------------------------------------------------------------------------
+
+
+@dataclass
+class WireDesk:
+    """The desk of a task at the other end of the line.
+
+    Where there is no driver any more, what would be handed in is kept, and no more points are
+    taken, until `again` reaches a driver that goes on with the same task.
+    """
+
+    job: Job
+    worker: Worker
+    taken: dict[int, Point] = field(default_factory=dict)
+    begun: set[int] = field(default_factory=set)
+    states: dict[int, bytes] = field(default_factory=dict)
+    finished: dict[int, tuple[Trial, bytes, bytes]] = field(default_factory=dict)
+
+    def take(self, most: int) -> tuple[Sequence[Point], bool]:
+        points, has_more = self._ask("take", most=most) or ([], False)
+        self.taken |= {point.number: point for point in points}
+        return points, has_more
+
+    def begin(self, point: Point) -> bytes | None:
+        self.begun.add(point.number)
+        found: bytes | None = self._ask("begin", number=point.number)
+        return found
+
+    def save(self, point: Point, state: bytes) -> None:
+        self.states[point.number] = state
+        self._hand_in()
+
+    def start_again(self, point: Point, reason: str) -> None:
+        self.states.pop(point.number, None)
+        self._ask("start_again", number=point.number, reason=reason)
+
+    def post(self, trial: Trial, curve: bytes, checkpoint: bytes) -> None:
+        self.states.pop(trial.point.number, None)
+        self.finished[trial.point.number] = trial, curve, checkpoint
+        self._hand_in()
+
+    def refuse(self, points: Iterable[Point]) -> None:
+        self._ask("refuse", numbers=[point.number for point in points])
+
+    def end_stacking(self, points: Sequence[Point], reason: str) -> None:
+        numbers = [point.number for point in points]
+        self._ask("end_stacking", numbers=numbers, reason=reason)
+
+    def why_alone(self, point: Point) -> str:
+        return self._ask("why_alone", point=point.record()) or ""
+
+    def _hand_in(self) -> None:
+        """Hand in what is finished and what is saved, as far as somebody takes it."""
+        for number, (trial, curve, checkpoint) in list(self.finished.items()):
+            values = {
+                "number": number,
+                "record": trial.record(),
+                "updates": trial.curve.total_steps,
+            }
+            if self._ask("post", curve, checkpoint, **values) is None:
+                return
+            del self.finished[number], self.taken[number]
+            self.begun.discard(number)
+        for number, state in list(self.states.items()):
+            if self._ask("save", state, number=number) is None:
+                return
+            del self.states[number]
+
+    def hand_in_late(self) -> None:
+        """At the end of a task: hand in what is kept, as soon as a driver answers."""
+        while self.finished:
+            self.worker.connect_patiently()
+            if not self._goes_on():
+                raise AbandonedError
+            self._hand_in()
+
+    def _ask(self, kind: str, *parts: bytes, **values: object) -> Any:
+        """What the driver answers; None if there is none that goes on with this task."""
+        for _ in range(2):
+            try:
+                return self.worker.line.request(kind, *parts, **values)
+            except LostError:
+                if not (self.worker.connect() and self._goes_on()):
+                    break
+        return None
+
+    def _goes_on(self) -> bool:
+        """Whether the driver goes on with this task, after the line was lost.
+
+        Raises AbandonedError if it wants no more of it.
+        """
+        try:
+            self.worker.line.request(
+                "again",
+                study=self.job.key,
+                points=[point.record() for point in self.taken.values()],
+                begun=sorted(self.begun),
+            )
+        except LostError:
+            return False
+        return True
+
+
+class Worker:
+    """A worker process.
+
+    call      makes a connection; raises OSError, EOFError or WireError if there is none
+    patience  seconds for which it is tried again when it is lost
+    folder    where runs of commands go; None: where the driver says, on the same machine
+    """
+
+    def __init__(
+        self,
+        call: Callable[[], Wire],
+        device: str,
+        patience: float = 0.0,
+        folder: Path | None = None,
+        name: str = "",
+    ) -> None:
+        self._call, self._device, self._patience = call, device, patience
+        self._idle_since = time.monotonic()
+        self._folder, self._name = folder, name
+        self._sources = ""
+        self.line: Line
+
+    def connect(self) -> bool:
+        """Try once to reach a driver. Raises SystemExit if it refuses this worker."""
+        try:
+            self.line = Line(self._call(), None if self._patience else lambda: end_process(1))
+            if _lines_in_training:
+                _lines_in_training[:] = [self.line]
+            hello = about_this_process(self._name, self._device)
+            answer = self.line.request("hello", **asdict(hello))
+        except (OSError, EOFError, LostError):
+            return False
+        except WireError as error:
+            answer = Refusal(str(error))
+        if isinstance(answer, Refusal):
+            print(f"error: {answer.reason}", file=sys.stderr, flush=True)
+            end_process(REFUSED)
+        return True
+
+    def connect_patiently(self) -> None:
+        """Ends this process when no driver has answered for `patience` seconds."""
+        deadline = time.monotonic() + self._patience
+        while not self.connect():
+            if time.monotonic() > deadline:
+                print(
+                    f"error: no driver answered for {self._patience:g} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                end_process(1)
+            time.sleep(SECONDS_BETWEEN_CALLS)
+
+    def run(self) -> None:
+        """Train until the driver says farewell, which ends this process."""
+        self.connect_patiently()
+        if self._patience:
+            threading.Thread(target=self._give_signs, name="give-signs", daemon=True).start()
+        while True:
+            try:
+                what = self.line.request("ask")
+                if isinstance(what, Measurement):
+                    engine = measure(**vars(replace(what, device=self._device)))
+                    self.line.request("measured", engine=asdict(engine))
+                elif isinstance(what, Job):
+                    self._train(what)
+                elif not self._patience and time.monotonic() - self._idle_since > SECONDS_IDLE:
+                    end_process(0)
+                if what is not None:
+                    self._idle_since = time.monotonic()
+            except LostError:
+                self.connect_patiently()
+            except AbandonedError:
+                pass
+
+    def _give_signs(self) -> None:
+        while True:
+            time.sleep(SECONDS_BETWEEN_SIGNS)
+            self.line.say("alive")
+
+    def _train(self, job: Job) -> None:
+        if self._folder:
+            job = replace(job, folder=self._folder / job.study.name)
+            (job.folder / "inbox").mkdir(parents=True, exist_ok=True)
+            self._check_code(job)
+        desk = WireDesk(job, self)
+        _lines_in_training[:] = [self.line]
+        try:
+            for _ in work(job, desk, self._device):
+                pass
+            desk.hand_in_late()
+            self.line.request("done")
+        except LeavingError:
+            self.line.say("leave")
+            end_process(COMES_BACK)
+        except (UnfinishedError, MisuseError) as error:
+            self.line.request("failed", error=type(error).__name__, text=str(error))
+        except (LostError, AbandonedError):
+            raise
+        except BaseException:
+            self.line.request("failed", error="", text=traceback.format_exc())
+        finally:
+            _lines_in_training.clear()
+
+    def _check_code(self, job: Job) -> None:
+        """Leave if this machine's copy of the workload is not the driver's."""
+        sources = reload_edited_modules(job.study.code_paths)
+        if sources != self._sources:
+            forget_workloads()
+            self._sources = sources
+        own, drivers = code_of(job.study.code_paths), job.code
+        names = sorted(own.keys() | drivers.keys())
+        if differing := [name for name in names if own.get(name) != drivers.get(name)]:
+            reason = (
+                f"its copy of {differing[0]}, which {job.study.name} trains with, differs from the "
+                "driver's: copy the same code to both machines"
+            )
+            self.line.request("refused", reason=reason)
+            print(f"error: this worker was refused: {reason}", file=sys.stderr, flush=True)
+            end_process(REFUSED)
