@@ -183,6 +183,8 @@ def _pool(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     pool = {name: getattr(options, name) for name in names}
     if options.workers == 0 and not options.listen:
         raise UserError("--workers: 0 needs --listen: somebody must train")
+    if options.in_process and options.listen:
+        raise UserError("--listen: cannot stand beside --in-process, where nobody else trains")
     if options.in_process:
         from .pool.in_process import InProcess
 
@@ -466,13 +468,13 @@ def _parser() -> argparse.ArgumentParser:
     def pool(sub: argparse.ArgumentParser) -> None:
         sub.set_defaults(last_words=INTERRUPTED_TRAINING)
         who = sub.add_mutually_exclusive_group()
-        sub.add_argument(
+        who.add_argument(
             "--workers",
             type=_whole(0, MOST_PROCESSES),
             metavar="N",
             help="worker processes on this machine (default: one per core)",
         )
-        who.add_argument(
+        sub.add_argument(
             "--listen",
             type=_address,
             metavar="HOST:PORT",

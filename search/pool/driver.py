@@ -199,12 +199,8 @@ class Driver:
             )
             for store, points in unknown
         ]
-        found: dict[int, Engine] = {}
-        waiting = tasks
-        while waiting:  # after a loss the others are not handed out
-            for over in self.outcomes(waiting, self.workers):
-                found[id(over.task)] = over.engine or NOT_MEASURED
-            waiting = [task for task in waiting if id(task) not in found]
+        over = list(self.outcomes(tasks, self.workers))
+        found = {id(one.task): one.engine or NOT_MEASURED for one in over}
         return [found[id(task)] for task in tasks]
 
     @staticmethod
