@@ -21,10 +21,9 @@ from ..judge.verdict import hopeless, judge
 from ..study.study import CommandLog, Study
 from ..train.recorder import CHECK_EVERY
 from ..trial import Curve, Point, Verdict
-from .watched import MisuseError
+from .watched import MisuseError, never_reported
 
 METRIC = "metric/"  # before the names of metrics in a log of `current_run`
-NEVER_REPORTED = "call run.report where run.evaluation_due"
 MOST_SHOWN = 80  # characters of a cell in a message
 
 Cells = Mapping[str, object]
@@ -434,7 +433,4 @@ class Follower:
             )
         if f"{METRIC}{self._objective}" not in self._reported:
             names = [name.removeprefix(METRIC) for name in sorted(self._reported)]
-            raise MisuseError(
-                f"objective: {self._objective!r} was never reported; "
-                + (f"what was: {', '.join(names)}" if names else NEVER_REPORTED)
-            )
+            raise never_reported(self._objective, names)

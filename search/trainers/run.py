@@ -38,7 +38,7 @@ from ..train.recorder import CHECK_EVERY, Recorder
 from ..trial import Point, Trial
 from ..workload.randomness import RandomState
 from ..workload.workload import number
-from .watched import Clipping, MisuseError, Updates, WatchedOptimizer
+from .watched import MAKE_IT, Clipping, MisuseError, Updates, WatchedOptimizer, never_reported
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # whose checkpoint is within
 # Batches without an update: more than gradients of anybody are accumulated over.
@@ -245,10 +245,7 @@ class Run:
         optimizer steps.
         """
         if self._main is None:
-            raise MisuseError(
-                "watch: no optimizer is watched: make it by run.optimizer(model), or call "
-                "run.watch(optimizer)"
-            )
+            raise MisuseError(f"watch: no optimizer is watched: {MAKE_IT}")
         batches = self._epochs(data)
         if self._skip:
             self._go_on(batches)
@@ -373,22 +370,16 @@ class Run:
         last update though it was not hopeless.
         """
         if self._main is None:
-            raise MisuseError(
-                "watch: no optimizer was watched: make it by run.optimizer(model), or call "
-                "run.watch(optimizer)"
-            )
-        objective, metrics = self.study.objective, self.recorder.metrics
+            raise MisuseError(f"watch: no optimizer was watched: {MAKE_IT}")
+        objective = self.study.objective
         if not self.is_over:
             raise UserError(
                 f"ended after {self.step} of {self.total_steps} updates: let run.steps(data) end "
                 "the loop"
             )
         if objective not in self._reported:
-            told = ", ".join(name for name in metrics if name != objective)
-            raise MisuseError(
-                f"objective: {objective!r} was never reported; "
-                f"{f'what was: {told}' if told else 'call run.report where run.evaluation_due'}"
-            )
+            others = [name for name in self.recorder.metrics if name != objective]
+            raise never_reported(objective, others)
         curve = self.recorder.curve()
         verdict = note_clipped_before(self.recorder.verdict(), curve, self.point.clip_norm)
         trial = Trial.from_curve(
