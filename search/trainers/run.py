@@ -16,7 +16,6 @@ def main(run):
 
 from __future__ import annotations
 
-import io
 import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,8 +31,9 @@ from ..rules.schedule import learning_rates, total_steps
 from ..rules.torch_optimizers import make, why_another
 from ..signals import stop_if_asked
 from ..study.study import Study
-from ..train.loop import SAVE_SECONDS, Keeper, Trained
-from ..train.python_state import content_hash
+from ..train.checkpoints import packed, unpacked
+from ..train.loop import OTHER_BATCHES, SAVE_SECONDS, Keeper, Trained
+from ..train.python_state import packed_hash
 from ..train.recorder import CHECK_EVERY, Recorder
 from ..trial import Point, Trial
 from ..workload.randomness import RandomState
@@ -306,17 +306,15 @@ class Run:
         if self._keeper is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return
         try:
-            batch = torch.tensor(list(bytes.fromhex(content_hash(self._last_batch))))
+            batch = packed_hash(self._last_batch)
         except (TypeError, pickle.PicklingError):
             return  # nobody could say later whether the batches are the same
-        buffer = io.BytesIO()
-        torch.save([one.state_dict() for one in objects], buffer)
         self.recorder.seconds = self._seconds()
         state = {
             **self.recorder.state(),
             **RandomState.now().tensors(),
             **{f"{BEST}{name}": tensor for name, tensor in self._best.items()},
-            OWN: torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8),
+            OWN: packed([one.state_dict() for one in objects]),
             "batches": torch.tensor(self._batches),
             "batch": batch,
         }
@@ -333,8 +331,7 @@ class Run:
         if state is None:
             return False
         try:
-            content = torch.load(io.BytesIO(bytes(state[OWN].numpy())), map_location=self.device)
-            for one, own in zip(objects, content, strict=True):
+            for one, own in zip(objects, unpacked(state[OWN], self.device), strict=True):
                 one.load_state_dict(own)
             self.recorder.restore(state)
         except Exception as error:
@@ -356,8 +353,8 @@ class Run:
         (count, state), self._skip = self._skip, None
         for _ in range(count):
             self._last_batch = next(batches)
-        if bytes(state["batch"].tolist()).hex() != content_hash(self._last_batch):
-            raise StartAgainError("its batches come in another order when they are drawn again")
+        if not torch.equal(state["batch"], packed_hash(self._last_batch)):
+            raise StartAgainError(OTHER_BATCHES)
         self._batches = count
         RandomState.from_tensors(state).restore()
 
