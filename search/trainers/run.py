@@ -36,6 +36,7 @@ from ..train.loop import OTHER_BATCHES, SAVE_SECONDS, Keeper, Trained
 from ..train.python_state import packed_hash
 from ..train.recorder import CHECK_EVERY, Recorder
 from ..trial import Point, Trial
+from ..workload.batches import endless
 from ..workload.randomness import RandomState
 from ..workload.workload import number
 from .watched import MAKE_IT, Clipping, MisuseError, Updates, WatchedOptimizer, never_reported
@@ -43,6 +44,10 @@ from .watched import MAKE_IT, Clipping, MisuseError, Updates, WatchedOptimizer, 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # whose checkpoint is within
 # Batches without an update: more than gradients of anybody are accumulated over.
 MOST_BATCHES = 10_000
+DATA_ENDED = (
+    "steps: the data ended after {count} batches and cannot be iterated again: give the loader "
+    "itself, which starts again after each epoch"
+)
 BEST, OWN = "best/", "own"  # in a saved state: tensors of the best checkpoint; the user's objects
 
 
@@ -246,7 +251,7 @@ class Run:
         """
         if self._main is None:
             raise MisuseError(f"watch: no optimizer is watched: {MAKE_IT}")
-        batches = self._epochs(data)
+        batches = endless(lambda: data, "steps: the data has no batch", DATA_ENDED)
         if self._skip:
             self._go_on(batches)
         fruitless = 0
@@ -273,22 +278,6 @@ class Run:
                 f"the gradient is exactly 0 at each of the first {self.step} updates, so that "
                 "nothing is trained: does the loss depend on the optimizer's parameters?"
             )
-
-    @staticmethod
-    def _epochs(data: Iterable[Any]) -> Iterator[Any]:
-        count = 0
-        while True:
-            before = count
-            for batch in data:
-                count += 1
-                yield batch
-            if count == 0:
-                raise UserError("steps: the data has no batch")
-            if count == before:
-                raise UserError(
-                    f"steps: the data ended after {count} batches and cannot be iterated again: "
-                    "give the loader itself, which starts again after each epoch"
-                )
 
     # --- to go on after an interruption -----------------------------------------------------------
 
