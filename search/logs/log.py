@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import UserError
 from ..trial import UNTRAINED_STEPS, Array, Curve
 from .formats import find_format
-from .roles import Columns, guess
+from .roles import GivenColumns, guess
 from .steps import Restarts, Steps, counted_on, find_restarts, in_order, steps_of
 from .table import Column, Table
 
@@ -88,7 +88,7 @@ class Log:
         return np.asarray(norm[np.where(before < 0, place[0], before)])
 
 
-def read_log(path: Path, columns: Columns | None = None) -> Log:
+def read_log(path: Path, columns: GivenColumns | None = None) -> Log:
     """The log at a path: a file, or a folder of event files of one run.
 
     `columns` names what is not to be guessed. Raises UserError, with the place, for what is no log,
@@ -102,10 +102,10 @@ def read_log(path: Path, columns: Columns | None = None) -> Log:
         raise UserError(f"{path}: is no text in UTF-8, byte {error.start}") from error
     if not table.count:
         raise UserError(f"{path}: has no rows")
-    return _log(str(path), kind.name, kind.note, table, columns or Columns())
+    return _log(str(path), kind.name, kind.note, table, columns or GivenColumns())
 
 
-def _log(source: str, kind: str, note: str, table: Table, columns: Columns) -> Log:
+def _log(source: str, kind: str, note: str, table: Table, columns: GivenColumns) -> Log:
     given = columns.given()
     for role, name in given.items():
         _check(source, role, name, table)

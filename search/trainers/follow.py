@@ -145,7 +145,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Columns:
+class LogColumns:
     """Which columns of a log say what. `metrics`: name → column."""
 
     step: str
@@ -154,7 +154,7 @@ class Columns:
     metrics: Mapping[str, str]
 
     @classmethod
-    def of(cls, log: CommandLog, objective: str) -> Columns:
+    def of(cls, log: CommandLog, objective: str) -> LogColumns:
         names = dict.fromkeys([objective, *log.metrics])
         return cls(log.step, log.loss, log.grad_norm, {name: name for name in names})
 
@@ -363,13 +363,13 @@ class Measured:
         )
 
 
-class Follower:
+class LogFollower:
     """Follows the log of one training: that of a study's `log`, or that of `current_run`."""
 
     def __init__(self, path: Path, study: Study, point: Point) -> None:
         self.path, self._objective = path, study.objective
         self.file, self.measured = LogFile(path), Measured(study, point)
-        self.columns = Columns.of(study.log, study.objective) if study.log else None
+        self.columns = LogColumns.of(study.log, study.objective) if study.log else None
         self._reported: set[str] = set()  # columns of metrics that `current_run` was told
         self._anew: Callable[[], Measured] = lambda: Measured(study, point)
 
@@ -402,7 +402,7 @@ class Follower:
         # an evaluation without the objective counts as one that was nan, as in a recorder
         filled = {**cells, **{name: math.nan for name in names if cells[name] is None}}
         metrics = {name.removeprefix(METRIC): name for name in names}
-        return Columns("step", "loss", "grad_norm", metrics).row(line, filled)
+        return LogColumns("step", "loss", "grad_norm", metrics).row(line, filled)
 
     def check_log(self) -> None:
         """Raise MisuseError naming what the log lacks, if it lacks what any training needs."""
