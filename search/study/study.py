@@ -502,9 +502,9 @@ class Study(_Strict):
         return path
 
     @property
-    def source_keys(self) -> tuple[str, ...]:
+    def source_key(self) -> str:
         """Which of SOURCES the file has: what trains, or where the trials come from."""
-        return tuple(name for name in SOURCES if getattr(self, name))
+        return next(name for name in SOURCES if getattr(self, name))
 
     @property
     def import_path(self) -> str:

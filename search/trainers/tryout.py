@@ -114,7 +114,7 @@ def _as_user_error(study: Study) -> Iterator[None]:
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"{study.name}: {study.source_keys[0]}: {describe_error(error)} "
+            f"{study.name}: {study.source_key}: {describe_error(error)} "
             f"({where.filename}, line {where.lineno})"
         ) from error
 
