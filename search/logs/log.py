@@ -25,6 +25,8 @@ EPOCH = "epoch"
 CALLS = "_step"  # W&B's own column
 LARGEST_STEP = 2**53  # the whole numbers that a float holds
 
+Series = tuple[Steps, Array, int]  # steps, values, and how many values gave way to later ones
+
 
 @dataclass(frozen=True, eq=False)
 class Log:
@@ -173,14 +175,14 @@ class _Reader:
         column, steps = steps_of(table.columns[leading], step)
         self._restarts: Restarts = find_restarts(column.rows, steps)
 
-    def series(self, name: str | None) -> tuple[Steps, Array, int]:
-        """Steps, values, and how many values gave way to later ones."""
+    def series(self, name: str | None) -> Series:
+        """The series of a column; an empty one without a name."""
         if name is None:
             return np.empty(0, np.int64), np.empty(0), 0
         column, steps = steps_of(self._table.columns[name], self._step)
         return in_order(column, steps, self._restarts)
 
-    def notes(self, losses: tuple[Steps, Array, int]) -> Iterator[str]:
+    def notes(self, losses: Series) -> Iterator[str]:
         if self._restarts.note:
             yield self._restarts.note
         if losses[2]:
@@ -225,9 +227,6 @@ def _check_steps(source: str, name: str, step: Column) -> None:
             f"{source}: column {name!r} holds {bad:g}: steps are whole numbers from 0 on; name "
             "another column by --step"
         )
-
-
-Series = tuple[Steps, Array, int]
 
 
 def _without_skipped(losses: Series, norms: Series) -> tuple[tuple[Steps, Array], int]:
