@@ -31,7 +31,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
 from ..errors import UserError, first_line, mask_password
-from ..sources.runs import Run, State, Sweep
+from ..judge.imported import State
+from ..sources.runs import Run, Sweep
 from ..study.study import Axis, Range
 from .database import CONNECT, OPTUNA_TABLES, scrub, sqlite_file, with_driver
 from .storage import BATCH_SIZE
