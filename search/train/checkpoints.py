@@ -2,7 +2,8 @@
 
 A checkpoint is a safetensors file, or a torch file that holds tensors by name (a state_dict, alone
 or under one of the names in NESTED). Nothing in a file is ever executed: torch files are loaded
-with weights only. A state_dict of any other object is a tensor of bytes among a model's (`packed`).
+with weights only. What is no tensor, as an optimizer's state, is saved as a tensor of bytes
+(`packed`).
 """
 
 from __future__ import annotations
