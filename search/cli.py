@@ -356,10 +356,10 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 def _judge(options: argparse.Namespace) -> int:
     from .judge_logs import LogOptions, judge_logs
-    from .logs.roles import Columns
+    from .logs.roles import GivenColumns
     from .show.judged import print_judged
 
-    columns = Columns(options.step, options.loss, options.grad_norm, options.objective)
+    columns = GivenColumns(options.step, options.loss, options.grad_norm, options.objective)
     how = LogOptions(
         columns, options.maximize, options.clip_norm, options.chance_loss, options.divergence
     )

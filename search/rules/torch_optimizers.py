@@ -29,7 +29,7 @@ from .constructors import (
     module_and_class,
 )
 from .counterparts import call_of
-from .optimizers import RULES, Columns
+from .optimizers import RULES, Columns, counterpart
 
 SMALL = 2**16  # numbers of a parameter, up to which starting an operation costs as much as doing it
 
@@ -266,37 +266,31 @@ def _wide(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
-# torch's optimizers that train as rules do, but for what `counterparts` says; lion has none
-TORCH_CLASSES: dict[str, type[Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "momentum": torch.optim.SGD,
-    "nesterov": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-    "adam": torch.optim.Adam,
-    "nadam": torch.optim.NAdam,
-    "adamw": torch.optim.AdamW,
-}
-
-
 def why_another(optimizer: Optimizer, name: str) -> str:
     """Why an optimizer is not the one that a study names so, in words; empty if it may be.
 
     Its settings are not looked at.
     """
+    kind = type(optimizer)
     if isinstance(optimizer, RuleOptimizer):
         is_named = optimizer.rule == name
-    elif name in TORCH_CLASSES:  # itself or a class of the user's: torch's AdamW is an Adam
-        bases = type(optimizer).__mro__
-        of_torch = [one for one in bases if one.__module__.startswith("torch.optim.")]
-        is_named = of_torch[0] in (TORCH_CLASSES[name], Optimizer)
-    elif name in RULES:
-        is_named = not type(optimizer).__module__.startswith("torch.optim.")
+    elif name not in RULES:
+        is_named = kind.__name__ == module_and_class(name)[1]
     else:
-        is_named = type(optimizer).__name__ == name.replace(":", ".").rpartition(".")[2]
+        # the class itself, or what one of the user's inherits: torch's AdamW is an Adam
+        of_torch = next(one for one in kind.__mro__ if one.__module__.startswith("torch.optim."))
+        closest = _closest_in_torch(name)
+        is_named = of_torch in (closest, Optimizer) if closest else of_torch is not kind
     if is_named:
         return ""
-    kind = type(optimizer)
     return (
         f"the study names the optimizer {name}, and this is {kind.__module__}.{kind.__qualname__}: "
         "name it in [space.optimizer], or make it by run.optimizer(model)"
     )
+
+
+def _closest_in_torch(rule: str) -> type[Optimizer] | None:
+    """The class of torch that `counterparts` names for a row of RULES, if there is one."""
+    path, _, _ = counterpart(rule, {}, 1.0).call.partition("(")
+    kind: type[Optimizer] | None = getattr(torch.optim, module_and_class(path)[1], None)
+    return kind

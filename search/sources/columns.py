@@ -21,9 +21,14 @@ from ..study.study import (
 )
 from ..trial import COMMON
 from .names import OBJECTIVES, usual_column
-from .runs import Run, Sweep
+from .runs import Run, Sweep, is_number
 
 OWN = ("base_lr", "batch_size", "optimizer")  # without which a run has no place in any plot
+WHOLE = {  # hyperparameters that are whole numbers: the lowest and the highest
+    "batch_size": (1, MOST_EXAMPLES),
+    "seed": (0, LARGEST_SEED),
+    "max_train_steps": (1, MOST_STEPS),
+}
 OFF = (0, False, "none", "null", "off")  # of a clipping threshold, as others write it
 # our names that a column may be taken for by its name
 GUESSED = (*OWN, "seed", *COMMON, *of_kind("optimizer"))
@@ -105,12 +110,12 @@ def name_columns(
     for ours, theirs in of.items():
         if fault := _fault(ours, theirs, sweep.runs):
             raise UserError(fault)
-    named = {ours: theirs[0] for ours, theirs in of.items() if ours not in _ours()}
+    named = {ours: theirs[0] for ours, theirs in of.items() if ours not in our_names()}
     rest, left_out = _arguments([name for name in config if name not in taken], sweep.runs)
     arguments = {**rest, **named}
     if is_metric and objective in config:
         left_out[objective] = f"has the name of the objective: --map ANOTHER={objective}"
-    of = {ours: theirs for ours, theirs in of.items() if ours in _ours()}
+    of = {ours: theirs for ours, theirs in of.items() if ours in our_names()}
     return Columns(
         of=of,
         objective=objective,
@@ -129,8 +134,9 @@ def _mixes_floats(name: str, runs: Sequence[Run]) -> bool:
     return kinds == {int, float}
 
 
-def _ours() -> tuple[str, ...]:
-    return (*OWN, "seed", "max_train_steps", *HYPERPARAMETERS)
+def our_names() -> set[str]:
+    """The names of hyperparameters that mean something here."""
+    return {*OWN, *WHOLE, *HYPERPARAMETERS}
 
 
 def _refuse_unknown(ours: str, name: str, known: Sequence[str]) -> None:
@@ -141,7 +147,7 @@ def _refuse_unknown(ours: str, name: str, known: Sequence[str]) -> None:
 
 def _refuse_wrong(ours: str, value: Any) -> None:
     try:
-        if ours in _ours():
+        if ours in our_names():
             convert(ours, value)
     except ValueError as error:
         raise UserError(f"--set {ours}={value}: must be {error}") from error
@@ -162,7 +168,7 @@ def _objective(
         (name, *others) = given["objective"]
         if others:
             raise UserError("--map objective=…: must name one column: runs are ranked by one")
-        wrong = [value for run in sweep.runs if not _is_number(value := run.config.get(name, 0.0))]
+        wrong = [value for run in sweep.runs if not is_number(value := run.config.get(name, 0.0))]
         if wrong and name not in metrics:
             raise UserError(
                 f"--map objective={name}: must be a column of numbers, got {quote(wrong[0])}"
@@ -177,10 +183,6 @@ def _objective(
         "which column are runs ranked by? Name it with --map objective=COLUMN, and say --maximize "
         f"if higher is better; there are {_listed(metrics or config)}"
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _refuse_missing(
@@ -203,12 +205,8 @@ def convert(ours: str, value: Any) -> Any:
     """A value of a source as a Point holds it. Raises ValueError with what it must be."""
     if ours == "optimizer":
         return str(value)
-    if ours in ("batch_size", "seed", "max_train_steps"):
-        low, high = {
-            "batch_size": (1, MOST_EXAMPLES),
-            "seed": (0, LARGEST_SEED),
-            "max_train_steps": (1, MOST_STEPS),
-        }[ours]
+    if ours in WHOLE:
+        low, high = WHOLE[ours]
         if not (is_finite(value) and value == int(value) and low <= value <= high):
             raise ValueError(f"a whole number from {low} to {high}")
         return int(value)
@@ -217,14 +215,14 @@ def convert(ours: str, value: Any) -> Any:
     row = HYPERPARAMETERS[ours]
     if not row.accepts(value):
         raise ValueError(row.requirement)
-    if _is_number(value) and value not in (0, math.inf) and not SMALLEST <= value <= LARGEST:
+    if is_number(value) and value not in (0, math.inf) and not SMALLEST <= value <= LARGEST:
         raise ValueError(f"between {SMALLEST:g} and {LARGEST:g}")
     return row.convert(value)
 
 
 def _fault(ours: str, names: Sequence[str], runs: Sequence[Run]) -> str:
     """Why columns cannot be a hyperparameter of ours; empty if they can."""
-    if ours not in _ours():
+    if ours not in our_names():
         return ""
     for run in runs:
         for name in names:
@@ -248,7 +246,7 @@ def _arguments(names: Sequence[str], runs: Sequence[Run]) -> tuple[dict[str, str
         texts = sum(isinstance(value, str) for value in values)
         if len(different) < 2:
             left_out[name] = f"is {values[0]} in every run"
-        elif name in (*_ours(), *RESULT_COLUMNS, "optimizer"):
+        elif name in our_names() or name in RESULT_COLUMNS:
             left_out[name] = "has a name that means something else here: --map ANOTHER=" + name
         elif texts and len(different) > max(FEW_TEXTS, len(values) / 2):
             left_out[name] = "has a text of its own in nearly every run"

@@ -19,7 +19,7 @@ import yaml
 from ..errors import UserError, first_line
 from ..logs.formats import logs_in
 from ..logs.log import Log, read_log
-from .runs import Run, Sweep
+from .runs import Run, Sweep, is_number
 from .tables import plain
 
 STEMS = ("hparams", "params", "hyperparameters", "hyperparams", "config", "args")
@@ -153,5 +153,5 @@ def _summary(folder: Path) -> Iterator[tuple[str, float]]:
             if not (place / name).is_file():
                 continue
             for key, value in _flat(_document(place / name)):
-                if isinstance(value, int | float) and not isinstance(value, bool):
+                if is_number(value):
                     yield key, float(value)

@@ -15,8 +15,8 @@ from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import RULES
 from ..study.study import MOST_STEPS, MOST_VALUES, Axis, Range
 from ..trial import COMMON, Point
-from .columns import OWN, Columns, convert
-from .runs import Run, Sweep
+from .columns import OWN, Columns, convert, our_names
+from .runs import Run, Sweep, is_number
 
 MOST_BATCH_SIZES = 32  # each is tuned by itself, and has a column of every figure (R20)
 FEW_VALUES = 10  # so few numbers, tried repeatedly, are a list and not a range
@@ -77,7 +77,7 @@ def _point(run: Run, columns: Columns, number: int) -> Point:
     values = {}
     for ours in (*columns.of, *columns.constants):
         raw = columns.raw(ours, run)
-        if raw is not None and (ours in (*OWN, "seed") or ours in HYPERPARAMETERS):
+        if raw is not None and ours in our_names() and ours != "max_train_steps":
             values[ours] = convert(ours, raw)
     optimizer = optimizer_name(values.pop("optimizer"), run, values.get("momentum"))
     common = {name: values.pop(name) for name in OWN_NUMBERS if name in values}
@@ -91,11 +91,7 @@ def _point(run: Run, columns: Columns, number: int) -> Point:
         for name, column in columns.arguments.items()
         if column in run.config
     }
-    stated = {
-        name: value
-        for name, value in columns.constants.items()
-        if name not in HYPERPARAMETERS and name not in (*OWN, "seed", "max_train_steps")
-    }
+    stated = {name: value for name, value in columns.constants.items() if name not in our_names()}
     return Point(
         number=number,
         batch_size=size,
@@ -204,7 +200,7 @@ def _axis(name: str, stated: Sequence[Axis | None], values: Sequence[Any]) -> Ax
         if axis and _holds(axis, values):
             return axis
     different = sorted(dict.fromkeys(values), key=str)
-    if all(map(_is_number, different)):
+    if all(map(is_number, different)):
         different.sort()
         repeated = len(different) <= FEW_VALUES and 2 * len(different) <= len(values)
         if len(different) > 1 and not repeated and math.isfinite(different[-1]):
@@ -240,11 +236,7 @@ def _converted(name: str, value: Any) -> Any:
 def _holds(axis: Axis, values: Iterable[Any]) -> bool:
     if isinstance(axis, tuple):
         return set(values) <= set(axis)
-    return all(_is_number(value) and axis.low <= value <= axis.high for value in values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return all(is_number(value) and axis.low <= value <= axis.high for value in values)
 
 
 def _written(axis: Axis) -> Any:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from ..judge.imported import State
 from ..study.study import Axis
 from ..trial import EMPTY_CURVE, Curve
 
-# What became of a run: "stopped" by a pruner or by hand; "" where the source does not say.
-State = Literal["finished", "failed", "stopped", "running", ""]
 STATES: Mapping[str, State] = {
     **dict.fromkeys(("finished", "complete", "completed", "success", "done"), "finished"),
     **dict.fromkeys(("failed", "fail", "crashed", "error"), "failed"),
@@ -70,6 +69,11 @@ class Sweep:
     def metric_columns(self) -> list[str]:
         """Columns of results, in the order in which they first appear."""
         return _columns(run.metrics for run in self.runs)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, nan and inf among them; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:

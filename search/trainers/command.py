@@ -44,7 +44,7 @@ from ..train.loop import Keeper, Trained
 from ..trial import Point, Trial
 from . import guard
 from .current import BEST_FILE, EARLIER_LOG, RUN_DIR, RUN_FILE
-from .follow import Follower, LogError
+from .follow import LogError, LogFollower
 from .watched import MisuseError
 
 RUNS = "runs"  # the folder in a study's results that holds those of its trials
@@ -96,7 +96,7 @@ def train_by_command(
     words = [fill(word, values) for word in study.command]
     log = Path(fill(study.log.path, values)) if study.log else run_dir / OWN_LOG
     _prepare(study, point, run_dir, log, state, device, is_resumed)
-    follower = Follower(log, study, point)
+    follower = LogFollower(log, study, point)
     request = {
         "argv": words,
         "cwd": os.getcwd(),
@@ -213,7 +213,7 @@ def _guard() -> Guard:
     return Guard()
 
 
-def _run(request: Mapping[str, Any], follower: Follower, timeout: float | None) -> Ended:
+def _run(request: Mapping[str, Any], follower: LogFollower, timeout: float | None) -> Ended:
     """Run a command until it has ended, and follow its log."""
     running, began = _guard(), time.monotonic()
     ended_by, fault = "itself", ""
@@ -247,7 +247,7 @@ def _run(request: Mapping[str, Any], follower: Follower, timeout: float | None) 
 
 
 def _trained(
-    study: Study, point: Point, run_dir: Path, follower: Follower, ended: Ended
+    study: Study, point: Point, run_dir: Path, follower: LogFollower, ended: Ended
 ) -> Trained:
     """The trial of a command that has ended. Raises MisuseError if a training that ended well
     cannot be judged.
@@ -268,7 +268,7 @@ def _trained(
     return Trained(trial, _checkpoint(run_dir))
 
 
-def _failure(study: Study, run_dir: Path, follower: Follower, ended: Ended) -> str:
+def _failure(study: Study, run_dir: Path, follower: LogFollower, ended: Ended) -> str:
     """Why a command failed, in a sentence; empty if it did not, or if its log shows an infeasible
     training, at which many scripts raise.
     """

@@ -9,7 +9,7 @@ here waits for the device.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,17 @@ from ..rules.thresholds import clip_z_of, share_of, update_moments
 from ..train.recorder import Recorder
 
 NARROW = (torch.float16, torch.bfloat16)  # whose squares overflow, or lose what a norm needs
+MAKE_IT = "make it by run.optimizer(model), or call run.watch(optimizer)"
 
 
 class MisuseError(UserError):
     """A mistake of a user's own training that every trial of its study would repeat."""
+
+
+def never_reported(objective: str, told: Collection[str]) -> MisuseError:
+    """The mistake of a training that told these metrics, and not the objective."""
+    hint = f"what was: {', '.join(told)}" if told else "call run.report where run.evaluation_due"
+    return MisuseError(f"objective: {objective!r} was never reported; {hint}")
 
 
 class Updates:

@@ -1,6 +1,7 @@
 """A rule as an optimizer of torch is the rule of the training loop, to the last bits."""
 
 import copy
+import dataclasses
 import io
 import pickle
 import re
@@ -14,7 +15,7 @@ from examples import parse
 from tunewright.search.errors import UserError
 from tunewright.search.rules.optimizers import RULES
 from tunewright.search.rules.schedule import learning_rates
-from tunewright.search.rules.torch_optimizers import make
+from tunewright.search.rules.torch_optimizers import make, why_another
 from tunewright.search.train.loop import train
 from tunewright.search.trial import Point
 
@@ -233,3 +234,18 @@ def test_complex_parameters_and_sparse_gradients_are_refused():
     layer(torch.tensor([1])).sum().backward()
     with pytest.raises(UserError, match="optimizer sgd: takes no sparse gradients"):
         optimizer.step()
+
+
+def test_an_optimizer_is_that_of_a_rule_if_its_class_is_the_closest_one(monkeypatch):
+    """Also of a rule that somebody added, whose counterpart names the class."""
+    monkeypatch.setitem(RULES, "mine", dataclasses.replace(RULES["adam"], name="mine"))
+    adam = torch.optim.Adam(PARAMETERS)
+    own = type("Own", (torch.optim.Optimizer,), {})(PARAMETERS, {"lr": 0.1})
+    for name in ("adam", "mine"):
+        assert why_another(adam, name) == ""
+        assert why_another(torch.optim.AdamW(PARAMETERS), name) != ""
+    for name in RULES:
+        assert why_another(make(name, PARAMETERS, {}, lr=0.1), name) == ""
+        assert why_another(own, name) == ""
+    assert why_another(adam, "lion") != ""  # none of torch is
+    assert why_another(type("Lion", (torch.optim.Adam,), {})(PARAMETERS), "lion") == ""
