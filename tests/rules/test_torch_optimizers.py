@@ -179,6 +179,95 @@ def test_a_parameter_without_gradient_rests_and_another_layout_is_no_matter():
     torch.testing.assert_close(scalar.detach(), torch.tensor(1 - 0.1 * (1 + 1.5) * 2.0))
 
 
+def clears_one(parameters, groups, update):
+    parameters[update % 3].grad = None
+
+
+def rebinds(parameters, groups, update):
+    parameters[0].data = parameters[0].data.clone()
+
+
+def is_moved_to_double_precision(parameters, groups, update):
+    if update == 2:
+        for parameter in parameters:
+            parameter.data, parameter.grad = parameter.data.double(), parameter.grad.double()
+
+
+def has_two_dtypes(parameters, groups, update):
+    if update == 0:
+        half = parameters[1].data.bfloat16()
+        parameters[1].data, parameters[1].grad = half, parameters[1].grad.bfloat16()
+
+
+def lies_across(parameters, groups, update):
+    parameters[2].data = parameters[2].data.T.contiguous().T
+
+
+def is_replaced(parameters, groups, update):
+    if update == 2:
+        new = torch.nn.Parameter(parameters[1].detach() + 1)
+        new.grad = parameters[1].grad
+        for group in groups:
+            group["params"] = [new if one is parameters[1] else one for one in group["params"]]
+        parameters[1] = new
+
+
+def shares_memory(parameters, groups, update):
+    if update == 1:
+        parameters[0].data = torch.ones(2, 3)
+        parameters[2].data = parameters[0].data.view(3, 2)
+        parameters[2].grad = None
+    elif update > 1:
+        parameters[2].grad = None
+
+
+def is_frozen(parameters, groups, update):
+    if update > 1:
+        parameters[0].requires_grad_(False).grad = None
+
+
+def accumulates(parameters, groups, update):
+    for parameter in parameters:
+        parameter.grad += parameter.grad
+
+
+HABITS = [
+    *(clears_one, rebinds, is_moved_to_double_precision, has_two_dtypes, lies_across),
+    *(is_replaced, shares_memory, is_frozen, accumulates),
+]
+
+
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+def test_parameters_together_are_updated_as_each_alone(rule, habit):
+    """Whatever a user does to them between updates; gradients stay the user's own."""
+
+    def trained(alone):
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(2, 3), (5,), (3, 2)]
+        parameters = [
+            torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes
+        ]
+        given = [[one] for one in parameters] if alone else [parameters]
+        optimizers = [make(rule, some, settings(rule), lr=0.1) for some in given]
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        kept = []
+        for update in range(5):
+            for one in parameters:
+                one.grad = torch.randn(one.shape, generator=generator).to(one.dtype)
+            habit(parameters, groups, update)
+            gradients = [one.grad for one in parameters if one.grad is not None]
+            kept += [(one, one.clone()) for one in gradients]
+            for optimizer in optimizers:
+                optimizer.step()
+        assert all(torch.equal(one, before) for one, before in kept)
+        return parameters
+
+    for one, other in zip(trained(False), trained(True), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
 def test_it_takes_a_closure():
     parameter = torch.nn.Parameter(torch.tensor([2.0]))
     optimizer = make("sgd", [parameter], {}, lr=0.1)
