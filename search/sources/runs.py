@@ -19,6 +19,19 @@ STATES: Mapping[str, State] = {
     **dict.fromkeys(("running", "pending", "preempting", "waiting", "scheduled"), "running"),
 }  # fmt: skip
 
+# What exports write where there is no value.
+NOTHING = frozenset(["", "-", "--", "n/a", "na", "<na>", "#n/a", "nat", "nil", "none", "null"])
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a value stands for none: one of NOTHING, in capitals or not."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in NOTHING)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
 
 @dataclass(frozen=True)
 class Run:
