@@ -387,8 +387,8 @@ def _clipped_before(study: Study, trials: list[Trial]) -> Iterator[Advice]:
                 yield advice_by(
                     "R15",
                     study.key_of(group.optimizer, "clip_norm"),
-                    f"{group.label}: of the best trial, {best.point.number}, {said}; leave clipping "
-                    "to the study",
+                    f"{group.label}: of the best trial, {best.point.number}, {said}; leave "
+                    "clipping to the study",
                 )
 
 
