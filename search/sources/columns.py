@@ -136,7 +136,9 @@ def name_columns(
     elif why := _texts_among_numbers(objective, sweep.runs):
         left_out[objective] = why
     of = {ours: theirs for ours, theirs in of.items() if ours in _ours()}
-    columns = arguments.values()
+    values = {name: _values(name, sweep.runs) for name in arguments.values()}
+    ranges = frozenset(name for name in values if _is_range(values[name]))
+    floats = frozenset(name for name in values if _mixes_floats(values[name]))
     return Columns(
         of=of,
         objective=objective,
@@ -144,16 +146,16 @@ def name_columns(
         constants=constants,
         guessed=tuple(guessed),
         left_out=left_out,
-        floats=frozenset(name for name in columns if _mixes_floats(name, sweep.runs)),
-        ranges=frozenset(name for name in columns if _is_range(_values(name, sweep.runs))),
+        floats=floats,
+        ranges=ranges,
         is_metric=is_metric,
     )
 
 
-def _mixes_floats(name: str, runs: Sequence[Run]) -> bool:
-    """Whether the numbers of a column are both integers and floats."""
-    kinds = {type(value) for value in _values(name, runs)}
-    return {int, float} <= kinds and (kinds == {int, float} or _is_range(_values(name, runs)))
+def _mixes_floats(values: Sequence[Any]) -> bool:
+    """Whether numbers of a column are both integers and floats."""
+    kinds = {type(value) for value in values}
+    return {int, float} <= kinds and (kinds == {int, float} or _is_range(values))
 
 
 def _values(name: str, runs: Sequence[Run]) -> list[Any]:
