@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..rules.thresholds import clip_thresholds
-from ..trial import Array, Curve, Instability, Verdict
+from ..trial import Array, Curve, Instability, Trial, Verdict
 from ..words import readable
 from .analysis import CLIP_TOO_MUCH
 from .curve_shape import first_rise, levels
@@ -196,6 +196,12 @@ def _sound_losses(curve: Curve, verdict: Verdict) -> int:
         return before
     rise = first_rise(np.clip(loss, -LARGEST, LARGEST), levels(loss, curve.chance_loss))
     return int(min(before, rise))
+
+
+def clipped_before(trial: Trial) -> str:
+    """That the norms of a trial were clipped before they were seen; empty if they were not."""
+    point = trial.point
+    return read_out(trial.curve, trial.verdict, point.clip_norm, point.clip_z).clipped_before
 
 
 def note_clipped_before(verdict: Verdict, curve: Curve, clip_norm: float) -> Verdict:

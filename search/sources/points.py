@@ -50,20 +50,21 @@ class Placed:
 def place_runs(
     sweep: Sweep, columns: Columns, numbers: Mapping[str, int]
 ) -> tuple[list[Placed], list[str]]:
-    """The point of each run, `numbers` by the names of runs; and those that have none, with the
-    reason.
+    """The point of each run, `numbers` by the names of runs; and those that have none, each with
+    the reason.
 
     Raises UserError if there are none, or more batch sizes than can be told apart.
     """
     placed, without = [], []
     for run in sweep.runs:
-        missing = [ours for ours in OWN if columns.raw(ours, run) is None]
-        if missing:
-            without.append(f"{run.name}: has no {' and no '.join(missing)}")
+        if faults := columns.faults_of(run):
+            without.append(f"{run.name}: {', '.join(faults)}")
         else:
             placed.append(Placed(run, _point(run, columns, numbers[run.name])))
     if not placed:
-        raise UserError(f"{sweep.origin}: no run has {', '.join(OWN)}: nothing can be placed")
+        raise UserError(
+            f"{sweep.origin}: no run has {', '.join(OWN)}: nothing can be placed; {without[0]}"
+        )
     sizes = {one.point.batch_size for one in placed}
     if len(sizes) > MOST_BATCH_SIZES:
         raise UserError(
@@ -87,9 +88,9 @@ def _point(run: Run, columns: Columns, number: int) -> Point:
     settings = {name: value for name, value in values.items() if name in defaults}
     others = {name: value for name, value in values.items() if name not in defaults}
     arguments = {
-        name: float(run.config[column]) if column in columns.floats else run.config[column]
+        name: value
         for name, column in columns.arguments.items()
-        if column in run.config
+        if (value := columns.argument(column, run)) is not None
     }
     stated = {name: value for name, value in columns.constants.items() if name not in our_names()}
     return Point(
@@ -164,7 +165,7 @@ def document_of_sweep(
 def _longest(columns: Columns, placed: Sequence[Placed]) -> int:
     """Updates of the longest training; where nothing says so, the most that a study may have."""
     stated = [columns.raw("max_train_steps", one.run) for one in placed]
-    steps = [int(value) for value in stated if value is not None]
+    steps = [convert("max_train_steps", value) for value in stated if value is not None]
     steps += [one.run.curve.total_steps for one in placed if len(one.run.curve.loss)]
     return max(steps, default=MOST_STEPS)
 

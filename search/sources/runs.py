@@ -18,6 +18,19 @@ STATES: Mapping[str, State] = {
     **dict.fromkeys(("running", "pending", "preempting", "waiting", "scheduled"), "running"),
 }  # fmt: skip
 
+# What exports write where there is no value.
+NOTHING = frozenset(["", "-", "--", "n/a", "na", "<na>", "#n/a", "nat", "nil", "none", "null"])
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a value stands for none: one of NOTHING, in capitals or not."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in NOTHING)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, nan and inf among them; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -69,11 +82,6 @@ class Sweep:
     def metric_columns(self) -> list[str]:
         """Columns of results, in the order in which they first appear."""
         return _columns(run.metrics for run in self.runs)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, nan and inf among them; true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
 from ..judge.imported import State
 from ..logs.delimited import delimiter, long_cells
+from ..study.study import quote
 from .names import (
     CONFIG_PREFIXES,
     METRIC_PREFIXES,
@@ -20,7 +21,7 @@ from .names import (
     role_of,
     sounds_like_result,
 )
-from .runs import STATES, Run, Sweep, is_number
+from .runs import STATES, Run, Sweep, is_number, says_nothing
 
 PARQUET = (".parquet", ".pq")
 LARGEST_NUMBER = 10**9  # of a run: trials are numbered alike
@@ -111,15 +112,31 @@ def sweep_of_rows(origin: str, rows: Sequence[Row]) -> Sweep:
             name=name,
             number=number,
             config=_part(row, kinds, "config"),
-            metrics={
-                key: float(v) for key, v in _part(row, kinds, "metric").items() if is_number(v)
-            },
+            metrics=_metrics(row, kinds),
             state=_state(row, kinds),
             seconds=next(iter(_numbers(row, kinds, "seconds")), math.nan),
         )
         for (name, number), row in zip(names, rows, strict=True)
     ]
-    return Sweep(origin, runs)
+    return Sweep(origin, runs, remarks=list(_texts_among_results(runs, rows, kinds)))
+
+
+def _texts_among_results(
+    runs: Sequence[Run], rows: Sequence[Row], kinds: Mapping[str, tuple[str, str]]
+) -> Iterator[str]:
+    """A sentence for each column of results in which a text stands among numbers."""
+    for name in (name for name, (kind, _) in kinds.items() if kind == "metric"):
+        told = [row.get(name) for row in rows]
+        wrong = [place for place, value in enumerate(told) if _is_text(value)]
+        if 0 < len(wrong) < sum(map(is_number, told)):
+            yield (
+                f"{name}: {len(wrong)} of {len(rows)} values are no numbers, and count as none, as "
+                f"{quote(told[wrong[0]])} of {runs[wrong[0]].name}"
+            )
+
+
+def _is_text(value: Any) -> bool:
+    return not (says_nothing(value) or is_number(value))
 
 
 def _kinds(columns: Sequence[str], rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
@@ -154,6 +171,11 @@ def _part(row: Row, kinds: Mapping[str, tuple[str, str]], kind: str) -> dict[str
         if own == kind and value is not None:
             found[short] = value
     return found
+
+
+def _metrics(row: Row, kinds: Mapping[str, tuple[str, str]]) -> dict[str, float]:
+    found = _part(row, kinds, "metric")
+    return {name: float(value) for name, value in found.items() if is_number(value)}
 
 
 def _numbers(row: Row, kinds: Mapping[str, tuple[str, str]], kind: str) -> list[float]:

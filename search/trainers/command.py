@@ -2,7 +2,7 @@
 
 Each trial has a folder of its own, which is empty when its command starts, and is kept:
 
-    stdout.log, stderr.log    what the command printed
+    stdout.log, stderr.log    what the command printed; of much, the first and the last megabyte
     status.json               the command as it was run, its exit status, why it was ended, seconds
     whatever the command writes there, its log above all
 
@@ -53,6 +53,8 @@ GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 SECONDS_BETWEEN_LOOKS = 0.1  # into the log
 LINES_KEPT = 80  # of the standard error of a command that failed
 TAIL_BYTES = 32_768  # in which they are looked for
+OUTPUTS = ("stderr.log", "stdout.log")
+OUTPUT_BYTES = 1_000_000  # kept at either end of what a command prints
 # The line of an exception, as Python and processes of torch end with. After it torchrun tells of
 # itself, at length.
 EXCEPTION = re.compile(r"(\[rank\d+\]: *)?[\w.]*(Error|Exception)\b(?<!ChildFailedError)")
@@ -108,6 +110,9 @@ def train_by_command(
     }
     try:
         ended = _run(request, follower, study.timeout)
+        for name in OUTPUTS:
+            if run_dir / name != log:
+                _shorten(run_dir / name)
         write_json(run_dir / "status.json", asdict(ended))
         trained = _trained(study, point, run_dir, follower, ended)
     except MisuseError as error:
@@ -292,13 +297,26 @@ def _last_lines(run_dir: Path) -> list[str]:
     """The last lines of what a command printed to its standard error, or, if that is empty, to its
     output.
     """
-    for name in ("stderr.log", "stdout.log"):
+    for name in OUTPUTS:
         with (run_dir / name).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()
         if kept := deque((line for line in lines if line.strip()), LINES_KEPT):
             return [printable(line) for line in kept]
     return []
+
+
+def _shorten(path: Path) -> None:
+    """Keep both ends of a long output, and say between them how much is left out."""
+    left_out = (path.stat().st_size if path.exists() else 0) - 2 * OUTPUT_BYTES
+    if left_out <= 0:
+        return
+    with path.open("r+b") as file:
+        file.seek(-OUTPUT_BYTES, os.SEEK_END)
+        last = file.read()
+        file.seek(OUTPUT_BYTES)
+        file.write(b"\n[tunewright: %d bytes are left out here]\n" % left_out + last)
+        file.truncate()
 
 
 def _checkpoint(run_dir: Path) -> dict[str, Tensor]:

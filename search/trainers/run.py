@@ -108,11 +108,11 @@ class Run:
         updates: int | None = None,
     ) -> None:
         """A training of so many updates, by default of all that the study plans."""
+        self.optimizer = OptimizerName(point.optimizer)
+        self.optimizer.run = self
         self.study, self.point, self.device = study, point, device
         self.settings = point.settings
         self.total_steps = study.updates(point) if updates is None else updates
-        self.optimizer = OptimizerName(point.optimizer)
-        self.optimizer.run = self
         self.recorder = Recorder(
             self.total_steps,
             study.objective,
@@ -128,6 +128,7 @@ class Run:
         self._watched: list[WatchedOptimizer] = []
         self._update = 0  # the number of the update that comes next, or is under way
         self._reported: set[str] = set()  # metrics
+        self._refused: MisuseError | None = None  # the last report that was, maybe caught since
         self._batches = 0  # drawn so far
         self._last_batch: Any = None
         self._best: dict[str, Tensor] = {}
@@ -142,6 +143,17 @@ class Run:
             known = ", ".join(values)
             raise AttributeError(f"run has no {name!r}; hyperparameters are {known}")
         return values[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises MisuseError for what the study has chosen: it would be recorded as another."""
+        own = vars(self)
+        is_chosen = name in own["point"].values if "point" in own else False
+        if is_chosen or (name in Run.__annotations__ and name in own):
+            raise MisuseError(
+                f"run.{name}: cannot be set: it is {getattr(self, name)} in this trial, as the "
+                "study file has it"
+            )
+        super().__setattr__(name, value)
 
     @property
     def chance_loss(self) -> float:
@@ -229,9 +241,15 @@ class Run:
         reported twice after one update, or is no number.
         """
         try:
-            self.recorder.report({name: _number(name, value) for name, value in metrics.items()})
+            numbers = {name: _number(name, value) for name, value in metrics.items()}
+        except UserError as error:
+            self._refused = MisuseError(str(error))
+            raise self._refused from error
+        try:
+            self.recorder.report(numbers)
         except ValueError as error:
-            raise MisuseError(f"report: {error}: call it where run.evaluation_due") from error
+            self._refused = MisuseError(f"report: {error}: call it where run.evaluation_due")
+            raise self._refused from error
         self._reported.update(metrics)
         if model is not None and self.recorder.is_best:
             own = model.module if isinstance(model, WRAPPERS) else model
@@ -368,6 +386,8 @@ class Run:
                 "the loop"
             )
         if objective not in self._reported:
+            if self._refused:
+                raise self._refused
             others = [name for name in self.recorder.metrics if name != objective]
             raise never_reported(objective, others)
         curve = self.recorder.curve()

@@ -158,6 +158,11 @@ def test_a_long_text_is_cut():
     assert len(describe_error(ValueError("x" * 10_000_000))) < 3_000
 
 
+def test_a_text_of_several_lines_is_told_in_one():
+    error = ValueError("first\n  second\n\nthird\n")
+    assert describe_error(error) == "ValueError: first second third"
+
+
 # --- the disk, the workers, the database ----------------------------------------------------------
 
 

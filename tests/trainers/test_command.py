@@ -99,6 +99,32 @@ def status_of(folder):
     return json.loads((run_dir(folder) / "status.json").read_text())
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_of_a_long_output_both_ends_are_kept(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(command, "OUTPUT_BYTES", 1000)
+    (trial,) = run(tmp_path, f"print(f'<{{step}}>' + 'x' * 500, file=sys.{name})")
+    assert trial.feasible
+    said = (run_dir(tmp_path) / f"{name}.log").read_text()
+    assert said.startswith("<1>x")
+    assert said.removesuffix("trained\n").endswith("x\n")
+    assert "<100>x" in said
+    assert "<50>x" not in said
+    printed = sum(len(f"<{step}>") + 501 for step in range(1, STEPS + 1))
+    printed += len("trained\n") * (name == "stdout")
+    assert f"[tunewright: {printed - 2000} bytes are left out here]" in said
+    assert len(said) < 2100
+
+
+def test_an_output_that_is_the_log_is_kept_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "OUTPUT_BYTES", 1000)
+    log = {"path": "{run_dir}/stdout.log", "loss": "loss"}
+    prints = "print(json.dumps({'step': step, 'loss': loss, 'val_loss': loss}))"
+    script = SCRIPT.replace('print("trained")', "")
+    (trial,) = run(tmp_path, prints, log=log, script=script)
+    assert trial.feasible
+    assert len((run_dir(tmp_path) / "stdout.log").read_text().splitlines()) == STEPS
+
+
 SPACE = {
     "warmup_steps": 0,
     "clip_norm": math.inf,

@@ -1,5 +1,6 @@
 """A study of a user's own function: the numbers of a workload, and every way to misuse it."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -317,6 +318,34 @@ def loop(run, data=None, tell=True, report=True, metric="val_loss", step=True, w
             run.report(**{metric: float(weight.detach())})
 
 
+def quiet(run):
+    """A training that passes over whatever its reports raise."""
+    report = run.report
+
+    def tell(**metrics):
+        with contextlib.suppress(Exception):
+            report(**dict.fromkeys(metrics, "high"))
+
+    vars(run)["report"] = tell
+    loop(run)
+
+
+@pytest.mark.parametrize(
+    "name", ["base_lr", "clip_norm", "batch_size", "seed", "optimizer", "momentum", "depth"]
+)
+def test_a_hyperparameter_cannot_be_set(name, trained):
+    """It would be recorded as the one that the study chose."""
+    point = dataclasses.replace(POINT, workload_args={"depth": 3}, settings={"momentum": 0.8})
+    with pytest.raises(MisuseError, match=f"run.{name}: cannot be set: it is .* in this trial"):
+        trained(lambda run: setattr(run, name, 1.0), point)
+
+
+@pytest.mark.parametrize("name", ["total_steps", "point", "settings", "device", "study"])
+def test_what_a_trial_is_made_of_cannot_be_set(name, trained):
+    with pytest.raises(MisuseError, match=f"run.{name}: cannot be set"):
+        trained(lambda run: setattr(run, name, 1.0))
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -328,6 +357,7 @@ def loop(run, data=None, tell=True, report=True, metric="val_loss", step=True, w
         (lambda run: loop(run, step=False), "10000 batches went by without a step"),
         (lambda run: (loop(run), loop(run)), "one optimizer is the main one"),
         (lambda run: run.watch(None, main=False), "main optimizer must be watched before"),
+        (lambda run: quiet(run), "report: got 'high' as 'val_loss'"),
     ],
 )
 def test_what_every_trial_would_repeat_ends_the_study(function, message, trained):
