@@ -40,6 +40,11 @@ class Memory:
         if self.savings == 0:
             raise Interrupted
 
+    is_leaving = False
+
+    def all_saved(self):
+        """Nothing: it stays."""
+
     def start_again(self, point, reason):
         self.again.append(reason)
 

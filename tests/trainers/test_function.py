@@ -462,6 +462,11 @@ class Kept:
         if self.after == 0:
             raise KeyboardInterrupt
 
+    is_leaving = False
+
+    def all_saved(self):
+        """Nothing: it stays."""
+
     def start_again(self, point, reason):
         self.reasons.append(reason)
         self.state = None
