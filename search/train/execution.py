@@ -76,14 +76,15 @@ class Engine:
     def simpler(self) -> Engine | None:
         """How to train again what failed; None if it was alone.
 
-        First without a compiler, then in stacks of half the size.
+        First without a compiler, then in stacks of half the size. The last one has a single slot
+        and an idle neighbour: so those that failed with another point keep their numbers, and that
+        one is known.
         """
         if self.compiled:
             return replace(self, compiled=False)
         if self.slots > 1:
-            slots = self.slots // 2
-            return replace(self, slots=slots, stacked=slots > 1)
-        return None
+            return replace(self, slots=self.slots // 2)
+        return replace(self, stacked=False) if self.stacked else None
 
     def fit_for(self, optimizers: Iterable[str]) -> Engine:
         """The same, unless one of the optimizers is of torch, which updates one model as it is."""

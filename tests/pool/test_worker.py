@@ -79,6 +79,27 @@ def test_without_a_compiler_nothing_is_trained_that_is_to_be_compiled(tmp_path, 
     assert not list(tmp_path.iterdir())  # and none of it is called interrupted
 
 
+def test_the_crash_of_one_point_changes_no_number_of_those_that_were_stacked_with_it(
+    tmp_path, monkeypatch
+):
+    def curves(folder):
+        (tmp_path / folder).mkdir()
+        work(task(tmp_path / folder, Engine(stacked=True, slots=3)))
+        return {trial.point.number: trial.curve for trial, _ in read_inbox(tmp_path / folder)}
+
+    def train_or_fail(study, workload, points, engine, *more):
+        for i, one in enumerate(loop.train(study, workload, points, engine, *more)):
+            if any(point.number == 1 for point in points[i : i + engine.slots]):
+                raise RuntimeError("no")
+            yield one
+
+    untroubled = curves("untroubled")
+    monkeypatch.setattr(worker, "train", train_or_fail)
+    troubled = curves("troubled")
+    assert not troubled[1].loss.size
+    assert (troubled[0], troubled[2]) == (untroubled[0], untroubled[2])
+
+
 def test_a_point_whose_training_began_is_known_and_its_state_survives(tmp_path, monkeypatch):
     keeper = _InboxKeeper(tmp_path)
     assert keeper.begin(POINTS[1]) is None
