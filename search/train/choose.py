@@ -12,8 +12,10 @@ left. An idle machine and a busy one, or two of one kind, so train to the same d
                 rounds differently, and depends on K, which is then fixed
     threads     1 per process, unless a user says otherwise
 
-A gain is predicted for one thread. Two threads of a lone trial change its numbers in the last
-digits from the first hundred updates on (all networks of tests/benchmarks, alone; not stacked).
+More threads change the numbers of a lone trial in the last digits, after some updates: of all kinds
+of network in tests/benchmarks but the transformer. What one thread loses is a core that is idle,
+where there are fewer points than cores; processes with several threads each lose many times more
+where others want the cores, too (tests/benchmarks/README.md, "Threads").
 
 K may depend on memory and on the number of points: as long as K >= 2, it changes no number
 (execution.py).
@@ -97,7 +99,7 @@ class Costs:
         return (fixed + own) / (fixed / slots + self.stacked * own)
 
 
-# Fitted to the processor time of 22 networks (tests/benchmarks/README.md, "Stacked or alone").
+# Fitted to the processor time of 21 networks (tests/benchmarks/README.md, "Stacked or alone").
 CPU = Costs(update=150e-6, call=25e-6, flop=1 / 57e9, byte=1 / 5.4e9)
 # The order of what makers of accelerators state, and nothing that was measured.
 ACCELERATOR = replace(CPU, flop=1 / 10e12, byte=1 / 1e12)
