@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch

@@ -14,12 +14,13 @@ from operator import attrgetter
 
 import optuna
 import pytest
+import torch
 from commanded import start, wait_until
 from filelock import FileLock
 from stored import small_study
 
 from tunewright.search.cli import main
-from tunewright.search.errors import UserError
+from tunewright.search.errors import UnfinishedError, UserError
 from tunewright.search.pool.backend import TaskResult
 from tunewright.search.pool.driver import MOST_DEATHS, Driver
 from tunewright.search.pool.in_process import InProcess
@@ -215,6 +216,16 @@ def test_what_was_trained_as_a_user_forced_it_stays_so_unless_the_user_says_othe
     assert chosen_by(None, tmp_path, trials=6) == [forced]
     (other,) = chosen_by(InProcess(), tmp_path, slots=3, trials=6)
     assert (other.stacked, other.slots) == (True, 3)
+
+
+def test_what_is_to_be_compiled_is_refused_where_nothing_can_be(tmp_path, monkeypatch):
+    def no_compiler(program, **options):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(UnfinishedError, match="small, batch size 32: is to be trained compiled"):
+        chosen_by(InProcess(), tmp_path, compiled=True)
+    assert chosen_by(InProcess(), tmp_path, compiled=False)[0].stacked
 
 
 def test_a_worker_that_is_killed_while_it_chooses_changes_no_choice(tmp_path):
