@@ -492,7 +492,7 @@ def _parser() -> argparse.ArgumentParser:
             "--threads",
             type=_whole(1, MOST_PROCESSES),
             metavar="N",
-            help="torch threads per worker (default: measured)",
+            help="torch threads per worker (default: 1); others change the last digits",
         )
         sub.add_argument(
             "--device",
@@ -506,8 +506,8 @@ def _parser() -> argparse.ArgumentParser:
             type=_whole(1, MOST_SLOTS),
             metavar="K",
             help=(
-                "trials that a worker trains at once; 1 = one after the other (default: measured, "
-                "the faster)"
+                "trials that a worker trains at once; 1 = one after the other (default: by rule, "
+                "what should be faster)"
             ),
         )
         how.add_argument(
@@ -515,8 +515,8 @@ def _parser() -> argparse.ArgumentParser:
             dest="compiled",
             action=argparse.BooleanOptionalAction,
             help=(
-                "try torch.compile however short training is, or never try it (default: where it "
-                "may pay)"
+                "train by torch.compile, which pays in long studies and changes the last digits "
+                "(default: as the study began, at first without)"
             ),
         )
 

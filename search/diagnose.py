@@ -11,7 +11,7 @@ import csv
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 from .errors import UnfinishedError, UserError
 from .judge.comparison import fewest_seeds
 from .judge.diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
-from .pool.engines import ENGINES
 from .procedure.arms import TUNED
 from .procedure.clipping import PERCENTILES
 from .procedure.group import (
@@ -52,7 +51,6 @@ from .study.study import Study
 from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
 from .train.curvature import largest_eigenvalue, some_batches, stability_limit
-from .train.execution import Engine
 from .trainers.tryout import check_studies
 from .trial import Group, Point, Trial, group_of
 from .words import readable
@@ -200,8 +198,6 @@ class _Runs:
         self.spent = 0
         self.skipped: list[str] = []
         self.results: dict[str, Results] = {}  # by the names of the studies
-        # by batch size: what one study measured holds for the next
-        self.engines: dict[int, dict[str, Any]] = {}
 
     def follow(self, asking: Asking[list[GroupDiagnosis | None]]) -> list[GroupDiagnosis | None]:
         """Answer a procedure until it returns."""
@@ -253,19 +249,10 @@ class _Runs:
         steps = [study for study in studies if study.name != self.study.name]
         for own, folder in ((whole, self.folder), (steps, self.folder / self.study.name / STEPS)):
             if own:
-                with defer_signals():
-                    self._hand_on_engines(own, folder)
                 kept: list[Results] = []
                 run_studies(own, results=folder, then=kept.append, **self.options)
                 for one in kept:
                     self._keep(one)
-
-    def _hand_on_engines(self, studies: list[Study], folder: Path) -> None:
-        for study in studies:
-            for batch_size, optuna_study in create_store(study, folder).optuna_studies.items():
-                known = self.engines.get(batch_size)
-                if known and ENGINES not in optuna_study.user_attrs:
-                    optuna_study.set_user_attr(ENGINES, known)
 
     def _keep(self, results: Results) -> None:
         for trial in results.trials:
@@ -274,14 +261,6 @@ class _Runs:
                 raise UnfinishedError(
                     f"{results.study.name}: a training crashed: {trial.verdict.evidence}; see {log}"
                 )
-        for batch_size, optuna_study in results.store.optuna_studies.items():
-            found = optuna_study.user_attrs.get(ENGINES, {})
-            measured = {
-                key: asdict(Engine(**engine).for_few_points)
-                for key, engine in found.items()
-                if engine.get("measured")
-            }
-            self.engines[batch_size] = measured | self.engines.get(batch_size, {})
         self.results[results.study.name] = results
 
 

@@ -42,13 +42,13 @@ def run_studies(
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
     `workers` defaults to one per processor core, or per device if `device` names others. `slots`
-    forces how many trials a worker trains at once (1: one after the other), `threads` how many
-    torch threads it has; by default both are measured (`choose.choose`), and fewer workers train
-    where each has more threads. `compiled`: whether to try torch.compile, also where training is
-    short, or never; by default, where it may pay. `backend` says who trains: worker processes of
-    this machine (the default), or this process (`InProcess`), for debuggers. Tables and
-    summaries are written at the end, also after an interruption. `then` is called with the results
-    of each study once these are written, one study after the other.
+    forces how many trials a worker trains at once (1: one after the other); by default a rule says
+    (`choose.choose`). `threads` is how many torch threads each worker has, 1 by default.
+    `compiled`: whether to train by torch.compile; by default as the study began, and at first
+    without. `backend` says who trains: worker processes of this machine (the default), or
+    this process (`InProcess`), for debuggers. Tables and summaries are written at the end, also
+    after an interruption. `then` is called with the results of each study once these are written,
+    one study after the other.
 
     Raises UserError for a mistake in a study or its workload, or if two studies have one name,
     before anything is trained; KeyboardInterrupt at the next safe point after Ctrl-C (`signals`),

@@ -7,7 +7,6 @@ import math
 import sys
 import tomllib
 from collections import Counter
-from dataclasses import asdict
 
 import optuna
 import pytest
@@ -28,7 +27,6 @@ from tunewright.search.store.results import Results, read_diagnosis
 from tunewright.search.store.storage import create_store, open_store, read_trials
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import load_study, parse_study
-from tunewright.search.train.execution import Engine
 
 QUIET = {"backend": InProcess(), "slots": 12, "progress": False}
 TINY = """
@@ -363,13 +361,6 @@ def test_a_wrong_option_is_status_2(options, capsys):
         main(["diagnose", *(["s.toml"] if options else []), *options])
     assert stopped.value.code == 2
     assert capsys.readouterr().err
-
-
-def test_a_compiled_stack_is_not_handed_on_to_studies_of_a_few_points_but_a_compiled_model_is():
-    stack = Engine(stacked=True, slots=16, measured=True, compiled=True)
-    alone = Engine(stacked=False, slots=1, measured=True, compiled=True)
-    assert asdict(stack.for_few_points) == asdict(stack) | {"compiled": False}
-    assert alone.for_few_points == alone
 
 
 def test_help_names_every_option(capsys):

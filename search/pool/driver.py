@@ -13,8 +13,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import joblib
-
 from ..errors import UnfinishedError, warn_once
 from ..signals import STOPS, stop_if_asked
 from ..store.database import UnansweredError
@@ -37,7 +35,9 @@ MOST_DEATHS = 3
 POLL_SECONDS = 0.2  # between two looks into the inboxes
 # with a database that does not answer: a server that is restarted is back sooner
 PATIENCE_SECONDS = 60.0
-NOT_MEASURED = replace(ALONE, reason="a worker process died while it measured")
+NOT_CHOSEN = replace(
+    ALONE, reason=f"worker processes were killed {MOST_DEATHS} times before a choice"
+)
 
 
 class Driver:
@@ -104,7 +104,7 @@ class Driver:
                     self.train([task for task in tasks if task.engine.threads == threads])
                 for store, points in planned:
                     if engine := self.alone_if_stacking_failed(store, points):
-                        self.engine_records[store.study.name].keep(points, engine)
+                        self.engine_records[store.study.name].keep(points[0], engine)
                 self.collect_until_answered()
         except STOPS:
             self.collect()
@@ -154,13 +154,13 @@ class Driver:
     def choose_engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """How points of one batch size and workload train.
 
-        As chosen in this run, as forced, as in an earlier run, or as a worker measures now.
+        As chosen in this run, as forced, as in an earlier run, or as a worker finds by rule.
         """
         known = [
             self.alone_if_stacking_failed(store, points)
             or self.chosen.get(_group_key(store, points[0]))
             or self.alone_if_forced()
-            or self.engine_of_earlier_run(store, points)
+            or self.engine_of_earlier_run(store, points[0])
             for store, points in planned
         ]
         unknown = [pair for pair, engine in zip(planned, known, strict=True) if engine is None]
@@ -169,47 +169,41 @@ class Driver:
         for (store, points), engine in zip(planned, known, strict=True):
             found = (engine or next(measured)).fit_for(point.optimizer for point in points)
             engines.append(replace(found, threads=self.threads or found.threads))
-            self.remember(store, points, engines[-1])
+            self.chosen[_group_key(store, points[0])] = engines[-1]
+            self.engine_records[store.study.name].keep(points[0], engines[-1])
             if self.slots is not None and found.slots != self.slots:
                 place = f"{store.study.name}, batch size {points[0].batch_size}"
                 warn_once(f"{place}: trained one after the other: {found.reason}")
         return engines
 
-    def remember(self, store: Store, points: Sequence[Point], engine: Engine) -> None:
-        """Keep an engine for this run, and for later ones if it may hold there."""
-        self.chosen[_group_key(store, points[0])] = engine
-        is_chosen = self.slots is None and engine.reason != NOT_MEASURED.reason
-        updates = sum(map(store.study.updates, points))
-        is_short = is_chosen and not engine.measured
-        records = self.engine_records[store.study.name]
-        records.keep(points, engine, updates if is_short else None)
-
     def measure(self, unknown: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """The engines that workers find.
 
-        Where one dies, out of memory, say: the least that can be done at once.
+        A worker that is killed meanwhile must change no number, so another is asked; at last it is
+        the least that can be done at once.
         """
         tasks = [
-            Measurement(
-                store.study,
-                points,
-                self.workers,
-                joblib.cpu_count(),
-                self.device,
-                self.compiled,
-                self.slots,
-            )
+            Measurement(store.study, points, self.workers, self.device, self.compiled, self.slots)
             for store, points in unknown
         ]
-        over = list(self.outcomes(tasks, self.workers))
-        found = {id(one.task): one.engine or NOT_MEASURED for one in over}
+        found: dict[int, Engine] = {}
+        asked: Counter[int] = Counter()
+        while waiting := [task for task in tasks if id(task) not in found]:
+            for over in self.outcomes(waiting, self.workers):
+                asked[id(over.task)] += 1
+                if over.engine:
+                    found[id(over.task)] = over.engine
+                elif asked[id(over.task)] == MOST_DEATHS:
+                    found[id(over.task)] = NOT_CHOSEN
+                    place = f"{over.task.study.name}, batch size {over.task.points[0].batch_size}"
+                    warn_once(f"{place}: trained one after the other: {NOT_CHOSEN.reason}")
         return [found[id(task)] for task in tasks]
 
     @staticmethod
     def alone_if_stacking_failed(store: Store, points: Sequence[Point]) -> Engine | None:
         """One after the other, if a worker found that a stack computes other numbers."""
         reason = Inbox(_inbox(store)).why_alone(points[0])
-        return replace(ALONE, measured=True, reason=reason) if reason else None
+        return replace(ALONE, reason=reason) if reason else None
 
     def alone_if_forced(self) -> Engine | None:
         """One after the other, if that is wanted: it needs no check.
@@ -218,15 +212,18 @@ class Driver:
         """
         return replace(ALONE, reason="forced") if self.slots == 1 else None
 
-    def engine_of_earlier_run(self, store: Store, points: Sequence[Point]) -> Engine | None:
-        """How an earlier run trained this batch size and workload, if it may stay so.
+    def engine_of_earlier_run(self, store: Store, point: Point) -> Engine | None:
+        """How this batch size and workload trained, which is how it stays, so that numbers do.
 
-        A choice that was not measured because training is short holds while it is as short.
+        Whatever decided it holds only where it has trained something.
         """
         if self.slots is not None:
             return None
-        updates = sum(map(store.study.updates, points))
-        engine = self.engine_records[store.study.name].engine_of(points, updates)
+        trials = self.trials[self.stores.index(store)].values()
+        trained = {_group_key(store, one.point) for one in trials if not one.verdict.crashed}
+        if _group_key(store, point) not in trained:
+            return None
+        engine = self.engine_records[store.study.name].engine_of(point)
         return engine if engine and self.compiled in (None, engine.compiled) else None
 
     def train(self, tasks: Sequence[Task]) -> None:

@@ -22,12 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import UnfinishedError, describe_error, first_line, printable
+from ..errors import UnfinishedError, describe_error, first_line, printable, warn_once
 from ..signals import STOPS, stop_if_asked
 from ..store.files import name_of
 from ..study.study import Study
 from ..train.audit import StackingError
-from ..train.choose import choose
+from ..train.choose import check_compiler, choose
 from ..train.execution import ALONE, Engine, Traces
 from ..train.loop import Trained, train
 from ..trainers.command import RUNS, train_by_command
@@ -89,7 +89,6 @@ class Measurement:
     study: Study
     points: Sequence[Point]
     workers: int
-    cores: int
     device: str
     compiled: bool | None
     slots: int | None
@@ -99,28 +98,29 @@ def measure(
     study: Study,
     points: Sequence[Point],
     workers: int,
-    cores: int,
     device: str,
     compiled: bool | None = None,
     slots: int | None = None,
 ) -> Engine:
     """The engine for points of one batch size and workload (`choose.choose`).
 
-    A workload that fails while it is measured trains one after the other: there the failure is a
-    trial's.
+    A workload that fails meanwhile trains one after the other: there the failure is a trial's.
+    Raises UnfinishedError if this machine cannot compile what a user wants compiled.
     """
     torch.set_num_threads(1)
     if study.train or study.command:
         reason = f"its {'function' if study.train else 'command'} trains one after the other"
-        return replace(ALONE, measured=True, reason=reason)
+        return replace(ALONE, reason=reason)
     try:
         workload, traces = _cached_workload(study, points[0])
-        return choose(study, workload, points, workers, cores, device, traces, compiled, slots)
+        return choose(study, workload, points, workers, device, traces, compiled, slots)
+    except UnfinishedError:
+        raise
     except BaseException as error:
         if _is_ctrl_c(error):
             raise
         stop_if_asked()  # the error may be what a workload made of an interruption
-        return replace(ALONE, reason=f"not measured: {describe_error(error)}")
+        return replace(ALONE, reason=f"could not be chosen: {describe_error(error)}")
 
 
 _is_worker = False  # whether this process is a worker's, which Ctrl-C does not stop
@@ -194,8 +194,8 @@ def work(job: Job, desk: Desk, device: str) -> Iterator[Point]:
     unfinished points are trained again, not compiled, then in stacks of half the size (memory may
     have run out), at last alone, and then it is posted as that point's crash. Where a stack was
     found to compute other numbers, here or by another worker, the unfinished points are trained
-    alone from their start. Raises UnfinishedError if the inbox cannot be written, and MisuseError
-    if a user's function would fail at every point.
+    alone from their start. Raises UnfinishedError if the inbox cannot be written or what is to be
+    compiled cannot be here, and MisuseError if a user's function would fail at every point.
     """
     torch.set_num_threads(job.engine.threads)
     points, engine = _Points(job, desk), job.engine
@@ -220,7 +220,7 @@ def work(job: Job, desk: Desk, device: str) -> Iterator[Point]:
             stop_if_asked()  # the error may be what a workload made of an interruption
             if keeper.resumed:  # the saved state may be what is wrong
                 keeper.forget(error)
-            elif simpler := engine.simpler:
+            elif simpler := _simpler(job, engine, points, device, error):
                 engine = simpler
             else:
                 point = next(iter(points.unfinished.values()))
@@ -263,6 +263,28 @@ def _train(
     else:
         workload, traces = _cached_workload(study, first)
         yield from train(study, workload, points, engine, device, keeper, traces)
+
+
+def _simpler(
+    job: Job, engine: Engine, points: _Points, device: str, error: BaseException
+) -> Engine | None:
+    """How to train again what failed; None if it was alone.
+
+    Raises UnfinishedError if only the compiler is missing: what it was to train would get other
+    numbers. Where something else fails, they are told.
+    """
+    if engine.compiled:
+        unfinished = list(points.unfinished.values())
+        try:
+            check_compiler(job.study, unfinished, device)
+        except UnfinishedError:
+            points.desk.refuse(unfinished)  # which the next run need not call interrupted
+            raise
+        warn_once(
+            f"{job.study.name}, batch size {unfinished[0].batch_size}: some trials are not "
+            f"compiled, and round differently, after {describe_error(error)}"
+        )
+    return engine.simpler
 
 
 def _cached_workload(study: Study, point: Point) -> tuple[Workload, Traces]:

@@ -1,15 +1,30 @@
-"""Which way of training is faster for a workload: one trial after the other, or K of them stacked.
+"""How a workload trains: one trial after the other, or K of them stacked; compiled, or not.
 
-Measured, not guessed, on a few updates of the study's own points, in the process that will train
-them. A model that cannot be stacked, or whose numbers change when it is, trains one after the
-other, and the engine's `reason` says why. A long study tries torch's compiler, too.
+Whatever changes a number is decided by a rule that looks at no clock, and at nothing else that two
+runs of a study need not share: not at load, cores, workers, free memory, or how many points are
+left. An idle machine and a busy one, or two of one kind, so train to the same digits.
+
+    stacked     where the fixed cost of an update, which a stack pays once for all of its slots, is
+                a good part of the whole: by the work of one update, counted (work.py) and weighed
+                with nominal costs; and only where the first updates prove that stacking changes
+                nothing (`why_not_stacked`)
+    compiled    only where a user asks for it: it takes a compiler and half a minute per process,
+                rounds differently, and depends on K, which is then fixed
+    threads     1 per process, unless a user says otherwise
+
+More threads change the numbers of a lone trial in the last digits, after some updates: of all kinds
+of network in tests/benchmarks but the transformer. What one thread loses is a core that is idle,
+where there are fewer points than cores; processes with several threads each lose many times more
+where others want the cores, too (tests/benchmarks/README.md, "Threads").
+
+K may depend on memory and on the number of points: as long as K >= 2, it changes no number
+(execution.py).
 """
 
 from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,36 +34,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..errors import UserError, first_line
+from ..errors import UnfinishedError, UserError, first_line
 from ..rules.optimizers import is_of_torch, state_of
 from ..study.study import Study
-from ..threads import torch_threads
 from ..trial import Point
-from ..workload.randomness import own_random_numbers
-from ..workload.workload import Workload, build_model
+from ..workload.workload import Workload
 from .audit import relative_difference
 from .execution import ALONE, Engine, Traces, alone_with
 from .loop import Trained, train
 from .python_state import PythonState, python_state
+from .tracing import compiler_trouble
+from .work import Work, count_work
 
-WORTH_UPDATES = 500  # in all: a choice costs up to 50, whatever their length
-# of training one after the other: below, a study is over before a choice has paid
-WORTH_SECONDS = 15.0
-# times the rate of one after the other: less is within the noise of a measurement
-WORTH_STACKING = 1.1
-# times the rate so far; a stack of 4 that gains less than this gains nothing by being wider
-WORTH_WIDENING = 1.05
-WORTH_THREADS = 1.1  # times the rate of one thread per process
-WORTH_COMPILING = 1.1  # times the rate that is not compiled
-# of training per worker, or more: compiling takes 20 to 40, and saves a quarter to a half
-COMPILED_SECONDS = 400.0
-# at the most: compiled, a wider stack gains nothing, and more of it is idle at the end
-COMPILED_SLOTS = 16
-WIDTHS = (4, 16, 64)  # K: gains level off at a few dozen even for the smallest models
-SECONDS = 0.2  # of one run that is measured
-REPEATS = 3  # the fastest counts: what else the machine does can only slow a measurement down
-NOT_REPEATED = 1.0  # seconds: a run that is longer is measured once
-MOST_STEPS, FEWEST_STEPS = 400, 3  # of one run
+WORTH_STACKING = 1.1  # predicted: less would be within its error
+FEWEST_SLOTS, MOST_SLOTS = 4, 64
+NEGLIGIBLE = 0.1  # a slot's share of the fixed cost, over its own: a wider stack gains no more
+COMPILED_SLOTS = 16  # compiled, a wider stack gains nothing, and more of it is idle at the end
+COMPILED_BYTES = 2**31  # of its rows: K must not depend on the memory that is free
 MEMORY_SHARE = 0.5  # of what is free, over all workers
 # copies of the parameters a slot holds besides its optimizer's state: θ, best, and the gradient,
 # twice while it is copied
@@ -61,6 +63,46 @@ ACCUMULATED = "gradients are accumulated, for models too large to stack"
 CHECKED_STEPS = 3
 # relative; float32 only where float64 cannot run
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Nominal seconds of one thread: per update, call, floating-point operation, byte written.
+
+    passes    over the parameters, of gradient, norm, optimizer's state and update
+    stacked   what a slot's own part takes in a stack, over alone: batched kernels are slower
+    """
+
+    update: float
+    call: float
+    flop: float
+    byte: float
+    passes: float = 6.0
+    stacked: float = 1.25
+
+    def fixed(self, work: Work) -> float:
+        """What an update takes whatever the sizes of its tensors: a stack pays it once."""
+        return self.update + self.call * work.calls
+
+    def own(self, work: Work) -> float:
+        """What grows with the sizes of its tensors."""
+        return self.flop * work.flops + self.byte * (work.bytes + self.passes * work.parameters)
+
+    def slots(self, work: Work) -> int:
+        """How many gain nearly all that there is to gain."""
+        wanted = math.ceil(self.fixed(work) / self.own(work) / NEGLIGIBLE)
+        return min(max(wanted, FEWEST_SLOTS), MOST_SLOTS)
+
+    def gain(self, work: Work, slots: int) -> float:
+        """How many times as fast as alone a stack should be."""
+        fixed, own = self.fixed(work), self.own(work)
+        return (fixed + own) / (fixed / slots + self.stacked * own)
+
+
+# Fitted to the processor time of 21 networks (tests/benchmarks/README.md, "Stacked or alone").
+CPU = Costs(update=150e-6, call=25e-6, flop=1 / 57e9, byte=1 / 5.4e9)
+# The order of what makers of accelerators state, and nothing that was measured.
+ACCELERATOR = replace(CPU, flop=1 / 10e12, byte=1 / 1e12)
 
 
 def devices(names: str) -> list[str]:
@@ -83,32 +125,21 @@ def choose(
     workload: Workload,
     points: Sequence[Point],
     workers: int,
-    cores: int = 1,
     device: str = "cpu",
     traces: Traces | None = None,
     compiled: bool | None = None,
     slots: int | None = None,
 ) -> Engine:
-    """The faster engine for points of one batch size and workload, measured on the first ones.
+    """The engine for points of one batch size and workload, which `workers` processes share.
 
-    The points are shared by `workers` processes with one torch thread each, or by fewer with more
-    threads, which together fill the `cores`. `traces` keeps the recordings of the stacks that were
-    tried. `compiled`: whether to try torch's compiler also where training is short, or never; by
-    default, where it may pay. `slots` forces how many trials are stacked, if the workload can be
-    stacked.
+    `traces` keeps the recordings of the stacks that were checked. `compiled`: whether the user
+    wants torch's compiler. `slots` forces how many trials are stacked, if the workload can be
+    stacked. Raises UnfinishedError if the machine cannot compile what a user wants compiled.
     """
     if slots is not None:
         return _forced_engine(study, workload, points, device, slots)
-    traces = {} if traces is None else traces
-    engine, rate = _fastest_uncompiled(study, workload, points, workers, cores, device, traces)
-    if of_torch := [point.optimizer for point in points if is_of_torch(point.optimizer)]:
-        return replace(engine, reason=alone_with(of_torch[0]))  # however short training is
-    if rate == 0:
-        return engine
-    if compiled is None:
-        busy = min(workers, len(points))
-        compiled = sum(map(study.updates, points)) / rate / busy > COMPILED_SECONDS
-    return _try_compiling(study, workload, points, engine, device, traces) if compiled else engine
+    engine = _by_rule(study, workload, points, workers, device)
+    return _compile(study, workload, points, engine, device, traces) if compiled else engine
 
 
 def _forced_engine(
@@ -122,108 +153,73 @@ def _forced_engine(
     return Engine(stacked=True, slots=slots, reason="forced")
 
 
-def _try_compiling(
+def _by_rule(
+    study: Study, workload: Workload, points: Sequence[Point], workers: int, device: str
+) -> Engine:
+    """What the work of one update says, and the proof that stacking changes nothing."""
+    if trouble := _never_stacked(study):
+        return replace(ALONE, reason=trouble)
+    work = _work(study, workload, points, device)
+    costs = CPU if torch.device(device).type == "cpu" else ACCELERATOR
+    width = costs.slots(work)
+    gain = costs.gain(work, width)
+    reason = (
+        f"by rule: an update is {work.flops / 1e6:.3g} MFLOP and {work.bytes / 1e6:.3g} MB in "
+        f"{work.calls} operations, which a stack should train {gain:.2g} times as fast"
+    )
+    if gain < WORTH_STACKING:
+        return replace(ALONE, reason=reason)
+    if trouble := why_not_stacked(study, workload, points, device):
+        return replace(ALONE, reason=trouble)
+    most = min(_slots_in_memory(study, work, workers, device), len(points) // workers)
+    return Engine(stacked=True, slots=max(2, min(width, most)), reason=reason)
+
+
+def _never_stacked(study: Study) -> str:
+    """Why nothing of a study is stacked, as the study alone says; empty if something may be.
+
+    Asked of all its optimizers, because a round of its points may not have each of them.
+    """
+    if of_torch := next(filter(is_of_torch, study.optimizers), ""):
+        return alone_with(of_torch)
+    return ACCUMULATED if study.accumulation > 1 else ""
+
+
+def _compile(
     study: Study,
     workload: Workload,
     points: Sequence[Point],
     engine: Engine,
     device: str,
-    traces: Traces,
+    traces: Traces | None,
 ) -> Engine:
-    """The same engine compiled, if that is faster and computes the same numbers."""
-    candidate = replace(engine, slots=min(engine.slots, COMPILED_SLOTS), compiled=True)
+    """The same engine compiled, if that computes the same numbers."""
+    if trouble := why_not_stacked(study, workload, points, device):  # nor can it be recorded
+        return replace(engine, reason=trouble)
+    check_compiler(study, points, device)
+    candidate = replace(engine, compiled=True)
+    if engine.stacked:
+        row = _row(study, _work(study, workload, points, device))
+        candidate = replace(candidate, slots=max(2, min(COMPILED_SLOTS, COMPILED_BYTES // row)))
     some = [replace(point, base_lr=point.base_lr * 1e-3) for point in points[: candidate.slots]]
     try:
-        with torch_threads(engine.threads):
-            alone = _first_steps(study, workload, some, ALONE, device)
-            first = _first_steps(study, workload, some, candidate, device, traces)
-            if differs := _differs(alone, first, TOLERANCE[torch.float32]):
-                raise RuntimeError(f"{differs} from the model as it is")
-            both = (engine, candidate)
-            turns = [
-                [_rate(study, workload, points, one, device, traces) for one in both]
-                for _ in range(REPEATS)
-            ]
-            rate, found = map(max, zip(*turns, strict=True))
-    except Exception as error:  # there is no C++ compiler, say
+        alone = _first_steps(study, workload, some, ALONE, device)
+        first = _first_steps(study, workload, some, candidate, device, traces)
+        if differs := _differs(alone, first, TOLERANCE[torch.float32]):
+            raise RuntimeError(f"{differs} from the model as it is")
+    except Exception as error:
         return replace(engine, reason=f"{engine.reason}; cannot be compiled: {first_line(error)}")
-    if found < WORTH_COMPILING * rate:
-        return replace(
-            engine, reason=f"{engine.reason}; compiled only {found / rate:.2f} times as fast"
+    return replace(candidate, reason=f"{engine.reason}; compiled, as was wanted")
+
+
+def check_compiler(study: Study, points: Sequence[Point], device: str) -> None:
+    """Raise UnfinishedError if this machine cannot compile what is to be trained compiled."""
+    if trouble := compiler_trouble(device):
+        raise UnfinishedError(
+            f"{study.name}, batch size {points[0].batch_size}: is to be trained compiled, which "
+            f"this machine cannot: {trouble}; --no-compile trains what is left as it is, with "
+            "other rounding"
         )
-    return replace(candidate, reason=f"{engine.reason}; {found:.0f} compiled")
-
-
-def _fastest_uncompiled(
-    study: Study,
-    workload: Workload,
-    points: Sequence[Point],
-    workers: int,
-    cores: int,
-    device: str,
-    traces: Traces,
-) -> tuple[Engine, float]:
-    """The faster engine without a compiler, and its updates per second.
-
-    These are 0 where nothing could be compiled, either.
-    """
-    updates = sum(map(study.updates, points))
-    if updates < WORTH_UPDATES:
-        return replace(ALONE, reason=f"only {updates} updates in all: a choice would not pay"), 0.0
-    began = time.perf_counter()
-    list(train(_short(study, 1), workload, points[:1], ALONE, device))
-    if updates * (time.perf_counter() - began) < WORTH_SECONDS:
-        return replace(
-            ALONE, reason=f"{updates} short updates in all: over before a choice has paid"
-        ), 0.0
-    one_thread = rate = _rate(study, workload, points, ALONE, device)
-    if updates / rate < WORTH_SECONDS:
-        return replace(
-            ALONE, reason=f"{updates} updates at {rate:.0f}/s: over before a choice has paid"
-        ), 0.0
-    alone = ALONE
-    if device == "cpu":
-        alone, rate = _with_threads(study, workload, points, workers, cores, rate)
-    if trouble := why_not_stacked(study, workload, points, device):
-        return replace(alone, measured=True, reason=trouble), 0.0
-    most = min(_slots_in_memory(workload, points, workers, device), max(2, len(points) // workers))
-    best, found = alone, rate
-    for slots in sorted({min(width, most) for width in WIDTHS}):
-        engine = Engine(stacked=True, slots=slots)
-        measured = _rate(study, workload, points, engine, device, traces)
-        worth_widening = measured > WORTH_WIDENING * found
-        if measured > found:
-            best, found = engine, measured
-        if not worth_widening:
-            break
-    if found < WORTH_STACKING * rate:
-        reason = f"{rate:.0f} updates/s; the best stack is only {found / rate:.2f} times as fast"
-        return replace(alone, measured=True, reason=reason), rate
-    reason = f"{found:.0f} updates/s stacked, {one_thread:.0f} one after the other"
-    return replace(best, measured=True, reason=reason), found
-
-
-def _with_threads(
-    study: Study, workload: Workload, points: Sequence[Point], workers: int, cores: int, rate: float
-) -> tuple[Engine, float]:
-    """One after the other, with the number of threads that is fastest over all processes.
-
-    Returns also its rate per worker.
-
-    Where there is a point for every worker, processes win: on none of the networks of
-    tests/benchmarks did one process with two threads reach what two with one thread do.
-    """
-    busy = min(workers, len(points))
-    best, found = ALONE, rate
-    if busy == workers:
-        return best, found
-    for threads in sorted({cores // busy, cores} - {0, 1}):
-        processes = min(max(1, cores // threads), len(points))
-        with torch_threads(threads):
-            share = _rate(study, workload, points, ALONE, "cpu") * processes / busy
-        if share > found * WORTH_THREADS:
-            best, found = replace(ALONE, threads=threads), share
-    return best, found
 
 
 def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], device: str) -> str:
@@ -233,10 +229,8 @@ def why_not_stacked(study: Study, workload: Workload, points: Sequence[Point], d
     kept must be equal: losses, gradient norms, metrics, parameters, optimizer states and buffers;
     and neither workload nor model may keep state in Python (`python_state`).
     """
-    if of_torch := [point.optimizer for point in points if is_of_torch(point.optimizer)]:
-        return alone_with(of_torch[0])
-    if study.accumulation > 1:
-        return ACCUMULATED
+    if trouble := _never_stacked(study):
+        return trouble
     some = [replace(point, base_lr=point.base_lr * 1e-3) for point in points[:2]]
     work, tolerance = _Observed(workload, double=True), TOLERANCE[torch.float64]
     try:
@@ -301,23 +295,6 @@ class _Observed:
         return ""
 
 
-@dataclass
-class _Unevaluated:
-    """A workload whose evaluation takes next to no time.
-
-    On a large validation set it would take most of the time that is measured.
-    """
-
-    workload: Workload
-    objective: str
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.workload, name)
-
-    def evaluate(self, model: nn.Module) -> dict[str, Tensor]:
-        return {self.objective: next(model.parameters()).new_zeros(())}
-
-
 def _differs(alone: Sequence[Trained], others: Sequence[Trained], tolerance: float) -> str:
     """What of the same trials is not equal, in words; empty if all is."""
     for one, other in zip(alone, others, strict=True):
@@ -373,52 +350,22 @@ def _first_steps(
     return sorted(trained, key=lambda one: one.trial.point.number)
 
 
-def _rate(
-    study: Study,
-    workload: Workload,
-    points: Sequence[Point],
-    engine: Engine,
-    device: str,
-    traces: Traces | None = None,
-) -> float:
-    """Updates of single trials per second, from the seconds that trials spent in training.
-
-    Starts do not count.
-    """
-    some = [replace(point, base_lr=point.base_lr * 1e-6) for point in points[: engine.slots]]
-    own: Traces = (
-        {}
-        if traces is None
-        else {key: recorded for key, recorded in traces.items() if key[0] == "loss"}
-    )
-    unevaluated = _Unevaluated(workload, study.objective)
-
-    def run(steps: int) -> float:
-        trained = train(_short(study, steps), unevaluated, some, engine, device, traces=own)
-        return sum(one.trial.seconds for one in trained)
-
-    run(1)
-    steps = FEWEST_STEPS
-    seconds = run(steps)
-    if seconds < SECONDS:
-        steps = min(math.ceil(steps * SECONDS / seconds), MOST_STEPS)
-        seconds = run(steps)
-    if seconds < NOT_REPEATED:
-        seconds = min(seconds, *(run(steps) for _ in range(REPEATS - 1)))
-    if traces is not None:
-        traces |= {key: recorded for key, recorded in own.items() if key[0] == "loss"}
-    return len(some) * steps / seconds
+def _work(study: Study, workload: Workload, points: Sequence[Point], device: str) -> Work:
+    """Of an update of the first point."""
+    first, bfloat16 = points[0], study.precision == "bfloat16"
+    return count_work(workload, first.batch_size, first.seed, device, bfloat16)
 
 
-def _slots_in_memory(workload: Workload, points: Sequence[Point], workers: int, device: str) -> int:
+def _row(study: Study, work: Work) -> int:
+    """Bytes that a slot takes in a stack, whichever of the study's optimizers it has."""
+    states = {name for optimizer in study.optimizers for name in state_of(optimizer)}
+    return (ROWS + len(states)) * work.parameters
+
+
+def _slots_in_memory(study: Study, work: Work, workers: int, device: str) -> int:
     """How many slots fit into a worker's share of the free memory, by the size of their rows."""
-    point = points[0]
-    states = {name for one in points for name in state_of(one.optimizer)}
-    with own_random_numbers():
-        model = build_model(workload, point.seed, point.batch_size, torch.device("cpu"))
-    row = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     if device == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     else:
         free = torch.cuda.mem_get_info(device)[0]
-    return max(2, int(MEMORY_SHARE * free / workers / ((ROWS + len(states)) * row)))
+    return int(MEMORY_SHARE * free / workers / _row(study, work))

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple, TypeAlias, cast
 
 import torch
@@ -50,16 +50,20 @@ class Engine:
 
     One after the other, or `slots` of them stacked; each process has `threads` threads.
 
-    `compiled`: by torch's compiler, which rounds differently. `reason` says why; `measured`,
-    whether it was measured, and so holds for any number of such points.
+    `compiled`: by torch's compiler, which rounds differently. `reason` says what decided.
     """
 
     stacked: bool
     slots: int
     reason: str = ""
     threads: int = 1
-    measured: bool = False
     compiled: bool = False
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Engine:
+        """What was stored, also by a version that knew other fields."""
+        known = {one.name for one in fields(cls)}
+        return cls(**{name: value for name, value in record.items() if name in known})
 
     @property
     def execution(self) -> type[Execution]:
@@ -72,26 +76,22 @@ class Engine:
     def simpler(self) -> Engine | None:
         """How to train again what failed; None if it was alone.
 
-        First without a compiler, then in stacks of half the size.
+        First without a compiler, then in stacks of half the size. The last one has a single slot
+        and an idle neighbour: so those that failed with another point keep their numbers, and that
+        one is known.
         """
         if self.compiled:
             return replace(self, compiled=False)
         if self.slots > 1:
-            slots = self.slots // 2
-            return replace(self, slots=slots, stacked=slots > 1)
-        return None
-
-    @property
-    def for_few_points(self) -> Engine:
-        """The same for a study of a few points, which would not fill a compiled stack."""
-        return replace(self, compiled=False) if self.compiled and self.stacked else self
+            return replace(self, slots=self.slots // 2)
+        return replace(self, stacked=False) if self.stacked else None
 
     def fit_for(self, optimizers: Iterable[str]) -> Engine:
         """The same, unless one of the optimizers is of torch, which updates one model as it is."""
         name = next(filter(is_of_torch, optimizers), "")
         if not name or self.execution.builds_anew:
             return self
-        return replace(ALONE, threads=self.threads, measured=True, reason=alone_with(name))
+        return replace(ALONE, threads=self.threads, reason=alone_with(name))
 
     def capacity(self, points: int) -> int:
         """The most of so many points that are in training at once.

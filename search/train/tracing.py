@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..errors import first_line
+
 aten = torch.ops.aten
 RESHAPES = {aten.view.default, aten._unsafe_view.default, aten.expand.default}
 
@@ -49,15 +51,31 @@ def record(
     outputs, result_nesting = tree_flatten(result)
     module = recorder.program(outputs, parts)
     program: Callable[..., list[Tensor]] = module.forward
-    if compiled:  # by one thread: worker processes share the machine
-        program = torch.compile(
-            module, dynamic=False, fullgraph=True, options={"compile_threads": 1}
-        )
+    if compiled:
+        program = _compile(module)
 
     def replay(*arguments: Any, into: Sequence[Tensor] = ()) -> Any:
         return tree_unflatten(program(*tree_leaves(arguments), *into), result_nesting)
 
     return replay
+
+
+def compiler_trouble(device: str) -> str:
+    """Why torch's compiler makes no machine code here, of whatever program; empty if it does."""
+    try:
+        _compile(_one_more)(torch.zeros(1, device=device))
+    except Exception as error:  # there is no C++ compiler, say
+        return first_line(error)
+    return ""
+
+
+def _one_more(tensor: Tensor) -> Tensor:
+    return tensor + 1
+
+
+def _compile(program: Callable[..., Any]) -> Callable[..., Any]:
+    """By one thread: worker processes share the machine."""
+    return torch.compile(program, dynamic=False, fullgraph=True, options={"compile_threads": 1})
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

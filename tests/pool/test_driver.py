@@ -9,20 +9,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from operator import attrgetter
 
 import optuna
 import pytest
+import torch
 from commanded import start, wait_until
 from filelock import FileLock
 from stored import small_study
 
 from tunewright.search.cli import main
-from tunewright.search.errors import UserError
+from tunewright.search.errors import UnfinishedError, UserError
 from tunewright.search.pool.backend import TaskResult, WorkerLost
 from tunewright.search.pool.driver import MOST_DEATHS, Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
+from tunewright.search.pool.worker import Measurement
 from tunewright.search.run import run_studies, run_study
 from tunewright.search.store.files import name_of
 from tunewright.search.store.storage import create_store
@@ -75,8 +78,7 @@ def line(fault="none"):
     return Line(fault)
 """
 NOT_A_RESULT = ("seconds",)
-# of a stated engine: one that a stopwatch chose may differ from run to run
-RUN = ("--workers", 2, "--slots", 2)
+RUN = ("--workers", 2)
 QUIET = {"backend": InProcess(), "progress": False}
 
 
@@ -153,93 +155,91 @@ def test_stacks_of_other_sizes_in_other_numbers_of_workers_give_the_same_table_a
             "slots": slots,
             "reason": "forced",
             "threads": 1,
-            "measured": False,
         }
         assert engines == [forced | {"compiled": False}] * 2
     assert rows(tmp_path / "one" / "small") == rows(tmp_path / "three" / "small")
 
 
-def test_the_engine_is_measured_by_a_worker_and_kept_for_the_next_run(study_file, tmp_path):
-    study = load_study(study_file(trials=24, steps=20_000))
-    (store,) = [create_store(study, tmp_path)]
-    driver = Driver([store], InProcess(), 1, "cpu", None, None, compiled=False)
-    driver.show = Progress(driver.finished_trials(), shown=False)
-    planned = driver.plan()
-    engines = driver.choose_engines(planned)
-    # which is faster is the machine's to say
-    assert [engine.measured for engine in engines] == [True, True]
-    assert all("updates/s" in engine.reason for engine in engines)
-    driver.backend = None  # measured once only
-    assert driver.choose_engines(planned) == engines
-    driver.collect()
-    driver = Driver([create_store(study, tmp_path)], None, 1, "cpu", None, None, None)
-    assert driver.choose_engines(planned) == engines
-    driver.compiled = True  # asked for: to be tried
-    assert driver.engine_of_earlier_run(*planned[0]) is None
+STACK = Engine(stacked=True, slots=2, reason="by rule")
 
 
-STACK = Engine(stacked=True, slots=2, reason="fast", measured=True)
-
-
-class Measuring(InProcess):
-    """Finds STACK for every Measurement, but for so many in which a worker dies."""
+class Choosing(InProcess):
+    """Finds STACK for every Measurement, but loses the first that it is handed so many times."""
 
     def __init__(self, losses=0):
         super().__init__()
         self.losses, self.asked = losses, []
 
     def wait(self, seconds):
+        if not (self._waiting and isinstance(self._waiting[0], Measurement)):
+            return super().wait(seconds)
         waiting = list(self._waiting)
         self._waiting.clear()
         self.asked += [task.points[0].batch_size for task in waiting]
-        found = [None if i < self.losses else STACK for i in range(len(waiting))]
-        self.losses = 0
+        found = [STACK if i or self.losses <= 0 else None for i in range(len(waiting))]
+        self.losses -= 1
         return [TaskResult(task, engine) for task, engine in zip(waiting, found, strict=True)]
 
 
-def chosen_by(backend, results, few=None, slots=None, **changes):
-    """What a new run of a study chooses for its points, or for a few of them."""
+def chosen_by(backend, results, slots=None, compiled=None, trains=False, **changes):
+    """What a new run of a study chooses for its points, which it may train then."""
     store = create_store(small_study(**changes), results)
-    driver = Driver([store], backend, 1, "cpu", slots, None, None)
+    driver = Driver([store], backend, 1, "cpu", slots, None, compiled)
     driver.show = Progress(driver.finished_trials(), shown=False)
-    planned = [(store, points[:few]) for store, points in driver.plan()]
+    planned = driver.plan()
     engines = driver.choose_engines(planned)
     assert driver.choose_engines(planned) == engines  # also where the next round is of the same run
     driver.collect()
+    if trains:
+        driver.run()
     return engines
 
 
-def test_a_choice_made_because_training_is_short_holds_until_there_is_more_of_it(tmp_path):
-    first = chosen_by(InProcess(), tmp_path)
-    assert [engine.reason for engine in first] == [
-        "only 400 updates in all: a choice would not pay"
-    ]
-    assert chosen_by(None, tmp_path) == first  # nobody is asked: a clock may say another thing now
-    assert chosen_by(None, tmp_path, few=1) == first  # some are trained
-    assert chosen_by(Measuring(), tmp_path, trials=6) == [STACK]
+def test_a_worker_chooses_by_rule_and_what_was_trained_so_is_trained_so_to_the_end(tmp_path):
+    (first,) = chosen_by(InProcess(), tmp_path, trains=True)
+    assert first.stacked
+    assert first.reason.startswith("by rule: an update is 1.43 MFLOP")
+    assert chosen_by(None, tmp_path, trials=6) == [first]  # nobody is asked
+    backend = Choosing()
+    assert chosen_by(backend, tmp_path, compiled=True, trials=6) == [STACK]  # wanted: is chosen
+    assert backend.asked == [32]
 
 
-def test_a_choice_that_was_forced_is_no_choice_of_a_later_run(tmp_path):
-    assert [engine.reason for engine in chosen_by(None, tmp_path, slots=1)] == ["forced"]
-    assert chosen_by(Measuring(), tmp_path) == [STACK]
-    assert chosen_by(None, tmp_path) == [STACK]
+def test_a_choice_that_has_trained_nothing_is_made_anew(tmp_path):
+    (forced,) = chosen_by(None, tmp_path, slots=1)
+    assert forced.reason == "forced"
+    assert chosen_by(Choosing(), tmp_path) == [STACK]
 
 
-def test_a_forced_choice_replaces_a_short_one(tmp_path):
-    chosen_by(InProcess(), tmp_path)
-    chosen_by(None, tmp_path, slots=1)
-    assert chosen_by(Measuring(), tmp_path) == [STACK]
+def test_what_was_trained_as_a_user_forced_it_stays_so_unless_the_user_says_otherwise(tmp_path):
+    (forced,) = chosen_by(InProcess(), tmp_path, slots=1, trains=True)
+    assert chosen_by(None, tmp_path, trials=6) == [forced]
+    (other,) = chosen_by(InProcess(), tmp_path, slots=3, trials=6)
+    assert (other.stacked, other.slots) == (True, 3)
 
 
-def test_a_lost_measurement_costs_no_other_and_is_tried_again_by_the_next_run(tmp_path):
-    backend = Measuring(losses=1)
-    engines = chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32])
-    assert backend.asked == [8, 16, 32]
-    assert engines[1:] == [STACK] * 2
-    assert engines[0].reason == "a worker process died while it measured"
-    backend = Measuring()
-    assert chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32]) == [STACK] * 3
-    assert backend.asked == [8]
+def test_what_is_to_be_compiled_is_refused_where_nothing_can_be(tmp_path, monkeypatch):
+    def no_compiler(program, **options):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(UnfinishedError, match="small, batch size 32: is to be trained compiled"):
+        chosen_by(InProcess(), tmp_path, compiled=True)
+    assert chosen_by(InProcess(), tmp_path, compiled=False)[0].stacked
+
+
+def test_a_worker_that_is_killed_while_it_chooses_changes_no_choice(tmp_path):
+    backend = Choosing(losses=1)
+    assert chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32, 64]) == [STACK] * 4
+    assert backend.asked == [8, 16, 32, 64, 8]
+
+
+def test_a_choice_that_kills_each_worker_is_given_up_and_told(tmp_path, caplog):
+    backend = Choosing(losses=MOST_DEATHS)
+    (engine,) = chosen_by(backend, tmp_path)
+    assert backend.asked == [32] * MOST_DEATHS
+    assert engine == replace(ALONE, reason="worker processes were killed 3 times before a choice")
+    assert "small, batch size 32: trained one after the other: worker processes" in caplog.text
 
 
 def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from examples import parse
 from posted import Keeper, work
 
+from tunewright.search.errors import UnfinishedError
 from tunewright.search.pool import worker
 from tunewright.search.pool.inbox import read_inbox, take_interrupted
 from tunewright.search.pool.worker import Task, measure
@@ -43,18 +45,56 @@ def test_every_point_is_posted_once_with_its_curve_and_nothing_else_is_left(tmp_
         assert take_interrupted(inbox) == set()
 
 
-def test_what_fails_compiled_is_trained_as_it_is(tmp_path, monkeypatch):
+def compiler(monkeypatch, works_for):
+    """torch's compiler, which raises for programs that it does not work for; what it was asked."""
     asked = []
 
-    def compiler(module, **options):
-        asked.append(module)
-        raise RuntimeError("No working C++ compiler found")
+    def compile_or_not(program, **options):
+        asked.append(program)
+        if not works_for(program):
+            raise RuntimeError("No working C++ compiler found")
+        return program
 
-    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(torch, "compile", compile_or_not)
+    return asked
+
+
+def test_what_fails_compiled_is_trained_as_it_is_and_told(tmp_path, monkeypatch, caplog):
+    compiler(monkeypatch, works_for=lambda program: not isinstance(program, torch.nn.Module))
     work(task(tmp_path, Engine(stacked=True, slots=2, compiled=True)))
-    assert asked
     assert all(trial.feasible for trial, _ in read_inbox(tmp_path))
     assert len(list(read_inbox(tmp_path))) == 3
+    told = "batch size 32: some trials are not compiled, and round differently, after RuntimeError"
+    assert told in caplog.text
+
+
+def test_without_a_compiler_nothing_is_trained_that_is_to_be_compiled(tmp_path, monkeypatch):
+    asked = compiler(monkeypatch, works_for=lambda program: False)
+    with pytest.raises(UnfinishedError, match=r"this machine cannot: No working C.*--no-compile"):
+        work(task(tmp_path, Engine(stacked=True, slots=2, compiled=True)))
+    assert isinstance(asked[0], torch.nn.Module)
+    assert not list(tmp_path.iterdir())  # and none of it is called interrupted
+
+
+def test_the_crash_of_one_point_changes_no_number_of_those_that_were_stacked_with_it(
+    tmp_path, monkeypatch
+):
+    def curves(folder):
+        (tmp_path / folder).mkdir()
+        work(task(tmp_path / folder, Engine(stacked=True, slots=3)))
+        return {trial.point.number: trial.curve for trial, _ in read_inbox(tmp_path / folder)}
+
+    def train_or_fail(study, workload, points, engine, *more):
+        for i, one in enumerate(loop.train(study, workload, points, engine, *more)):
+            if any(point.number == 1 for point in points[i : i + engine.slots]):
+                raise RuntimeError("no")
+            yield one
+
+    untroubled = curves("untroubled")
+    monkeypatch.setattr(worker, "train", train_or_fail)
+    troubled = curves("troubled")
+    assert not troubled[1].loss.size
+    assert (troubled[0], troubled[2]) == (untroubled[0], untroubled[2])
 
 
 def test_a_point_whose_training_began_is_known_and_its_state_survives(tmp_path, monkeypatch):
@@ -127,5 +167,5 @@ def test_a_workload_that_fails_while_it_is_measured_trains_one_after_the_other(
         raise RuntimeError("no")
 
     monkeypatch.setattr(worker, "choose", fail)
-    engine = measure(task(tmp_path, ALONE).study, POINTS, workers=1, cores=1, device="cpu")
-    assert engine == Engine(stacked=False, slots=1, reason="not measured: RuntimeError: no")
+    engine = measure(task(tmp_path, ALONE).study, POINTS, workers=1, device="cpu")
+    assert engine == Engine(stacked=False, slots=1, reason="could not be chosen: RuntimeError: no")

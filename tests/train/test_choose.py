@@ -1,19 +1,33 @@
-"""The choice between one after the other and stacked: never a wrong number, and a sentence that
-says why.
+"""The choice between one after the other and stacked: never a wrong number, the same whatever the
+machine does meanwhile, and a sentence that says why.
 """
 
 import itertools
-from types import SimpleNamespace
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from examples import parse
 from torch import nn
 
-from tunewright.search.errors import UserError
-from tunewright.search.train.choose import choose, devices, why_not_stacked
+from tunewright.search.errors import UnfinishedError, UserError
+from tunewright.search.train.choose import (
+    COMPILED_SLOTS,
+    CPU,
+    FEWEST_SLOTS,
+    MOST_SLOTS,
+    choose,
+    devices,
+    why_not_stacked,
+)
 from tunewright.search.train.execution import Engine
 from tunewright.search.train.loop import train
+from tunewright.search.train.work import Work, count_work
 from tunewright.search.trial import Point
 from tunewright.search.workload.workload import load_workload
 
@@ -113,9 +127,7 @@ def test_what_the_check_itself_remembers_is_no_state_of_the_workload():
 
 
 @pytest.mark.parametrize("workload", [Dropout, ReadsALoss])
-def test_it_trains_one_after_the_other_all_the_same(workload, monkeypatch):
-    monkeypatch.setattr(f"{MODULE}.WORTH_UPDATES", 0)
-    monkeypatch.setattr(f"{MODULE}.WORTH_SECONDS", 0.0)
+def test_it_trains_one_after_the_other_all_the_same(workload):
     chosen = choose(study(), workload(), points(), workers=1)
     assert not chosen.stacked
     assert chosen.reason.startswith("cannot be stacked")
@@ -144,91 +156,139 @@ def test_seeds_and_metrics_of_their_own_survive_stacking(workload):
             torch.testing.assert_close(got.checkpoint[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def clock(monkeypatch, seconds):
-    """A stopwatch that has gone on by `seconds` at every look, however busy the machine is."""
-    ticks = itertools.count(step=seconds)
-    monkeypatch.setattr(f"{MODULE}.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+SHIPPED = [
+    ("digits:mlp", {}, 32, True),
+    ("digits:mlp", {}, 256, True),
+    ("digits:mlp", {"width": 1024}, 64, False),
+    ("digits:conv", {}, 32, True),
+    ("digits:conv", {"width": 64}, 32, False),
+    ("diabetes:mlp", {}, 32, True),
+    ("residual_mlp:digits", {}, 32, True),
+    ("wide_resnet:digits", {}, 128, False),
+    ("transformer:characters", {}, 16, False),
+]
 
 
-def test_a_short_study_is_not_measured(monkeypatch):
-    clock(monkeypatch, 0.001)
-    for steps, reason in (
-        (30, "only 120 updates in all: a choice would not pay"),
-        (300, "1200 short updates in all: over before a choice has paid"),
-    ):
-        assert choose(study(steps), Regression(), points(), workers=1) == Engine(False, 1, reason)
+@pytest.mark.parametrize(("name", "arguments", "batch_size", "stacked"), SHIPPED)
+def test_what_a_stack_trains_faster_is_stacked(name, arguments, batch_size, stacked, monkeypatch):
+    """As measured: tests/benchmarks/README.md, "Stacked or alone"."""
+    monkeypatch.setattr(f"{MODULE}.why_not_stacked", lambda *arguments: "")  # slow, tested above
+    workload = load_workload(f"tunewright.models.{name}", arguments)
+    some = [Point(i, batch_size, "adam", 1e-3) for i in range(4)]
+    chosen = choose(study(), workload, some, workers=1)
+    assert chosen.stacked == stacked
+    assert chosen.reason.startswith("by rule: an update is ")
+
+
+def test_work_is_counted_as_it_is():
+    """Of 8 inputs of 2 numbers, through 8 hidden units, to 1 output; 4 bytes a number."""
+    before = torch.get_rng_state()
+    work = count_work(Regression(), batch_size=8, seed=0, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    forward = 2 * 8 * (2 * 8 + 8 * 1)
+    weights, hidden = 2 * 8 * (2 * 8 + 8 * 1), 2 * 8 * (8 * 1)
+    assert work.flops == forward + weights + hidden
+    assert work.parameters == 4 * (2 * 8 + 8 + 8 + 1)
+    assert work.bytes > work.parameters
+    assert 10 <= work.calls <= 30
+    assert count_work(Regression(), batch_size=16, seed=3, device="cpu").calls == work.calls
+
+
+def test_the_more_a_model_computes_the_less_a_stack_gains():
+    gains, slots = [], []
+    for flops in (1e5, 1e6, 1e7, 1e8, 1e9):
+        work = Work(calls=20, flops=int(flops), bytes=int(flops / 20), parameters=10_000)
+        slots.append(CPU.slots(work))
+        gains.append(CPU.gain(work, slots[-1]))
+    assert gains == sorted(gains, reverse=True)
+    assert slots == sorted(slots, reverse=True)
+    assert (slots[0], slots[-1]) == (MOST_SLOTS, FEWEST_SLOTS)
+
+
+def a_choice(workers=1, count=64, **changes):
+    """What a study of 64 points chooses whose last `count` are left."""
+    digits = load_workload("tunewright.models.digits:mlp", {})
+    some = [Point(i, 32, ("adam", "momentum")[i % 2], 1e-3, seed=i % 3) for i in range(64)]
+    return choose(study(20_000), digits, some[-count:], workers=workers, **changes)
+
+
+@contextmanager
+def wild_clocks():
+    """Every stopwatch jumps by anything from a microsecond to an hour at each look."""
+    jumps = itertools.accumulate(itertools.cycle([1e-6, 3600.0, 1e-3, 1.0, 60.0]))
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("perf_counter", "monotonic", "time", "process_time", "thread_time"):
+            monkeypatch.setattr(time, name, lambda: next(jumps))
+        yield
+
+
+@contextmanager
+def busy_cores():
+    """Twice as many processes as cores, which do nothing but compute."""
+    burn = [sys.executable, "-c", "import time\nwhile time.process_time() < 60: pass"]
+    burning = [subprocess.Popen(burn) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        yield
+    finally:
+        for process in burning:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize("load", [wild_clocks, busy_cores])
+def test_the_choice_under_load_is_the_choice_without(load):
+    idle = a_choice()
+    with load():
+        assert a_choice() == idle
+    assert idle.stacked
 
 
 @pytest.mark.parametrize(
-    ("rates", "slots", "reason"),
-    [
-        ({1: 100, 4: 300, 16: 800, 24: 900}, 24, "900 updates/s stacked, 100 one after the other"),
-        # too little gained to be wider yet
-        ({1: 100, 4: 300, 16: 310, 24: 900}, 16, "310 updates/s stacked"),
-        ({1: 100, 4: 109, 16: 108}, 1, "100 updates/s; the best stack is only 1.09 times as fast"),
-    ],
+    "changes", [{"workers": 2}, {"workers": 16}, {"count": 1}, {"count": 7, "workers": 2}]
 )
-def test_small_models_are_stacked_where_it_pays_and_never_wider_than_the_points(
-    monkeypatch, rates, slots, reason
+def test_nothing_but_the_number_of_slots_depends_on_workers_and_on_the_points_that_are_left(
+    changes,
 ):
-    clock(monkeypatch, 1.0)
-    monkeypatch.setattr(
-        f"{MODULE}._rate", lambda study, work, points, how, *more: float(rates[how.slots])
+    found, whole = a_choice(**changes), a_choice()
+    assert replace(found, slots=0) == replace(whole, slots=0)
+    assert 2 <= found.slots <= whole.slots
+
+
+def test_nothing_but_the_number_of_slots_depends_on_free_memory(monkeypatch):
+    whole = a_choice()
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    assert a_choice() == replace(whole, slots=2)
+
+
+def test_one_optimizer_of_torch_is_enough_to_train_every_point_alone():
+    """Whichever of the study's points are left, or are in this round."""
+    of_torch = parse(
+        objective="val_loss",
+        max_train_steps=30,
+        space__optimizer={
+            "adam": {"base_lr": 1e-3},
+            "torch.optim.RAdam": {"base_lr": 1e-3},
+        },
     )
-    work = load_workload("tunewright.models.digits:mlp", {})
-    chosen = choose(study(steps=20_000), work, points(24), workers=1)
-    assert (chosen.stacked, chosen.slots) == (slots > 1, slots)
-    assert reason in chosen.reason
-
-
-@pytest.mark.parametrize(
-    ("count", "rates", "threads", "tried"),
-    [
-        (4, {1: 500.0}, 1, [1]),  # a point for every worker: nothing but processes is tried
-        (1, {1: 500.0, 4: 800.0}, 4, [1, 4]),  # three cores would be idle
-        (2, {1: 500.0, 2: 700.0, 4: 900.0}, 2, [1, 2, 4]),  # 2 × 700 beats 1 × 900
-        (2, {1: 500.0, 2: 520.0, 4: 900.0}, 1, [1, 2, 4]),
-    ],
-)
-def test_threads_take_the_place_of_processes_where_these_are_slower(
-    monkeypatch, count, rates, threads, tried
-):
-    seen = []
-
-    def rate(study, workload, points, how, device, traces=None):
-        seen.append(torch.get_num_threads())
-        return rates[torch.get_num_threads()]
-
-    monkeypatch.setattr(f"{MODULE}._rate", rate)
-    monkeypatch.setattr(f"{MODULE}.why_not_stacked", lambda *arguments: "cannot be stacked: no")
-    chosen = choose(study(steps=1_000_000), Regression(), points(count), workers=4, cores=4)
-    assert (chosen.stacked, chosen.threads, seen) == (False, threads, tried)
-    assert torch.get_num_threads() == 1
-
-
-def long(monkeypatch):
-    """Makes the choice as in a study that trains for long."""
-    for name in ("WORTH_UPDATES", "WORTH_SECONDS", "COMPILED_SECONDS"):
-        monkeypatch.setattr(f"{MODULE}.{name}", 0)
+    chosen = choose(of_torch, Regression(), points(), workers=1)
+    assert chosen.reason.startswith("torch.optim.RAdam is an optimizer of torch")
 
 
 @pytest.mark.slow
-def test_a_long_study_is_compiled_where_it_is_faster_and_trains_the_same(monkeypatch):
-    long(monkeypatch)
-    monkeypatch.setattr(f"{MODULE}.WORTH_COMPILING", 0.0)
-    chosen = choose(study(60), Regression(), points(), workers=1)
+@pytest.mark.parametrize("gain", [1.0, 1e9], ids=["stacked", "alone"])
+def test_what_is_compiled_trains_the_same_and_its_slots_are_fixed(gain, monkeypatch):
+    monkeypatch.setattr(f"{MODULE}.WORTH_STACKING", gain)
+    chosen = choose(study(60), Regression(), points(), workers=1, compiled=True)
     assert chosen.compiled
-    assert chosen.reason.endswith(" compiled")
+    assert chosen.reason.endswith("compiled, as was wanted")
+    assert choose(study(60), Regression(), points(1), workers=9, compiled=True) == chosen
+    assert chosen.slots == (COMPILED_SLOTS if chosen.stacked else 1)
     trained = {
         t.trial.point.number: t.trial for t in train(study(60), Regression(), points(), chosen)
     }
     for alone in train(study(60), Regression(), points()):
         loss = trained[alone.trial.point.number].curve.loss
         torch.testing.assert_close(loss, alone.trial.curve.loss, rtol=1e-3, atol=1e-6)
-    monkeypatch.setattr(f"{MODULE}.WORTH_COMPILING", 1e9)
-    chosen = choose(study(60), Regression(), points(), workers=1)
-    assert not chosen.compiled
-    assert "compiled only" in chosen.reason
 
 
 def no_compiler(module, **options):
@@ -239,19 +299,29 @@ def other_numbers(module, **options):
     return lambda *arguments: [1.01 * tensor for tensor in module(*arguments)]
 
 
-@pytest.mark.parametrize(
-    ("compiler", "reason"),
-    [
-        (no_compiler, "cannot be compiled: No working C++ compiler found"),
-        (other_numbers, "cannot be compiled: loss differs by 1.0e-02 from the model as it is"),
-    ],
-)
-def test_what_cannot_be_compiled_is_trained_as_it_is_and_says_why(monkeypatch, compiler, reason):
-    long(monkeypatch)
-    monkeypatch.setattr(torch, "compile", compiler)
-    chosen = choose(study(), Regression(), points(), workers=1)
+def test_what_cannot_be_compiled_is_trained_as_it_is_and_says_why(monkeypatch):
+    monkeypatch.setattr(torch, "compile", other_numbers)
+    chosen = choose(study(), Regression(), points(), workers=1, compiled=True)
     assert not chosen.compiled
-    assert chosen.reason.endswith(reason)
+    assert chosen.reason.endswith(
+        "cannot be compiled: loss differs by 1.0e-02 from the model as it is"
+    )
+    chosen = choose(study(), Dropout(), points(), workers=1, compiled=True)
+    assert not chosen.compiled
+    assert chosen.reason.startswith("cannot be stacked: vmap: called random operation")
+
+
+def test_a_machine_without_a_compiler_trains_nothing_that_is_to_be_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    place = "is to be trained compiled, which this machine cannot: No working C"
+    with pytest.raises(UnfinishedError, match=place):
+        choose(study(), Regression(), points(), workers=1, compiled=True)
+
+
+@pytest.mark.parametrize("compiled", [None, False])
+def test_nothing_is_compiled_that_nobody_wants_compiled(monkeypatch, compiled):
+    monkeypatch.setattr(torch, "compile", None)
+    assert not choose(study(), Regression(), points(), workers=1, compiled=compiled).compiled
 
 
 class Lengths(Regression):
@@ -279,14 +349,6 @@ def test_every_batch_size_is_compiled_and_of_each_stack_two_kinds_of_batches_at_
     for traces in ({}, {}):
         assert len(list(train(study(9), Lengths(), points(2), chosen, traces=traces))) == 2
     assert len(compiled) == 9
-
-
-@pytest.mark.parametrize("compiled", [None, False])
-def test_a_short_study_is_not_compiled_and_nor_is_one_that_must_not_be(monkeypatch, compiled):
-    long(monkeypatch)
-    monkeypatch.setattr(f"{MODULE}.COMPILED_SECONDS", 0.0 if compiled is False else 1e9)
-    monkeypatch.setattr(torch, "compile", None)
-    assert not choose(study(), Regression(), points(), workers=1, compiled=compiled).compiled
 
 
 def test_more_slots_than_points_and_none_of_them_lost():
