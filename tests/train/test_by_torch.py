@@ -133,8 +133,10 @@ def test_trials_of_torch_and_of_rules_share_a_study_and_a_stack_is_none():
 def test_the_engine_says_why_it_does_not_stack():
     points = [point_of("adam", {}, 0.01, 0), point_of("torch.optim.AdamW", {}, 0.01, 1)]
     reason = "torch.optim.AdamW is an optimizer of torch, which updates one model at a time"
-    assert choose(study(), zoo.make("Mlp"), points, workers=1) == Engine(False, 1, reason)
-    forced = choose(study(), zoo.make("Mlp"), points, workers=1, slots=2)
+    both = study(space__optimizer={"adam": {"base_lr": 0.1}, "torch.optim.AdamW": {"base_lr": 0.1}})
+    assert choose(both, zoo.make("Mlp"), points, workers=1) == Engine(False, 1, reason)
+    assert choose(both, zoo.make("Mlp"), points[:1], workers=1) == Engine(False, 1, reason)
+    forced = choose(both, zoo.make("Mlp"), points, workers=1, slots=2)
     assert not forced.stacked
     assert forced.reason == f"2 slots were wanted, {reason}"
     stack = Engine(stacked=True, slots=4, threads=2)
