@@ -207,7 +207,7 @@ def test_a_mistake_is_one_message_and_status_2(arguments, message, capsys, monke
     [
         ["run"],
         ["rnu"],
-        ["run", STUDY, "--workers", "0"],
+        ["run", STUDY, "--workers", "-1"],
         ["run", STUDY, "--wrokers", "2"],
         ["compare", "r"],
         ["run", STUDY, "--slots", "2", "--compile"],
