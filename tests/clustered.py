@@ -28,8 +28,9 @@ if "#SBATCH --partition=nowhere" in script.read_text():
 jobs = pathlib.Path(os.environ["JOBS"])
 name = next(str(n) for n in range(1, 999) if not (jobs / str(n)).exists())
 environment = {**os.environ, "SLURM_JOB_ID": name}
+nothing = subprocess.DEVNULL
 child = subprocess.Popen(
-    ["bash", script], env=environment, start_new_session=True, stdout=subprocess.DEVNULL
+    ["bash", script], env=environment, start_new_session=True, stdout=nothing, stderr=nothing
 )
 (jobs / name).write_text(str(child.pid))
 print("Submitted batch job", name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -83,20 +84,20 @@ def _dask(address: str, _cluster: Cluster, _results: Path) -> Iterator[Found]:
 @contextmanager
 def _ray(address: str, cluster: Cluster, _results: Path) -> Iterator[Found]:
     ray = _package("ray", "ray")
-    is_own = not ray.is_initialized()
-    if is_own:
-        try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"--backend ray: no cluster answers at {address!r}: {first_line(error)}"
-            ) from error
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--backend ray: no cluster answers at {address!r}: {first_line(error)}"
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)  # Ray's own would end a run in the middle of anything
     try:
         near = ray.get_runtime_context().gcs_address.rpartition(":")[0]
         yield Found(_Ray(ray, cluster), near)
     finally:
-        if is_own:
-            ray.shutdown()
+        ray.shutdown()
 
 
 class _Ray:
@@ -164,10 +165,13 @@ class _Slurm:
     def _look(self) -> Mapping[str, str]:
         """The states of the jobs that are not known to be over; as before if Slurm is silent."""
         command = ["squeue", "--noheader", "--states=all", "--format=%i %T", "--me"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        if found.returncode:
+        try:
+            said = subprocess.check_output(
+                command, stderr=subprocess.DEVNULL, text=True, timeout=SECONDS_TO_REACH
+            )
+        except subprocess.SubprocessError:
             return self._states
-        states = dict(line.split() for line in found.stdout.splitlines())
+        states = dict(line.split() for line in said.splitlines())
         return {one: states.get(one, "COMPLETED") for one in self._open}
 
 

@@ -32,7 +32,7 @@ SECONDS_OF_A_LIFE = 30.0
 SECONDS_TO_REPLACE = 5.0
 # for which a worker tries to reach the driver, which listens before it asks for workers
 PATIENCE = 30.0
-SECONDS_TO_LEAVE = 3.0  # for workers that have heard that the run is over
+SECONDS_TO_LEAVE = 5.0  # for workers that have heard that the run is over
 EVERYWHERE = ("0.0.0.0", "::")  # addresses on which a driver can listen, and nobody can reach it
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from pool.test_driver import STUDY, finish, rows
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UnfinishedError, UserError
-from tunewright.search.pool import errand, hired
+from tunewright.search.pool import clusters, errand, hired
 from tunewright.search.pool.clusters import slurm_parameters
 from tunewright.search.pool.errand import Errand, run_errand
 from tunewright.search.pool.hired import Hired
@@ -292,6 +293,15 @@ def test_what_slurm_is_asked_for():
     }
 
 
+def test_a_worker_with_a_gpu_trains_on_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(clusters.KINDS, "here", lambda *_: nullcontext(clusters.Found(Taking())))
+    for gpus, given, device in ((0, "cpu", "cpu"), (1, "cpu", "cuda"), (0, "cuda:1", "cuda:1")):
+        asked = Cluster(gpus=gpus)
+        with clusters.hired("here", "", asked, ("127.0.0.1", 0), given, tmp_path) as backend:
+            backend.start(1, "code", ["cpu"])
+            assert backend._executor.errands[0].device == device
+
+
 # --- the same table -------------------------------------------------------------------------------
 
 
@@ -346,6 +356,7 @@ def test_in_process(local, tmp_path):
 
 @pytest.mark.slow
 @needs("submitit")
+@pytest.mark.filterwarnings("ignore:.*Popen:pytest.PytestUnraisableExceptionWarning")  # its own
 def test_submitit(local, tmp_path):
     import submitit
 
