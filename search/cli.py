@@ -217,7 +217,7 @@ def _pool(options: argparse.Namespace, studies: Sequence[Study]) -> Iterator[dic
 def _check_pool(options: argparse.Namespace) -> None:
     """Raise UserError for options that contradict each other."""
     if options.workers == 0 and (options.backend or not options.listen):
-        raise UserError("--workers: 0 needs --listen alone: somebody must train")
+        raise UserError("--workers: 0 needs --listen: somebody must train")
     if options.listen and options.in_process:
         raise UserError("--listen: cannot stand beside --in-process, which trains here alone")
     if options.cluster and not options.backend:

@@ -211,7 +211,7 @@ def study_file(tmp_path, monkeypatch):
     ("options", "message"),
     [
         (["--backend", "slurm"], "--backend: needs --workers N"),
-        (["--backend", "slurm", "--workers", "0"], "--workers: 0 needs --listen alone"),
+        (["--backend", "slurm", "--workers", "0"], "--workers: 0 needs --listen: "),
         (["--cluster", "c.toml"], "--cluster: says what --backend asks"),
         (["--in-process", "--listen", "127.0.0.1:0"], "--listen: cannot stand beside"),
     ],
@@ -460,3 +460,18 @@ def test_two_workers_that_are_started_by_hand(local, tmp_path):
     assert status == 0, said
     assert [finish(worker)[0] for worker in workers] == [0, 0]
     same(tmp_path, table)
+
+
+@pytest.mark.slow
+def test_worker_processes_end_with_a_pilot_that_is_killed(tmp_path):
+    pilot = start("worker", "127.0.0.1:1", "--workers", 1, cwd=tmp_path)
+    children = Path(f"/proc/{pilot.pid}/task/{pilot.pid}/children")
+    wait_until(lambda: children.read_text().strip() != "", pilot)
+    worker = Path("/proc", children.read_text().strip())
+    wait_until(lambda: "libtorch" in (worker / "maps").read_text(), pilot)
+    pilot.kill()
+    pilot.communicate()
+    end = time.monotonic() + 30
+    while worker.exists():
+        assert time.monotonic() < end
+        time.sleep(0.1)
