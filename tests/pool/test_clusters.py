@@ -469,8 +469,8 @@ def test_worker_processes_end_with_a_pilot_that_is_killed(tmp_path):
     wait_until(lambda: children.read_text().strip() != "", pilot)
     worker = Path("/proc", children.read_text().strip())
     wait_until(lambda: "libtorch" in (worker / "maps").read_text(), pilot)
-    pilot.kill()
-    pilot.communicate()
+    with pilot:
+        pilot.kill()
     end = time.monotonic() + 30
     while worker.exists():
         assert time.monotonic() < end
