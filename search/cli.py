@@ -219,7 +219,7 @@ def _check_pool(options: argparse.Namespace) -> None:
     if options.workers == 0 and (options.backend or not options.listen):
         raise UserError("--workers: 0 needs --listen: somebody must train")
     if options.listen and options.in_process:
-        raise UserError("--listen: cannot stand beside --in-process, which trains here alone")
+        raise UserError("--listen: cannot stand beside --in-process, where nobody else trains")
     if options.cluster and not options.backend:
         raise UserError("--cluster: says what --backend asks a cluster for, which is missing")
     if options.backend and options.workers is None:
@@ -395,10 +395,10 @@ def _diagnose(options: argparse.Namespace) -> int:
 
 def _judge(options: argparse.Namespace) -> int:
     from .judge_logs import LogOptions, judge_logs
-    from .logs.roles import Columns
+    from .logs.roles import GivenColumns
     from .show.judged import print_judged
 
-    columns = Columns(options.step, options.loss, options.grad_norm, options.objective)
+    columns = GivenColumns(options.step, options.loss, options.grad_norm, options.objective)
     how = LogOptions(
         columns, options.maximize, options.clip_norm, options.chance_loss, options.divergence
     )
@@ -507,7 +507,7 @@ def _parser() -> argparse.ArgumentParser:
     def pool(sub: argparse.ArgumentParser) -> None:
         sub.set_defaults(last_words=INTERRUPTED_TRAINING)
         who = sub.add_mutually_exclusive_group()
-        sub.add_argument(
+        who.add_argument(
             "--workers",
             type=_whole(0, MOST_PROCESSES),
             metavar="N",

@@ -101,7 +101,7 @@ class Settings:
         """Raises UserError for a study without one."""
         if not self.study.workload:
             raise UserError(
-                f"{self.study.name}: {self.study.source_keys[0]}: a checkpoint can be measured by "
+                f"{self.study.name}: {self.study.source_key}: a checkpoint can be measured by "
                 "a `workload`, or by a function (`train`), alone"
             )
         return load_workload(self.study.workload, self.point.workload_args)

@@ -32,8 +32,10 @@ def printable(text: str) -> str:
 
 
 def describe_error(error: BaseException) -> str:
-    """`Type: text` of any exception, also of one whose text cannot be asked for or written."""
-    name, text = type(error).__name__, _text(error)
+    """`Type: text` of any exception in one line, also of one whose text cannot be asked for or
+    written.
+    """
+    name, text = type(error).__name__, " ".join(_text(error).split())
     return f"{name}: {text}" if text else name
 
 

@@ -105,7 +105,8 @@ def import_sweep(
             store = create_store(planned, results, storage)
             write_json(folder / LEDGER_FILE, {"source": sweep.origin, "numbers": numbers})
             _add(store, new)
-            write_environment(folder, {**provenance, "imported": sweep.origin})
+            told = {"left_out": _left_out(without, sweep)} if without else {}
+            write_environment(folder, {**provenance, "imported": sweep.origin, **told})
     return Imported(store, len(new), trials)
 
 
@@ -251,7 +252,7 @@ def _explain(
         reasons = [f"{name} {why}" for name, why in columns.left_out.items()]
         say(f"left out: {_some(reasons)}")
     if without:
-        say(f"left out: {_runs(len(without))} without a place on any axis: {_some(without)}")
+        say(f"left out: {_left_out(without, sweep)}")
     for remark in sweep.remarks:
         say(remark)
     failed = sum(trial.verdict.crashed for trial in trials)
@@ -261,6 +262,13 @@ def _explain(
             "says nothing of a point. If they failed because the objective was nan, as Optuna's "
             "trials then do, say --failed infeasible"
         )
+
+
+def _left_out(without: Sequence[str], sweep: Sweep) -> str:
+    """How many runs have no point, and why."""
+    have = "has" if len(without) == 1 else "have"
+    count = f"{_runs(len(without))} of {len(sweep.runs)}"
+    return f"{count} {have} no place on the axes: {_some(without)}"
 
 
 def _runs(count: int) -> str:

@@ -14,7 +14,7 @@ from .judge.readout import Readout, read_out
 from .judge.verdict import judge
 from .logs.formats import logs_in
 from .logs.log import Log, read_log
-from .logs.roles import Columns
+from .logs.roles import GivenColumns
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LogOptions:
     divergence   whether a training loss that rises tells against a run
     """
 
-    columns: Columns = field(default_factory=Columns)
+    columns: GivenColumns = field(default_factory=GivenColumns)
     maximize: bool | None = None
     clip_norm: float = math.inf
     chance_loss: float = math.nan

@@ -295,6 +295,24 @@ def test_the_direction_is_guessed_by_the_name_of_a_column(tmp_path: Path) -> Non
     assert not told.store.study.maximize
 
 
+def test_runs_that_have_no_point_are_counted_and_named(tmp_path: Path) -> None:
+    """One bad value costs its run, and no other."""
+    rows = wandb_rows()
+    rows[2]["learning_rate"], rows[3]["bsz"] = "abc", 0
+    rows[4]["val/loss"], rows[5]["val/loss"] = "n/a", "Infinity"
+    path = str(write_csv(tmp_path / "runs.csv", rows))
+    said: list[str] = []
+    done = import_sweep(
+        path, "sweep", tmp_path, given={"objective": ["val/loss"]}, maximize=False, say=said.append
+    )
+    (line,) = (line for line in said if line.startswith("left out: 2 runs of 12 have no place"))
+    assert "sweep-2: base_lr = 'abc', must be a number > 0" in line
+    assert "sweep-3: batch_size = 0, must be a whole number" in line
+    assert outcomes(trials_of(done)) == {"feasible": 5, "non_finite": 4, "unfinished": 1}
+    assert main(["report", str(done.store.folder)]) == 0
+    assert "sweep-2: base_lr = " in (done.store.folder / "report.html").read_text("utf-8")
+
+
 def test_what_nobody_states_is_not_shown(tmp_path: Path) -> None:
     """A warmup of 0 would be a claim about runs of which nothing is known."""
     path = write_csv(tmp_path / "runs.csv", wandb_rows())

@@ -26,8 +26,9 @@ from ..words import readable
 from .evaluations import summarize_evaluations
 from .verdict import STOPPED_FACTOR, judge
 
-How = Literal["finished", "failed", "stopped", "running", ""]
-AS_IT_ENDED: dict[How, str] = {
+# What became of a run: "stopped" by a pruner or by hand; "" where its source does not say.
+State = Literal["finished", "failed", "stopped", "running", ""]
+AS_IT_ENDED: dict[State, str] = {
     "stopped": "was pruned or stopped",
     "running": "was still running",
     "": "has no value of the objective, and nothing says why",
@@ -42,7 +43,7 @@ def imported_trial(
     *,
     name: str,
     value: float | None,
-    ended: How,
+    ended: State,
     seconds: float = math.nan,
     maximize: bool = False,
     failed_is_infeasible: bool = False,
@@ -78,7 +79,7 @@ def _step_of(value: float, curve: Curve, objective: str) -> float:
 
 
 def _verdict(
-    curve: Curve, objective: str, value: float | None, ended: How, maximize: bool
+    curve: Curve, objective: str, value: float | None, ended: State, maximize: bool
 ) -> Verdict:
     if len(curve.loss):
         by_curve = judge(curve, objective, maximize=maximize)
@@ -115,7 +116,7 @@ def _by_evaluations(curve: Curve, objective: str, maximize: bool) -> Verdict | N
     return Verdict("diverged", "none", seen.step, evidence)
 
 
-def _as_far(curve: Curve, objective: str, value: float | None, ended: How) -> str:
+def _as_far(curve: Curve, objective: str, value: float | None, ended: State) -> str:
     """Why a run is unfinished, and how far it had come."""
     why = AS_IT_ENDED.get(ended, "")
     values = curve.metrics.get(objective, np.empty(0))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..rules.thresholds import clip_thresholds
-from ..trial import Array, Curve, Instability, Verdict
+from ..trial import Array, Curve, Instability, Trial, Verdict
 from ..words import readable
 from .analysis import CLIP_TOO_MUCH
 from .curve_shape import first_rise, levels
@@ -87,10 +87,11 @@ class Readout:
                 "clipping, at every step (R4, R15)."
             )
             return
-        if self.clipped_before:
+        noted = self.clipped_before
+        if noted:
             yield (
-                f"{self.clipped_before[:1].upper()}{self.clipped_before[1:]}. Log the norm before "
-                "clipping, as torch.nn.utils.clip_grad_norm_ returns it (R15)."
+                f"{noted[0].upper()}{noted[1:]}. Log the norm before clipping, as "
+                "torch.nn.utils.clip_grad_norm_ returns it (R15)."
             )
         if self.clips_too_much:
             yield (
@@ -106,16 +107,14 @@ class Readout:
                 f"The 90th percentile of the gradient norms{before} is "
                 f"{readable(self.clip_start)}: a clip threshold starts there (R16)."
             )
-        elif self._unstable and not math.isfinite(self.seen_clipped):
-            yield (
-                "Too few gradient norms of sound training are there to say where a clip threshold "
-                "starts: take them from a run at a lower learning rate (R16)."
-            )
-        elif not math.isfinite(self.seen_clipped):
-            yield (
-                "Too few gradient norms above 0 are there to say where a clip threshold starts "
-                "(R16)."
-            )
+        elif not noted:
+            advice = "Too few gradient norms above 0 are there to say where a clip threshold starts"
+            if self._unstable:
+                advice = (
+                    "Too few gradient norms of sound training are there to say where a clip "
+                    "threshold starts: take them from a run at a lower learning rate"
+                )
+            yield f"{advice} (R16)."
 
     @property
     def _unstable(self) -> bool:
@@ -197,6 +196,12 @@ def _sound_losses(curve: Curve, verdict: Verdict) -> int:
         return before
     rise = first_rise(np.clip(loss, -LARGEST, LARGEST), levels(loss, curve.chance_loss))
     return int(min(before, rise))
+
+
+def clipped_before(trial: Trial) -> str:
+    """That the norms of a trial were clipped before they were seen; empty if they were not."""
+    point = trial.point
+    return read_out(trial.curve, trial.verdict, point.clip_norm, point.clip_z).clipped_before
 
 
 def note_clipped_before(verdict: Verdict, curve: Curve, clip_norm: float) -> Verdict:

@@ -17,14 +17,14 @@ they do not. Rules, in this order:
     feasible     everything else, and whatever the loss does if the objective learned and kept that.
                  A blow-up that training recovered from is its `instability`.
 
-"Stays" means: for the last `patience` updates. Losses are compared as medians, in the scale of what
-was learned and beyond what minibatches scatter, both as differences and as ratios; the first
-minibatch may be a lucky one. Where a workload's loss grows by design, or is no measure,
-`divergence = false` leaves only what is not finite and the evaluations. The same rules, more
-strictly, decide online when to stop (`hopeless`): a stopped run is always judged infeasible, and
-none is stopped before an evaluation agrees. A run that blows up early and recovers (R5) is not
-stopped unless it takes longer than that. What only its neighbours tell of a run is said by
-`neighbours`.
+"Stays" means: for the last `patience` updates; of a loss that blew up and ended at three times its
+start, for the last LAST. Losses are compared as medians, in the scale of what was learned and
+beyond what minibatches scatter, both as differences and as ratios; the first minibatch may be a
+lucky one. Where a workload's loss grows by design, or is no measure, `divergence = false` leaves
+only what is not finite and the evaluations. The same rules, more strictly, decide online when to
+stop (`hopeless`): a stopped run is always judged infeasible, and none is stopped before an
+evaluation agrees. A run that blows up early and recovers (R5) is not stopped unless it takes longer
+than that. What only its neighbours tell of a run is said by `neighbours`.
 
 Evaluations overrule the loss because of 261 public runs of other people (AlgoPerf): schedule-free
 optimizers take the training loss at an extrapolated point, where it returned to the level of a
@@ -71,6 +71,7 @@ CHANCE_TOLERANCE = 0.05  # a constant predictor's minibatch losses scatter by a 
 LOST_FRACTION = 0.5
 # of what was learned, before training is stopped: a run that lost less may recover
 STOPPED_FRACTION = 0.75
+LAST = 5  # losses, at the end of training, that no single spike makes
 LARGEST = 1e150  # losses are clipped to this size
 LOOKS = 4  # times within the patience that a run which never learned is searched for a blow-up
 VANISHED_FRACTION = 0.1  # gradient norm against its initial value: dead units, saturated outputs
@@ -301,6 +302,12 @@ def _by_loss(curve: Curve, level: Levels, rise: float) -> Verdict | None:
         step = curve.step_of(place)
         evidence = f"loss {why} since step {step}"
         return Verdict("diverged", _kind(curve, place, level), step, evidence)
+    if math.isfinite(rise) and _ends_far_above(loss, level):
+        place = last_below(loss, level.highest_start)
+        place = int(rise) if place - WINDOW < rise < place else place
+        step = curve.step_of(place)
+        evidence = f"loss blew up at step {step}{_before(loss, place)} and ended at {loss[-1]:.3g}"
+        return Verdict("diverged", _kind(curve, place, level), step, evidence)
     if why := _collapse(curve, level, rise, LOST_FRACTION):
         floor = _floor(level, LOST_FRACTION)
         place = int(rise if math.isfinite(rise) else last_below(typical(loss), floor))
@@ -324,6 +331,14 @@ def _divergence(curve: Curve, level: Levels, rise: float, last: float) -> str:
     ):
         return f"stands still at {last:.3g}, far above a constant predictor's {level.chance:.3g}"
     return ""
+
+
+def _ends_far_above(loss: Array, level: Levels) -> bool:
+    """Whether the last losses, too few to say that a loss stays there, are so far above the start
+    that no run seen came back from there.
+    """
+    far = level.highest_start + STOPPED_FACTOR * abs(level.highest_start)
+    return bool(loss[-LAST:].min() > far and level.above(loss[-LAST:].min(), level.highest_start))
 
 
 def _since(loss: Array, level: Levels, last: float) -> int:

@@ -12,13 +12,12 @@ from pathlib import Path
 import pydantic_core
 
 from ..errors import UserError, first_line
-from .table import Table, TableBuilder
+from .table import MOST_BROKEN, Table, TableBuilder, not_whole
 
 DELIMITERS = (",", "\t", ";")
 # Rows at a time: few enough that what is made of them stays in the processor's caches.
 CHUNK = 500
 LONGEST_CELL = 2**31 - 1
-MOST_BROKEN = 0.5  # of the lines: where more are not whole, the file is no table
 
 
 def header(head: bytes) -> list[str]:
@@ -27,13 +26,14 @@ def header(head: bytes) -> list[str]:
     if "\0" in first:
         return []
     try:
-        (names,) = csv.reader([first], delimiter=_delimiter(first))
+        (names,) = csv.reader([first], delimiter=delimiter(first))
     except (csv.Error, ValueError):
         return []
     return [name.strip() for name in names]
 
 
-def _delimiter(line: str) -> str:
+def delimiter(line: str) -> str:
+    """What separates the names in a table's first line."""
     return max(DELIMITERS, key=line.count)
 
 
@@ -45,11 +45,11 @@ def read(path: Path) -> Table:
     log. Raises UserError for what is no table.
     """
     builder, notes = TableBuilder(), list[str]()
-    with _long_cells(), path.open(encoding="utf-8-sig", newline="") as file:
+    with long_cells(), path.open(encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         names = header(first.encode())
         _check_names(path, names)
-        chunks = _chunks(csv.reader(file, delimiter=_delimiter(first)), _is_whole(path), notes)
+        chunks = _chunks(csv.reader(file, delimiter=delimiter(first)), _is_whole(path), notes)
         try:
             broken = sum(_add(builder, names, chunk) for chunk in chunks)
         except csv.Error as error:
@@ -59,15 +59,12 @@ def read(path: Path) -> Table:
             f"{path}: {broken} of {builder.count + broken} lines have not {len(names)} cells, as "
             "the first line has: it is no table"
         )
-    if broken:
-        what = "line is" if broken == 1 else "lines are"
-        notes.append(f"{broken} {what} not whole, and left out.")
-    return builder.table(notes)
+    return builder.table([*notes, *not_whole(broken)])
 
 
 @contextmanager
-def _long_cells() -> Iterator[None]:
-    """Let cells be as long as they are: a column of text may hold histograms, say."""
+def long_cells() -> Iterator[None]:
+    """Let cells be as long as they are: of histograms, say, or of whole configurations."""
     before = csv.field_size_limit(LONGEST_CELL)
     try:
         yield

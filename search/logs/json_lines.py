@@ -10,10 +10,9 @@ from typing import Any
 import pydantic_core
 
 from ..errors import UserError
-from .table import Table, TableBuilder
+from .table import MOST_BROKEN, Table, TableBuilder, not_whole
 
 CHUNK = 500  # lines at a time
-MOST_BROKEN = 0.5  # of the lines: where more are none, the file is of another format
 BLANK = b"\xef\xbb\xbf \t\r\n"  # a byte order mark, too
 
 
@@ -40,10 +39,7 @@ def read(path: Path) -> Table:
         notes.append(
             "The last line is half of one, of a log that is still being written, and left out."
         )
-    if broken:
-        what = "line is" if broken == 1 else "lines are"
-        notes.append(f"{broken} {what} not whole, and left out.")
-    return builder.table(notes)
+    return builder.table([*notes, *not_whole(broken)])
 
 
 def recognizes_list(head: bytes) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import UserError
 from ..trial import UNTRAINED_STEPS, Array, Curve
 from .formats import find_format
-from .roles import Columns, guess
+from .roles import GivenColumns, guess
 from .steps import Restarts, Steps, counted_on, find_restarts, in_order, steps_of
 from .table import Column, Table
 
@@ -24,6 +24,8 @@ NAMES_SHOWN = 30  # of the columns of a log, in a message
 EPOCH = "epoch"
 CALLS = "_step"  # W&B's own column
 LARGEST_STEP = 2**53  # the whole numbers that a float holds
+
+Series = tuple[Steps, Array, int]  # steps, values, and how many values gave way to later ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +90,7 @@ class Log:
         return np.asarray(norm[np.where(before < 0, place[0], before)])
 
 
-def read_log(path: Path, columns: Columns | None = None) -> Log:
+def read_log(path: Path, columns: GivenColumns | None = None) -> Log:
     """The log at a path: a file, or a folder of event files of one run.
 
     `columns` names what is not to be guessed. Raises UserError, with the place, for what is no log,
@@ -102,10 +104,10 @@ def read_log(path: Path, columns: Columns | None = None) -> Log:
         raise UserError(f"{path}: is no text in UTF-8, byte {error.start}") from error
     if not table.count:
         raise UserError(f"{path}: has no rows")
-    return _log(str(path), kind.name, kind.note, table, columns or Columns())
+    return _log(str(path), kind.name, kind.note, table, columns or GivenColumns())
 
 
-def _log(source: str, kind: str, note: str, table: Table, columns: Columns) -> Log:
+def _log(source: str, kind: str, note: str, table: Table, columns: GivenColumns) -> Log:
     given = columns.given()
     for role, name in given.items():
         _check(source, role, name, table)
@@ -173,14 +175,14 @@ class _Reader:
         column, steps = steps_of(table.columns[leading], step)
         self._restarts: Restarts = find_restarts(column.rows, steps)
 
-    def series(self, name: str | None) -> tuple[Steps, Array, int]:
-        """Steps, values, and how many values gave way to later ones."""
+    def series(self, name: str | None) -> Series:
+        """The series of a column; an empty one without a name."""
         if name is None:
             return np.empty(0, np.int64), np.empty(0), 0
         column, steps = steps_of(self._table.columns[name], self._step)
         return in_order(column, steps, self._restarts)
 
-    def notes(self, losses: tuple[Steps, Array, int]) -> Iterator[str]:
+    def notes(self, losses: Series) -> Iterator[str]:
         if self._restarts.note:
             yield self._restarts.note
         if losses[2]:
@@ -225,9 +227,6 @@ def _check_steps(source: str, name: str, step: Column) -> None:
             f"{source}: column {name!r} holds {bad:g}: steps are whole numbers from 0 on; name "
             "another column by --step"
         )
-
-
-Series = tuple[Steps, Array, int]
 
 
 def _without_skipped(losses: Series, norms: Series) -> tuple[tuple[Steps, Array], int]:

@@ -44,7 +44,7 @@ BOUNDS = ("__MIN", "__MAX")
 
 
 @dataclass(frozen=True)
-class Columns:
+class GivenColumns:
     """Names of columns that the user has given; None: guess."""
 
     step: str | None = None

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..trial import Array
 
+MOST_BROKEN = 0.5  # of the lines of a file: where more are not whole, it is of another format
 MISSING = frozenset(("", "null", "none"))
 SHOWN = 40  # characters of a cell in a message
 NUMBERS: frozenset[type] = frozenset((int, float))
@@ -47,6 +48,12 @@ class Table:
     notes: tuple[str, ...] = ()
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     total_steps: int = 0
+
+
+def not_whole(lines: int) -> list[str]:
+    """A note on so many lines that are left out; none where none is."""
+    what = "line is" if lines == 1 else "lines are"
+    return [f"{lines} {what} not whole, and left out."] if lines else []
 
 
 class TableBuilder:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +75,7 @@ def _with_hidden(table: Table) -> Table:
         note = f"{what} exactly 0: {hides}, so they may be no losses. Set it to False."
     values = np.where(hidden, math.nan, loss.values)
     columns = {**table.columns, LOSS: Column(loss.rows, values)}
-    return Table(
-        columns,
-        table.texts,
-        table.count,
-        (*table.notes, note),
-        table.hyperparameters,
-        table.total_steps,
-    )
+    return replace(table, columns=columns, notes=(*table.notes, note))
 
 
 def _has_broken_norm(loss: Column, norm: Column | None) -> np.ndarray[Any, np.dtype[np.bool_]]:

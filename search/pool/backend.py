@@ -9,7 +9,9 @@ matter. `in_process` trains where the driver runs; all others are workers at the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import socket
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -64,6 +66,8 @@ class WorkerInfo:
 
     worker              a name that it keeps when it comes back
     updates_per_second  of the trials that it has handed in
+    study, batch_size   of the points that it trains now
+    in_training         how many these are
     """
 
     worker: str
@@ -72,6 +76,28 @@ class WorkerInfo:
     versions: Mapping[str, str]
     cpu: str
     updates_per_second: float = 0.0
+    study: str = ""
+    batch_size: int = 0
+    in_training: int = 0
+
+
+def machines(workers: Iterable[WorkerInfo]) -> list[dict[str, object]]:
+    """Workers that are alike as one record each, with their number."""
+    own = socket.gethostname()
+    alike: Counter[tuple[object, ...]] = Counter()
+    for worker in workers:
+        host = "this machine" if worker.host == own else worker.host
+        alike[host, worker.device, worker.cpu, tuple(sorted(worker.versions.items()))] += 1
+    return [
+        {
+            "host": host,
+            "workers": count,
+            "device": device,
+            "cpu": cpu,
+            "versions": dict(versions),  # type: ignore[call-overload]
+        }
+        for (host, device, cpu, versions), count in alike.items()
+    ]
 
 
 class Backend(Protocol):

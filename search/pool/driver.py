@@ -26,7 +26,7 @@ from ..train.choose import devices
 from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told
 from ..workload.workload import reload_edited_modules
-from .backend import Backend, TaskResult, WorkerBack, WorkerLost
+from .backend import Backend, TaskResult, WorkerBack, WorkerInfo, WorkerLost, machines
 from .engines import EngineRecords
 from .inbox import Inbox, read_inbox, saved_state, take_interrupted
 from .progress import Progress
@@ -75,6 +75,7 @@ class Driver:
         self.tried: set[tuple[str, str]] = set()
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.deaths_before_training = 0  # one after the other
+        self.seen: dict[str, WorkerInfo] = {}  # workers, by name
         # by the database, in seconds of `time.monotonic`
         self.unanswered_since: float | None = None
         for store in stores:
@@ -114,6 +115,7 @@ class Driver:
         return {
             "finished": now(),
             "workers": self.workers,
+            "trained_by": machines(self.seen.values()),
             "device": self.device_names,
             "engines": self.engine_records[store.study.name].by_batch_size(),
         }
@@ -125,7 +127,7 @@ class Driver:
             done = [trial for trial in trials.values() if not trial.verdict.crashed]
             finished = {_key(trial.point) for trial in done}
             points = next_points(store.study, [as_told(trial) for trial in done])
-            self.show.plan(store.study, len(points))
+            self.show.plan(store.study, points)
             for point in points:
                 if (
                     _key(point) not in finished
@@ -199,12 +201,8 @@ class Driver:
             )
             for store, points in unknown
         ]
-        found: dict[int, Engine] = {}
-        waiting = tasks
-        while waiting:  # after a loss the others are not handed out
-            for over in self.outcomes(waiting, self.workers):
-                found[id(over.task)] = over.engine or NOT_MEASURED
-            waiting = [task for task in waiting if id(task) not in found]
+        over = list(self.outcomes(tasks, self.workers))
+        found = {id(one.task): one.engine or NOT_MEASURED for one in over}
         return [found[id(task)] for task in tasks]
 
     @staticmethod
@@ -263,6 +261,9 @@ class Driver:
                 events = self.backend.wait(POLL_SECONDS)
                 stop_if_asked()
                 self.collect_patiently()
+                there = self.backend.workers()
+                self.seen |= {worker.worker: worker for worker in there}
+                self.show.tick(there)
                 for event in events:
                     if isinstance(event, TaskResult):
                         left -= 1

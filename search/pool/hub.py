@@ -136,11 +136,7 @@ class Hub:
     def workers(self) -> list[WorkerInfo]:
         """Those that are connected."""
         with self._changed:
-            return [
-                replace(peer.info, updates_per_second=peer.updates / max(peer.training, 1e-9))
-                for peer in self._peers
-                if peer.info
-            ]
+            return [_now(peer, peer.info) for peer in self._peers if peer.info]
 
     def stop(self, saves: bool = False) -> None:
         self._say_farewell(Farewell(comes_back=True, saves=saves))
@@ -430,6 +426,18 @@ class Hub:
     def _own_ones(self, peer: Peer, said: Said) -> tuple[Sequence[Point], Inbox]:
         _, inbox = self._of_task(peer)
         return [peer.taken[int(number)] for number in said.values["numbers"]], inbox
+
+
+def _now(peer: Peer, info: WorkerInfo) -> WorkerInfo:
+    """What a worker has said of itself, with what it does now."""
+    begun = [peer.taken[number] for number in peer.begun]
+    return replace(
+        info,
+        updates_per_second=peer.updates / peer.training if peer.training else 0.0,
+        study=peer.open.task.study.name if peer.open else "",
+        batch_size=begun[0].batch_size if begun else 0,
+        in_training=len(begun),
+    )
 
 
 class _GoneError(Exception):

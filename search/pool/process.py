@@ -265,7 +265,7 @@ class WireDesk:
             values = {
                 "number": number,
                 "record": trial.record(),
-                "updates": trial.curve.total_steps,
+                "updates": len(trial.curve.loss),
             }
             if self._ask("post", curve, checkpoint, **values) is None:
                 return

@@ -1,81 +1,157 @@
-"""A progress bar per study: trials done, their verdicts, and the time left."""
+"""What a run shows while it trains: trials done, their verdicts, who trains, and the time left."""
 
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
+from rich.text import Text
 
 from ..study.study import Study
-from ..trial import Trial
+from ..trial import Point, Trial
+from ..words import duration
+from .backend import WorkerInfo
+from .forecast import Forecast
+
+SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal
+MOST_HOSTS = 4  # in a line; the others are counted
+
+
+class _Bars(Bars):
+    """Bars, and a line below them."""
+
+    line = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.line:
+            yield Text(self.line, no_wrap=True, overflow="ellipsis")
 
 
 class Progress:
-    """Context manager that shows the bars on standard error while studies run.
+    """Context manager that shows on standard error how far studies are.
 
-    Bars that move take over the terminal: where they may not (`live`), each finished trial is a
-    line instead, and what else is printed, or typed at a debugger, is left alone.
+    On a terminal as bars that move, elsewhere as a line a minute. Bars take over the terminal:
+    where they may not (`live`), each finished trial is a line instead, and what else is printed, or
+    typed at a debugger, is left alone.
     """
 
     def __init__(
         self, finished: Mapping[str, Iterable[Trial]], shown: bool = True, live: bool = True
     ) -> None:
         """`finished`: the trials that each study has already, by its name."""
+        console = Console(stderr=True)
         self._has_lines = shown and not live
+        self._has_minutes = shown and live and not console.is_terminal
         self._totals: dict[str, int] = {}
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[counts]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not (shown and live),
+        self._forecast = Forecast()
+        self._workers: Sequence[WorkerInfo] = ()
+        self._worked = 0.0  # seconds of all workers together
+        self._looked = self._said = time.monotonic()
+        self._bars = _Bars(
+            TextColumn(
+                "{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[counts]}", table_column=Column(no_wrap=True)),
+            console=console,
+            disable=not (shown and live) or self._has_minutes,
         )
-        self._counts: dict[str, Counter[str]] = {}
-        self._tasks = {}
-        for name, trials in finished.items():
-            self._counts[name] = Counter(
-                _kind(trial) for trial in trials if not trial.verdict.crashed
+        self._earlier = {
+            name: [trial for trial in trials if not trial.verdict.crashed]
+            for name, trials in finished.items()
+        }
+        self._counts = {name: Counter(map(_kind, own)) for name, own in self._earlier.items()}
+        self._tasks = {
+            name: self._bars.add_task(
+                name, total=None, completed=counts.total(), counts=_words(counts)
             )
-            self._tasks[name] = self._bars.add_task(
-                name,
-                total=None,
-                completed=self._counts[name].total(),
-                counts=_words(self._counts[name]),
-            )
+            for name, counts in self._counts.items()
+        }
 
     def __enter__(self) -> Progress:
         self._bars.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._bars.line = ""
         self._bars.stop()
 
-    def plan(self, study: Study, points: int) -> None:
-        """The number of trials known so far, or planned in all."""
-        planned = (study.trials or 0) * study.seeds * len(study.batch_sizes)
-        total = self._totals[study.name] = max(points, planned)
+    def plan(self, study: Study, points: Sequence[Point]) -> None:
+        """The points of a study that are known so far; an adaptive sampler finds more later."""
+        planned = (study.trials or 0) * study.seeds
+        total = max(len(points), planned * len(study.batch_sizes))
+        self._totals[study.name] = total
+        updates: defaultdict[int, int] = defaultdict(int)
+        known = Counter(point.batch_size for point in points)
+        for point in points:
+            updates[point.batch_size] += study.updates(point)
+        for batch_size, count in known.items():
+            updates[batch_size] = round(updates[batch_size] * max(1.0, planned / count))
+        self._forecast.plan(study.name, updates)
+        for trial in self._earlier.pop(study.name, ()):
+            self._count(study, trial, None)  # this run has not seen how long it took
         self._bars.update(self._tasks[study.name], total=total)
 
     def finished(self, study: Study, trial: Trial) -> None:
         counts = self._counts[study.name]
         counts[_kind(trial)] += 1
+        self._count(study, trial, len(trial.curve.loss))
         self._bars.update(self._tasks[study.name], completed=counts.total(), counts=_words(counts))
         if self._has_lines:
-            done = f"{counts.total()}/{self._totals.get(study.name, '?')}"
-            print(f"{study.name}: {done}: {_words(counts)}", file=sys.stderr)
+            print(f"{study.name}: {self._done(study.name)}", file=sys.stderr)
+
+    def tick(self, workers: Sequence[WorkerInfo]) -> None:
+        """Called now and then while workers train."""
+        now = time.monotonic()
+        busy = sum(worker.in_training > 0 for worker in self._workers)
+        self._worked += busy * (now - self._looked)
+        self._looked, self._workers = now, workers
+        self._bars.line = self.line()
+        if self._has_minutes and now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            each = "; ".join(f"{name}: {self._done(name)}" for name in self._counts)
+            print(f"{each}; {self.line()}", file=sys.stderr, flush=True)
+
+    def line(self) -> str:
+        """Who trains, how fast, and how long it will still take."""
+        in_training: Counter[tuple[str, int]] = Counter()
+        for worker in self._workers:
+            in_training[worker.study, worker.batch_size] += worker.in_training
+        seconds = self._forecast.seconds_left(len(self._workers), in_training, self._worked)
+        left = "" if seconds is None else f"about {duration(seconds)} left"
+        return "; ".join(part for part in (left, who_trains(self._workers)) if part)
+
+    def _count(self, study: Study, trial: Trial, trained: int | None) -> None:
+        if not trial.verdict.crashed:
+            point, planned = trial.point, study.updates(trial.point)
+            self._forecast.finish(study.name, point.batch_size, planned, trained, trial.seconds)
+
+    def _done(self, name: str) -> str:
+        counts = self._counts[name]
+        return f"{counts.total()}/{self._totals.get(name, '?')}: {_words(counts)}"
+
+
+def who_trains(workers: Sequence[WorkerInfo]) -> str:
+    """How many workers there are, on which hosts, and how many updates a second each takes."""
+    hosts: defaultdict[str, list[WorkerInfo]] = defaultdict(list)
+    for worker in workers:
+        hosts[worker.host].append(worker)
+    each = []
+    for host, own in list(hosts.items())[:MOST_HOSTS]:
+        rates = [worker.updates_per_second for worker in own if worker.updates_per_second]
+        pace = f" × {sum(rates) / len(rates):,.0f} updates/s" if rates else ""
+        each.append(f"{host}: {len(own)}{pace}")
+    if len(hosts) > MOST_HOSTS:
+        each.append(f"{len(hosts) - MOST_HOSTS} more hosts")
+    return f"workers on {', '.join(each)}" if each else ""
 
 
 def _kind(trial: Trial) -> str:

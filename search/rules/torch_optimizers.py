@@ -8,10 +8,9 @@ loop here (`search/train/loop.py`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import Parameter, formatannotation, signature
-from typing import Any, overload
+from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 import torch
@@ -29,7 +28,9 @@ from .constructors import (
     module_and_class,
 )
 from .counterparts import call_of
-from .optimizers import RULES, Columns
+from .optimizers import RULES, Columns, counterpart
+
+Kind: TypeAlias = tuple[torch.device, torch.dtype]  # of states and coefficients
 
 SMALL = 2**16  # numbers of a parameter, up to which starting an operation costs as much as doing it
 
@@ -127,12 +128,13 @@ class RuleOptimizer(Optimizer):
         self.rule, row = rule, RULES[rule]
         if fault := row.fault_of_settings(settings):
             raise UserError(f"optimizer {rule}: {fault}")
-        # by the place of its group, made by the next step: ids of the parameters, and their buckets
-        self._buckets: dict[int, tuple[tuple[int, ...], list[_Bucket]]] = {}
+        # by the place of its group, made by the next step: which parameters, and their buckets
+        self._buckets: dict[int, tuple[tuple[Any, ...], list[_Bucket]]] = {}
+        self._columns: dict[Kind, tuple[Tensor, Columns]] = {}
         super().__init__(params, {"lr": lr, **row.defaults, **settings, "updates": 0})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "rule": self.rule, "_buckets": {}}
+        return {**super().__getstate__(), "rule": self.rule, "_buckets": {}, "_columns": {}}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's. Raises UserError for a parameter that is no tensor of real numbers."""
@@ -179,25 +181,32 @@ class RuleOptimizer(Optimizer):
             tables = RULES[self.rule].coefficients(
                 own, np.array([float(group["lr"])]), np.array([group["updates"]])
             )
-            columns: dict[tuple[torch.device, torch.dtype], Columns] = {}
+            values = torch.from_numpy(np.array(list(tables.values()))[:, :, None])
+            columns: dict[Kind, Columns] = {}
             for bucket in self._buckets_of(place):
                 if bucket.kind not in columns:
-                    values = torch.tensor(np.stack(list(tables.values()))[:, :, None])
-                    moved = values.to(*bucket.kind).unbind()
-                    columns[bucket.kind] = dict(zip(tables, moved, strict=True))
+                    columns[bucket.kind] = self._columns_of(bucket.kind, tables, values)
                 self._update(bucket, columns[bucket.kind])
         return loss
 
+    def _columns_of(self, kind: Kind, names: Iterable[str], values: Tensor) -> Columns:
+        """Coefficients by name, in the tensors that had those of the update before."""
+        if kind not in self._columns:
+            room = torch.empty_like(values, device=kind[0], dtype=kind[1])
+            self._columns[kind] = room, dict(zip(names, room.unbind(), strict=True))
+        room, columns = self._columns[kind]
+        room.copy_(values)
+        return columns
+
     def _update(self, bucket: _Bucket, columns: Columns) -> None:
-        gradients = [one.grad for one in bucket.parameters if one.grad is not None]
+        gradients = [cast(Tensor, one.grad) for one in bucket.parameters]
         if any(gradient.layout != torch.strided for gradient in gradients):
             raise UserError(
                 f"optimizer {self.rule}: takes no sparse gradients: make layers with sparse=False"
             )
-        theta = _row(bucket.parameters)
-        RULES[self.rule].update(theta, _row(gradients), bucket.state, columns)
-        if theta.data_ptr() != bucket.parameters[0].data_ptr():  # a copy
-            torch._foreach_copy_(bucket.parameters, _parts(theta, bucket.parameters))
+        theta, gradient = bucket.fetch(gradients)
+        RULES[self.rule].update(theta, gradient, bucket.state, columns)
+        bucket.put_back(theta)
 
     def _buckets_of(self, place: int) -> list[_Bucket]:
         """The parameters of a group that have a gradient, in the same buckets while these are the
@@ -205,15 +214,15 @@ class RuleOptimizer(Optimizer):
         """
         given = [one for one in self.param_groups[place]["params"] if one.grad is not None]
         known, buckets = self._buckets.get(place, ((), []))
-        ids = tuple(map(id, given))
-        if ids != known:
+        seen = tuple((id(one), one.device, one.dtype) for one in given)
+        if seen != known:
             buckets = list(self._fill_buckets(given))
-            self._buckets[place] = ids, buckets
+            self._buckets[place] = seen, buckets
         return buckets
 
     def _fill_buckets(self, given: Iterable[Tensor]) -> Iterator[_Bucket]:
         """Small parameters of a kind together, which takes fewer operations; large ones alone."""
-        small: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        small: dict[Kind, list[Tensor]] = {}
         for parameter in given:
             kind = (parameter.device, _wide(parameter))
             if parameter.numel() <= SMALL:
@@ -223,7 +232,7 @@ class RuleOptimizer(Optimizer):
         for kind, parameters in small.items():
             yield self._bucket(parameters, kind)
 
-    def _bucket(self, parameters: list[Tensor], kind: tuple[torch.device, torch.dtype]) -> _Bucket:
+    def _bucket(self, parameters: list[Tensor], kind: Kind) -> _Bucket:
         """Parameters in a row, whose states become parts of the row's."""
         rows = {}
         for name, start in RULES[self.rule].state.items():
@@ -231,28 +240,44 @@ class RuleOptimizer(Optimizer):
                 self.state[one].get(name, torch.full_like(one, start, dtype=kind[1]))
                 for one in parameters
             ]
-            rows[name] = torch.cat([one.reshape(-1) for one in known]).view(1, -1)
+            rows[name] = torch.cat([one.to(*kind).reshape(-1) for one in known]).view(1, -1)
             for parameter, part in zip(parameters, _parts(rows[name], parameters), strict=True):
                 self.state[parameter][name] = part
         return _Bucket(parameters, kind, rows)
 
 
-@dataclass(frozen=True)
 class _Bucket:
-    """Parameters that are updated together. `state`: by name, [1, P], of which each parameter's is
-    a part.
+    """Parameters that are updated together, on one device.
+
+    kind    that device, and the dtype of states and coefficients
+    state   by name, [1, P], of which each parameter's is a part
     """
 
-    parameters: list[Tensor]
-    kind: tuple[torch.device, torch.dtype]
-    state: Mapping[str, Tensor]
+    def __init__(self, parameters: list[Tensor], kind: Kind, state: Mapping[str, Tensor]) -> None:
+        self.parameters, self.kind, self.state = parameters, kind, state
+        # room for values and gradients, [1, P] each, and its parts; one alone needs none
+        self._rows: tuple[Tensor, ...] = ()
+        if len(parameters) > 1:
+            width = sum(one.numel() for one in parameters)
+            self._rows = torch.empty((2, 1, width), device=kind[0], dtype=kind[1]).unbind()
+            self._parts = [part for row in self._rows for part in _parts(row, parameters)]
 
+    def fetch(self, gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Values and gradients of now end to end, [1, P] each."""
+        if not self._rows:
+            both = (self.parameters[0], gradients[0])
+            theta, gradient = (one.to(self.kind[1]).reshape(1, -1) for one in both)
+        else:
+            theta, gradient = self._rows
+            torch._foreach_copy_(self._parts, [*self.parameters, *gradients])
+        return theta, gradient
 
-def _row(tensors: list[Tensor]) -> Tensor:
-    """Tensors end to end in their wide dtype, [1, P]; of one alone, itself where that is so."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    row = flat[0] if len(flat) == 1 else torch.cat(flat)
-    return row.to(_wide(row)).view(1, -1)
+    def put_back(self, theta: Tensor) -> None:
+        """Write the values that `fetch` returned into the parameters."""
+        if self._rows:
+            torch._foreach_copy_(self.parameters, self._parts[: len(self.parameters)])
+        elif theta.data_ptr() != self.parameters[0].data_ptr():  # a copy
+            self.parameters[0].copy_(theta.view(self.parameters[0].shape))
 
 
 def _parts(row: Tensor, like: list[Tensor]) -> list[Tensor]:
@@ -266,37 +291,31 @@ def _wide(parameter: Tensor) -> torch.dtype:
     return torch.promote_types(parameter.dtype, torch.float32)
 
 
-# torch's optimizers that train as rules do, but for what `counterparts` says; lion has none
-TORCH_CLASSES: dict[str, type[Optimizer]] = {
-    "sgd": torch.optim.SGD,
-    "momentum": torch.optim.SGD,
-    "nesterov": torch.optim.SGD,
-    "rmsprop": torch.optim.RMSprop,
-    "adam": torch.optim.Adam,
-    "nadam": torch.optim.NAdam,
-    "adamw": torch.optim.AdamW,
-}
-
-
 def why_another(optimizer: Optimizer, name: str) -> str:
     """Why an optimizer is not the one that a study names so, in words; empty if it may be.
 
     Its settings are not looked at.
     """
+    kind = type(optimizer)
     if isinstance(optimizer, RuleOptimizer):
         is_named = optimizer.rule == name
-    elif name in TORCH_CLASSES:  # itself or a class of the user's: torch's AdamW is an Adam
-        bases = type(optimizer).__mro__
-        of_torch = [one for one in bases if one.__module__.startswith("torch.optim.")]
-        is_named = of_torch[0] in (TORCH_CLASSES[name], Optimizer)
-    elif name in RULES:
-        is_named = not type(optimizer).__module__.startswith("torch.optim.")
+    elif name not in RULES:
+        is_named = kind.__name__ == module_and_class(name)[1]
     else:
-        is_named = type(optimizer).__name__ == name.replace(":", ".").rpartition(".")[2]
+        # the class itself, or what one of the user's inherits: torch's AdamW is an Adam
+        of_torch = next(one for one in kind.__mro__ if one.__module__.startswith("torch.optim."))
+        closest = _closest_in_torch(name)
+        is_named = of_torch in (closest, Optimizer) if closest else of_torch is not kind
     if is_named:
         return ""
-    kind = type(optimizer)
     return (
         f"the study names the optimizer {name}, and this is {kind.__module__}.{kind.__qualname__}: "
         "name it in [space.optimizer], or make it by run.optimizer(model)"
     )
+
+
+def _closest_in_torch(rule: str) -> type[Optimizer] | None:
+    """The class of torch that `counterparts` names for a row of RULES, if there is one."""
+    path, _, _ = counterpart(rule, {}, 1.0).call.partition("(")
+    kind: type[Optimizer] | None = getattr(torch.optim, module_and_class(path)[1], None)
+    return kind

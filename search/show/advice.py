@@ -20,6 +20,7 @@ from ..judge.analysis import (
 )
 from ..judge.flags import ENOUGH, checkpoint_note
 from ..judge.objective import sounds_better_when_higher
+from ..judge.readout import clipped_before
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import optimizer_of
 from ..rules.schedule import LONG_WARMUP, longest_warmup
@@ -378,6 +379,19 @@ def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
                 )
 
 
+def _clipped_before(study: Study, trials: list[Trial]) -> Iterator[Advice]:
+    """Advice where somebody else clips first, so that neither norms nor clip_norm mean anything."""
+    for group, own in group_trials(trials, study.scientific_names).items():
+        for best in rank_configurations(own)[:1]:
+            if said := clipped_before(best):
+                yield advice_by(
+                    "R15",
+                    study.key_of(group.optimizer, "clip_norm"),
+                    f"{group.label}: of the best trial, {best.point.number}, {said}; leave "
+                    "clipping to the study",
+                )
+
+
 def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     """Advice where a long warmup won, and no shorter one trained at its base_lr or above."""
     short = LONG_WARMUP * study.max_train_steps
@@ -425,5 +439,6 @@ OF_THE_RESULTS: tuple[Callable[[Study, list[Trial]], Iterator[Advice]], ...] = (
     _borders,
     _length_of_training,
     _too_much_clipping,
+    _clipped_before,
     _warmup_that_is_needed,
 )

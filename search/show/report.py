@@ -28,6 +28,7 @@ from ..judge.analysis import (
 from ..judge.comparison import Comparison, Decision
 from ..judge.diagnosis import GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
+from ..judge.readout import clipped_before
 from ..playbook import CITATION, rule
 from ..rules.counterparts import MADE_BY_RUN, OURS, Counterpart
 from ..rules.hyperparameters import HYPERPARAMETERS
@@ -234,11 +235,10 @@ def _sentences(results: Results) -> list[str]:
     for group, own in group_trials(trials, study.scientific_names).items():
         if note := checkpoint_note(own, study.objective):
             sentences.append(f"{group.label}: {note}.")
-        sentences += [
-            f"{group.label}, best trial {best.point.number}: {flag.sentence}."
-            for best in rank_configurations(own)[:1]
-            for flag in curve_flags(best, study.objective)
-        ]
+        for best in rank_configurations(own)[:1]:
+            told = [flag.sentence for flag in curve_flags(best, study.objective)]
+            told += filter(None, [clipped_before(best)])
+            sentences += [f"{group.label}, best trial {best.point.number}: {one}." for one in told]
     return sentences
 
 

@@ -18,7 +18,7 @@ from ..judge.diagnosis import GroupDiagnosis, Remedy
 from ..study.sampling import free_axes, shares, some_points
 from ..study.study import Axis, Range, Study
 from ..trial import Group, Point, group_of
-from ..words import better_side, readable
+from ..words import better_side, duration, readable
 
 # What the terminal shows of `summary_cells`.
 COLUMNS = (
@@ -276,7 +276,7 @@ def diagnosis_plan_table(
         for i, (step, trainings, updates) in enumerate(rows):
             cells = [group.label if i == 0 else "", step, str(trainings), str(updates)]
             if seconds:
-                cells.append(_duration(updates * seconds[group.batch_size]))
+                cells.append(duration(updates * seconds[group.batch_size]))
             table.add_row(*(Text(cell) for cell in cells))
     return table
 
@@ -364,8 +364,8 @@ def cost_rows(result: Comparison) -> list[dict[str, str]]:
             "batch size": str(side.point.batch_size),
             "updates": str(side.max_train_steps),
             "with warmup": str(side.total_steps),
-            "time of search": _duration(side.search_seconds),
-            "time of a run": _duration(side.run_seconds),
+            "time of search": duration(side.search_seconds),
+            "time of a run": duration(side.run_seconds),
         }
         for name, side in result.sides
     ]
@@ -398,7 +398,7 @@ def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None
         trials = shares(study, group.batch_size)[group]
         if seconds_per_step:
             each = statistics.fmean(updates) * seconds_per_step[group.batch_size]
-            times = [_duration(each * trials * study.seeds)]
+            times = [duration(each * trials * study.seeds)]
         span = (
             f"{min(updates)}"
             if min(updates) == max(updates)
@@ -456,9 +456,3 @@ def axis_in_words(axis: Axis) -> str:
     if len(axis) == 1:
         return readable(axis[0])
     return "{" + ", ".join(readable(value) for value in axis) + "}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

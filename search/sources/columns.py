@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,14 @@ from ..study.study import (
 )
 from ..trial import COMMON
 from .names import OBJECTIVES, usual_column
-from .runs import Run, Sweep
+from .runs import Run, Sweep, is_number, says_nothing
 
 OWN = ("base_lr", "batch_size", "optimizer")  # without which a run has no place in any plot
+WHOLE = {  # hyperparameters that are whole numbers: the lowest and the highest
+    "batch_size": (1, MOST_EXAMPLES),
+    "seed": (0, LARGEST_SEED),
+    "max_train_steps": (1, MOST_STEPS),
+}
 OFF = (0, False, "none", "null", "off")  # of a clipping threshold, as others write it
 # our names that a column may be taken for by its name
 GUESSED = (*OWN, "seed", *COMMON, *of_kind("optimizer"))
@@ -43,6 +49,7 @@ class Columns:
     guessed      what was not said, as `ours = theirs`
     left_out     columns that are nothing of these, with the reason
     floats       columns of arguments in which 1 and 1.0 are the same value
+    ranges       columns of arguments that are numbers of a range: a text among them is no value
     is_metric    whether the source says that the objective is a result: a column of config that has
                  its name is another one
     """
@@ -54,19 +61,40 @@ class Columns:
     guessed: tuple[str, ...]
     left_out: Mapping[str, str]
     floats: frozenset[str] = frozenset()
+    ranges: frozenset[str] = frozenset()
     is_metric: bool = False
 
     def raw(self, ours: str, run: Run) -> Any:
         """What a run has of a hyperparameter, as its source writes it; None if it has nothing."""
         values = (run.config.get(column) for column in self.of.get(ours, ()))
-        return next((value for value in values if value is not None), self.constants.get(ours))
+        return next((value for value in values if _is_told(ours, value)), self.constants.get(ours))
+
+    def argument(self, column: str, run: Run) -> Any:
+        """What a run has of an argument; None if it has nothing."""
+        value = run.config.get(column)
+        if column in self.ranges and not is_number(value):
+            return None
+        return float(value) if column in self.floats and value is not None else value
 
     def objective_of(self, run: Run) -> float | None:
-        """The objective that a run's source states; None if it states none."""
+        """The objective that a run's source states; None if it states none, or no number."""
         value = run.metrics.get(self.objective)
         if value is None and not self.is_metric:
             value = run.config.get(self.objective)
-        return None if value is None else float(value)
+        return None if value is None or not is_number(value) else float(value)
+
+    def faults_of(self, run: Run) -> list[str]:
+        """Why a run has no point, as `base_lr = 'abc', must be a number > 0`; empty if it has."""
+        missing = [ours for ours in OWN if self.raw(ours, run) is None]
+        faults = [f"has no {' and no '.join(missing)}"] if missing else []
+        for ours in self.of:
+            value = self.raw(ours, run)
+            try:
+                if value is not None:
+                    convert(ours, value)
+            except ValueError as error:
+                faults.append(f"{ours} = {quote(value)}, must be {error}")
+        return faults
 
 
 def name_columns(
@@ -96,7 +124,7 @@ def name_columns(
         if ours in of or ours in constants:
             continue
         found = usual_column(ours, [name for name in config if name not in taken])
-        if not found or (ours not in OWN and _fault(ours, found, sweep.runs)):
+        if not found or (ours not in OWN and not _may_be(ours, found, sweep.runs)):
             continue
         of[ours] = tuple(found)
         taken.update(found)
@@ -105,12 +133,17 @@ def name_columns(
     for ours, theirs in of.items():
         if fault := _fault(ours, theirs, sweep.runs):
             raise UserError(fault)
-    named = {ours: theirs[0] for ours, theirs in of.items() if ours not in _ours()}
+    named = {ours: theirs[0] for ours, theirs in of.items() if ours not in our_names()}
     rest, left_out = _arguments([name for name in config if name not in taken], sweep.runs)
     arguments = {**rest, **named}
     if is_metric and objective in config:
         left_out[objective] = f"has the name of the objective: --map ANOTHER={objective}"
-    of = {ours: theirs for ours, theirs in of.items() if ours in _ours()}
+    elif why := _texts_among_numbers(objective, sweep.runs):
+        left_out[objective] = why
+    of = {ours: theirs for ours, theirs in of.items() if ours in our_names()}
+    values = {name: _values(name, sweep.runs) for name in arguments.values()}
+    ranges = frozenset(name for name in values if _is_range(values[name]))
+    floats = frozenset(name for name in values if _mixes_floats(values[name]))
     return Columns(
         of=of,
         objective=objective,
@@ -118,19 +151,48 @@ def name_columns(
         constants=constants,
         guessed=tuple(guessed),
         left_out=left_out,
-        floats=frozenset(name for name in arguments.values() if _mixes_floats(name, sweep.runs)),
+        floats=floats,
+        ranges=ranges,
         is_metric=is_metric,
     )
 
 
-def _mixes_floats(name: str, runs: Sequence[Run]) -> bool:
-    """Whether a column of numbers has both integers and floats."""
-    kinds = {type(run.config[name]) for run in runs if name in run.config}
-    return kinds == {int, float}
+def _mixes_floats(values: Sequence[Any]) -> bool:
+    """Whether numbers of a column are both integers and floats."""
+    kinds = {type(value) for value in values}
+    return {int, float} <= kinds and (kinds == {int, float} or _is_range(values))
 
 
-def _ours() -> tuple[str, ...]:
-    return (*OWN, "seed", "max_train_steps", *HYPERPARAMETERS)
+def _values(name: str, runs: Sequence[Run]) -> list[Any]:
+    return [run.config[name] for run in runs if name in run.config]
+
+
+def _is_range(values: Sequence[Any]) -> bool:
+    """Whether values are numbers of a range, among which a text is a slip and no choice."""
+    numbers = [value for value in values if is_number(value)]
+    return len(set(numbers)) > FEW_TEXTS and 2 * len(numbers) > len(values)
+
+
+def _texts_among_numbers(name: str, runs: Sequence[Run]) -> str:
+    """That some values of the objective are texts, in words; empty if none is."""
+    own = [run for run in runs if not (says_nothing(v := run.config.get(name)) or is_number(v))]
+    if not own:
+        return ""
+    return f"of {len(own)} runs, as {quote(own[0].config[name])} of {own[0].name}: is no number"
+
+
+def _is_told(ours: str, value: Any) -> bool:
+    """Whether a value tells of a hyperparameter. A clipping threshold may be `none`; nan stands for
+    an empty cell where columns of numbers have no other way.
+    """
+    if ours == "clip_norm" and str(value).lower() in OFF:
+        return value is not None
+    return not says_nothing(value) and value == value
+
+
+def our_names() -> set[str]:
+    """The names of hyperparameters that mean something here."""
+    return {*OWN, *WHOLE, *HYPERPARAMETERS}
 
 
 def _refuse_unknown(ours: str, name: str, known: Sequence[str]) -> None:
@@ -141,7 +203,7 @@ def _refuse_unknown(ours: str, name: str, known: Sequence[str]) -> None:
 
 def _refuse_wrong(ours: str, value: Any) -> None:
     try:
-        if ours in _ours():
+        if ours in our_names():
             convert(ours, value)
     except ValueError as error:
         raise UserError(f"--set {ours}={value}: must be {error}") from error
@@ -162,10 +224,10 @@ def _objective(
         (name, *others) = given["objective"]
         if others:
             raise UserError("--map objective=…: must name one column: runs are ranked by one")
-        wrong = [value for run in sweep.runs if not _is_number(value := run.config.get(name, 0.0))]
-        if wrong and name not in metrics:
+        values = _values(name, sweep.runs)
+        if name not in metrics and values and not any(map(is_number, values)):
             raise UserError(
-                f"--map objective={name}: must be a column of numbers, got {quote(wrong[0])}"
+                f"--map objective={name}: must be a column of numbers, got {quote(values[0])}"
             )
         return name, False
     if sweep.objective:
@@ -177,10 +239,6 @@ def _objective(
         "which column are runs ranked by? Name it with --map objective=COLUMN, and say --maximize "
         f"if higher is better; there are {_listed(metrics or config)}"
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _refuse_missing(
@@ -203,12 +261,8 @@ def convert(ours: str, value: Any) -> Any:
     """A value of a source as a Point holds it. Raises ValueError with what it must be."""
     if ours == "optimizer":
         return str(value)
-    if ours in ("batch_size", "seed", "max_train_steps"):
-        low, high = {
-            "batch_size": (1, MOST_EXAMPLES),
-            "seed": (0, LARGEST_SEED),
-            "max_train_steps": (1, MOST_STEPS),
-        }[ours]
+    if ours in WHOLE:
+        low, high = WHOLE[ours]
         if not (is_finite(value) and value == int(value) and low <= value <= high):
             raise ValueError(f"a whole number from {low} to {high}")
         return int(value)
@@ -217,38 +271,64 @@ def convert(ours: str, value: Any) -> Any:
     row = HYPERPARAMETERS[ours]
     if not row.accepts(value):
         raise ValueError(row.requirement)
-    if _is_number(value) and value not in (0, math.inf) and not SMALLEST <= value <= LARGEST:
+    if is_number(value) and value not in (0, math.inf) and not SMALLEST <= value <= LARGEST:
         raise ValueError(f"between {SMALLEST:g} and {LARGEST:g}")
     return row.convert(value)
 
 
+def _misfits(
+    ours: str, names: Sequence[str], runs: Sequence[Run]
+) -> tuple[list[tuple[Run, Any, str]], int]:
+    """The values of columns that cannot be a hyperparameter of ours, each with its run and what it
+    must be; and how many values there are.
+    """
+    wrong, count = [], 0
+    for run, name in itertools.product(runs, names if ours in our_names() else ()):
+        if not _is_told(ours, value := run.config.get(name)):
+            continue
+        count += 1
+        try:
+            convert(ours, value)
+        except ValueError as error:
+            wrong.append((run, value, str(error)))
+    return wrong, count
+
+
+def _may_be(ours: str, names: Sequence[str], runs: Sequence[Run]) -> bool:
+    """Whether columns of a usual name are that hyperparameter: a number that it cannot be speaks
+    against it, a text here and there does not.
+    """
+    wrong, count = _misfits(ours, names, runs)
+    return not any(is_number(value) for _, value, _ in wrong) and 2 * len(wrong) <= count
+
+
 def _fault(ours: str, names: Sequence[str], runs: Sequence[Run]) -> str:
-    """Why columns cannot be a hyperparameter of ours; empty if they can."""
-    if ours not in _ours():
+    """Why columns as a whole cannot be a hyperparameter of ours; empty if they can: if at least
+    half of their values can.
+    """
+    wrong, count = _misfits(ours, names, runs)
+    if 2 * len(wrong) <= count:
         return ""
-    for run in runs:
-        for name in names:
-            try:
-                if (value := run.config.get(name)) is not None:
-                    convert(ours, value)
-            except ValueError as error:
-                return (
-                    f"column {name!r}, taken for {ours}: must be {error}, and {run.name} has "
-                    f"{quote(value)}"
-                )
-    return ""
+    run, value, rule = wrong[0]
+    others = f", one of {len(wrong)} such values of {count}" if count > 1 else ""
+    return (
+        f"column {' or '.join(map(repr, names))}, taken for {ours}: must be {rule}, and {run.name} "
+        f"has {quote(value)}{others}"
+    )
 
 
 def _arguments(names: Sequence[str], runs: Sequence[Run]) -> tuple[dict[str, str], dict[str, str]]:
     """The columns that vary as arguments of a workload, and why others are not."""
     arguments, left_out = {}, {}
     for name in names:
-        values = [run.config[name] for run in runs if name in run.config]
+        values = _values(name, runs)
+        if _is_range(values):
+            values = [value for value in values if is_number(value)]
         different = {repr(value) for value in values}
         texts = sum(isinstance(value, str) for value in values)
         if len(different) < 2:
             left_out[name] = f"is {values[0]} in every run"
-        elif name in (*_ours(), *RESULT_COLUMNS, "optimizer"):
+        elif name in our_names() or name in RESULT_COLUMNS:
             left_out[name] = "has a name that means something else here: --map ANOTHER=" + name
         elif texts and len(different) > max(FEW_TEXTS, len(values) / 2):
             left_out[name] = "has a text of its own in nearly every run"

@@ -19,7 +19,7 @@ import yaml
 from ..errors import UserError, first_line
 from ..logs.formats import logs_in
 from ..logs.log import Log, read_log
-from .runs import Run, Sweep
+from .runs import Run, Sweep, is_number
 from .tables import plain
 
 STEMS = ("hparams", "params", "hyperparameters", "hyperparams", "config", "args")
@@ -33,7 +33,7 @@ OF_WANDB = ("_wandb", "wandb_version")  # keys of config.yaml that are none of t
 def read_folder(path: Path, objective: str | None = None) -> Sweep:
     """The runs below a folder, their logs judged by `objective`, or by what most of them evaluate.
 
-    Raises UserError if there are none, or if a file of hyperparameters cannot be read.
+    Raises UserError if there are none, or if none of their files of hyperparameters can be read.
     """
     found = list(_runs_below(path, DEEPEST))
     if not found:
@@ -53,10 +53,15 @@ def read_folder(path: Path, objective: str | None = None) -> Sweep:
     wanted = objective or _evaluated_by_most(logs.values())
     if wanted and not objective:
         remarks.append(f"guessed: objective = {wanted} (--map objective=… says otherwise)")
-    runs = [
-        _run(path, folder, config, logs.get(folder), wanted)
-        for folder, config in sorted(found, key=lambda one: str(one[0]))
-    ]
+    runs, faults = [], []
+    for folder, config in sorted(found, key=lambda one: str(one[0])):
+        try:
+            runs.append(_run(path, folder, config, logs.get(folder), wanted))
+        except UserError as error:
+            faults.append(error)
+    if not runs:
+        raise faults[0]
+    remarks += [f"a run is left out: {error}" for error in faults]
     return Sweep(str(path.resolve()), runs, objective=wanted, remarks=remarks)
 
 
@@ -153,5 +158,5 @@ def _summary(folder: Path) -> Iterator[tuple[str, float]]:
             if not (place / name).is_file():
                 continue
             for key, value in _flat(_document(place / name)):
-                if isinstance(value, int | float) and not isinstance(value, bool):
+                if is_number(value):
                     yield key, float(value)

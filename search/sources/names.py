@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..judge.objective import WORSE_WHEN_HIGHER, sounds_better_when_higher
+from .runs import says_nothing
 
 # of W&B, MLflow and Optuna; a tracker that has its own may also use "/"
 CONFIG_PREFIXES = ("config.", "config/", "params.", "params_", "hparams.", "hparams/")
@@ -98,9 +99,11 @@ def is_of_bookkeeping(name: str) -> bool:
 
 
 def sounds_like_result(name: str, values: Sequence[Any]) -> bool:
-    """Whether a column of numbers has the name of something that is measured."""
-    known = [value for value in values if value is not None]
-    if not known or not all(isinstance(value, int | float) for value in known):
+    """Whether a column of numbers, but for a text here and there, has the name of something that is
+    measured.
+    """
+    known = [value for value in values if not says_nothing(value)]
+    if 2 * sum(isinstance(value, int | float) for value in known) <= len(known):
         return False
     if any(normal(name) in usual for usual in USUAL.values()):
         return False

@@ -15,8 +15,8 @@ from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import RULES
 from ..study.study import MOST_STEPS, MOST_VALUES, Axis, Range
 from ..trial import COMMON, Point
-from .columns import OWN, Columns, convert
-from .runs import Run, Sweep
+from .columns import OWN, Columns, convert, our_names
+from .runs import Run, Sweep, is_number
 
 MOST_BATCH_SIZES = 32  # each is tuned by itself, and has a column of every figure (R20)
 FEW_VALUES = 10  # so few numbers, tried repeatedly, are a list and not a range
@@ -50,20 +50,21 @@ class Placed:
 def place_runs(
     sweep: Sweep, columns: Columns, numbers: Mapping[str, int]
 ) -> tuple[list[Placed], list[str]]:
-    """The point of each run, `numbers` by the names of runs; and those that have none, with the
-    reason.
+    """The point of each run, `numbers` by the names of runs; and those that have none, each with
+    the reason.
 
     Raises UserError if there are none, or more batch sizes than can be told apart.
     """
     placed, without = [], []
     for run in sweep.runs:
-        missing = [ours for ours in OWN if columns.raw(ours, run) is None]
-        if missing:
-            without.append(f"{run.name}: has no {' and no '.join(missing)}")
+        if faults := columns.faults_of(run):
+            without.append(f"{run.name}: {', '.join(faults)}")
         else:
             placed.append(Placed(run, _point(run, columns, numbers[run.name])))
     if not placed:
-        raise UserError(f"{sweep.origin}: no run has {', '.join(OWN)}: nothing can be placed")
+        raise UserError(
+            f"{sweep.origin}: no run has {', '.join(OWN)}: nothing can be placed; {without[0]}"
+        )
     sizes = {one.point.batch_size for one in placed}
     if len(sizes) > MOST_BATCH_SIZES:
         raise UserError(
@@ -77,7 +78,7 @@ def _point(run: Run, columns: Columns, number: int) -> Point:
     values = {}
     for ours in (*columns.of, *columns.constants):
         raw = columns.raw(ours, run)
-        if raw is not None and (ours in (*OWN, "seed") or ours in HYPERPARAMETERS):
+        if raw is not None and ours in our_names() and ours != "max_train_steps":
             values[ours] = convert(ours, raw)
     optimizer = optimizer_name(values.pop("optimizer"), run, values.get("momentum"))
     common = {name: values.pop(name) for name in OWN_NUMBERS if name in values}
@@ -87,15 +88,11 @@ def _point(run: Run, columns: Columns, number: int) -> Point:
     settings = {name: value for name, value in values.items() if name in defaults}
     others = {name: value for name, value in values.items() if name not in defaults}
     arguments = {
-        name: float(run.config[column]) if column in columns.floats else run.config[column]
-        for name, column in columns.arguments.items()
-        if column in run.config
-    }
-    stated = {
         name: value
-        for name, value in columns.constants.items()
-        if name not in HYPERPARAMETERS and name not in (*OWN, "seed", "max_train_steps")
+        for name, column in columns.arguments.items()
+        if (value := columns.argument(column, run)) is not None
     }
+    stated = {name: value for name, value in columns.constants.items() if name not in our_names()}
     return Point(
         number=number,
         batch_size=size,
@@ -168,7 +165,7 @@ def document_of_sweep(
 def _longest(columns: Columns, placed: Sequence[Placed]) -> int:
     """Updates of the longest training; where nothing says so, the most that a study may have."""
     stated = [columns.raw("max_train_steps", one.run) for one in placed]
-    steps = [int(value) for value in stated if value is not None]
+    steps = [convert("max_train_steps", value) for value in stated if value is not None]
     steps += [one.run.curve.total_steps for one in placed if len(one.run.curve.loss)]
     return max(steps, default=MOST_STEPS)
 
@@ -204,7 +201,7 @@ def _axis(name: str, stated: Sequence[Axis | None], values: Sequence[Any]) -> Ax
         if axis and _holds(axis, values):
             return axis
     different = sorted(dict.fromkeys(values), key=str)
-    if all(map(_is_number, different)):
+    if all(map(is_number, different)):
         different.sort()
         repeated = len(different) <= FEW_VALUES and 2 * len(different) <= len(values)
         if len(different) > 1 and not repeated and math.isfinite(different[-1]):
@@ -240,11 +237,7 @@ def _converted(name: str, value: Any) -> Any:
 def _holds(axis: Axis, values: Iterable[Any]) -> bool:
     if isinstance(axis, tuple):
         return set(values) <= set(axis)
-    return all(_is_number(value) and axis.low <= value <= axis.high for value in values)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return all(is_number(value) and axis.low <= value <= axis.high for value in values)
 
 
 def _written(axis: Axis) -> Any:

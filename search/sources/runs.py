@@ -5,19 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from ..judge.imported import State
 from ..study.study import Axis
 from ..trial import EMPTY_CURVE, Curve
 
-# What became of a run: "stopped" by a pruner or by hand; "" where the source does not say.
-State = Literal["finished", "failed", "stopped", "running", ""]
 STATES: Mapping[str, State] = {
     **dict.fromkeys(("finished", "complete", "completed", "success", "done"), "finished"),
     **dict.fromkeys(("failed", "fail", "crashed", "error"), "failed"),
     **dict.fromkeys(("pruned", "killed", "stopped", "cancelled", "preempted"), "stopped"),
     **dict.fromkeys(("running", "pending", "preempting", "waiting", "scheduled"), "running"),
 }  # fmt: skip
+
+# What exports write where there is no value.
+NOTHING = frozenset(["", "-", "--", "n/a", "na", "<na>", "#n/a", "nat", "nil", "none", "null"])
+
+
+def says_nothing(value: Any) -> bool:
+    """Whether a value stands for none: one of NOTHING, in capitals or not."""
+    return value is None or (isinstance(value, str) and value.strip().lower() in NOTHING)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, nan and inf among them; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, first_line
+from ..judge.imported import State
+from ..logs.delimited import delimiter, long_cells
+from ..study.study import quote
 from .names import (
     CONFIG_PREFIXES,
     METRIC_PREFIXES,
@@ -18,10 +21,9 @@ from .names import (
     role_of,
     sounds_like_result,
 )
-from .runs import STATES, Run, State, Sweep
+from .runs import STATES, Run, Sweep, is_number, says_nothing
 
 PARQUET = (".parquet", ".pq")
-MOST_CELL = 10_000_000  # characters: some exports hold whole configurations in one
 LARGEST_NUMBER = 10**9  # of a run: trials are numbered alike
 
 Row = Mapping[str, Any]
@@ -38,12 +40,10 @@ def read_table(path: Path) -> Sweep:
 
 
 def _csv_rows(path: Path) -> list[Row]:
-    csv.field_size_limit(MOST_CELL)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            sample = file.readline()
+        with long_cells(), path.open(newline="", encoding="utf-8-sig") as file:
+            separator = delimiter(file.readline())
             file.seek(0)
-            separator = max((",", ";", "\t"), key=sample.count)
             reader = csv.DictReader(file, delimiter=separator, restkey="", strict=True)
             rows = [{name: cell(text) for name, text in row.items() if name} for row in reader]
             names = [name for name in reader.fieldnames or () if name]
@@ -112,17 +112,31 @@ def sweep_of_rows(origin: str, rows: Sequence[Row]) -> Sweep:
             name=name,
             number=number,
             config=_part(row, kinds, "config"),
-            metrics={key: float(v) for key, v in _part(row, kinds, "metric").items() if _is(v)},
+            metrics=_metrics(row, kinds),
             state=_state(row, kinds),
             seconds=next(iter(_numbers(row, kinds, "seconds")), math.nan),
         )
         for (name, number), row in zip(names, rows, strict=True)
     ]
-    return Sweep(origin, runs)
+    return Sweep(origin, runs, remarks=list(_texts_among_results(runs, rows, kinds)))
 
 
-def _is(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _texts_among_results(
+    runs: Sequence[Run], rows: Sequence[Row], kinds: Mapping[str, tuple[str, str]]
+) -> Iterator[str]:
+    """A sentence for each column of results in which a text stands among numbers."""
+    for name in (name for name, (kind, _) in kinds.items() if kind == "metric"):
+        told = [row.get(name) for row in rows]
+        wrong = [place for place, value in enumerate(told) if _is_text(value)]
+        if 0 < len(wrong) < sum(map(is_number, told)):
+            yield (
+                f"{name}: {len(wrong)} of {len(rows)} values are no numbers, and count as none, as "
+                f"{quote(told[wrong[0]])} of {runs[wrong[0]].name}"
+            )
+
+
+def _is_text(value: Any) -> bool:
+    return not (says_nothing(value) or is_number(value))
 
 
 def _kinds(columns: Sequence[str], rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
@@ -159,8 +173,13 @@ def _part(row: Row, kinds: Mapping[str, tuple[str, str]], kind: str) -> dict[str
     return found
 
 
+def _metrics(row: Row, kinds: Mapping[str, tuple[str, str]]) -> dict[str, float]:
+    found = _part(row, kinds, "metric")
+    return {name: float(value) for name, value in found.items() if is_number(value)}
+
+
 def _numbers(row: Row, kinds: Mapping[str, tuple[str, str]], kind: str) -> list[float]:
-    return [float(value) for value in _part(row, kinds, kind).values() if _is(value)]
+    return [float(value) for value in _part(row, kinds, kind).values() if is_number(value)]
 
 
 def _state(row: Row, kinds: Mapping[str, tuple[str, str]]) -> State:

@@ -11,7 +11,7 @@ import math
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import URL
 
 from ..errors import UserError, first_line, mask_password
-from ..sources.runs import Run, State, Sweep
+from ..judge.imported import State
+from ..sources.runs import Run, Sweep
 from ..study.study import Axis, Range
 from .database import CONNECT, OPTUNA_TABLES, scrub, sqlite_file, with_driver
 from .storage import BATCH_SIZE
@@ -123,8 +124,8 @@ def _opened(source: str) -> Iterator[tuple[BaseStorage, str]]:
             ) from error
         if url.get_backend_name() != "sqlite":
             shown = mask_password(url.render_as_string(hide_password=False))
-            with closing(_Server(_server(url, shown))) as server:
-                yield server.storage, shown
+            with _connected(_server(url, shown)) as storage:
+                yield storage, shown
             return
         found = sqlite_file(url)
         if found is None:
@@ -139,19 +140,18 @@ def _opened(source: str) -> Iterator[tuple[BaseStorage, str]]:
             yield _journal(copy, path), str(path.resolve())
         else:
             _snapshot(path, copy)
-            with closing(_Server(_copy_of(copy, path))) as server:
-                yield server.storage, f"sqlite:///{path.resolve()}"
+            with _connected(_copy_of(copy, path)) as storage:
+                yield storage, f"sqlite:///{path.resolve()}"
 
 
-class _Server:
-    """A storage whose connections are closed."""
-
-    def __init__(self, storage: RDBStorage) -> None:
-        self.storage = storage
-
-    def close(self) -> None:
-        self.storage.remove_session()
-        self.storage.engine.dispose()
+@contextmanager
+def _connected(storage: RDBStorage) -> Iterator[RDBStorage]:
+    """A storage whose connections are closed at the end."""
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -195,9 +195,7 @@ def _copy_of(copy: Path, path: Path) -> RDBStorage:
     with closing(sqlite3.connect(copy)) as connection:
         rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         tables = {name for (name,) in rows}
-    if not tables >= OPTUNA_TABLES:
-        some = ", ".join(sorted(tables)[:3]) or "none"
-        raise UserError(f"{path}: is no database of Optuna's: its tables are {some}")
+    _check_tables(tables, path)
     try:
         storage = RDBStorage(f"sqlite:///{copy}", skip_compatibility_check=True)
         if storage.get_current_version() != storage.get_head_version():
@@ -208,6 +206,12 @@ def _copy_of(copy: Path, path: Path) -> RDBStorage:
             f"{path}: its tables are of another version of Optuna: {first_line(error)}"
         ) from error
     return storage
+
+
+def _check_tables(tables: Collection[str], place: str | Path) -> None:
+    if not set(tables) >= OPTUNA_TABLES:
+        some = ", ".join(sorted(tables)[:3]) or "none"
+        raise UserError(f"{place}: is no database of Optuna's: its tables are {some}")
 
 
 @contextmanager
@@ -238,9 +242,7 @@ def _server(url: URL, shown: str) -> RDBStorage:
             tables = set(sqlalchemy.inspect(engine).get_table_names())
         finally:
             engine.dispose()
-        if not tables >= OPTUNA_TABLES:
-            some = ", ".join(sorted(tables)[:3]) or "none"
-            raise UserError(f"{shown}: is no database of Optuna's: its tables are {some}")
+        _check_tables(tables, shown)
         return RDBStorage(text, engine_kwargs={"connect_args": options}, skip_table_creation=True)
     except ImportError as error:
         raise UserError(

@@ -26,7 +26,7 @@ def pin(
         | {**(axes or {})}
     )
     document: dict[str, object] = {
-        **{name: getattr(origin, name) for name in origin.source_keys},
+        origin.source_key: getattr(origin, origin.source_key),
         "log": origin.log and origin.log.model_dump(exclude_defaults=True),
         "timeout": origin.timeout,
         "workload_args": dict(point.workload_args),

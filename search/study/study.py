@@ -504,9 +504,9 @@ class Study(_Strict):
         return path
 
     @property
-    def source_keys(self) -> tuple[str, ...]:
+    def source_key(self) -> str:
         """Which of SOURCES the file has: what trains, or where the trials come from."""
-        return tuple(name for name in SOURCES if getattr(self, name))
+        return next(name for name in SOURCES if getattr(self, name))
 
     @property
     def import_path(self) -> str:
@@ -736,9 +736,9 @@ class Study(_Strict):
 
     def _idle_keys(self) -> Iterator[tuple[str, str]]:
         """Keys that say nothing of what trains here."""
-        ranges = [name for name, value in self.workload_args.items() if isinstance(value, Range)]
-        for name in [] if self.imported else ranges:
-            yield f"workload_args.{name}", "must be one value or a list of values, got a range"
+        for name, value in self.workload_args.items():
+            if isinstance(value, Range) and not self.imported:
+                yield f"workload_args.{name}", "must be one value or a list of values, got a range"
         for name in OF_WORKLOADS:
             if not self.workload and getattr(self, name) != Study.model_fields[name].default:
                 yield name, "is for a `workload`: here your own training decides it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from collections.abc import Collection, Mapping
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import UserError, describe_error
 from ..rules.torch_optimizers import make
 from ..trial import Point
+from .checkpoints import packed, unpacked
 from .python_state import content_hash
 
 SAVED = ("state", "param_groups")  # what an optimizer's state_dict has of it
@@ -57,19 +57,15 @@ class ByTorch:
 
     def state(self) -> Tensor:
         """Its state_dict as bytes, for `restore`."""
-        content = io.BytesIO()
-        torch.save(self._optimizer.state_dict(), content)
-        return torch.frombuffer(bytearray(content.getvalue()), dtype=torch.uint8)
+        return packed(self._optimizer.state_dict())
 
     def restore(self, state: Tensor) -> None:
         """Put back what `state` returned.
 
         Raises ValueError if it is another optimizer's, or has more than tensors and plain values.
         """
-        content = io.BytesIO(state.numpy().tobytes())
         try:
-            saved = torch.load(content, map_location="cpu", weights_only=True)
-            self._optimizer.load_state_dict(saved)
+            self._optimizer.load_state_dict(unpacked(state))
         except (pickle.UnpicklingError, RuntimeError, KeyError) as error:
             raise ValueError(f"its optimizer's state cannot be put back: {error}") from error
 

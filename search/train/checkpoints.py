@@ -2,12 +2,14 @@
 
 A checkpoint is a safetensors file, or a torch file that holds tensors by name (a state_dict, alone
 or under one of the names in NESTED). Nothing in a file is ever executed: torch files are loaded
-with weights only.
+with weights only. What is no tensor, as an optimizer's state, is saved as a tensor of bytes
+(`packed`).
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import zipfile
 from collections.abc import Callable, Mapping
@@ -103,6 +105,23 @@ def fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
 def _join(kind: str, names: list[str]) -> str:
     rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{kind}: {', '.join(names[:SHOWN]) or 'none at all'}{rest}"
+
+
+def packed(value: Any) -> Tensor:
+    """What torch.save writes of a value, as bytes [N], for `unpacked`."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    return torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
+
+
+def unpacked(content: Tensor, device: str = "cpu") -> Any:
+    """The value of `packed`, its tensors on a device.
+
+    Raises pickle.UnpicklingError for more than tensors and plain values, and RuntimeError for bytes
+    that torch.save has not written.
+    """
+    file = io.BytesIO(content.numpy().tobytes())
+    return torch.load(file, map_location=device, weights_only=True)
 
 
 @torch.no_grad()

@@ -33,12 +33,13 @@ from ..workload.randomness import RandomState, seed_all
 from ..workload.workload import Workload, build_model, chance_loss, draw_batches
 from .audit import Audit, StackingError
 from .execution import ALONE, Engine, Traces
-from .python_state import PythonState, content_hash, python_state
+from .python_state import PythonState, packed_hash, python_state
 from .recorder import CHECK_EVERY, Recorder
 from .rows import Stack
 
 # between two savings of what is in training: the most that an interruption costs a long trial
 SAVE_SECONDS = 60.0
+OTHER_BATCHES = "its batches come in another order when they are drawn again"
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class _Slot:
         """All that was measured, the random numbers and the last batch, for `restore`."""
         return {
             **self.recorder.state(),
-            "batch": torch.tensor(list(bytes.fromhex(self.batches.last())), dtype=torch.uint8),
+            "batch": self.batches.last(),
             **RandomState.now().tensors(),
         }
 
@@ -151,8 +152,8 @@ class _Slot:
 
         Raises ValueError, with nothing changed, if its batches were others.
         """
-        if bytes(state["batch"].tolist()).hex() != self.batches.last():
-            raise ValueError("its batches come in another order when they are drawn again")
+        if not torch.equal(state["batch"], self.batches.last()):
+            raise ValueError(OTHER_BATCHES)
         random = RandomState.from_tensors(state)
         self.recorder.restore(state)
         random.restore()
@@ -170,9 +171,9 @@ class _Batches:
         for _ in range(skip):  # those that an interrupted trial has seen
             self._next()
 
-    def last(self) -> str:
+    def last(self) -> Tensor:
         """A hash of the batch that was drawn last."""
-        return content_hash(self._last)
+        return packed_hash(self._last)
 
     def draw(self) -> Any:
         return move_batch(self._next(), self._device)

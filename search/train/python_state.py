@@ -82,6 +82,11 @@ def content_hash(value: object) -> str:
     return hashlib.sha256(file.getvalue()).hexdigest()
 
 
+def packed_hash(value: object) -> Tensor:
+    """The bytes of `content_hash`, uint8 [32], to be saved among tensors."""
+    return torch.tensor(list(bytes.fromhex(content_hash(value))), dtype=torch.uint8)
+
+
 def _modules_of(kinds: Iterable[type]) -> list[ModuleType]:
     """The user's modules that define these classes and their bases, and what these import."""
     names = {base.__module__ for kind in kinds for base in kind.__mro__}

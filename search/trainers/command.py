@@ -2,7 +2,7 @@
 
 Each trial has a folder of its own, which is empty when its command starts, and is kept:
 
-    stdout.log, stderr.log    what the command printed
+    stdout.log, stderr.log    what the command printed; of much, the first and the last megabyte
     status.json               the command as it was run, its exit status, why it was ended, seconds
     whatever the command writes there, its log above all
 
@@ -44,7 +44,7 @@ from ..train.loop import Keeper, Trained
 from ..trial import Point, Trial
 from . import guard
 from .current import BEST_FILE, EARLIER_LOG, RUN_DIR, RUN_FILE
-from .follow import Follower, LogError
+from .follow import LogError, LogFollower
 from .watched import MisuseError
 
 RUNS = "runs"  # the folder in a study's results that holds those of its trials
@@ -53,6 +53,8 @@ GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 SECONDS_BETWEEN_LOOKS = 0.1  # into the log
 LINES_KEPT = 80  # of the standard error of a command that failed
 TAIL_BYTES = 32_768  # in which they are looked for
+OUTPUTS = ("stderr.log", "stdout.log")
+OUTPUT_BYTES = 1_000_000  # kept at either end of what a command prints
 # The line of an exception, as Python and processes of torch end with. After it torchrun tells of
 # itself, at length.
 EXCEPTION = re.compile(r"(\[rank\d+\]: *)?[\w.]*(Error|Exception)\b(?<!ChildFailedError)")
@@ -96,7 +98,7 @@ def train_by_command(
     words = [fill(word, values) for word in study.command]
     log = Path(fill(study.log.path, values)) if study.log else run_dir / OWN_LOG
     _prepare(study, point, run_dir, log, state, device, is_resumed)
-    follower = Follower(log, study, point)
+    follower = LogFollower(log, study, point)
     request = {
         "argv": words,
         "cwd": os.getcwd(),
@@ -108,6 +110,9 @@ def train_by_command(
     }
     try:
         ended = _run(request, follower, study.timeout)
+        for name in OUTPUTS:
+            if run_dir / name != log:
+                _shorten(run_dir / name)
         write_json(run_dir / "status.json", asdict(ended))
         trained = _trained(study, point, run_dir, follower, ended)
     except MisuseError as error:
@@ -213,7 +218,7 @@ def _guard() -> Guard:
     return Guard()
 
 
-def _run(request: Mapping[str, Any], follower: Follower, timeout: float | None) -> Ended:
+def _run(request: Mapping[str, Any], follower: LogFollower, timeout: float | None) -> Ended:
     """Run a command until it has ended, and follow its log."""
     running, began = _guard(), time.monotonic()
     ended_by, fault = "itself", ""
@@ -247,7 +252,7 @@ def _run(request: Mapping[str, Any], follower: Follower, timeout: float | None) 
 
 
 def _trained(
-    study: Study, point: Point, run_dir: Path, follower: Follower, ended: Ended
+    study: Study, point: Point, run_dir: Path, follower: LogFollower, ended: Ended
 ) -> Trained:
     """The trial of a command that has ended. Raises MisuseError if a training that ended well
     cannot be judged.
@@ -268,7 +273,7 @@ def _trained(
     return Trained(trial, _checkpoint(run_dir))
 
 
-def _failure(study: Study, run_dir: Path, follower: Follower, ended: Ended) -> str:
+def _failure(study: Study, run_dir: Path, follower: LogFollower, ended: Ended) -> str:
     """Why a command failed, in a sentence; empty if it did not, or if its log shows an infeasible
     training, at which many scripts raise.
     """
@@ -292,13 +297,26 @@ def _last_lines(run_dir: Path) -> list[str]:
     """The last lines of what a command printed to its standard error, or, if that is empty, to its
     output.
     """
-    for name in ("stderr.log", "stdout.log"):
+    for name in OUTPUTS:
         with (run_dir / name).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()
         if kept := deque((line for line in lines if line.strip()), LINES_KEPT):
             return [printable(line) for line in kept]
     return []
+
+
+def _shorten(path: Path) -> None:
+    """Keep both ends of a long output, and say between them how much is left out."""
+    left_out = (path.stat().st_size if path.exists() else 0) - 2 * OUTPUT_BYTES
+    if left_out <= 0:
+        return
+    with path.open("r+b") as file:
+        file.seek(-OUTPUT_BYTES, os.SEEK_END)
+        last = file.read()
+        file.seek(OUTPUT_BYTES)
+        file.write(b"\n[tunewright: %d bytes are left out here]\n" % left_out + last)
+        file.truncate()
 
 
 def _checkpoint(run_dir: Path) -> dict[str, Tensor]:

@@ -21,10 +21,9 @@ from ..judge.verdict import hopeless, judge
 from ..study.study import CommandLog, Study
 from ..train.recorder import CHECK_EVERY
 from ..trial import Curve, Point, Verdict
-from .watched import MisuseError
+from .watched import MisuseError, never_reported
 
 METRIC = "metric/"  # before the names of metrics in a log of `current_run`
-NEVER_REPORTED = "call run.report where run.evaluation_due"
 MOST_SHOWN = 80  # characters of a cell in a message
 
 Cells = Mapping[str, object]
@@ -146,7 +145,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Columns:
+class LogColumns:
     """Which columns of a log say what. `metrics`: name → column."""
 
     step: str
@@ -155,7 +154,7 @@ class Columns:
     metrics: Mapping[str, str]
 
     @classmethod
-    def of(cls, log: CommandLog, objective: str) -> Columns:
+    def of(cls, log: CommandLog, objective: str) -> LogColumns:
         names = dict.fromkeys([objective, *log.metrics])
         return cls(log.step, log.loss, log.grad_norm, {name: name for name in names})
 
@@ -364,13 +363,13 @@ class Measured:
         )
 
 
-class Follower:
+class LogFollower:
     """Follows the log of one training: that of a study's `log`, or that of `current_run`."""
 
     def __init__(self, path: Path, study: Study, point: Point) -> None:
         self.path, self._objective = path, study.objective
         self.file, self.measured = LogFile(path), Measured(study, point)
-        self.columns = Columns.of(study.log, study.objective) if study.log else None
+        self.columns = LogColumns.of(study.log, study.objective) if study.log else None
         self._reported: set[str] = set()  # columns of metrics that `current_run` was told
         self._anew: Callable[[], Measured] = lambda: Measured(study, point)
 
@@ -403,7 +402,7 @@ class Follower:
         # an evaluation without the objective counts as one that was nan, as in a recorder
         filled = {**cells, **{name: math.nan for name in names if cells[name] is None}}
         metrics = {name.removeprefix(METRIC): name for name in names}
-        return Columns("step", "loss", "grad_norm", metrics).row(line, filled)
+        return LogColumns("step", "loss", "grad_norm", metrics).row(line, filled)
 
     def check_log(self) -> None:
         """Raise MisuseError naming what the log lacks, if it lacks what any training needs."""
@@ -434,7 +433,4 @@ class Follower:
             )
         if f"{METRIC}{self._objective}" not in self._reported:
             names = [name.removeprefix(METRIC) for name in sorted(self._reported)]
-            raise MisuseError(
-                f"objective: {self._objective!r} was never reported; "
-                + (f"what was: {', '.join(names)}" if names else NEVER_REPORTED)
-            )
+            raise never_reported(self._objective, names)

@@ -16,7 +16,6 @@ def main(run):
 
 from __future__ import annotations
 
-import io
 import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,17 +31,23 @@ from ..rules.schedule import learning_rates, total_steps
 from ..rules.torch_optimizers import make, why_another
 from ..signals import stop_if_asked
 from ..study.study import Study
-from ..train.loop import SAVE_SECONDS, Keeper, Trained
-from ..train.python_state import content_hash
+from ..train.checkpoints import packed, unpacked
+from ..train.loop import OTHER_BATCHES, SAVE_SECONDS, Keeper, Trained
+from ..train.python_state import packed_hash
 from ..train.recorder import CHECK_EVERY, Recorder
 from ..trial import Point, Trial
+from ..workload.batches import endless
 from ..workload.randomness import RandomState
 from ..workload.workload import number
-from .watched import Clipping, MisuseError, Updates, WatchedOptimizer
+from .watched import MAKE_IT, Clipping, MisuseError, Updates, WatchedOptimizer, never_reported
 
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)  # whose checkpoint is within
 # Batches without an update: more than gradients of anybody are accumulated over.
 MOST_BATCHES = 10_000
+DATA_ENDED = (
+    "steps: the data ended after {count} batches and cannot be iterated again: give the loader "
+    "itself, which starts again after each epoch"
+)
 BEST, OWN = "best/", "own"  # in a saved state: tensors of the best checkpoint; the user's objects
 
 
@@ -103,11 +108,11 @@ class Run:
         updates: int | None = None,
     ) -> None:
         """A training of so many updates, by default of all that the study plans."""
+        self.optimizer = OptimizerName(point.optimizer)
+        self.optimizer.run = self
         self.study, self.point, self.device = study, point, device
         self.settings = point.settings
         self.total_steps = study.updates(point) if updates is None else updates
-        self.optimizer = OptimizerName(point.optimizer)
-        self.optimizer.run = self
         self.recorder = Recorder(
             self.total_steps,
             study.objective,
@@ -123,6 +128,7 @@ class Run:
         self._watched: list[WatchedOptimizer] = []
         self._update = 0  # the number of the update that comes next, or is under way
         self._reported: set[str] = set()  # metrics
+        self._refused: MisuseError | None = None  # the last report that was, maybe caught since
         self._batches = 0  # drawn so far
         self._last_batch: Any = None
         self._best: dict[str, Tensor] = {}
@@ -137,6 +143,17 @@ class Run:
             known = ", ".join(values)
             raise AttributeError(f"run has no {name!r}; hyperparameters are {known}")
         return values[name]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises MisuseError for what the study has chosen: it would be recorded as another."""
+        own = vars(self)
+        is_chosen = name in own["point"].values if "point" in own else False
+        if is_chosen or (name in Run.__annotations__ and name in own):
+            raise MisuseError(
+                f"run.{name}: cannot be set: it is {getattr(self, name)} in this trial, as the "
+                "study file has it"
+            )
+        super().__setattr__(name, value)
 
     @property
     def chance_loss(self) -> float:
@@ -224,9 +241,15 @@ class Run:
         reported twice after one update, or is no number.
         """
         try:
-            self.recorder.report({name: _number(name, value) for name, value in metrics.items()})
+            numbers = {name: _number(name, value) for name, value in metrics.items()}
+        except UserError as error:
+            self._refused = MisuseError(str(error))
+            raise self._refused from error
+        try:
+            self.recorder.report(numbers)
         except ValueError as error:
-            raise MisuseError(f"report: {error}: call it where run.evaluation_due") from error
+            self._refused = MisuseError(f"report: {error}: call it where run.evaluation_due")
+            raise self._refused from error
         self._reported.update(metrics)
         if model is not None and self.recorder.is_best:
             own = model.module if isinstance(model, WRAPPERS) else model
@@ -245,11 +268,8 @@ class Run:
         optimizer steps.
         """
         if self._main is None:
-            raise MisuseError(
-                "watch: no optimizer is watched: make it by run.optimizer(model), or call "
-                "run.watch(optimizer)"
-            )
-        batches = self._epochs(data)
+            raise MisuseError(f"watch: no optimizer is watched: {MAKE_IT}")
+        batches = endless(lambda: data, "steps: the data has no batch", DATA_ENDED)
         if self._skip:
             self._go_on(batches)
         fruitless = 0
@@ -277,22 +297,6 @@ class Run:
                 "nothing is trained: does the loss depend on the optimizer's parameters?"
             )
 
-    @staticmethod
-    def _epochs(data: Iterable[Any]) -> Iterator[Any]:
-        count = 0
-        while True:
-            before = count
-            for batch in data:
-                count += 1
-                yield batch
-            if count == 0:
-                raise UserError("steps: the data has no batch")
-            if count == before:
-                raise UserError(
-                    f"steps: the data ended after {count} batches and cannot be iterated again: "
-                    "give the loader itself, which starts again after each epoch"
-                )
-
     # --- to go on after an interruption -----------------------------------------------------------
 
     def state(self, *objects: Stateful) -> None:
@@ -312,17 +316,15 @@ class Run:
         if not keeper.is_leaving and time.monotonic() - self._saved < SAVE_SECONDS:
             return
         try:
-            batch = torch.tensor(list(bytes.fromhex(content_hash(self._last_batch))))
+            batch = packed_hash(self._last_batch)
         except (TypeError, pickle.PicklingError):
             return  # nobody could say later whether the batches are the same
-        buffer = io.BytesIO()
-        torch.save([one.state_dict() for one in objects], buffer)
         self.recorder.seconds = self._seconds()
         state = {
             **self.recorder.state(),
             **RandomState.now().tensors(),
             **{f"{BEST}{name}": tensor for name, tensor in self._best.items()},
-            OWN: torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8),
+            OWN: packed([one.state_dict() for one in objects]),
             "batches": torch.tensor(self._batches),
             "batch": batch,
         }
@@ -340,8 +342,7 @@ class Run:
         if state is None:
             return False
         try:
-            content = torch.load(io.BytesIO(bytes(state[OWN].numpy())), map_location=self.device)
-            for one, own in zip(objects, content, strict=True):
+            for one, own in zip(objects, unpacked(state[OWN], self.device), strict=True):
                 one.load_state_dict(own)
             self.recorder.restore(state)
         except Exception as error:
@@ -363,8 +364,8 @@ class Run:
         (count, state), self._skip = self._skip, None
         for _ in range(count):
             self._last_batch = next(batches)
-        if bytes(state["batch"].tolist()).hex() != content_hash(self._last_batch):
-            raise StartAgainError("its batches come in another order when they are drawn again")
+        if not torch.equal(state["batch"], packed_hash(self._last_batch)):
+            raise StartAgainError(OTHER_BATCHES)
         self._batches = count
         RandomState.from_tensors(state).restore()
 
@@ -377,22 +378,18 @@ class Run:
         last update though it was not hopeless.
         """
         if self._main is None:
-            raise MisuseError(
-                "watch: no optimizer was watched: make it by run.optimizer(model), or call "
-                "run.watch(optimizer)"
-            )
-        objective, metrics = self.study.objective, self.recorder.metrics
+            raise MisuseError(f"watch: no optimizer was watched: {MAKE_IT}")
+        objective = self.study.objective
         if not self.is_over:
             raise UserError(
                 f"ended after {self.step} of {self.total_steps} updates: let run.steps(data) end "
                 "the loop"
             )
         if objective not in self._reported:
-            told = ", ".join(name for name in metrics if name != objective)
-            raise MisuseError(
-                f"objective: {objective!r} was never reported; "
-                f"{f'what was: {told}' if told else 'call run.report where run.evaluation_due'}"
-            )
+            if self._refused:
+                raise self._refused
+            others = [name for name in self.recorder.metrics if name != objective]
+            raise never_reported(objective, others)
         curve = self.recorder.curve()
         verdict = note_clipped_before(self.recorder.verdict(), curve, self.point.clip_norm)
         trial = Trial.from_curve(

@@ -114,7 +114,7 @@ def _as_user_error(study: Study) -> Iterator[None]:
     except BaseException as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"{study.name}: {study.source_keys[0]}: {describe_error(error)} "
+            f"{study.name}: {study.source_key}: {describe_error(error)} "
             f"({where.filename}, line {where.lineno})"
         ) from error
 
@@ -137,9 +137,11 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
         point = replace(point, base_lr=TINY, warmup_steps=0)  # no divergence while it is timed
         with _as_user_error(study), torch_threads():
             _seconds(short, point)  # allocations, caches
-            before = _seconds(short, point) if study.train else 0.0
+            before, updates = 0.0, steps
+            if study.train:
+                before, updates = _seconds(short, point), steps - WARM_UP_STEPS
             seconds = _seconds(whole, point) - before
-        result[batch_size] = max(seconds, 0.0) / (steps - (WARM_UP_STEPS if study.train else 0))
+        result[batch_size] = max(seconds, 0.0) / updates
     return result
 
 

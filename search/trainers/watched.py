@@ -8,8 +8,9 @@ here waits for the device.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,17 @@ from ..rules.clipping import Gate, clip_threshold
 from ..rules.thresholds import clip_z_of, share_of, update_moments
 from ..train.recorder import Recorder
 
-NARROW = (torch.float16, torch.bfloat16)  # whose squares overflow, or lose what a norm needs
+MAKE_IT = "make it by run.optimizer(model), or call run.watch(optimizer)"
 
 
 class MisuseError(UserError):
     """A mistake of a user's own training that every trial of its study would repeat."""
+
+
+def never_reported(objective: str, told: Collection[str]) -> MisuseError:
+    """The mistake of a training that told these metrics, and not the objective."""
+    hint = f"what was: {', '.join(told)}" if told else "call run.report where run.evaluation_due"
+    return MisuseError(f"objective: {objective!r} was never reported; {hint}")
 
 
 class Updates:
@@ -93,7 +100,6 @@ class Clipping:
         for norm in norms:
             self._threshold(torch.tensor(norm, device=device))
 
-    @torch.no_grad()
     def clip_(self, gradients: list[Tensor], norm: Tensor) -> None:
         """Scale gradients of a global norm down to the threshold of this update, in place.
 
@@ -215,6 +221,7 @@ class WatchedOptimizer:
         if not self.is_cleared:
             self._prepare()
 
+    @torch.no_grad()
     def _prepare(self) -> None:
         gradients = self._gradients()
         self._norm = global_norm(gradients)
@@ -279,12 +286,14 @@ class WatchedOptimizer:
             group["lr"] = self._lrs[place] = wanted
 
 
-@torch.no_grad()
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of all gradients together, a scalar, in float32 at least."""
-    if any(gradient.dtype in NARROW for gradient in gradients):
-        gradients = [
-            torch.linalg.vector_norm(gradient, dtype=torch.float32).to(gradients[0].device)
-            for gradient in gradients
-        ]
-    return torch.nn.utils.get_total_norm(gradients)
+    """The L2 norm of all gradients together, a scalar, in float32 at least: squares of numbers in
+    half precision overflow, or lose what a norm needs.
+    """
+    dtypes = {gradient.dtype for gradient in gradients}
+    wide = functools.reduce(torch.promote_types, dtypes, torch.float32)
+    norms = list(torch._foreach_norm(list(gradients), 2.0, wide))
+    if len({norm.device for norm in norms}) > 1:
+        norms = [norm.to(norms[0].device) for norm in norms]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm

@@ -78,11 +78,12 @@ def only_tensors(batch: Any) -> None:
         raise TypeError(f"a batch holds more than tensors: {', '.join(others)}")
 
 
-def endless(draw: Callable[[], Iterable[Any]], batch_size: int) -> Iterator[Any]:
-    """The batches of `train_batches`, without an end.
+def endless(draw: Callable[[], Iterable[Any]], empty: str, ended: str) -> Iterator[Any]:
+    """The batches of what `draw` returns, without an end.
 
     What can be iterated again, as a list or a DataLoader, starts again after each epoch. Raises
-    UserError if an iterator ends, or an epoch has no batch.
+    UserError, with the text `empty` if there is no batch at all, with `ended` and its {count} of
+    batches if none follow them, as where an iterator ends.
     """
     batches = draw()
     count = 0
@@ -91,14 +92,10 @@ def endless(draw: Callable[[], Iterable[Any]], batch_size: int) -> Iterator[Any]
         for batch in batches:
             count += 1
             yield batch
-        if count == before == 0:
-            raise UserError(_no_batch(batch_size))
-        if isinstance(batches, Iterator) or count == before:
-            raise UserError(
-                f"workload: train_batches(batch_size={batch_size}) ended after {count} batches, "
-                "and must be endless: return the DataLoader or list itself, which starts again "
-                "after each epoch, or put `while True:` around `yield from loader`"
-            )
+        if count == 0:
+            raise UserError(empty)
+        if count == before:
+            raise UserError(ended.format(count=count))
 
 
 def first(batches: Iterator[Any], batch_size: int) -> Any:
@@ -123,7 +120,7 @@ def first(batches: Iterator[Any], batch_size: int) -> Any:
             if event == "line" and frame.f_lineno in lines:
                 seen[frame.f_lineno] += 1
                 if seen[frame.f_lineno] > passes and time.monotonic() > deadline:
-                    raise UserError(_no_batch(batch_size))
+                    raise UserError(no_batch(batch_size))
             return follow
 
         return follow
@@ -158,7 +155,8 @@ def _searching_lines(code: CodeType) -> frozenset[int]:
     return frozenset(searching - others)
 
 
-def _no_batch(batch_size: int) -> str:
+def no_batch(batch_size: int) -> str:
+    """What is wrong with `train_batches` that yield nothing."""
     return (
         f"workload: train_batches(batch_size={batch_size}) has no batch: are there fewer than "
         f"{batch_size} training examples, and the last batch is dropped?"

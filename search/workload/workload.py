@@ -27,7 +27,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import UserError, describe_error, warn_once
 from ..signals import STOPS
 from ..source import import_module
-from .batches import STATED, Parts, endless, examples, first, move_batch
+from .batches import STATED, Parts, endless, examples, first, move_batch, no_batch
 from .factory import METHODS
 from .randomness import own_random_numbers, seed_all
 
@@ -282,7 +282,12 @@ def draw_batches(workload: Workload, batch_size: int, seed: int) -> Iterator[Any
 
     Raises UserError where they end.
     """
-    return endless(lambda: workload.train_batches(batch_size, seed), batch_size)
+    ended = (
+        f"workload: train_batches(batch_size={batch_size}) ended after {{count}} batches, and must "
+        "be endless: return the DataLoader or list itself, which starts again after each epoch, or "
+        "put `while True:` around `yield from loader`"
+    )
+    return endless(lambda: workload.train_batches(batch_size, seed), no_batch(batch_size), ended)
 
 
 def build_model(workload: Workload, seed: int, batch_size: int, device: torch.device) -> nn.Module:

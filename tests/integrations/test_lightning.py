@@ -11,7 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from followed import STEPS, assert_project_runs, assert_same, measure_checkpoint, train_point
+from followed import (
+    STEPS,
+    assert_project_runs,
+    assert_same,
+    measure_checkpoint,
+    train_by_loop,
+    train_point,
+)
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -292,21 +299,11 @@ def by_lightning(run, own=False, manual=False, **options):
 
 def by_loop(run):
     model = Tuned(run)
-    optimizer = run.optimizer(model)
 
-    def report():
-        with torch.no_grad():
-            run.report(val_loss=np.mean([model.loss(one).item() for one in data()]), model=model)
+    def evaluate():
+        return {"val_loss": np.mean([model.loss(one).item() for one in data()])}
 
-    report()
-    for batch in run.steps(data()):
-        loss = model.loss(batch)
-        run.loss(loss)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if run.evaluation_due:
-            report()
+    train_by_loop(run, model, data(), model.loss, evaluate)
 
 
 @pytest.mark.parametrize("clipping", [{"clip_norm": 0.8}, {"clip_z": 0.5, "base_lr": 1e-4}])

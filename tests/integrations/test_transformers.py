@@ -9,7 +9,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from followed import STEPS, assert_project_runs, assert_same, measure_checkpoint, train_point
+from followed import (
+    STEPS,
+    assert_project_runs,
+    assert_same,
+    measure_checkpoint,
+    train_by_loop,
+    train_point,
+)
 from torch import nn
 
 transformers = pytest.importorskip("transformers")
@@ -235,24 +242,13 @@ def by_trainer(run, folder, own=False, **options):
 
 
 def by_loop(run):
-    model = Batchwise()
-    optimizer = run.optimizer(model)
-    texts = rows()
+    model, texts = Batchwise(), rows()
     batches = [collate(texts[at : at + BATCH]) for at in range(0, ROWS, BATCH)]
 
-    def report():
-        with torch.no_grad():
-            run.report(eval_loss=model(**collate(texts))["loss"], model=model)
+    def loss_of(batch):
+        return model(**batch)["loss"]
 
-    report()
-    for batch in run.steps(batches):
-        loss = model(**batch)["loss"]
-        run.loss(loss)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if run.evaluation_due:
-            report()
+    train_by_loop(run, model, batches, loss_of, lambda: {"eval_loss": loss_of(collate(texts))})
 
 
 @pytest.mark.parametrize("clipping", [{"clip_norm": 1.2}, {"clip_z": 1.0}])

@@ -1,6 +1,7 @@
 """Verdicts of real curves (tests/golden/make_curves.py) and of synthetic ones."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,28 @@ def test_slow_growth_without_bound_is_divergence():
     loss = np.concatenate([decline(300), 0.1 * np.exp(np.arange(300) / 30)])
     verdict = judge(curve(loss))
     assert (verdict.outcome, verdict.instability) == ("diverged", "mid_training")
+
+
+@pytest.mark.parametrize("losses", [30, 40, 60, 120, 200, 400])
+@pytest.mark.parametrize("share", [0.75, 0.8])
+def test_a_loss_that_ends_blown_up_is_divergence_however_few_losses_tell_so(losses, share):
+    """As of a log with a loss every so many updates, that ends soon after the blow-up."""
+    steps = np.linspace(0, 2000, losses).astype(int)
+    noise = 1 + 0.02 * np.random.default_rng(0).standard_normal(losses)
+    sound = (0.1 + 2.2 * np.exp(-steps / 800)) * noise
+    began = 2000 * share
+    loss = np.where(steps > began, sound * 1.05 ** (steps - began), sound)
+    verdict = judge(replace(curve(loss), loss_step=steps, total_steps=2000))
+    assert (verdict.outcome, verdict.instability) == ("diverged", "mid_training")
+    assert began <= verdict.onset_step <= began + 2 * 2000 / losses + 20
+
+
+def test_a_spike_at_the_very_end_is_no_divergence():
+    loss = decline(500)
+    loss[-4:] = 100.0
+    assert judge(curve(loss)).feasible
+    loss[-5:] = 100.0
+    assert judge(curve(loss)).outcome == "diverged"
 
 
 @pytest.mark.parametrize("height", [10.0, 1e4])

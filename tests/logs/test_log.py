@@ -11,7 +11,7 @@ from logged import LOSS, NORM, csv_of, healthy_csv, json_lines_of, with_nan
 from tunewright.search.errors import UserError
 from tunewright.search.judge.verdict import judge
 from tunewright.search.logs.log import read_log
-from tunewright.search.logs.roles import Columns
+from tunewright.search.logs.roles import GivenColumns
 
 
 def test_a_csv_is_read_with_guessed_columns(tmp_path):
@@ -27,7 +27,7 @@ def test_a_csv_is_read_with_guessed_columns(tmp_path):
 
 def test_named_columns_are_not_guessed(tmp_path):
     path = csv_of(tmp_path / "log.csv", {"n": [3, 5], "a": [1.0, 2.0], "loss": [9, 9], "b": [4, 5]})
-    log = read_log(path, Columns(step="n", loss="a", objective="b"))
+    log = read_log(path, GivenColumns(step="n", loss="a", objective="b"))
     assert log.guessed == {}
     assert (log.step.tolist(), log.loss.tolist()) == ([3, 5], [1.0, 2.0])
     assert log.objective == "b"
@@ -296,9 +296,12 @@ def test_what_is_no_log_is_refused_in_a_sentence(tmp_path, name):
 @pytest.mark.parametrize(
     ("columns", "sentence"),
     [
-        (Columns(loss="cost"), "--loss: no column 'cost'; it has step, loss, other, when (text)"),
-        (Columns(loss="when"), "--loss: column 'when' holds text: 'monday' in row 1"),
-        (Columns(grad_norm="other"), "--grad-norm: column 'other' is empty"),
+        (
+            GivenColumns(loss="cost"),
+            "--loss: no column 'cost'; it has step, loss, other, when (text)",
+        ),
+        (GivenColumns(loss="when"), "--loss: column 'when' holds text: 'monday' in row 1"),
+        (GivenColumns(grad_norm="other"), "--grad-norm: column 'other' is empty"),
     ],
 )
 def test_a_column_that_is_not_there_or_holds_text(tmp_path, columns, sentence):
@@ -313,21 +316,21 @@ def test_a_column_that_is_not_there_or_holds_text(tmp_path, columns, sentence):
 def test_a_column_with_one_text_says_where(tmp_path):
     path = csv_of(tmp_path / "log.csv", {"step": range(3), "loss": [2, 1, "oops"]})
     with pytest.raises(UserError, match="column 'loss' holds text: 'oops' in row 3"):
-        read_log(path, Columns(loss="loss"))
-    assert read_log(path, Columns(loss="step")).loss.tolist() == [0, 1, 2]
+        read_log(path, GivenColumns(loss="loss"))
+    assert read_log(path, GivenColumns(loss="step")).loss.tolist() == [0, 1, 2]
 
 
 def test_true_is_no_number(tmp_path):
     path = json_lines_of(tmp_path / "log.jsonl", [{"step": 0, "loss": 1.0, "best": True}])
     with pytest.raises(UserError, match="column 'best' holds text: True in row 1"):
-        read_log(path, Columns(loss="best"))
+        read_log(path, GivenColumns(loss="best"))
 
 
 def test_a_whole_number_of_hundreds_of_digits_is_no_loss(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 0, "loss": 1' + "0" * 400 + '}\n{"step": 1, "loss": 1}\n')
     with pytest.raises(UserError, match="holds text"):
-        read_log(path, Columns(loss="loss"))
+        read_log(path, GivenColumns(loss="loss"))
 
 
 def test_json_lines_and_csv_of_the_same_log_are_the_same(tmp_path):

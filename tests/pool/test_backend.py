@@ -19,10 +19,11 @@ from examples import parse
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
 from tunewright.search.pool import worker
-from tunewright.search.pool.backend import TaskResult
+from tunewright.search.pool.backend import TaskResult, WorkerLost
 from tunewright.search.pool.in_process import InProcess
+from tunewright.search.pool.inbox import read_inbox
 from tunewright.search.pool.local import Local
-from tunewright.search.pool.worker import Measurement, Task, read_inbox
+from tunewright.search.pool.worker import Measurement, Task
 from tunewright.search.run import run_study
 from tunewright.search.store.storage import create_store
 from tunewright.search.train.loop import ALONE, Engine
@@ -45,7 +46,7 @@ def study(**changes):
 
 
 def task(inbox, **changes):
-    return Task(study(**changes), inbox, POINTS, ALONE, "cpu")
+    return Task(study(**changes), inbox, POINTS, ALONE)
 
 
 def ended(backend, *tasks, seconds=120):
@@ -70,8 +71,9 @@ class Contract:
     @pytest.fixture
     def backend(self):
         backend = self.make()
-        backend.start(1, "code")
-        return backend
+        backend.start(1, "code", ["cpu"])
+        yield backend
+        backend.stop()
 
     def test_trials_are_in_the_inbox_when_their_task_is_over(self, backend, tmp_path):
         assert backend.wait(0.0) == []
@@ -82,51 +84,69 @@ class Contract:
     def test_a_measurement_returns_an_engine(self, backend):
         (over,) = ended(backend, Measurement(study(), POINTS, 1, 1, "cpu", None, 1))
         assert over.engine == Engine(stacked=False, slots=1, reason="forced")
-        assert not over.is_lost
 
     def test_what_a_task_raises_is_raised_and_the_next_run_begins_anew(self, backend, tmp_path):
         with pytest.raises(Exception, match="cannot be written"):
             ended(backend, task(tmp_path / "nowhere"))
         backend.stop()
-        backend.start(1, "code")
+        backend.start(1, "code", ["cpu"])
         (over,) = ended(backend, task(tmp_path))
-        assert not over.is_lost
+        assert isinstance(over, TaskResult)
 
     def test_after_a_stop_nothing_is_waited_for(self, backend, tmp_path):
         backend.submit(task(tmp_path))
         backend.stop()
-        backend.start(1, "code")
+        backend.start(1, "code", ["cpu"])
         assert backend.wait(0.0) == []
 
 
 class TestLocal(Contract):
     make = Local
 
-    def test_a_worker_that_dies_loses_its_task_and_is_replaced(self, backend, tmp_path):
-        backend.submit(task(tmp_path, max_train_steps=100_000))
+    def test_a_worker_that_dies_loses_what_it_had_begun_and_is_replaced(self, backend, tmp_path):
+        long = task(tmp_path, max_train_steps=100_000)
+        backend.submit(long)
         deadline = time.monotonic() + 60
-        while not (marks := list(tmp_path.glob("*.started"))):
+        while not list(tmp_path.glob("*.started")):
             assert time.monotonic() < deadline
             assert backend.wait(0.1) == []
-        (pid,) = backend._pool._processes
-        os.kill(pid, signal.SIGKILL)
-        (over,) = ended(backend)[:1] or backend.wait(20.0)
-        assert over.is_lost
-        assert len(marks) == 1
-        backend.start(1, "code")
-        (tmp_path / "again").mkdir()
-        (over,) = ended(backend, task(tmp_path / "again"))
-        assert not over.is_lost
+        (process,) = backend._processes
+        process.child.kill()
+        (lost,) = backend.wait(20.0)
+        assert lost == WorkerLost(long, POINTS[:1])
+        while len(list(tmp_path.glob("*.started"))) < 2:  # the next worker begins the other one
+            assert time.monotonic() < deadline + 60
+            assert backend.wait(0.1) == []
+
+    def test_a_worker_that_dies_before_it_trains_is_told_and_replaced(self, backend, tmp_path):
+        (process,) = backend._processes
+        process.child.kill()
+        process.child.wait()
+        assert backend.wait(0.0) == [WorkerLost(None)]
+        (over,) = ended(backend, task(tmp_path))
+        assert over == TaskResult(task(tmp_path))
+
+    def test_workers_stay_for_the_next_start_unless_the_code_was_edited(self, backend):
+        (first,) = backend._processes
+        backend.start(2, "code", ["cpu"])
+        assert backend._processes[0] is first
+        backend.start(1, "code", ["cpu"])
+        assert backend._processes == [first]
+        backend.start(1, "edited", ["cpu"])
+        assert backend._processes[0] is not first
+        assert first.child.poll() is not None
+
+    def test_devices_are_shared_out_in_turn(self, backend):
+        backend.start(3, "code", ["cpu:0", "cpu:1"])
+        assert sorted(one.device for one in backend._processes) == ["cpu:0", "cpu:0", "cpu:1"]
 
     def test_a_worker_never_hears_ctrl_c_not_even_while_it_starts(self, backend, tmp_path):
-        backend.start(1, "other code, and so another process")
-        backend.submit(task(tmp_path))
-        (pid,) = backend._pool._processes
-        bits = unheard(pid)  # while it imports, or before
-        ended(backend)
-        backend.wait(60.0)
+        backend.start(1, "other code, and so another process", ["cpu"])
+        (process,) = backend._processes
+        bits = unheard(process.child.pid)  # while it imports, or before
+        ended(backend, task(tmp_path))
         for one in (signal.SIGINT, signal.SIGHUP):
-            assert all(found & 1 << (one - 1) for found in (bits, unheard(pid)))
+            assert all(found & 1 << (one - 1) for found in (bits, unheard(process.child.pid)))
 
     def test_there_are_as_many_workers_as_wanted_or_one_for_each_device(self):
         assert Local().count(3, ["cpu"]) == 3
@@ -181,7 +201,7 @@ class TestInProcess(Contract):
         for dtype in (torch.float32, torch.float64, torch.float32):
             torch.set_default_dtype(dtype)
             try:
-                backend.start(1, "code")
+                backend.start(1, "code", ["cpu"])
                 ended(backend, measurement)
                 ended(backend, task(tmp_path))
             finally:
@@ -202,7 +222,7 @@ class TestInProcess(Contract):
             importing.setattr(worker, "load_workload", load)
             ended(backend, Measurement(study(), POINTS, 1, 1, "cpu", None, 2))
         assert torch.get_default_dtype() == torch.float32
-        backend.start(1, "code")  # to train
+        backend.start(1, "code", ["cpu"])  # to train
         ended(backend, task(tmp_path))
         assert backend._inside.dtype == torch.float64
 
@@ -210,9 +230,9 @@ class TestInProcess(Contract):
         measurement = Measurement(study(), POINTS, 1, 1, "cpu", None, 2)
         ended(backend, measurement)
         (known,) = [pair[0] for pair in worker._KNOWN.values()]
-        backend.start(1, "code")
+        backend.start(1, "code", ["cpu"])
         assert [pair[0] for pair in worker._KNOWN.values()] == [known]
-        backend.start(1, "edited")
+        backend.start(1, "edited", ["cpu"])
         assert not worker._KNOWN
 
 

@@ -19,7 +19,7 @@ from stored import small_study
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UserError
-from tunewright.search.pool.backend import TaskResult
+from tunewright.search.pool.backend import TaskResult, WorkerLost
 from tunewright.search.pool.driver import MOST_DEATHS, Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
@@ -182,7 +182,7 @@ STACK = Engine(stacked=True, slots=2, reason="fast", measured=True)
 
 
 class Measuring(InProcess):
-    """Finds STACK for every Measurement, but loses what it was handed so many times before."""
+    """Finds STACK for every Measurement, but for so many in which a worker dies."""
 
     def __init__(self, losses=0):
         super().__init__()
@@ -192,9 +192,9 @@ class Measuring(InProcess):
         waiting = list(self._waiting)
         self._waiting.clear()
         self.asked += [task.points[0].batch_size for task in waiting]
-        self.losses -= 1
-        is_lost = self.losses >= 0
-        return [TaskResult(task, None if is_lost else STACK, is_lost) for task in waiting]
+        found = [None if i < self.losses else STACK for i in range(len(waiting))]
+        self.losses = 0
+        return [TaskResult(task, engine) for task, engine in zip(waiting, found, strict=True)]
 
 
 def chosen_by(backend, results, few=None, slots=None, **changes):
@@ -233,13 +233,13 @@ def test_a_forced_choice_replaces_a_short_one(tmp_path):
 
 def test_a_lost_measurement_costs_no_other_and_is_tried_again_by_the_next_run(tmp_path):
     backend = Measuring(losses=1)
-    engines = chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32, 64])
-    assert backend.asked == [8, 16, 32, 64]
-    assert engines[2:] == [STACK] * 2
-    assert {engine.reason for engine in engines[:2]} == {"a worker process died while it measured"}
+    engines = chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32])
+    assert backend.asked == [8, 16, 32]
+    assert engines[1:] == [STACK] * 2
+    assert engines[0].reason == "a worker process died while it measured"
     backend = Measuring()
-    assert chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32, 64]) == [STACK] * 4
-    assert backend.asked == [8, 16]
+    assert chosen_by(backend, tmp_path, batch_sizes=[8, 16, 32]) == [STACK] * 3
+    assert backend.asked == [8]
 
 
 def test_checkpoints_of_the_best_trials_are_kept_at_each_batch_size(study_file, tmp_path):
@@ -369,8 +369,8 @@ def test_crashed_trials_are_told_as_such_and_the_others_go_on(
 
 
 class Losing(InProcess):
-    """Trains, but loses its worker, and with it all tasks, whenever a point of a number is in
-    training; it is given up after so many times at `most`.
+    """Trains, but loses its worker whenever a point of a number is in training; it is given up
+    after so many times at `most`.
     """
 
     def __init__(self, guilty, most=MOST_DEATHS):
@@ -385,11 +385,8 @@ class Losing(InProcess):
         if self.guilty not in numbers:
             return super().wait(seconds)
         assert self.handed_out.count(numbers) <= self.most, "it is retried for ever"
-        for point in task.points:
-            (task.inbox / f"{name_of(point)}.started").touch()
-        lost = [TaskResult(one, is_lost=True) for one in self._waiting]
-        self._waiting.clear()
-        return lost
+        self._waiting.popleft()
+        return [WorkerLost(task, task.points), TaskResult(task)]
 
 
 def test_who_was_in_training_when_a_worker_died_trains_last_and_alone_up_to_three_times(
@@ -403,7 +400,7 @@ def test_who_was_in_training_when_a_worker_died_trains_last_and_alone_up_to_thre
     trials = run_study(load_study(path), results=tmp_path, slots=3, progress=False, backend=backend)
     everybody, *alone = backend.handed_out
     assert everybody == [0, 1, 2, 3, 4, 5]
-    assert alone == [[0], [1], [2], [2], [3], [4], [5]]
+    assert alone == [[0], [1], [2], [3], [4], [5], [2]]
     assert [trial.verdict.crashed for trial in trials] == [n == 2 for n in range(6)]
     assert trials[2].verdict.evidence == "its worker process was killed 3 times (out of memory?)"
 

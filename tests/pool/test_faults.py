@@ -16,17 +16,19 @@ import pytest
 import sqlalchemy
 from commanded import start, wait_until
 from packaging.requirements import Requirement
+from posted import work
 from stored import small_study
 
 from tunewright.search import run
 from tunewright.search.cli import main
 from tunewright.search.errors import UnfinishedError, UserError, describe_error, mask_password
 from tunewright.search.pool import worker
-from tunewright.search.pool.backend import TaskResult
+from tunewright.search.pool.backend import WorkerLost
 from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.in_process import InProcess
+from tunewright.search.pool.inbox import read_inbox
 from tunewright.search.pool.progress import Progress
-from tunewright.search.pool.worker import Task, read_inbox, work
+from tunewright.search.pool.worker import Task
 from tunewright.search.run import run_studies
 from tunewright.search.show import publish
 from tunewright.search.show.report import write_report
@@ -131,9 +133,9 @@ def line(tmp_path, monkeypatch):
 )
 def test_whatever_a_workload_raises_is_its_trials_crash(line, tmp_path, fault, reason, monkeypatch):
     # a worker, which does not hear Ctrl-C
-    monkeypatch.setattr("tunewright.search.pool.worker._FOLLOWS", {1})
+    monkeypatch.setattr(worker, "_is_worker", True)
     points = [Point(number, 4, "sgd", 0.01, workload_args={"fault": fault}) for number in range(2)]
-    work(Task(line(fault), tmp_path, points, ALONE, "cpu"))
+    work(Task(line(fault), tmp_path, points, ALONE))
     trials = [trial for trial, _ in read_inbox(tmp_path)]
     assert [trial.verdict.evidence for trial in trials] == [reason] * 2
     assert all("odd_workload.py" in trial.traceback for trial in trials)
@@ -156,6 +158,11 @@ def test_a_long_text_is_cut():
     assert len(describe_error(ValueError("x" * 10_000_000))) < 3_000
 
 
+def test_a_text_of_several_lines_is_told_in_one():
+    error = ValueError("first\n  second\n\nthird\n")
+    assert describe_error(error) == "ValueError: first second third"
+
+
 # --- the disk, the workers, the database ----------------------------------------------------------
 
 
@@ -167,15 +174,16 @@ def driver_of(store, monkeypatch):
 
 
 def test_a_full_disk_is_the_runs_failure_and_not_the_trials(line, tmp_path, monkeypatch):
-    def full(path, curve):
+    def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(worker, "write_curve", full)
+    monkeypatch.setattr(os, "fsync", full)
     points = [Point(0, 4, "sgd", 0.01, workload_args={"fault": "none"})]
     with pytest.raises(
-        UnfinishedError, match=r"batch_size=4-00000: cannot be written: No space left on device$"
+        UnfinishedError,
+        match=r"batch_size=4-00000.npz: cannot be written: No space left on device$",
     ):
-        work(Task(line("none"), tmp_path, points, ALONE, "cpu"))
+        work(Task(line("none"), tmp_path, points, ALONE))
     assert not list(read_inbox(tmp_path))
 
 
@@ -196,9 +204,7 @@ def test_a_table_that_cannot_be_written_is_named(tmp_path, monkeypatch):
 def test_workers_that_die_before_they_train_are_a_sentence(line, tmp_path, monkeypatch):
     class Dying(InProcess):
         def wait(self, seconds):
-            lost = [TaskResult(task, is_lost=True) for task in self._waiting]
-            self._waiting.clear()
-            return lost
+            return [WorkerLost(None)]
 
     driver = driver_of(create_store(line("none"), tmp_path), monkeypatch)
     driver.backend = Dying()
@@ -216,7 +222,7 @@ def test_trials_wait_for_a_database_that_does_not_answer(line, tmp_path, monkeyp
 
     monkeypatch.setattr("tunewright.search.pool.driver.tell", tell_or_not)
     (store.folder / "inbox").mkdir(exist_ok=True)
-    work(Task(study, store.folder / "inbox", [next(iter(driver.plan()))[1][0]], ALONE, "cpu"))
+    work(Task(study, store.folder / "inbox", [next(iter(driver.plan()))[1][0]], ALONE))
     driver.collect_patiently()
     assert read_trials(store) == []
     monkeypatch.setattr("tunewright.search.pool.driver.PATIENCE_SECONDS", 0.0)

@@ -1,6 +1,7 @@
 """A rule as an optimizer of torch is the rule of the training loop, to the last bits."""
 
 import copy
+import dataclasses
 import io
 import pickle
 import re
@@ -14,7 +15,7 @@ from examples import parse
 from tunewright.search.errors import UserError
 from tunewright.search.rules.optimizers import RULES
 from tunewright.search.rules.schedule import learning_rates
-from tunewright.search.rules.torch_optimizers import make
+from tunewright.search.rules.torch_optimizers import make, why_another
 from tunewright.search.train.loop import train
 from tunewright.search.trial import Point
 
@@ -178,6 +179,95 @@ def test_a_parameter_without_gradient_rests_and_another_layout_is_no_matter():
     torch.testing.assert_close(scalar.detach(), torch.tensor(1 - 0.1 * (1 + 1.5) * 2.0))
 
 
+def clears_one(parameters, groups, update):
+    parameters[update % 3].grad = None
+
+
+def rebinds(parameters, groups, update):
+    parameters[0].data = parameters[0].data.clone()
+
+
+def is_moved_to_double_precision(parameters, groups, update):
+    if update == 2:
+        for parameter in parameters:
+            parameter.data, parameter.grad = parameter.data.double(), parameter.grad.double()
+
+
+def has_two_dtypes(parameters, groups, update):
+    if update == 0:
+        half = parameters[1].data.bfloat16()
+        parameters[1].data, parameters[1].grad = half, parameters[1].grad.bfloat16()
+
+
+def lies_across(parameters, groups, update):
+    parameters[2].data = parameters[2].data.T.contiguous().T
+
+
+def is_replaced(parameters, groups, update):
+    if update == 2:
+        new = torch.nn.Parameter(parameters[1].detach() + 1)
+        new.grad = parameters[1].grad
+        for group in groups:
+            group["params"] = [new if one is parameters[1] else one for one in group["params"]]
+        parameters[1] = new
+
+
+def shares_memory(parameters, groups, update):
+    if update == 1:
+        parameters[0].data = torch.ones(2, 3)
+        parameters[2].data = parameters[0].data.view(3, 2)
+        parameters[2].grad = None
+    elif update > 1:
+        parameters[2].grad = None
+
+
+def is_frozen(parameters, groups, update):
+    if update > 1:
+        parameters[0].requires_grad_(False).grad = None
+
+
+def accumulates(parameters, groups, update):
+    for parameter in parameters:
+        parameter.grad += parameter.grad
+
+
+HABITS = [
+    *(clears_one, rebinds, is_moved_to_double_precision, has_two_dtypes, lies_across),
+    *(is_replaced, shares_memory, is_frozen, accumulates),
+]
+
+
+@pytest.mark.parametrize("habit", HABITS)
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+def test_parameters_together_are_updated_as_each_alone(rule, habit):
+    """Whatever a user does to them between updates; gradients stay the user's own."""
+
+    def trained(alone):
+        generator = torch.Generator().manual_seed(0)
+        shapes = [(2, 3), (5,), (3, 2)]
+        parameters = [
+            torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes
+        ]
+        given = [[one] for one in parameters] if alone else [parameters]
+        optimizers = [make(rule, some, settings(rule), lr=0.1) for some in given]
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        kept = []
+        for update in range(5):
+            for one in parameters:
+                one.grad = torch.randn(one.shape, generator=generator).to(one.dtype)
+            habit(parameters, groups, update)
+            gradients = [one.grad for one in parameters if one.grad is not None]
+            kept += [(one, one.clone()) for one in gradients]
+            for optimizer in optimizers:
+                optimizer.step()
+        assert all(torch.equal(one, before) for one, before in kept)
+        return parameters
+
+    for one, other in zip(trained(False), trained(True), strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
 def test_it_takes_a_closure():
     parameter = torch.nn.Parameter(torch.tensor([2.0]))
     optimizer = make("sgd", [parameter], {}, lr=0.1)
@@ -233,3 +323,18 @@ def test_complex_parameters_and_sparse_gradients_are_refused():
     layer(torch.tensor([1])).sum().backward()
     with pytest.raises(UserError, match="optimizer sgd: takes no sparse gradients"):
         optimizer.step()
+
+
+def test_an_optimizer_is_that_of_a_rule_if_its_class_is_the_closest_one(monkeypatch):
+    """Also of a rule that somebody added, whose counterpart names the class."""
+    monkeypatch.setitem(RULES, "mine", dataclasses.replace(RULES["adam"], name="mine"))
+    adam = torch.optim.Adam(PARAMETERS)
+    own = type("Own", (torch.optim.Optimizer,), {})(PARAMETERS, {"lr": 0.1})
+    for name in ("adam", "mine"):
+        assert why_another(adam, name) == ""
+        assert why_another(torch.optim.AdamW(PARAMETERS), name) != ""
+    for name in RULES:
+        assert why_another(make(name, PARAMETERS, {}, lr=0.1), name) == ""
+        assert why_another(own, name) == ""
+    assert why_another(adam, "lion") != ""  # none of torch is
+    assert why_another(type("Lion", (torch.optim.Adam,), {})(PARAMETERS), "lion") == ""

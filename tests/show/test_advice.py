@@ -3,6 +3,7 @@ it.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,12 @@ def four(*base_lrs: float, **measured: float) -> list[Trial]:
     ]
 
 
+def with_norms(curve: Curve, clipped_at: float) -> Curve:
+    """A curve whose norms, from 0.2 to 0.4, somebody clipped before they were recorded."""
+    norms = np.linspace(0.2, 0.4, STEPS).clip(max=clipped_at)
+    return replace(curve, loss=np.ones(STEPS), grad_norm=norms)
+
+
 INSIDE = four(0.01, 0.03, 0.1, 0.3)
 LONG = trial(0.5, 0.05, warmup_steps=51)
 SHORT = [
@@ -294,6 +301,11 @@ RESULTS = {
         ("R17", "space.clip_norm"),
         four(0.01, 0.03, 0.1, 0.3, clip_norm=1.0, clip_fraction=0.51),
         four(0.01, 0.03, 0.1, 0.3, clip_norm=1.0, clip_fraction=0.5),
+    ),
+    "clipped before the norms were seen": (
+        ("R15", "space.clip_norm"),
+        [replace(one, curve=with_norms(one.curve, 0.125)) for one in INSIDE],
+        [replace(one, curve=with_norms(one.curve, 0.5)) for one in INSIDE],
     ),
     "needs a long warmup": (
         ("R12", "max_train_steps"),

@@ -93,6 +93,15 @@ def test_files_of_hyperparameters_that_are_none(
         read_folder(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["hparams.yaml", "summary.json"])
+def test_a_damaged_file_costs_its_run_alone(tmp_path: Path, name: str) -> None:
+    folder = lightning_runs(tmp_path / "logs", 3)
+    (folder / "version_1" / name).write_text("{")
+    sweep = read_folder(folder)
+    assert [run.name for run in sweep.runs] == ["version_0", "version_2"]
+    assert any("a run is left out" in remark and name in remark for remark in sweep.remarks)
+
+
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no runs"):
         read_folder(tmp_path)

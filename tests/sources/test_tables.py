@@ -199,6 +199,87 @@ def test_a_run_without_a_learning_rate_is_named() -> None:
     assert without == ["row 1: has no base_lr"]
 
 
+@pytest.mark.parametrize("word", ["", "n/a", "NA", "#N/A", "<NA>", "-", "None", "null", "NaN"])
+def test_a_word_for_nothing_is_no_value(word: str) -> None:
+    """In a column of results, of a hyperparameter of ours, and of an argument that is a range."""
+    numbers = {"val/loss": "0.5", "lr": "0.1", "wd": "0.01", "width": "64"}
+    rows = [
+        ROW | {name: cell(text) for name, text in numbers.items()} | {"width": 64 + i}
+        for i in range(10)
+    ]
+    rows = [row | {"val/loss": 0.5} for row in rows]
+    for place, name in enumerate(numbers):
+        rows[place] = rows[place] | {name: cell(word)}
+    sweep = sweep_of_rows("runs", [{k: v for k, v in row.items() if v is not None} for row in rows])
+    columns = name_columns(sweep, {"objective": ["val/loss"]}, {})
+    placed, without = place_runs(sweep, columns, {run.name: i for i, run in enumerate(sweep.runs)})
+    values = [columns.objective_of(run) for run in sweep.runs]
+    assert values[0] is None or math.isnan(values[0])
+    assert math.isnan(values[0] or 0.0) == (word == "NaN")
+    assert values[1:] == [0.5] * 9
+    assert without == ["row 1: has no base_lr"]
+    by_number = {one.point.number: one.point for one in placed}
+    assert "weight_decay" not in by_number[2].settings
+    assert by_number[4].settings["weight_decay"] == 0.01
+    if word != "NaN":
+        assert "width" not in by_number[3].workload_args
+        assert by_number[4].workload_args["width"] == 68
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "value", "rule"),
+    [
+        ("lr", "base_lr", "abc", "a number > 0"),
+        ("lr", "base_lr", 0, "a number > 0"),
+        ("lr", "base_lr", -0.1, "a number > 0"),
+        ("lr", "base_lr", math.inf, "a number > 0"),
+        ("lr", "base_lr", 1e-300, "between"),
+        ("batch_size", "batch_size", 32.5, "a whole number"),
+        ("batch_size", "batch_size", "big", "a whole number"),
+        ("wd", "weight_decay", "high", "a number"),
+        ("seed", "seed", "lucky", "a whole number"),
+        ("max_steps", "max_train_steps", "many", "a whole number"),
+    ],
+)
+def test_a_run_with_a_value_that_no_point_may_have_is_left_out_alone(
+    name: str, ours: str, value: Any, rule: str
+) -> None:
+    usual = ROW | {"wd": 0.01, "seed": 1, "max_steps": 100}
+    sweep, columns = named([*[usual] * 4, usual | {name: value}])
+    placed, without = place_runs(sweep, columns, {run.name: i for i, run in enumerate(sweep.runs)})
+    assert [one.point.number for one in placed] == [0, 1, 2, 3]
+    assert len(without) == 1
+    assert without[0].startswith(f"row 4: {ours} = {value!r}, must be {rule}")
+    document_of_sweep(sweep, columns, placed, False)
+
+
+def test_a_column_that_is_wrong_in_most_runs_is_refused_as_a_whole() -> None:
+    rows = [ROW, *[ROW | {"lr": -float(i)} for i in range(1, 4)]]
+    with pytest.raises(UserError, match=r"'lr', taken for base_lr: .* one of 3 such values of 4"):
+        named(rows)
+    sweep, columns = named([*rows[:2], ROW])
+    _, without = place_runs(sweep, columns, {run.name: i for i, run in enumerate(sweep.runs)})
+    assert len(without) == 1
+
+
+def test_a_text_among_results_is_told() -> None:
+    rows = [ROW | {"val_loss": 0.1 * i} for i in range(4)] + [ROW | {"val_loss": "diverged!"}]
+    sweep = sweep_of_rows("runs", rows)
+    assert "val_loss" in sweep.metric_columns
+    (remark,) = sweep.remarks
+    assert "val_loss: 1 of 5 values are no numbers" in remark
+    assert "'diverged!' of row 4" in remark
+    rows = [{("odd" if name == "val_loss" else name): row[name] for name in row} for row in rows]
+    _, columns = named(rows, objective="odd")
+    assert "'diverged!' of row 4: is no number" in columns.left_out["odd"]
+
+
+def test_none_is_a_choice_and_a_clipping_threshold() -> None:
+    rows = [ROW | {"clip": value, "augment": value} for value in ("none", "none", 1.0, 2.0)]
+    assert [point.clip_norm for point in points(rows)] == [math.inf, math.inf, 1.0, 2.0]
+    assert points(rows)[0].workload_args == {"augment": "none"}
+
+
 def test_many_batch_sizes_are_refused_with_a_way_out() -> None:
     rows = [ROW | {"batch_size": 16 + i} for i in range(50)]
     with pytest.raises(UserError, match="50 batch sizes"):

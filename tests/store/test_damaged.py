@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from compared import comparison
+from posted import Keeper
 from stored import diverged, feasible, point
 
 from tunewright.search.cli import main
@@ -20,7 +21,6 @@ from tunewright.search.errors import UserError
 from tunewright.search.pool.driver import Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
-from tunewright.search.pool.worker import _InboxKeeper
 from tunewright.search.show.publish import write_results
 from tunewright.search.store.files import (
     checkpoint_path,
@@ -286,7 +286,7 @@ def test_a_record_of_another_study_is_left_out(
 def test_a_damaged_state_is_trained_from_its_start(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper = _InboxKeeper(tmp_path)
+    keeper = Keeper(tmp_path)
     state = tmp_path / "batch_size=32-00002.state"
     for damage in DAMAGES.values():
         keeper.save(LATE.point, {"theta": torch.ones(3)})

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from examples import parse
+from posted import why_alone, work
 from torch import nn
 
 from tunewright.search.pool.in_process import InProcess
-from tunewright.search.pool.worker import Task, read_inbox, why_alone, work
+from tunewright.search.pool.inbox import read_inbox
+from tunewright.search.pool.worker import Task
 from tunewright.search.run import run_study
 from tunewright.search.train.audit import StackingError, relative_difference
 from tunewright.search.train.choose import choose, why_not_stacked
@@ -71,18 +73,18 @@ def test_a_few_updates_do_not_show_it_and_an_audit_does():
 
 
 def test_the_trials_are_trained_again_alone_and_the_reason_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("tunewright.search.pool.worker._load", lambda *_: Turns())
+    monkeypatch.setattr("tunewright.search.pool.worker.load_workload", lambda *_: Turns())
     monkeypatch.setattr("tunewright.search.pool.worker._KNOWN", {})
-    work(Task(study(), tmp_path, points(), STACKED, "cpu"))
+    work(Task(study(), tmp_path, points(), STACKED))
     found = {trial.point.number: trial.curve for trial, _ in read_inbox(tmp_path)}
     assert [found[point.number] for point in points()] == alone()
     assert "the loss differs" in why_alone(tmp_path, points()[0])
 
 
 def test_other_workers_end_stacking_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("tunewright.search.pool.worker._load", lambda *_: Turns())
+    monkeypatch.setattr("tunewright.search.pool.worker.load_workload", lambda *_: Turns())
     monkeypatch.setattr("tunewright.search.pool.worker._KNOWN", {})
-    work(Task(study(), tmp_path, points(2), STACKED, "cpu"))
+    work(Task(study(), tmp_path, points(2), STACKED))
     short = study().model_copy(update={"max_train_steps": TURN // 2})  # stays equal to the last
     used = []
     monkeypatch.setattr(
@@ -91,7 +93,7 @@ def test_other_workers_end_stacking_too(tmp_path, monkeypatch):
             used.append(engine) or train(study, workload, some, engine, *rest)
         ),
     )
-    work(Task(short, tmp_path, points(3), STACKED, "cpu"))
+    work(Task(short, tmp_path, points(3), STACKED))
     assert used[0] == STACKED
     assert not used[-1].stacked
 

@@ -368,6 +368,11 @@ class Memory:
         if self.savings == 0:
             raise KeyboardInterrupt
 
+    is_leaving = False
+
+    def all_saved(self):
+        """Nothing: it stays."""
+
     def start_again(self, point, reason):
         raise AssertionError(reason)
 

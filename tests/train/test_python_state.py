@@ -7,10 +7,12 @@ import kept
 import numpy as np
 import pytest
 import torch
+from posted import work
 from test_habits import Line, plainly, study
 from torch import nn
 
-from tunewright.search.pool.worker import Task, read_inbox, work
+from tunewright.search.pool.inbox import read_inbox
+from tunewright.search.pool.worker import Task
 from tunewright.search.train.execution import Engine
 from tunewright.search.train.loop import train
 from tunewright.search.train.python_state import python_state
@@ -104,10 +106,10 @@ class Epochs(Line):
 @pytest.mark.parametrize("engine", [Engine(True, 2), Engine(False, 1, compiled=True)])
 def test_what_counts_epochs_is_trained_alone(monkeypatch, tmp_path, engine):
     """What a stack recorded in the first epoch holds in the last one, too, but not in between."""
-    monkeypatch.setattr("tunewright.search.pool.worker._load", lambda *_: Epochs())
+    monkeypatch.setattr("tunewright.search.pool.worker.load_workload", lambda *_: Epochs())
     monkeypatch.setattr("tunewright.search.pool.worker._KNOWN", {})
     points = [Point(i, 8, "sgd", 0.01, seed=3) for i in range(2)]
-    work(Task(study(3 * EPOCH), tmp_path, points, engine, "cpu"))
+    work(Task(study(3 * EPOCH), tmp_path, points, engine))
     want, _ = plainly(Epochs(), points[0], 3 * EPOCH)
     got = [trial.curve.loss for trial, _ in read_inbox(tmp_path)]
     assert len(got) == len(points)

@@ -7,9 +7,11 @@ import functools
 import pytest
 import torch
 import zoo
+from posted import work
 from test_zoo import points, refusal, study
 
-from tunewright.search.pool.worker import Task, read_inbox, saved_state, work
+from tunewright.search.pool.inbox import read_inbox, saved_state
+from tunewright.search.pool.worker import Task
 from tunewright.search.train import loop
 from tunewright.search.train.execution import ALONE
 from tunewright.search.train.loop import train
@@ -37,6 +39,11 @@ class Memory:
         self.savings -= 1
         if self.savings == 0:
             raise Interrupted
+
+    is_leaving = False
+
+    def all_saved(self):
+        """Nothing: it stays."""
 
     def start_again(self, point, reason):
         self.again.append(reason)
@@ -108,9 +115,9 @@ def test_batches_that_come_in_another_order_are_noticed(monkeypatch):
 @pytest.mark.parametrize("left", [0, 7, 1000, -1])
 def test_a_torn_state_is_named_and_the_trial_begins_anew(left, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tunewright.search.pool.worker._load", lambda *_: zoo.make("Mlp"))
+    monkeypatch.setattr("tunewright.search.pool.worker.load_workload", lambda *_: zoo.make("Mlp"))
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
-    task = Task(study("Mlp"), tmp_path, points("Mlp")[:1], ALONE, "cpu")
+    task = Task(study("Mlp"), tmp_path, points("Mlp")[:1], ALONE)
     path = saved_state(tmp_path, "batch_size=24-00000")
     original = loop._Loop._save
 

@@ -10,11 +10,13 @@ import pytest
 import torch
 import zoo
 from examples import parse
+from posted import work
 from safetensors.torch import load_file
 
 from tunewright.search.errors import UserError
 from tunewright.search.pool.in_process import InProcess
-from tunewright.search.pool.worker import Task, read_inbox, work
+from tunewright.search.pool.inbox import read_inbox
+from tunewright.search.pool.worker import Task
 from tunewright.search.run import run_study
 from tunewright.search.store.files import checkpoint_path, name_of
 from tunewright.search.train.choose import why_not_stacked
@@ -67,7 +69,7 @@ def plainly(name, number):
 def trained(name, some, engine, inbox):
     """(trial, checkpoint) of points by number, as a worker process leaves them."""
     inbox.mkdir()
-    work(Task(study(name), inbox, some, engine, "cpu"))
+    work(Task(study(name), inbox, some, engine))
     found = {}
     for trial, _ in read_inbox(inbox):
         path = inbox / f"{name_of(trial.point)}.safetensors"

@@ -99,6 +99,32 @@ def status_of(folder):
     return json.loads((run_dir(folder) / "status.json").read_text())
 
 
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_of_a_long_output_both_ends_are_kept(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(command, "OUTPUT_BYTES", 1000)
+    (trial,) = run(tmp_path, f"print(f'<{{step}}>' + 'x' * 500, file=sys.{name})")
+    assert trial.feasible
+    said = (run_dir(tmp_path) / f"{name}.log").read_text()
+    assert said.startswith("<1>x")
+    assert said.removesuffix("trained\n").endswith("x\n")
+    assert "<100>x" in said
+    assert "<50>x" not in said
+    printed = sum(len(f"<{step}>") + 501 for step in range(1, STEPS + 1))
+    printed += len("trained\n") * (name == "stdout")
+    assert f"[tunewright: {printed - 2000} bytes are left out here]" in said
+    assert len(said) < 2100
+
+
+def test_an_output_that_is_the_log_is_kept_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "OUTPUT_BYTES", 1000)
+    log = {"path": "{run_dir}/stdout.log", "loss": "loss"}
+    prints = "print(json.dumps({'step': step, 'loss': loss, 'val_loss': loss}))"
+    script = SCRIPT.replace('print("trained")', "")
+    (trial,) = run(tmp_path, prints, log=log, script=script)
+    assert trial.feasible
+    assert len((run_dir(tmp_path) / "stdout.log").read_text().splitlines()) == STEPS
+
+
 SPACE = {
     "warmup_steps": 0,
     "clip_norm": math.inf,
@@ -650,6 +676,16 @@ def test_no_process_survives_a_driver_or_a_worker_that_ends(how, tmp_path):
     assert process.returncode == (-signal.SIGKILL if how == "kill" else 1)
 
 
+def run_until_killed(path):
+    """Kill a run once its script has made the file `first`; from then on there is `second`."""
+    folder = path.parent
+    process = start("run", path, "--workers", "1", cwd=folder)
+    wait_until((folder / "first").exists, process)
+    process.kill()
+    process.communicate(timeout=60)
+    (folder / "second").touch()
+
+
 @pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_once_its_old_command_has_ended(tmp_path, monkeypatch):
     """The old one does not hear SIGTERM, and writes until it is killed: never into a new log."""
@@ -662,11 +698,7 @@ def test_a_run_that_was_killed_goes_on_once_its_old_command_has_ended(tmp_path, 
             open("first", "w").close()
     """
     path = write_study(tmp_path, fault)
-    process = start("run", path, "--workers", "1", cwd=tmp_path)
-    wait_until((tmp_path / "first").exists, process)
-    process.kill()
-    process.communicate(timeout=60)
-    (tmp_path / "second").touch()
+    run_until_killed(path)
     assert main(["run", str(path), "--in-process"]) == 0
     (trial,) = read_trials(open_store(tmp_path / "results" / "tuned"))
     assert trial.curve.loss.tolist() == [math.exp(-0.02 * step) for step in range(1, STEPS + 1)]
@@ -834,44 +866,36 @@ def test_a_script_trains_as_the_same_function_does(
     assert checkpoints[0].read_bytes() == checkpoints[1].read_bytes()
 
 
-@pytest.mark.slow
-def test_a_script_that_saves_its_state_goes_on_where_it_was(tmp_path):
-    extra = "import tunewright.search.trainers.run as own; own.SAVE_SECONDS = 0.0; "
-    fault = """run.state(model, optimizer)
+SAVING = {
+    "extra": "import tunewright.search.trainers.run as own; own.SAVE_SECONDS = 0.0; ",
+    "workload_args": {"resumes": True},
+}
+SAVED_UNTIL_KILLED = """run.state(model, optimizer)
         if run.step == 60 and not os.path.exists("second"):
             open("first", "w").close()
-            time.sleep(600)
+            time.sleep(600)"""
+
+
+@pytest.mark.slow
+def test_a_script_that_saves_its_state_goes_on_where_it_was(tmp_path):
+    fault = f"""{SAVED_UNTIL_KILLED}
         if run.step == 30:
             print("from the start", flush=True)"""
-    keys = {"extra": extra, "workload_args": {"resumes": True}}
-    path = write_training(tmp_path, fault, **keys)
-    process = start("run", path, "--workers", "1", cwd=tmp_path)
-    wait_until((tmp_path / "first").exists, process)
-    process.kill()
-    process.communicate(timeout=60)
-    (tmp_path / "second").touch()
+    path = write_training(tmp_path, fault, **SAVING)
+    run_until_killed(path)
     assert main(["run", str(path), "--in-process"]) == 0
     assert (run_dir(tmp_path) / "stdout.log").read_text() == ""  # of its second half
     (resumed,) = read_trials(open_store(tmp_path / "results" / "tuned"))
     shutil.rmtree(tmp_path / "results")
-    (whole,) = run_training(tmp_path, fault, **keys)
+    (whole,) = run_training(tmp_path, fault, **SAVING)
     assert resumed.curve == whole.curve
     assert resumed.seconds > 0
 
 
 @pytest.mark.slow
 def test_a_saved_state_that_fails_is_left_and_the_trial_begins_anew(tmp_path):
-    extra = "import tunewright.search.trainers.run as own; own.SAVE_SECONDS = 0.0; "
-    fault = """run.state(model, optimizer)
-        if run.step == 60 and not os.path.exists("second"):
-            open("first", "w").close()
-            time.sleep(600)"""
-    path = write_training(tmp_path, fault, extra=extra, workload_args={"resumes": True})
-    process = start("run", path, "--workers", "1", cwd=tmp_path)
-    wait_until((tmp_path / "first").exists, process)
-    process.kill()
-    process.communicate(timeout=60)
-    (tmp_path / "second").touch()
+    path = write_training(tmp_path, SAVED_UNTIL_KILLED, **SAVING)
+    run_until_killed(path)
     train = tmp_path / "train.py"  # another shape: nothing fits
     train.write_text(train.read_text().replace("(64, 4)", "(64, 5)").replace("(4, 1)", "(5, 1)"))
     assert main(["run", str(path), "--in-process"]) == 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tunewright.search.judge.verdict import judge
 from tunewright.search.study.study import parse_study
 from tunewright.search.train.recorder import Recorder
-from tunewright.search.trainers.follow import Follower, LogError, LogFile, Measured, Row
+from tunewright.search.trainers.follow import LogError, LogFile, LogFollower, Measured, Row
 from tunewright.search.trainers.watched import MisuseError
 from tunewright.search.trial import Point
 
@@ -119,7 +119,7 @@ def test_a_log_that_is_read_in_pieces_has_the_same_rows(form, tmp_path_factory, 
 
 def follow(path, text, study, is_whole=True):
     path.write_text(text)
-    follower = Follower(path, study, POINT)
+    follower = LogFollower(path, study, POINT)
     follower.read(is_whole)
     return follower
 
@@ -231,7 +231,7 @@ def test_a_hopeless_training_ends_at_the_same_update_whenever_its_log_was_read(
     val = {step: 1.0 if step < 100 else 90.0 for step in range(0, 1001, 50)}
     lines = log_of(losses, 1, [1.0] * 1000 if norms else None, val=val).splitlines(keepends=True)
     path = tmp_path / "log"
-    follower = Follower(path, study(1000), POINT)
+    follower = LogFollower(path, study(1000), POINT)
     size = -(-len(lines) // pieces)
     for i in range(0, len(lines), size):
         with path.open("a") as file:
@@ -341,7 +341,7 @@ def test_a_log_that_is_written_anew_is_read_anew(tmp_path):
     """As Lightning's does once a column is new: the file is the same, its first line is not."""
     path = tmp_path / "log"
     path.write_text("step,loss,norm\n1,1,1\n2,0.9,1\n")
-    follower = Follower(path, study(), POINT)
+    follower = LogFollower(path, study(), POINT)
     follower.read()
     assert follower.measured.losses == 2
     path.write_text("step,loss,norm,val\n1,1,1,\n2,0.9,1,\n2,,,5\n3,0.8,1,\n")
@@ -373,7 +373,7 @@ def test_what_a_log_lacks_is_named(text, said, tmp_path):
     path = tmp_path / "log"
     if text is not None:
         path.write_text(text)
-    follower = Follower(path, study(), POINT)
+    follower = LogFollower(path, study(), POINT)
     follower.read(is_whole=True)
     with pytest.raises(MisuseError) as error:
         follower.check_log()

@@ -1,6 +1,8 @@
 """A study of a user's own function: the numbers of a workload, and every way to misuse it."""
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import sys
@@ -11,6 +13,7 @@ import pytest
 import torch
 from doubled import Double
 from examples import parse
+from followed import assert_same
 from torch import nn
 
 from tunewright.search.cli import main as command
@@ -55,21 +58,33 @@ def evaluate(model):
     return found
 
 
-def main(run, make=lambda run, model: run.optimizer(model), parts=1):
+def report_all(run, model):
+    run.report(**evaluate(model), model=model)
+
+
+def main(
+    run,
+    make=lambda run, model: run.optimizer(model),
+    parts=1,
+    clip_norm=math.inf,
+    report=report_all,
+):
     run.chance_loss = WORKLOAD.chance_loss
     model = WORKLOAD.build_model(run.seed)
     optimizer = make(run, model)
-    run.report(**evaluate(model), model=model)
+    report(run, model)
     batches = WORKLOAD.train_batches(run.batch_size, run.seed)
     for i, batch in enumerate(run.steps(batches)):
         loss = WORKLOAD.loss(model, batch)
         run.loss(loss)
         (loss / parts).backward()
+        if clip_norm < math.inf:
+            nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
         if i % parts == parts - 1:
             optimizer.step()
             optimizer.zero_grad()
         if run.evaluation_due:
-            run.report(**evaluate(model), model=model)
+            report(run, model)
 
 
 @pytest.fixture
@@ -91,15 +106,7 @@ def by_the_study(point, **changes):
 
 
 def assert_equal(one, other, tolerance=1e-9):
-    mine, theirs = one.trial.curve.arrays(), other.trial.curve.arrays()
-    assert mine.keys() == theirs.keys()
-    for name in mine:
-        assert np.allclose(mine[name], theirs[name], rtol=tolerance, equal_nan=True), name
-    assert one.trial.verdict.outcome == other.trial.verdict.outcome
-    assert one.trial.best_step == other.trial.best_step
-    assert one.checkpoint.keys() == other.checkpoint.keys()
-    for name, tensor in one.checkpoint.items():
-        assert torch.allclose(tensor, other.checkpoint[name], rtol=1e-6)
+    assert_same(one, other, tolerance, checkpoint_rtol=1e-6)
 
 
 @pytest.mark.parametrize("optimizer", RULES)
@@ -142,21 +149,8 @@ def test_gradient_accumulation_is_one_update_with_the_mean_loss(trained):
 
 
 def test_norms_that_somebody_else_clips_are_told(trained):
-    def clips(run):
-        model = WORKLOAD.build_model(run.seed)
-        optimizer = run.optimizer(model)
-        for batch in run.steps(WORKLOAD.train_batches(run.batch_size, run.seed)):
-            loss = WORKLOAD.loss(model, batch)
-            run.loss(loss)
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 0.125)
-            optimizer.step()
-            optimizer.zero_grad()
-            if run.evaluation_due:
-                run.report(**evaluate(model))
-
     clipped = "the norm is 0.125 at every step: it was clipped before it was seen"
-    assert clipped in trained(clips).trial.verdict.evidence
+    assert clipped in trained(lambda run: main(run, clip_norm=0.125)).trial.verdict.evidence
     assert "clipped before" not in trained(main).trial.verdict.evidence
 
 
@@ -266,22 +260,12 @@ def test_a_hopeless_training_ends_and_is_infeasible(base_lr, trained):
 
 
 def test_of_a_maximized_metric_the_largest_is_best(trained):
-    def accuracy(run):
-        loop(run, report=False)
+    def report(run, model):
+        if run.step:
+            run.report(accuracy=1 - evaluate(model)["val_error"], model=model)
 
-    def loop(run, report):
-        model = WORKLOAD.build_model(run.seed)
-        optimizer = run.optimizer(model)
-        for batch in run.steps(WORKLOAD.train_batches(run.batch_size, run.seed)):
-            loss = WORKLOAD.loss(model, batch)
-            run.loss(loss)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if run.evaluation_due:
-                run.report(accuracy=1 - evaluate(model)["val_error"], model=model)
-
-    found = trained(accuracy, objective="accuracy", maximize=True).trial
+    function = functools.partial(main, report=report)
+    found = trained(function, objective="accuracy", maximize=True).trial
     values = found.curve.metrics["accuracy"]
     assert found.best_value == np.nanmax(values) > np.nanmin(values)
     assert np.isnan(values[0])
@@ -334,6 +318,34 @@ def loop(run, data=None, tell=True, report=True, metric="val_loss", step=True, w
             run.report(**{metric: float(weight.detach())})
 
 
+def quiet(run):
+    """A training that passes over whatever its reports raise."""
+    report = run.report
+
+    def tell(**metrics):
+        with contextlib.suppress(Exception):
+            report(**dict.fromkeys(metrics, "high"))
+
+    vars(run)["report"] = tell
+    loop(run)
+
+
+@pytest.mark.parametrize(
+    "name", ["base_lr", "clip_norm", "batch_size", "seed", "optimizer", "momentum", "depth"]
+)
+def test_a_hyperparameter_cannot_be_set(name, trained):
+    """It would be recorded as the one that the study chose."""
+    point = dataclasses.replace(POINT, workload_args={"depth": 3}, settings={"momentum": 0.8})
+    with pytest.raises(MisuseError, match=f"run.{name}: cannot be set: it is .* in this trial"):
+        trained(lambda run: setattr(run, name, 1.0), point)
+
+
+@pytest.mark.parametrize("name", ["total_steps", "point", "settings", "device", "study"])
+def test_what_a_trial_is_made_of_cannot_be_set(name, trained):
+    with pytest.raises(MisuseError, match=f"run.{name}: cannot be set"):
+        trained(lambda run: setattr(run, name, 1.0))
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -345,6 +357,7 @@ def loop(run, data=None, tell=True, report=True, metric="val_loss", step=True, w
         (lambda run: loop(run, step=False), "10000 batches went by without a step"),
         (lambda run: (loop(run), loop(run)), "one optimizer is the main one"),
         (lambda run: run.watch(None, main=False), "main optimizer must be watched before"),
+        (lambda run: quiet(run), "report: got 'high' as 'val_loss'"),
     ],
 )
 def test_what_every_trial_would_repeat_ends_the_study(function, message, trained):
@@ -448,6 +461,11 @@ class Kept:
         self.after -= 1
         if self.after == 0:
             raise KeyboardInterrupt
+
+    is_leaving = False
+
+    def all_saved(self):
+        """Nothing: it stays."""
 
     def start_again(self, point, reason):
         self.reasons.append(reason)

@@ -121,6 +121,19 @@ def test_a_norm_of_half_precision_does_not_overflow():
     assert float(global_norm(gradients)) == pytest.approx(3e4 * math.sqrt(1000), rel=1e-4)
 
 
+@pytest.mark.parametrize("dtypes", [["float32"], ["float64"], ["bfloat16", "float64", "float32"]])
+def test_the_norm_is_that_of_all_gradients_end_to_end(dtypes):
+    gradients = [
+        torch.randn(3, 5 * place, dtype=getattr(torch, dtypes[place % len(dtypes)]))
+        for place in range(1, 7)
+    ]
+    flat = torch.cat([gradient.double().flatten() for gradient in gradients])
+    found = global_norm(gradients)
+    assert float(found) == pytest.approx(float(flat.norm()), rel=1e-6)
+    if len(dtypes) == 1:  # to the last bit
+        assert torch.equal(found, torch.nn.utils.get_total_norm(gradients))
+
+
 def test_parameters_without_a_gradient_rest():
     model = model_of()
     model[0].weight.requires_grad_(False)

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 import torch
 from examples import parse
+from posted import work
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from tunewright.search.errors import UserError
-from tunewright.search.pool.worker import Task, read_inbox, work
+from tunewright.search.pool.inbox import read_inbox
+from tunewright.search.pool.worker import Task
 from tunewright.search.train.execution import ALONE, Engine
 from tunewright.search.train.loop import train
 from tunewright.search.trial import Point
@@ -301,7 +303,7 @@ def test_random_numbers_of_the_process_forbid_stacking_and_a_worker_trains_alone
         list(train(study(), GlobalOrder(), some, engine))
     sys.modules["habits_global"] = module = type(sys)("habits_global")
     module.make = GlobalOrder
-    work(Task(study(workload="habits_global:make"), tmp_path, some, engine, "cpu"))
+    work(Task(study(workload="habits_global:make"), tmp_path, some, engine))
     found = {trial.point.number: trial.curve.loss for trial, _ in read_inbox(tmp_path)}
     for point in some:
         np.testing.assert_allclose(found[point.number], plainly(GlobalOrder(), point)[0], rtol=1e-9)
@@ -579,13 +581,13 @@ def test_an_exception_of_any_kind_is_the_crash_of_its_trial(error, tmp_path):
     sys.modules["habits_leaving"] = module = type(sys)("habits_leaving")
     module.make = Leaving
     some = [dataclasses.replace(POINT, number=i, seed=i) for i in range(3)]
-    work(Task(study(workload="habits_leaving:make"), tmp_path, some, ALONE, "cpu"))
+    work(Task(study(workload="habits_leaving:make"), tmp_path, some, ALONE))
     found = {trial.point.number: trial.verdict for trial, _ in read_inbox(tmp_path)}
     assert [found[i].crashed for i in range(3)] == [False, True, False]
     assert found[1].evidence == ": ".join(filter(None, [type(error).__name__, str(error)]))
     error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        work(Task(study(workload="habits_leaving:make"), tmp_path, some[1:2], ALONE, "cpu"))
+        work(Task(study(workload="habits_leaving:make"), tmp_path, some[1:2], ALONE))
 
 
 @pytest.mark.parametrize("items", [list, tuple])

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from examples import parse
-from loky import get_reusable_executor
 
 from tunewright.search.errors import UserError
+from tunewright.search.pool.local import this_machine
 from tunewright.search.run import run_study
 from tunewright.search.train.loop import train
 from tunewright.search.workload.workload import load_workload
@@ -73,7 +73,7 @@ def _place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    get_reusable_executor().shutdown(wait=True)
+    this_machine().stop()
     for name in ("loading_here", "edited_here", "base_here"):
         sys.modules.pop(name, None)
 
@@ -127,35 +127,28 @@ def test_a_loader_has_processes_of_its_own_inside_a_worker_process(place, method
 
 
 DRIVER = """
-import os
-from loky import get_reusable_executor
-from tunewright.search.pool.worker import follow_driver
+from test_loaders import study
+from tunewright.search.run import run_study
 
-
-def load(folder):
-    import time
-    from loading_here import Loading
-    batches = iter(Loading(folder, "fork").loader(8, 0))
-    next(batches)
-    open("loads", "w").close()
-    time.sleep(60)
-
-
-pool = get_reusable_executor(1, initializer=follow_driver, initargs=(os.getpid(),))
-pool.submit(load, "who").result()
+run_study(study("loading_here:make", max_train_steps=10**6), workers=1, slots=1, progress=False)
 """
 
 
 @pytest.mark.slow
 def test_a_loader_ends_with_its_worker_when_the_driver_is_killed(place):
-    (place / "loading_here.py").write_text(LOADING)
+    (place / "loading_here.py").write_text(
+        LOADING + "\n\ndef make():\n    return Loading('who', 'fork')\n"
+    )
     (place / "who").mkdir()
+    paths = [str(place), str(Path(__file__).parent), str(Path(__file__).parents[1])]
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER], env={**os.environ, "PYTHONPATH": str(place)}
+        [sys.executable, "-c", DRIVER],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stderr=subprocess.DEVNULL,
     )
     try:
-        wait_until(lambda: (place / "loads").exists(), 60)
-        assert alive("who")
+        trying = str(driver.pid)  # it tries the workload itself before
+        wait_until(lambda: len(alive("who")) > 1 and trying in os.listdir("who"), 60)
     finally:
         driver.kill()
         driver.wait()
