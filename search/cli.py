@@ -218,8 +218,9 @@ def _check_pool(options: argparse.Namespace) -> None:
     """Raise UserError for options that contradict each other."""
     if options.workers == 0 and (options.backend or not options.listen):
         raise UserError("--workers: 0 needs --listen: somebody must train")
-    if options.listen and options.in_process:
-        raise UserError("--listen: cannot stand beside --in-process, where nobody else trains")
+    other = "--listen" if options.listen else "--backend"
+    if options.in_process and (options.listen or options.backend):
+        raise UserError(f"{other}: cannot stand beside --in-process, where nobody else trains")
     if options.cluster and not options.backend:
         raise UserError("--cluster: says what --backend asks a cluster for, which is missing")
     if options.backend and options.workers is None:
@@ -519,7 +520,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="HOST:PORT",
             help="let workers of other machines join, too: run `tunewright worker HOST:PORT` there",
         )
-        who.add_argument(
+        sub.add_argument(
             "--backend",
             type=_backend,
             metavar="KIND:ADDRESS",

@@ -169,7 +169,7 @@ class Hired(Remote):
         try:
             status = future.result()
         except BaseException as error:  # also a cancellation
-            return f"its call raised {describe_error(error).splitlines()[0]}"
+            return f"its call raised {describe_error(error)}"
         known = {
             1: f"it could not reach this driver at {self.address}; name another of its addresses "
             "by --listen HOST:PORT, or see the worker's own log",

@@ -135,7 +135,7 @@ def test_another_worker_is_asked_for_where_one_has_ended(backend, cluster):
         (1, "it could not reach this driver at 127.0.0.1:.*--listen HOST:PORT"),
         (2, "it was refused, or misses its device"),
         (-9, "it ended with status -9"),
-        (RuntimeError("no\nluck"), "its call raised RuntimeError: no$"),
+        (RuntimeError("no\nluck"), "its call raised RuntimeError: no luck$"),
     ],
 )
 def test_workers_that_all_end_before_they_train_end_the_run_with_a_reason(
@@ -214,6 +214,7 @@ def study_file(tmp_path, monkeypatch):
         (["--backend", "slurm", "--workers", "0"], "--workers: 0 needs --listen: "),
         (["--cluster", "c.toml"], "--cluster: says what --backend asks"),
         (["--in-process", "--listen", "127.0.0.1:0"], "--listen: cannot stand beside"),
+        (["--in-process", "--backend", "slurm"], "--backend: cannot stand beside --in-process"),
     ],
 )
 def test_options_that_contradict_each_other(study_file, capsys, options, message):
