@@ -15,9 +15,9 @@ check: $(VENV)/.installed
 check-all: check $(VENV)/.frameworks
 	$(BIN)/pytest -n auto --dist loadfile -m slow
 
-# Lightning, Transformers and TensorBoard, which slow tests train with.
+# Lightning, Transformers and TensorBoard, which slow tests train with, and clusters that start workers.
 $(VENV)/.frameworks: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lightning,transformers,tensorboard]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lightning,transformers,tensorboard,dask,ray,slurm]'
 	touch $@
 
 # Written last: an installation that was interrupted, or one without the development tools, is done again.

@@ -22,6 +22,7 @@ _HOMES = {
     "judge.verdict": ("judge",),
     "judge_logs": ("judge_log",),
     "logs.log": ("read_log",),
+    "pool.hired": ("Hired",),
     "pool.in_process": ("InProcess",),
     "run": ("run_studies", "run_study"),
     "show.plots": (

@@ -25,6 +25,7 @@ from .signals import INTERRUPTED, INTERRUPTED_TRAINING, STOPS, end_at_once_with,
 if TYPE_CHECKING:
     from .show.advice import Advice
     from .store.results import Results
+    from .study.cluster import Cluster
     from .study.study import Study
     from .trial import Trial
 
@@ -37,6 +38,7 @@ MOST_SLOTS = 10_000  # trials in one stack: each keeps a model and its optimizer
 MOST_RUNS = 10_000  # seeds of a diagnosis or of one side of a comparison (`comparison.MOST_SEEDS`)
 MOST_TRAININGS = 10**6  # of a budget, as of a study (`study.MOST_TRIALS`)
 MOST_PORT = 65535
+CLUSTERS = ("dask", "ray", "slurm")  # `pool.clusters.KINDS`
 PATIENCE = 600.0  # seconds in which a driver that was ended is started again
 SHOWN = 80  # characters of a wrong option in a message
 ONE_RUN = ": one run has no spread"
@@ -177,18 +179,29 @@ def _quiet_optuna() -> None:
 
 
 @contextmanager
-def _pool(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _pool(options: argparse.Namespace, studies: Sequence[Study]) -> Iterator[dict[str, Any]]:
     """What a command that trains says of its workers, as `run_studies` takes it."""
     names = ("workers", "threads", "device", "slots", "compiled")
     pool = {name: getattr(options, name) for name in names}
-    if options.workers == 0 and not options.listen:
-        raise UserError("--workers: 0 needs --listen: somebody must train")
-    if options.in_process and options.listen:
-        raise UserError("--listen: cannot stand beside --in-process, where nobody else trains")
+    _check_pool(options)
     if options.in_process:
         from .pool.in_process import InProcess
 
         yield {**pool, "backend": InProcess()}
+    elif options.backend:
+        from .pool.clusters import hired
+
+        kind, address = options.backend
+        cluster = _cluster_of(options, studies)
+        with hired(
+            kind, address, cluster, options.listen, options.device, options.results
+        ) as backend:
+            print(
+                f"{kind} starts workers, which reach this driver at {backend.address}",
+                file=sys.stderr,
+            )
+            threads = options.threads or cluster.cpus
+            yield {**pool, "threads": threads, "device": "cpu", "backend": backend}
     elif options.listen:
         from .pool.remote import Remote
         from .pool.wire import read_key
@@ -201,19 +214,40 @@ def _pool(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield pool
 
 
+def _check_pool(options: argparse.Namespace) -> None:
+    """Raise UserError for options that contradict each other."""
+    if options.workers == 0 and (options.backend or not options.listen):
+        raise UserError("--workers: 0 needs --listen: somebody must train")
+    other = "--listen" if options.listen else "--backend"
+    if options.in_process and (options.listen or options.backend):
+        raise UserError(f"{other}: cannot stand beside --in-process, where nobody else trains")
+    if options.cluster and not options.backend:
+        raise UserError("--cluster: says what --backend asks a cluster for, which is missing")
+    if options.backend and options.workers is None:
+        raise UserError("--backend: needs --workers N: how many workers the cluster starts")
+
+
+def _cluster_of(options: argparse.Namespace, studies: Sequence[Study]) -> Cluster:
+    """What each worker asks of the cluster: --cluster, or what the study files say."""
+    from .study.study import load_cluster
+
+    if options.cluster:
+        return load_cluster(options.cluster)
+    first, *others = studies
+    for other in others:
+        if other.cluster != first.cluster:
+            raise UserError(
+                f"cluster: {first.name} and {other.name} have different [cluster] tables, and "
+                "share their workers: give one by --cluster FILE"
+            )
+    return first.cluster
+
+
 def _worker(options: argparse.Namespace) -> int:
-    from joblib import cpu_count
+    from .pool.pilot import run_pilot
 
-    from .pool.pilot import Pilot
-    from .pool.wire import read_key
-    from .train.choose import devices
-
-    read_key()  # a mistake is said once
-    own = devices(options.device)
-    count = options.workers or (cpu_count() if own[0] == "cpu" else len(own))
-    each = [own[i % len(own)] for i in range(count)]
     host, port = options.driver
-    return Pilot(host, port, each, options.patience, options.folder).run()
+    return run_pilot(host, port, options.workers, options.device, options.patience, options.folder)
 
 
 def _load_study(path: Path) -> Study:
@@ -233,7 +267,7 @@ def _run(options: argparse.Namespace) -> int:
     _quiet_optuna()
     studies = [_load_study(path) for path in options.studies]
     codes: list[int] = []
-    with _pool(options) as pool:
+    with _pool(options, studies) as pool:
         run_studies(
             studies,
             results=options.results,
@@ -286,6 +320,7 @@ def _compare(options: argparse.Namespace) -> int:
     from .show.tables import comparison_tables, print_table
     from .store.results import Results
     from .store.storage import open_store
+    from .study.study import load_study
 
     _quiet_optuna()
     recipe = options.candidate.is_file()
@@ -293,7 +328,12 @@ def _compare(options: argparse.Namespace) -> int:
     if options.baseline_study is not None:
         beside = options.results if recipe else options.candidate.resolve().parent
         baseline = baseline_of_study(options.baseline_study, beside)
-    with _pool(options) as pool:
+    trained = (
+        load_study(options.candidate)
+        if recipe
+        else open_store(options.candidate, options.storage).study
+    )
+    with _pool(options, [trained]) as pool:
         if recipe:
             results = train_recipe(
                 options.candidate,
@@ -332,7 +372,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     check_studies([study])
     print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
     kept: list[Results] = []
-    with _pool(options) as pool:
+    with _pool(options, [study]) as pool:
         result = diagnose(
             study,
             results=options.results,
@@ -479,6 +519,19 @@ def _parser() -> argparse.ArgumentParser:
             type=_address,
             metavar="HOST:PORT",
             help="let workers of other machines join, too: run `tunewright worker HOST:PORT` there",
+        )
+        sub.add_argument(
+            "--backend",
+            type=_backend,
+            metavar="KIND:ADDRESS",
+            help="have a cluster start the N workers: dask:tcp://HOST:PORT, ray:auto, "
+            "ray:HOST:PORT or slurm; --listen says where they reach this driver",
+        )
+        sub.add_argument(
+            "--cluster",
+            type=Path,
+            metavar="FILE",
+            help="what each worker asks of the cluster: a [cluster] table (default: the study's)",
         )
         who.add_argument(
             "--in-process",
@@ -855,6 +908,16 @@ def _address(text: str) -> tuple[str, int]:
     if not (colon and host and port.isdecimal() and int(port) <= MOST_PORT):
         raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text[:SHOWN]!r}")
     return host.strip("[]"), int(port)
+
+
+def _backend(text: str) -> tuple[str, str]:
+    kind, _, address = text.partition(":")
+    if kind not in CLUSTERS or (kind == "slurm") != (not address):
+        raise argparse.ArgumentTypeError(
+            "must be dask:ADDRESS, as dask:tcp://host:8786, ray:auto, ray:HOST:PORT or slurm, got "
+            f"{text[:SHOWN]!r}"
+        )
+    return kind, address
 
 
 def _seconds(text: str) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 from .errors import UnfinishedError, UserError, describe_error
 from .pool.backend import Backend
 from .pool.driver import Driver
+from .pool.hired import Executor, Hired
 from .pool.local import this_machine
 from .pool.progress import Progress
 from .show.publish import write_results
@@ -38,6 +39,7 @@ def run_studies(
     progress: bool = True,
     then: Then | None = None,
     backend: Backend | None = None,
+    executor: Executor | None = None,
 ) -> list[Store]:
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
@@ -45,10 +47,12 @@ def run_studies(
     forces how many trials a worker trains at once (1: one after the other); by default a rule says
     (`choose.choose`). `threads` is how many torch threads each worker has, 1 by default.
     `compiled`: whether to train by torch.compile; by default as the study began, and at first
-    without. `backend` says who trains: worker processes of this machine (the default), or
-    this process (`InProcess`), for debuggers. Tables and summaries are written at the end, also
-    after an interruption. `then` is called with the results of each study once these are written,
-    one study after the other.
+    without. `backend` says who trains: worker processes of this machine (the default), or this
+    process (`InProcess`), for debuggers; or give an `executor`, any of `concurrent.futures`,
+    Dask's, or submitit's, which starts so many `workers` on whatever machines, on `device` there;
+    `Hired` says more, and is a `backend`. Tables and summaries are written at the end, also after
+    an interruption. `then` is called with the results of each study once these are written, one
+    study after the other.
 
     Raises UserError for a mistake in a study or its workload, or if two studies have one name,
     before anything is trained; KeyboardInterrupt at the next safe point after Ctrl-C (`signals`),
@@ -58,6 +62,14 @@ def run_studies(
         raise UserError(
             "the studies must differ in name: the results folder is named after the file"
         )
+    if executor is not None:
+        if backend is not None:
+            raise UserError("executor: cannot stand beside backend: each says who trains")
+        with closing(Hired(executor, device=device, folder=results)) as hired:
+            return run_studies(
+                *(studies, results, workers, threads or 1, "cpu", slots, compiled, storage),
+                *(progress, then, hired),
+            )
     backend = backend or this_machine()
     workers = backend.count(workers, devices(device))
     check_studies(studies)

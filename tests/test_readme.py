@@ -1,11 +1,17 @@
-"""README's second screen, run as it is written."""
+"""README's second screen, and its recipes for more than one machine, run as they are written."""
 
+import csv
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
+import clustered
 import pytest
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
@@ -86,3 +92,102 @@ def test_one_training_says_what_the_section_shows(folder):
     for line in shown.splitlines():
         assert without_numbers.sub("#", line.strip()) in without_numbers.sub("#", printed)
     assert (folder / "runs/a/report.html").is_file()
+
+
+# --- more than one machine ------------------------------------------------------------------------
+
+MACHINES = README.split("\n## More than one machine\n")[1].split("\n## ")[0]
+RECIPES = re.findall(r"^```(\w*)\n(.*?)^```$", MACHINES, re.MULTILINE | re.DOTALL)
+BY_HAND, TABLE, ON_SLURM, ON_DASK_OR_RAY = [text for _, text in RECIPES]
+STUDY = """
+workload = "tunewright.models.digits:mlp"
+objective = "val_loss"
+max_train_steps = 60
+batch_sizes = [64]
+trials = 6
+[space.optimizer.adam]
+base_lr = { low = 1e-5, high = 1.0, log = true }
+"""
+# hosts are folders, and what is not said on the command line does not get there
+SSH = """
+import os, sys
+host, *words = sys.argv[1:]
+os.chdir(os.path.join(os.environ["HOSTS"], host))
+environment = {name: os.environ[name] for name in os.environ if not name.startswith("TUNEWRIGHT")}
+os.execvpe("sh", ["sh", "-c", " ".join(words)], environment)
+"""
+SCP = """
+import os, shutil, sys
+_, source, target = sys.argv
+host, _, place = target.partition(":")
+shutil.copy(source, os.path.join(os.environ["HOSTS"], host, place))
+"""
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    """A project on node1, with folders in place of hosts, and the environment for a shell there."""
+    for host in ("node1", "node2"):
+        (tmp_path / host / "project").mkdir(parents=True)
+    project = tmp_path / "node1" / "project"
+    (project / "study.toml").write_text(STUDY)
+    found = clustered.programs(tmp_path / "bin", ssh=SSH, scp=SCP)
+    return project, {**clustered.QUIET, **found, "HOSTS": str(tmp_path)}
+
+
+def run_recipe(text, hosts, **environ):
+    """Run lines in a shell with a free port and this machine for node1, and end what they leave."""
+    project, own = hosts
+    for port in sorted(set(re.findall(r"\b87\d\d\b", text))):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            text = text.replace(port, str(free.getsockname()[1]))
+    process = subprocess.Popen(
+        ["bash", "-c", text.replace("node1:", "127.0.0.1:")],
+        cwd=project,
+        env={**os.environ, **own, **environ},
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert process.wait(150) == 0
+    finally:
+        with suppress(ProcessLookupError):  # all have ended
+            os.killpg(process.pid, signal.SIGTERM)
+    with (project / "results" / "study" / "trials.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 6
+
+
+def test_a_recipe_has_at_most_six_lines():
+    for recipe in (BY_HAND, TABLE + ON_SLURM, ON_DASK_OR_RAY):
+        assert len(recipe.splitlines()) <= 6
+
+
+@pytest.mark.slow
+def test_two_workstations(hosts):
+    run_recipe(f"set -e\n{BY_HAND}wait $!", hosts)  # the worker ends with 0, too
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("submitit") is None, reason="submitit is not installed")
+def test_slurm(hosts, tmp_path):
+    project, own = hosts
+    (project / "cluster.toml").write_text(TABLE)
+    own.update(clustered.like_slurm(tmp_path / "slurm"))
+    run_recipe(ON_SLURM, hosts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
+def test_dask(hosts):
+    on_dask = "".join(ON_DASK_OR_RAY.splitlines(keepends=True)[:-1])
+    assert "--backend dask:" in on_dask
+    run_recipe(on_dask, hosts)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
+def test_ray(hosts):
+    on_ray = ON_DASK_OR_RAY.splitlines()[-1]
+    assert "--backend ray:auto" in on_ray
+    with clustered.ray() as address:
+        run_recipe(on_ray, hosts, RAY_ADDRESS=address)

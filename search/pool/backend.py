@@ -3,7 +3,8 @@
 A backend gives a task's points to workers, has finished trials put into the inbox that the task
 names, and says what became of the task. How it reaches its workers, and how they fail, is its own
 matter. `in_process` trains where the driver runs; all others are workers at the end of a wire
-(`hub`): `local` starts processes on this machine, `remote` listens for those of other machines.
+(`hub`): `local` starts processes on this machine, `remote` listens for those of other machines, and
+`hired` has a cluster start those.
 """
 
 from __future__ import annotations

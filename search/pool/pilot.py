@@ -1,4 +1,7 @@
-"""`tunewright worker`: keeps worker processes that train for a driver on another machine."""
+"""`tunewright worker`: keeps worker processes that train for a driver on another machine.
+
+They end with it, whatever ends it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import joblib
+
+from ..errors import UserError
 from ..signals import SIGNALS
+from ..train.choose import devices
+from .errand import end_with_parent
 from .hub import SECONDS_TO_SAVE
 from .local import COMES_BACK
 from .process import REFUSED
+from .wire import read_key
 
 SECONDS_BETWEEN_LOOKS = 0.2
 MOST_DEATHS = 3  # one after the other, of processes that lived less than SECONDS_OF_A_LIFE
@@ -21,8 +31,34 @@ SECONDS_OF_A_LIFE = 30.0
 # the driver's code is found as this program finds it, and where it was started
 PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from tunewright.search.pool.errand import end_with_parent; end_with_parent(); "
     "from tunewright.search.pool.process import main_elsewhere; main_elsewhere()"
 )
+
+
+def run_pilot(
+    host: str, port: int, workers: int | None, device: str, patience: float, folder: str | Path
+) -> int:
+    """Have so many workers, by default one for each core or device, until `Pilot.run` returns.
+
+    Raises UserError for a device that is not there, and for a key as `read_key`.
+    """
+    read_key()  # a mistake is said once, and not by each worker
+    own = devices(device)
+    count = workers or (joblib.cpu_count() if own[0] == "cpu" else len(own))
+    each = [own[i % len(own)] for i in range(count)]
+    return Pilot(host, port, each, patience, Path(folder)).run()
+
+
+def main() -> NoReturn:
+    """The program of a pilot that a cluster starts (`errand`)."""
+    end_with_parent()
+    try:
+        status = run_pilot(**json.loads(sys.argv[2]))
+    except UserError as error:
+        print(error, file=sys.stderr, flush=True)
+        status = REFUSED
+    sys.exit(status)
 
 
 class Pilot:
@@ -80,7 +116,7 @@ class Pilot:
         arguments = [json.dumps(sys.path), json.dumps(self._options[place])]
         child = subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM, *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # by which it notices that this process has ended
             start_new_session=True,  # a terminal's Ctrl-C goes to this program alone
         )
         self._running[place] = child, time.monotonic()

@@ -183,7 +183,7 @@ def read_key() -> bytes | None:
             )
         place = f"{KEY_FILE}: {name}"
     else:
-        key, place = os.environ.get(KEY, "").encode(), KEY
+        key, place = os.environb.get(KEY.encode(), b""), KEY
         if not key:
             return None
     if len(key) < FEWEST_CHARACTERS:

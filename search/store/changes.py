@@ -30,7 +30,7 @@ def changes_of(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     lines = []
     for key in sorted(old.keys() | new.keys()):
         was, is_now = old.get(key, "(absent)"), new.get(key, "(absent)")
-        free = key in ("question", "keep_checkpoints") or key.startswith("figure.")
+        free = key in ("question", "keep_checkpoints") or key.startswith(("figure.", "cluster."))
         grown = (
             key in may_grow and isinstance(was, int) and isinstance(is_now, int) and is_now > was
         )

@@ -47,6 +47,7 @@ from ..rules.hyperparameters import HYPERPARAMETERS, is_number, of_kind
 from ..rules.optimizers import RULES, is_of_torch
 from ..rules.schedule import SHAPES, applies, longest_warmup, orders_of_magnitude, total_steps
 from ..trial import COMMON, Group, Point
+from .cluster import Cluster
 from .command import problems_of_command
 from .samplers import SAMPLERS, Sampler
 
@@ -481,6 +482,7 @@ class Study(_Strict):
     ] = Field((), description="Axes whose effect is the question, besides the optimizer")
     space: Space
     figure: Figure = Figure()
+    cluster: Cluster = Cluster()
     source: str = Field(
         "", exclude=True, repr=False, description="The file's text, comments and all"
     )
@@ -943,6 +945,25 @@ def load_study(path: str | Path, name: str = "") -> Study:
     text = _read(path)
     if not name:
         _check_name(path)
+    return parse_study(_tables(text, path), name or path.stem, place=str(path), source=text)
+
+
+class _ClusterFile(BaseModel):
+    cluster: Cluster
+
+
+def load_cluster(path: Path) -> Cluster:
+    """The [cluster] table of a file, whatever else is in it. Raises UserError as load_study."""
+    document = _tables(_read(path), path)
+    try:
+        return _ClusterFile.model_validate(document).cluster
+    except ValidationError as error:
+        lines = [f"{path}: {_explain(detail)}" for detail in error.errors()]
+        raise UserError("\n".join(lines[:MOST_LINES])) from error
+
+
+def _tables(text: str, path: Path) -> dict[str, Any]:
+    """What TOML says. Raises UserError."""
     try:
         document = tomllib.loads(text) if not DEEP_KEY.search(text) else None
     except RecursionError:
@@ -952,7 +973,7 @@ def load_study(path: str | Path, name: str = "") -> Study:
         raise UserError(f"{path}: is not valid TOML: {error}") from error
     if document is None:
         raise UserError(f"{path}: is no study file: tables or lists are nested too deeply")
-    return parse_study(document, name or path.stem, place=str(path), source=text)
+    return document
 
 
 def fault_of_name(name: str) -> str:
@@ -1079,8 +1100,12 @@ def _unknown_key(keys: list[str]) -> str:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
             known = [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
-        case ["figure" | "log" as table]:
-            models: dict[str, type[_Strict]] = {"figure": Figure, "log": CommandLog}
+        case ["figure" | "log" | "cluster" as table]:
+            models: dict[str, type[BaseModel]] = {
+                "figure": Figure,
+                "log": CommandLog,
+                "cluster": Cluster,
+            }
             known = list(models[table].model_fields)
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]

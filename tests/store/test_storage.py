@@ -431,6 +431,11 @@ def test_a_study_may_be_drawn_differently(store: Store) -> None:
     create_store(small_study(), store.folder.parent)
 
 
+def test_a_study_may_go_on_on_another_cluster(store: Store) -> None:
+    create_store(small_study(cluster={"cpus": 2, "sbatch": {"qos": "a"}}), store.folder.parent)
+    create_store(small_study(), store.folder.parent)
+
+
 def test_seeds_can_neither_grow_nor_shrink(store: Store) -> None:
     assert "seeds: was (absent), is 2" in refusal(small_study(seeds=2), store.folder.parent)
 
