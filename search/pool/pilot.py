@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..signals import SIGNALS
+from ..signals import COMES_BACK, SIGNALS
 from .hub import SECONDS_TO_SAVE
-from .local import COMES_BACK
 from .process import REFUSED
 
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -32,9 +32,12 @@ class Pilot:
         self, host: str, port: int, devices: Sequence[str], patience: float, folder: Path
     ) -> None:
         """A process for each of `devices`, which may name one more than once."""
+        # nobody writes into the pipe: it ends with this process, whatever ends that
+        self._pipe = os.pipe()
+        common = {"host": host, "port": port, "patience": patience, "folder": str(folder)}
         self._options = [
-            {"host": host, "port": port, "patience": patience, "folder": str(folder), "device": one}
-            for one in devices
+            common | {"device": device, "pilot": self._pipe[0], "tells": i == 0}
+            for i, device in enumerate(devices)
         ]
         self._running: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
         self._deaths = 0
@@ -44,7 +47,7 @@ class Pilot:
         """Until the driver needs no more workers (0), or none answers (1), or it refuses them (2),
         or a signal ends this program (COMES_BACK).
         """
-        for number in (*SIGNALS, signal.SIGUSR1):
+        for number in SIGNALS:
             signal.signal(number, self._ask)
         waiting = set(range(len(self._options)))
         while waiting or self._running:
@@ -80,6 +83,7 @@ class Pilot:
         arguments = [json.dumps(sys.path), json.dumps(self._options[place])]
         child = subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM, *arguments],
+            pass_fds=[self._pipe[0]],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C goes to this program alone
         )
