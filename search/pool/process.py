@@ -179,14 +179,12 @@ class Line:
         with suppress(OSError):
             self._wire.say_unless_busy(kind)
 
-    def limit_silence(self, seconds: float) -> None:
-        with suppress(OSError):
-            self._wire.limit_silence(seconds)
-
     def _read(self) -> None:
         while True:
             try:
                 heard = self._wire.hear()
+                if isinstance(heard, Welcome) and not self._on_end:
+                    self._wire.limit_silence(heard.silence)
             except WireError as error:
                 heard = error
             except (EOFError, OSError) as error:
@@ -380,7 +378,6 @@ class Worker:
             _end_refused(answer.reason)
         assert isinstance(answer, Welcome)
         self._silence = answer.silence
-        line.limit_silence(answer.silence)
         return True
 
     def connect_patiently(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 import threading
 from collections.abc import Sequence
@@ -29,20 +30,16 @@ class Remote(Local):
         """Raises UserError if it cannot listen there."""
         super().__init__(silence=wire.SECONDS_OF_SILENCE)
         self._key, self._workers_here = key, 0
+        _allow_many_files()
         self._strangers: list[Wire] = []  # guarded by `_changed`
         self._accepting: threading.Thread | None = None
         self._is_closed = threading.Event()
         try:
-            place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            self._listener = socket.socket(place[0], place[1])
-            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._listener.bind(place[4])
-            self._listener.listen(WAITING)
+            self._listener = _listener(host, port)
         except (OSError, UnicodeError) as error:  # the latter for what is no name of a machine
             reason = getattr(error, "strerror", None) or describe_error(error)
             raise UserError(f"--listen: {host}:{port} cannot be listened at: {reason}") from error
-        found = self._listener.getsockname()[0]
-        if key is None and not wire.is_this_machine(found):
+        if key is None and not wire.is_this_machine(self._listener.getsockname()[0]):
             self._listener.close()
             raise UserError(
                 f"--listen: without a key only this machine may be listened to (127.0.0.1), got "
@@ -133,3 +130,23 @@ class Remote(Local):
                 f"{self._about_this.cpu}: the last digits of its trials may differ"
             )
         return ""
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(WAITING)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _allow_many_files() -> None:
+    """A connection is one open file, and by default a process may have 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))

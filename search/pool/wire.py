@@ -223,11 +223,14 @@ def is_this_machine(address: str) -> bool:
 
 @contextmanager
 def _handshake(connection: Connection, wrong_key: str) -> Iterator[Connection]:
+    """Close a connection at which the other side does not show what it should."""
     try:
         yield connection
-    except (AuthenticationError, ValueError, AssertionError) as error:
-        connection.close()  # the last two where it sent something else
-        raise WireError(wrong_key) from error
+    except BaseException as error:
+        connection.close()
+        if isinstance(error, AuthenticationError | ValueError | AssertionError):
+            raise WireError(wrong_key) from error  # the last two where it sent something else
+        raise
 
 
 def read_key() -> bytes | None:
