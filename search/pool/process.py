@@ -30,6 +30,7 @@ import torch
 
 from ..errors import UnfinishedError, UserError, describe_error, first_line
 from ..signals import COMES_BACK, REQUEUES
+from ..source import import_module
 from ..trainers.watched import MisuseError
 from ..trial import Point, Trial
 from ..workload.workload import code_of, reload_edited_modules
@@ -453,7 +454,12 @@ class Worker:
             _in_training.clear()
 
     def _check_code(self, job: Job) -> None:
-        """Leave if this machine's copy of the workload is not the driver's."""
+        """Leave if this machine's copy of the workload is missing, or not the driver's."""
+        for path in filter(None, job.study.code_paths):
+            try:
+                import_module(path.partition(":")[0], f"{job.study.name} on {socket.gethostname()}")
+            except UserError as error:
+                self._refuse(str(error))
         sources = reload_edited_modules(job.study.code_paths)
         if sources != self._sources:
             forget_workloads()
