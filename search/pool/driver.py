@@ -144,9 +144,13 @@ class Driver:
         suspects: list[Task] = []
         for (store, points), engine in zip(planned, self.choose_engines(planned), strict=True):
             task = partial(Task, store.study, _inbox(store), engine=engine)
-            free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
+            free: list[Point] = []
+            for point in points:
+                if self.deaths[store.study.name, name_of(point)]:
+                    suspects.append(task(points=[point]))
+                else:
+                    free.append(point)
             tasks += [task(points=free)] if free else []
-            suspects += [task(points=[point]) for point in points if point not in free]
         return tasks or suspects
 
     def choose_engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:

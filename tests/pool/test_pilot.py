@@ -54,7 +54,7 @@ class Line:
 KEY = "0123456789abcdefgh"
 ALONE = ("--slots", "1")  # so that a trial's updates are the log's, and no clock decides
 PATIENT = ("--patience", "60")
-SECONDS = 150  # for a run on a busy machine
+SECONDS = 120  # for a run on a busy machine
 SECONDS_TO_STOP = 20  # for what takes five where nothing else runs
 
 pytestmark = pytest.mark.slow
@@ -173,7 +173,11 @@ def test_a_worker_waits_for_its_driver_and_another_joins_in_the_middle(place, wa
     time.sleep(1)
     run = place.driver()
     until_in_training(place, run)
+    (own,) = children(first.pid)
+    os.kill(own, signal.SIGSTOP)  # so that there is something left to do, however slow the other is
     second = place.worker()
+    wait_until(lambda: len(set(place.taken()) - {run.pid}) == 2, run, SECONDS)
+    os.kill(own, signal.SIGCONT)
     status, err = ended(run)
     assert status == 0, err
     assert [ended(one)[0] for one in (first, second)] == [0, 0]
