@@ -568,6 +568,11 @@ def _parser() -> argparse.ArgumentParser:
         "A study's `trials` counts configurations per batch size; with `seeds = 3` each is "
         "trained three times."
     )
+    run.epilog += (
+        " Exit status 0: done; 1: the work failed, or Ctrl-C or SIGHUP ended it; 2: a mistake in "
+        "what it was given; 75: SIGTERM or SIGUSR1, as schedulers send them, ended it, what was in "
+        "training is saved, and the same command goes on."
+    )
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     pool(run)
     results(run, "where results go (default: results)")

@@ -79,6 +79,7 @@ class Simulated:
     seconds: float
     trials: int = 0
     asleep: float = 0.0
+    began: float = 0.0  # when it asked for its first point, once there were some
     ended: float = 0.0  # when it had handed in its last trial
     bytes: list[int] = field(default_factory=list)  # said and heard
 
@@ -97,7 +98,7 @@ class Simulated:
         while not isinstance(self.ask("ask"), Job):
             pass
         time.sleep(first_after)
-        before = counted.said, counted.heard
+        self.began, before = time.time(), (counted.said, counted.heard)
         while points := self.ask("take", most=1)[0]:
             self.ask("begin", number=points[0].number)
             self.sleep()
@@ -136,7 +137,6 @@ def fleet(port: int, seconds: Sequence[float], spread: float) -> None:
         threading.Thread(target=one.run, args=(f"w{i}", spread * i / len(workers)))
         for i, one in enumerate(workers)
     ]
-    began = time.time()
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -145,8 +145,9 @@ def fleet(port: int, seconds: Sequence[float], spread: float) -> None:
     trials = sum(one.trials for one in done)
     summary = {
         "trials": trials,
-        "seconds": max(one.ended for one in done) - began,
+        "seconds": max(one.ended for one in done) - min(one.began for one in done),
         "asleep": sum(one.asleep for one in done),
+        "there": sum(one.ended - one.began for one in done),
         "said": sum(one.bytes[0] for one in done) / trials,
         "heard": sum(one.bytes[1] for one in done) / trials,
     }
@@ -223,17 +224,12 @@ def workers(counts: Sequence[int], seconds: float, rounds: int) -> None:
             {
                 "workers": count,
                 "trials a second": f"{(count * rounds - 1) / (shown.clock[-1] - first):.1f}",
-                "at work": f"{100 * at_work(summary, count, seconds):.0f} %",
+                "at work": f"{100 * summary['asleep'] / summary['there']:.0f} %",
                 "driver's processor, ms a trial": f"{1e3 * processor / (count * rounds):.1f}",
                 "of a core": f"{100 * processor / summary['seconds']:.0f} %",
             }
         )
     print_table(rows)
-
-
-def at_work(summary: dict[str, float], count: int, seconds: float) -> float:
-    """The share of its time that a worker slept, from its first trial to its last."""
-    return summary["asleep"] / (count * (summary["seconds"] - seconds))
 
 
 def shares(trials: int, seconds: float) -> None:

@@ -111,7 +111,8 @@ class Place:
 
     def close(self):
         for process in self.started:
-            for pid in [*children(process.pid), process.pid]:
+            own = [] if process.returncode is not None else [*children(process.pid), process.pid]
+            for pid in own:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.communicate()
