@@ -24,6 +24,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class Simulated:
         self.wire._connection = counted  # type: ignore[assignment]
         self.ask("hello", **asdict(replace(about_this_process(name, ""), versions=VERSIONS)))
         rng = np.random.default_rng(0)
-        curve, checkpoint = made_before(rng)
+        curve, checkpoint = made_before()
         while not isinstance(self.ask("ask"), Job):
             pass
         time.sleep(first_after)
@@ -121,9 +122,10 @@ class Simulated:
 VERSIONS = about_this_process("", "").versions
 
 
-def made_before(rng: np.random.Generator) -> tuple[bytes, bytes]:
+@cache
+def made_before() -> tuple[bytes, bytes]:
     """Curve and checkpoint of a trial, as a worker hands them in."""
-    trial = invented(Point(0, 32, "momentum", 0.1), rng)
+    trial = invented(Point(0, 32, "momentum", 0.1), np.random.default_rng(0))
     curve = BytesIO()
     np.savez_compressed(curve, **trial.curve.arrays())
     model = load_workload("tunewright.models.digits:mlp", {}).build_model(0)
@@ -132,6 +134,7 @@ def made_before(rng: np.random.Generator) -> tuple[bytes, bytes]:
 
 def fleet(port: int, seconds: Sequence[float], spread: float) -> None:
     """Simulated workers, whose first trials begin over so many seconds; prints what they did."""
+    made_before()
     workers = [Simulated(connect(HOST, port, KEY), one) for one in seconds]
     threads = [
         threading.Thread(target=one.run, args=(f"w{i}", spread * i / len(workers)))
@@ -143,13 +146,15 @@ def fleet(port: int, seconds: Sequence[float], spread: float) -> None:
         thread.join()
     done = [one for one in workers if one.trials]
     trials = sum(one.trials for one in done)
+    began, ended = min(one.began for one in done), max(one.ended for one in done)
+    said, heard = (sum(one.bytes[way] for one in done) for way in (0, 1))
     summary = {
         "trials": trials,
-        "seconds": max(one.ended for one in done) - min(one.began for one in done),
+        "seconds": ended - began,
         "asleep": sum(one.asleep for one in done),
         "there": sum(one.ended - one.began for one in done),
-        "said": sum(one.bytes[0] for one in done) / trials,
-        "heard": sum(one.bytes[1] for one in done) / trials,
+        "said": said / trials,
+        "heard": heard / trials,
     }
     print(json.dumps(summary))
 
