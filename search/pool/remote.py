@@ -18,7 +18,7 @@ from .wire import KEY_FILE, Wire, WireError
 
 # Connections at once that have not shown the key: the oldest is closed for one more, since a worker
 # shows it at once.
-MOST_STRANGERS = 64
+MOST_STRANGERS = 256
 SECONDS_WITHOUT_FILES = 0.5  # before it is tried again to accept a connection
 WAITING = 1024  # connections that the system lets wait to be accepted
 

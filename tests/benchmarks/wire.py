@@ -76,13 +76,21 @@ class Counted:
 class Simulated:
     """A worker that sleeps `seconds` for a trial."""
 
-    wire: Wire
+    port: int
     seconds: float
     trials: int = 0
     asleep: float = 0.0
     began: float = 0.0  # when it asked for its first point, once there were some
     ended: float = 0.0  # when it had handed in its last trial
     bytes: list[int] = field(default_factory=list)  # said and heard
+
+    def connect(self) -> Wire:
+        """As a worker does, which tries again."""
+        while True:
+            try:
+                return connect(HOST, self.port, KEY)
+            except (OSError, EOFError):
+                time.sleep(1.0)
 
     def ask(self, kind: str, *parts: bytes, **values: object) -> Any:
         self.wire.say(kind, *parts, **values)
@@ -91,6 +99,7 @@ class Simulated:
         return heard
 
     def run(self, name: str, first_after: float) -> None:
+        self.wire = self.connect()
         counted = Counted(self.wire._connection)
         self.wire._connection = counted  # type: ignore[assignment]
         self.ask("hello", **asdict(replace(about_this_process(name, ""), versions=VERSIONS)))
@@ -135,7 +144,7 @@ def made_before() -> tuple[bytes, bytes]:
 def fleet(port: int, seconds: Sequence[float], spread: float) -> None:
     """Simulated workers, whose first trials begin over so many seconds; prints what they did."""
     made_before()
-    workers = [Simulated(connect(HOST, port, KEY), one) for one in seconds]
+    workers = [Simulated(port, one) for one in seconds]
     threads = [
         threading.Thread(target=one.run, args=(f"w{i}", spread * i / len(workers)))
         for i, one in enumerate(workers)

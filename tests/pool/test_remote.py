@@ -194,7 +194,7 @@ def is_open(end):
 
 def test_silent_strangers_keep_nobody_out(listening, task):
     remote = listening()
-    ends = [socket.create_connection((HERE, port_of(remote))) for _ in range(200)]
+    ends = [socket.create_connection((HERE, port_of(remote))) for _ in range(MOST_STRANGERS + 50)]
     finish(remote, task)
     assert sum(map(is_open, ends)) <= MOST_STRANGERS
     assert len(remote._strangers) <= MOST_STRANGERS
