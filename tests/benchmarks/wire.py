@@ -40,7 +40,7 @@ from tunewright.search.pool.hub import Sign
 from tunewright.search.pool.process import about_this_process
 from tunewright.search.pool.progress import Progress
 from tunewright.search.pool.remote import Remote
-from tunewright.search.pool.wire import Wire, connect
+from tunewright.search.pool.wire import connect
 from tunewright.search.pool.worker import Job
 from tunewright.search.store.storage import create_store
 from tunewright.search.study.study import Study
@@ -84,11 +84,15 @@ class Simulated:
     ended: float = 0.0  # when it had handed in its last trial
     bytes: list[int] = field(default_factory=list)  # said and heard
 
-    def connect(self) -> Wire:
+    def connect(self, name: str) -> Counted:
         """As a worker does, which tries again."""
         while True:
             try:
-                return connect(HOST, self.port, KEY)
+                self.wire = connect(HOST, self.port, KEY)
+                counted = Counted(self.wire._connection)
+                self.wire._connection = counted  # type: ignore[assignment]
+                self.ask("hello", **asdict(replace(ABOUT, worker=name)))
+                return counted
             except (OSError, EOFError):
                 time.sleep(1.0)
 
@@ -99,10 +103,7 @@ class Simulated:
         return heard
 
     def run(self, name: str, first_after: float) -> None:
-        self.wire = self.connect()
-        counted = Counted(self.wire._connection)
-        self.wire._connection = counted  # type: ignore[assignment]
-        self.ask("hello", **asdict(replace(about_this_process(name, ""), versions=VERSIONS)))
+        counted = self.connect(name)
         rng = np.random.default_rng(0)
         curve, checkpoint = made_before()
         while not isinstance(self.ask("ask"), Job):
@@ -128,7 +129,7 @@ class Simulated:
         self.asleep += self.seconds
 
 
-VERSIONS = about_this_process("", "").versions
+ABOUT = about_this_process("", "")
 
 
 @cache
