@@ -1,7 +1,7 @@
 """The command line: parses, calls, prints.
 
-Exit status 0: done; 1: the work failed, or was stopped by Ctrl-C, SIGTERM or SIGHUP; 2: the user's
-mistake.
+Exit status 0: done; 1: the work failed, or was stopped by Ctrl-C or SIGHUP; 2: the user's mistake;
+75: stopped by SIGTERM or SIGUSR1, as schedulers do, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from .errors import UnfinishedError, UserError, describe_error, mask_password
 from .new import loops, shipped_studies, start
-from .signals import INTERRUPTED, INTERRUPTED_TRAINING, STOPS, end_at_once_with, quit_on_signal
+from .signals import (
+    INTERRUPTED,
+    INTERRUPTED_TRAINING,
+    STOPS,
+    end_at_once_with,
+    quit_on_signal,
+    status_of_stop,
+)
 
 if TYPE_CHECKING:
     from .show.advice import Advice
@@ -616,6 +623,11 @@ def _parser() -> argparse.ArgumentParser:
         "A study's `trials` counts configurations per batch size; with `seeds = 3` each is "
         "trained three times."
     )
+    run.epilog += (
+        " Exit status 0: done; 1: the work failed, or Ctrl-C or SIGHUP ended it; 2: a mistake in "
+        "what it was given; 75: SIGTERM or SIGUSR1, as schedulers send them, ended it, what was in "
+        "training is saved, and the same command goes on."
+    )
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
     pool(run)
     results(run, "where results go (default: results)")
@@ -1030,9 +1042,9 @@ def _call(options: argparse.Namespace) -> int:
     except UnfinishedError as error:
         print(f"{error}. The same command tries again.", file=sys.stderr)
         return 1
-    except STOPS:
+    except STOPS as stop:
         print(options.last_words, file=sys.stderr)
-        return 1
+        return status_of_stop(stop)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(

@@ -1,4 +1,4 @@
-"""How Ctrl-C, SIGTERM and SIGHUP are answered: at once, or at safe points.
+"""How Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP are answered: at once, or at safe points.
 
 A signal handler that raises does so between any two bytecodes: in the middle of a transaction of
 SQLAlchemy, with a lock held, or in a finalizer, where the exception is lost. So a command ends at
@@ -23,12 +23,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# by which a scheduler ends a job that it may start again
+REQUEUES = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGHUP, *REQUEUES)
+COMES_BACK = 75  # exit status after one of REQUEUES: another try goes on (EX_TEMPFAIL)
 INTERRUPTED = "Interrupted."
 INTERRUPTED_TRAINING = "Interrupted. Finished trials are kept; the same command goes on from here."
 
 # by which a user stops what runs: Ctrl-C, or the end of a debugger's session
 STOPS = (KeyboardInterrupt, BdbQuit)
+
+
+class RequeuedError(KeyboardInterrupt):
+    """One of REQUEUES asks this process to stop."""
+
+
+def status_of_stop(stop: BaseException) -> int:
+    """The exit status of a process that one of STOPS ends."""
+    return COMES_BACK if isinstance(stop, RequeuedError) else 1
+
 
 _Handler = Callable[[int, Any], Any]
 
@@ -37,12 +50,14 @@ _Handler = Callable[[int, Any], Any]
 class _Deferral:
     """What came in while signals are deferred.
 
-    `before`: the handlers to go back to; `thread`: the one that defers, and is interrupted.
+    `before`: the handlers to go back to; `thread`: the one that defers, and is interrupted;
+    `stop`: what is raised.
     """
 
     before: dict[int, _Handler] = field(default_factory=dict)
     thread: int = field(default_factory=threading.get_ident)
     is_asked: bool = False  # to stop
+    stop: type[KeyboardInterrupt] = KeyboardInterrupt
     is_answered: bool = False  # by a KeyboardInterrupt at a safe point: the driver unwinds
     interrupts: bool = False  # users' code runs, and is interrupted where it is
 
@@ -63,7 +78,7 @@ def stop_if_asked() -> None:
     deferral = _own_deferral()
     if deferral and deferral.is_asked and not deferral.is_answered:
         deferral.is_answered = True
-        raise KeyboardInterrupt
+        raise deferral.stop
 
 
 @contextmanager
@@ -99,18 +114,23 @@ def defer_signals() -> Iterator[None]:
     finally:
         _deferral = None
     if deferral.is_asked and not deferral.is_answered:  # since the last safe point
-        raise KeyboardInterrupt
+        raise deferral.stop
 
 
 def _note(number: int, frame: Any) -> None:
     assert _deferral is not None  # as long as this is the handler
+    _deferral.stop = _stop_of(number)
     if _deferral.interrupts:
         # users' code may catch what is raised here; a debugger's prompt does, to clear a line
         _deferral.is_asked = _deferral.is_asked or not _is_at_prompt(frame)
-        raise KeyboardInterrupt
+        raise _deferral.stop
     if _deferral.is_asked:
         _deferral.before[number](number, frame)
     _deferral.is_asked = True
+
+
+def _stop_of(number: int) -> type[KeyboardInterrupt]:
+    return RequeuedError if number in REQUEUES else KeyboardInterrupt
 
 
 def _is_at_prompt(frame: Any) -> bool:
@@ -137,7 +157,7 @@ def interrupt_on_signal() -> Iterator[None]:
     before = sys.unraisablehook
 
     def note_lost(lost: Any) -> None:
-        if lost.exc_type is KeyboardInterrupt:
+        if issubclass(lost.exc_type, KeyboardInterrupt):
             deferral.is_asked = True
         else:
             before(lost)
@@ -178,14 +198,14 @@ def _heard() -> list[int]:
     return [one for one in SIGNALS if signal.getsignal(one) != signal.SIG_IGN]
 
 
-def quit_at_once(_number: int, _frame: object) -> None:
+def quit_at_once(number: int, _frame: object) -> None:
     """End without a traceback: nothing that is being done has to be ended in order.
 
     Workers end with this process. `os.write`, as the signal may have come in the middle of a print.
     """
     with suppress(OSError):
         os.write(sys.stderr.fileno(), f"{_last_words}\n".encode())
-    os._exit(1)
+    os._exit(status_of_stop(_stop_of(number)()))
 
 
 def _as_any_other_process() -> None:

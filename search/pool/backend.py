@@ -17,7 +17,7 @@ from typing import Protocol, TypeAlias
 
 from ..train.execution import Engine
 from ..trial import Point
-from .worker import Measurement, Task
+from .worker import Choice, Task
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class TaskResult:
     """A task that is over: its points are in its inbox, but for those that were lost.
 
     task     the object that was submitted
-    engine   what a Measurement found; None of a Task, and where the worker that measured vanished
+    engine   what a Choice found; None of a Task, and where the worker that chose vanished
     """
 
-    task: Task | Measurement
+    task: Task | Choice
     engine: Engine | None = None
 
 
@@ -40,13 +40,13 @@ class WorkerLost:
                    and not begun is given to others
     """
 
-    task: Task | Measurement | None
+    task: Task | Choice | None
     in_training: Sequence[Point] = ()
 
     @property
     def is_unprompted(self) -> bool:
-        """Whether it had begun no point, nor was it measuring."""
-        return not (self.in_training or isinstance(self.task, Measurement))
+        """Whether it had begun no point, nor was it choosing an engine."""
+        return not (self.in_training or isinstance(self.task, Choice))
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Backend(Protocol):
         they have already imported. Called while no task is running.
         """
 
-    def submit(self, task: Task | Measurement) -> None:
+    def submit(self, task: Task | Choice) -> None:
         """Have workers perform a task, after those that were submitted before."""
 
     def wait(self, seconds: float) -> list[Event]:

@@ -28,7 +28,7 @@ from .backend import Backend, TaskResult, WorkerBack, WorkerInfo, WorkerLost, ma
 from .engines import EngineRecords
 from .inbox import Inbox, read_inbox, saved_state, take_interrupted
 from .progress import Progress
-from .worker import Measurement, Task
+from .worker import Choice, Task
 
 # of a worker while the same point was in training; then the point is crashed, not retried
 MOST_DEATHS = 3
@@ -146,9 +146,13 @@ class Driver:
         suspects: list[Task] = []
         for (store, points), engine in zip(planned, self.choose_engines(planned), strict=True):
             task = partial(Task, store.study, _inbox(store), engine=engine)
-            free = [point for point in points if not self.deaths[store.study.name, name_of(point)]]
+            free: list[Point] = []
+            for point in points:
+                if self.deaths[store.study.name, name_of(point)]:
+                    suspects.append(task(points=[point]))
+                else:
+                    free.append(point)
             tasks += [task(points=free)] if free else []
-            suspects += [task(points=[point]) for point in points if point not in free]
         return tasks or suspects
 
     def choose_engines(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
@@ -164,10 +168,10 @@ class Driver:
             for store, points in planned
         ]
         unknown = [pair for pair, engine in zip(planned, known, strict=True) if engine is None]
-        measured = iter(self.measure(unknown))
+        chosen = iter(self.ask_for_engines(unknown))
         engines: list[Engine] = []
         for (store, points), engine in zip(planned, known, strict=True):
-            found = (engine or next(measured)).fit_for(point.optimizer for point in points)
+            found = (engine or next(chosen)).fit_for(point.optimizer for point in points)
             engines.append(replace(found, threads=self.threads or found.threads))
             self.chosen[_group_key(store, points[0])] = engines[-1]
             self.engine_records[store.study.name].keep(points[0], engines[-1])
@@ -176,14 +180,14 @@ class Driver:
                 warn_once(f"{place}: trained one after the other: {found.reason}")
         return engines
 
-    def measure(self, unknown: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
+    def ask_for_engines(self, unknown: Sequence[tuple[Store, list[Point]]]) -> list[Engine]:
         """The engines that workers find.
 
         A worker that is killed meanwhile must change no number, so another is asked; at last it is
         the least that can be done at once.
         """
         tasks = [
-            Measurement(store.study, points, self.workers, self.device, self.compiled, self.slots)
+            Choice(store.study, points, self.workers, self.device, self.compiled, self.slots)
             for store, points in unknown
         ]
         found: dict[int, Engine] = {}
@@ -243,7 +247,7 @@ class Driver:
                 pass
         self.collect_until_answered()
 
-    def outcomes(self, tasks: Sequence[Task | Measurement], workers: int) -> Iterator[TaskResult]:
+    def outcomes(self, tasks: Sequence[Task | Choice], workers: int) -> Iterator[TaskResult]:
         """Hand tasks to so many workers, yield them as they are over, and collect meanwhile.
 
         Whatever is raised here ends the workers.

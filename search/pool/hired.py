@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import UnfinishedError, UserError, describe_error, first_line
+from ..signals import COMES_BACK
 from .errand import Errand, run_errand
-from .hub import Farewell, Peer
-from .local import COMES_BACK
+from .hub import Peer
 from .process import REFUSED
 from .remote import Remote
 from .wire import KEY, Said, read_key
@@ -62,6 +62,8 @@ class _Place:
 
 class Hired(Remote):
     """A backend whose workers an executor starts, on whatever machine, one with each call."""
+
+    workers_come_back = False  # nobody else has the key
 
     def __init__(
         self,
@@ -115,9 +117,7 @@ class Hired(Remote):
         self._expect(workers)
 
     def stop(self, saves: bool = False) -> None:
-        """Workers end for good: nobody else has the key."""
-        self._say_farewell(Farewell(saves=saves))
-        self._drop_tasks()
+        super().stop(saves)
         self._dismiss()
 
     def close(self) -> None:

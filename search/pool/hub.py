@@ -11,13 +11,15 @@ import json
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import UnfinishedError, warn_once
+from pydantic import TypeAdapter
+
+from ..errors import UnfinishedError, first_line, warn_once
 from ..store.files import parse_trial
 from ..train.execution import Engine
 from ..trainers.watched import MisuseError
@@ -25,14 +27,35 @@ from ..trial import Point
 from .backend import Event, TaskResult, WorkerBack, WorkerInfo, WorkerLost
 from .inbox import Inbox
 from .wire import Said, Wire, WireError
-from .worker import Measurement, Task
+from .worker import Choice, Task
 
 # A worker that has nothing to do asks again after so long, so that one that is gone is noticed.
 SECONDS_TO_WAIT = 5.0
 SECONDS_TO_PLAN = 30.0  # for a worker that comes back to a driver that has just begun
+SECONDS_TO_TELL = 1.0
+SECONDS_TO_END = 60.0  # for the thread of a connection that was closed: it may be writing
 SECONDS_TO_SAVE = 5.0  # for workers that are told to end, but for this
 # what a task may raise in a worker, by name; anything else is a fault of this program
 RAISED: dict[str, type[Exception]] = {one.__name__: one for one in (UnfinishedError, MisuseError)}
+
+# what a worker may say of these
+_INFO, _ENGINE = TypeAdapter(WorkerInfo), TypeAdapter(Engine)
+_POINTS = TypeAdapter(list[Point])
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """To a worker that says hello.
+
+    silence   seconds without a sign of the other side after which either counts it as gone; 0: none
+    """
+
+    silence: float
+
+
+@dataclass(frozen=True)
+class Sign:
+    """To a worker: the driver is there."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +84,34 @@ class Farewell:
 
 @dataclass(eq=False)
 class _Open:
-    """A task that is not over: its points that nobody has taken, and how many are taken."""
+    """A task that is not over: its points by number, those that nobody has taken in their order.
 
-    task: Task | Measurement
-    waiting: deque[Point]
+    taken   how many are with a worker
+    lost    begun by a worker that vanished: nobody else trains them for this task
+    """
+
+    task: Task | Choice
+    points: Mapping[int, Point]
+    waiting: OrderedDict[int, Point]
     taken: int = 0
+    lost: set[int] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, task: Task | Choice) -> _Open:
+        points = task.points[:1] if isinstance(task, Choice) else task.points
+        by_number = OrderedDict((point.number, point) for point in points)
+        return cls(task, dict(by_number), by_number)
 
     @property
     def is_over(self) -> bool:
         return not (self.waiting or self.taken)
+
+    def put_back(self, points: Collection[Point]) -> None:
+        """Before all others, as these were."""
+        for point in reversed(list(points)):
+            self.waiting[point.number] = point
+            self.waiting.move_to_end(point.number, last=False)
+        self.taken -= len(points)
 
 
 @dataclass(eq=False)
@@ -83,14 +125,21 @@ class Peer:
     begun: set[int] = field(default_factory=set)
     updates: int = 0  # of the trials that it has handed in
     training: float = 0.0  # seconds of these
-    was_busy: bool = False  # when it was lost: it measured, or had begun a point
+    has_left: bool = False  # in order
+    was_busy: bool = False  # when it was lost: it chose an engine, or had begun a point
     is_gone: threading.Event = field(default_factory=threading.Event)
 
 
 class Hub:
-    """The part of a backend that gives out points and takes trials, whoever the workers are."""
+    """The part of a backend that gives out points and takes trials, whoever the workers are.
 
-    def __init__(self) -> None:
+    silence   seconds after which a worker that gives no sign is gone; 0: never
+    """
+
+    workers_come_back = True  # and wait for another run, when this one was stopped
+
+    def __init__(self, silence: float = 0.0) -> None:
+        self._silence = silence
         # `_changed` guards all below; it is notified when there is something to take or to tell
         self._changed = threading.Condition()
         self._tasks: list[_Open] = []
@@ -109,7 +158,7 @@ class Hub:
             "refuse": self._refuse,
             "end_stacking": self._end_stacking,
             "why_alone": self._why_alone,
-            "measured": self._measured,
+            "chosen": self._chosen,
             "done": self._done,
             "failed": self._failed,
             "refused": self._refused,
@@ -118,10 +167,9 @@ class Hub:
 
     # --- what the driver's thread calls -----------------------------------------------------------
 
-    def submit(self, task: Task | Measurement) -> None:
-        points = task.points[:1] if isinstance(task, Measurement) else task.points
+    def submit(self, task: Task | Choice) -> None:
         with self._changed:
-            self._tasks.append(_Open(task, deque(points)))
+            self._tasks.append(_Open.of(task))
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> list[Event]:
@@ -139,19 +187,32 @@ class Hub:
             return [_now(peer, peer.info) for peer in self._peers if peer.info]
 
     def stop(self, saves: bool = False) -> None:
-        self._say_farewell(Farewell(comes_back=True, saves=saves))
+        with self._changed:
+            at_work = [peer for peer in self._peers if peer.open]
+        farewell = Farewell(comes_back=self.workers_come_back, saves=saves)
+        self._say_farewell(farewell, at_work if saves else ())
         self._drop_tasks()
 
-    def _say_farewell(self, farewell: Farewell) -> None:
-        """To all workers; one that has to save something is waited for a few seconds."""
+    def _say_farewell(self, farewell: Farewell, awaited: Sequence[Peer]) -> None:
+        """To all workers at once; wait a few seconds for these to leave."""
         with self._changed:
             peers = list(self._peers)
-        for peer in peers:
-            with suppress(OSError):
-                peer.wire.tell(farewell)
+        threads = [
+            threading.Thread(target=_tell_if_there, args=[peer, farewell], daemon=True)
+            for peer in peers
+        ]
+        for thread in threads:
+            thread.start()
+        deadline = time.monotonic() + SECONDS_TO_TELL
+        for thread in threads:  # one that was stopped may not even take it
+            thread.join(max(0.0, deadline - time.monotonic()))
         deadline = time.monotonic() + SECONDS_TO_SAVE
-        for peer in peers if farewell.saves else ():
+        for peer in awaited:
             peer.is_gone.wait(max(0.0, deadline - time.monotonic()))
+
+    def _at_most(self, seconds: float) -> float:
+        """So long, or as long as a worker can wait for an answer before it counts as lost."""
+        return min(seconds, self._silence / 2) if self._silence else seconds
 
     def _expect(self, workers: int) -> None:
         """So many workers will share what there is to do, even where some are still starting."""
@@ -197,7 +258,7 @@ class Hub:
                 peer.wire.tell(self._answer(peer, said))
         except WireError as error:
             host = peer.info.host if peer.info else "an unknown host"
-            warn_once(f"worker on {host}: {error}; its connection is ended")
+            warn_once(f"worker on {host}: it {error}; its connection is ended")
         except (EOFError, OSError):
             pass
         finally:
@@ -216,12 +277,16 @@ class Hub:
         except UnfinishedError as error:  # the inbox cannot be written
             self._raise(error)
             return Abandon()
-        except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise WireError(f"said {said.kind!r} with what makes no sense: {error}") from error
+        except WireError:
+            raise
+        except Exception as error:  # whatever values of a wrong kind lead to
+            words = first_line(error)
+            raise WireError(f"said {said.kind!r} with what makes no sense: {words}") from error
 
     def _let_go(self, peer: Peer) -> None:
         """A worker leaves in order: all that it has taken goes back, and nothing is suspected."""
         with self._changed:
+            peer.has_left = True
             peer.begun.clear()
 
     def _lose(self, peer: Peer) -> None:
@@ -231,10 +296,12 @@ class Hub:
             current = peer.open
             if current is None:
                 return
-            peer.was_busy = isinstance(current.task, Measurement) or bool(peer.begun)
+            is_choosing = isinstance(current.task, Choice) and not peer.has_left
+            peer.was_busy = is_choosing or bool(peer.begun)
             lost = [peer.taken.pop(number) for number in sorted(peer.begun)]
+            current.lost.update(peer.begun)
             current.taken -= len(lost)
-            if isinstance(current.task, Measurement):
+            if is_choosing:
                 current.taken -= len(peer.taken)
                 peer.taken.clear()
             if peer.was_busy:
@@ -255,24 +322,29 @@ class Hub:
 
     # --- answers ----------------------------------------------------------------------------------
 
-    def _hello(self, peer: Peer, said: Said) -> Refusal | None:
-        info = WorkerInfo(**said.values)
+    def _hello(self, peer: Peer, said: Said) -> Refusal | Welcome:
+        info = _INFO.validate_python(said.values)
         reason = self._why_refused(info)
         if reason:
             return Refusal(reason)
         with self._changed:
+            same = [one for one in self._peers if one.info and one.info.worker == info.worker]
+        for earlier in same:  # it comes back before this side has seen the end of its connection
+            earlier.wire.close()
+            earlier.is_gone.wait(SECONDS_TO_END)
+        with self._changed:
             peer.info = info
-        return None
+        return Welcome(self._silence)
 
     def _why_refused(self, info: WorkerInfo) -> str:
         """Why a worker is not wanted; empty if it is."""
         return ""
 
     def _ask(self, peer: Peer, _: Said) -> Any:
-        """What to do next: a Job, a Measurement, or None after a while without anything."""
+        """What to do next: a Job, a Choice, or None after a while without anything."""
         with self._changed:
             self._put_down(peer)
-            deadline = time.monotonic() + SECONDS_TO_WAIT
+            deadline = time.monotonic() + self._at_most(SECONDS_TO_WAIT)
             while not (found := [one for one in self._tasks if one.waiting]):
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -289,13 +361,15 @@ class Hub:
         """At most so many points, and of the last ones no more than this worker's share."""
         with self._changed:
             current = _current(peer)
-            sharers = max(self._expected, len(self._peers))
+            workers = sum(one.info is not None for one in self._peers)
+            sharers = max(self._expected, workers)
             share = math.ceil(len(current.waiting) / sharers)
             points = self._hand_out(peer, current, min(int(said.values["most"]), share))
             return points, bool(current.waiting)
 
     def _hand_out(self, peer: Peer, current: _Open, most: int) -> list[Point]:
-        points = [current.waiting.popleft() for _ in range(min(most, len(current.waiting)))]
+        count = min(most, len(current.waiting))
+        points = [current.waiting.popitem(last=False)[1] for _ in range(count)]
         peer.taken |= {point.number: point for point in points}
         current.taken += len(points)
         return points
@@ -320,13 +394,15 @@ class Hub:
         point, inbox = self._own(peer, said)
         if trial.point != point:
             raise WireError("handed in a trial of another point")
-        inbox.post(trial, said.parts[0], said.parts[1])
+        updates = int(said.values["updates"])
+        curve, checkpoint = said.parts
+        inbox.post(trial, curve, checkpoint)
         with self._changed:
             current = _current(peer)
             del peer.taken[point.number]
             peer.begun.discard(point.number)
             current.taken -= 1
-            peer.updates += int(said.values["updates"])
+            peer.updates += updates
             peer.training += trial.seconds
             self._end_if_over(current)
         return True
@@ -343,10 +419,12 @@ class Hub:
         _, inbox = self._of_task(peer)
         return inbox.why_alone(Point(**said.values["point"]))
 
-    def _measured(self, peer: Peer, said: Said) -> None:
-        engine = Engine(**said.values["engine"])
+    def _chosen(self, peer: Peer, said: Said) -> None:
+        engine = _ENGINE.validate_python(said.values["engine"])
         with self._changed:
             current = _current(peer)
+            if not isinstance(current.task, Choice):
+                raise WireError("chose what it was not asked to")
             current.taken -= len(peer.taken)
             peer.taken.clear()
             peer.open = None
@@ -369,35 +447,38 @@ class Hub:
 
     def _again(self, peer: Peer, said: Said) -> None:
         """A worker whose connection was lost goes on with what it trains, if it is still wanted."""
-        points = [Point(**record) for record in said.values["points"]]
+        taken = {point.number: point for point in _POINTS.validate_python(said.values["points"])}
         begun = {int(number) for number in said.values["begun"]}
-        deadline = time.monotonic() + SECONDS_TO_PLAN
+        if not begun <= taken.keys():
+            raise WireError("has begun what it has not taken")
+        deadline = time.monotonic() + self._at_most(SECONDS_TO_PLAN)
         with self._changed:
-            while not self._tasks and time.monotonic() < deadline:  # this driver has just begun
-                self._changed.wait(deadline - time.monotonic())
-            current = self._task_of(str(said.values["study"]), points)
-            if current is None:
-                raise _GoneError
+            self._put_down(peer)
+            while not (current := self._task_of(str(said.values["study"]), taken)):
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise _GoneError
+                self._changed.wait(left)
             assert isinstance(current.task, Task)
-            for point in points:
-                if point in current.waiting:
-                    current.waiting.remove(point)
-            current.taken += len(points)
-            peer.open, peer.begun = current, begun
-            peer.taken = {point.number: point for point in points}
-            back = [point for point in points if point.number in begun]
-            self._events.append(WorkerBack(current.task, back))
-            self._changed.notify_all()
+            for number in taken:
+                current.waiting.pop(number, None)
+            back = current.lost & begun
+            current.lost -= taken.keys()
+            current.taken += len(taken)
+            peer.open, peer.taken, peer.begun = current, taken, begun
+            if back:
+                points = [taken[number] for number in sorted(back)]
+                self._events.append(WorkerBack(current.task, points))
+                self._changed.notify_all()
 
-    def _task_of(self, study: str, points: Sequence[Point]) -> _Open | None:
+    def _task_of(self, study: str, taken: Mapping[int, Point]) -> _Open | None:
         """The task whose points these are, if nobody else trains them."""
-        elsewhere = {(id(peer.open), number) for peer in self._peers for number in peer.taken}
         for one in self._tasks:
             if not isinstance(one.task, Task) or one.task.job.key != study:
                 continue
-            own = all(point in one.task.points for point in points)
-            free = not any((id(one), point.number) in elsewhere for point in points)
-            if own and free:
+            held = {number for peer in self._peers if peer.open is one for number in peer.taken}
+            own = all(one.points.get(number) == point for number, point in taken.items())
+            if own and not held & taken.keys():
                 return one
         return None
 
@@ -406,8 +487,7 @@ class Hub:
     def _put_down(self, peer: Peer) -> None:
         """A worker is through with its task; if it left points, these are as before."""
         if current := peer.open:
-            current.waiting.extendleft(reversed(peer.taken.values()))
-            current.taken -= len(peer.taken)
+            current.put_back(peer.taken.values())
             self._end_if_over(current)
         peer.open = None
         peer.taken.clear()
@@ -416,7 +496,7 @@ class Hub:
     def _of_task(self, peer: Peer) -> tuple[_Open, Inbox]:
         with self._changed:
             current = _current(peer)
-        assert isinstance(current.task, Task)  # a Measurement has no inbox, and asks for nothing
+        assert isinstance(current.task, Task)  # a Choice has no inbox, and asks for nothing
         return current, Inbox(current.task.inbox)
 
     def _own(self, peer: Peer, said: Said) -> tuple[Point, Inbox]:
@@ -442,6 +522,11 @@ def _now(peer: Peer, info: WorkerInfo) -> WorkerInfo:
 
 class _GoneError(Exception):
     """The task of a worker is no longer wanted."""
+
+
+def _tell_if_there(peer: Peer, farewell: Farewell) -> None:
+    with suppress(OSError):
+        peer.wire.tell(farewell)
 
 
 def _current(peer: Peer) -> _Open:

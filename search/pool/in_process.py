@@ -15,7 +15,7 @@ from ..trial import Point
 from ..workload.randomness import RandomState
 from .backend import Event, TaskResult, WorkerInfo
 from .inbox import OwnDesk
-from .worker import Measurement, Task, forget_workloads, measure, work
+from .worker import Choice, Task, choose_engine, forget_workloads, work
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class InProcess:
     owns_terminal = True
 
     def __init__(self) -> None:
-        self._waiting: deque[Task | Measurement] = deque()
+        self._waiting: deque[Task | Choice] = deque()
         self._running: Iterator[Point] | None = None  # the first of those that wait
         self._inside: _Globals | None = None  # as the last task left it
         self._device = "cpu"
@@ -70,7 +70,7 @@ class InProcess:
             self._inside = None
         self._kept_for = now
 
-    def submit(self, task: Task | Measurement) -> None:
+    def submit(self, task: Task | Choice) -> None:
         self._waiting.append(task)
 
     def wait(self, seconds: float) -> list[Event]:
@@ -79,8 +79,8 @@ class InProcess:
             return []
         task, engine = self._waiting[0], None
         with interrupt_on_signal(), self._as_worker():
-            if isinstance(task, Measurement):
-                engine = measure(**vars(task))
+            if isinstance(task, Choice):
+                engine = choose_engine(task)
             else:
                 if self._running is None:
                     desk = OwnDesk(task.inbox, deque(task.points))

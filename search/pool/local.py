@@ -15,12 +15,12 @@ from functools import cache
 
 import joblib
 
+from ..signals import COMES_BACK
 from .backend import Event, WorkerLost
 from .hub import Hub, Peer
 from .wire import pair
 
 DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # which the driver answers, and no worker
-COMES_BACK = 75  # exit status of a worker that was asked to leave (EX_TEMPFAIL)
 # A new interpreter finds modules where this one does. -P: it does not look first where it stands.
 PROGRAM = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -44,8 +44,8 @@ class Local(Hub):
 
     owns_terminal = False
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, silence: float = 0.0) -> None:
+        super().__init__(silence)
         self._processes: list[_Process] = []
         self._wanted = 0
         self._devices: Sequence[str] = ()

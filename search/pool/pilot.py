@@ -17,11 +17,10 @@ from typing import NoReturn
 import joblib
 
 from ..errors import UserError
-from ..signals import SIGNALS
+from ..signals import COMES_BACK, SIGNALS
 from ..train.choose import devices
 from .errand import end_with_parent
 from .hub import SECONDS_TO_SAVE
-from .local import COMES_BACK
 from .process import REFUSED
 from .wire import read_key
 
@@ -68,9 +67,9 @@ class Pilot:
         self, host: str, port: int, devices: Sequence[str], patience: float, folder: Path
     ) -> None:
         """A process for each of `devices`, which may name one more than once."""
+        common = {"host": host, "port": port, "patience": patience, "folder": str(folder)}
         self._options = [
-            {"host": host, "port": port, "patience": patience, "folder": str(folder), "device": one}
-            for one in devices
+            common | {"device": device, "tells": i == 0} for i, device in enumerate(devices)
         ]
         self._running: dict[int, tuple[subprocess.Popen[bytes], float]] = {}
         self._deaths = 0
@@ -80,7 +79,7 @@ class Pilot:
         """Until the driver needs no more workers (0), or none answers (1), or it refuses them (2),
         or a signal ends this program (COMES_BACK).
         """
-        for number in (*SIGNALS, signal.SIGUSR1):
+        for number in SIGNALS:
             signal.signal(number, self._ask)
         waiting = set(range(len(self._options)))
         while waiting or self._running:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import platform
 import queue
+import secrets
 import signal
 import socket
 import sys
@@ -23,30 +24,31 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from ..errors import UnfinishedError
+from ..errors import UnfinishedError, UserError, describe_error, first_line
+from ..signals import COMES_BACK, REQUEUES
+from ..source import import_module
 from ..trainers.watched import MisuseError
 from ..trial import Point, Trial
 from ..workload.workload import code_of, reload_edited_modules
 from .backend import WorkerInfo
-from .hub import SECONDS_TO_SAVE, Abandon, Farewell, Refusal
+from .hub import SECONDS_TO_SAVE, Abandon, Farewell, Refusal, Sign, Welcome
 from .inbox import AbandonedError, LeavingError
-from .local import COMES_BACK, DRIVERS_SIGNALS
-from .wire import SECONDS_BETWEEN_SIGNS, Wire, WireError, connect, inherited, read_key
+from .local import DRIVERS_SIGNALS
+from .wire import SECONDS_OF_SILENCE, SIGNS, Wire, WireError, connect, inherited, read_key
 from .worker import (
+    Choice,
     Job,
-    Measurement,
+    choose_engine,
     forget_workloads,
     ignore_ctrl_c,
     leave_when_saved,
-    measure,
     work,
 )
 
-SAVING_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # of schedulers
 REFUSED = 2  # exit status: the driver does not want it
 SECONDS_IDLE = 30.0  # of a worker on the driver's machine; then it ends
 SECONDS_BETWEEN_CALLS = 2.0  # for a driver that does not answer
@@ -85,14 +87,18 @@ def main_on_this_machine() -> None:
 def main_elsewhere() -> None:
     """The program of a worker process that `tunewright worker` starts (`pilot`)."""
     options = json.loads(sys.argv[2])
-    key = read_key()
     _become_worker(None)
+    try:
+        key = read_key()
+    except UserError as error:  # the file has changed
+        _end_refused(str(error))
     Worker(
         lambda: connect(options["host"], options["port"], key),
         options["device"],
         options["patience"],
         Path(options["folder"]),
-        name=f"{socket.gethostname()}-{os.getpid()}",
+        name=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+        tells=options["tells"],
     ).run()
 
 
@@ -105,13 +111,13 @@ def _become_worker(start_method: str | None) -> None:
     for number in DRIVERS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, DRIVERS_SIGNALS)
-    for number in SAVING_SIGNALS:
+    for number in REQUEUES:
         signal.signal(number, lambda _number, _frame: _leave(COMES_BACK))
     ignore_ctrl_c()
     multiprocessing.set_start_method(start_method, force=True)
 
 
-def end_process(status: int) -> None:
+def end_process(status: int) -> NoReturn:
     """End this process and those that a workload started, at once.
 
     All that matters is with the driver, and torch takes a second to tidy up.
@@ -128,7 +134,7 @@ def end_process(status: int) -> None:
 
 
 class LostError(Exception):
-    """There is no driver at the other end any more."""
+    """There is no driver at the other end any more; says how that was seen."""
 
 
 class Line:
@@ -138,20 +144,25 @@ class Line:
         """`on_end`: called when the other side is gone; by default requests raise LostError."""
         self._wire, self._on_end = wire, on_end
         self._heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._is_over = False
+        self._ended_by: LostError | None = None
         threading.Thread(target=self._read, name="read-driver", daemon=True).start()
 
     def request(self, kind: str, *parts: bytes, **values: object) -> Any:
-        """What the driver answers. Raises LostError, and AbandonedError."""
-        if self._is_over:
-            raise LostError
+        """What the driver answers.
+
+        Raises LostError, AbandonedError, and WireError for what this process cannot read.
+        """
+        if self._ended_by:
+            raise self._ended_by
         try:
             self._wire.say(kind, *parts, **values)
-        except OSError as error:
-            raise LostError from error
+        except OSError:
+            self._wire.close()  # so that the thread that reads sees an end, too
         answer = self._heard.get()
         if isinstance(answer, LostError):
-            self._is_over = True
+            self._ended_by = answer
+            raise answer
+        if isinstance(answer, WireError):
             raise answer
         if isinstance(answer, Abandon):
             raise AbandonedError
@@ -160,24 +171,27 @@ class Line:
     def say(self, kind: str) -> None:
         """Say something that has no answer, if there is anybody to hear it."""
         with suppress(OSError):
-            self._wire.say(kind)
-
-    def close(self) -> None:
-        self._wire.close()
+            self._wire.say_unless_busy(kind)
 
     def _read(self) -> None:
         while True:
             try:
                 heard = self._wire.hear()
-            except (EOFError, OSError):
+                if isinstance(heard, Welcome) and not self._on_end:
+                    self._wire.limit_silence(heard.silence)
+            except WireError as error:
+                heard = error
+            except (EOFError, OSError) as error:
+                lost = LostError(describe_error(error))
                 break
             if isinstance(heard, Farewell):
                 _answer_farewell(heard)
-            else:
+            elif not isinstance(heard, Sign):
                 self._heard.put(heard)
+        self._wire.close()
         if self._on_end:
             self._on_end()
-        self._heard.put(LostError())
+        self._heard.put(lost)
 
 
 def _answer_farewell(farewell: Farewell) -> None:
@@ -190,22 +204,28 @@ def _answer_farewell(farewell: Farewell) -> None:
 
 def _leave(status: int) -> None:
     """End as soon as what is in training is saved, or after a few seconds."""
-    if not _lines_in_training:
-        end_process(status)
+    if not _in_training.is_set():
+        _leave_unsaved(status)
     leave_when_saved()
     timer = threading.Timer(SECONDS_TO_SAVE - 1.0, _leave_unsaved, [status])
     timer.daemon = True
     timer.start()
 
 
-def _leave_unsaved(status: int) -> None:
-    """What is in training is not to blame, though it is lost as far as it was not saved."""
-    for line in _lines_in_training:
+def _leave_unsaved(status: int) -> NoReturn:
+    """What is at work is not to blame, though it is lost as far as it was not saved."""
+    for line in _lines:
         line.say("leave")
     end_process(status)
 
 
-_lines_in_training: list[Line] = []  # of this process, which trains for one driver at most
+def _end_refused(reason: str) -> NoReturn:
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    end_process(REFUSED)
+
+
+_in_training = threading.Event()
+_lines: list[Line] = []  # of this process, which works for one driver at most
 
 
 # --- what a worker does ---------------------------------------------------------------------------
@@ -280,9 +300,8 @@ class WireDesk:
         """At the end of a task: hand in what is kept, as soon as a driver answers."""
         while self.finished:
             self.worker.connect_patiently()
-            if not self._goes_on():
-                raise AbandonedError
-            self._hand_in()
+            if self._goes_on():
+                self._hand_in()
 
     def _ask(self, kind: str, *parts: bytes, **values: object) -> Any:
         """What the driver answers; None if there is none that goes on with this task."""
@@ -317,6 +336,7 @@ class Worker:
     call      makes a connection; raises OSError, EOFError or WireError if there is none
     patience  seconds for which it is tried again when it is lost
     folder    where runs of commands go; None: where the driver says, on the same machine
+    tells     whether to say so, when it waits for a driver
     """
 
     def __init__(
@@ -326,28 +346,32 @@ class Worker:
         patience: float = 0.0,
         folder: Path | None = None,
         name: str = "",
+        tells: bool = True,
     ) -> None:
         self._call, self._device, self._patience = call, device, patience
         self._idle_since = time.monotonic()
-        self._folder, self._name = folder, name
+        self._folder, self._name, self._tells = folder, name, tells
         self._sources = ""
+        self._silence, self._unanswered = SECONDS_OF_SILENCE, ""
         self.line: Line
 
     def connect(self) -> bool:
-        """Try once to reach a driver. Raises SystemExit if it refuses this worker."""
+        """Try once to reach a driver; ends this process if it refuses this worker."""
         try:
-            self.line = Line(self._call(), None if self._patience else lambda: end_process(1))
-            if _lines_in_training:
-                _lines_in_training[:] = [self.line]
+            line = Line(self._call(), None if self._patience else lambda: end_process(1))
+            self.line = line
+            _lines[:] = [line]
             hello = about_this_process(self._name, self._device)
-            answer = self.line.request("hello", **asdict(hello))
-        except (OSError, EOFError, LostError):
+            answer = line.request("hello", **asdict(hello))
+        except (OSError, EOFError, LostError) as error:
+            self._unanswered = first_line(error)
             return False
         except WireError as error:
-            answer = Refusal(str(error))
+            _end_refused(str(error))
         if isinstance(answer, Refusal):
-            print(f"error: {answer.reason}", file=sys.stderr, flush=True)
-            end_process(REFUSED)
+            _end_refused(answer.reason)
+        assert isinstance(answer, Welcome)
+        self._silence = answer.silence
         return True
 
     def connect_patiently(self) -> None:
@@ -355,12 +379,12 @@ class Worker:
         deadline = time.monotonic() + self._patience
         while not self.connect():
             if time.monotonic() > deadline:
-                print(
-                    f"error: no driver answered for {self._patience:g} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                words = f"no driver answered for {self._patience:g} s: {self._unanswered}"
+                print(f"error: {words}", file=sys.stderr, flush=True)
                 end_process(1)
+            if self._tells:
+                print(f"waiting for a driver: {self._unanswered}", file=sys.stderr, flush=True)
+            self._tells = False
             time.sleep(SECONDS_BETWEEN_CALLS)
 
     def run(self) -> None:
@@ -371,9 +395,8 @@ class Worker:
         while True:
             try:
                 what = self.line.request("ask")
-                if isinstance(what, Measurement):
-                    engine = measure(**vars(replace(what, device=self._device)))
-                    self.line.request("measured", engine=asdict(engine))
+                if isinstance(what, Choice):
+                    self._choose(what)
                 elif isinstance(what, Job):
                     self._train(what)
                 elif not self._patience and time.monotonic() - self._idle_since > SECONDS_IDLE:
@@ -384,11 +407,32 @@ class Worker:
                 self.connect_patiently()
             except AbandonedError:
                 pass
+            except WireError as error:
+                self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> NoReturn:
+        """Say on both sides that this machine cannot do what the driver asks for, and end."""
+        with suppress(LostError, AbandonedError):
+            self.line.request("refused", reason=reason)
+        _end_refused(f"this worker was refused: {reason}")
 
     def _give_signs(self) -> None:
         while True:
-            time.sleep(SECONDS_BETWEEN_SIGNS)
+            time.sleep(self._silence / SIGNS)
             self.line.say("alive")
+
+    def _choose(self, choice: Choice) -> None:
+        if self._folder:
+            self._check_code(choice)
+        try:
+            engine = choose_engine(replace(choice, device=self._device))
+        except UnfinishedError as error:
+            self._tell_failure(error)
+        else:
+            self.line.request("chosen", engine=asdict(engine))
+
+    def _tell_failure(self, error: Exception) -> None:
+        self.line.request("failed", error=type(error).__name__, text=str(error))
 
     def _train(self, job: Job) -> None:
         if self._folder:
@@ -396,7 +440,7 @@ class Worker:
             (job.folder / "inbox").mkdir(parents=True, exist_ok=True)
             self._check_code(job)
         desk = WireDesk(job, self)
-        _lines_in_training[:] = [self.line]
+        _in_training.set()
         try:
             for _ in work(job, desk, self._device):
                 pass
@@ -406,16 +450,21 @@ class Worker:
             self.line.say("leave")
             end_process(COMES_BACK)
         except (UnfinishedError, MisuseError) as error:
-            self.line.request("failed", error=type(error).__name__, text=str(error))
+            self._tell_failure(error)
         except (LostError, AbandonedError):
             raise
         except BaseException:
             self.line.request("failed", error="", text=traceback.format_exc())
         finally:
-            _lines_in_training.clear()
+            _in_training.clear()
 
-    def _check_code(self, job: Job) -> None:
-        """Leave if this machine's copy of the workload is not the driver's."""
+    def _check_code(self, job: Job | Choice) -> None:
+        """Leave if this machine's copy of the workload is missing, or not the driver's."""
+        for path in filter(None, job.study.code_paths):
+            try:
+                import_module(path.partition(":")[0], f"{job.study.name} on {socket.gethostname()}")
+            except UserError as error:
+                self._refuse(str(error))
         sources = reload_edited_modules(job.study.code_paths)
         if sources != self._sources:
             forget_workloads()
@@ -427,6 +476,4 @@ class Worker:
                 f"its copy of {differing[0]}, which {job.study.name} trains with, differs from the "
                 "driver's: copy the same code to both machines"
             )
-            self.line.request("refused", reason=reason)
-            print(f"error: this worker was refused: {reason}", file=sys.stderr, flush=True)
-            end_process(REFUSED)
+            self._refuse(reason)

@@ -83,8 +83,12 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Points of one batch size and workload for which a worker finds the engine (`measure`)."""
+class Choice:
+    """Points of one batch size and workload for which a worker finds the engine.
+
+    workers   that will share the points
+    compiled, slots   as the user wants them
+    """
 
     study: Study
     points: Sequence[Point]
@@ -93,27 +97,35 @@ class Measurement:
     compiled: bool | None
     slots: int | None
 
+    @cached_property
+    def code(self) -> Mapping[str, str]:
+        """As that of a Job."""
+        return code_of(self.study.code_paths)
 
-def measure(
-    study: Study,
-    points: Sequence[Point],
-    workers: int,
-    device: str,
-    compiled: bool | None = None,
-    slots: int | None = None,
-) -> Engine:
+
+def choose_engine(choice: Choice) -> Engine:
     """The engine for points of one batch size and workload (`choose.choose`).
 
     A workload that fails meanwhile trains one after the other: there the failure is a trial's.
     Raises UnfinishedError if this machine cannot compile what a user wants compiled.
     """
+    study = choice.study
     torch.set_num_threads(1)
     if study.train or study.command:
         reason = f"its {'function' if study.train else 'command'} trains one after the other"
         return replace(ALONE, reason=reason)
     try:
-        workload, traces = _cached_workload(study, points[0])
-        return choose(study, workload, points, workers, device, traces, compiled, slots)
+        workload, traces = _cached_workload(study, choice.points[0])
+        return choose(
+            study,
+            workload,
+            choice.points,
+            choice.workers,
+            choice.device,
+            traces,
+            choice.compiled,
+            choice.slots,
+        )
     except UnfinishedError:
         raise
     except BaseException as error:

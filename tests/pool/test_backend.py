@@ -23,7 +23,7 @@ from tunewright.search.pool.backend import TaskResult, WorkerLost
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.inbox import read_inbox
 from tunewright.search.pool.local import Local
-from tunewright.search.pool.worker import Measurement, Task
+from tunewright.search.pool.worker import Choice, Task
 from tunewright.search.run import run_study
 from tunewright.search.store.storage import create_store
 from tunewright.search.train.loop import ALONE, Engine
@@ -82,7 +82,7 @@ class Contract:
         assert sorted(trial.point.number for trial, _ in read_inbox(tmp_path)) == [0, 1]
 
     def test_a_measurement_returns_an_engine(self, backend):
-        (over,) = ended(backend, Measurement(study(), POINTS, 1, "cpu", None, 1))
+        (over,) = ended(backend, Choice(study(), POINTS, 1, "cpu", None, 1))
         assert over.engine == Engine(stacked=False, slots=1, reason="forced")
 
     def test_what_a_task_raises_is_raised_and_the_next_run_begins_anew(self, backend, tmp_path):
@@ -190,13 +190,13 @@ class TestInProcess(Contract):
         before = state()
         try:
             ended(backend, task(tmp_path))
-            ended(backend, Measurement(study(), POINTS, 1, "cpu", None, 2))
+            ended(backend, Choice(study(), POINTS, 1, "cpu", None, 2))
             assert state() == before
         finally:
             torch.set_num_threads(1)
 
     def test_a_default_dtype_that_the_caller_sets_holds_for_the_next_run(self, backend, tmp_path):
-        measurement = Measurement(study(), POINTS, 1, "cpu", None, 2)
+        measurement = Choice(study(), POINTS, 1, "cpu", None, 2)
         found = []
         for dtype in (torch.float32, torch.float64, torch.float32):
             torch.set_default_dtype(dtype)
@@ -220,14 +220,14 @@ class TestInProcess(Contract):
                 return original(*arguments)
 
             importing.setattr(worker, "load_workload", load)
-            ended(backend, Measurement(study(), POINTS, 1, "cpu", None, 2))
+            ended(backend, Choice(study(), POINTS, 1, "cpu", None, 2))
         assert torch.get_default_dtype() == torch.float32
         backend.start(1, "code", ["cpu"])  # to train
         ended(backend, task(tmp_path))
         assert backend._inside.dtype == torch.float64
 
     def test_workloads_are_loaded_anew_where_their_code_was_edited(self, backend):
-        measurement = Measurement(study(), POINTS, 1, "cpu", None, 2)
+        measurement = Choice(study(), POINTS, 1, "cpu", None, 2)
         ended(backend, measurement)
         (known,) = [pair[0] for pair in worker._KNOWN.values()]
         backend.start(1, "code", ["cpu"])
@@ -381,7 +381,8 @@ def test_what_a_workload_prints_and_how_far_it_is_are_lines(here, capsys):
 def test_a_signal_interrupts_training_where_it_is_and_the_same_run_goes_on(here, capsys, number):
     kill = f"if Line.calls == 60: import os; os.kill(os.getpid(), {int(number)}); Line.calls = 1000"
     written(here, kill)
-    assert main(["run", "s.toml", "--in-process", "--slots", "1"]) == 1
+    status = main(["run", "s.toml", "--in-process", "--slots", "1"])
+    assert status == (75 if number == signal.SIGTERM else 1)
     err = capsys.readouterr().err
     assert err.splitlines()[-1].endswith("goes on from here.")
     assert "Traceback" not in err

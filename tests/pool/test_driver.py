@@ -25,7 +25,7 @@ from tunewright.search.pool.backend import TaskResult, WorkerLost
 from tunewright.search.pool.driver import MOST_DEATHS, Driver
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.pool.progress import Progress
-from tunewright.search.pool.worker import Measurement
+from tunewright.search.pool.worker import Choice
 from tunewright.search.run import run_studies, run_study
 from tunewright.search.store.files import name_of
 from tunewright.search.store.storage import create_store
@@ -164,14 +164,14 @@ STACK = Engine(stacked=True, slots=2, reason="by rule")
 
 
 class Choosing(InProcess):
-    """Finds STACK for every Measurement, but loses the first that it is handed so many times."""
+    """Finds STACK for every Choice, but loses the first that it is handed so many times."""
 
     def __init__(self, losses=0):
         super().__init__()
         self.losses, self.asked = losses, []
 
     def wait(self, seconds):
-        if not (self._waiting and isinstance(self._waiting[0], Measurement)):
+        if not (self._waiting and isinstance(self._waiting[0], Choice)):
             return super().wait(seconds)
         waiting = list(self._waiting)
         self._waiting.clear()

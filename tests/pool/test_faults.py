@@ -411,16 +411,18 @@ RUN = ("run", "s.toml", "--workers", 1, "--slots", 1)
 
 
 @pytest.mark.parametrize(
-    "numbers", [[signal.SIGTERM], [signal.SIGHUP, signal.SIGINT]], ids=["once", "twice"]
+    ("numbers", "status"),
+    [([signal.SIGTERM], 75), ([signal.SIGUSR1], 75), ([signal.SIGHUP, signal.SIGINT], 1)],
+    ids=["once", "of Slurm", "twice"],
 )
-def test_a_signal_ends_a_run_in_a_sentence(tmp_path, numbers):
+def test_a_signal_ends_a_run_in_a_sentence(tmp_path, numbers, status):
     folder = written(tmp_path)
     run = start(*RUN, cwd=tmp_path)
     wait_until(lambda: len(list((folder / "curves").glob("*.npz"))) >= 2, run)
     for number in numbers:
         run.send_signal(number)
     _, err = run.communicate(timeout=60)
-    assert run.returncode == 1
+    assert run.returncode == status
     assert (
         err.count("Interrupted. Finished trials are kept; the same command goes on from here.") == 1
     )

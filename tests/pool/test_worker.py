@@ -14,7 +14,7 @@ from posted import Keeper, work
 from tunewright.search.errors import UnfinishedError
 from tunewright.search.pool import worker
 from tunewright.search.pool.inbox import read_inbox, take_interrupted
-from tunewright.search.pool.worker import Task, measure
+from tunewright.search.pool.worker import Choice, Task, choose_engine
 from tunewright.search.train import loop
 from tunewright.search.train.execution import ALONE, Engine
 from tunewright.search.trial import Point
@@ -173,5 +173,5 @@ def test_a_workload_that_fails_while_it_is_measured_trains_one_after_the_other(
         raise RuntimeError("no")
 
     monkeypatch.setattr(worker, "choose", fail)
-    engine = measure(task(tmp_path, ALONE).study, POINTS, workers=1, device="cpu")
+    engine = choose_engine(Choice(task(tmp_path, ALONE).study, POINTS, 1, "cpu", None, None))
     assert engine == Engine(stacked=False, slots=1, reason="could not be chosen: RuntimeError: no")
