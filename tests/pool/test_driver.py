@@ -314,12 +314,13 @@ def optuna_trials(folder, batch_size):
 
 
 def workers_of(pid):
-    """Processes below a driver that load torch: its training workers."""
+    """The worker processes below a driver."""
     children = subprocess.run(
         ["ps", "-eww", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True
     )
     found = [line.split(None, 2) for line in children.stdout.splitlines()]
-    return [int(p) for p, parent, args in found if int(parent) == pid and "LokyProcess" in args]
+    own = "main_on_this_machine"
+    return [int(child) for child, parent, args in found if int(parent) == pid and own in args]
 
 
 FAULTY = """

@@ -242,7 +242,8 @@ def test_a_worker_that_hangs_is_lost_and_comes_back(place, want):
     assert place.rows() == want
     assert place.taken().count(hung) > before > 0
     assert place.taken().count(other) > 0
-    assert place.trained(run) == TRIALS * STEPS
+    # the trial that hung may have been given to the other worker meanwhile
+    assert TRIALS * STEPS <= place.trained(run) <= (TRIALS + 1) * STEPS
 
 
 # --- what is between them -------------------------------------------------------------------------
