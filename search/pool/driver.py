@@ -23,7 +23,7 @@ from ..study.sampling import next_points
 from ..train.choose import devices
 from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told
-from ..workload.workload import reload_edited_modules
+from ..workload.workload import code_of, reload_edited_modules
 from .backend import Backend, TaskResult, WorkerBack, WorkerInfo, WorkerLost, machines
 from .engines import EngineRecords
 from .inbox import Inbox, read_inbox, saved_state, take_interrupted
@@ -187,7 +187,15 @@ class Driver:
         the least that can be done at once.
         """
         tasks = [
-            Choice(store.study, points, self.workers, self.device, self.compiled, self.slots)
+            Choice(
+                store.study,
+                points,
+                self.workers,
+                self.device,
+                self.compiled,
+                self.slots,
+                code_of(store.study.code_paths),
+            )
             for store, points in unknown
         ]
         found: dict[int, Engine] = {}

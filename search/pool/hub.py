@@ -500,12 +500,14 @@ class Hub:
         return current, Inbox(current.task.inbox)
 
     def _own(self, peer: Peer, said: Said) -> tuple[Point, Inbox]:
-        _, inbox = self._of_task(peer)
-        return peer.taken[int(said.values["number"])], inbox
+        with self._changed:  # so that the point is of the task that is found
+            _, inbox = self._of_task(peer)
+            return peer.taken[int(said.values["number"])], inbox
 
     def _own_ones(self, peer: Peer, said: Said) -> tuple[Sequence[Point], Inbox]:
-        _, inbox = self._of_task(peer)
-        return [peer.taken[int(number)] for number in said.values["numbers"]], inbox
+        with self._changed:
+            _, inbox = self._of_task(peer)
+            return [peer.taken[int(number)] for number in said.values["numbers"]], inbox
 
 
 def _now(peer: Peer, info: WorkerInfo) -> WorkerInfo:

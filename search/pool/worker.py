@@ -86,8 +86,9 @@ class Task:
 class Choice:
     """Points of one batch size and workload for which a worker finds the engine.
 
-    workers   that will share the points
+    workers           that will share the points
     compiled, slots   as the user wants them
+    code              as that of a Job
     """
 
     study: Study
@@ -96,11 +97,7 @@ class Choice:
     device: str
     compiled: bool | None
     slots: int | None
-
-    @cached_property
-    def code(self) -> Mapping[str, str]:
-        """As that of a Job."""
-        return code_of(self.study.code_paths)
+    code: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose_engine(choice: Choice) -> Engine:
