@@ -207,8 +207,7 @@ def _pool(options: argparse.Namespace, studies: Sequence[Study]) -> Iterator[dic
                 f"{kind} starts workers, which reach this driver at {backend.address}",
                 file=sys.stderr,
             )
-            threads = options.threads or cluster.cpus
-            yield {**pool, "threads": threads, "device": "cpu", "backend": backend}
+            yield {**pool, "device": "cpu", "backend": backend}
     elif options.listen:
         from .pool.remote import Remote
         from .pool.wire import read_key

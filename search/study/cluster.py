@@ -57,7 +57,9 @@ class Cluster(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     cpus: Annotated[int, Field(ge=1, le=MOST_CORES), BeforeValidator(_count)] = Field(
-        default=1, description="Cores of each worker, which uses as many threads; of Slurm and Ray"
+        default=1,
+        description="Cores of each worker, for processes that load data; it trains on one, or on as "
+        "many as --threads says; of Slurm and Ray",
     )
     gpus: Annotated[int, Field(ge=0, le=1), BeforeValidator(_count)] = Field(
         default=0,
