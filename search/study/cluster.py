@@ -58,8 +58,8 @@ class Cluster(BaseModel):
 
     cpus: Annotated[int, Field(ge=1, le=MOST_CORES), BeforeValidator(_count)] = Field(
         default=1,
-        description="Cores of each worker, for processes that load data; it trains on one, or on as "
-        "many as --threads says; of Slurm and Ray",
+        description="Cores of each worker, for processes that load data; it trains on one, or on "
+        "as many as --threads says; of Slurm and Ray",
     )
     gpus: Annotated[int, Field(ge=0, le=1), BeforeValidator(_count)] = Field(
         default=0,
