@@ -25,6 +25,7 @@ from measure import Spread, print_footer, print_header, print_table
 
 from tunewright.search.pool.driver import Driver, _inbox
 from tunewright.search.pool.in_process import InProcess
+from tunewright.search.pool.inbox import Inbox
 from tunewright.search.pool.progress import Progress
 from tunewright.search.pool.worker import _post
 from tunewright.search.show.publish import write_results
@@ -82,14 +83,14 @@ def measure(study: Study, results: Path) -> tuple[list[float], list[float], floa
     rng = np.random.default_rng(0)
     store = create_store(study, results)
     driver = Driver([store], InProcess(), 1, device_names="cpu", slots=1, threads=1, compiled=None)
+    desk = Inbox(_inbox(store))
     posting, collecting = [], []
     with Progress(driver.finished_trials(), shown=False) as driver.show:
-        driver.show.plan(study, study.trials or 0)
-        for point in next_points(study, []):
+        points = next_points(study, [])
+        driver.show.plan(study, points)
+        for point in points:
             trial = invented(point, rng)
-            posting.append(
-                milliseconds(lambda trial=trial: _post(_inbox(store), trial, checkpoint))
-            )
+            posting.append(milliseconds(lambda trial=trial: _post(desk, trial, checkpoint)))
             collecting.append(milliseconds(driver.collect))
     reading = milliseconds(lambda: read_trials(store))
     return posting, collecting, reading, milliseconds(lambda: write_results(Results.read(store)))
