@@ -72,23 +72,28 @@ class Forecast:
         if not measured:
             return None
         left = sum(work.seconds for work in measured.values()) - worked
+        not_begun = 0.0
         for key, work in self._work.items():
-            left += _updates_left(work, in_training.get(key, 0)) * _pace(measured, *key)
-        return max(0.0, left) / max(1, workers)
+            begun, others = _updates_left(work, in_training.get(key, 0))
+            pace = _pace(measured, *key)
+            left += (begun + others) * pace
+            not_begun += others * pace
+        # what workers did beside training counts as training here, and must not hide what waits
+        return max(not_begun, left) / max(1, workers)
 
 
-def _updates_left(work: _Work, in_training: int) -> float:
-    """Updates of all trials that are not finished, from their first one on.
+def _updates_left(work: _Work, in_training: int) -> tuple[float, float]:
+    """Updates, from their first one on, of the trials in training, and of those not begun.
 
     Hopeless trials end early, and are finished before those that began with them. So their share is
     that of all trials that have begun; and what is in training now has outlived them.
     """
     left = max(0, work.planned - work.finished)
     if not work.trials:
-        return left
+        return 0.0, left
     begun = min(left, in_training * work.finished / work.trials)
     share_saved = (work.early - work.early_share) / (work.trials + in_training)
-    return begun + (left - begun) * (1.0 - share_saved)
+    return begun, (left - begun) * (1.0 - share_saved)
 
 
 def _pace(measured: Mapping[tuple[str, int], _Work], study: str, batch_size: int) -> float:

@@ -21,6 +21,8 @@ from .forecast import Forecast
 
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal
 MOST_HOSTS = 4  # in a line; the others are counted
+# characters: of a bar, "1234/1234" and "1234 feasible, 1234 infeasible", and of a name beside them
+WIDTH_OF_COUNTS, FEWEST_OF_NAME = 52, 16
 
 
 class _Bars(Bars):
@@ -47,6 +49,9 @@ class Progress:
     ) -> None:
         """`finished`: the trials that each study has already, by its name."""
         console = Console(stderr=True)
+        # a long name is cut, so that bar and counts have their place
+        room = max(FEWEST_OF_NAME, console.width - WIDTH_OF_COUNTS)
+        name = Column(no_wrap=True, overflow="ellipsis", max_width=room)
         self._has_lines = shown and not live
         self._has_minutes = shown and live and not console.is_terminal
         self._totals: dict[str, int] = {}
@@ -55,9 +60,7 @@ class Progress:
         self._worked = 0.0  # seconds of all workers together
         self._looked = self._said = time.monotonic()
         self._bars = _Bars(
-            TextColumn(
-                "{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis")
-            ),
+            TextColumn("{task.description}", table_column=name),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[counts]}", table_column=Column(no_wrap=True)),

@@ -89,7 +89,9 @@ def test_nothing_is_said_before_a_trial_is_finished():
     forecast.finish("study", 32, 100, 100, 5.0)
     assert forecast.seconds_left(1, {}, 5.0) == pytest.approx(45.0)
     assert forecast.seconds_left(3, {}, 5.0) == pytest.approx(15.0)
-    assert forecast.seconds_left(1, {}, 15.0) == pytest.approx(35.0)  # of which 10 are in training
+    one = {("study", 32): 1}  # is in training, since 3 seconds
+    assert forecast.seconds_left(1, one, 8.0) == pytest.approx(42.0)
+    assert forecast.seconds_left(1, one, 80.0) == pytest.approx(40.0)  # of those not begun
 
 
 def test_what_an_earlier_run_finished_counts_as_done_without_a_pace():
