@@ -11,19 +11,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from dataclasses import dataclass, field
 
+from .interpreter import command_of
 from .wire import KEY, KEY_FILE
 
 SECONDS_TO_END = 10.0  # for a pilot, which has its workers save what they train
 # Set by Dask: memory is given back to the system after every update, which costs time.
 UNWANTED = ("MALLOC_TRIM_THRESHOLD_", KEY_FILE)
-PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from tunewright.search.pool.pilot import main; main()"
-)
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def run_errand(errand: Errand) -> int:
     }
     inherited = {name: value for name, value in os.environ.items() if name not in UNWANTED}
     child = subprocess.Popen(
-        [sys.executable, "-P", "-c", PROGRAM, json.dumps(sys.path), json.dumps(options)],
+        command_of("pilot", "main", json.dumps(options)),
         stdin=subprocess.PIPE,
         env={**inherited, KEY: errand.key},
         cwd=errand.directory if os.path.isdir(errand.directory) else None,
@@ -93,3 +89,12 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="end-with-parent", daemon=True).start()
+
+
+def be_worker() -> None:
+    """The program of a worker process that a pilot starts."""
+    end_with_parent()
+    # only now: it takes seconds, in which the pilot may end
+    from .process import main_elsewhere
+
+    main_elsewhere()

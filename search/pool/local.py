@@ -7,7 +7,6 @@ import json
 import multiprocessing
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +17,10 @@ import joblib
 from ..signals import COMES_BACK
 from .backend import Event, WorkerLost
 from .hub import Hub, Peer
+from .interpreter import command_of
 from .wire import pair
 
 DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # which the driver answers, and no worker
-# A new interpreter finds modules where this one does. -P: it does not look first where it stands.
-PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from tunewright.search.pool.process import main_on_this_machine; main_on_this_machine()"
-)
 
 
 @dataclass(eq=False)
@@ -90,10 +85,10 @@ class Local(Hub):
         device = min(self._devices, key=used.count)
         ours, theirs = pair()
         method = multiprocessing.get_start_method(allow_none=True)
-        arguments = [json.dumps(sys.path), str(theirs.fileno()), device, json.dumps(method)]
+        arguments = [str(theirs.fileno()), device, json.dumps(method)]
         with theirs, _signals_blocked():
             child = subprocess.Popen(
-                [sys.executable, "-P", "-c", PROGRAM, *arguments],
+                command_of("process", "main_on_this_machine", *arguments),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )

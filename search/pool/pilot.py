@@ -21,18 +21,13 @@ from ..signals import COMES_BACK, SIGNALS
 from ..train.choose import devices
 from .errand import end_with_parent
 from .hub import SECONDS_TO_SAVE
+from .interpreter import command_of
 from .process import REFUSED
 from .wire import read_key
 
 SECONDS_BETWEEN_LOOKS = 0.2
 MOST_DEATHS = 3  # one after the other, of processes that lived less than SECONDS_OF_A_LIFE
 SECONDS_OF_A_LIFE = 30.0
-# the driver's code is found as this program finds it, and where it was started
-PROGRAM = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from tunewright.search.pool.errand import end_with_parent; end_with_parent(); "
-    "from tunewright.search.pool.process import main_elsewhere; main_elsewhere()"
-)
 
 
 def run_pilot(
@@ -53,7 +48,7 @@ def main() -> NoReturn:
     """The program of a pilot that a cluster starts (`errand`)."""
     end_with_parent()
     try:
-        status = run_pilot(**json.loads(sys.argv[2]))
+        status = run_pilot(**json.loads(sys.argv[1]))
     except UserError as error:
         print(error, file=sys.stderr, flush=True)
         status = REFUSED
@@ -112,9 +107,8 @@ class Pilot:
         self._deaths = self._deaths + 1 if is_early else 0
 
     def _start(self, place: int) -> None:
-        arguments = [json.dumps(sys.path), json.dumps(self._options[place])]
         child = subprocess.Popen(
-            [sys.executable, "-P", "-c", PROGRAM, *arguments],
+            command_of("errand", "be_worker", json.dumps(self._options[place])),
             stdin=subprocess.PIPE,  # by which it notices that this process has ended
             start_new_session=True,  # a terminal's Ctrl-C goes to this program alone
         )

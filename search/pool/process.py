@@ -22,6 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,6 +69,7 @@ def about_this_process(worker: str, device: str) -> WorkerInfo:
     )
 
 
+@cache
 def _own_code() -> str:
     """A hash of this package: revisions have the same version for a while."""
     content = hashlib.sha256()
@@ -78,7 +80,7 @@ def _own_code() -> str:
 
 def main_on_this_machine() -> None:
     """The program of a worker process that a driver starts (`local`)."""
-    _, _, descriptor, device, method = sys.argv
+    descriptor, device, method = sys.argv[1:]
     wire = inherited(int(descriptor))
     _become_worker(json.loads(method))
     Worker(lambda: wire, device, name=str(os.getpid())).run()
@@ -86,7 +88,7 @@ def main_on_this_machine() -> None:
 
 def main_elsewhere() -> None:
     """The program of a worker process that `tunewright worker` starts (`pilot`)."""
-    options = json.loads(sys.argv[2])
+    options = json.loads(sys.argv[1])
     _become_worker(None)
     try:
         key = read_key()

@@ -18,7 +18,7 @@ import clustered
 import optuna
 import pytest
 from commanded import start, wait_until
-from pool.test_driver import STUDY, finish, rows
+from pool.test_driver import STUDY, finish, rows, trained_in
 
 from tunewright.search.cli import main
 from tunewright.search.errors import UnfinishedError, UserError
@@ -50,7 +50,8 @@ def test_the_key_is_in_the_environment_alone_and_what_dask_does_to_memory_is_und
         "print(json.dumps([dict(os.environ), open('/proc/self/cmdline').read(), os.getcwd()])); "
         "sys.exit(7)"
     )
-    monkeypatch.setattr(errand, "PROGRAM", program)
+    asked = [sys.executable, "-c", program]
+    monkeypatch.setattr(errand, "command_of", lambda *_: asked)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
     monkeypatch.setenv("TUNEWRIGHT_KEY_FILE", "elsewhere")
     monkeypatch.chdir(tmp_path)
@@ -73,8 +74,8 @@ def test_a_pilot_ends_when_the_process_that_started_it_is_killed(tmp_path):
         f"pathlib.Path({str(marks[0])!r}).write_text('x'); time.sleep(60)"
     )
     caller = (
-        "from tunewright.search.pool import errand; "
-        f"errand.PROGRAM = {program!r}; "
+        "import sys; from tunewright.search.pool import errand; "
+        f"errand.command_of = lambda *_: [sys.executable, '-c', {program!r}]; "
         "errand.run_errand(errand.Errand(1, '', 1, 'k', 'cpu', 1.0, '', ''))"
     )
     process = subprocess.Popen([sys.executable, "-c", caller])
@@ -309,11 +310,7 @@ def test_a_worker_with_a_gpu_trains_on_it(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
     """A study, and its table as trained by worker processes of this machine."""
-    folder = tmp_path_factory.mktemp("local")
-    path = folder / "small.toml"
-    path.write_text(STUDY.format(steps=600, trials=8))
-    assert finish(start("run", path, *RUN, cwd=folder))[0] == 0
-    return path, rows(folder / "results" / "small")
+    return trained_in(tmp_path_factory.mktemp("local"), RUN)
 
 
 def same(folder, table):

@@ -105,14 +105,18 @@ def finish(process, seconds=120):
     return process.returncode, out, err
 
 
+def trained_in(folder, options):
+    """A study of longer trials that `run` has trained, and its table."""
+    path = folder / "small.toml"
+    path.write_text(STUDY.format(steps=600, trials=8))
+    assert finish(start("run", path, *options, cwd=folder))[0] == 0
+    return path, rows(folder / "results" / "small")
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """A study of longer trials, and the table of its uninterrupted run."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    path = folder / "small.toml"
-    path.write_text(STUDY.format(steps=600, trials=8))
-    assert finish(start("run", path, *RUN, cwd=folder))[0] == 0
-    return path, rows(folder / "results" / "small")
+    return trained_in(tmp_path_factory.mktemp("uninterrupted"), RUN)
 
 
 @pytest.mark.slow
