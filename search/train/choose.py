@@ -194,7 +194,8 @@ def _compile(
     traces: Traces | None,
 ) -> Engine:
     """The same engine compiled, if that computes the same numbers."""
-    if trouble := why_not_stacked(study, workload, points, device):  # nor can it be recorded
+    # what is stacked was proven; what cannot be stacked cannot be recorded, either
+    if not engine.stacked and (trouble := why_not_stacked(study, workload, points, device)):
         return replace(engine, reason=trouble)
     check_compiler(study, points, device)
     candidate = replace(engine, compiled=True)

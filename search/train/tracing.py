@@ -78,16 +78,23 @@ def _compile(program: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(program, dynamic=False, fullgraph=True, options={"compile_threads": 1})
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes every operation that reaches a device into a graph."""
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation that reaches a device, without torch's compiler."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Asked by torch; to say yes imports its compiler, which has no part in this."""
+        """Asked by torch; to say yes imports its compiler: seconds in each worker process."""
         return False
 
+
+class _Recorder(DispatchMode):  # type: ignore[no-untyped-call]
+    """Writes every operation into a graph."""
+
     def __init__(self, inputs: list[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.graph = fx.Graph()
         self.constants: dict[str, Tensor] = {}
         # by the tensor they make, which recording must not keep alive

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
@@ -19,6 +18,7 @@ from ..workload.batches import move_batch
 from ..workload.randomness import own_random_numbers
 from ..workload.workload import Workload, build_model, draw_batches
 from .execution import Call
+from .tracing import DispatchMode
 
 
 @dataclass(frozen=True)
@@ -55,19 +55,11 @@ def count_work(
     return Work(counted.calls, counted.flops, counted.bytes, sum(map(_size, trained)))
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what reaches a device, with the formulas of torch's FlopCounterMode.
-
-    That class itself imports torch's compiler: seconds in each worker process.
-    """
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Asked by torch; to say yes imports its compiler."""
-        return False
+class _Counter(DispatchMode):  # type: ignore[no-untyped-call]
+    """Counts, with the formulas of torch's FlopCounterMode, which itself imports the compiler."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.calls = self.flops = self.bytes = 0
 
     def __torch_dispatch__(
