@@ -334,13 +334,12 @@ def _compare(options: argparse.Namespace) -> int:
     if options.baseline_study is not None:
         beside = options.results if recipe else options.candidate.resolve().parent
         baseline = baseline_of_study(options.baseline_study, beside)
-    trained = (
-        load_study(options.candidate)
-        if recipe
-        else open_store(options.candidate, options.storage).study
-    )
-    with _pool(options, [trained]) as pool:
-        if recipe:
+    store = None if recipe else open_store(options.candidate, options.storage)
+    study = store.study if store else load_study(options.candidate)
+    with _pool(options, [study]) as pool:
+        if store:
+            results = Results.read(store)
+        else:
             results = train_recipe(
                 options.candidate,
                 options.baseline,
@@ -349,8 +348,6 @@ def _compare(options: argparse.Namespace) -> int:
                 options.storage,
                 **pool,
             )
-        else:
-            results = Results.read(open_store(options.candidate, options.storage))
         if options.baseline_point is not None:
             baseline = baseline_of_point(results, options.baseline_point)
         result = compare(results, options.baseline, baseline, options.seeds, **pool)
@@ -511,6 +508,14 @@ def _parser() -> argparse.ArgumentParser:
             f"a password belongs in PGPASSWORD or ~/.pgpass, or with the whole URL in {STORAGE}",
         )
 
+    def device(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--device",
+            default="cpu",
+            metavar="D",
+            help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)",
+        )
+
     def pool(sub: argparse.ArgumentParser) -> None:
         sub.set_defaults(last_words=INTERRUPTED_TRAINING)
         who = sub.add_mutually_exclusive_group()
@@ -553,12 +558,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="N",
             help="torch threads per worker (default: 1); others change the last digits",
         )
-        sub.add_argument(
-            "--device",
-            default="cpu",
-            metavar="D",
-            help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)",
-        )
+        device(sub)
         how = sub.add_mutually_exclusive_group()
         how.add_argument(
             "--slots",
@@ -649,12 +649,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="worker processes (default: one per core, or per device)",
     )
-    worker.add_argument(
-        "--device",
-        default="cpu",
-        metavar="D",
-        help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)",
-    )
+    device(worker)
     worker.add_argument(
         "--patience",
         type=_seconds,

@@ -62,19 +62,18 @@ def run_studies(
         raise UserError(
             "the studies must differ in name: the results folder is named after the file"
         )
-    if executor is not None:
-        if backend is not None:
-            raise UserError("executor: cannot stand beside backend: each says who trains")
-        with closing(Hired(executor, device=device, folder=results)) as hired:
-            return run_studies(
-                *(studies, results, workers, threads or 1, "cpu", slots, compiled, storage),
-                *(progress, then, hired),
-            )
-    backend = backend or this_machine()
-    workers = backend.count(workers, devices(device))
-    check_studies(studies)
-    provenance = environment(sys.argv)
-    with disk_answers(), defer_signals(), ExitStack() as stack:
+    if executor is not None and backend is not None:
+        raise UserError("executor: cannot stand beside backend: each says who trains")
+    with ExitStack() as stack:
+        if executor is not None:
+            hired = Hired(executor, device=device, folder=results)
+            backend, device = stack.enter_context(closing(hired)), "cpu"
+        backend = backend or this_machine()
+        workers = backend.count(workers, devices(device))
+        check_studies(studies)
+        provenance = environment(sys.argv)
+        stack.enter_context(disk_answers())
+        stack.enter_context(defer_signals())
         stores = []
         for study in studies:
             stores.append(stack.enter_context(exclusive(create_store(study, results, storage))))
