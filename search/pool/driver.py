@@ -65,6 +65,7 @@ class Driver:
         self.sources = reload_edited_modules(
             path for store in stores for path in store.study.code_paths
         )
+        self.code = {store.study.name: code_of(store.study.code_paths) for store in stores}
         self.trials = [
             {_key(trial.point): trial for trial in read_records(store)} for store in stores
         ]
@@ -145,10 +146,11 @@ class Driver:
         tasks: list[Task] = []
         suspects: list[Task] = []
         for (store, points), engine in zip(planned, self.choose_engines(planned), strict=True):
-            task = partial(Task, store.study, _inbox(store), engine=engine)
+            study = store.study
+            task = partial(Task, study, _inbox(store), engine=engine, code=self.code[study.name])
             free: list[Point] = []
             for point in points:
-                if self.deaths[store.study.name, name_of(point)]:
+                if self.deaths[study.name, name_of(point)]:
                     suspects.append(task(points=[point]))
                 else:
                     free.append(point)
@@ -194,7 +196,7 @@ class Driver:
                 self.device,
                 self.compiled,
                 self.slots,
-                code_of(store.study.code_paths),
+                self.code[store.study.name],
             )
             for store, points in unknown
         ]
@@ -231,9 +233,10 @@ class Driver:
         """
         if self.slots is not None:
             return None
+        group = _group_key(store, point)
         trials = self.trials[self.stores.index(store)].values()
-        trained = {_group_key(store, one.point) for one in trials if not one.verdict.crashed}
-        if _group_key(store, point) not in trained:
+        finished = (one.point for one in trials if not one.verdict.crashed)
+        if not any(_group_key(store, one) == group for one in finished):
             return None
         engine = self.engine_records[store.study.name].engine_of(point)
         return engine if engine and self.compiled in (None, engine.compiled) else None

@@ -7,7 +7,6 @@ queue, but for the points that it had begun: one of these may be what ended it.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 import time
@@ -20,7 +19,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from ..errors import UnfinishedError, first_line, warn_once
-from ..store.files import parse_trial
+from ..store.files import trial_of
 from ..train.execution import Engine
 from ..trainers.watched import MisuseError
 from ..trial import Point
@@ -390,7 +389,7 @@ class Hub:
         inbox.start_again(point, str(said.values["reason"]))
 
     def _post(self, peer: Peer, said: Said) -> bool:
-        trial = parse_trial(json.dumps(said.values["record"]))
+        trial = trial_of(said.values["record"])
         point, inbox = self._own(peer, said)
         if trial.point != point:
             raise WireError("handed in a trial of another point")

@@ -74,7 +74,7 @@ class InProcess:
         self._waiting.append(task)
 
     def wait(self, seconds: float) -> list[Event]:
-        """Measure, or train up to the next trial that ends, however long that takes."""
+        """Choose an engine, or train up to the next trial that ends, however long that takes."""
         if not self._waiting:
             return []
         task, engine = self._waiting[0], None

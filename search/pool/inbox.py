@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import UnfinishedError, describe_error, first_line, warn_once
-from ..store.files import atomic, find_curve, name_of, parse_trial
+from ..store.files import find_curve, name_of, parse_trial, write_bytes
 from ..trial import EMPTY_CURVE, Point, Trial
 
 
@@ -188,5 +188,5 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    with _writing(path), atomic(path) as temporary:
-        temporary.write_bytes(content)
+    with _writing(path):
+        write_bytes(path, content)

@@ -13,7 +13,6 @@ import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from ..errors import UnfinishedError, describe_error, first_line, printable, warn_once
 from ..signals import STOPS, stop_if_asked
-from ..store.files import name_of
+from ..store.files import name_of, pack_curve
 from ..study.study import Study
 from ..train.audit import StackingError
 from ..train.choose import check_compiler, choose
@@ -34,7 +33,7 @@ from ..trainers.command import RUNS, train_by_command
 from ..trainers.function import train_by_function
 from ..trainers.watched import MisuseError
 from ..trial import Point, Trial
-from ..workload.workload import Workload, code_of, load_workload
+from ..workload.workload import Workload, load_workload
 from .inbox import Desk, EndOfTaskError, LeavingError, saved_state
 
 
@@ -62,12 +61,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Task:
-    """Points of one study to be trained: same batch size, same workload arguments."""
+    """Points of one study to be trained: same batch size, same workload arguments.
+
+    code   as that of a Job
+    """
 
     study: Study
     inbox: Path
     points: Sequence[Point]
     engine: Engine
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def job(self) -> Job:
@@ -78,7 +81,7 @@ class Task:
             any(point.clip_z < np.inf for point in self.points),
             self.inbox.parent,
             hashlib.sha256(f"{self.study.name} {self.study.model_dump()!r}".encode()).hexdigest(),
-            code_of(self.study.code_paths),
+            self.code,
         )
 
 
@@ -319,9 +322,7 @@ def _post(desk: Desk, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
     if trial.verdict.crashed:
         desk.post(trial, b"", b"")
         return
-    curve = BytesIO()
-    np.savez_compressed(curve, **trial.curve.arrays())  # type: ignore[arg-type]
-    desk.post(trial, curve.getvalue(), save(dict(checkpoint)))
+    desk.post(trial, pack_curve(trial.curve), save(dict(checkpoint)))
 
 
 @dataclass(frozen=True)

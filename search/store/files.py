@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,9 +68,20 @@ def checkpoint_path(folder: Path, point: Point) -> Path:
     return folder / "checkpoints" / f"{name_of(point)}.safetensors"
 
 
+def pack_curve(curve: Curve) -> bytes:
+    """What a file of a curve holds (`read_curve`)."""
+    content = BytesIO()
+    np.savez_compressed(content, **curve.arrays())  # type: ignore[arg-type]
+    return content.getvalue()
+
+
 def write_curve(path: Path, curve: Curve) -> None:
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **curve.arrays())  # type: ignore[arg-type]
+    write_bytes(path, pack_curve(curve))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_curve(path: Path) -> Curve:
@@ -115,8 +127,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Strict JSON of records and plain values; nan and inf become "NaN" and "Infinity"."""
-    with atomic(path) as temporary:
-        temporary.write_bytes(to_json(_printable(value), indent=2, inf_nan_mode="strings") + b"\n")
+    content = to_json(_printable(value), indent=2, inf_nan_mode="strings")
+    write_bytes(path, content + b"\n")
 
 
 def _printable(value: Any) -> Any:
@@ -155,6 +167,17 @@ def parse_trial(text: str) -> Trial:
     """
     try:
         record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no record of a trial: {first_line(error)}") from error
+    return trial_of(record)
+
+
+def trial_of(record: Any) -> Trial:
+    """A trial without its curve, from what JSON made of its record.
+
+    Raises ValueError as `parse_trial`.
+    """
+    try:
         _POINT.validate_python(record["point"])
         _VERDICT.validate_python(record["verdict"])
         trial = Trial.from_record(record, EMPTY_CURVE)
