@@ -81,7 +81,7 @@ class Contract:
         assert over == TaskResult(task(tmp_path))
         assert sorted(trial.point.number for trial, _ in read_inbox(tmp_path)) == [0, 1]
 
-    def test_a_measurement_returns_an_engine(self, backend):
+    def test_a_choice_returns_an_engine(self, backend):
         (over,) = ended(backend, Choice(study(), POINTS, 1, "cpu", None, 1))
         assert over.engine == Engine(stacked=False, slots=1, reason="forced")
 
@@ -196,13 +196,13 @@ class TestInProcess(Contract):
             torch.set_num_threads(1)
 
     def test_a_default_dtype_that_the_caller_sets_holds_for_the_next_run(self, backend, tmp_path):
-        measurement = Choice(study(), POINTS, 1, "cpu", None, 2)
+        choice = Choice(study(), POINTS, 1, "cpu", None, 2)
         found = []
         for dtype in (torch.float32, torch.float64, torch.float32):
             torch.set_default_dtype(dtype)
             try:
                 backend.start(1, "code", ["cpu"])
-                ended(backend, measurement)
+                ended(backend, choice)
                 ended(backend, task(tmp_path))
             finally:
                 torch.set_default_dtype(torch.float32)
@@ -227,8 +227,8 @@ class TestInProcess(Contract):
         assert backend._inside.dtype == torch.float64
 
     def test_workloads_are_loaded_anew_where_their_code_was_edited(self, backend):
-        measurement = Choice(study(), POINTS, 1, "cpu", None, 2)
-        ended(backend, measurement)
+        choice = Choice(study(), POINTS, 1, "cpu", None, 2)
+        ended(backend, choice)
         (known,) = [pair[0] for pair in worker._KNOWN.values()]
         backend.start(1, "code", ["cpu"])
         assert [pair[0] for pair in worker._KNOWN.values()] == [known]

@@ -88,10 +88,26 @@ class Peer:
         self.wire.say("leave")
         assert self.end.is_gone.wait(10)
 
+    def comes_back(self, hub):
+        """Another connection of the same worker, which knows what it had taken and begun."""
+        back = Peer(hub, self.name)
+        back.taken, back.begun = self.taken, self.begun
+        return back
+
     def again(self, task):
         points = [one.record() for one in self.taken.values()]
         key = task.job.key
         return self.ask("again", study=key, points=points, begun=sorted(self.begun))
+
+
+def at_work(hub, name="w", takes=1, begins=None):
+    """A worker that has asked for a task, taken so many of its points, and begun one of them."""
+    peer = Peer(hub, name)
+    peer.ask("ask")
+    peer.take(takes)
+    if begins is not None:
+        peer.begin(begins)
+    return peer
 
 
 @pytest.fixture
@@ -180,10 +196,7 @@ def test_a_connection_that_said_no_hello_has_no_share(hub, make_task):
 def test_what_was_taken_and_not_begun_goes_back_and_what_was_begun_is_told(hub, make_task):
     task = make_task(4)
     hub.submit(task)
-    first = Peer(hub, "a")
-    first.ask("ask")
-    first.take(3)
-    first.begin(1)
+    first = at_work(hub, "a", takes=3, begins=1)
     first.lose()
     assert hub.wait(0) == [WorkerLost(task, [task.points[1]])]
     second = Peer(hub, "b")
@@ -196,9 +209,7 @@ def test_what_was_taken_and_not_begun_goes_back_and_what_was_begun_is_told(hub, 
 
 def test_a_worker_that_began_nothing_is_not_suspected(hub, make_task):
     hub.submit(make_task(2))
-    first = Peer(hub, "a")
-    first.ask("ask")
-    first.take(2)
+    first = at_work(hub, "a", takes=2)
     first.lose()
     assert hub.wait(0) == []
     second = Peer(hub, "b")
@@ -208,10 +219,7 @@ def test_a_worker_that_began_nothing_is_not_suspected(hub, make_task):
 
 def test_a_worker_that_leaves_in_order_gives_all_back_and_nothing_is_suspected(hub, make_task):
     hub.submit(make_task(2))
-    first = Peer(hub, "a")
-    first.ask("ask")
-    first.take(2)
-    first.begin(0)
+    first = at_work(hub, "a", takes=2, begins=0)
     first.ask("save", b"a state", number=0)
     first.leave()
     assert hub.wait(0) == []
@@ -224,31 +232,22 @@ def test_a_worker_that_leaves_in_order_gives_all_back_and_nothing_is_suspected(h
 def test_the_state_of_a_lost_point_is_there_for_the_next_task(hub, make_task):
     task = make_task(1)
     hub.submit(task)
-    first = Peer(hub, "a")
-    first.ask("ask")
-    first.take(1)
-    first.begin(0)
+    first = at_work(hub, "a", takes=1, begins=0)
     first.ask("save", b"a state", number=0)
     first.lose()
     assert [type(event) for event in hub.wait(0)] == [WorkerLost, TaskResult]
     hub.submit(make_task(1))
-    second = Peer(hub, "b")
-    second.ask("ask")
-    second.take(1)
+    second = at_work(hub, "b", takes=1)
     assert second.begin(0) == b"a state"
 
 
 def test_after_a_cut_a_worker_goes_on_with_what_it_had_taken(hub, make_task):
     task = make_task(4)
     hub.submit(task)
-    peer = Peer(hub, "a")
-    peer.ask("ask")
-    peer.take(2)
-    peer.begin(0)
+    peer = at_work(hub, "a", takes=2, begins=0)
     peer.lose()
     assert lost(hub.wait(0)) == [[0]]
-    again = Peer(hub, "a")
-    again.taken, again.begun = peer.taken, peer.begun
+    again = peer.comes_back(hub)
     assert again.again(task) is None
     assert hub.wait(0) == [WorkerBack(task, [task.points[0]])]
     other = Peer(hub, "b")
@@ -265,13 +264,9 @@ def test_after_a_cut_a_worker_goes_on_with_what_it_had_taken(hub, make_task):
 def test_a_worker_that_comes_back_before_its_end_was_seen_takes_over_from_itself(hub, make_task):
     task = make_task(2)
     hub.submit(task)
-    peer = Peer(hub, "a")
-    peer.ask("ask")
-    peer.take(2)
-    peer.begin(0)
-    again = Peer(hub, "a")  # the driver's side of the other connection is still open
+    peer = at_work(hub, "a", takes=2, begins=0)
+    again = peer.comes_back(hub)  # the driver's side of the other connection is still open
     assert peer.end.is_gone.is_set()
-    again.taken, again.begun = peer.taken, peer.begun
     assert again.again(task) is None
     assert [type(event) for event in hub.wait(0)] == [WorkerLost, WorkerBack]
     again.post(0)
@@ -283,16 +278,12 @@ def test_a_worker_that_comes_back_before_its_end_was_seen_takes_over_from_itself
 def test_a_trial_whose_answer_was_lost_is_handed_in_once_more_and_counts_once(hub, make_task):
     task = make_task(2)
     hub.submit(task)
-    peer = Peer(hub, "a")
-    peer.ask("ask")
-    peer.take(2)
-    peer.begin(0)
+    peer = at_work(hub, "a", takes=2, begins=0)
     peer.say_post(0)
     assert peer.wire.hear() is True
     peer.lose()  # as if it had not heard
     assert hub.wait(0) == []
-    again = Peer(hub, "a")
-    again.taken, again.begun = peer.taken, peer.begun
+    again = peer.comes_back(hub)
     assert again.again(task) is None
     assert hub.wait(0) == []  # nobody suspects what nobody lost
     again.post(0)
@@ -334,10 +325,7 @@ def test_what_is_no_longer_wanted_is_abandoned(hub, make_task, case):
 
 def test_after_a_stop_what_workers_say_of_their_tasks_is_answered_by_abandon(hub, make_task):
     hub.submit(make_task(3))
-    peer = Peer(hub, "a")
-    peer.ask("ask")
-    peer.take(1)
-    peer.begin(0)
+    peer = at_work(hub, "a", takes=1, begins=0)
     hub.stop()
     assert peer.wire.hear() == Farewell(comes_back=True, saves=False)
     requests = [("begin", {"number": 0}), ("take", {"most": 1})]
@@ -375,12 +363,12 @@ def test_two_tasks_are_performed_one_after_the_other_and_end_by_themselves(hub, 
     assert over(hub.wait(0)) == [one]
 
 
-def measurement(task):
+def choice_of(task):
     return Choice(task.study, task.points, 1, "cpu", None, None)
 
 
-def test_a_measurement_is_one_workers_and_ends_with_what_it_found(hub, make_task):
-    asked = measurement(make_task(3))
+def test_a_choice_is_one_workers_and_ends_with_what_it_found(hub, make_task):
+    asked = choice_of(make_task(3))
     hub.submit(asked)
     peer, other = Peer(hub, "a"), Peer(hub, "b")
     assert peer.ask("ask") == asked
@@ -389,8 +377,8 @@ def test_a_measurement_is_one_workers_and_ends_with_what_it_found(hub, make_task
     assert hub.wait(0) == [TaskResult(asked, ALONE)]
 
 
-def test_a_measurement_whose_worker_dies_ends_without_and_one_that_was_left_goes_on(hub, make_task):
-    asked = measurement(make_task(3))
+def test_a_choice_whose_worker_dies_ends_without_and_one_that_was_left_goes_on(hub, make_task):
+    asked = choice_of(make_task(3))
     hub.submit(asked)
     peer = Peer(hub, "a")
     peer.ask("ask")
@@ -417,9 +405,7 @@ def test_what_a_task_raises_is_raised_by_name_and_no_other_name_is_believed(hub,
 def test_a_full_disk_is_the_runs_failure(hub, make_task, monkeypatch):
     task = make_task(1)
     hub.submit(task)
-    peer = Peer(hub)
-    peer.ask("ask")
-    peer.take(1)
+    peer = at_work(hub, takes=1)
     shutil.rmtree(task.inbox)
     peer.say_post(0)
     assert isinstance(peer.wire.hear(), Abandon)
@@ -431,9 +417,7 @@ def test_a_farewell_waits_for_nobody_who_cannot_hear_it(hub, make_task, monkeypa
     """A worker that was stopped while its driver told it something long."""
     monkeypatch.setattr(hub_module, "SECONDS_TO_SAVE", 0.5)
     hub.submit(make_task(1))
-    peer = Peer(hub)
-    peer.ask("ask")
-    peer.take(1)
+    peer = at_work(hub, takes=1)
     Peer(hub, "b")
 
     def tell():
@@ -482,8 +466,8 @@ NONSENSE = {
     "is again with no points": ("again", {"study": "s", "points": 5, "begun": []}, ()),
     "is again with half a point": ("again", {"study": "s", "points": [{}], "begun": []}, ()),
     "began what it has not": ("again", {"study": "s", "points": [], "begun": [1]}, ()),
-    "measured unasked": ("chosen", {"engine": asdict(ALONE)}, ()),
-    "measured nonsense": ("chosen", {"engine": {"slots": "all"}}, ()),
+    "chose unasked": ("chosen", {"engine": asdict(ALONE)}, ()),
+    "chose nonsense": ("chosen", {"engine": {"slots": "all"}}, ()),
     "failed without a word": ("failed", {}, ()),
     "says hello wrongly": ("hello", {"worker": 1, "host": 2}, ()),
     "says hello with odd versions": (
