@@ -22,7 +22,7 @@ from ..study.study import (
 )
 from ..trial import COMMON
 from .names import OBJECTIVES, usual_column
-from .runs import Run, Sweep, is_number, says_nothing
+from .runs import Run, Sweep, is_number, is_text, says_nothing
 
 OWN = ("base_lr", "batch_size", "optimizer")  # without which a run has no place in any plot
 WHOLE = {  # hyperparameters that are whole numbers: the lowest and the highest
@@ -175,7 +175,7 @@ def _is_range(values: Sequence[Any]) -> bool:
 
 def _texts_among_numbers(name: str, runs: Sequence[Run]) -> str:
     """That some values of the objective are texts, in words; empty if none is."""
-    own = [run for run in runs if not (says_nothing(v := run.config.get(name)) or is_number(v))]
+    own = [run for run in runs if is_text(run.config.get(name))]
     if not own:
         return ""
     return f"of {len(own)} runs, as {quote(own[0].config[name])} of {own[0].name}: is no number"

@@ -32,6 +32,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_text(value: Any) -> bool:
+    """Whether a value says something, and is no number."""
+    return not (says_nothing(value) or is_number(value))
+
+
 @dataclass(frozen=True)
 class Run:
     """One training. What a source does not have is missing here, too.

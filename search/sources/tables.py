@@ -21,7 +21,7 @@ from .names import (
     role_of,
     sounds_like_result,
 )
-from .runs import STATES, Run, Sweep, is_number, says_nothing
+from .runs import STATES, Run, Sweep, is_number, is_text
 
 PARQUET = (".parquet", ".pq")
 LARGEST_NUMBER = 10**9  # of a run: trials are numbered alike
@@ -127,16 +127,12 @@ def _texts_among_results(
     """A sentence for each column of results in which a text stands among numbers."""
     for name in (name for name, (kind, _) in kinds.items() if kind == "metric"):
         told = [row.get(name) for row in rows]
-        wrong = [place for place, value in enumerate(told) if _is_text(value)]
+        wrong = [place for place, value in enumerate(told) if is_text(value)]
         if 0 < len(wrong) < sum(map(is_number, told)):
             yield (
                 f"{name}: {len(wrong)} of {len(rows)} values are no numbers, and count as none, as "
                 f"{quote(told[wrong[0]])} of {runs[wrong[0]].name}"
             )
-
-
-def _is_text(value: Any) -> bool:
-    return not (says_nothing(value) or is_number(value))
 
 
 def _kinds(columns: Sequence[str], rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
