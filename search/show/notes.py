@@ -22,7 +22,7 @@ from ..study.study import Study
 from ..trial import Group
 from ..words import readable
 from .plots import axis_figure, axis_info
-from .tables import baseline_cells, signed, with_delta
+from .tables import baseline_cells, signed, with_gain
 
 KEPT = "*What you write below this line stays when the verdict is written anew.*"
 COLUMNS = (
@@ -111,13 +111,13 @@ def verdict_note(
         study.question,
         "",
         *decision,
-        *_table([with_delta(COLUMNS, comparison), *baseline, *rows]),
+        *_table([with_gain(COLUMNS, comparison), *baseline, *rows]),
         "",
         *(f"- **{verdict}**: {CITATION.sub(_link, MEANING[verdict])}" for verdict in verdicts),
         READING if study.imported else f"{READING} {TRAINED_HERE}",
     ]
     if comparison:
-        lines.append(f"- {comparison.delta_in_words} {BASELINE_TRIAL}")
+        lines.append(f"- {comparison.gain_in_words}. {BASELINE_TRIAL}")
     if crashed:
         again = "" if study.imported else " `tunewright run` tries them again."
         lines.append(f"- **crashed**, not counted: {crashed}.{again}")
@@ -134,7 +134,7 @@ def _link(citation: re.Match[str]) -> str:
 
 def _baseline_row(comparison: Comparison) -> list[str]:
     cells = baseline_cells(comparison)
-    return [cells.get(column, "") for column in with_delta(COLUMNS, comparison)]
+    return [cells.get(column, "") for column in with_gain(COLUMNS, comparison)]
 
 
 def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
@@ -151,9 +151,9 @@ def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
             headroom = f"{readable(row.headroom)} ×"
     if not math.isnan(row.infeasible_fraction):
         infeasible = f"{row.infeasible_fraction:.0%}"
-    delta = [signed(comparison.delta(row.best_value))] if comparison else []
+    gain = [signed(comparison.gain(row.best_value))] if comparison else []
     known = _name(row.group), lr_star, edge, headroom, infeasible, best_value
-    return (*known, *delta, best_step, f"**{row.verdict}**")
+    return (*known, *gain, best_step, f"**{row.verdict}**")
 
 
 def _name(group: Group) -> str:

@@ -109,12 +109,12 @@ def test_with_a_comparison_the_note_has_the_decision_the_baseline_and_the_distan
     header, _, first, row = (
         [cell.strip() for cell in line.split("|")] for line in note.splitlines() if "|" in line
     )
-    place = header.index("delta")
+    place = header.index("gain")
     assert header[place - 1] == "best value"
     assert (first[1], first[place - 1], first[place]) == ("baseline: <best>.pt", "0.03", "0")
-    assert (row[place - 1], row[place]) == ("0.05", "+0.02")
+    assert (row[place - 1], row[place]) == ("0.05", "-0.02")
     assert f"**{found.decision}**" in note
-    assert found.delta_in_words in note
+    assert found.gain_in_words in note
     lines = figures(store, 32)["axis-base_lr"]["layout"]["shapes"]
     assert [shape["y0"] for shape in lines if shape["type"] == "line"] == [0.03]
 
