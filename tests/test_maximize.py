@@ -144,7 +144,7 @@ def test_best_value_step_and_checkpoint_turn_round(pair):
 
 def test_summaries_and_boundaries_turn_round(trials):
     space = study_of(True).ranges
-    (low,), (high,) = (summarize(trials[maximize], (), space) for maximize in (False, True))
+    (low,), (high,) = (summarize(trials[maximize]) for maximize in (False, True))
     assert 0 < low.infeasible < low.trials
     assert high.best_value == -low.best_value > low.best_value * -1.01
     for name in (

@@ -100,9 +100,10 @@ TEXT_COLUMNS = (
 )
 COLOURS: dict[GroupVerdict, str] = {
     "stable": "good",
-    "unstable at the edge": "bad",
-    "boundary": "warn",
-    "no feasible trial": "bad",
+    "on the edge": "edge",
+    "edge not reached": "warn",
+    "unstable": "bad",
+    "no evidence": "off",
 }
 
 DECISION_COLOURS: dict[Decision, str] = {

@@ -321,6 +321,6 @@ def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:
     file = io.StringIO()
     only = [trial for trial in trials() if trial.verdict.crashed]
     Console(file=file, width=140).print(summary_table(summarize(only), []))
-    assert "no feasible" in file.getvalue()
+    assert "no evidence" in file.getvalue()
     assert "nan" not in file.getvalue()
     assert "inf " not in file.getvalue()
