@@ -36,13 +36,11 @@ def told(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO
     handler = _OnStandardError()
     handler.setFormatter(_Prefixed())
-    before, propagates = LOG.level, LOG.propagate
+    before = LOG.level
     LOG.setLevel(level)
     LOG.addHandler(handler)
-    LOG.propagate = False
     try:
         yield
     finally:
         LOG.removeHandler(handler)
         LOG.setLevel(before)
-        LOG.propagate = propagates

@@ -48,7 +48,8 @@ def configuration(answer: Answer, varied: Collection[str]) -> str:
     """The optimizer, the base LR with those that are as good, and what else is varied."""
     group, point = answer.summary.group, answer.point
     assert point is not None  # the caller looks
-    held = [f"{name} {readable(value)}" for name, value in group.scientific]
+    scientific = [(name, value) for name, value in group.scientific if name != "base_lr"]
+    held = [f"{name} {readable(value)}" for name, value in scientific]
     names = [
         name for name in varied if name not in ("optimizer", "base_lr", *dict(group.scientific))
     ]
