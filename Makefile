@@ -1,10 +1,11 @@
 # `make check` is what must hold of every commit. `make check-all` adds the tests that are marked slow:
-# PostgreSQL, torch's compiler, other frameworks, whole studies and benchmarks. Both make the environment, in .venv, first.
+# PostgreSQL, torch's compiler, other frameworks, the documentation, whole studies and benchmarks. Both make the environment,
+# in .venv, first. `make docs` builds the documentation: build/site/docs/index.html.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: check check-all
+.PHONY: check check-all docs
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -15,9 +16,12 @@ check: $(VENV)/.installed
 check-all: check $(VENV)/.frameworks
 	$(BIN)/pytest -n auto --dist loadfile -m slow
 
-# Lightning, Transformers and TensorBoard, which slow tests train with, and clusters that start workers.
+docs: $(VENV)/.frameworks
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site
+
+# What builds the documentation; Lightning, Transformers and TensorBoard, which slow tests train with, and clusters that start workers.
 $(VENV)/.frameworks: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lightning,transformers,tensorboard,dask,ray,slurm]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,lightning,transformers,tensorboard,dask,ray,slurm]'
 	touch $@
 
 # Written last: an installation that was interrupted, or one without the development tools, is done again.

@@ -17,8 +17,19 @@ author = "The tunewright authors"
 release = importlib.metadata.version("tunewright")
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinxarg.ext"]
 
+# The repository is the source, so that a page's links to what lies beside docs/ work here, too.
+root_doc = "docs/index"
+include_patterns = [
+    "docs/*.md",
+    "CONTRIBUTING.md",
+    "results/**README.md",
+    "tests/benchmarks/README.md",
+]
+exclude_patterns = [".*", "build", "results/*/steps", "runs"]
+
 html_theme = "furo"
 html_title = "tunewright"
+html_theme_options = {"top_of_page_buttons": []}
 html_static_path = ["static"]
 html_css_files = ["own.css"]
 html_copy_source = False
