@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 # What the pages say is of no machine: an environment variable is a default of an option.
 os.environ.pop("TUNEWRIGHT_STORAGE", None)
 
-import generated  # noqa: E402  # its folder is on the path from here on
+import generated  # its folder is on the path from here on
 
 project = "tunewright"
 author = "The tunewright authors"

@@ -50,7 +50,7 @@ def fill(app: Any, page: str, source: list[str]) -> None:
 
 
 def write_plotly(app: Any) -> None:
-    """Put plotly.js of the installed package beside the pages: no network is needed to read them."""
+    """Put plotly.js, as installed, beside the pages: no network is needed to read them."""
     path = Path(app.outdir) / PLOTLY
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(get_plotlyjs(), encoding="utf-8")
@@ -437,9 +437,15 @@ def _of_base_lr(number: int, base_lr: float, edge: float) -> Trial:
 
 
 def _numbers(row: GroupSummary) -> str:
+    share = f"{row.infeasible} of {row.trials} trials are infeasible"
+    if not row.feasible:
+        return f"{share}."
+    edge = row.unstable_base_lr[1]
+    if edge == np.inf:
+        return f"{share}; `lr_star` is {row.lr_star:.3g}."
     return (
-        f"`lr_star` {row.lr_star:.3g}, `unstable_base_lr` {row.unstable_base_lr[1]:.3g}, `headroom` "
-        f"{row.headroom:.3g}: {row.infeasible} of {row.trials} trials are infeasible."
+        f"{share}; `lr_star` is {row.lr_star:.3g}, `unstable_base_lr` up to {edge:.3g}, so that "
+        f"`headroom` is {row.headroom:.3g}."
     )
 
 
@@ -447,9 +453,7 @@ def _html(figure: go.Figure) -> str:
     """A figure as a part of a page, without plotly.js, and without an empty line, which would end
     the part.
     """
-    text = figure.to_html(
-        full_html=False, include_plotlyjs=False, config={"displayModeBar": False}
-    )
+    text = figure.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})
     in_one_piece = re.sub(r"\n\s*\n", "\n", text)
     return f'<div class="figure">{in_one_piece}</div>'
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ from tunewright.search.cli import _parser
 from tunewright.search.playbook import RULES
 from tunewright.search.rules.hyperparameters import HYPERPARAMETERS
 from tunewright.search.rules.optimizers import RULES as OPTIMIZERS
-from tunewright.search.study.study import schema
+from tunewright.search.study.study import parse_study, schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -148,3 +149,44 @@ def test_readme_is_a_screen_and_a_half() -> None:
 def test_every_page_is_on_the_first_one() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     assert [page.stem for page in PAGES if f"\n{page.stem}\n" not in index] == ["index"]
+
+
+# --- what is said of commands and study files -----------------------------------------------------
+
+PROSE = [ROOT / "README.md", *PAGES]
+(COMMANDS,) = (one.choices for one in _parser()._actions if one.choices)
+OTHERS = {"--constraint", "--index-url", "--port", "--nthreads", "--head"}  # of pip, Dask and Ray
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
+def test_every_command_that_is_named_is_one(path: Path) -> None:
+    named = re.findall(
+        r"(?:`|/|^ *|&& )tunewright ([a-z]+)", path.read_text(encoding="utf-8"), re.M
+    )
+    assert set(named) <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
+def test_every_option_that_is_named_is_one(path: Path) -> None:
+    parsers = [_parser(), *COMMANDS.values()]
+    known = {name for one in parsers for action in one._actions for name in action.option_strings}
+    source = path.read_text(encoding="utf-8")
+    shown = re.findall(r"`[^`\n]*`|^ *\S*tunewright .*$", source, re.MULTILINE)
+    named = {one for text in shown for one in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
+    assert named - OTHERS <= known
+
+
+def studies() -> Iterator[tuple[str, str]]:
+    """Every study file that a page shows, as a whole."""
+    for path in PROSE:
+        blocks = re.findall(r"^```toml\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+        yield from ((path.stem, block) for block in blocks if "\nmax_train_steps" in block)
+
+
+@pytest.mark.parametrize(("page", "text"), list(studies()))
+def test_every_study_file_that_is_shown_is_valid(page: str, text: str) -> None:
+    parse_study(tomllib.loads(text), name=page, place=page)
+
+
+def test_there_are_study_files_to_look_at() -> None:
+    assert {page for page, _ in studies()} >= {"README", "your-own-model", "study-file"}
