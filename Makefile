@@ -13,15 +13,20 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
-check-all: check $(VENV)/.frameworks
+check-all: check $(VENV)/.frameworks $(VENV)/.docs
 	$(BIN)/pytest -n auto --dist loadfile -m slow
 
-docs: $(VENV)/.frameworks
-	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/site
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -E -W --keep-going -q -c docs -b html . build/site
 
-# What builds the documentation; Lightning, Transformers and TensorBoard, which slow tests train with, and clusters that start workers.
+# What builds the documentation, and its test.
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# Lightning, Transformers and TensorBoard, which slow tests train with, and clusters that start workers.
 $(VENV)/.frameworks: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs,lightning,transformers,tensorboard,dask,ray,slurm]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,lightning,transformers,tensorboard,dask,ray,slurm]'
 	touch $@
 
 # Written last: an installation that was interrupted, or one without the development tools, is done again.

@@ -33,6 +33,7 @@ html_theme_options = {"top_of_page_buttons": []}
 html_static_path = ["static"]
 html_css_files = ["own.css"]
 html_copy_source = False
+html_show_copyright = False
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4

@@ -421,10 +421,16 @@ def group_verdicts() -> str:
         (row,) = summarize(trials)
         info = axis_info(trials, "base_lr", "val_loss", log=True)
         texts.append(
-            f"### {row.verdict[0].upper()}{row.verdict[1:]}\n\n{cite(MEANING[row.verdict])}\n\n"
+            f"### {row.verdict[0].upper()}{row.verdict[1:]}\n\n{_meaning(row)}\n\n"
             f"{_numbers(row)}\n\n{_html(axis_figure(info))}"
         )
     return "\n\n".join(texts)
+
+
+def _meaning(row: GroupSummary) -> str:
+    """What its verdict means, with names as code and a capital at the beginning."""
+    text = re.sub(r"\b(lr_star|base_lr)\b", r"`\1`", cite(MEANING[row.verdict]))
+    return text[0].upper() + text[1:]
 
 
 def _of_base_lr(number: int, base_lr: float, edge: float) -> Trial:
