@@ -479,13 +479,11 @@ def python() -> str:
 
 
 def _public() -> Iterator[tuple[str, str]]:
-    """Public names and the modules that have them: a package's attribute may be a module of that
-    name.
-    """
-    for name, home in tunewright._HOMES.items():
-        yield name, f"tunewright.search.{home}"
+    """Public names of both packages, and the modules that have them."""
+    homes = {name: getattr(tunewright, name).__module__ for name in tunewright.__all__}
     for home, names in tunewright.search._HOMES.items():
-        yield from ((name, f"tunewright.search.{home}") for name in names)
+        homes |= dict.fromkeys(names, f"tunewright.search.{home}")
+    return iter(homes.items())
 
 
 def _directive(kind: str, name: str, *options: str) -> str:
