@@ -1,10 +1,11 @@
 # `make check` is what must hold of every commit. `make check-all` adds the tests that are marked slow:
-# PostgreSQL, torch's compiler, other frameworks, whole studies and benchmarks. Both make the environment, in .venv, first.
+# PostgreSQL, torch's compiler, other frameworks, the documentation, whole studies and benchmarks. Both make the environment,
+# in .venv, first. `make docs` builds the documentation: build/site/docs/index.html.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: check check-all
+.PHONY: check check-all docs
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -12,8 +13,16 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
-check-all: check $(VENV)/.frameworks
+check-all: check $(VENV)/.frameworks $(VENV)/.docs
 	$(BIN)/pytest -n auto --dist loadfile -m slow
+
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -E -W --keep-going -q -c docs -b html . build/site
+
+# What builds the documentation, and its test.
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # Lightning, Transformers and TensorBoard, which slow tests train with, and clusters that start workers.
 $(VENV)/.frameworks: $(VENV)/.installed

@@ -25,7 +25,8 @@ def cited_in_the_project() -> dict[str, set[str]]:
     folders = [ROOT / name for name in ("search", "models", "studies", "tests")]
     files = [path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES]
     found: dict[str, set[str]] = {}
-    for path in [ROOT / "README.md", *sorted(files)]:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in [*pages, *sorted(files)]:
         for id in ID.findall(path.read_text(encoding="utf-8")) if path not in OWN else ():
             found.setdefault(id, set()).add(str(path.relative_to(ROOT)))
     return found

@@ -1,4 +1,4 @@
-"""README's second screen, and its recipes for more than one machine, run as they are written."""
+"""What README and docs/ show, run as it is written: files, commands, more than one machine."""
 
 import csv
 import os
@@ -10,15 +10,29 @@ import sys
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import dedent
 
 import clustered
 import pytest
 
-README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
-SECTION = README.split("\n## Your own training\n")[1].split("\n## ")[0]
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", SECTION, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[1]
 NAMED = re.compile(r"# (\w+\.\w+)")
-FILES = {name[1]: text for _, text in BLOCKS if (name := NAMED.match(text))}
+
+
+def blocks_of(page):
+    """Languages and texts of what a page shows as code, indented or not."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.findall(r"^( *)```(\w*)\n(.*?)^\1```$", text, re.MULTILINE | re.DOTALL)
+    return [(language, dedent(block)) for _, language, block in found]
+
+
+def files_of(page):
+    """The files that a page shows, by the names in their first lines."""
+    return {name[1]: text for _, text in blocks_of(page) if (name := NAMED.match(text))}
+
+
+SECTION = (ROOT / "docs" / "your-own-training.md").read_text(encoding="utf-8")
+BLOCKS, FILES = blocks_of("docs/your-own-training.md"), files_of("docs/your-own-training.md")
 COMMANDS = [text for language, text in BLOCKS if language == "sh"]
 PRINTED = [text for language, text in BLOCKS if not language]
 
@@ -94,10 +108,22 @@ def test_one_training_says_what_the_section_shows(folder):
     assert (folder / "runs/a/report.html").is_file()
 
 
+# --- a model of one's own, and what it becomes ----------------------------------------------------
+
+
+@pytest.mark.slow
+def test_readmes_model_and_its_study(tmp_path):
+    files = files_of("README.md")
+    assert set(files) == {"workload.py", "mine.toml"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (command,) = re.findall(r"`(tunewright [^`]*)`", files["mine.toml"].splitlines()[0])
+    assert "lr_star" in run(command, tmp_path)
+
+
 # --- more than one machine ------------------------------------------------------------------------
 
-MACHINES = README.split("\n## More than one machine\n")[1].split("\n## ")[0]
-RECIPES = re.findall(r"^```(\w*)\n(.*?)^```$", MACHINES, re.MULTILINE | re.DOTALL)
+RECIPES = blocks_of("docs/machines.md")
 BY_HAND, TABLE, ON_SLURM, ON_DASK_OR_RAY = [text for _, text in RECIPES]
 STUDY = """
 workload = "tunewright.models.digits:mlp"

@@ -33,6 +33,8 @@ def is_finite(value: Any) -> bool:
 class Hyperparameter:
     """A hyperparameter. Raises TypeError if the row is not complete.
 
+    description     what it is, in a few words
+    example         a value as a study file gives it: one, a list or a range
     rule, holds     what a value must be, in words and as a test; of `choices` both follow
     choices         the texts to choose from, a table whose later rows count, too; none: a number
     default         of a common one, where a study gives no value; None: every study must give one
@@ -60,6 +62,8 @@ class Hyperparameter:
     longer_steps: Literal[-1, 0, 1] = 0
     per_batch_size: bool = False
     fewest_trials: int = 0
+    description: str = ""
+    example: Any = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -172,6 +176,8 @@ declare(
         is_positive,
         longer_steps=1,
         per_batch_size=True,
+        description="Learning rate at the end of warmup; the decay lowers it from there",
+        example={"low": 1e-3, "high": 10.0, "log": True},
     )
 )
 declare(
@@ -185,6 +191,9 @@ declare(
         off=0,
         control="R9",
         longer_steps=-1,
+        description="Updates in which the learning rate rises from 0 to base_lr; at most 10 % of "
+        "max_train_steps (R10)",
+        example={"orders_of_magnitude": True},
     )
 )
 declare(
@@ -197,6 +206,8 @@ declare(
         off=math.inf,
         control="S9",
         longer_steps=1,
+        description="Gradients of a larger global L2 norm are scaled down to this one (R14)",
+        example=[0.5, 1.0, 2.0],
     )
 )
 declare(
@@ -209,6 +220,9 @@ declare(
         off=math.inf,
         hidden_at=math.inf,
         longer_steps=1,
+        description="Gradients are scaled down to the running mean of the norms plus so many "
+        "standard deviations (R19)",
+        example=[2.5, 4.0],
     )
 )
 
@@ -222,11 +236,43 @@ declare(
         is_share,
         longer_steps=1,
         per_batch_size=True,
+        description="Share of the last step, or of the sum of gradients, that is kept",
+        example=[0.9, 0.99],
     )
 )
-declare(Hyperparameter("rho", "optimizer", "a number in [0, 1)", is_share))
-declare(Hyperparameter("beta1", "optimizer", "a number in [0, 1)", is_share, fewest_trials=10))
-declare(Hyperparameter("beta2", "optimizer", "a number in [0, 1)", is_share, fewest_trials=50))
+declare(
+    Hyperparameter(
+        "rho",
+        "optimizer",
+        "a number in [0, 1)",
+        is_share,
+        description="Share of the running mean of squared gradients that is kept",
+        example=0.9,
+    )
+)
+declare(
+    Hyperparameter(
+        "beta1",
+        "optimizer",
+        "a number in [0, 1)",
+        is_share,
+        fewest_trials=10,
+        description="Share of the running mean of gradients that is kept",
+        example=[0.9, 0.95],
+    )
+)
+declare(
+    Hyperparameter(
+        "beta2",
+        "optimizer",
+        "a number in [0, 1)",
+        is_share,
+        fewest_trials=50,
+        description="Share of the running mean of squared gradients that is kept; of Lion, of the "
+        "mean of gradients",
+        example=[0.99, 0.999],
+    )
+)
 declare(
     Hyperparameter(
         "epsilon",
@@ -235,6 +281,8 @@ declare(
         is_positive,
         longer_steps=-1,
         fewest_trials=26,
+        description="Added to the denominator of a step: the larger, the smaller the steps",
+        example={"low": 1e-10, "high": 1e-3, "log": True},
     )
 )
 # what torch's optimizers call epsilon
@@ -246,6 +294,8 @@ declare(
         lambda value: is_finite(value) and value >= 0,
         longer_steps=-1,
         fewest_trials=26,
+        description="What torch's optimizers call epsilon",
+        example=1e-8,
     )
 )
 declare(
@@ -255,5 +305,7 @@ declare(
         "a number ≥ 0",
         lambda value: is_finite(value) and value >= 0,
         per_batch_size=True,
+        description="Every update multiplies the parameters by 1 − learning rate × weight_decay",
+        example={"low": 1e-3, "high": 1.0, "log": True},
     )
 )

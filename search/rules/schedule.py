@@ -109,9 +109,21 @@ declare(
         "schedule",
         "a number in (0, 1]",
         lambda value: is_number(value) and 0 < value <= 1,
+        description="Of the decay wsd: the share of the updates after warmup in which it decays",
+        example=[0.1, 0.3],
     )
 )
-declare(Hyperparameter("restarts", "schedule", "an integer ≥ 0", is_count, is_integer=True))
+declare(
+    Hyperparameter(
+        "restarts",
+        "schedule",
+        "an integer ≥ 0",
+        is_count,
+        is_integer=True,
+        description="Of the decay cosine_restarts: how often the cosine begins anew",
+        example=[1, 3],
+    )
+)
 
 SHAPES: dict[str, Shape] = by_name(
     [
@@ -133,7 +145,16 @@ SHAPES: dict[str, Shape] = by_name(
         ),
     ]
 )
-declare(Hyperparameter("decay", "common", choices=SHAPES, default="constant"))
+declare(
+    Hyperparameter(
+        "decay",
+        "common",
+        choices=SHAPES,
+        default="constant",
+        description="How the learning rate falls after warmup",
+        example=["constant", "cosine"],
+    )
+)
 
 
 def add(shape: Shape) -> Shape:

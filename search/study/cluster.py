@@ -59,26 +59,34 @@ class Cluster(BaseModel):
     cpus: Annotated[int, Field(ge=1, le=MOST_CORES), BeforeValidator(_count)] = Field(
         default=1,
         description="Cores of each worker, for processes that load data; it trains on one, or on "
-        "as many as --threads says; of Slurm and Ray",
+        "as many as --threads says (Slurm, Ray)",
+        examples=[4],
     )
     gpus: Annotated[int, Field(ge=0, le=1), BeforeValidator(_count)] = Field(
         default=0,
-        description="1: each worker has a GPU of its own, and trains on it; of Slurm and Ray",
+        description="1: each worker has a GPU of its own, and trains on it (Slurm, Ray)",
+        examples=[1],
     )
     memory: Annotated[str, AfterValidator(_memory)] | None = Field(
-        default=None, description='Of each worker, as "16GB"; of Slurm and Ray'
+        default=None, description="Memory of each worker (Slurm, Ray)", examples=["16GB"]
     )
     time: Annotated[str, AfterValidator(_time)] = Field(
         default="1:00:00",
-        description='After which Slurm ends a worker, and another goes on, as "12:00:00"',
+        description="After it Slurm ends a worker, and another goes on",
+        examples=["12:00:00", "2-00:00:00"],
     )
-    partition: Line | None = Field(default=None, description="Of Slurm")
+    partition: Line | None = Field(
+        default=None, description="Partition of the cluster (Slurm)", examples=["short"]
+    )
     sbatch: Annotated[dict[str, Any], AfterValidator(_options)] = Field(
-        default_factory=dict, description='Other options of sbatch, as { account = "a", qos = "b" }'
+        default_factory=dict,
+        description="Other options of sbatch, without their dashes (Slurm)",
+        examples=[{"account": "a", "qos": "b"}],
     )
     setup: tuple[Line, ...] = Field(
         default=(),
-        description='Of Slurm: lines of a shell before a worker starts, as "module load cuda"',
+        description="Lines of a shell that run before a worker starts (Slurm)",
+        examples=[["module load cuda"]],
     )
 
     @property

@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -160,6 +160,10 @@ def _in_reach(value: Any) -> bool:
 
 # settings of a decay's shape; like common axes, they may stand in [space] or with an optimizer
 DECAY_SETTINGS = of_kind("schedule")
+_COMMON_DEFAULTS = {name: HYPERPARAMETERS[name].default for name in COMMON}
+_COMMON_DEFAULTS |= {
+    name: default for shape in SHAPES.values() for name, default in shape.defaults.items()
+}
 
 
 class _Strict(BaseModel):
@@ -169,11 +173,13 @@ class _Strict(BaseModel):
 class Range(_Strict):
     """Every number from low to high; `log` spreads points evenly over orders of magnitude."""
 
-    low: Float
-    high: Float
-    log: StrictBool = False
+    low: Float = Field(description="The smallest value", examples=[1e-3])
+    high: Float = Field(description="The largest value", examples=[10.0])
+    log: StrictBool = Field(
+        False, description="Spread points evenly over orders of magnitude; needs low > 0"
+    )
     points: Annotated[int, Field(ge=2, le=MOST_TRIALS), NUMBER] | None = Field(
-        None, description="How many, for the grid sampler"
+        None, description="How many values the grid sampler takes; others need none", examples=[9]
     )
 
     @model_validator(mode="after")
@@ -188,7 +194,9 @@ class Range(_Strict):
 class OrdersOfMagnitude(_Strict):
     """0, 10, 100, ...: every power of ten up to a tenth of max_train_steps (R10)."""
 
-    orders_of_magnitude: Literal[True]
+    orders_of_magnitude: Literal[True] = Field(
+        description="For warmup_steps alone: 0, 10, 100, … up to 10 % of max_train_steps"
+    )
 
 
 # Which form of a value was read, or that an optimizer is of torch: no part of the place of a
@@ -250,12 +258,39 @@ class _Axes(_Strict):
         return spec
 
 
-def _axis_fields(names: Iterable[str]) -> dict[str, Any]:
-    return dict.fromkeys(names, (AxisSpec | None, None))
+def _axis_fields(names: Iterable[str], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A field for each hyperparameter, described by its row; some have a default."""
+    return {name: (AxisSpec | None, _axis_field(name, defaults.get(name))) for name in names}
+
+
+def _axis_field(name: str, default: object) -> Any:
+    row = HYPERPARAMETERS[name]
+    said = [row.description, row.requirement]
+    if default is not None:
+        said.append(f"default: {default}")
+    return Field(
+        None,
+        description="; ".join(said),
+        examples=None if row.example is None else [row.example],
+        json_schema_extra=_one_or_several_of(row.choices) if row.choices is not None else None,
+    )
+
+
+def _one_or_several_of(choices: Collection[str]) -> Callable[[dict[str, Any]], None]:
+    """What the JSON schema says of an axis whose values are texts to choose from."""
+
+    def say(schema: dict[str, Any]) -> None:
+        one = {"enum": list(choices)}
+        several = {"type": "array", "items": one, "minItems": 1, "maxItems": MOST_VALUES}
+        schema["anyOf"] = [one, several, {"type": "null"}]
+
+    return say
 
 
 def _optimizer_model(name: str) -> type[_Axes]:
-    fields = _axis_fields((*COMMON, *RULES[name].defaults, *DECAY_SETTINGS))
+    defaults = RULES[name].defaults
+    names = (*COMMON, *defaults, *DECAY_SETTINGS)
+    fields = _axis_fields(names, {**_COMMON_DEFAULTS, **defaults})
     return create_model(
         name, __base__=_Axes, __doc__=f"Ranges of the {name} optimizer's own.", **fields
     )
@@ -272,7 +307,7 @@ _AxesOfTorch = create_model(
     "AxesOfTorch",
     __base__=_AnyAxes,
     __doc__="Ranges of an optimizer of torch, whose settings are its constructor's arguments.",
-    **_axis_fields((*COMMON, *DECAY_SETTINGS)),
+    **_axis_fields((*COMMON, *DECAY_SETTINGS), _COMMON_DEFAULTS),
 )
 
 
@@ -309,31 +344,42 @@ class _ByName(_Strict):
         return {**tables, **of_torch}
 
 
+def _table_field(name: str) -> Any:
+    return Field(None, description=f"Tune {name}, at ranges of its own")
+
+
 _Optimizers = create_model(
     "Optimizers",
     __base__=_ByName,
-    **{name: (_optimizer_model(name) | None, None) for name in RULES},  # type: ignore[call-overload]
+    **{name: (_optimizer_model(name) | None, _table_field(name)) for name in RULES},  # type: ignore[call-overload]
 )
 
 
-_Shared = create_model("Shared", __base__=_Axes, **_axis_fields((*COMMON, *DECAY_SETTINGS)))
+_Shared = create_model(
+    "Shared", __base__=_Axes, **_axis_fields((*COMMON, *DECAY_SETTINGS), _COMMON_DEFAULTS)
+)
 
 
 class Space(_Shared):  # type: ignore[valid-type, misc]
     """The axes of every optimizer, and each optimizer's own."""
 
-    optimizer: _Optimizers  # type: ignore[valid-type]
+    optimizer: _Optimizers = Field(  # type: ignore[valid-type]
+        description="A table for each optimizer to tune; one of torch stands in quotes, by its "
+        'import path, as [space.optimizer."torch.optim.RAdam"] (S1)'
+    )
 
 
 class Figure(_Strict):
     """How the curves of a study are drawn."""
 
-    log_steps: Annotated[
-        StrictBool, Field(description="A logarithmic step axis, on which the first steps have room")
-    ] = False
+    log_steps: StrictBool = Field(
+        default=False, description="A logarithmic step axis, which gives the first steps room"
+    )
     sparse_every: Annotated[int, Field(ge=2, le=MOST_STEPS), NUMBER] | None = Field(
         default=None,
-        description="Draw the losses once more, at every n-th step: what rare evaluation shows",
+        description="Draw the losses once more, at every n-th step: what rare evaluation shows "
+        "(R5)",
+        examples=[20],
     )
 
 
@@ -359,15 +405,20 @@ class CommandLog(_Strict):
     """The log that a command writes, a CSV file or one of JSON lines: its place and its columns."""
 
     path: Annotated[str, AfterValidator(_word)] = Field(
-        description="Begins with {run_dir}/; placeholders as in `command`"
+        description="The file; begins with {run_dir}/, and may hold placeholders as `command` does",
+        examples=["{run_dir}/metrics.csv"],
     )
-    step: str = Field("step", description="Column of the update's number")
-    loss: str = Field(description="Column of the training loss")
+    step: str = Field("step", description="Column of the update's number", examples=["global_step"])
+    loss: str = Field(description="Column of the training loss", examples=["train_loss"])
     grad_norm: str | None = Field(
-        None, description="Column of the gradient's global L2 norm before clipping, if there is one"
+        None,
+        description="Column of the gradient's global L2 norm before clipping, if there is one (R4)",
+        examples=["grad_norm"],
     )
     metrics: tuple[str, ...] = Field(
-        (), description="Columns of metrics besides the objective, which has the column of its name"
+        (),
+        description="Columns of further metrics; the objective has the column of its own name",
+        examples=[["val_loss"]],
     )
 
     @field_validator("path", mode="after")
@@ -385,13 +436,20 @@ class Study(_Strict):
     """A validated study file. `name` is the file's stem."""
 
     name: str
-    question: str = ""
+    question: str = Field(
+        "",
+        description="What the study is to answer; it stands at the head of the report",
+        examples=["Does depth 8 need another learning rate?"],
+    )
     workload: str = Field(
-        "", description="What is trained: import path of a factory, package.module:factory"
+        "",
+        description="What is trained: the import path of a factory, package.module:factory",
+        examples=["my_project.workload:mine"],
     )
     train: str = Field(
         "",
-        description="Or import path of a function, package.module:function, that trains by itself",
+        description="Instead of `workload`: the import path of a function that trains by itself",
+        examples=["train:main"],
     )
     command: Annotated[
         tuple[Annotated[str, AfterValidator(_word)], ...],
@@ -399,90 +457,123 @@ class Study(_Strict):
         Field(json_schema_extra={"minItems": 1, "maxItems": MOST_WORDS}),
     ] = Field(
         (),
-        description="Or a program that trains, and its arguments, with placeholders as {base_lr}",
+        description="Instead of `workload`: a program that trains, and its arguments; placeholders "
+        "in braces stand for hyperparameters",
+        examples=[["python", "train.py", "--lr", "{base_lr}", "--out", "{run_dir}"]],
     )
     log: CommandLog | None = Field(
         None,
-        description="Of a `command`: the log that it writes; without one, its program calls "
+        description="Of a `command`: the log that it writes. Without one its program calls "
         "tunewright.current_run()",
+        examples=[{"path": "{run_dir}/metrics.csv", "loss": "train_loss"}],
     )
     timeout: Annotated[float, Field(gt=0, le=MOST_SECONDS), NUMBER] | None = Field(
-        None, description="Of a `command`: seconds after which it is ended, and its trial a crash"
+        None,
+        description="Of a `command`: seconds after which it is ended, and its trial is a crash",
+        examples=[3600],
     )
     imported: str = Field(
-        "", description="Or where the trials come from, none of which was trained here"
+        "",
+        description="Where the trials come from, if they were trained elsewhere; `tunewright "
+        "import` writes it",
+        examples=["sqlite:///mine.db"],
     )
     workload_args: dict[str, Argument] = Field(
         default_factory=dict,
-        description="Arguments of factory or function; a list is a scientific hyperparameter, "
-        "unless the trials are imported",
+        description="Arguments of the factory or the function. A list is scientific: each of its "
+        "values is tuned on its own (S1), unless the trials are imported",
+        examples=[{"depth": [4, 8], "width": 64}],
     )
     objective: str = Field(
-        description="A metric that evaluate() returns; minimized, unless `maximize` is set"
+        description="The metric that decides: a name that `evaluate` returns or `run.report` gets",
+        examples=["val_error"],
     )
     maximize: StrictBool = Field(
-        False, description="A higher value of the objective is better, as of an accuracy"
+        False, description="A higher objective is better, as of an accuracy; else it is minimized"
     )
-    max_train_steps: Steps = Field(description="Optimizer updates of the baseline schedule")
+    max_train_steps: Steps = Field(
+        description="Optimizer updates of one training; never an axis (S8)", examples=[2000]
+    )
     batch_sizes: Annotated[
         tuple[BatchSize, ...],
         _of_length(1, MOST_BATCH_SIZES),
         Field(json_schema_extra={"minItems": 1, "maxItems": MOST_BATCH_SIZES}),
-    ]
+    ] = Field(
+        description="Examples per update; each batch size is tuned on its own (R20)",
+        examples=[[64, 512]],
+    )
     trials: Trials | None = Field(
         None,
-        description=(
-            "Configurations per batch size, each trained with every seed; the grid sampler "
-            "counts its own"
-        ),
+        description="Configurations per batch size, over all optimizers, each trained `seeds` "
+        "times. Required, but for the grid sampler, which counts its own",
+        examples=[40],
     )
-    sampler: SamplerName = "halton"
-    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = 0
+    sampler: SamplerName = Field(
+        "halton",
+        description="How points are chosen: halton and sobol spread them evenly (S2), grid takes "
+        "every combination, random draws them, tpe and gp learn from earlier trials",
+    )
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = Field(
+        0, description="Seed of the first training of each configuration, and of the sampler"
+    )
     seeds: Trials = Field(
-        1, description="Trials of each configuration, with seed, seed + 1, ... (S9)"
+        1,
+        description="Trainings of each configuration, with seed, seed + 1, … (S9)",
+        examples=[3],
     )
     evaluations: Annotated[int, Field(gt=0, le=MOST_EVALUATIONS), NUMBER] = Field(
-        50, description="Evaluations per trial, at regular step intervals"
+        50, description="Evaluations of one training, at regular intervals of updates (S10)"
     )
     accumulation: BatchSize = Field(
         1,
-        description=(
-            "Passes whose gradients are averaged for one update; batch sizes count examples per "
-            "update"
-        ),
+        description="Passes whose gradients are averaged for one update. Batch sizes count "
+        "examples per update, so that it must divide them",
+        examples=[4],
     )
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="bfloat16: torch.autocast of loss and evaluation; parameters stay as they are",
+        description="bfloat16: torch.autocast of loss and evaluation; parameters stay float32",
     )
     prepend_warmup: StrictBool = Field(
-        False, description="Warmup adds to max_train_steps instead of being part of it"
+        False,
+        description="Warmup comes on top of max_train_steps instead of being part of it (R11)",
     )
     divergence: StrictBool = Field(
         True,
-        description="false: a training loss that starts near 0 or grows by design (annealed "
-        "KL, curriculum, policy "
-        "gradient, GAN) is no sign of divergence; only values that are not finite and "
-        "evaluations are",
+        description="false: a rising training loss is no sign of divergence, because it grows by "
+        "design or starts near 0 (GAN, policy gradient, curriculum); only evaluations and values "
+        "that are not finite count",
     )
     stop_after: Steps | None = Field(
         None,
-        description=(
-            "Updates after which every trial ends, short of its schedule: a screening run (R9)"
-        ),
+        description="Updates after which every training ends, short of its schedule: a screening "
+        "run (R9)",
+        examples=[500],
     )
     keep_checkpoints: Trials | None = Field(
         None,
-        description="Checkpoints kept at each batch size, those of the best trials; default: all",
+        description="Checkpoints to keep at each batch size, those of the best trials; without it "
+        "all are kept",
+        examples=[3],
     )
     scientific: Annotated[
         tuple[str, ...],
         _of_length(0, MOST_VALUES),
         AfterValidator(_different),
-    ] = Field((), description="Axes whose effect is the question, besides the optimizer")
-    space: Space
-    figure: Figure = Figure()
-    cluster: Cluster = Cluster()
+    ] = Field(
+        (),
+        description="Hyperparameters of [space] that are the question: each of their values is "
+        "tuned on its own, as each optimizer is (S1)",
+        examples=[["warmup_steps"]],
+    )
+    space: Space = Field(
+        description="The hyperparameters: one value fixes one, a list or a range lets it vary. "
+        "What stands here holds for every optimizer"
+    )
+    figure: Figure = Field(Figure(), description="How curves are drawn")
+    cluster: Cluster = Field(
+        Cluster(), description="What each worker asks of the cluster that --backend names"
+    )
     source: str = Field(
         "", exclude=True, repr=False, description="The file's text, comments and all"
     )
