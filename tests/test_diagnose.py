@@ -336,7 +336,7 @@ def test_interrupted_the_command_ends_with_1_and_says_how_to_go_on(tmp_path, cap
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tunewright.search.diagnose.run_studies", interrupted)
+    monkeypatch.setattr(sys.modules[diagnose.__module__], "run_studies", interrupted)
     assert command(tmp_path) == 1
     assert "the same command goes on from here" in capsys.readouterr().err
 

@@ -215,8 +215,7 @@ def _digest(content: bytes) -> str:
             memo.append(count if text is None else text)
             count += text is None
             continue
-        is_known = "GET" in code.name and isinstance(argument, int)
-        one = memo[argument] if is_known else argument
+        one = memo[int(str(argument))] if code.name in ("BINGET", "LONG_BINGET") else argument
         text = one if isinstance(one, str | bytes) else None
         found.update(f"{'text' if text is not None else code.name} {one!r}\n".encode())
     return found.hexdigest()[:16]

@@ -40,6 +40,7 @@ from pydantic import (
 )
 
 from ..errors import UserError
+from ..markup import html_table
 from ..rules.constructors import (
     NO_SETTINGS,
     Constructor,
@@ -50,6 +51,7 @@ from ..rules.hyperparameters import HYPERPARAMETERS, is_number, of_kind
 from ..rules.optimizers import RULES, is_of_torch
 from ..rules.schedule import SHAPES, applies, longest_warmup, orders_of_magnitude, total_steps
 from ..trial import COMMON, Group, Point
+from ..words import better_side, readable
 from .cluster import Cluster
 from .command import problems_of_command
 from .given import Given, code_in_text
@@ -557,6 +559,31 @@ class Study(_Strict):
             raise ValueError(f"must be package.module:{kind}, got {quote(path)}")
         return path
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self.batch_sizes[:SHOWN_NAMES]))
+        names = ", ".join(self.optimizers[:SHOWN_NAMES])
+        return (
+            f"Study {self.name!r}: {names} at batch sizes {sizes}\n"
+            f"{self.planned_trials()} trials of {self.max_train_steps} updates, {self.objective} "
+            f"({better_side(self.maximize)})"
+        )
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        trained = getattr(self, self.source_key)
+        rows: list[tuple[str, object]] = [
+            (self.source_key, trained if isinstance(trained, str) else " ".join(trained)),
+            ("objective", f"{self.objective} ({better_side(self.maximize)})"),
+            ("batch_sizes", ", ".join(map(str, self.batch_sizes))),
+            ("trials", self.planned_trials()),
+            ("max_train_steps", self.max_train_steps),
+        ]
+        for optimizer in self.optimizers:
+            axes = [f"{name} {_shown(axis)}" for name, axis in self.axes(optimizer).items()]
+            rows.append((optimizer, ", ".join(axes)))
+        return html_table(f"Study {self.name}", rows)
+
     @property
     def source_key(self) -> str:
         """Which of SOURCES the file has: what trains, or where the trials come from."""
@@ -1008,6 +1035,12 @@ def table_key(optimizer: str) -> str:
 
 def _as_key(text: str) -> str:
     return text if BARE_KEY.fullmatch(text) else f'"{text}"'
+
+
+def _shown(axis: Axis) -> str:
+    if isinstance(axis, Range):
+        return f"{readable(axis.low)} to {readable(axis.high)}"
+    return " or ".join(map(readable, axis[:SHOWN_NAMES]))
 
 
 def values_of(value: Any) -> tuple[Any, ...]:
