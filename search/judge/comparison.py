@@ -373,10 +373,9 @@ class Comparison:
     maximize: bool = False
 
     def __repr__(self) -> str:
-        count = len(self.candidates)
         best = f"gain {readable(self.final.evidence.gain)}" if self.candidates else "no candidate"
         return (
-            f"Comparison of {count} candidates with {self.checkpoint.path}: {self.decision}\n"
+            f"Comparison with {self.checkpoint.path}: {self.decision}\n"
             f"{best} in {self.objective} over {self.seeds} seeds"
         )
 

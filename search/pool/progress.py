@@ -59,7 +59,7 @@ class Progress:
         room = max(FEWEST_OF_NAME, console.width - WIDTH_OF_COUNTS)
         name = Column(no_wrap=True, overflow="ellipsis", max_width=room)
         self._has_lines = shown and not live
-        self._has_minutes = shown and live and not console.is_terminal
+        self._has_minutes = shown and live and not (console.is_terminal or console.is_jupyter)
         self._totals: dict[str, int] = {}
         self._forecast = Forecast()
         self._workers: Sequence[WorkerInfo] = ()

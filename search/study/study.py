@@ -595,6 +595,11 @@ class Study(_Strict):
         return self.workload or self.train
 
     @property
+    def lacks_code(self) -> bool:
+        """Whether it was given its code as an object, elsewhere: results can be read, no more."""
+        return isinstance(self.import_path, Given) and not self.import_path.payload
+
+    @property
     def code_paths(self) -> tuple[str, ...]:
         """Every import path of a study, module:name each: the user's code, optimizers of torch.
 

@@ -12,6 +12,7 @@ from examples import GOOD, WORKLOAD
 
 from tunewright.models import digits
 from tunewright.search import InProcess, Study, load_study, run_study
+from tunewright.search.cli import main
 from tunewright.search.errors import UserError
 from tunewright.search.store.storage import open_store, read_trials
 from tunewright.search.study.given import Given, code_in_text
@@ -146,6 +147,17 @@ def test_its_file_alone_cannot_train(tmp_path):
         run_study(study, results=tmp_path, **QUIET)
     again = study.with_(workload=in_main(WORKLOAD)["Line"]({}), trials=4)
     assert len(run_study(again, results=tmp_path, **QUIET)) == 4
+
+
+def test_its_file_is_checked_and_reported_and_not_run(tmp_path, capsys):
+    study = Study(**KEYS, workload=in_main(WORKLOAD)["Line"]({}))
+    run_study(study, results=tmp_path, **QUIET)
+    folder, file = str(tmp_path / "given"), str(tmp_path / "given" / "study.toml")
+    assert main(["check", file]) == main(["report", folder]) == 0
+    assert capsys.readouterr().err == ""
+    for command in (["run", file], ["check", file, "--time"], ["diagnose", file]):
+        assert main(command) == 2
+        assert "Line is a Python object of a notebook or script" in capsys.readouterr().err
 
 
 def test_a_function_that_trains(tmp_path):
