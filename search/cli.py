@@ -105,7 +105,7 @@ def _try_workload(study: Study, time: bool) -> tuple[list[Advice], dict[int, flo
     from .study.command import check_command
     from .workload.factory import argument_sets, takes_arguments
 
-    if study.imported:
+    if study.imported or (study.lacks_code and not time):
         return [], None
     if study.command:
         check_command(study)

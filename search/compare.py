@@ -11,6 +11,7 @@ the winner also won by luck.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,8 +42,8 @@ from .show.tables import space_in_words
 from .signals import defer_signals
 from .store.baseline import tell_baseline
 from .store.files import checkpoint_path, name_of
-from .store.places import RUNS, STUDY_FILE
-from .store.results import Results, write_comparison
+from .store.places import RUNS, STUDY_FILE, has_results
+from .store.results import Results, read_results, write_comparison
 from .store.storage import create_store, exclusive, open_store, read_trials
 from .study.pinned import pin
 from .study.sampling import next_points
@@ -59,6 +60,8 @@ from .workload.workload import Workload, build_model, load_workload
 
 # of each side by default: enough for a gain as large as its spread between seeds (power 0.9)
 SEEDS = 10
+# of results, as text: [BATCH_SIZE:]NUMBER
+TRIAL = re.compile(r"(\d+:)?\d+")
 Found = TypeVar("Found")  # of a checkpoint, besides the settings that it fits
 
 
@@ -146,14 +149,18 @@ def baseline_of_point(results: Results, text: str) -> Settings:
     return Settings(results.study, found[0])
 
 
-def baseline_of_study(path: Path, results: Path) -> Settings:
+def baseline_of_study(given: Study | Path, results: Path) -> Settings:
     """The only configuration of a study, or the best one of its results.
 
     The results are looked for beside the file, or in `results`. Raises UserError if the study has
     several configurations and no results, or if none is feasible.
     """
-    beside = (path.parent / "study.db").is_file()
-    study = load_study(path, name=path.resolve().parent.name if beside else "")
+    path, beside = Path(), False
+    if isinstance(given, Study):
+        study = given
+    else:
+        path, beside = given, (given.parent / "study.db").is_file()
+        study = load_study(path, name=path.resolve().parent.name if beside else "")
     refuse_imported(study, "compare")
     points = _only_points(study)
     if len(points) == 1:
@@ -163,8 +170,9 @@ def baseline_of_study(path: Path, results: Path) -> Settings:
     elif (results / study.name / "study.db").is_file():
         store = create_store(study, results)
     else:
+        place = study.name if isinstance(given, Study) else path
         raise UserError(
-            f"{path}: has several configurations and no results in {results / study.name}: run it "
+            f"{place}: has several configurations and no results in {results / study.name}: run it "
             "first, or leave the one that the baseline was trained with"
         )
     trials = read_trials(store)
@@ -187,7 +195,7 @@ def _only_points(study: Study) -> list[Point]:
 
 
 def train_recipe(
-    path: Path,
+    recipe: Study | Path,
     checkpoint: Path,
     baseline: Settings | None = None,
     results: Path = RUNS,
@@ -200,12 +208,13 @@ def train_recipe(
     several, or if the baseline's checkpoint cannot be compared with it; UnfinishedError if a trial
     crashed.
     """
-    study = load_study(path)
+    study = recipe if isinstance(recipe, Study) else load_study(recipe)
     refuse_imported(study, "compare")
     points = _only_points(study)
     if not points:
+        place = study.name if isinstance(recipe, Study) else recipe
         raise UserError(
-            f"{path}: must have exactly one configuration per batch size to be a candidate, "
+            f"{place}: must have exactly one configuration per batch size to be a candidate, "
             "trained once with each seed. Run it first, and compare the best of its results: "
             f"tunewright compare {results / study.name}"
         )
@@ -223,28 +232,81 @@ def train_recipe(
 
 
 def compare(
-    results: Results,
-    checkpoint: Path,
-    baseline: Settings | None = None,
+    candidate: Results | Study | str | Path,
+    checkpoint: str | Path,
+    baseline: Settings | Study | str | Path | int | None = None,
     seeds: int | None = None,
+    results: str | Path = RUNS,
+    storage: str | None = None,
     **options: Any,
 ) -> Comparison:
-    """Compare a study's results with a baseline checkpoint, and write the outcome beside them.
+    """Decide between the best of a study and a checkpoint: rerun both sides on fresh seeds.
 
-    That is comparison.json, a trial for the baseline in each Optuna study, and the tables with a
-    row for it. `seeds` defaults to SEEDS, or to the fewest with which the rule can decide.
-    `options` are those of `run_studies`. Raises UserError, before anything is trained, if the
-    checkpoint cannot be read or does not fit; UnfinishedError if a run crashed; KeyboardInterrupt
-    passes through, with all finished runs kept.
+        found = tunewright.compare("results/mine", "baseline.pt", baseline=12, workers=2)
+        print(found.decision)  # adopt, keep baseline, or not enough evidence
+
+    Writes comparison.json beside the results, a trial for the baseline into each Optuna study, and
+    the tables with a row for it. Interrupted, the same call goes on.
+
+    Args:
+        candidate: results or their folder; or a study or its file: the results that it has, or, of
+            a study of one configuration per batch size, what comes of training it first
+        checkpoint: the baseline's, *.safetensors or a state_dict of torch.save
+        baseline: what it was trained with, where that is known: the number of a trial of the
+            candidate's results, 12 or "64:12" with its batch size, or a study of one configuration
+            or with results, or its file
+        seeds: runs of each side; by default 10, or the fewest with which the rule can decide
+        results: the folder in which results of studies are, or are made
+        storage: the URL of the database of the candidate's results, where it is not their own
+        options: who trains, as of `run_studies`: workers, device, backend, progress and the rest
+
+    Raises UserError, before anything is trained, if the checkpoint cannot be read or does not fit;
+    UnfinishedError if a run crashed; KeyboardInterrupt passes through, with all finished runs kept.
     """
-    refuse_imported(results.study, "compare")
-    with exclusive(results.store):
-        result = _run_comparison(results, checkpoint, baseline, seeds, options)
+    results, checkpoint = Path(results), Path(checkpoint)
+    by_number = isinstance(baseline, int) or TRIAL.fullmatch(str(baseline)) is not None
+    settings = None if by_number else _settings_of(baseline, results)
+    found = _results_of(candidate, checkpoint, settings, results, storage, options)
+    if by_number:
+        settings = baseline_of_point(found, str(baseline))
+    refuse_imported(found.study, "compare")
+    with exclusive(found.store):
+        result = _run_comparison(found, checkpoint, settings, seeds, options)
         with defer_signals():
-            write_comparison(results.folder, result)
-            tell_baseline(results.store, result.checkpoint)
-            write_results(replace(results, comparison=result))
+            write_comparison(found.folder, result)
+            tell_baseline(found.store, result.checkpoint)
+            write_results(replace(found, comparison=result))
     return result
+
+
+def _settings_of(
+    baseline: Settings | Study | str | Path | int | None, results: Path
+) -> Settings | None:
+    """Of all but the number of a trial."""
+    if baseline is None or isinstance(baseline, Settings):
+        return baseline
+    given = baseline if isinstance(baseline, Study) else Path(str(baseline))
+    return baseline_of_study(given, results)
+
+
+def _results_of(
+    candidate: Results | Study | str | Path,
+    checkpoint: Path,
+    baseline: Settings | None,
+    results: Path,
+    storage: str | None,
+    options: Mapping[str, Any],
+) -> Results:
+    """The results of the candidates, which are trained first if they are those of a recipe."""
+    if isinstance(candidate, Results):
+        return candidate
+    if not isinstance(candidate, Study):
+        if not Path(candidate).is_file():
+            return read_results(candidate, storage)
+        candidate = load_study(candidate)
+    if not _only_points(candidate) and has_results(results / candidate.name, storage):
+        return Results.read(create_store(candidate, results, storage))
+    return train_recipe(candidate, checkpoint, baseline, results, storage, **options)
 
 
 def _run_comparison(

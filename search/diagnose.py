@@ -47,7 +47,7 @@ from .store.storage import create_store
 from .study.command import refuse_undiagnosable
 from .study.pinned import pin
 from .study.sampling import next_points
-from .study.study import Study
+from .study.study import Study, load_study
 from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
 from .train.curvature import largest_eigenvalue, some_batches, stability_limit
@@ -71,23 +71,37 @@ Say = Callable[[str], None]
 
 
 def diagnose(
-    study: Study,
-    results: Path = RUNS,
+    study: Study | str | Path,
+    results: str | Path = RUNS,
     seeds: int = SEEDS,
     budget: float = math.inf,
     say: Say = lambda text: None,
     then: Then | None = None,
     **options: Any,
 ) -> Diagnosis:
-    """Diagnose every group of a study, and return what was found.
+    """Find out of every group of a study whether training is unstable, of which kind, what helps.
 
-    Writes diagnosis.json, recipes and tracking.csv into its results folder. `budget` is how many
-    trainings may be spent, each max_train_steps updates; what does not fit is left out and named.
-    `say` is told what is asked for next; `then` is called with the results of the study, its
-    diagnosis and the trials of its steps; `options` are those of `run_studies`. Raises UserError
-    before anything is trained if the study, its workload or the budget will not do; UnfinishedError
-    if a run crashed.
+        found = tunewright.diagnose("study.toml", workers=2)
+        print(found.groups[0].summary)
+
+    Writes diagnosis.json, recipes and tracking.csv into the study's results folder. Every step is a
+    study of its own there: interrupted, the same call goes on.
+
+    Args:
+        study: the study, or its file
+        results: the folder in which the study's results folder is, or is made
+        seeds: trainings of each point that a finding rests on
+        budget: how many trainings may be spent, each max_train_steps updates; what does not fit is
+            left out, and named in `skipped`
+        say: is told what is asked for next
+        then: is called with the results of the study, its diagnosis and the trials of its steps
+        options: who trains, as of `run_studies`: workers, device, backend, progress and the rest
+
+    Raises UserError before anything is trained if the study, its workload or the budget will not
+    do; UnfinishedError if a run crashed.
     """
+    study = study if isinstance(study, Study) else load_study(study)
+    results = Path(results)
     refuse_undiagnosable(study)
     check_studies([study])
     sweep = sweep_of(study)

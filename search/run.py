@@ -29,7 +29,7 @@ Then = Callable[[Results], object]
 
 def run_studies(
     studies: Sequence[Study],
-    results: Path = RUNS,
+    results: str | Path = RUNS,
     workers: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -58,6 +58,7 @@ def run_studies(
     before anything is trained; KeyboardInterrupt at the next safe point after Ctrl-C (`signals`),
     with all finished trials stored.
     """
+    results = Path(results)
     if len({study.name for study in studies}) < len(studies):
         raise UserError(
             "the studies must differ in name: the results folder is named after the file"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .rules.hyperparameters import HYPERPARAMETERS, of_kind
 from .rules.thresholds import clip_thresholds
+from .words import readable
 
 Array: TypeAlias = NDArray[np.float64]
 # for a trial whose objective was never finite, not even untrained
@@ -163,6 +164,13 @@ class Curve:
             return int(place)
         return int(self.loss_step[min(int(place), len(self.loss_step) - 1)])
 
+    def __repr__(self) -> str:
+        metrics = ", ".join(self.metrics) or "nothing"
+        return (
+            f"Curve: {len(self.loss)} of {self.total_steps} updates, {len(self.eval_step)} "
+            f"evaluations of {metrics}"
+        )
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Curve):
             return NotImplemented
@@ -274,6 +282,16 @@ class Trial:
     seconds: float
     traceback: str = ""
     maximize: bool = False
+
+    def __repr__(self) -> str:
+        point, verdict = self.point, self.verdict
+        return (
+            f"Trial {point.number}: batch size {point.batch_size}, {point.optimizer}, base_lr "
+            f"{readable(point.base_lr)}, seed {point.seed}\n"
+            f"{verdict.outcome}, instability {verdict.instability}; best value "
+            f"{readable(self.best_value)} after {readable(self.best_step)} of "
+            f"{self.curve.total_steps} updates"
+        )
 
     @property
     def feasible(self) -> bool:

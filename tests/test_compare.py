@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,15 @@ def test_a_clear_gain_is_adopted_with_the_tests_split_looked_at_for_the_final_pa
     assert paired.checkpoint.value == pytest.approx(
         float(mlp().evaluate(train(1, 0.0003, 0))["val_loss"])
     )
+
+
+def test_paths_and_studies_are_compared_as_results_are(folder, paired):
+    """All runs are there already: nothing is trained again."""
+    study, checkpoint = load_study(folder / "found.toml"), folder / "baseline.pt"
+    for candidate in (str(folder / "found"), study, folder / "found.toml"):
+        for baseline in (0, "32:0"):
+            again = compare(candidate, str(checkpoint), baseline, 6, str(folder), **QUIET)
+            assert again == replace(paired, checkpoint=again.checkpoint)
 
 
 def test_the_sides_have_the_same_seeds_none_of_which_the_search_saw(folder, paired):

@@ -307,6 +307,12 @@ def test_a_sweep_in_the_steps_counts_without_its_warmup(tmp_path):
     assert read_diagnosis(tmp_path / "clipped").groups[0].summary
 
 
+def test_a_file_will_do_and_folders_as_texts(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    result = diagnose(str(tmp_path / "tiny.toml"), str(tmp_path), seeds=2, budget=4, **QUIET)
+    assert read_diagnosis(tmp_path / "tiny").groups[0].summary == result.groups[0].summary
+
+
 def command(tmp_path, *options):
     (tmp_path / "tiny.toml").write_text(TINY)
     own = ["--results", str(tmp_path), "--in-process", "--slots", "12", "--seeds", "2"]
@@ -336,7 +342,7 @@ def test_interrupted_the_command_ends_with_1_and_says_how_to_go_on(tmp_path, cap
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tunewright.search.diagnose.run_studies", interrupted)
+    monkeypatch.setattr(sys.modules[diagnose.__module__], "run_studies", interrupted)
     assert command(tmp_path) == 1
     assert "the same command goes on from here" in capsys.readouterr().err
 

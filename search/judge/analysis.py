@@ -82,6 +82,13 @@ class GroupSummary:
     best_base_lr: float
     diagnosed_with: int = 0
 
+    def __repr__(self) -> str:
+        return (
+            f"{self.group.label}: {self.trials} trials, {self.infeasible} infeasible: "
+            f"{self.verdict}\nbest value {readable(self.best_value)} at lr_star "
+            f"{readable(self.lr_star)}, unstable from {readable(self.unstable_base_lr[1])}"
+        )
+
     @property
     def headroom(self) -> float:
         """unstable_base_lr / best_base_lr; inf without instability, nan if nothing is feasible."""

@@ -35,12 +35,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 import scipy
 from numpy.typing import ArrayLike, NDArray
 
+from ..markup import html_table
 from ..trial import Point
 from ..words import readable
 from .best_of import BestOf
@@ -369,6 +371,27 @@ class Comparison:
     test: Mapping[str, Mapping[str, float]]
     warnings: tuple[str, ...]
     maximize: bool = False
+
+    def __repr__(self) -> str:
+        best = f"gain {readable(self.final.evidence.gain)}" if self.candidates else "no candidate"
+        return (
+            f"Comparison with {self.checkpoint.path}: {self.decision}\n"
+            f"{best} in {self.objective} over {self.seeds} seeds"
+        )
+
+    def _repr_html_(self) -> str:
+        columns = ("candidate", "mean", "gain", "95 % interval", "decision")
+        rows = [
+            (
+                one.side.name,
+                readable(fmean(one.side.values)),
+                readable(one.evidence.gain),
+                " to ".join(map(readable, one.evidence.gain_interval)),
+                one.decision,
+            )
+            for one in self.candidates
+        ]
+        return html_table(f"{self.decision}: {self.objective}; {self.gain_in_words}", rows, columns)
 
     def gain(self, value: float) -> float:
         """By how much a value is better than the checkpoint's; nan if it never had a value."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -10,6 +11,7 @@ from typing import Literal
 
 import scipy
 
+from ..markup import html_table
 from ..trial import Group, Point, cost
 from .comparison import ALPHA, CONFIDENCE, Decision, Evidence, Interval
 from .stability_edge import Tried
@@ -17,6 +19,7 @@ from .stability_edge import Tried
 PLAIN = "plain"  # no remedy: what every remedy is compared with
 # an edge farther from the best base LR limits nobody who tunes over three decades
 MOST_HEADROOM = 1000.0
+MOST_OF_SUMMARY = 200  # characters of a group's, where a diagnosis is shown in two lines
 
 # early, mid-training: when training above lr_star blows up (R2); edge: it fails there without a
 # blow-up; none: it does not fail within reach of lr_star; unknown: nothing is feasible, or the
@@ -233,6 +236,16 @@ class Diagnosis:
     groups: tuple[GroupDiagnosis, ...]
     recipes: Mapping[str, str]
     maximize: bool = False
+
+    def __repr__(self) -> str:
+        first = self.groups[0].summary if self.groups else "no group has a feasible trial"
+        more = f" (and {len(self.groups) - 1} groups more)" if len(self.groups) > 1 else ""
+        shown = textwrap.shorten(first, MOST_OF_SUMMARY, placeholder=" …")
+        return f"Diagnosis of {self.study!r}: {self.updates} updates\n{shown}{more}"
+
+    def _repr_html_(self) -> str:
+        rows = [(one.group.label, one.summary) for one in self.groups]
+        return html_table(f"Diagnosis of {self.study}", rows, ("group", "what was found"))
 
     def best(self, batch_size: int) -> GroupDiagnosis | None:
         """The group of a batch size whose adopted training is best; None if nothing is feasible."""

@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -23,6 +24,11 @@ SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal
 MOST_HOSTS = 4  # in a line; the others are counted
 # characters: of a bar, "1234/1234" and "1234 feasible, 1234 infeasible", and of a name beside them
 WIDTH_OF_COUNTS, FEWEST_OF_NAME = 52, 16
+
+
+def _console() -> Console:
+    """Standard error. A notebook without ipywidgets, by which bars move there, is no terminal."""
+    return Console(stderr=True, force_jupyter=None if find_spec("ipywidgets") else False)
 
 
 class _Bars(Bars):
@@ -48,12 +54,12 @@ class Progress:
         self, finished: Mapping[str, Iterable[Trial]], shown: bool = True, live: bool = True
     ) -> None:
         """`finished`: the trials that each study has already, by its name."""
-        console = Console(stderr=True)
+        console = _console()
         # a long name is cut, so that bar and counts have their place
         room = max(FEWEST_OF_NAME, console.width - WIDTH_OF_COUNTS)
         name = Column(no_wrap=True, overflow="ellipsis", max_width=room)
         self._has_lines = shown and not live
-        self._has_minutes = shown and live and not console.is_terminal
+        self._has_minutes = shown and live and not (console.is_terminal or console.is_jupyter)
         self._totals: dict[str, int] = {}
         self._forecast = Forecast()
         self._workers: Sequence[WorkerInfo] = ()

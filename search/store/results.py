@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import warn_once
-from ..judge.analysis import GroupSummary, summarize
+from ..judge.analysis import GroupSummary, is_rankable, summarize
 from ..judge.answer import Answer, answers, with_diagnosis
 from ..judge.comparison import ALPHA, Comparison
 from ..judge.diagnosis import Diagnosis
+from ..markup import html_table
 from ..study.study import Study
 from ..trial import Trial
+from ..words import readable
 from .files import write_json
 from .places import STEPS
 from .provenance import read_environment
@@ -59,6 +61,31 @@ class Results:
             environment=read_environment(store.folder),
         )
 
+    def __repr__(self) -> str:
+        best = min(
+            self.trials, key=lambda trial: (not is_rankable(trial), trial.cost), default=None
+        )
+        count = len(self.trials)
+        infeasible = sum(trial.verdict.infeasible for trial in self.trials)
+        head = f"Results of {self.study.name!r}: {count} trials, {infeasible} infeasible"
+        return f"{head}\nbest: {best!r}" if best and is_rankable(best) else head
+
+    def _repr_html_(self) -> str:
+        columns = ("batch size", "optimizer", "trials", "infeasible", "best value", "lr_star")
+        rows = [
+            (
+                one.group.batch_size,
+                one.group.label.partition(", ")[2],
+                one.trials,
+                one.infeasible,
+                readable(one.best_value),
+                readable(one.lr_star),
+                one.verdict,
+            )
+            for one in self.summaries
+        ]
+        return html_table(repr(self).partition("\n")[0], rows, (*columns, "verdict"))
+
     @property
     def study(self) -> Study:
         return self.store.study
@@ -89,6 +116,21 @@ class Results:
         if name not in self.steps:
             self.steps[name] = read_trials(open_store(self.folder / STEPS / name))
         return self.steps[name]
+
+
+def read_results(folder: str | Path, storage: str | None = None) -> Results:
+    """The results in a folder: its study, trials, summaries, comparison and diagnosis.
+
+        results = tunewright.read_results("results/mine")
+        best = min(results.trials, key=lambda trial: trial.cost)
+
+    Args:
+        folder: a study's results folder, which has its study.toml
+        storage: the URL of the database in which they are, where it is not the folder's own
+
+    Raises UserError if the folder has no results.
+    """
+    return Results.read(open_store(Path(folder), storage))
 
 
 def write_comparison(folder: Path, result: Comparison) -> None:

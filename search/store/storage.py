@@ -32,7 +32,7 @@ from ..judge.analysis import is_rankable
 from ..judge.neighbours import judge_beside_neighbours
 from ..rules.schedule import applies
 from ..signals import stop_if_asked
-from ..study.adaptive import distribution
+from ..study.adaptive import distribution, quiet_optuna
 from ..study.sampling import plan
 from ..study.study import Range, Study, load_study
 from ..trial import EMPTY_CURVE, LARGE, Curve, Point, Trial, as_told
@@ -77,9 +77,8 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
             f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(stored))}"
         )
     store = _store(study, folder, storage)
-    if study.source:
-        with atomic(folder / STUDY_FILE) as temporary:
-            temporary.write_text(study.source, encoding="utf-8")
+    with atomic(folder / STUDY_FILE) as temporary:
+        temporary.write_text(study.source, encoding="utf-8")
     return store
 
 
@@ -105,12 +104,13 @@ def _store(study: Study, folder: Path, storage: optuna.storages.BaseStorage) -> 
     names = {
         batch_size: f"{study.name}{BATCH_SIZE}{batch_size}" for batch_size in study.batch_sizes
     }
-    optuna_studies = {
-        batch_size: optuna.create_study(
-            study_name=name, storage=storage, direction=study.direction, load_if_exists=True
-        )
-        for batch_size, name in names.items()
-    }
+    with quiet_optuna():
+        optuna_studies = {
+            batch_size: optuna.create_study(
+                study_name=name, storage=storage, direction=study.direction, load_if_exists=True
+            )
+            for batch_size, name in names.items()
+        }
     engine = engine_of(storage)
     store = Store(study, folder, optuna_studies, StudyLock(engine, study.name) if engine else None)
     _claim(store)

@@ -30,9 +30,8 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
     (`Comparison.gain`), which is empty for a trial that did not train.
     """
     rows = ([_baseline_row(comparison)] if comparison else []) + [
-        _table_row(trial, comparison) for trial in trials
+        table_row(trial, comparison) for trial in trials
     ]
-    number, *results = [name for name in RESULT_COLUMNS if comparison or name != "gain"]
     before = _rows(path)
     if before > len(trials):
         warn_once(
@@ -45,10 +44,15 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
         temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         # A baseline of another study may have hyperparameters that no trial here has.
-        columns = [number, *hyperparameters(trials), *results]
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer = csv.DictWriter(file, columns_of(trials, comparison), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def columns_of(trials: Sequence[Trial], comparison: Comparison | None = None) -> list[str]:
+    """The columns of trials.csv in their order."""
+    number, *results = [name for name in RESULT_COLUMNS if comparison or name != "gain"]
+    return [number, *hyperparameters(trials), *results]
 
 
 def _rows(path: Path) -> int:
@@ -60,7 +64,8 @@ def _rows(path: Path) -> int:
         return 0
 
 
-def _table_row(trial: Trial, comparison: Comparison | None) -> dict[str, Any]:
+def table_row(trial: Trial, comparison: Comparison | None = None) -> dict[str, Any]:
+    """What trials.csv says of a trial, by column."""
     verdict = trial.verdict
     return {
         "number": trial.point.number,

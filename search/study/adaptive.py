@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import optuna
@@ -43,6 +44,17 @@ def distribution(axis: Axis, name: str) -> BaseDistribution:
     return FloatDistribution(axis.low, axis.high, log=axis.log)
 
 
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Keep Optuna from reporting the studies that are made here; what it says of others stays."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(before, optuna.logging.WARNING))
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
+
+
 def propose(
     study: Study, axes: Mapping[str, Axis], told: Sequence[Told], count: int, seed: int
 ) -> list[dict[str, Any]]:
@@ -59,7 +71,8 @@ def propose(
 
     sampler = getattr(optuna.samplers, study.sampling.learner)(seed=seed, n_startup_trials=0)
     distributions = {name: distribution(axis, name) for name, axis in axes.items()}
-    memory = optuna.create_study(sampler=sampler, direction=study.direction)
+    with quiet_optuna():
+        memory = optuna.create_study(sampler=sampler, direction=study.direction)
     for one in told:
         memory.add_trial(
             optuna.trial.create_trial(

@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
+import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -25,11 +26,13 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
     StrictBool,
     Tag,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
     create_model,
     field_validator,
     model_serializer,
@@ -37,6 +40,7 @@ from pydantic import (
 )
 
 from ..errors import UserError
+from ..markup import html_table
 from ..rules.constructors import (
     NO_SETTINGS,
     Constructor,
@@ -47,8 +51,10 @@ from ..rules.hyperparameters import HYPERPARAMETERS, is_number, of_kind
 from ..rules.optimizers import RULES, is_of_torch
 from ..rules.schedule import SHAPES, applies, longest_warmup, orders_of_magnitude, total_steps
 from ..trial import COMMON, Group, Point
+from ..words import better_side, readable
 from .cluster import Cluster
 from .command import problems_of_command
+from .given import Given, code_in_text
 from .samplers import SAMPLERS, Sampler
 
 # What a study may ask for at most. More is a slip of the pen, or would fill memory before a word is
@@ -433,7 +439,27 @@ class CommandLog(_Strict):
 
 
 class Study(_Strict):
-    """A validated study file. `name` is the file's stem."""
+    """A question and its answer's ground rules: what is trained, for how long, in which space.
+
+    A study file holds its keys (`load_study`), or they are given here, by the same names:
+
+        study = Study(
+            name="mine",
+            workload=MyWorkload,  # or "module:factory", or an object
+            objective="val_error",
+            max_train_steps=1000,
+            batch_sizes=[64],
+            trials=20,
+            space={"optimizer": {"sgd": {"base_lr": Range(low=1e-3, high=10.0, log=True)}}},
+        )
+
+    `name` is the file's stem, and names the results folder. `workload`, and `train`, may be an
+    object of this process: a class or function that workers cannot import, as one of a notebook,
+    is sent to them by cloudpickle. Its results belong to it as it is now: changed, it is another
+    study, which needs another name.
+
+    Raises UserError with a line per mistake: name: key: rule, value.
+    """
 
     name: str
     question: str = Field(
@@ -574,9 +600,33 @@ class Study(_Strict):
     cluster: Cluster = Field(
         Cluster(), description="What each worker asks of the cluster that --backend names"
     )
-    source: str = Field(
-        "", exclude=True, repr=False, description="The file's text, comments and all"
-    )
+    source: str = Field("", exclude=True, description="The file's text, comments and all")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_user_error(
+        cls, document: Any, validate: ModelWrapValidatorHandler[Study], info: ValidationInfo
+    ) -> Study:
+        """Raise UserError with all mistakes. The context, as `parse_study` has it, is of a file."""
+        if isinstance(document, Study):
+            return validate(document)
+        context = info.context or {"lines": _mistakes_of_name(document.get("name"))}
+        lines = [*context["lines"], *_mistakes_of_sources(document)]
+        try:
+            study = validate(document)
+        except ValidationError as error:
+            lines += [_explain(detail) for detail in error.errors()]
+        else:
+            lines += [f"{key}: {message}" for key, message in study.problems()]
+        if lines:
+            place = context.get("place") or str(document.get("name") or "Study")
+            rest = len(lines) - MOST_LINES
+            more = [f"and {rest} mistakes more"] if rest > 0 else []
+            shown = [f"{place}: {line}" for line in [*lines[:MOST_LINES], *more]]
+            raise UserError("\n".join(shown))
+        if not study.source:
+            study.__dict__["source"] = tomli_w.dumps(study.document)
+        return study
 
     @field_validator("max_train_steps", "seed", "seeds", mode="before")
     @classmethod
@@ -585,14 +635,45 @@ class Study(_Strict):
             raise ValueError(f"is never an axis (S8): give one number, got {quote(value)}")
         return value
 
-    @field_validator("workload", "train", mode="after")
+    @field_validator("workload", "train", mode="wrap")
     @classmethod
-    def _import_path(cls, path: str, info: ValidationInfo) -> str:
+    def _code(
+        cls, value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> str:
+        found = code_in_text(value)
+        if isinstance(found, Given):
+            return found
+        path: str = validate(found)
         module, _, name = path.partition(":")
         if not all(part.isidentifier() for part in (*module.split("."), name)):
             kind = "factory" if info.field_name == "workload" else "function"
             raise ValueError(f"must be package.module:{kind}, got {quote(path)}")
         return path
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self.batch_sizes[:SHOWN_NAMES]))
+        names = ", ".join(self.optimizers[:SHOWN_NAMES])
+        return (
+            f"Study {self.name!r}: {names} at batch sizes {sizes}\n"
+            f"{self.planned_trials()} trials of {self.max_train_steps} updates, {self.objective} "
+            f"({better_side(self.maximize)})"
+        )
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        trained = getattr(self, self.source_key)
+        rows: list[tuple[str, object]] = [
+            (self.source_key, trained if isinstance(trained, str) else " ".join(trained)),
+            ("objective", f"{self.objective} ({better_side(self.maximize)})"),
+            ("batch_sizes", ", ".join(map(str, self.batch_sizes))),
+            ("trials", self.planned_trials()),
+            ("max_train_steps", self.max_train_steps),
+        ]
+        for optimizer in self.optimizers:
+            axes = [f"{name} {_shown(axis)}" for name, axis in self.axes(optimizer).items()]
+            rows.append((optimizer, ", ".join(axes)))
+        return html_table(f"Study {self.name}", rows)
 
     @property
     def source_key(self) -> str:
@@ -605,9 +686,44 @@ class Study(_Strict):
         return self.workload or self.train
 
     @property
+    def lacks_code(self) -> bool:
+        """Whether it was given its code as an object, elsewhere: results can be read, no more."""
+        return isinstance(self.import_path, Given) and not self.import_path.payload
+
+    @property
     def code_paths(self) -> tuple[str, ...]:
-        """Every import path of a study, module:name each: the user's code, optimizers of torch."""
-        return (self.import_path, *(":".join(module_and_class(name)) for name in self._of_torch))
+        """Every import path of a study, module:name each: the user's code, optimizers of torch.
+
+        Of code that is sent by value, module: of each that it imports.
+        """
+        code = self.import_path
+        own = [f"{name}:" for name in code.modules] if isinstance(code, Given) else [code]
+        return (*own, *(":".join(module_and_class(name)) for name in self._of_torch))
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The keys that were given, as a study file has them."""
+        found = self.model_dump(exclude={"name"}, exclude_unset=True, exclude_none=True)
+        return found | {
+            name: getattr(self, name) for name in ("workload", "train") if name in found
+        }
+
+    def with_(self, **changes: Any) -> Study:
+        """A copy of the study with other keys, checked as a whole: the study itself stays.
+
+            study.with_(batch_sizes=[64, 256], trials=40)
+
+        A key that is given replaces all that it had, as `space` or `workload_args`; None takes it
+        away. `workload`, `train` or `command` takes the place of what trained before. The name
+        stays unless `name` is given; results of a study that has changed need another one, but for
+        more trials. Raises UserError as Study itself.
+        """
+        replaced = SOURCES if changes.keys() & set(SOURCES) else ()
+        kept = {key: value for key, value in self.document.items() if key not in replaced}
+        document = {"name": self.name, **kept, **changes}
+        if changes.keys() <= {"name"}:
+            document["source"] = self.source  # with its comments
+        return Study(**{key: value for key, value in document.items() if value is not None})
 
     @property
     def sampling(self) -> Sampler:
@@ -1017,6 +1133,12 @@ def _as_key(text: str) -> str:
     return text if BARE_KEY.fullmatch(text) else f'"{text}"'
 
 
+def _shown(axis: Axis) -> str:
+    if isinstance(axis, Range):
+        return f"{readable(axis.low)} to {readable(axis.high)}"
+    return " or ".join(map(readable, axis[:SHOWN_NAMES]))
+
+
 def values_of(value: Any) -> tuple[Any, ...]:
     """The values of an axis or an argument that has no range; one alone is one of them."""
     return value if isinstance(value, tuple) else (value,)
@@ -1120,22 +1242,23 @@ def parse_study(document: Mapping[str, Any], name: str, place: str, source: str 
     """
     own = sorted(document.keys() & {"name", "source"})
     lines = [f"{key}: unknown key; the file's name is the study's name" for key in own]
-    lines += _mistakes_of_sources([name for name in SOURCES if name in document])
-    try:
-        study = Study.model_validate({**document, "name": name, "source": source})
-    except ValidationError as error:
-        lines += [_explain(detail) for detail in error.errors()]
-    else:
-        lines += [f"{key}: {message}" for key, message in study.problems()]
-    if lines:
-        rest = len(lines) - MOST_LINES
-        more = [f"and {rest} mistakes more"] if rest > 0 else []
-        raise UserError("\n".join(f"{place}: {line}" for line in [*lines[:MOST_LINES], *more]))
-    return study
+    return Study.model_validate(
+        {**document, "name": name, "source": source}, context={"place": place, "lines": lines}
+    )
 
 
-def _mistakes_of_sources(named: list[str]) -> Iterator[str]:
-    """Whether a file says once what trains, or where its trials come from."""
+def _mistakes_of_name(name: object) -> list[str]:
+    """What is wrong with a study's name that was given in Python."""
+    if not isinstance(name, str):
+        return []  # pydantic says so
+    rule = "must not be empty" if not name else fault_of_name(name)
+    rule = rule or ("must not have a /" if "/" in name else "")
+    return [f"name: {rule}, got {quote(name)}: it names the results folder"] if rule else []
+
+
+def _mistakes_of_sources(document: Mapping[str, Any]) -> Iterator[str]:
+    """Whether a study says once what trains, or where its trials come from."""
+    named = [name for name in SOURCES if name in document]
     if not named:
         yield (
             "workload: is required, or `train`, a function that trains by itself, or `command`, a "
@@ -1148,6 +1271,7 @@ def _mistakes_of_sources(named: list[str]) -> Iterator[str]:
 def schema() -> dict[str, Any]:
     """The JSON schema of a study file, for editors."""
     result = Study.model_json_schema()
+    result["description"] = "A study file of tunewright."
     del result["properties"]["name"], result["properties"]["source"]
     result["required"].remove("name")
     return result

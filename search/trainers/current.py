@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..store.files import write_checkpoint
 from ..study.command import OWN_LOG
-from ..study.study import Study
+from ..study.study import Study, parse_study
 from ..train.recorder import CHECK_EVERY
 from ..trial import Point
 from ..workload.randomness import seed_all
@@ -62,10 +62,10 @@ def current_run() -> Run:
             "tunewright.current_run: the study file names the `log` that its command writes: "
             "remove `log` from it, or do without this call"
         ) from error
-    point = Point(**record["point"])
+    point, document = Point(**record["point"]), dict(record["study"])
     seed_all(point.seed)
     return CommandRun(
-        Study.model_validate(record["study"]),
+        parse_study(document, document.pop("name"), place=str(Path(folder) / RUN_FILE)),
         point,
         record["device"],
         Path(folder),

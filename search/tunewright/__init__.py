@@ -1,21 +1,24 @@
 """The installed package: library `tunewright.search`, reference workloads `tunewright.models`.
 
-This folder holds what belongs to neither, and the names that a user's own training asks for.
+The public names of `tunewright.search` are names of `tunewright`, too, as `tunewright.run_study`.
 pyproject.toml says which folder becomes which package.
 """
 
-from importlib import import_module
+import importlib
 from importlib.metadata import version
 from typing import Any
 
+from tunewright.search import __all__ as __all__
+
 __version__ = version("tunewright")
-# names, and their modules in `tunewright.search`
-_HOMES = {"current_run": "trainers.current", "watch": "integrations.watch"}
-__all__ = sorted(_HOMES)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Import on first use: that of torch takes seconds."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"tunewright.search.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module("tunewright.search"), name)

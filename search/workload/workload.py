@@ -27,6 +27,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import UserError, describe_error, warn_once
 from ..signals import STOPS
 from ..source import import_module
+from ..study.given import Given
 from .batches import STATED, Parts, endless, examples, first, move_batch, no_batch
 from .factory import METHODS
 from .randomness import own_random_numbers, seed_all
@@ -108,9 +109,12 @@ def architectures_of(workload: Workload) -> Mapping[str, Mapping[str, Any]]:
 def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
     """Import the factory `package.module:factory` and call it with the workload's arguments.
 
-    The working directory is importable. Raises UserError naming what is missing.
+    What a study was given as an object is made anew; an object with the methods of a workload is
+    one, and takes no arguments. The working directory is importable. Raises UserError naming what
+    is missing.
     """
-    factory = import_object(path, "workload", "factory")
+    found = import_object(path, "workload", "factory")
+    factory: Callable[..., Any] = (lambda: found) if _is_workload(found) else found
     try:
         inspect.signature(factory).bind(**workload_args)
         workload = factory(**workload_args)
@@ -128,24 +132,39 @@ def load_workload(path: str, workload_args: Mapping[str, Any]) -> Workload:
     return workload  # type: ignore[no-any-return]
 
 
+def _is_workload(found: object) -> bool:
+    """Whether an object is a workload itself; a class has the methods only of its instances."""
+    has_methods = all(callable(getattr(found, name, None)) for name in METHODS)
+    return has_methods and not isinstance(found, type)
+
+
 def import_object(path: str, key: str, kind: str) -> Callable[..., Any]:
     """What a study names as package.module:name under a key of its file: a factory or function.
 
-    The working directory is importable. Raises UserError naming what is missing.
+    Or what it was given as an object, made anew. The working directory is importable. Raises
+    UserError naming what is missing.
     """
+    if isinstance(path, Given):
+        found = path.load(key)
+        if not (callable(found) or _is_workload(found)):
+            raise UserError(
+                f"{key}: must be a {kind}, or an object with the methods {', '.join(METHODS)}, got "
+                f"{type(found).__name__}"
+            )
+        return found  # type: ignore[no-any-return]
     module_name, separator, name = path.partition(":")
     if not separator or not module_name or not name:
         raise UserError(f"{key}: must be package.module:{kind}, got {path!r}")
     if module_name == "__main__":
         raise UserError(
             f"{key}: {path!r} cannot be imported by worker processes: put the {kind} into a "
-            f"file of its own, and name it file:{kind}"
+            f"file of its own, and name it file:{kind}; or give the study the {kind} itself"
         )
     module = _import_module(module_name, key)
-    found: Callable[..., Any] | None = getattr(module, name, None)
-    if found is None:
+    named: Callable[..., Any] | None = getattr(module, name, None)
+    if named is None:
         raise UserError(f"{key}: {module_name!r} has no {name!r}")
-    return found
+    return named
 
 
 def _import_module(module_name: str, key: str) -> ModuleType:

@@ -15,6 +15,7 @@ from tunewright.search.store.table import write_table
 from tunewright.search.study.study import (
     RESULT_COLUMNS,
     Range,
+    Study,
     load_study,
     schema,
 )
@@ -270,3 +271,77 @@ def test_a_factory_may_have_an_argument_named_like_a_setting_of_a_decay_that_is_
         workload_args={"restarts": 3}, space__decay="cosine_restarts", space__restarts=1
     )
     assert "workload_args.restarts: is also a hyperparameter of this study" in lines[0]
+
+
+# --- made in Python -------------------------------------------------------------------------------
+
+MADE = {
+    "name": "made",
+    "workload": "a.b:c",
+    "objective": "val_error",
+    "max_train_steps": 100,
+    "batch_sizes": [64],
+    "trials": 4,
+    "space": {
+        "clip_norm": (math.inf, 1.0),
+        "optimizer": {
+            "sgd": {"base_lr": Range(low=1e-3, high=1.0, log=True)},
+            "torch.optim.RAdam": {"base_lr": [0.1, 0.2], "eps": 1e-8},
+        },
+    },
+}
+
+
+def test_a_study_made_in_python_is_that_of_its_file(tmp_path):
+    study = Study(**MADE)
+    (tmp_path / "made.toml").write_text(study.source)
+    assert load_study(tmp_path / "made.toml") == study
+    assert "inf" in study.source
+
+
+def test_its_mistakes_are_all_told_in_one_user_error():
+    with pytest.raises(UserError) as error:
+        Study(**{**MADE, "name": "a/b", "trials": 0, "objectives": "x"})
+    assert str(error.value).splitlines() == [
+        "a/b: name: must not have a /, got 'a/b': it names the results folder",
+        "a/b: trials: should be greater than 0, got 0",
+        "a/b: objectives: unknown key; did you mean 'objective'?",
+    ]
+    with pytest.raises(UserError, match=r"made: space\.optimizer: needs at least one of sgd"):
+        Study(**{**MADE, "space": {"optimizer": {}}})
+    with pytest.raises(UserError, match="Study: workload: is required"):
+        Study()
+
+
+def test_with_changes_a_copy_and_keeps_the_rest(tmp_path):
+    path = tmp_path / "kept.toml"
+    path.write_text(parse().source)
+    study = load_study(path)
+    changed = study.with_(batch_sizes=[8], trials=40, question="Why?")
+    assert (changed.name, changed.batch_sizes, changed.trials) == ("kept", (8,), 40)
+    assert changed.space == study.space
+    assert study.batch_sizes == (32, 256)
+    path.write_text(changed.source)
+    assert load_study(path) == changed
+
+
+def test_with_another_name_alone_keeps_comments(tmp_path):
+    path = tmp_path / "kept.toml"
+    path.write_text(f"# why\n{parse().source}")
+    renamed = load_study(path).with_(name="other")
+    assert renamed.name == "other"
+    assert renamed.source.startswith("# why\n")
+
+
+def test_with_none_a_key_goes_and_a_trainer_takes_the_place_of_another():
+    study = parse(seeds=3)
+    assert study.with_(seeds=None).seeds == 1
+    assert study.with_(train="d.e:f").source_key == "train"
+    assert study.with_(sampler="random").with_(sampler=None).sampler == "halton"
+
+
+def test_with_a_mistake_is_refused():
+    with pytest.raises(UserError, match="s: trials: is required"):
+        parse().with_(trials=None)
+    with pytest.raises(UserError, match="s: batchsize: unknown key"):
+        parse().with_(batchsize=[3])

@@ -31,7 +31,7 @@ from tunewright.search.train.work import Work, count_work
 from tunewright.search.trial import Point
 from tunewright.search.workload.workload import load_workload
 
-MODULE = "tunewright.search.train.choose"
+MODULE = sys.modules["tunewright.search.train.choose"]
 
 
 class Regression:
@@ -172,7 +172,7 @@ SHIPPED = [
 @pytest.mark.parametrize(("name", "arguments", "batch_size", "stacked"), SHIPPED)
 def test_what_a_stack_trains_faster_is_stacked(name, arguments, batch_size, stacked, monkeypatch):
     """As measured: tests/benchmarks/README.md, "Stacked or alone"."""
-    monkeypatch.setattr(f"{MODULE}.why_not_stacked", lambda *arguments: "")  # slow, tested above
+    monkeypatch.setattr(MODULE, "why_not_stacked", lambda *arguments: "")  # slow, tested above
     workload = load_workload(f"tunewright.models.{name}", arguments)
     some = [Point(i, batch_size, "adam", 1e-3) for i in range(4)]
     chosen = choose(study(), workload, some, workers=1)
@@ -277,7 +277,7 @@ def test_one_optimizer_of_torch_is_enough_to_train_every_point_alone():
 @pytest.mark.slow
 @pytest.mark.parametrize("gain", [1.0, 1e9], ids=["stacked", "alone"])
 def test_what_is_compiled_trains_the_same_and_its_slots_are_fixed(gain, monkeypatch):
-    monkeypatch.setattr(f"{MODULE}.WORTH_STACKING", gain)
+    monkeypatch.setattr(MODULE, "WORTH_STACKING", gain)
     chosen = choose(study(60), Regression(), points(), workers=1, compiled=True)
     assert chosen.compiled
     assert chosen.reason.endswith("compiled, as was wanted")
