@@ -81,8 +81,8 @@ def test_a_workload(folder):
 def test_a_function(folder):
     (command,) = commands_of("function.toml")
     assert "torch.optim.RAdam" in run(command, folder)
-    assert (folder / "results/function/plots").is_dir() or (
-        folder / "results/function/report.html"
+    assert (folder / "runs/function/plots").is_dir() or (
+        folder / "runs/function/report.html"
     ).is_file()
 
 
@@ -95,7 +95,7 @@ def test_a_command_then_its_logs_and_a_sweep(folder):
     assert "feasible, no instability" in printed
     assert "40 trials" in run(sweep, folder)
     assert "on the edge" in run(report, folder)
-    assert "base_lr" in (folder / "results/mine/report.html").read_text(encoding="utf-8")
+    assert "base_lr" in (folder / "runs/mine/report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ MAY_FAIL = (
     "may fail: the largest share of infeasible runs that these runs allow, with 95 % confidence"
 )
 WITHOUT_TERMINAL = 140  # columns
+UNLIMITED = 10_000  # columns, where the longest words of a table are measured
 NOT_TRIED = "`tunewright check --time` also tries the workload, and estimates how long trials take."
 # of a plan, to estimate the updates of its trials: enough for a mean, quickly made
 POINTS_JUDGED = 1_000
@@ -47,7 +48,8 @@ def print_table(table: Table, console: Console | None = None) -> None:
     console = console or Console()
     if not console.is_terminal:
         console = Console(width=WITHOUT_TERMINAL, file=console.file)
-    narrowest = console.measure(table).minimum
+    unlimited = console.options.update(max_width=UNLIMITED)
+    narrowest = console.measure(table, options=unlimited).minimum
     console.print(table if narrowest <= console.width else _as_list(table))
 
 
