@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Container
+from itertools import count
 from typing import Any
 
 from optuna.storages import BaseStorage
@@ -20,6 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from .files import parse_trial
 from .rows import RECORD, Numbered, backend_of, numbers_of
+from .storage import BATCH_SIZE
 
 # prefix of the attributes in which Optuna Dashboard keeps parts of figures
 PLOT_DATA = "dashboard:plot_data:"
@@ -31,8 +33,14 @@ class ShownStorage(_CachedStorage):
     It ranks infeasible trials last.
     """
 
-    def __init__(self, storage: BaseStorage) -> None:
-        """Over a storage of `database.open_storage`."""
+    def __init__(
+        self, storage: BaseStorage, diagnosed: str = "", steps: Container[str] = ()
+    ) -> None:
+        """Over a storage of `database.open_storage`.
+
+        `steps`: names of the studies that are steps of the diagnosis of the study `diagnosed`.
+        """
+        self._diagnosed, self._steps = diagnosed, steps
         super().__init__(backend_of(storage))
         self._finished: dict[int, FrozenTrial] = {}  # as shown, by id
         self._imported: dict[int, bool] = {}  # by the id of a study
@@ -52,13 +60,26 @@ class ShownStorage(_CachedStorage):
         return True
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        """All studies, with each figure as one attribute.
+        """All studies as they were begun, steps by names in words, each figure as one attribute.
 
         Optuna Dashboard looks through all attributes of a study for the artifacts of each trial. A
         figure of n trials is stored in up to n/8 attributes of 2,045 characters, so a page would
         take n² steps.
         """
-        return [_with_whole_figures(study) for study in super().get_all_studies()]
+        studies = sorted(super().get_all_studies(), key=lambda study: study._study_id)
+        shown = [_with_whole_figures(study) for study in studies]
+        number = count(1)
+        for study in shown:
+            if study.study_name.rpartition(BATCH_SIZE)[0] in self._steps:
+                study.study_name = self._step_in_words(study, next(number))
+        return shown
+
+    def _step_in_words(self, study: FrozenStudy, number: int) -> str:
+        """The question of a step says its group and its name."""
+        document = study.user_attrs.get("study", {})
+        question = document.get("question") or study.study_name
+        group, colon, step = question.rpartition(": ")
+        return f"{self._diagnosed} · {number:02d} {group}{colon}{step.replace('-', ' ')}"
 
     def get_trial(self, trial_id: int) -> FrozenTrial:
         trial = super().get_trial(trial_id)

@@ -315,3 +315,27 @@ def test_a_finished_trial_is_converted_once(store: Store) -> None:
     assert shown.get_all_trials(own._study_id)[0] is not first[0]
     tell(store, WORSE)
     assert len(shown.get_all_trials(own._study_id, states=finished)) == 3
+
+
+def test_steps_of_a_diagnosis_are_in_order_and_have_names_in_words(tmp_path: Path) -> None:
+    names = ("momentum-32-warmup-10-at-1x", "momentum-32-clipping", "momentum-32-edge-1")
+    store = create_store(small_study(), tmp_path)
+    (store.folder / "study.toml").touch()  # its steps are in its own database
+    for name in names:
+        step = name.removeprefix("momentum-32-")
+        question = f"batch size 32, momentum: {step}"
+        study = small_study(question=question).model_copy(update={"name": name})
+        tell(create_store(study, store.folder / "steps"), BEST)
+    shown = ShownStorage(store.optuna_studies[32]._storage, "small", names)
+    studies = shown.get_all_studies()
+    assert [study.study_name for study in studies] == [
+        "small/batch_size=32",
+        "small · 01 batch size 32, momentum: warmup 10 at 1x",
+        "small · 02 batch size 32, momentum: clipping",
+        "small · 03 batch size 32, momentum: edge 1",
+    ]
+    app = application(shown, store.folder)
+    for study in studies[1:]:  # its page, its table and its plots are found by their ids
+        assert request(app, f"/api/studies/{study._study_id}")[1]["name"] == study.study_name
+        assert answer(app, f"/csv/{study._study_id}")[0] == "200 OK"
+        assert answer(app, f"/api/studies/{study._study_id}/plot/slice")[0] == "200 OK"

@@ -108,7 +108,7 @@ def test_a_frame_has_a_row_per_trial_as_our_table_has(
     own = frame["params_momentum.base_lr"].fillna(frame["params_adam.base_lr"])
     assert own.tolist() == pytest.approx(table["base_lr"].tolist())
     trained = table["verdict"] == "feasible"
-    assert frame["val_error"][trained].tolist() == table["best_value"][trained].tolist()
+    assert frame["value_val_error"][trained].tolist() == table["best_value"][trained].tolist()
     assert set(frame["state"]) == {"COMPLETE"}
 
 
