@@ -269,7 +269,8 @@ def _load_study(path: Path) -> Study:
 
 def _say_loading() -> None:
     """The first sign of life: what is imported next takes seconds."""
-    print("loading torch …", file=sys.stderr, flush=True)
+    if "torch" not in sys.modules:
+        print("loading torch …", file=sys.stderr, flush=True)
 
 
 def _run(options: argparse.Namespace) -> int:
