@@ -268,7 +268,14 @@ def _load_study(path: Path) -> Study:
     return study
 
 
+def _say_loading() -> None:
+    """The first sign of life: what is imported next takes seconds."""
+    if "torch" not in sys.modules:
+        print("loading torch …", file=sys.stderr, flush=True)
+
+
 def _run(options: argparse.Namespace) -> int:
+    _say_loading()
     from .run import run_studies
 
     _quiet_optuna()
@@ -388,6 +395,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
+    _say_loading()
     from .compare import baseline_of_point, baseline_of_study, compare, train_recipe
     from .show.report import write_report
     from .show.tables import comparison_tables, print_table
@@ -438,6 +446,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _diagnose(options: argparse.Namespace) -> int:
+    _say_loading()
     from .diagnose import diagnose, plan_of
     from .show.report import write_report
     from .show.tables import diagnosis_plan_table, diagnosis_table, print_table

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from .errors import UnfinishedError, UserError
 from .judge.comparison import fewest_seeds
 from .judge.diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
+from .pool.progress import Whole
 from .procedure.arms import TUNED
 from .procedure.clipping import PERCENTILES
 from .procedure.group import (
@@ -66,6 +69,14 @@ IN_A_SCRIPT = (
     "update's lr from the schedule below:"
 )
 TRACKING_FILE = "tracking.csv"
+# steps by the first words of their names, where that is not a word for people
+IN_WORDS = {
+    "above": "boundary",
+    "below": "boundary",
+    "confirm": "confirmation",
+    "tune": "tuning",
+    "rerun": "tournament",
+}
 
 Say = Callable[[str], None]
 
@@ -112,7 +123,7 @@ def diagnose(
             f"sweep alone, got {budget:g}"
         )
     create_store(study, results)  # the folder and its database
-    runs = _Runs(study, results, budget * study.max_train_steps, options, say)
+    runs = _Runs(study, results, budget * study.max_train_steps, options, say, _whole(study, seeds))
     procedures = [
         diagnosis_of(study, group, seeds, _architectures(study, group))
         for batch_size in study.batch_sizes
@@ -182,6 +193,26 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
     return plan
 
 
+def _whole(study: Study, seeds: int) -> Whole:
+    """A diagnosis as its progress counts it."""
+    updates: dict[int, int] = defaultdict(int)
+    trainings = 0
+    for group, rows in plan_of(study, seeds).items():
+        trainings += sum(count for _, count, _ in rows)
+        updates[group.batch_size] += sum(each for _, _, each in rows)
+    return Whole(trainings, updates)
+
+
+def _kinds(studies: Sequence[Study], study: Study) -> str:
+    """What studies of a diagnosis are about, in words."""
+    steps = [
+        "sweep" if one.name == sweep_of(study).name else one.question.rpartition(": ")[2]
+        for one in studies
+    ]
+    firsts = (re.split("[- ]", step)[0] for step in steps)
+    return ", ".join(dict.fromkeys(IN_WORDS.get(first, first) for first in firsts))
+
+
 def updates_of(study: Study) -> int:
     """Updates of all trials of a study, as planned."""
     return sum(map(study.updates, next_points(study, [])))
@@ -205,10 +236,17 @@ class _Runs:
     """Trains the studies that procedures ask for, within the budget, and counts their cost."""
 
     def __init__(
-        self, study: Study, results: Path, budget: float, options: Mapping[str, Any], say: Say
+        self,
+        study: Study,
+        results: Path,
+        budget: float,
+        options: Mapping[str, Any],
+        say: Say,
+        whole: Whole,
     ) -> None:
         self.study, self.folder, self.budget = study, results, budget
-        self.options, self.say = options, say
+        self.options, self.say, self.whole = options, say, whole
+        self.rounds = 0
         self.spent = 0
         self.skipped: list[str] = []
         self.results: dict[str, Results] = {}  # by the names of the studies
@@ -259,12 +297,15 @@ class _Runs:
         names = ", ".join(study.name for study in studies)
         trainings = sum(len(next_points(study, [])) for study in studies)
         self.say(f"{names}: {trainings} trainings")
-        whole = [study for study in studies if study.name == self.study.name]
+        self.rounds += 1
+        self.whole.begin(f"step {self.rounds}: {_kinds(studies, self.study)}", studies)
+        itself = [study for study in studies if study.name == self.study.name]
         steps = [study for study in studies if study.name != self.study.name]
-        for own, folder in ((whole, self.folder), (steps, self.folder / self.study.name / STEPS)):
+        for own, folder in ((itself, self.folder), (steps, self.folder / self.study.name / STEPS)):
             if own:
                 kept: list[Results] = []
-                run_studies(own, results=folder, then=kept.append, **self.options)
+                options = {**self.options, "whole": self.whole}
+                run_studies(own, results=folder, then=kept.append, **options)
                 for one in kept:
                     self._keep(one)
 

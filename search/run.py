@@ -12,7 +12,8 @@ from .pool.backend import Backend
 from .pool.driver import Driver
 from .pool.hired import Executor, Hired
 from .pool.local import this_machine
-from .pool.progress import Progress
+from .pool.output import WorkersLog
+from .pool.progress import Progress, Whole
 from .show.publish import write_results
 from .signals import defer_signals, interrupt_on_signal, stop_if_asked
 from .store.places import RUNS
@@ -40,19 +41,21 @@ def run_studies(
     then: Then | None = None,
     backend: Backend | None = None,
     executor: Executor | None = None,
+    whole: Whole | None = None,
 ) -> list[Store]:
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
     `workers` defaults to one per processor core, or per device if `device` names others. `slots`
     forces how many trials a worker trains at once (1: one after the other); by default a rule says
-    (`choose.choose`). `threads` is how many torch threads each worker has, 1 by default.
-    `compiled`: whether to train by torch.compile; by default as the study began, and at first
-    without. `backend` says who trains: worker processes of this machine (the default), or this
-    process (`InProcess`), for debuggers; or give an `executor`, any of `concurrent.futures`,
-    Dask's, or submitit's, which starts so many `workers` on whatever machines, on `device` there;
-    `Hired` says more, and is a `backend`. Tables and summaries are written at the end, also after
-    an interruption. `then` is called with the results of each study once these are written, one
-    study after the other.
+    (`choose.choose`). `threads` is how many torch threads each worker has, 1 by default. What
+    workers of this machine print is in workers.log of the first study. `compiled`: whether to train
+    by torch.compile; by default as the study began, and at first without. `backend` says who
+    trains: worker processes of this machine (the default), or this process (`InProcess`), for
+    debuggers; or give an `executor`, any of `concurrent.futures`, Dask's, or submitit's, which
+    starts so many `workers` on whatever machines, on `device` there; `Hired` says more, and is a
+    `backend`. Tables and summaries are written at the end, also after an interruption. `then` is
+    called with the results of each study once these are written, one study after the other.
+    `whole`: what this run is a step of, for its progress.
 
     Raises UserError for a mistake in a study or its workload, or if two studies have one name,
     before anything is trained; KeyboardInterrupt at the next safe point after Ctrl-C (`signals`),
@@ -79,10 +82,12 @@ def run_studies(
         for study in studies:
             stores.append(stack.enter_context(exclusive(create_store(study, results, storage))))
             stop_if_asked()
+        backend.log = log = WorkersLog(stores[0].folder)
         driver = Driver(stores, backend, workers, device, slots, threads, compiled)
         try:
             live = not backend.owns_terminal
-            with Progress(driver.finished_trials(), shown=progress, live=live) as driver.show:
+            shown = Progress(driver.finished_trials(), progress, live, whole)
+            with shown as driver.show:
                 driver.run()
         # raise the first error; writing may fail for the same reason, and that is not reported
         except (OSError, UnfinishedError):
@@ -92,6 +97,9 @@ def run_studies(
         except BaseException:
             _write(driver, provenance)
             raise
+        finally:
+            if log.has_more:
+                print(f"what workers printed: {log.path}", file=sys.stderr)
         _write(driver, provenance, then)
     return stores
 

@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 
 from ..train.execution import Engine
 from ..trial import Point
+from .output import WorkersLog
 from .worker import Choice, Task
 
 
@@ -104,7 +105,10 @@ class Backend(Protocol):
     """Called by one driver at a time, from one thread. None of these blocks for long but `wait`.
 
     owns_terminal   what it trains may read and print there, so nothing else may redraw it
+    log             where what its processes on this machine print goes, if they are not this one
     """
+
+    log: WorkersLog | None
 
     @property
     def owns_terminal(self) -> bool: ...

@@ -293,7 +293,7 @@ class Driver:
             if self.deaths_before_training == MOST_DEATHS:
                 raise UnfinishedError(
                     f"worker processes were killed {MOST_DEATHS} times before they began to train "
-                    "(out of memory? fewer --workers take less); see the messages above"
+                    f"(out of memory? fewer --workers take less){self.last_words()}"
                 )
         if not isinstance(event.task, Task):
             return
@@ -304,8 +304,16 @@ class Driver:
             key = (study.name, name_of(point))
             self.deaths[key] += 1 if isinstance(event, WorkerLost) else -1
             if self.deaths[key] >= MOST_DEATHS:
-                reason = f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
+                reason = (
+                    f"its worker process was killed {MOST_DEATHS} times (out of memory?)"
+                    f"{self.last_words()}"
+                )
                 self.record(store, Trial.from_crash(point, reason))
+
+    def last_words(self) -> str:
+        """Where what dead workers printed is found; empty if they printed nothing."""
+        log = self.backend.log
+        return f"; what workers printed: {log.path}" if log and log.has_more else ""
 
     def collect_patiently(self) -> bool:
         """Collect, or leave it for later while the database does not answer.

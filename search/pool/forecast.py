@@ -60,6 +60,11 @@ class Forecast:
             work.early += 1
             work.early_share += trained / planned
 
+    @property
+    def seconds_trained(self) -> float:
+        """In which workers trained what is finished."""
+        return sum(work.seconds for work in self._work.values())
+
     def seconds_left(
         self, workers: int, in_training: Mapping[tuple[str, int], int], worked: float
     ) -> float | None:

@@ -15,6 +15,7 @@ from ..trial import Point
 from ..workload.randomness import RandomState
 from .backend import Event, TaskResult, WorkerInfo
 from .inbox import OwnDesk
+from .output import WorkersLog
 from .worker import Choice, Task, choose_engine, forget_workloads, work
 
 
@@ -50,6 +51,7 @@ class InProcess:
     owns_terminal = True
 
     def __init__(self) -> None:
+        self.log: WorkersLog | None = None  # nothing goes there
         self._waiting: deque[Task | Choice] = deque()
         self._running: Iterator[Point] | None = None  # the first of those that wait
         self._inside: _Globals | None = None  # as the last task left it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import multiprocessing
+import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from ..signals import COMES_BACK
 from .backend import Event, WorkerLost
 from .hub import Hub, Peer
 from .interpreter import command_of
+from .output import Listener, WorkersLog
 from .wire import pair
 
 DRIVERS_SIGNALS = (signal.SIGINT, signal.SIGHUP)  # which the driver answers, and no worker
@@ -28,6 +30,7 @@ class _Process:
     child: subprocess.Popen[bytes]
     peer: Peer
     device: str
+    listener: Listener
 
 
 class Local(Hub):
@@ -45,6 +48,7 @@ class Local(Hub):
         self._wanted = 0
         self._devices: Sequence[str] = ()
         self._sources = ""
+        self.log: WorkersLog | None = None
 
     def count(self, wanted: int | None, devices: Sequence[str]) -> int:
         """By default one for each core, or for each device that is not the CPU."""
@@ -75,6 +79,7 @@ class Local(Hub):
         for one in dead:
             one.peer.wire.close()  # a process that it has started may keep its side open
             one.peer.is_gone.wait()
+            one.listener.finish()
             if one.child.returncode not in (0, COMES_BACK) and not one.peer.was_busy:
                 self._tell(WorkerLost(None))
         while len(self._processes) < self._wanted:
@@ -86,13 +91,20 @@ class Local(Hub):
         ours, theirs = pair()
         method = multiprocessing.get_start_method(allow_none=True)
         arguments = [str(theirs.fileno()), device, json.dumps(method)]
-        with theirs, _signals_blocked():
-            child = subprocess.Popen(
-                command_of("process", "main_on_this_machine", *arguments),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
-        self._processes.append(_Process(child, self.serve(ours), device))
+        printed, printing = os.pipe()
+        try:
+            with theirs, _signals_blocked():
+                child = subprocess.Popen(
+                    command_of("process", "main_on_this_machine", *arguments),
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=printing,
+                    stderr=printing,
+                )
+        finally:
+            os.close(printing)
+        listener = Listener(printed, f"worker {child.pid}", lambda: self.log)
+        self._processes.append(_Process(child, self.serve(ours), device, listener))
 
     def _end(self, processes: Sequence[_Process]) -> None:
         ended = list(processes)
@@ -100,6 +112,7 @@ class Local(Hub):
             one.child.kill()
             one.child.wait()
             one.peer.wire.close()
+            one.listener.finish()
         self._processes = [one for one in self._processes if one not in ended]
 
 

@@ -6,6 +6,7 @@ training is trained to its end and kept, until a driver answers again that wants
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -81,6 +82,10 @@ def _own_code() -> str:
 def main_on_this_machine() -> None:
     """The program of a worker process that a driver starts (`local`)."""
     descriptor, device, method = sys.argv[1:]
+    # what is printed goes through a pipe: of a process that crashes nothing may be missing
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    faulthandler.enable()
     wire = inherited(int(descriptor))
     _become_worker(json.loads(method))
     Worker(lambda: wire, device, name=str(os.getpid())).run()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 
 from rich.console import Console, RenderableType
@@ -14,6 +16,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
+from ..study.sampling import next_points
 from ..study.study import Study
 from ..trial import Point, Trial
 from ..words import duration
@@ -21,6 +24,7 @@ from .backend import WorkerInfo
 from .forecast import Forecast
 
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal
+LATER = ""  # the study of what steps to come will train, in a forecast: no study is named so
 MOST_HOSTS = 4  # in a line; the others are counted
 # characters: of a bar, "1234/1234" and "1234 feasible, 1234 infeasible", and of a name beside them
 WIDTH_OF_COUNTS, FEWEST_OF_NAME = 52, 16
@@ -29,6 +33,31 @@ WIDTH_OF_COUNTS, FEWEST_OF_NAME = 52, 16
 def _console() -> Console:
     """Standard error. A notebook without ipywidgets, by which bars move there, is no terminal."""
     return Console(stderr=True, force_jupyter=None if find_spec("ipywidgets") else False)
+
+
+@dataclass
+class Whole:
+    """Several runs of which each is a step, as those of a diagnosis: what they have in common.
+
+    trainings  of all steps, at most
+    updates    of the steps that are still to come, at most, by batch size
+    step       what is being trained now
+    done       trainings of the steps before
+    """
+
+    trainings: int
+    updates: dict[int, int]
+    step: str = ""
+    done: int = 0
+    forecast: Forecast = field(default_factory=Forecast)
+
+    def begin(self, step: str, studies: Iterable[Study]) -> None:
+        """These studies are trained now, and no longer to come."""
+        self.step = step
+        for study in studies:
+            for point in next_points(study, []):
+                left = self.updates.get(point.batch_size, 0) - study.updates(point)
+                self.updates[point.batch_size] = max(0, left)
 
 
 class _Bars(Bars):
@@ -51,9 +80,15 @@ class Progress:
     """
 
     def __init__(
-        self, finished: Mapping[str, Iterable[Trial]], shown: bool = True, live: bool = True
+        self,
+        finished: Mapping[str, Iterable[Trial]],
+        shown: bool = True,
+        live: bool = True,
+        whole: Whole | None = None,
     ) -> None:
-        """`finished`: the trials that each study has already, by its name."""
+        """`finished`: the trials that each study has already, by its name; `whole`: if this run is
+        a step of several.
+        """
         console = _console()
         # a long name is cut, so that bar and counts have their place
         room = max(FEWEST_OF_NAME, console.width - WIDTH_OF_COUNTS)
@@ -61,16 +96,22 @@ class Progress:
         self._has_lines = shown and not live
         self._has_minutes = shown and live and not (console.is_terminal or console.is_jupyter)
         self._totals: dict[str, int] = {}
-        self._forecast = Forecast()
+        self._whole = whole
+        self._forecast = whole.forecast if whole else Forecast()
+        if whole:
+            self._forecast.plan(LATER, whole.updates)
         self._workers: Sequence[WorkerInfo] = ()
-        self._worked = 0.0  # seconds of all workers together
-        self._looked = self._said = time.monotonic()
+        # seconds of all workers together
+        self._worked = self._forecast.seconds_trained
+        self._looked = time.monotonic()
+        self._said = -math.inf  # the first line comes at once
         self._bars = _Bars(
             TextColumn("{task.description}", table_column=name),
             BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[counts]}", table_column=Column(no_wrap=True)),
             console=console,
+            transient=whole is not None,
             disable=not (shown and live) or self._has_minutes,
         )
         self._earlier = {
@@ -86,12 +127,15 @@ class Progress:
         }
 
     def __enter__(self) -> Progress:
+        self._bars.line = self.line()
         self._bars.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._bars.line = ""
         self._bars.stop()
+        if self._whole:
+            self._whole.done += self._finished_trials()
 
     def plan(self, study: Study, points: Sequence[Point]) -> None:
         """The points of a study that are known so far; an adaptive sampler finds more later."""
@@ -126,17 +170,36 @@ class Progress:
         self._bars.line = self.line()
         if self._has_minutes and now - self._said >= SECONDS_BETWEEN_LINES:
             self._said = now
-            each = "; ".join(f"{name}: {self._done(name)}" for name in self._counts)
-            print(f"{each}; {self.line()}", file=sys.stderr, flush=True)
+            print(self._in_a_line(), file=sys.stderr, flush=True)
+
+    def _in_a_line(self) -> str:
+        each = "; ".join(f"{name}: {self._done(name)}" for name in self._counts)
+        return f"{each}; {self.line()}"
 
     def line(self) -> str:
-        """Who trains, how fast, and how long it will still take."""
+        """How much of all is done, how long it will still take, who trains, and how fast."""
         in_training: Counter[tuple[str, int]] = Counter()
         for worker in self._workers:
             in_training[worker.study, worker.batch_size] += worker.in_training
         seconds = self._forecast.seconds_left(len(self._workers), in_training, self._worked)
-        left = "" if seconds is None else f"about {duration(seconds)} left"
-        return "; ".join(part for part in (left, who_trains(self._workers)) if part)
+        word = "at most" if self._whole else "about"
+        left = "" if seconds is None else f"{word} {duration(seconds)} left"
+        who = who_trains(self._workers) or "workers are starting"
+        return "; ".join(part for part in (self._in_all(), left, who) if part)
+
+    def _in_all(self) -> str:
+        """The total, where there is more than one bar; empty where its bar says it."""
+        done = self._finished_trials()
+        if self._whole:
+            of = f"{self._whole.done + done} of at most {self._whole.trainings} trainings"
+            return f"{self._whole.step}; {of}"
+        if len(self._counts) < 2:
+            return ""
+        totals = [self._totals.get(name, 0) for name in self._counts]
+        return f"{done} of {sum(totals)} trials" if all(totals) else f"{done} trials"
+
+    def _finished_trials(self) -> int:
+        return sum(counts.total() for counts in self._counts.values())
 
     def _count(self, study: Study, trial: Trial, trained: int | None) -> None:
         if not trial.verdict.crashed:

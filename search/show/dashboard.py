@@ -17,6 +17,7 @@ import optuna_dashboard
 from ..errors import UserError
 from ..signals import defer_signals, stop_if_asked
 from ..store.baseline import artifact_store
+from ..store.places import STEPS
 from ..store.results import Results
 from ..store.shown import ShownStorage
 from ..store.storage import Store
@@ -36,7 +37,9 @@ def serve(store: Store, port: int) -> None:
     Works while a run is going on. Port 0 is any free one. Raises UserError as `listen`.
     """
     any_study = next(iter(store.optuna_studies.values()))
-    app = application(ShownStorage(any_study._storage), store.folder)
+    steps = {path.name for path in (store.folder / STEPS).glob("*")}
+    shown = ShownStorage(any_study._storage, store.study.name, steps)
+    app = application(shown, store.folder)
     with suppress(KeyboardInterrupt), defer_signals(), listen(app, port) as server:
         annotate(Results.read(store))
         print(

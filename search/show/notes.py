@@ -9,6 +9,7 @@ import math
 import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -16,13 +17,14 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, varied_names
 from ..judge.comparison import Comparison
+from ..judge.diagnosis import Diagnosis
 from ..playbook import CITATION, rule
 from ..store.results import Results
 from ..study.study import Study
 from ..trial import Group
 from ..words import ratio, readable
 from .plots import axis_figure, axis_info
-from .tables import baseline_cells, signed, with_gain
+from .tables import baseline_cells, remedy_rows, signed, with_gain
 
 KEPT = "*What you write below this line stays when the verdict is written anew.*"
 COLUMNS = (
@@ -35,6 +37,7 @@ COLUMNS = (
     "at step",
     "verdict",
 )
+REMEDY_COLUMNS = ("remedy", "base_lr", "trains up to", "tuned", "rerun", "gain", "decision")
 MEANING: dict[GroupVerdict, str] = {
     "on the edge": (
         f"lr_star is within {EDGE_HEADROOM:g} × of where training breaks (R6). Fix the "
@@ -77,7 +80,10 @@ def annotate(results: Results) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna_study.set_metric_names([study.objective])
-        _save_note(optuna_study, verdict_note(study, batch_size, summaries, comparison))
+        note = verdict_note(study, batch_size, summaries, comparison)
+        if results.diagnosis:
+            note = f"{diagnosis_note(results.diagnosis, batch_size, results.folder)}\n\n{note}"
+        _save_note(optuna_study, note)
         for axis in varied_names(own):
             info = axis_info(
                 own,
@@ -127,6 +133,25 @@ def verdict_note(
         lines.append(f"- **crashed**, not counted: {crashed}.{again}")
     if unfinished:
         lines.append(f"- **unfinished**, pruned or stopped, not counted: {unfinished}.")
+    return "\n".join(lines)
+
+
+def diagnosis_note(found: Diagnosis, batch_size: int, folder: Path) -> str:
+    """What a diagnosis says of one batch size as Markdown: of each group its verdict in a sentence,
+    what is adopted and every remedy; and where the recipe is.
+    """
+    lines = [f"## Diagnosis at batch size {batch_size}"]
+    for one in found.groups:
+        if one.group.batch_size != batch_size:
+            continue
+        lines += ["", f"**{_name(one.group)}**: {one.summary}", ""]
+        if one.adopted:
+            lines += [f"Adopted: **{one.adopted}**", ""]
+        rows = [[row[name] for name in REMEDY_COLUMNS] for row in remedy_rows(one)]
+        if rows:
+            lines += _table([REMEDY_COLUMNS, *rows])
+    if recipe := found.recipes.get(str(batch_size)):
+        lines += ["", f"Recipe: `tunewright run {folder / recipe} --results {folder}`"]
     return "\n".join(lines)
 
 

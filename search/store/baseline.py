@@ -18,6 +18,7 @@ from optuna.trial import TrialState, create_trial
 
 from ..errors import UserError
 from ..judge.comparison import Checkpoint
+from .rows import add_trials, stored_trials
 from .storage import DIVERGED, Store
 
 ARTIFACTS = "artifacts:"  # prefix of the attributes in which Optuna keeps an artifact's name and id
@@ -40,7 +41,7 @@ def tell_baseline(store: Store, baseline: Checkpoint) -> None:
         for optuna_study in store.optuna_studies.values()
         if all(
             trial.user_attrs.get("sha256") != baseline.sha256
-            for trial in optuna_study.get_trials(deepcopy=False)
+            for trial in stored_trials(optuna_study)
         )
     ]
     if not missing:
@@ -56,18 +57,17 @@ def tell_baseline(store: Store, baseline: Checkpoint) -> None:
         ) from error
     meta = ArtifactMeta(artifact_id, path.name, mimetype="application/octet-stream", encoding=None)
     for optuna_study in missing:
-        optuna_study.add_trial(
-            create_trial(
-                state=TrialState.PRUNED,
-                value=baseline.value,
-                user_attrs={
-                    "verdict": "baseline",
-                    "reason": f"checkpoint {baseline.path}, which the study was compared with",
-                    "sha256": baseline.sha256,
-                },
-                # Not upload_artifact: it wants a trial that is still running, and gives each a copy
-                # of the file.
-                system_attrs={ARTIFACTS + artifact_id: json.dumps(asdict(meta))},
-                constraints={DIVERGED: -1.0},
-            )
+        trial = create_trial(
+            state=TrialState.PRUNED,
+            value=baseline.value,
+            user_attrs={
+                "verdict": "baseline",
+                "reason": f"checkpoint {baseline.path}, which the study was compared with",
+                "sha256": baseline.sha256,
+            },
+            # Not upload_artifact: it wants a trial that is still running, and gives each a copy
+            # of the file.
+            system_attrs={ARTIFACTS + artifact_id: json.dumps(asdict(meta))},
+            constraints={DIVERGED: -1.0},
         )
+        add_trials(optuna_study, [trial], store.planned)

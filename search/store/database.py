@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,12 +13,9 @@ from typing import Any
 import optuna
 import sqlalchemy
 from filelock import FileLock, Timeout
-from optuna.distributions import distribution_to_json
 from optuna.storages._rdb import models
-from optuna.trial import FrozenTrial
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.orm import Session
 
 from ..errors import UnfinishedError, UserError, first_line, mask_password
 
@@ -37,117 +32,6 @@ SHORTEST_SECRET = 4  # characters: anything shorter is no secret, and occurs in 
 
 class UnansweredError(UnfinishedError):
     """A database does not answer, or cannot write: it may do so again."""
-
-
-class _TrialStorage(optuna.storages.RDBStorage):
-    """RDBStorage that inserts the values of a new trial without first looking each of them up.
-
-    Otherwise a trial with fifty intermediate values takes a hundred queries, several times the cost
-    of all else. Nothing is lost: every trial is written once, whole, by `tell`.
-    """
-
-    def _set_trial_intermediate_value_without_commit(
-        self, session: Any, trial_id: int, step: int, intermediate_value: float
-    ) -> None:
-        value, kind = models.TrialIntermediateValueModel.intermediate_value_to_stored_repr(
-            intermediate_value
-        )
-        session.add(
-            models.TrialIntermediateValueModel(
-                trial_id=trial_id, step=step, intermediate_value=value, intermediate_value_type=kind
-            )
-        )
-
-    def _set_trial_attr_without_commit(
-        self, session: Any, model_cls: Any, trial_id: int, key: str, value: Any
-    ) -> None:
-        session.add(model_cls(trial_id=trial_id, key=key, value_json=json.dumps(value)))
-
-    def create_new_trials(self, study_id: int, templates: Sequence[FrozenTrial]) -> None:
-        """`create_new_trial` of many finished trials, in one transaction and a few statements.
-
-        One by one they take 6 ms each, as an import of thousands would feel.
-        """
-        with Session(self.engine) as session, session.begin():
-            models.StudyModel.find_or_raise_by_id(study_id, session, for_update=True)
-            own = models.TrialModel.study_id == study_id
-            first = session.query(models.TrialModel).filter(own).count()
-            rows: list[Any] = [
-                models.TrialModel(
-                    number=number,
-                    study_id=study_id,
-                    state=trial.state,
-                    datetime_start=trial.datetime_start,
-                    datetime_complete=trial.datetime_complete,
-                )
-                for number, trial in enumerate(templates, start=first)
-            ]
-            session.add_all(rows)
-            session.flush()
-            for model, parts in _rows_of(templates, [row.trial_id for row in rows]):
-                if parts:
-                    session.execute(sqlalchemy.insert(model.__table__), parts)
-
-
-def _rows_of(
-    trials: Sequence[FrozenTrial], ids: Sequence[int]
-) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
-    """What tables hold of trials, besides the trials themselves."""
-    pairs = list(zip(ids, trials, strict=True))
-    values, steps = models.TrialValueModel, models.TrialIntermediateValueModel
-    yield (
-        models.TrialParamModel,
-        [
-            {
-                "trial_id": id,
-                "param_name": name,
-                "param_value": trial.distributions[name].to_internal_repr(value),
-                "distribution_json": distribution_to_json(trial.distributions[name]),
-            }
-            for id, trial in pairs
-            for name, value in trial.params.items()
-        ],
-    )
-    yield models.TrialUserAttributeModel, list(_attributes(pairs, "user_attrs"))
-    yield models.TrialSystemAttributeModel, list(_attributes(pairs, "system_attrs"))
-    told = [(id, trial.value) for id, trial in pairs if trial.value is not None]
-    stored = [(id, values.value_to_stored_repr(value)) for id, value in told]
-    yield (
-        values,
-        [
-            {"trial_id": id, "objective": 0, "value": value, "value_type": kind}
-            for id, (value, kind) in stored
-        ],
-    )
-    reported = [
-        (id, step, steps.intermediate_value_to_stored_repr(value))
-        for id, trial in pairs
-        for step, value in trial.intermediate_values.items()
-    ]
-    yield (
-        steps,
-        [
-            {
-                "trial_id": id,
-                "step": step,
-                "intermediate_value": value,
-                "intermediate_value_type": kind,
-            }
-            for id, step, (value, kind) in reported
-        ],
-    )
-
-
-def _attributes(pairs: Iterable[tuple[int, FrozenTrial]], kind: str) -> Iterator[dict[str, Any]]:
-    for id, trial in pairs:
-        for key, value in getattr(trial, kind).items():
-            yield {"trial_id": id, "key": key, "value_json": json.dumps(value)}
-
-
-def add_trials(optuna_study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
-    """Add finished trials to an Optuna study of `open_storage`: all of them, or none."""
-    backend: Any = getattr(optuna_study._storage, "_backend", optuna_study._storage)
-    backend.create_new_trials(optuna_study._study_id, trials)
 
 
 def open_storage(url: str | URL) -> optuna.storages.BaseStorage:
@@ -173,7 +57,9 @@ def open_storage(url: str | URL) -> optuna.storages.BaseStorage:
     text = url.render_as_string(hide_password=False)
     shown = mask_password(text)
     try:
-        storage = _TrialStorage(text.replace("{", "{{").replace("}", "}}"), engine_kwargs=options)
+        storage = optuna.storages.RDBStorage(
+            text.replace("{", "{{").replace("}", "}}"), engine_kwargs=options
+        )
     except (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error, RuntimeError, ImportError) as error:
         raise UserError(f"storage: cannot open {shown}: {scrub(url, first_line(error))}") from error
     if sqlite:

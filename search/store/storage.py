@@ -37,15 +37,15 @@ from ..study.sampling import plan
 from ..study.study import Range, Study, load_study
 from ..trial import EMPTY_CURVE, LARGE, Curve, Point, Trial, as_told
 from .changes import changes_of, document_of
-from .database import StudyLock, add_trials, engine_of, open_storage
+from .database import StudyLock, engine_of, open_storage
 from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial
 from .places import STEPS, STUDY_FILE, TABLE, database_of, has_results
+from .rows import NUMBER, RECORD, add_trials, number_trials, stored_trials
 from .table import read_table
 
 # between the name of a study and the batch size in that of its Optuna study
 BATCH_SIZE = "/batch_size="
 PARTS = ("curves", "checkpoints", "plots")  # folders in a study's results
-RECORD = "record"  # the user attribute that holds a whole trial, but for its curve
 DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
 
 
@@ -57,6 +57,11 @@ class Store:
     folder: Path
     optuna_studies: Mapping[int, optuna.Study]
     lock: StudyLock | None = None
+
+    @property
+    def planned(self) -> int:
+        """How many trials each Optuna study will have, as far as the study file says it."""
+        return (self.study.trials or 0) * self.study.seeds
 
 
 def create_store(study: Study, results: Path, url: str | None = None) -> Store:
@@ -239,7 +244,8 @@ def _fingerprint(study: Study) -> str:
 def exclusive(store: Store) -> Iterator[Store]:
     """One writer per results folder, and per study in a database.
 
-    Raises UserError if another run is at work there.
+    Trials have the numbers of their points from here on, also those of earlier versions. Raises
+    UserError if another run is at work there.
     """
     with ExitStack() as held:
         try:
@@ -255,6 +261,8 @@ def exclusive(store: Store) -> Iterator[Store]:
                     "same database; wait for it or stop it"
                 )
             held.callback(store.lock.release)
+        for optuna_study in store.optuna_studies.values():
+            number_trials(optuna_study, store.planned)
         yield store
 
 
@@ -275,20 +283,22 @@ def tell(store: Store, trial: Trial) -> None:
     FAIL: it says nothing about its point, which is trained again by the next run. An unfinished one
     is PRUNED.
     """
-    store.optuna_studies[trial.point.batch_size].add_trial(_as_frozen(store.study, trial))
+    tell_all(store, [trial])
 
 
 def tell_all(store: Store, trials: Sequence[Trial]) -> None:
     """`tell` of many trials: those of a batch size in one transaction."""
     for batch_size, optuna_study in store.optuna_studies.items():
         own = [trial for trial in trials if trial.point.batch_size == batch_size]
-        add_trials(optuna_study, [_as_frozen(store.study, trial) for trial in own])
+        if own:
+            frozen = [_as_frozen(store.study, trial) for trial in own]
+            add_trials(optuna_study, frozen, store.planned)
 
 
 def _as_frozen(study: Study, trial: Trial) -> FrozenTrial:
     """A trial as Optuna keeps it."""
     attributes = {
-        "number": trial.point.number,
+        NUMBER: trial.point.number,
         "verdict": trial.verdict.outcome,
         "instability": trial.verdict.instability,
         "onset_step": trial.verdict.onset_step,
@@ -321,6 +331,7 @@ def _as_frozen(study: Study, trial: Trial) -> FrozenTrial:
             ),
             constraints={DIVERGED: told.diverged} if trial.verdict.judged else None,
         )
+    frozen.number = trial.point.number
     assert frozen.datetime_complete is not None  # it is finished
     if math.isfinite(trial.seconds):
         frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
@@ -379,7 +390,7 @@ def read_records(store: Store) -> list[Trial]:
     """
     trials: dict[tuple[int, int], Trial] = {}
     for batch_size in store.study.batch_sizes:
-        for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
+        for frozen in stored_trials(store.optuna_studies[batch_size]):
             trial = _record(store, frozen)
             if trial is None:
                 continue
@@ -425,12 +436,12 @@ def _evaluations(store: Store) -> dict[tuple[int, int], Curve]:
     """The objective at each evaluation, as Optuna was told, by batch size and number."""
     found: dict[tuple[int, int], Curve] = {}
     for batch_size in store.study.batch_sizes:
-        for frozen in store.optuna_studies[batch_size].get_trials(deepcopy=False):
+        for frozen in stored_trials(store.optuna_studies[batch_size]):
             if RECORD in frozen.user_attrs and frozen.state != TrialState.FAIL:
                 told = frozen.intermediate_values
                 steps, values = np.array(list(told), np.int64), np.array(list(told.values()))
                 curve = Curve(np.empty(0), np.empty(0), steps, {store.study.objective: values}, 0)
-                found.setdefault((batch_size, frozen.user_attrs.get("number", -1)), curve)
+                found.setdefault((batch_size, frozen.user_attrs.get(NUMBER, -1)), curve)
     return found
 
 

@@ -438,7 +438,7 @@ def test_ctrl_c_while_it_imports_is_a_sentence(tmp_path):
     run.send_signal(signal.SIGINT)
     _, err = run.communicate(timeout=60)
     assert run.returncode == 1
-    assert err.startswith("Interrupted.")
+    assert err.startswith("loading torch …\nInterrupted.")
     assert "Traceback" not in err
 
 

@@ -15,6 +15,7 @@ from wsgiref.util import setup_testing_defaults
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 from stored import diverged, feasible, small_study
 
 from tunewright.search.errors import UserError
@@ -83,14 +84,14 @@ def test_infeasible_trials_are_drawn_infeasible_and_feasible_ones_feasible(store
 def test_the_best_trial_is_the_best_feasible_one(store: Store) -> None:
     for trial in (EARLY, WORSE, BEST, LATE):
         tell(store, trial)
-    assert [trial["number"] for trial in page(store)["best_trials"]] == [2]
+    assert [trial["number"] for trial in page(store)["best_trials"]] == [0]
 
 
 def test_the_best_trial_is_feasible_even_if_worse_than_an_untrained_model(store: Store) -> None:
     """Whose value is what an infeasible trial is stored with."""
     for trial in (EARLY, feasible(0, 0.1, best_value=0.95)):
         tell(store, trial)
-    assert [trial["number"] for trial in page(store)["best_trials"]] == [1]
+    assert [trial["number"] for trial in page(store)["best_trials"]] == [0]
 
 
 def test_a_tie_goes_to_the_smaller_learning_rate_as_lr_star_does(store: Store) -> None:
@@ -105,7 +106,7 @@ def test_a_study_without_a_feasible_trial_has_a_page_and_shows_the_trial_nearest
     for trial in (EARLY, LATE):
         tell(store, trial)
     (best,) = page(store)["best_trials"]
-    assert (best["number"], best["constraints"]) == (1, [pytest.approx(0.1)])
+    assert (best["number"], best["constraints"]) == (3, [pytest.approx(0.1)])
 
 
 def test_an_empty_study_has_a_page(store: Store) -> None:
@@ -114,7 +115,7 @@ def test_an_empty_study_has_a_page(store: Store) -> None:
 
 def test_the_page_shows_verdicts_and_not_the_record_for_machines(store: Store) -> None:
     tell(store, EARLY)
-    attributes = {item["key"]: item["value"] for item in page(store)["trials"][0]["user_attrs"]}
+    attributes = {item["key"]: item["value"] for item in page(store)["trials"][2]["user_attrs"]}
     assert attributes["verdict"] == "non_finite"
     assert "record" not in attributes
 
@@ -176,7 +177,7 @@ def test_the_baseline_is_shown_with_its_checkpoint_and_is_never_the_best_trial(
     tell(store, BEST)
     tell_baseline(store, Checkpoint(str(tmp_path / "b.pt"), sha256(tmp_path / "b.pt"), 0.001))
     document = page(store)
-    trial = document["trials"][1]
+    trial = document["trials"][-1]
     assert {"key": "verdict", "value": "baseline"} in trial["user_attrs"]
     assert trial["values"] == [0.001]
     assert [best["number"] for best in document["best_trials"]] == [0]
@@ -307,8 +308,34 @@ def test_a_finished_trial_is_converted_once(store: Store) -> None:
         tell(store, trial)
     (own,) = store.optuna_studies.values()
     shown = ShownStorage(own._storage)
-    first, again = (shown.get_all_trials(own._study_id, deepcopy=False) for _ in range(2))
+    finished = (TrialState.COMPLETE,)
+    first, again = (shown.get_all_trials(own._study_id, False, finished) for _ in range(2))
+    assert len(first) == 2
     assert all(one is other for one, other in zip(first, again, strict=True))
     assert shown.get_all_trials(own._study_id)[0] is not first[0]
     tell(store, WORSE)
-    assert len(shown.get_all_trials(own._study_id)) == 3
+    assert len(shown.get_all_trials(own._study_id, states=finished)) == 3
+
+
+def test_steps_of_a_diagnosis_are_in_order_and_have_names_in_words(tmp_path: Path) -> None:
+    names = ("momentum-32-warmup-10-at-1x", "momentum-32-clipping", "momentum-32-edge-1")
+    store = create_store(small_study(), tmp_path)
+    (store.folder / "study.toml").touch()  # its steps are in its own database
+    for name in names:
+        step = name.removeprefix("momentum-32-")
+        question = f"batch size 32, momentum: {step}"
+        study = small_study(question=question).model_copy(update={"name": name})
+        tell(create_store(study, store.folder / "steps"), BEST)
+    shown = ShownStorage(store.optuna_studies[32]._storage, "small", names)
+    studies = shown.get_all_studies()
+    assert [study.study_name for study in studies] == [
+        "small/batch_size=32",
+        "small · 01 batch size 32, momentum: warmup 10 at 1x",
+        "small · 02 batch size 32, momentum: clipping",
+        "small · 03 batch size 32, momentum: edge 1",
+    ]
+    app = application(shown, store.folder)
+    for study in studies[1:]:  # its page, its table and its plots are found by their ids
+        assert request(app, f"/api/studies/{study._study_id}")[1]["name"] == study.study_name
+        assert answer(app, f"/csv/{study._study_id}")[0] == "200 OK"
+        assert answer(app, f"/api/studies/{study._study_id}/plot/slice")[0] == "200 OK"

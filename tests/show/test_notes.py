@@ -11,7 +11,7 @@ from stored import diverged, feasible, small_study
 
 from tunewright.search.judge.analysis import summarize
 from tunewright.search.show.notes import KEPT, annotate, verdict_note
-from tunewright.search.store.results import Results
+from tunewright.search.store.results import Results, read_diagnosis
 from tunewright.search.store.storage import Store, create_store
 from tunewright.search.trial import Trial
 
@@ -152,3 +152,27 @@ def test_scientific_values_cannot_break_the_table() -> None:
     rows = [line for line in note.splitlines() if line.startswith("|")]
     assert [row.replace("\\|", "").count("|") for row in rows] == [9, 9, 9, 9]
     assert "momentum, norm = pre\\|post" in note
+
+
+def test_the_note_of_a_diagnosed_study_tells_the_diagnosis(store: Store) -> None:
+    """Of the batch size that it is about; the verdict follows, and writing again replaces both."""
+    shipped = Path(__file__).parents[2] / "results" / "diagnose_post_norm"
+    found = read_diagnosis(shipped)
+    assert found
+    (group,) = found.groups
+    own = replace(group, group=replace(group.group, batch_size=32))
+    found = replace(found, groups=(own,), recipes={"32": "recipe.toml"})
+    for _ in range(2):
+        annotate(Results(store, TRIALS, diagnosis=found))
+    note = get_note(store.optuna_studies[32])
+    assert note.startswith("## Diagnosis at batch size 32\n")
+    assert note.count(own.summary) == 1
+    assert f"Adopted: **{own.adopted}**" in note
+    assert f"tunewright run {store.folder / 'recipe.toml'} --results {store.folder}" in note
+    rows = [line for line in note.splitlines() if line.startswith("| ")]
+    remedies = [line for line in rows if any(f" {one.name} |" in line for one in own.remedies)]
+    assert len(remedies) == len(own.remedies) > 3
+    assert note.index("## Diagnosis") < note.index("## val_error at batch size 32")
+    other = get_note(store.optuna_studies[64])
+    assert own.summary not in other
+    assert "Recipe" not in other
