@@ -271,7 +271,7 @@ def _load_study(path: Path) -> Study:
 def _say_loading() -> None:
     """The first sign of life: what is imported next takes seconds."""
     if "torch" not in sys.modules:
-        print("loading torch …", file=sys.stderr, flush=True)
+        LOG.info("loading torch …")
 
 
 def _run(options: argparse.Namespace) -> int:

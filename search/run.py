@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
-from .errors import UnfinishedError, UserError, describe_error
+from .errors import LOG, UnfinishedError, UserError, describe_error
 from .pool.backend import Backend
 from .pool.driver import Driver
 from .pool.hired import Executor, Hired
@@ -99,7 +99,7 @@ def run_studies(
             raise
         finally:
             if log.has_more:
-                print(f"what workers printed: {log.path}", file=sys.stderr)
+                LOG.info("what workers printed: %s", log.path)
         _write(driver, provenance, then)
     return stores
 
