@@ -1,4 +1,4 @@
-"""A comparison with a baseline as a chapter of the report: the decision, the evidence, the costs."""
+"""A comparison with a baseline as a chapter of the report: decision, evidence, costs."""
 
 from __future__ import annotations
 

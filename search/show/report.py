@@ -193,6 +193,8 @@ def _contents(
         *((group["id"], f"Diagnosis: {group['label']}") for group in told),
         *[("against-the-baseline", "Against the baseline")] * bool(results.comparison),
         *((part["id"], part["heading"]) for part in sections),
+        *[("in-a-script-of-your-own", "In a script of your own")]
+        * any(row.best_point for row in results.summaries),
         ("how-to-read-this", "How to read this"),
         ("all-trials", "All trials"),
         *[("provenance", "Provenance")] * bool(results.environment),

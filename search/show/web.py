@@ -38,7 +38,7 @@ DARK = {  # colours of figures on a dark page; others are made lighter where the
 }
 
 
-def render(name: str, **values: Any) -> str:
+def render(template: str, /, **values: Any) -> str:
     """A page by the name of its template, in which `rule` and `cited` say what rules are."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
@@ -49,7 +49,7 @@ def render(name: str, **values: Any) -> str:
     )
     environment.filters |= {"rule": _abbreviation, "cited": _cite}
     look = {"template": TEMPLATE.to_plotly_json(), "dark": DARK}
-    return environment.get_template(name).render(
+    return environment.get_template(template).render(
         plotly_js=_packed_plotly(), look=packed(to_json_plotly(look)), **values
     )
 
