@@ -56,7 +56,7 @@ from .tables import (
     remedy_rows,
     signed,
     summary_cells,
-    with_delta,
+    with_gain,
 )
 from .web import Picture, drawing, render
 
@@ -94,9 +94,10 @@ TEXT_COLUMNS = (
 )
 COLOURS: dict[GroupVerdict, str] = {
     "stable": "good",
-    "unstable at the edge": "bad",
-    "boundary": "warn",
-    "no feasible trial": "bad",
+    "on the edge": "warn",
+    "edge not reached": "open",
+    "unstable": "bad",
+    "no evidence": "off",
 }
 
 
@@ -163,8 +164,8 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         unfinished=any(trial.verdict.unfinished for trial in trials),
         summaries=_summary_rows(summaries, varied, comparison, study.maximize),
         baseline=baseline_summary,
-        summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
-        delta=comparison.delta_in_words if comparison else "",
+        summary_columns=with_gain(SUMMARY_COLUMNS, comparison),
+        gain=comparison.gain_in_words if comparison else "",
         may_fail=MAY_FAIL.capitalize(),
         seeds=max((row.seeds for row in summaries), default=1),
         counterparts=list(_counterparts(summaries)),
@@ -174,7 +175,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         comparison=against,
         diagnosis=told,
         sections=sections,
-        trial_columns=["number", *names, *with_delta(OUTCOMES, comparison)],
+        trial_columns=["number", *names, *with_gain(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
         trials=rows,
         left_out=left_out,
@@ -351,7 +352,7 @@ def _summary_rows(
         cells = summary_cells(row, names, comparison)
         size = row.group.batch_size
         yield {
-            "cells": [cells[column] for column in with_delta(SUMMARY_COLUMNS, comparison)[:-1]],
+            "cells": [cells[column] for column in with_gain(SUMMARY_COLUMNS, comparison)[:-1]],
             "verdict": row.verdict,
             "colour": COLOURS[row.verdict],
             "best": cells["best point"] if row.best_point else "",
@@ -363,7 +364,7 @@ def _summary_rows(
 
 def _baseline_summary(comparison: Comparison) -> list[str]:
     cells = baseline_cells(comparison)
-    return [cells.get(column, "") for column in with_delta(SUMMARY_COLUMNS, comparison)]
+    return [cells.get(column, "") for column in with_gain(SUMMARY_COLUMNS, comparison)]
 
 
 def _baseline_row(comparison: Comparison, names: list[str]) -> dict[str, Any]:
@@ -372,10 +373,10 @@ def _baseline_row(comparison: Comparison, names: list[str]) -> dict[str, Any]:
     known = settings | {
         "number": "baseline",
         "best_value": checkpoint.value,
-        "delta": 0.0,
+        "gain": 0.0,
         "reason": f"checkpoint {checkpoint.path}",
     }
-    columns = ["number", *names, *with_delta(OUTCOMES, comparison)]
+    columns = ["number", *names, *with_gain(OUTCOMES, comparison)]
     cells = [_cell(known.get(column, "")) for column in columns]
     return {"number": "baseline", "curve": False, "cells": cells}
 
@@ -397,7 +398,7 @@ def _listed(trials: Sequence[Trial], scientific: Sequence[str]) -> list[Trial]:
 def _trial_row(
     trial: Trial, names: list[str], comparison: Comparison | None, drawn: Collection[int]
 ) -> dict[str, Any]:
-    delta = comparison.delta(trial.best_value) if comparison and is_rankable(trial) else math.nan
+    gain = comparison.gain(trial.best_value) if comparison and is_rankable(trial) else math.nan
     verdict, number = trial.verdict, trial.point.number
     style = "good" if trial.feasible else "bad" if verdict.infeasible else "off"
     known = {
@@ -405,14 +406,14 @@ def _trial_row(
         "instability": _cell(verdict.instability),
         "onset_step": _cell(verdict.onset_step),
         "best_value": _cell(trial.best_value),
-        "delta": Cell(signed(delta), delta),
+        "gain": Cell(signed(gain), gain),
         "best_step": _cell(trial.best_step),
         "clip_fraction": _cell(trial.clip_fraction),
         "seconds": _cell(trial.seconds),
         "reason": Cell(verdict.evidence, verdict.evidence, "text wide"),
     }
     point = [number, *(trial.point.values.get(name, "") for name in names)]
-    outcomes = [known[name] for name in with_delta(OUTCOMES, comparison)]
+    outcomes = [known[name] for name in with_gain(OUTCOMES, comparison)]
     return {
         "number": number,
         "curve": number in drawn,
