@@ -65,7 +65,7 @@ def _check(options: argparse.Namespace) -> int:
         of_workload, seconds_per_step = _try_workload(study, options.time)
         trials = _finished_trials(study, folder, options.storage)
         if study.imported:
-            summaries = summarize(trials, study.scientific_names, study.ranges)
+            summaries = summarize(trials, study.scientific_names)
             print_table(summary_table(summaries, varied_names(trials), study.name))
         else:
             print_table(plan_table(study, seconds_per_step))

@@ -24,7 +24,12 @@ def readable(value: Any) -> str:
     """
     if not isinstance(value, float):
         return str(value)
-    return f"{value:.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return f"{value:.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
+def ratio(value: float) -> str:
+    """How many times something is: two significant digits, whole from 10 on."""
+    return f"{value:.0f}" if 9.95 <= abs(value) < 1e6 else f"{value:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -108,8 +108,7 @@ def test_the_baseline_is_in_the_results_once_and_no_run_counts_it(folder, paired
     assert (first["number"], first["base_lr"]) == ("baseline", "0.0003")
     assert float(first["best_value"]) == paired.checkpoint.value
     assert all(
-        float(row["delta"]) == float(row["best_value"]) - paired.checkpoint.value
-        for row in rest[:2]
+        float(row["gain"]) == paired.checkpoint.value - float(row["best_value"]) for row in rest[:2]
     )
     assert [trial.user_attrs["verdict"] for trial in told()].count("baseline") == 1
     before = told()

@@ -114,7 +114,7 @@ def test_ranges_are_those_that_optuna_searched(database: Path, tmp_path: Path) -
     assert study.scientific_names == ()
     trials = trials_of(done)
     assert set(varied_names(trials)) == {"base_lr", "dropout", "n_layers", "activation"}
-    (row,) = summarize(trials, study.scientific_names, study.ranges)
+    (row,) = summarize(trials, study.scientific_names)
     assert STAR / 10 < row.lr_star < 10 * STAR
     assert row.unstable_base_lr[1] > EDGE
     assert boundary_checks(trials, study.ranges) == [

@@ -328,7 +328,7 @@ WRONG_STUDIES = {
             [f"workload_args.{column}", "is also a column of trials.csv"],
         )
         for column in (
-            *("number", "verdict", "instability", "onset_step", "best_value", "delta"),
+            *("number", "verdict", "instability", "onset_step", "best_value", "gain"),
             *("best_step", "initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
         )
     },

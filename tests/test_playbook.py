@@ -97,9 +97,9 @@ def test_a_note_of_the_dashboard_links_its_rules():
 
     study = small_study()
     trials = [feasible(0, 0.1, 0.05), diverged(1, 0.4, onset_step=90)]
-    note = verdict_note(study, 32, summarize(trials, study.scientific_names, study.ranges))
-    (cited,) = (line for line in note.splitlines() if line.startswith("- **unstable at the edge**"))
-    for id in CITATION.findall(MEANING["unstable at the edge"]):
+    note = verdict_note(study, 32, summarize(trials, study.scientific_names))
+    (cited,) = (line for line in note.splitlines() if line.startswith("- **on the edge**"))
+    for id in CITATION.findall(MEANING["on the edge"]):
         assert f'([{id}]({RULES[id].address} "{RULES[id].sentence}"))' in cited
 
 

@@ -80,7 +80,7 @@ def test_a_command_then_its_logs_and_a_sweep(folder):
     printed = run(f"{judge} || test $? -eq 1", folder)  # 1: a training is infeasible
     assert "feasible, no instability" in printed
     assert "40 trials" in run(sweep, folder)
-    assert "unstable at the edge" in run(report, folder)
+    assert "on the edge" in run(report, folder)
     assert "base_lr" in (folder / "results/mine/report.html").read_text(encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from ..rules.hyperparameters import HYPERPARAMETERS
-from ..trial import Group, Point, Trial, group_of
+from ..trial import Group, Point, Trial, cost, group_of
 from ..words import in_order, readable
 
 EDGE_HEADROOM = 4.0  # R6; playbook section E: near 1-4, lr_star sits on the edge
@@ -37,7 +37,10 @@ NOT_TUNED = ("batch_size", "seed")
 Bound: TypeAlias = tuple[float, float, bool]  # low, high, log
 # optimizer → axis → bound: ranges are conditional (S1)
 Space: TypeAlias = Mapping[str, Mapping[str, Bound]]
-GroupVerdict = Literal["unstable at the edge", "boundary", "stable", "no feasible trial"]
+# stable: training breaks, but farther than EDGE_HEADROOM × above lr_star; on the edge: nearer;
+# edge not reached: nothing that was tried above lr_star breaks; unstable: nothing trains, or a
+# diagnosis says so; no evidence: every trial crashed or is unfinished
+GroupVerdict = Literal["stable", "on the edge", "edge not reached", "unstable", "no evidence"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,9 @@ class GroupSummary:
     best_value         their mean; inf if nothing is feasible
     best_step, best_point   of its best seed
     seeds              the most that any configuration has
+    best_base_lr       base_lr of the best mean, which headroom is relative to: lr_star, unless a
+                       diagnosis found that a lower one is as good
+    diagnosed_with     seeds of the diagnosis that lr_star, the edge and the verdict are of; 0: none
     """
 
     group: Group
@@ -71,12 +77,20 @@ class GroupSummary:
     best_step: float
     best_point: Point | None
     seeds: int
+    maximize: bool
     verdict: GroupVerdict
+    best_base_lr: float
+    diagnosed_with: int = 0
 
     @property
     def headroom(self) -> float:
-        """unstable_base_lr / lr_star; inf without instability, nan if nothing is feasible."""
-        return self.unstable_base_lr[1] / self.lr_star
+        """unstable_base_lr / best_base_lr; inf without instability, nan if nothing is feasible."""
+        return self.unstable_base_lr[1] / self.best_base_lr
+
+    @property
+    def cost(self) -> float:
+        """The best value as something to minimize; inf if nothing is feasible."""
+        return cost(self.best_value, self.maximize)
 
     @property
     def unfinished(self) -> int:
@@ -104,6 +118,10 @@ class GroupSummary:
         values["best_point"] = self.best_point.record() if self.best_point else None
         if self.seeds == 1:
             del values["seeds"], values["best_values"], values["unstable_trials"]
+        if not self.diagnosed_with:
+            del values["best_base_lr"], values["diagnosed_with"]
+        if not self.maximize:
+            del values["maximize"]
         derived = ("headroom", "infeasible_fraction", "good_region_fraction")
         return (
             {**group, "scientific": dict(self.group.scientific)}
@@ -120,6 +138,7 @@ class BoundaryNote:
     axis: str
     side: Literal["low", "high"]
     kind: Literal["expand", "instability"]
+    border: float
     sentence: str
 
 
@@ -209,6 +228,11 @@ def _ranking(trials: Iterable[Trial]) -> list[list[Trial]]:
     )
 
 
+def configurations_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """The seeds of every feasible configuration, in the order of base LRs."""
+    return sorted(_ranking(trials), key=lambda seeds: seeds[0].point.base_lr)
+
+
 def _best_seed(seeds: Sequence[Trial]) -> Trial:
     return min(seeds, key=lambda trial: (trial.cost, trial.point.number))
 
@@ -258,17 +282,12 @@ def unstable_interval(trials: Iterable[Trial]) -> tuple[float, float]:
     return max(feasible, default=0.0), first
 
 
-def summarize(
-    trials: Iterable[Trial], scientific: Sequence[str] = (), space: Space | None = None
-) -> list[GroupSummary]:
-    """One summary per group. `space` as in `boundary_checks`."""
-    return [
-        _summary(group, members, space)
-        for group, members in group_trials(trials, scientific).items()
-    ]
+def summarize(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[GroupSummary]:
+    """One summary per group."""
+    return [_summary(group, members) for group, members in group_trials(trials, scientific).items()]
 
 
-def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSummary:
+def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
     best_seeds = next(iter(_ranking(trials)), [])
     best = _best_seed(best_seeds) if best_seeds else None
     best_values = tuple(trial.best_value for trial in best_seeds)
@@ -297,18 +316,19 @@ def _summary(group: Group, trials: list[Trial], space: Space | None) -> GroupSum
         best_step=best.best_step if best else 0,
         best_point=best.point if best else None,
         seeds=max(seeds, default=1),
-        verdict=_group_verdict(group, trials, space),
+        maximize=any(trial.maximize for trial in trials),
+        verdict=_group_verdict(lr_star, edge[1]),
+        best_base_lr=lr_star,
     )
 
 
-def _group_verdict(group: Group, trials: list[Trial], space: Space | None) -> GroupVerdict:
-    ranking = rank_configurations(trials)
-    if not ranking:
-        return "no feasible trial"
-    if unstable_interval(trials)[1] / ranking[0].point.base_lr <= EDGE_HEADROOM:
-        return "unstable at the edge"
-    crowded = any(note.kind == "expand" for note in _group_notes(group, trials, space or {}))
-    return "boundary" if crowded else "stable"
+def _group_verdict(lr_star: float, unstable: float) -> GroupVerdict:
+    """Of the smallest infeasible base LR above lr_star. Without lr_star, of any; inf: none is."""
+    if math.isnan(lr_star):
+        return "unstable" if math.isfinite(unstable) else "no evidence"
+    if math.isinf(unstable):
+        return "edge not reached"
+    return "on the edge" if unstable / lr_star <= EDGE_HEADROOM else "stable"
 
 
 # --- boundaries of the search space (S4) ----------------------------------------------------------
@@ -373,7 +393,7 @@ def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> Bou
         f"= {readable(lr_star)} (feasible up to {readable(last_feasible)}); fix the instability "
         "before widening base_lr (R6, S4)."
     )
-    return BoundaryNote(group, "base_lr", "high", "instability", sentence)
+    return BoundaryNote(group, "base_lr", "high", "instability", unstable, sentence)
 
 
 def _place(value: float, bound: Bound) -> float:
@@ -440,4 +460,4 @@ def _expand_note(
     )
     if (axis, side) == ("warmup_steps", "high"):
         sentence += " More than 10 % of max_train_steps needs a larger max_train_steps (R10, R12)."
-    return BoundaryNote(group, axis, side, "expand", sentence)
+    return BoundaryNote(group, axis, side, "expand", border, sentence)

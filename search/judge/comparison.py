@@ -369,25 +369,17 @@ class Comparison:
     warnings: tuple[str, ...]
     maximize: bool = False
 
-    def delta(self, value: float) -> float:
-        """value − that of the checkpoint; nan if it never had a value."""
-        return value - self.checkpoint.value if math.isfinite(value) else math.nan
-
-    @property
-    def delta_in_words(self) -> str:
-        """What a delta is, and on which side of 0 it is better than the baseline."""
-        better = (
-            "above 0 is better, as of a gain"
-            if self.maximize
-            else "below 0 is better. A gain has the other sign"
-        )
-        return f"delta = best value − that of the baseline checkpoint: {better}."
+    def gain(self, value: float) -> float:
+        """By how much a value is better than the checkpoint's; nan if it never had a value."""
+        if not math.isfinite(value):
+            return math.nan
+        return value - self.checkpoint.value if self.maximize else self.checkpoint.value - value
 
     @property
     def gain_in_words(self) -> str:
-        """What a gain is: above 0 it is one."""
-        sides = ("candidate", "baseline") if self.maximize else ("baseline", "candidate")
-        return f"gain = {' − '.join(sides)}"
+        """What a gain is, and on which side of 0 it is one."""
+        sides = "value − baseline" if self.maximize else "baseline − value"
+        return f"gain = {sides}: above 0 is better"
 
     @property
     def decision(self) -> Decision:

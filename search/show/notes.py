@@ -20,9 +20,9 @@ from ..playbook import CITATION, rule
 from ..store.results import Results
 from ..study.study import Study
 from ..trial import Group
-from ..words import readable
+from ..words import ratio, readable
 from .plots import axis_figure, axis_info
-from .tables import baseline_cells, signed, with_delta
+from .tables import baseline_cells, signed, with_gain
 
 KEPT = "*What you write below this line stays when the verdict is written anew.*"
 COLUMNS = (
@@ -36,16 +36,20 @@ COLUMNS = (
     "verdict",
 )
 MEANING: dict[GroupVerdict, str] = {
-    "unstable at the edge": (
+    "on the edge": (
         f"lr_star is within {EDGE_HEADROOM:g} × of where training breaks (R6). Fix the "
         "instability first: warmup, clipping, another optimizer; lowering the learning rate is "
         "the last resort (R18)."
     ),
-    "boundary": (
-        "the best trials crowd a border of the search space. Widen it there and run again (S4)."
+    "edge not reached": (
+        "nothing above lr_star is infeasible. Widen base_lr upwards and run again (S4)."
     ),
-    "stable": "lr_star lies inside the search space, and nothing breaks near it.",
-    "no feasible trial": "no training survived. Lower base_lr by an order of magnitude or more.",
+    "stable": "training breaks above lr_star, but not near it.",
+    "unstable": (
+        "training breaks: lower base_lr by an order of magnitude if nothing trains; else the "
+        "diagnosis says what helps."
+    ),
+    "no evidence": "every trial crashed or is unfinished, which says nothing of its point.",
 }
 READING = f"""\
 - **lr_star** is the base_lr of the best trial that trained. **unstable_base_lr**: training still worked at
@@ -111,13 +115,13 @@ def verdict_note(
         study.question,
         "",
         *decision,
-        *_table([with_delta(COLUMNS, comparison), *baseline, *rows]),
+        *_table([with_gain(COLUMNS, comparison), *baseline, *rows]),
         "",
         *(f"- **{verdict}**: {CITATION.sub(_link, MEANING[verdict])}" for verdict in verdicts),
         READING if study.imported else f"{READING} {TRAINED_HERE}",
     ]
     if comparison:
-        lines.append(f"- {comparison.delta_in_words} {BASELINE_TRIAL}")
+        lines.append(f"- {comparison.gain_in_words}. {BASELINE_TRIAL}")
     if crashed:
         again = "" if study.imported else " `tunewright run` tries them again."
         lines.append(f"- **crashed**, not counted: {crashed}.{again}")
@@ -134,7 +138,7 @@ def _link(citation: re.Match[str]) -> str:
 
 def _baseline_row(comparison: Comparison) -> list[str]:
     cells = baseline_cells(comparison)
-    return [cells.get(column, "") for column in with_delta(COLUMNS, comparison)]
+    return [cells.get(column, "") for column in with_gain(COLUMNS, comparison)]
 
 
 def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
@@ -148,12 +152,12 @@ def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
         lr_star, best_value = readable(row.lr_star), readable(row.best_value)
         best_step = none if math.isnan(row.best_step) else str(row.best_step)
         if math.isfinite(unstable):
-            headroom = f"{readable(row.headroom)} ×"
+            headroom = f"{ratio(row.headroom)} ×"
     if not math.isnan(row.infeasible_fraction):
         infeasible = f"{row.infeasible_fraction:.0%}"
-    delta = [signed(comparison.delta(row.best_value))] if comparison else []
+    gain = [signed(comparison.gain(row.best_value))] if comparison else []
     known = _name(row.group), lr_star, edge, headroom, infeasible, best_value
-    return (*known, *delta, best_step, f"**{row.verdict}**")
+    return (*known, *gain, best_step, f"**{row.verdict}**")
 
 
 def _name(group: Group) -> str:

@@ -65,7 +65,7 @@ from .tables import (
     remedy_rows,
     signed,
     summary_cells,
-    with_delta,
+    with_gain,
 )
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -100,9 +100,10 @@ TEXT_COLUMNS = (
 )
 COLOURS: dict[GroupVerdict, str] = {
     "stable": "good",
-    "unstable at the edge": "bad",
-    "boundary": "warn",
-    "no feasible trial": "bad",
+    "on the edge": "edge",
+    "edge not reached": "warn",
+    "unstable": "bad",
+    "no evidence": "off",
 }
 
 DECISION_COLOURS: dict[Decision, str] = {
@@ -170,8 +171,8 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
         unfinished=any(trial.verdict.unfinished for trial in trials),
         summaries=[_summary_row(row, varied, comparison) for row in summaries],
         baseline=baseline_summary,
-        summary_columns=with_delta(SUMMARY_COLUMNS, comparison),
-        delta=comparison.delta_in_words if comparison else "",
+        summary_columns=with_gain(SUMMARY_COLUMNS, comparison),
+        gain=comparison.gain_in_words if comparison else "",
         may_fail=MAY_FAIL.capitalize(),
         seeds=seeds,
         counterparts=list(_counterparts(summaries)),
@@ -181,7 +182,7 @@ def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene
         comparison=chapter,
         diagnosis=told,
         sections=_sections(found),
-        trial_columns=["number", *names, *with_delta(OUTCOMES, comparison)],
+        trial_columns=["number", *names, *with_gain(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
         trials=rows,
         provenance=list(results.environment.items()),
@@ -398,7 +399,7 @@ def _summary_row(
 ) -> dict[str, Any]:
     cells = summary_cells(row, names, comparison)
     return {
-        "cells": [cells[column] for column in with_delta(SUMMARY_COLUMNS, comparison)[:-1]],
+        "cells": [cells[column] for column in with_gain(SUMMARY_COLUMNS, comparison)[:-1]],
         "verdict": row.verdict,
         "colour": COLOURS[row.verdict],
         "best": cells["best point"],
@@ -407,7 +408,7 @@ def _summary_row(
 
 def _baseline_summary(comparison: Comparison) -> list[str]:
     cells = baseline_cells(comparison)
-    return [cells.get(column, "") for column in with_delta(SUMMARY_COLUMNS, comparison)]
+    return [cells.get(column, "") for column in with_gain(SUMMARY_COLUMNS, comparison)]
 
 
 def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
@@ -416,17 +417,17 @@ def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
     known = settings | {
         "number": "baseline",
         "best_value": checkpoint.value,
-        "delta": 0.0,
+        "gain": 0.0,
         "reason": f"checkpoint {checkpoint.path}",
     }
     return [
         _cell(known.get(column, ""))
-        for column in ["number", *names, *with_delta(OUTCOMES, comparison)]
+        for column in ["number", *names, *with_gain(OUTCOMES, comparison)]
     ]
 
 
 def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) -> list[Cell]:
-    delta = comparison.delta(trial.best_value) if comparison and is_rankable(trial) else math.nan
+    gain = comparison.gain(trial.best_value) if comparison and is_rankable(trial) else math.nan
     verdict = trial.verdict
     style = "good" if trial.feasible else "bad" if verdict.infeasible else "off"
     known = {
@@ -434,14 +435,14 @@ def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) ->
         "instability": _cell(verdict.instability),
         "onset_step": _cell(verdict.onset_step),
         "best_value": _cell(trial.best_value),
-        "delta": Cell(signed(delta), delta),
+        "gain": Cell(signed(gain), gain),
         "best_step": _cell(trial.best_step),
         "clip_fraction": _cell(trial.clip_fraction),
         "seconds": _cell(trial.seconds),
         "reason": Cell(verdict.evidence, verdict.evidence, "text wide"),
     }
     point = [trial.point.number, *(trial.point.values.get(name, "") for name in names)]
-    outcomes = [known[name] for name in with_delta(OUTCOMES, comparison)]
+    outcomes = [known[name] for name in with_gain(OUTCOMES, comparison)]
     return [*map(_cell, point), *outcomes]
 
 

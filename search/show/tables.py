@@ -69,8 +69,8 @@ def summary_table(
     )
     table.caption_justify = "left"
     if comparison:
-        table.caption = comparison.delta_in_words
-    columns = with_delta(COLUMNS, comparison)
+        table.caption = f"{comparison.gain_in_words}."
+    columns = with_gain(COLUMNS, comparison)
     for column in columns:
         table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
     rows = [baseline_cells(comparison)] if comparison else []
@@ -79,19 +79,19 @@ def summary_table(
     return table
 
 
-def with_delta(columns: Sequence[str], comparison: Comparison | None) -> list[str]:
-    """Columns of a table of best values; `delta` comes after them once there is a baseline."""
+def with_gain(columns: Sequence[str], comparison: Comparison | None) -> list[str]:
+    """Columns of a table of best values; `gain` comes after them once there is a baseline."""
     value = next(
         place
         for place, column in enumerate(columns, start=1)
         if column in ("best value", "best_value")
     )
-    return [*columns[:value], *(["delta"] if comparison else []), *columns[value:]]
+    return [*columns[:value], *(["gain"] if comparison else []), *columns[value:]]
 
 
-def signed(delta: float) -> str:
+def signed(gain: float) -> str:
     """A difference for people: + or −, three significant digits; a dash for what has none."""
-    return "–" if math.isnan(delta) else f"{'+' if delta > 0 else ''}{readable(delta)}"
+    return "–" if math.isnan(gain) else f"{'+' if gain > 0 else ''}{readable(gain)}"
 
 
 def baseline_cells(comparison: Comparison) -> dict[str, str]:
@@ -102,7 +102,7 @@ def baseline_cells(comparison: Comparison) -> dict[str, str]:
         "batch size": str(known.get("batch_size", "")),
         "optimizer": "baseline",
         "best value": readable(comparison.checkpoint.value),
-        "delta": "0",
+        "gain": "0",
         "best point": f"checkpoint {name}",
     }
 
@@ -143,7 +143,7 @@ def summary_cells(
         "unstable_base_lr": edge,
         "headroom": headroom,
         "best value": best_value,
-        "delta": signed(comparison.delta(row.best_value)) if comparison else "",
+        "gain": signed(comparison.gain(row.best_value)) if comparison else "",
         "at step": best_step,
         "best point": best_point,
         "verdict": row.verdict,
@@ -172,8 +172,8 @@ def comparison_tables(result: Comparison) -> list[Table]:
         title=f"{result.objective}, {better_side(result.maximize)}: {result.seeds} runs per side, "
         f"seeds from {result.first_seed}",
         title_justify="left",
-        caption=f"{result.gain_in_words}, with its 95 % interval "
-        f"({interval_method(result)}); p: corrected for "
+        caption=f"{result.gain_in_words}; its 95 % interval is "
+        f"{interval_method(result)}; p: corrected for "
         f"all candidates;\n{MAY_FAIL}.\n{on_test_split(result)}",
         caption_justify="left",
     )

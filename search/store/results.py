@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ..errors import warn_once
 from ..judge.analysis import GroupSummary, summarize
+from ..judge.answer import Answer, answers, with_diagnosis
 from ..judge.comparison import ALPHA, Comparison
 from ..judge.diagnosis import Diagnosis
 from ..study.study import Study
@@ -68,8 +69,15 @@ class Results:
 
     @cached_property
     def summaries(self) -> list[GroupSummary]:
-        """A summary per group."""
-        return summarize(self.trials, self.study.scientific_names, self.study.ranges)
+        """A summary per group; where there is a diagnosis of it, with what that found."""
+        rows = summarize(self.trials, self.study.scientific_names)
+        return [with_diagnosis(row, self.diagnosis) for row in rows]
+
+    @cached_property
+    def answers(self) -> list[Answer]:
+        """An answer per batch size, the best first."""
+        names, space = self.study.scientific_names, self.study.ranges
+        return answers(self.trials, self.summaries, names, space, self.diagnosis)
 
     def trials_of(self, name: str) -> Sequence[Trial]:
         """The trials of the study, or of a step of its diagnosis.

@@ -20,13 +20,13 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
 
     An existing table with more trials is left as it is, because its database may have been lost.
     With a comparison the first row is the baseline, with `baseline` as its number and its
-    hyperparameters as far as they are known. There is then also a column `delta`
-    (`Comparison.delta`), which is empty for a trial that did not train.
+    hyperparameters as far as they are known. There is then also a column `gain`
+    (`Comparison.gain`), which is empty for a trial that did not train.
     """
     rows = ([_baseline_row(comparison)] if comparison else []) + [
         _table_row(trial, comparison) for trial in trials
     ]
-    number, *results = [name for name in RESULT_COLUMNS if comparison or name != "delta"]
+    number, *results = [name for name in RESULT_COLUMNS if comparison or name != "gain"]
     before = _rows(path)
     if before > len(trials):
         warn_once(
@@ -63,7 +63,7 @@ def _table_row(trial: Trial, comparison: Comparison | None) -> dict[str, Any]:
         "instability": verdict.instability,
         "onset_step": verdict.onset_step,
         "best_value": trial.best_value,
-        "delta": comparison.delta(trial.best_value) if comparison and is_rankable(trial) else "",
+        "gain": comparison.gain(trial.best_value) if comparison and is_rankable(trial) else "",
         "best_step": trial.best_step,
         "initial_value": trial.initial_value,
         "last_loss": trial.last_loss,
@@ -79,6 +79,6 @@ def _baseline_row(comparison: Comparison) -> dict[str, Any]:
         "number": "baseline",
         **comparison.known_settings,
         "best_value": checkpoint.value,
-        "delta": comparison.delta(checkpoint.value),
+        "gain": comparison.gain(checkpoint.value),
         "reason": f"checkpoint {checkpoint.path}, sha256 {checkpoint.sha256}",
     }

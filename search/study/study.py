@@ -84,7 +84,7 @@ OF_WORKLOADS = ("accumulation", "precision")
 OF_COMMANDS = ("log", "timeout")
 
 RESULT_COLUMNS = (
-    *("number", "verdict", "instability", "onset_step", "best_value", "delta", "best_step"),
+    *("number", "verdict", "instability", "onset_step", "best_value", "gain", "best_step"),
     *("initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
 )  # of trials.csv, besides the hyperparameters
 

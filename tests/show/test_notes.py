@@ -30,7 +30,7 @@ def store(tmp_path: Path) -> Store:
 
 def note_of(trials: list[Trial]) -> str:
     study = small_study()
-    return verdict_note(study, 32, summarize(trials, study.scientific_names, study.ranges))
+    return verdict_note(study, 32, summarize(trials, study.scientific_names))
 
 
 def row_of(note: str) -> list[str]:
@@ -53,7 +53,7 @@ def figures(store: Store, batch_size: int) -> dict[str, Any]:
 
 def test_the_note_says_where_the_edge_is() -> None:
     assert row_of(note_of(TRIALS)) == [
-        "momentum", "0.1", "0.2 – 0.4", "4 ×", "50%", "0.05", "100", "**unstable at the edge**"
+        "momentum", "0.1", "0.2 – 0.4", "4 ×", "50%", "0.05", "100", "**on the edge**"
     ]  # fmt: skip
 
 
@@ -64,7 +64,7 @@ def test_without_instability_the_edge_lies_beyond_what_was_tried() -> None:
 
 def test_without_a_feasible_trial_there_is_no_lr_star() -> None:
     row = row_of(note_of([diverged(0, 5.0, onset_step=3)]))
-    assert row == ["momentum", "–", "0 – 5", "–", "100%", "–", "–", "**no feasible trial**"]
+    assert row == ["momentum", "–", "0 – 5", "–", "100%", "–", "–", "**unstable**"]
 
 
 def test_crashed_trials_are_no_evidence_and_are_named() -> None:
@@ -109,12 +109,12 @@ def test_with_a_comparison_the_note_has_the_decision_the_baseline_and_the_distan
     header, _, first, row = (
         [cell.strip() for cell in line.split("|")] for line in note.splitlines() if "|" in line
     )
-    place = header.index("delta")
+    place = header.index("gain")
     assert header[place - 1] == "best value"
     assert (first[1], first[place - 1], first[place]) == ("baseline: <best>.pt", "0.03", "0")
-    assert (row[place - 1], row[place]) == ("0.05", "+0.02")
+    assert (row[place - 1], row[place]) == ("0.05", "-0.02")
     assert f"**{found.decision}**" in note
-    assert found.delta_in_words in note
+    assert found.gain_in_words in note
     lines = figures(store, 32)["axis-base_lr"]["layout"]["shapes"]
     assert [shape["y0"] for shape in lines if shape["type"] == "line"] == [0.03]
 
@@ -125,7 +125,7 @@ def test_what_somebody_wrote_below_the_line_stays(store: Store) -> None:
     save_note(study, get_note(study) + "\nLooks odd: ask Ada.\n")
     annotate(Results(store, TRIALS))
     note = get_note(study)
-    assert "unstable at the edge" in note
+    assert "on the edge" in note
     assert note.split(KEPT)[1].strip() == "Looks odd: ask Ada."
 
 
@@ -148,7 +148,7 @@ def test_scientific_values_cannot_break_the_table() -> None:
         replace(TRIALS[0].point, workload_args={"norm": norm}) for norm in ("pre|post", "none")
     ]
     trials = [replace(TRIALS[0], point=point) for point in points]
-    note = verdict_note(study, 32, summarize(trials, study.scientific_names, study.ranges))
+    note = verdict_note(study, 32, summarize(trials, study.scientific_names))
     rows = [line for line in note.splitlines() if line.startswith("|")]
     assert [row.replace("\\|", "").count("|") for row in rows] == [9, 9, 9, 9]
     assert "momentum, norm = pre\\|post" in note

@@ -210,7 +210,7 @@ def test_a_comparison_is_a_chapter_with_its_decision_its_costs_and_its_warnings(
     assert (">unknown</td>" in text) == (baseline is None)
 
 
-def test_with_a_comparison_the_baseline_is_the_first_row_and_delta_a_column_of_both_tables(
+def test_with_a_comparison_the_baseline_is_the_first_row_and_gain_a_column_of_both_tables(
     tmp_path: Path,
 ) -> None:
     found = comparison([[0.2, 0.21]], None, checkpoint=0.25)
@@ -220,9 +220,9 @@ def test_with_a_comparison_the_baseline_is_the_first_row_and_delta_a_column_of_b
     )
     before, after = Outline(plain).rows, Outline(text).rows
     assert (after[0], after[-1]) == (before[0] + 1, before[-1] + 1)
-    assert text.count(">delta</th>") == 2
-    assert text.count(found.delta_in_words) == 2
-    assert "delta" not in plain.replace(get_plotlyjs(), "").replace("deltaX", "")
+    assert text.count(">gain</th>") == 3  # and one of the comparison
+    assert text.count(f"{found.gain_in_words}.") == 2
+    assert ">gain</th>" not in plain
     body = text.split("<h2>Result per group</h2>")[1].split("<tbody>")[1]
     assert re.search(
         r'^\s*<tr><td class="text">baseline: &lt;best&gt;.pt</td>.*?<td>0.25</td><td>0</td>', body
@@ -231,12 +231,12 @@ def test_with_a_comparison_the_baseline_is_the_first_row_and_delta_a_column_of_b
     assert body.strip().startswith('<tr><td data-value="baseline" class="text">baseline</td>')
 
 
-def test_delta_is_below_0_for_what_is_better_and_a_dash_where_nothing_trained() -> None:
+def test_gain_is_above_0_for_what_is_better_and_a_dash_where_nothing_trained() -> None:
     found, only = comparison([[0.2, 0.21]], None, checkpoint=0.25), seeded(0, 0.1, 0, 0.2)
-    for error, delta in ((0.2, "-0.05"), (0.25, "0"), (0.5, "+0.25")):
-        assert summary_cells(summarize([seeded(0, 0.1, 0, error)])[0], [], found)["delta"] == delta
+    for error, gain in ((0.2, "+0.05"), (0.25, "0"), (0.5, "-0.25")):
+        assert summary_cells(summarize([seeded(0, 0.1, 0, error)])[0], [], found)["gain"] == gain
     [row] = summarize([replace(only, verdict=DIVERGED)])
-    assert summary_cells(row, [], found)["delta"] == "–"
+    assert summary_cells(row, [], found)["gain"] == "–"
 
 
 def test_the_report_of_a_store_uses_the_study(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_the_summary_fits_140_columns(found: Comparison | None) -> None:
     lines = file.getvalue().splitlines()
     assert ("baseline" in file.getvalue()) == (found is not None)
     if found:
-        assert found.delta_in_words in file.getvalue()
+        assert found.gain_in_words in file.getvalue()
     assert max(map(len, lines)) <= 140
     assert "unstable_base_lr" in file.getvalue()
     assert "…" not in file.getvalue()
@@ -321,6 +321,6 @@ def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:
     file = io.StringIO()
     only = [trial for trial in trials() if trial.verdict.crashed]
     Console(file=file, width=140).print(summary_table(summarize(only), []))
-    assert "no feasible" in file.getvalue()
+    assert "no evidence" in file.getvalue()
     assert "nan" not in file.getvalue()
     assert "inf " not in file.getvalue()

@@ -351,21 +351,21 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_the_baseline_is_row_0_of_the_table_and_delta_is_the_distance_to_it(
+def test_the_baseline_is_row_0_of_the_table_and_gain_is_how_much_better_a_trial_is(
     tmp_path: Path, known: bool
 ) -> None:
     found = comparison([[0.2, 0.3]], [0.3, 0.31] if known else None, checkpoint=0.25)
     write_table(tmp_path / "trials.csv", [TRAINED, EARLY, KILLED], found)
     first, *rest = table(tmp_path / "trials.csv")
-    assert (first["number"], first["best_value"], first["delta"]) == ("baseline", "0.25", "0.0")
+    assert (first["number"], first["best_value"], first["gain"]) == ("baseline", "0.25", "0.0")
     assert (first["base_lr"], first["seed"], first["verdict"]) == ("0.1" if known else "", "", "")
     assert first["reason"] == f"checkpoint runs/<best>.pt, sha256 {'0' * 64}"
     assert [row["number"] for row in rest] == ["0", "1", "2"]
-    assert float(rest[0]["delta"]) == pytest.approx(0.05 - 0.25)
-    assert [row["delta"] for row in rest[1:]] == ["", ""]  # a value of what did not train is none
+    assert float(rest[0]["gain"]) == pytest.approx(0.25 - 0.05)
+    assert [row["gain"] for row in rest[1:]] == ["", ""]  # a value of what did not train is none
     write_table(tmp_path / "trials.csv", [TRAINED, EARLY, KILLED])
     assert table(tmp_path / "trials.csv") == [
-        {name: text for name, text in row.items() if name != "delta"} for row in rest
+        {name: text for name, text in row.items() if name != "gain"} for row in rest
     ]
 
 
