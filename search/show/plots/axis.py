@@ -19,11 +19,13 @@ from ...judge.analysis import (
 )
 from ...trial import Group, Trial
 from ...words import in_order, readable
+from .arrange import settled
 from .style import (
     BLUE,
     GREEN,
     INK,
     MUTED,
+    RAIL_NAME,
     VERMILLION,
     escape,
     footnote,
@@ -307,7 +309,7 @@ def axis_figure(info: AxisInfo) -> go.Figure:
     _draw_rails(figure, places, kinds, is_turned(info.y_range))
     if info.baseline is not None:
         figure.add_hline(
-            info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="below"
+            info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="between"
         )
     footnote(
         figure,
@@ -323,7 +325,7 @@ def axis_figure(info: AxisInfo) -> go.Figure:
             ]
         ),
     )
-    return figure
+    return settled(figure)
 
 
 def _note_of(info: AxisInfo, group: Group) -> str:
@@ -361,10 +363,8 @@ def _draw_axes(
         ]
         figure.update_yaxes(row=row, col=column, **y_axis)
         figure.update_xaxes(row=row, col=column, **_x_axis(info, in_row))
-    figure.update_yaxes(col=1, title_text=f"best {escape(info.objective)}")
-    figure.update_xaxes(
-        row=max((row for row, _ in places.values()), default=1), title_text=escape(info.axis)
-    )
+    figure.update_yaxes(title_text=f"best {escape(info.objective)}")
+    figure.update_xaxes(title_text=escape(info.axis))
 
 
 def value_axis(y_range: tuple[float, float], log_y: bool, head: float) -> dict[str, Any]:
@@ -412,7 +412,6 @@ def _draw_rails(
     def domain(height: float) -> float:
         return in_panel(height, head, turned)
 
-    columns = max((column for _, column in places.values()), default=0)
     for place, name in enumerate(_rails(kinds)):
         foot, colour = HEAD + RAIL * place, RAILS[name]
         for row, column in places.values():
@@ -429,14 +428,12 @@ def _draw_rails(
                 layer="below",
                 **panel,
             )
-            if column == columns:
-                figure.add_annotation(
-                    text=name,
-                    x=1,
-                    y=domain(foot + RAIL / 2),
-                    xanchor="left",
-                    xshift=6,
-                    showarrow=False,
-                    font={"size": 12, "color": colour},
-                    **panel,
-                )
+            figure.add_annotation(
+                name=RAIL_NAME,
+                text=name,
+                y=domain(foot + RAIL / 2),
+                xanchor="left",
+                showarrow=False,
+                font={"color": colour},
+                **panel,
+            )

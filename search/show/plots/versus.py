@@ -12,6 +12,7 @@ from plotly.colors import hex_to_rgb
 from ...judge.best_of import BAND, BestOf
 from ...judge.comparison import Comparison
 from ...words import better_side, readable
+from .arrange import settled
 from .axis import HEAD, is_turned, scale, value_axis
 from .style import INK, PALETTE, escape, log_axis, panel_figure, panel_title, right_legend
 
@@ -82,13 +83,13 @@ def versus_figure(info: VersusInfo) -> go.Figure:
             figure.add_trace(trace, row=1, col=2)
     figure.add_hline(info.checkpoint, line={"color": INK, "width": 1.5, "dash": "dash"})
     figure.update_yaxes(**value_axis(info.y_range, info.log_y, HEAD))
-    figure.update_yaxes(col=1, title_text=escape(info.objective))
+    figure.update_yaxes(title_text=escape(info.objective))
     figure.update_xaxes(col=1, range=[-0.5, len(info.sides) - 0.5], tickvals=[], showgrid=False)
     if curves:
         most = max(len(side.best_of.mean) for side in info.sides if side.best_of)
         figure.update_xaxes(col=2, title_text="n", **log_axis(0.95, most * 1.05, marked=(1, most)))
     right_legend(figure, "side")
-    return figure
+    return settled(figure)
 
 
 def _run_traces(place: int, side: VersusSide, colour: str) -> list[go.Scatter]:
