@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
-from ..judge.diagnosis import GroupDiagnosis, Kind, Step, StepName
+from ..judge.diagnosis import Diagnosis, GroupDiagnosis, Kind, Step, StepName
 from ..procedure.steps import label, sweep_of
 from ..store.results import Results
 from ..trial import Group, Trial, group_of
 from ..words import readable
 from .plots import (
+    AxisPanel,
     EdgeInfo,
     axis_figure,
     axis_info,
@@ -102,6 +103,14 @@ def _star(found: GroupDiagnosis) -> str:
         return f"{star}, no edge found above it"
     low, high = map(readable, found.headroom)
     return f"{star}, headroom {low} to {high} ×"
+
+
+def told_by(diagnosis: Diagnosis | None, panels: Iterable[AxisPanel]) -> Iterator[AxisPanel]:
+    """Panels of base LRs, with lr_star and headroom of the diagnosis where their group has one."""
+    groups = diagnosis.groups if diagnosis else ()
+    notes = {found.group: f"{_star(found)} (diagnosis)" for found in groups}
+    for panel in panels:
+        yield replace(panel, note=notes.get(panel.group, panel.note))
 
 
 def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:

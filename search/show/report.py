@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, warn_once
 from ..judge.analysis import (
-    GroupSummary,
     GroupVerdict,
     boundary_checks,
     group_trials,
@@ -20,6 +19,7 @@ from ..judge.analysis import (
     rank_configurations,
     varied_names,
 )
+from ..judge.answer import Answer
 from ..judge.comparison import Comparison
 from ..judge.diagnosis import GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
@@ -30,10 +30,11 @@ from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import counterpart
 from ..store.files import atomic
 from ..store.results import Results
-from ..trial import Trial, cost
+from ..trial import Trial
 from ..words import readable
 from .against import chapter, versus
-from .chapter import Scene, colour, story
+from .answers import answer_sentence
+from .chapter import Scene, colour, story, told_by
 from .plots import (
     axis_figure,
     axis_info,
@@ -162,13 +163,14 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         counts=_counts(trials),
         contents=_contents(results, told, sections),
         unfinished=any(trial.verdict.unfinished for trial in trials),
-        summaries=_summary_rows(summaries, varied, comparison, study.maximize),
+        answers=_answers(results, varied),
+        summaries=list(_summary_rows(results.answers, varied, comparison)),
         baseline=baseline_summary,
         summary_columns=with_gain(SUMMARY_COLUMNS, comparison),
         gain=comparison.gain_in_words if comparison else "",
         may_fail=MAY_FAIL.capitalize(),
         seeds=max((row.seeds for row in summaries), default=1),
-        counterparts=list(_counterparts(summaries)),
+        counterparts=list(_counterparts(results.answers)),
         made_by_run="" if study.workload else MADE_BY_RUN,
         make=f"{OURS}(name, params, settings, lr)",
         sentences=_sentences(results),
@@ -211,19 +213,49 @@ def _counts(trials: Sequence[Trial]) -> str:
     return f"{len(trials)} trials: {counts}" + f", {unfinished} unfinished" * bool(unfinished)
 
 
-def _counterparts(summaries: Iterable[GroupSummary]) -> Iterator[tuple[str, Counterpart]]:
+def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
+    """What the first screen says of each batch size, the best first, for the template."""
+    objective = results.study.objective
+    found = []
+    for one in results.answers:
+        start = f"batch size {one.batch_size}"
+        sentence = answer_sentence(one, objective, varied).removeprefix(f"{start}: ")
+        trial = one.point.number if one.point and not one.remedy else None
+        found.append(
+            {
+                "title": start.capitalize(),
+                "verdict": one.verdict,
+                "colour": COLOURS[one.verdict],
+                "sentence": sentence[:1].upper() + sentence[1:] if one.found else sentence,
+                "trial": trial,
+                "diagnosis": f"diagnosis-{label(one.found.group)}" if one.found else "",
+                "seeds": one.summary.diagnosed_with,
+            }
+        )
+    return found
+
+
+def _counterparts(found: Iterable[Answer]) -> Iterator[tuple[str, Counterpart]]:
     """By group, the optimizer of its best point for a script of one's own."""
-    for row in summaries:
-        if row.best_point:
-            point = row.best_point
-            yield row.group.label, counterpart(point.optimizer, point.settings, point.base_lr)
+    for answer in found:
+        points = [(answer.summary, answer.point)]
+        points += [(row, row.best_point) for row in answer.others]
+        for row, point in points:
+            if point:
+                own = counterpart(point.optimizer, point.settings, point.base_lr)
+                yield row.group.label, own
 
 
 def _sentences(results: Results) -> list[str]:
     """Boundaries (S4), lengths of training (S8) and the flags of each group's best curve (S6)."""
     study, trials = results.study, results.trials
+    diagnosed = {row.group for row in results.summaries if row.diagnosed_with}
     notes = boundary_checks(trials, study.ranges, study.scientific_names)
-    sentences = [note.sentence for note in notes]
+    sentences = [
+        note.sentence
+        for note in notes
+        if note.axis != "base_lr" or note.group not in diagnosed  # the diagnosis tells its own
+    ]
     for group, own in group_trials(trials, study.scientific_names).items():
         if note := checkpoint_note(own, study.objective):
             sentences.append(f"{group.label}: {note}.")
@@ -265,6 +297,8 @@ def pictures(results: Results) -> list[Picture]:
             scientific=scientific,
             baseline=baseline,
         )
+        if axis == "base_lr":
+            info = replace(info, panels=tuple(told_by(results.diagnosis, info.panels)))
         found.append(Picture("Axis plots", f"axis_{axis}", axis_figure(info), batch_sizes))
     if study.imported and not any(len(trial.curve.loss) for trial in trials):
         return found
@@ -341,25 +375,22 @@ def _sections(found: Iterable[Picture]) -> list[dict[str, Any]]:
 
 
 def _summary_rows(
-    summaries: Iterable[GroupSummary],
-    names: Collection[str],
-    comparison: Comparison | None,
-    maximize: bool,
+    found: Iterable[Answer], names: Collection[str], comparison: Comparison | None
 ) -> Iterator[dict[str, Any]]:
-    """A row per group, the best first; the first of each batch size wins it."""
-    seen: set[int] = set()
-    for row in sorted(summaries, key=lambda row: cost(row.best_value, maximize)):
-        cells = summary_cells(row, names, comparison)
-        size = row.group.batch_size
-        yield {
-            "cells": [cells[column] for column in with_gain(SUMMARY_COLUMNS, comparison)[:-1]],
-            "verdict": row.verdict,
-            "colour": COLOURS[row.verdict],
-            "best": cells["best point"] if row.best_point else "",
-            "number": row.best_point.number if row.best_point else None,
-            "wins": row.best_point is not None and size not in seen,
-        }
-        seen.add(size)
+    """A row per group: batch sizes as their answers come, and of each the winner first."""
+    columns = with_gain(SUMMARY_COLUMNS, comparison)[:-1]
+    for answer in found:
+        for row in (answer.summary, *answer.others):
+            cells = summary_cells(row, names, comparison)
+            yield {
+                "cells": [cells[column] for column in columns],
+                "verdict": row.verdict,
+                "colour": COLOURS[row.verdict],
+                "best": cells["best point"] if row.best_point else "",
+                "number": row.best_point.number if row.best_point else None,
+                "wins": row is answer.summary and row.best_point is not None,
+                "seeds": row.diagnosed_with,
+            }
 
 
 def _baseline_summary(comparison: Comparison) -> list[str]:

@@ -87,7 +87,7 @@ class Picture:
 def drawing(picture: Picture) -> dict[str, Any]:
     """A figure for the template, with an arrangement for each width from which more columns fit."""
     figure = picture.figure
-    whole = figure.to_plotly_json()
+    whole: dict[str, Any] = figure.to_plotly_json()
     whole["layout"].pop("template")  # one for all figures of a page
     arrangements = [
         {"from": width, "layout": arranged(figure, columns, width)}

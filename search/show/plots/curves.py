@@ -233,6 +233,7 @@ def _trace(line: Line, info: CurvesInfo) -> go.Scatter:
         line={"color": _colour(line), "width": 1.6 if chosen else 1},
         opacity=opacity,
         name=kind,
+        meta=line.number,
         hovertemplate=f"step %{{x}}, loss %{{y:.3g}}<br>{line.hover}<extra></extra>",
     )
 
