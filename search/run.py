@@ -15,6 +15,7 @@ from .pool.local import this_machine
 from .pool.progress import Progress
 from .show.publish import write_results
 from .signals import defer_signals, interrupt_on_signal, stop_if_asked
+from .store.places import RUNS
 from .store.provenance import environment, write_environment
 from .store.results import Results
 from .store.storage import Store, create_store, exclusive
@@ -23,13 +24,12 @@ from .train.choose import devices
 from .trainers.tryout import check_studies
 from .trial import Trial
 
-RESULTS = Path("results")
 Then = Callable[[Results], object]
 
 
 def run_studies(
     studies: Sequence[Study],
-    results: Path = RESULTS,
+    results: Path = RUNS,
     workers: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
