@@ -30,7 +30,7 @@ from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import counterpart
 from ..store.files import atomic
 from ..store.results import Results
-from ..trial import Trial
+from ..trial import Point, Trial
 from ..words import readable
 from .against import chapter, versus
 from .answers import answer_sentence
@@ -49,6 +49,7 @@ from .plots import (
     overlay_figure,
     overlay_info,
 )
+from .plots.style import trial_id
 from .tables import (
     LEFT,
     MAY_FAIL,
@@ -220,14 +221,14 @@ def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
     for one in results.answers:
         start = f"batch size {one.batch_size}"
         sentence = answer_sentence(one, objective, varied).removeprefix(f"{start}: ")
-        trial = one.point.number if one.point and not one.remedy else None
         found.append(
             {
                 "title": start.capitalize(),
                 "verdict": one.verdict,
                 "colour": COLOURS[one.verdict],
                 "sentence": sentence[:1].upper() + sentence[1:] if one.found else sentence,
-                "trial": trial,
+                "trial": _id(one.point) if one.point and not one.remedy else "",
+                "number": one.point.number if one.point else "",
                 "diagnosis": f"diagnosis-{label(one.found.group)}" if one.found else "",
                 "seeds": one.summary.diagnosed_with,
             }
@@ -387,7 +388,7 @@ def _summary_rows(
                 "verdict": row.verdict,
                 "colour": COLOURS[row.verdict],
                 "best": cells["best point"] if row.best_point else "",
-                "number": row.best_point.number if row.best_point else None,
+                "trial": _id(row.best_point) if row.best_point else "",
                 "wins": row is answer.summary and row.best_point is not None,
                 "seeds": row.diagnosed_with,
             }
@@ -409,7 +410,7 @@ def _baseline_row(comparison: Comparison, names: list[str]) -> dict[str, Any]:
     }
     columns = ["number", *names, *with_gain(OUTCOMES, comparison)]
     cells = [_cell(known.get(column, "")) for column in columns]
-    return {"number": "baseline", "curve": False, "cells": cells}
+    return {"id": "baseline", "curve": False, "cells": cells}
 
 
 def _listed(trials: Sequence[Trial], scientific: Sequence[str]) -> list[Trial]:
@@ -427,10 +428,10 @@ def _listed(trials: Sequence[Trial], scientific: Sequence[str]) -> list[Trial]:
 
 
 def _trial_row(
-    trial: Trial, names: list[str], comparison: Comparison | None, drawn: Collection[int]
+    trial: Trial, names: list[str], comparison: Comparison | None, drawn: Collection[str]
 ) -> dict[str, Any]:
     gain = comparison.gain(trial.best_value) if comparison and is_rankable(trial) else math.nan
-    verdict, number = trial.verdict, trial.point.number
+    verdict = trial.verdict
     style = "good" if trial.feasible else "bad" if verdict.infeasible else "off"
     known = {
         "verdict": Cell(verdict.outcome, verdict.outcome, f"text verdict {style}"),
@@ -443,13 +444,17 @@ def _trial_row(
         "seconds": _cell(trial.seconds),
         "reason": Cell(verdict.evidence, verdict.evidence, "text wide"),
     }
-    point = [number, *(trial.point.values.get(name, "") for name in names)]
+    point = [trial.point.number, *(trial.point.values.get(name, "") for name in names)]
     outcomes = [known[name] for name in with_gain(OUTCOMES, comparison)]
     return {
-        "number": number,
-        "curve": number in drawn,
+        "id": _id(trial.point),
+        "curve": _id(trial.point) in drawn,
         "cells": [*map(_cell, point), *outcomes],
     }
+
+
+def _id(point: Point) -> str:
+    return trial_id(point.batch_size, point.number)
 
 
 def _cell(value: Any) -> Cell:

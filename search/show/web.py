@@ -87,14 +87,15 @@ class Picture:
 def drawing(picture: Picture) -> dict[str, Any]:
     """A figure for the template, with an arrangement for each width from which more columns fit."""
     figure = picture.figure
-    whole: dict[str, Any] = figure.to_plotly_json()
-    whole["layout"].pop("template")  # one for all figures of a page
-    arrangements = [
+    whole: dict[str, Any] = dict(figure.to_plotly_json())
+    layout: dict[str, Any] = whole["layout"]
+    layout.pop("template")  # one for all figures of a page
+    arrangements: list[dict[str, Any]] = [
         {"from": width, "layout": arranged(figure, columns, width)}
         for width, columns in _widths(picture.columns)
     ]
     heights = [[one["from"], one["layout"]["height"]] for one in arrangements]
-    data = {"data": whole["data"], "layout": whole["layout"], "arrangements": arrangements}
+    data = {"data": whole["data"], "layout": layout, "arrangements": arrangements}
     return {
         "name": picture.name,
         "label": picture.label,

@@ -28,6 +28,7 @@ from .style import (
     log_axis,
     panel_figure,
     panel_title,
+    trial_id,
 )
 from .thin import thin
 
@@ -161,7 +162,10 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
     for panel in info.panels:
         row, column = places[panel.group]
         ends = [line for line in panel.lines if line.infeasible and line.loss]
-        lines = [_trace(line, info) for line in sorted(panel.lines, key=_depth)]
+        lines = []
+        for line in sorted(panel.lines, key=_depth):
+            lines.append(_trace(line, info))
+            lines[-1].meta = trial_id(panel.group.batch_size, line.number)
         for trace in [*lines, _ends(ends, info)] if ends else lines:
             trace.showlegend = bool(trace.name) and trace.name not in shown
             shown.add(trace.name)
@@ -233,7 +237,6 @@ def _trace(line: Line, info: CurvesInfo) -> go.Scatter:
         line={"color": _colour(line), "width": 1.6 if chosen else 1},
         opacity=opacity,
         name=kind,
-        meta=line.number,
         hovertemplate=f"step %{{x}}, loss %{{y:.3g}}<br>{line.hover}<extra></extra>",
     )
 

@@ -197,6 +197,11 @@ def right_legend(figure: go.Figure, title: str) -> None:
     )
 
 
+def trial_id(batch_size: int, number: int) -> str:
+    """What a page calls a trial by: numbers begin anew at each batch size."""
+    return f"{batch_size}-{number}"
+
+
 def escape(value: Any) -> str:
     return html.escape(readable(value), quote=False)
 
