@@ -44,6 +44,7 @@ from tunewright.search.show.plots.overlay import Repeated
 from tunewright.search.show.plots.style import colours, linear_ticks, log_ticks
 from tunewright.search.show.plots.thin import thin
 from tunewright.search.trial import EMPTY_CURVE, Array, Curve, Group, Outcome, Point, Trial, Verdict
+from tunewright.search.words import readable
 
 STEPS = 200
 FALLING = 2.3 * np.exp(-np.linspace(0, 3, STEPS))
@@ -669,7 +670,34 @@ def test_a_comparison_shows_every_run_and_the_best_of_n_where_there_was_a_search
     figure = versus_figure(info)
     marks = [trace for trace in figure.data if trace.mode == "markers"]
     assert [tuple(trace.y) for trace in marks] == [side.values for side in info.sides]
-    assert len(figure.data) == 2 * len(info.sides) + 2 * 2
+    pairs = [trace for trace in figure.data if trace.mode == "lines" and None in trace.x]
+    assert [tuple(trace.y) for trace in pairs] == (
+        [(0.31, 0.2, 0.4, None, 0.29, 0.21, 0.01, None)] if baseline else []
+    )
+    # the runs stand on an axis of their own, which the bad trials of a search do not stretch
+    assert info.runs_range == (0.01, 0.4)
+    assert max(figure.layout.yaxis.range) < 0.5
+
+
+def test_the_gain_of_each_candidate_stands_large_with_its_interval_and_above_0_is_better() -> None:
+    result = comparison([[0.2, 0.21], [0.4, 0.01]], [0.31, 0.29])
+    info = versus_info(result)
+    found = [one.evidence for one in result.candidates]
+    assert [(one.gain, one.interval) for one in info.gains] == [
+        (one.gain, one.gain_interval) for one in found
+    ]
+    assert info.gains[0].gain == pytest.approx(0.095)
+    marks = [trace for trace in versus_figure(info).data if trace.mode == "markers+text"]
+    for mark, one in zip(marks, found, strict=True):
+        assert mark.y == (one.gain,)
+        assert one.gain + mark.error_y.array[0] == pytest.approx(one.gain_interval[1])
+        assert one.gain - mark.error_y.arrayminus[0] == pytest.approx(one.gain_interval[0])
+    assert [mark.text for mark in marks] == [("<b>+0.095</b>",), ("<b>+0.095</b>",)]
+    colours_of = {trace.legendgroup: trace.marker.color for trace in marks}
+    runs = {trace.name: trace.marker.color for trace in versus_figure(info).data if trace.name}
+    assert all(runs[name] in (colour, None) for name, colour in colours_of.items())
+    low, high = map(readable, info.gains[0].interval)
+    assert f"found 0, gain +0.095 ({low} to {high})" in info.in_words()
 
 
 def test_the_baseline_is_a_dashed_line_that_the_range_holds() -> None:
@@ -732,6 +760,35 @@ def every_figure() -> dict[str, go.Figure]:
         "versus": versus_figure(versus_info(comparison([[0.1, 0.2, 0.15]], [0.3, 0.2, 0.4]))),
         "training": training_figure(training_info(one, read_out(one.curve, one.verdict))),
     }
+
+
+def test_each_figure_has_a_sentence_with_its_numbers() -> None:
+    swept = lr_sweep()
+    axis = axis_info(swept, "base_lr", "val_error", log=True).in_words()
+    assert axis == (
+        "val_error against base_lr, 8 trials: batch size 32, momentum, 8 trials, lr_star = 0.1, "
+        "headroom 8 ×, 2 infeasible, 1 crashed."
+    )
+    assert curves_info(swept, "val_error").in_words() == (
+        "training loss of 6 trials: batch size 32, momentum, lr_star = 0.1, above it "
+        "0.2 feasible, 0.4 feasible, 0.8 infeasible."
+    )
+    assert edge_info(EDGE).in_words() == (
+        "how often training diverges, 19 trials: batch size 32, momentum, lr_star = 0.1, "
+        "unstable_base_lr 1 to 10."
+    )
+    assert overlay_info(PRE_AND_POST, "val_error", ["norm"]).in_words() == (
+        "best val_error against base_lr: batch size 32, momentum, norm=post, 0.4 at "
+        "lr_star = 0.1; batch size 32, momentum, norm=pre, 0.1 at lr_star = 0.2."
+    )
+    assert "norm=post, 1 of 4 infeasible" in loss_info(PRE_AND_POST, ["norm"]).in_words()
+    assert "trial 0, base_lr = 0.1, 90th percentile = 2.7" in norms_info(swept).in_words()
+    lost = swept[4]
+    told = training_info(lost, read_out(lost.curve, lost.verdict)).in_words()
+    assert told.startswith("training loss of one training: from 2.3 to 1e+39; at every step")
+    assert (
+        axis_info([], "base_lr", "val_error").in_words() == "val_error against base_lr, 0 trials."
+    )
 
 
 def axis_pairs(figure: go.Figure) -> list[tuple[str, str]]:

@@ -135,7 +135,8 @@ class _Arrangement:
 
     def _places(self) -> list[tuple[float, float]]:
         """Left and right end of each column, as shares of the width."""
-        gap = max(COLUMN_GAP, (self._tick_width() + EDGE) / self.inner)
+        beside = self._tick_width() + EDGE + Y_TITLE * self._titled_inside()
+        gap = max(COLUMN_GAP, beside / self.inner)
         shares = [1.0] * self.columns
         if self.kept:
             shares = [panel.share for panel in self._one_of_each_column()]
@@ -147,6 +148,13 @@ class _Arrangement:
             places.append((round(left, 5), round(min(right, 1.0), 5)))
             left = right + gap
         return places
+
+    def _titled_inside(self) -> bool:
+        """Whether a panel that is not the first of its row shows a title at its vertical axis."""
+        if self.narrow:
+            return False
+        titles = [[self._title_of("y", row[k]) for k in sorted(row)] for row in self.rows]
+        return any(len(set(in_row)) > 1 for in_row in titles)
 
     def _one_of_each_column(self) -> list[_Panel]:
         by_column = {column: panel for row in self.rows for column, panel in row.items()}

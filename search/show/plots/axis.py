@@ -31,6 +31,7 @@ from .style import (
     footnote,
     hover,
     in_grid,
+    in_one_sentence,
     linear_ticks,
     log_axis,
     panel_figure,
@@ -108,6 +109,18 @@ class AxisInfo:
     panels: tuple[Panel, ...]
     not_varied: tuple[tuple[str, int], ...] = ()
     baseline: float | None = None
+
+    def in_words(self) -> str:
+        """The figure in a sentence: each panel's best, and how many trials did not train."""
+        count = sum(len(panel.marks) for panel in self.panels)
+        subject = f"{self.objective} against {self.axis}, {count} trials"
+        return in_one_sentence(subject, map(_panel_in_words, self.panels))
+
+
+def _panel_in_words(panel: Panel) -> str:
+    kinds = Counter(mark.kind for mark in panel.marks)
+    failed = [f"{kinds[kind]} {kind}" for kind in RAILS if kinds[kind]]
+    return ", ".join([f"{panel.group.label}, {len(panel.marks)} trials", panel.note, *failed])
 
 
 def axis_info(

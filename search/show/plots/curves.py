@@ -25,6 +25,7 @@ from .style import (
     footnote,
     hover,
     in_grid,
+    in_one_sentence,
     log_axis,
     panel_figure,
     panel_title,
@@ -74,6 +75,25 @@ class CurvesInfo:
     log_loss: bool
     loss_range: tuple[float, float]
     panels: tuple[CurvesPanel, ...]
+
+    def in_words(self) -> str:
+        """The figure in a sentence: each panel's lr_star, and what became of the next above it."""
+        count = sum(len(panel.lines) for panel in self.panels)
+        return in_one_sentence(
+            f"training loss of {count} trials", map(_panel_in_words, self.panels)
+        )
+
+
+def _panel_in_words(panel: CurvesPanel) -> str:
+    if math.isnan(panel.lr_star):
+        return f"{panel.group.label}, no feasible trial"
+    above = {line.base_lr: line for line in panel.lines if line.rank > 0}
+    told = [
+        f"{readable(base_lr)} " + ("infeasible" if above[base_lr].infeasible else "feasible")
+        for base_lr in sorted(above)
+    ]
+    star = f"{panel.group.label}, lr_star = {readable(panel.lr_star)}"
+    return star + (f", above it {', '.join(told)}" if told else "")
 
 
 def curves_info(

@@ -27,6 +27,7 @@ from .style import (
     escape,
     footnote,
     in_grid,
+    in_one_sentence,
     log_axis,
     panel_figure,
     panel_title,
@@ -79,6 +80,12 @@ class EdgeInfo:
 
     panels: tuple[EdgePanel, ...]
     crashed: int
+
+    def in_words(self) -> str:
+        """The figure in a sentence: each panel's lr_star and where half of its trials diverge."""
+        parts = [f"{panel.group.label}, {_note(panel)}" for panel in self.panels]
+        trials = sum(one.trials for panel in self.panels for one in panel.tried)
+        return in_one_sentence(f"how often training diverges, {trials} trials", parts)
 
 
 def edge_info(

@@ -23,6 +23,7 @@ from .style import (
     colours,
     escape,
     footnote,
+    in_one_sentence,
     linear_ticks,
     panel_figure,
     panel_title,
@@ -76,6 +77,14 @@ class LossInfo:
     chance_loss: float
     sparse_every: int
     groups: tuple[LossGroup, ...]
+
+    def in_words(self) -> str:
+        """The figure in a sentence: how many runs of each group did not train."""
+        parts = []
+        for one in self.groups:
+            failed = sum(line.infeasible for line in one.lines)
+            parts.append(f"{one.group.label}, {failed} of {len(one.lines)} infeasible")
+        return in_one_sentence("training loss against step", parts)
 
 
 def is_untuned(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ from .style import (
     ORANGE,
     VERMILLION,
     footnote,
+    in_one_sentence,
     log_axis,
     panel_figure,
     panel_title,
@@ -66,6 +67,11 @@ class NormsInfo:
     panels: tuple[NormsPanel, ...]
     missing: tuple[str, ...]
     scale: tuple[float, float] | None = None
+
+    def in_words(self) -> str:
+        """The figure in a sentence: each panel's trial, percentile and thresholds."""
+        parts = [f"{panel.group.label}, {_note(panel)}" for panel in self.panels]
+        return in_one_sentence("gradient norm against step, and its histogram", parts)
 
 
 def norms_info(trials: Iterable[Trial], *, scientific: Sequence[str] = ()) -> NormsInfo:

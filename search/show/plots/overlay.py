@@ -23,6 +23,7 @@ from .style import (
     colours,
     escape,
     footnote,
+    in_one_sentence,
     log_axis,
     panel_figure,
     panel_title,
@@ -80,6 +81,17 @@ class OverlayInfo:
     lines: tuple[OverlayLine, ...]
     outdone: int = 0
     crashed: int = 0
+
+    def in_words(self) -> str:
+        """The figure in a sentence: lr_star of each line, and its mean there."""
+        return in_one_sentence(f"best {self.objective} against base_lr", map(_in_words, self.lines))
+
+
+def _in_words(line: OverlayLine) -> str:
+    mean = next((point.mean for point in line.points if point.base_lr == line.lr_star), math.nan)
+    if math.isnan(mean):
+        return f"{line.group.label}, no feasible base_lr"
+    return f"{line.group.label}, {readable(mean)} at lr_star = {readable(line.lr_star)}"
 
 
 def comparable(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:

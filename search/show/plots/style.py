@@ -162,6 +162,11 @@ def footnote(figure: go.Figure, text: str) -> None:
     )
 
 
+def in_one_sentence(subject: str, parts: Iterable[str]) -> str:
+    """What a figure shows, for those who do not see it: its subject, then each part's numbers."""
+    return ": ".join(filter(None, [subject, "; ".join(filter(None, parts))])) + "."
+
+
 def scientific_label(group: Group) -> str:
     """A group's scientific values, for a legend whose title names them."""
     return SEPARATOR.join(readable(value) for _, value in group.scientific)

@@ -14,7 +14,7 @@ from ...words import readable
 from .arrange import settled
 from .curves import frame, in_frame, loss_axis, step_axis
 from .norms import HISTOGRAM_WIDTH, STEP_WIDTH, NormsPanel, draw_norms, norms_panel
-from .style import BLUE, VERMILLION, footnote, panel_figure, panel_title
+from .style import BLUE, VERMILLION, footnote, in_one_sentence, panel_figure, panel_title
 from .thin import thin
 
 
@@ -32,6 +32,12 @@ class TrainingInfo:
     loss_range: tuple[float, float]
     onset: float
     norms: NormsPanel | None
+
+    def in_words(self) -> str:
+        """The figure in a sentence: from what loss to what, and what the norms say."""
+        ends = f"from {readable(self.loss[0])} to {readable(self.loss[-1])}" if self.loss else ""
+        norms = f"gradient norm {_norm_note(self.norms)}" if self.norms else ""
+        return in_one_sentence("training loss of one training", [ends, _onset_note(self), norms])
 
 
 def training_info(trial: Trial, readout: Readout) -> TrainingInfo:
