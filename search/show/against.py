@@ -34,7 +34,8 @@ COLOURS: Mapping[Decision, str] = {
 
 def versus(result: Comparison) -> Picture:
     """The figure of a comparison."""
-    return Picture("Against the baseline", "versus", versus_figure(versus_info(result)), 2)
+    info = versus_info(result)
+    return Picture("Against the baseline", "versus", versus_figure(info), 2, info.in_words())
 
 
 def chapter(result: Comparison) -> dict[str, Any]:

@@ -22,14 +22,15 @@ def write_page(folder: Path, trial: Trial, readout: Readout, sentences: Sequence
     return the page's path.
     """
     write_curve(folder / CURVE, trial.curve)
-    figure = training_figure(training_info(trial, readout))
+    info = training_info(trial, readout)
+    figure = training_figure(info)
     document = render(
         TEMPLATE,
         name=folder.resolve().name,
         headline=readout.headline,
         colour="good" if trial.feasible else "bad",
         sentences=sentences,
-        drawn=drawing(Picture("", "training", figure, columns=2)),
+        drawn=drawing(Picture("", "training", figure, 2, info.in_words())),
         curve=CURVE,
     )
     path = folder / PAGE

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import plotly.graph_objects as go
 
 from ..errors import UserError, warn_once
 from ..judge.analysis import (
@@ -63,7 +65,7 @@ from .tables import (
 from .web import Picture, drawing, render
 
 TEMPLATE = "report.html.jinja"
-CURVES = "training_curves"
+CURVES, GROUPS = "training_curves", "Comparison of groups"
 PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one is as wide as two
 MARGIN_WIDTH = 160  # pixels
 MOST_ROWS = 1_000  # of the table of all trials: a browser is slow with more
@@ -282,13 +284,13 @@ def pictures(results: Results) -> list[Picture]:
     batch_sizes = len({trial.point.batch_size for trial in trials})
     found = []
     if comparable(trials, scientific):
-        overlay = overlay_figure(overlay_info(trials, objective, scientific))
-        found.append(Picture("Comparison of groups", "comparison", overlay, 2 * batch_sizes))
+        overlay = overlay_info(trials, objective, scientific)
+        found.append(_drawn(GROUPS, "comparison", overlay_figure, overlay, 2 * batch_sizes))
     if is_untuned(trials, scientific):
         losses = loss_info(
             trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0
         )
-        found.append(Picture("Comparison of groups", "training_loss", loss_figure(losses), 2))
+        found.append(_drawn(GROUPS, "training_loss", loss_figure, losses, 2))
     for axis in sorted(varied_names(trials), key=lambda axis: axis != "base_lr"):
         info = axis_info(
             trials,
@@ -300,15 +302,21 @@ def pictures(results: Results) -> list[Picture]:
         )
         if axis == "base_lr":
             info = replace(info, panels=tuple(told_by(results.diagnosis, info.panels)))
-        found.append(Picture("Axis plots", f"axis_{axis}", axis_figure(info), batch_sizes))
+        found.append(_drawn("Axis plots", f"axis_{axis}", axis_figure, info, batch_sizes))
     if study.imported and not any(len(trial.curve.loss) for trial in trials):
         return found
     curves = curves_info(trials, objective, log_steps=figure.log_steps, scientific=scientific)
-    found.append(Picture("Training curves", CURVES, curves_figure(curves), batch_sizes))
+    found.append(_drawn("Training curves", CURVES, curves_figure, curves, batch_sizes))
     norms = norms_info(trials, scientific=scientific)
     if norms.panels:
-        found.append(Picture("Gradient norms", "gradient_norms", norms_figure(norms), 3))
+        found.append(_drawn("Gradient norms", "gradient_norms", norms_figure, norms, 3))
     return found
+
+
+def _drawn(
+    heading: str, name: str, draw: Callable[[Any], go.Figure], info: Any, columns: int
+) -> Picture:
+    return Picture(heading, name, draw(info), columns, info.in_words())
 
 
 def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
@@ -334,7 +342,7 @@ def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
 
 def _picture(scene: Scene) -> Picture:
     assert scene.figure is not None  # the caller looks
-    return Picture("Diagnosis", scene.name, scene.figure, scene.columns)
+    return Picture("Diagnosis", scene.name, scene.figure, scene.columns, scene.words)
 
 
 def _told(found: GroupDiagnosis, scenes: Sequence[Scene]) -> dict[str, Any]:

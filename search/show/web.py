@@ -11,7 +11,6 @@ import base64
 import functools
 import gzip
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,17 +70,15 @@ def _cite(sentence: str) -> Markup:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of a report: its heading, its name as a file, and its columns of panels."""
+    """A figure of a report: its heading, its name as a file, its columns of panels, its content in
+    a sentence.
+    """
 
     heading: str
     name: str
     figure: go.Figure
     columns: int
-
-    @property
-    def label(self) -> str:
-        """What the figure shows, in words."""
-        return re.sub(r"<[^>]*>", " ", self.figure.layout.title.text)
+    words: str
 
 
 def drawing(picture: Picture) -> dict[str, Any]:
@@ -98,7 +95,7 @@ def drawing(picture: Picture) -> dict[str, Any]:
     data = {"data": whole["data"], "layout": layout, "arrangements": arrangements}
     return {
         "name": picture.name,
-        "label": picture.label,
+        "label": picture.words[:1].upper() + picture.words[1:],
         "heights": json.dumps(heights),
         "packed": packed(to_json_plotly(data)),
     }

@@ -46,7 +46,7 @@ CUT = """() => [...document.querySelectorAll("figure.plot")].flatMap(figure => {
     const texts = figure.querySelectorAll(
         ".gtitle, .annotation-text, .legendtext, .xtick text, .xtitle, .ytitle");
     const over = (one, other) => one.left < other.right && other.left < one.right
-        && one.top < other.bottom && other.top < one.bottom;
+        && one.top + 4 < other.bottom && other.top < one.bottom;
     return [...texts].filter(text => {
         const box = text.getBoundingClientRect();
         return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1

@@ -56,7 +56,7 @@ def test_the_sweep_is_titled_with_what_the_diagnosis_found_not_with_the_best_sin
 def test_the_report_has_the_chapter_with_its_figures_once_each(unstable):
     store, _, _ = unstable
     text = write_report(Results.read(store)).read_text(encoding="utf-8")
-    assert text.count("Diagnosis: batch size 32, momentum") == 1
+    assert text.count(">Diagnosis: batch size 32, momentum<a ") == 1
     for scene in story(Results.read(store)):
         assert text.count(f'id="{scene.name}"') == (1 if scene.figure else 0)
     assert "Adopt warmup: " in text
@@ -120,7 +120,7 @@ def test_groups_that_share_a_sweep_are_told_each_of_its_own_trials(tmp_path):
     figures = [scene.name for scene in scenes if scene.figure]
     assert len(set(figures)) == len(figures)
     text = write_report(Results.read(store)).read_text(encoding="utf-8")
-    assert [text.count(f"Diagnosis: {group.group.label}<") for group in result.groups] == [1, 1]
+    assert [text.count(f">Diagnosis: {group.group.label}<a ") for group in result.groups] == [1, 1]
 
 
 def test_groups_by_a_scientific_argument_have_figures_of_their_own(tmp_path):
