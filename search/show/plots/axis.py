@@ -322,7 +322,7 @@ def axis_figure(info: AxisInfo) -> go.Figure:
     _draw_rails(figure, places, kinds, is_turned(info.y_range))
     if info.baseline is not None:
         figure.add_hline(
-            info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="between"
+            info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="below"
         )
     footnote(
         figure,
