@@ -70,17 +70,8 @@ PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one i
 MARGIN_WIDTH = 160  # pixels
 MOST_ROWS = 1_000  # of the table of all trials: a browser is slow with more
 SUMMARY_COLUMNS = (
-    "group",
-    "trials",
-    "infeasible",
-    "crashed",
-    "near lr_star",
-    "lr_star",
-    "unstable_base_lr",
-    "headroom",
-    "best value",
-    "at step",
-    "verdict",
+    *("group", "verdict", "best value", "lr_star", "unstable_base_lr", "headroom"),
+    *("near lr_star", "trials", "infeasible", "crashed", "at step"),
 )
 OUTCOMES = (
     "verdict",
@@ -387,7 +378,7 @@ def _summary_rows(
     found: Iterable[Answer], names: Collection[str], comparison: Comparison | None
 ) -> Iterator[dict[str, Any]]:
     """A row per group: batch sizes as their answers come, and of each the winner first."""
-    columns = with_gain(SUMMARY_COLUMNS, comparison)[:-1]
+    columns = [name for name in with_gain(SUMMARY_COLUMNS, comparison) if name != "verdict"]
     for answer in found:
         for row in (answer.summary, *answer.others):
             cells = summary_cells(row, names, comparison)

@@ -95,7 +95,7 @@ def drawing(picture: Picture) -> dict[str, Any]:
     data = {"data": whole["data"], "layout": layout, "arrangements": arrangements}
     return {
         "name": picture.name,
-        "label": picture.words[:1].upper() + picture.words[1:],
+        "label": picture.words,
         "heights": json.dumps(heights),
         "packed": packed(to_json_plotly(data)),
     }
