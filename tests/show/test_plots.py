@@ -39,7 +39,7 @@ from tunewright.search.show.plots.arrange import (
     width_of,
     wrapped,
 )
-from tunewright.search.show.plots.axis import AxisInfo, Mark
+from tunewright.search.show.plots.axis import MOST_MARKS, MOST_TOLD, AxisInfo, Mark
 from tunewright.search.show.plots.overlay import Repeated
 from tunewright.search.show.plots.style import colours, linear_ticks, log_ticks
 from tunewright.search.show.plots.thin import thin
@@ -92,7 +92,7 @@ def marks(info: AxisInfo) -> list[Mark]:
 
 
 def drawn(figure: go.Figure) -> int:
-    return sum(len(trace.x) for trace in figure.data)
+    return sum(len(trace.x) for trace in figure.data if trace.mode == "markers")
 
 
 def texts_of(figure: go.Figure) -> list[str]:
@@ -132,7 +132,7 @@ def test_only_feasible_trials_set_the_range(trials: list[Trial]) -> None:
     info = axis_info(trials, "optimizer", "val_error")
     low, high = info.y_range
     for mark in marks(info):
-        if mark.kind in ("feasible", "best"):
+        if mark.kind in ("feasible", "best", "winner"):
             assert low <= mark.y <= high
         else:
             assert mark.y > high
@@ -242,6 +242,60 @@ def test_a_scientific_hyperparameter_has_panels_of_its_own_unless_it_is_the_axis
         {"norm": "pre"},
     ]
     assert len(axis_info(trials, "norm", "val_error", scientific=["norm"]).panels) == 1
+
+
+def test_the_best_of_each_value_stands_out_of_the_others_at_any_base_lr() -> None:
+    tried = [
+        trial(0, 0.1, 0.5),
+        trial(1, 1.0, 0.3),
+        trial(2, 0.1, 0.2, warmup_steps=10),
+        trial(3, 1.0, 0.9, warmup_steps=10),
+        trial(4, 9.0, 0.1, "diverged", warmup_steps=10),
+    ]
+    info = axis_info(tried, "warmup_steps", "val_error")
+    assert {mark.number: mark.kind for mark in marks(info)} == {
+        0: "feasible",
+        1: "winner",
+        2: "best",
+        3: "feasible",
+        4: "infeasible",
+    }
+    hovers = {mark.number: mark.hover for mark in marks(info)}
+    assert hovers[1].startswith("<b>best of 2 with warmup_steps = 0</b>")
+    assert "base_lr = 1" in hovers[1]
+    assert hovers[2].startswith("<b>best of 3 with warmup_steps = 10, 1 infeasible</b>")
+    assert "best of" not in hovers[0]
+    assert (info.isolated, info.joined) == (True, True)
+    figure = axis_figure(info)
+    [profile] = [trace for trace in figure.data if trace.mode == "lines"]
+    assert profile.y == (0.3, 0.2)
+    looks = {trace.name: trace.marker for trace in figure.data if trace.mode == "markers"}
+    assert looks["best of its value"].size > looks["other feasible trials"].size
+    base_lr = axis_info(tried, "base_lr", "val_error", log=True)
+    assert not base_lr.isolated
+    assert {mark.kind for mark in marks(base_lr)} == {"feasible", "best", "infeasible"}
+    names = [trial(n, 0.1, 0.1 + n, workload_args={"norm": "ab"[n % 2]}) for n in range(4)]
+    assert not axis_info(names, "norm", "val_error").joined
+
+
+def test_of_very_many_trials_the_best_and_the_edge_are_drawn_and_the_rest_is_counted() -> None:
+    many = [
+        trial(n, 10.0 ** (n / 2000 - 3), 0.1 + (n * 7919 % 5000) / 1e4,
+              "feasible" if n < 4000 else "diverged")
+        for n in range(5000)
+    ]  # fmt: skip
+    info = axis_info(many, "base_lr", "val_error", log=True)
+    shown = {mark.number for mark in marks(info)}
+    assert len(shown) == MOST_MARKS
+    assert info.panels[0].undrawn == 5000 - MOST_MARKS
+    best = sorted((one for one in many if one.feasible), key=lambda one: one.best_value)
+    assert {one.point.number for one in best[:1000]} <= shown
+    assert set(range(4000, 4500)) <= shown  # the lowest base LRs that diverged
+    told = [mark for mark in marks(info) if "<br>" in mark.hover]
+    assert len(told) == MOST_TOLD
+    assert f"{MOST_MARKS} of 5000 trials drawn" in texts_of(axis_figure(info))[-1]
+    assert "5000 in all" in axis_figure(info).layout.title.text.replace(BREAK, " ")
+    assert len(axis_figure(info).to_json()) < 400_000
 
 
 def test_text_of_a_trial_is_escaped_in_hover() -> None:

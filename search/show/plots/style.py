@@ -226,6 +226,12 @@ def hover(trial: Trial, objective: str) -> str:
     return "<br>".join(lines)
 
 
+def brief(trial: Trial) -> str:
+    """A trial's number, outcome and base_lr, where the text of `hover` would be too much."""
+    base_lr = readable(trial.point.base_lr)
+    return f"trial {trial.point.number}: {trial.verdict.outcome}, base_lr {base_lr}"
+
+
 def log_axis(low: float, high: float, marked: tuple[float, float] | None = None) -> dict[str, Any]:
     """A logarithmic plotly axis over [low, high], with readable ticks within `marked` (None: all).
 
