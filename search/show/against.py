@@ -93,8 +93,9 @@ def _sentences(one: Candidate, candidates: int) -> Iterator[str]:
     least, runs = smallest_p(found.paired, found.seeds), "paired runs" if found.paired else "runs"
     told = f"{readable(least)} is the smallest p that {found.seeds} {runs} can show"
     if candidates * least > ALPHA:
-        corrected = f" by {candidates} candidates" if candidates > 1 else ""
-        yield f"{told}{corrected}, so they cannot decide, whatever their values are (S9)"
+        corrected = f", and the correction for {candidates} candidates makes it larger"
+        told += corrected if candidates > 1 else ""
+        yield f"{told}: above {ALPHA:g}, they cannot decide, whatever their values are (S9)"
     elif min(found.p_better, found.p_worse) <= least * (1 + 1e-9):
         side = "better" if found.p_better < found.p_worse else "worse"
         yield f"{told}: it says that every run is {side}, and the gain says by how much (S9)"

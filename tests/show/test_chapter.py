@@ -64,6 +64,17 @@ def test_the_report_has_the_chapter_with_its_figures_once_each(unstable):
     assert "momentum-32-edge-1" in text
 
 
+def test_what_the_diagnosis_found_comes_first_and_nothing_on_the_page_contradicts_it(unstable):
+    store, result, _ = unstable
+    (found,) = result.groups
+    text = html.unescape(write_report(Results.read(store)).read_text(encoding="utf-8"))
+    first = text.split("<nav")[0]
+    assert found.summary in first
+    assert "3 seeds" in first
+    stars = set(re.findall(r"lr_star = ([\d.e-]*\d)", text))
+    assert stars == {readable(found.lr_star)}
+
+
 def test_a_report_without_a_diagnosis_has_no_chapter(tmp_path):
     store = create_store(study_of(), tmp_path)
     assert "Diagnosis:" not in write_report(Results.read(store)).read_text(encoding="utf-8")

@@ -18,9 +18,10 @@ from examples import parse
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 
-from tunewright.search.judge.analysis import summarize
+from tunewright.search.judge.analysis import group_trials, summarize
 from tunewright.search.judge.comparison import Comparison
 from tunewright.search.playbook import RULES
+from tunewright.search.show import report
 from tunewright.search.show.report import pictures, write_report
 from tunewright.search.show.tables import plan_table, summary_cells, summary_table
 from tunewright.search.show.web import packed
@@ -329,3 +330,40 @@ def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:
     assert "no evidence" in file.getvalue()
     assert "nan" not in file.getvalue()
     assert "inf " not in file.getvalue()
+
+
+def test_of_too_many_trials_the_best_of_each_group_have_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MOST_ROWS", 20)
+    finished = trials(40)
+    text = write(tmp_path, finished)
+    listed = set(re.findall(r'<tr id="trial-(\d+-\d+)"', text))
+    assert len(listed) == 20
+    assert "20 of 41 trials: the best of each group." in text
+    assert 'href="trials.csv"' in text
+    assert set(re.findall(r'href="#trial-([^"]*)"', text)) <= listed
+    left_out = [
+        one for one in finished if f"{one.point.batch_size}-{one.point.number}" not in listed
+    ]
+    worst = [
+        max(one.best_value for one in own if one not in left_out)
+        for own in group_trials(finished).values()
+    ]
+    for own, limit in zip(group_trials(finished).values(), worst, strict=True):
+        assert all(one.best_value >= limit for one in own if one in left_out and one.feasible)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "candidates", "words"),
+    [
+        (6, 1, "0.0156 is the smallest p that 6 paired runs can show: it says that every run is"),
+        (5, 2, "the correction for 2 candidates makes it larger: above 0.05, they cannot decide"),
+        (4, 1, "0.0625 is the smallest p that 4 paired runs can show: above 0.05, they cannot"),
+    ],
+)
+def test_a_rank_test_at_its_floor_is_explained(
+    tmp_path: Path, seeds: int, candidates: int, words: str
+) -> None:
+    found = comparison([[0.1 + i / 100 for i in range(seeds)]] * candidates, [0.5] * seeds)
+    assert words in write(tmp_path, trials(), comparison=found)
