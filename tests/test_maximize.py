@@ -579,8 +579,10 @@ def test_the_figure_against_the_baseline_turns_round(compared):
         assert other.values == tuple(-value for value in one.values)
     figure = versus_figure(high)
     assert "higher is better" in figure.layout.title.text
-    bottom, top = figure.layout.yaxis.range
-    assert bottom < min(high.y_range) < max(high.y_range) < top
+    for axis, spanned in (("yaxis", high.runs_range), ("yaxis3", high.y_range)):
+        bottom, top = figure.layout[axis].range
+        assert bottom < min(spanned) < max(spanned) < top
+    assert [one.gain for one in high.gains] == pytest.approx([one.gain for one in low.gains])
 
 
 def test_a_baselines_study_must_have_the_same_direction(compared, tmp_path):

@@ -192,6 +192,11 @@ def fewest_seeds(paired: bool, candidates: int) -> int:
     return math.ceil(math.log2(candidates / LIMIT)) if paired else math.ceil(candidates / LIMIT) - 1
 
 
+def smallest_p(paired: bool, seeds: int) -> float:
+    """The smallest p that the test of so many seeds can give, before any correction."""
+    return max(0.5**seeds, 1 / (RESAMPLES + 1)) if paired else 1 / (seeds + 1)
+
+
 def settles(one: Evidence, candidates: int) -> float:
     """The number of seeds that would settle an undecided comparison with probability POWER.
 

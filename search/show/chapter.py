@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
-from ..judge.diagnosis import GroupDiagnosis, Kind, Step, StepName
+from ..judge.diagnosis import Diagnosis, GroupDiagnosis, Kind, Step, StepName
 from ..procedure.steps import label, sweep_of
 from ..store.results import Results
 from ..trial import Group, Trial, group_of
 from ..words import readable
 from .plots import (
+    AxisPanel,
     EdgeInfo,
     axis_figure,
     axis_info,
@@ -36,16 +37,18 @@ COLOURS: Mapping[Kind, str] = {
     "unknown": "warn",
 }
 Trials = Callable[[Iterable[str]], list[Trial]]  # of studies, by their names
+Drawn = tuple[go.Figure, str]  # and what it shows, in words
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A step with its figure, if it has one, and how many panels wide that is."""
+    """A step with its figure, if it has one, how many panels wide that is, and what it shows."""
 
     group: GroupDiagnosis
     step: Step
     figure: go.Figure | None
     columns: int = 2
+    words: str = ""
 
     @property
     def name(self) -> str:
@@ -76,21 +79,23 @@ def story(results: Results) -> Iterator[Scene]:
 
         for step in found.steps:
             draw = DRAWN.get(step.name)
-            figure = draw(found, step, results.study.objective, trials) if draw else None
-            yield Scene(found, step, figure, 1 if step.name in ("sweep", "edge") else 2)
+            drawn = draw(found, step, results.study.objective, trials) if draw else None
+            figure, words = drawn or (None, "")
+            yield Scene(found, step, figure, 1 if step.name in ("sweep", "edge") else 2, words)
 
 
 # --- a figure for each step -----------------------------------------------------------------------
 
 
-def _sweep(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+def _sweep(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
     """The title gives lr_star by means over seeds; the star marks the best single training."""
     own = trials(step.studies + _studies(found, "boundary"))
     if not own:
         return None
     info = axis_info(own, "base_lr", objective, log=True)
     panels = tuple(replace(panel, note=_star(found)) for panel in info.panels)
-    return axis_figure(replace(info, panels=panels))
+    info = replace(info, panels=panels)
+    return axis_figure(info), info.in_words()
 
 
 def _star(found: GroupDiagnosis) -> str:
@@ -104,7 +109,15 @@ def _star(found: GroupDiagnosis) -> str:
     return f"{star}, headroom {low} to {high} ×"
 
 
-def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+def told_by(diagnosis: Diagnosis | None, panels: Iterable[AxisPanel]) -> Iterator[AxisPanel]:
+    """Panels of base LRs, with lr_star and headroom of the diagnosis where their group has one."""
+    groups = diagnosis.groups if diagnosis else ()
+    notes = {found.group: f"{_star(found)} (diagnosis)" for found in groups}
+    for panel in panels:
+        yield replace(panel, note=notes.get(panel.group, panel.note))
+
+
+def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
     """The edge as the diagnosis recorded it.
 
     Beside lr_star, more trials may count as collapsed than by their own curves.
@@ -116,17 +129,21 @@ def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> 
             "limit of λ₁ at the best checkpoint": found.curvature.limit_at_best,
         }
     panel = edge_panel(found.group, found.edge.tried, found.lr_star, limits)
-    return edge_figure(EdgeInfo((panel,), crashed=0)) if panel.tried else None
+    if not panel.tried:
+        return None
+    info = EdgeInfo((panel,), crashed=0)
+    return edge_figure(info), info.in_words()
 
 
-def _kind(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+def _kind(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
     own = [trial for trial in trials(step.studies) if len(trial.curve.loss)]
     if not own:
         return None
-    return loss_figure(loss_info(own, ("base_lr",), log_steps=True, sparse_every=SPARSE_EVERY))
+    info = loss_info(own, ("base_lr",), log_steps=True, sparse_every=SPARSE_EVERY)
+    return loss_figure(info), info.in_words()
 
 
-def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> go.Figure | None:
+def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
     """Screening runs of every warmup length, at one base LR.
 
     It is the highest at which some length trains; if none does, the lowest.
@@ -138,35 +155,35 @@ def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -
     works = [trial.point.base_lr for trial in screens if trial.feasible]
     shown = max(works) if works else min(trial.point.base_lr for trial in screens)
     own = [trial for trial in screens if trial.point.base_lr == shown]
-    return loss_figure(loss_info(own, ("warmup_steps",), log_steps=True))
+    info = loss_info(own, ("warmup_steps",), log_steps=True)
+    return loss_figure(info), info.in_words()
 
 
-def _clipping(
-    found: GroupDiagnosis, step: Step, objective: str, trials: Trials
-) -> go.Figure | None:
+def _clipping(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
     own = trials(_studies(found, "sweep") + _studies(found, "boundary"))
     own = [trial for trial in own if trial.point.base_lr == found.lr_star]
     info = norms_info(own)
-    return norms_figure(info) if info.panels else None
+    return (norms_figure(info), info.in_words()) if info.panels else None
 
 
-def _tournament(
-    found: GroupDiagnosis, step: Step, objective: str, trials: Trials
-) -> go.Figure | None:
+def _tournament(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
     """The sweeps of the remedies that were rerun: more lines than these could not be told apart."""
     own: list[Trial] = []
     for remedy in [one for one in found.remedies if one.values] or found.remedies:
         for trial in trials([remedy.tuned_in]):
             named = {**trial.point.workload_args, "remedy": remedy.name}
             own.append(replace(trial, point=replace(trial.point, workload_args=named)))
-    return overlay_figure(overlay_info(own, objective, ("remedy",))) if own else None
+    if not own:
+        return None
+    info = overlay_info(own, objective, ("remedy",))
+    return overlay_figure(info), info.in_words()
 
 
 def _studies(found: GroupDiagnosis, name: StepName) -> tuple[str, ...]:
     return next((step.studies for step in found.steps if step.name == name), ())
 
 
-DRAWN: Mapping[StepName, Callable[[GroupDiagnosis, Step, str, Trials], go.Figure | None]] = {
+DRAWN: Mapping[StepName, Callable[[GroupDiagnosis, Step, str, Trials], Drawn | None]] = {
     "sweep": _sweep,
     "edge": _edge,
     "kind": _kind,

@@ -7,16 +7,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
-
 from ..judge.readout import Readout
 from ..store.files import atomic, write_curve
 from ..trial import Trial
 from .plots import training_figure, training_info
-from .report import figure_html, template
+from .web import Picture, drawing, render
 
-TEMPLATE = Path(__file__).with_name("page.html.jinja")
+TEMPLATE = "page.html.jinja"
 CURVE, PAGE = "curve.npz", "report.html"
 
 
@@ -25,15 +22,16 @@ def write_page(folder: Path, trial: Trial, readout: Readout, sentences: Sequence
     return the page's path.
     """
     write_curve(folder / CURVE, trial.curve)
-    figure = training_figure(training_info(trial, readout))
-    document = template(TEMPLATE).render(
-        title=folder.resolve().name,
+    info = training_info(trial, readout)
+    figure = training_figure(info)
+    document = render(
+        TEMPLATE,
+        name=folder.resolve().name,
         headline=readout.headline,
         colour="good" if trial.feasible else "bad",
         sentences=sentences,
-        figure=figure_html(figure, "training"),
+        drawn=drawing(Picture("", "training", figure, 2, info.in_words())),
         curve=CURVE,
-        plotly_js=Markup(get_plotlyjs()),
     )
     path = folder / PAGE
     with atomic(path) as temporary:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from ..errors import UserError, warn_once
 from ..judge.analysis import (
-    GroupSummary,
     GroupVerdict,
     boundary_checks,
     group_trials,
@@ -25,19 +21,22 @@ from ..judge.analysis import (
     rank_configurations,
     varied_names,
 )
-from ..judge.comparison import Comparison, Decision
+from ..judge.answer import Answer
+from ..judge.comparison import Comparison
 from ..judge.diagnosis import GroupDiagnosis
 from ..judge.flags import checkpoint_note, curve_flags
 from ..judge.readout import clipped_before
-from ..playbook import CITATION, rule
+from ..procedure.steps import label
 from ..rules.counterparts import MADE_BY_RUN, OURS, Counterpart
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import counterpart
 from ..store.files import atomic
 from ..store.results import Results
-from ..trial import Trial
+from ..trial import Point, Trial
 from ..words import readable
-from .chapter import Scene, colour, story
+from .against import chapter, versus
+from .answers import answer_sentence
+from .chapter import Scene, colour, story, told_by
 from .plots import (
     axis_figure,
     axis_info,
@@ -51,38 +50,28 @@ from .plots import (
     norms_info,
     overlay_figure,
     overlay_info,
-    versus_figure,
-    versus_info,
 )
+from .plots.style import trial_id
 from .tables import (
     LEFT,
     MAY_FAIL,
     baseline_cells,
-    comparison_rows,
-    cost_rows,
     interval_method,
-    on_test_split,
     remedy_rows,
     signed,
     summary_cells,
     with_gain,
 )
+from .web import Picture, drawing, render
 
-TEMPLATE = Path(__file__).with_name("report.html.jinja")
+TEMPLATE = "report.html.jinja"
+CURVES, GROUPS = "training_curves", "Comparison of groups"
 PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one is as wide as two
-PANEL_WIDTH, MARGIN_WIDTH = 300, 160  # pixels: narrower figures scroll instead of shrinking
+MARGIN_WIDTH = 160  # pixels
+MOST_ROWS = 1_000  # of the table of all trials: a browser is slow with more
 SUMMARY_COLUMNS = (
-    "group",
-    "trials",
-    "infeasible",
-    "crashed",
-    "near lr_star",
-    "lr_star",
-    "unstable_base_lr",
-    "headroom",
-    "best value",
-    "at step",
-    "verdict",
+    *("group", "verdict", "best value", "lr_star", "unstable_base_lr", "headroom"),
+    *("near lr_star", "trials", "infeasible", "crashed", "at step"),
 )
 OUTCOMES = (
     "verdict",
@@ -100,16 +89,10 @@ TEXT_COLUMNS = (
 )
 COLOURS: dict[GroupVerdict, str] = {
     "stable": "good",
-    "on the edge": "edge",
-    "edge not reached": "warn",
+    "on the edge": "warn",
+    "edge not reached": "open",
     "unstable": "bad",
     "no evidence": "off",
-}
-
-DECISION_COLOURS: dict[Decision, str] = {
-    "adopt": "good",
-    "keep baseline": "bad",
-    "not enough evidence": "warn",
 }
 
 
@@ -134,7 +117,7 @@ def write_report(results: Results, png: bool = False) -> Path:
     with atomic(path) as temporary:
         temporary.write_text(document, encoding="utf-8", errors="backslashreplace")
     if png:
-        found += [_versus(results.comparison)] if results.comparison else []
+        found += [versus(results.comparison)] if results.comparison else []
         found += [_picture(scene) for scene in scenes if scene.figure]
         write_pictures(results.folder / "plots", found)
     return path
@@ -149,66 +132,70 @@ def _scenes(results: Results) -> list[Scene]:
         return []
 
 
-def _document(results: Results, found: Iterable[Picture], scenes: Iterable[Scene]) -> str:
+def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene]) -> str:
     study, trials, comparison = results.study, results.trials, results.comparison
     summaries, names, varied = results.summaries, hyperparameters(trials), varied_names(trials)
-    rows = [_trial_row(trial, names, comparison) for trial in trials]
-    chapter = baseline_summary = None
+    sections = _sections(found)
+    told = [_told(group, list(own)) for group, own in groupby(scenes, key=lambda one: one.group)]
+    against = chapter(comparison) if comparison else None
+    drawn = {trace.meta for one in found if one.name == CURVES for trace in one.figure.data}
+    listed = _listed(trials, study.scientific_names)
+    rows = [_trial_row(trial, names, comparison, drawn) for trial in listed]
+    baseline_summary = None
     if comparison:
-        chapter = _chapter(comparison)
         baseline_summary = _baseline_summary(comparison) if summaries else None
         rows.insert(0, _baseline_row(comparison, names))
-    steps = groupby(scenes, key=lambda scene: scene.group)
-    told = [_told(group, list(own)) for group, own in steps]
-    seeds = max((row.seeds for row in summaries), default=1)
-    made_by_run = "" if study.workload else MADE_BY_RUN
-    return template(TEMPLATE).render(
+    left_out = ""
+    if len(listed) < len(trials):
+        left_out = f"{len(listed)} of {len(trials)} trials: the best of each group."
+    return render(
+        TEMPLATE,
         name=study.name,
         question=study.question,
         objective=study.objective,
         direction=f"{study.direction}d",
         counts=_counts(trials),
+        contents=_contents(results, told, sections),
         unfinished=any(trial.verdict.unfinished for trial in trials),
-        summaries=[_summary_row(row, varied, comparison) for row in summaries],
+        answers=_answers(results, varied),
+        summaries=list(_summary_rows(results.answers, varied, comparison)),
         baseline=baseline_summary,
         summary_columns=with_gain(SUMMARY_COLUMNS, comparison),
         gain=comparison.gain_in_words if comparison else "",
         may_fail=MAY_FAIL.capitalize(),
-        seeds=seeds,
-        counterparts=list(_counterparts(summaries)),
-        made_by_run=made_by_run,
+        seeds=max((row.seeds for row in summaries), default=1),
+        counterparts=list(_counterparts(results.answers)),
+        made_by_run="" if study.workload else MADE_BY_RUN,
         make=f"{OURS}(name, params, settings, lr)",
         sentences=_sentences(results),
-        comparison=chapter,
+        comparison=against,
         diagnosis=told,
-        sections=_sections(found),
+        sections=sections,
         trial_columns=["number", *names, *with_gain(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
         trials=rows,
+        left_out=left_out,
+        curves=CURVES if drawn - {None} else "",
         provenance=list(results.environment.items()),
-        plotly_js=Markup(get_plotlyjs()),
     )
 
 
-def template(path: Path) -> jinja2.Template:
-    """A page, in which `rule` and `cited` say what the rules of an id or a sentence are."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"rule": _abbreviation, "cited": _cite}
-    return environment.from_string(path.read_text(encoding="utf-8"))
-
-
-def _abbreviation(id: str) -> Markup:
-    """The id of a rule, with the rule's sentence on hover."""
-    return Markup('<abbr title="{}">{}</abbr>').format(rule(id).sentence, id)
-
-
-def _cite(sentence: str) -> Markup:
-    """A sentence, escaped, with the sentence of each cited rule on hover."""
-    words = CITATION.split(sentence)  # text, id, text, …, id, text
-    words[1::2] = map(_abbreviation, words[1::2])
-    return Markup("").join(words)
+def _contents(
+    results: Results, told: Iterable[Mapping[str, Any]], sections: Iterable[Mapping[str, Any]]
+) -> list[tuple[str, str]]:
+    """The anchor and the heading of every section, in the order of the page."""
+    return [
+        ("result-per-group", "Result per group"),
+        *[("what-to-look-at", "What to look at")] * bool(_sentences(results)),
+        *((group["id"], f"Diagnosis: {group['label']}") for group in told),
+        *[("against-the-baseline", "Against the baseline")] * bool(results.comparison),
+        *((part["id"], part["heading"]) for part in sections),
+        *[("in-a-script-of-your-own", "In a script of your own")]
+        * any(row.best_point for row in results.summaries),
+        ("how-to-read-this", "How to read this"),
+        ("all-trials", "All trials"),
+        *[("provenance", "Provenance")] * bool(results.environment),
+    ]
 
 
 def _counts(trials: Sequence[Trial]) -> str:
@@ -220,19 +207,49 @@ def _counts(trials: Sequence[Trial]) -> str:
     return f"{len(trials)} trials: {counts}" + f", {unfinished} unfinished" * bool(unfinished)
 
 
-def _counterparts(summaries: Iterable[GroupSummary]) -> Iterator[tuple[str, Counterpart]]:
+def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
+    """What the first screen says of each batch size, the best first, for the template."""
+    objective = results.study.objective
+    found = []
+    for one in results.answers:
+        start = f"batch size {one.batch_size}"
+        sentence = answer_sentence(one, objective, varied).removeprefix(f"{start}: ")
+        found.append(
+            {
+                "title": start.capitalize(),
+                "verdict": one.verdict,
+                "colour": COLOURS[one.verdict],
+                "sentence": sentence[:1].upper() + sentence[1:] if one.found else sentence,
+                "trial": _id(one.point) if one.point and not one.remedy else "",
+                "number": one.point.number if one.point else "",
+                "diagnosis": f"diagnosis-{label(one.found.group)}" if one.found else "",
+                "seeds": one.summary.diagnosed_with,
+            }
+        )
+    return found
+
+
+def _counterparts(found: Iterable[Answer]) -> Iterator[tuple[str, Counterpart]]:
     """By group, the optimizer of its best point for a script of one's own."""
-    for row in summaries:
-        if row.best_point:
-            point = row.best_point
-            yield row.group.label, counterpart(point.optimizer, point.settings, point.base_lr)
+    for answer in found:
+        points = [(answer.summary, answer.point)]
+        points += [(row, row.best_point) for row in answer.others]
+        for row, point in points:
+            if point:
+                own = counterpart(point.optimizer, point.settings, point.base_lr)
+                yield row.group.label, own
 
 
 def _sentences(results: Results) -> list[str]:
     """Boundaries (S4), lengths of training (S8) and the flags of each group's best curve (S6)."""
     study, trials = results.study, results.trials
+    diagnosed = {row.group for row in results.summaries if row.diagnosed_with}
     notes = boundary_checks(trials, study.ranges, study.scientific_names)
-    sentences = [note.sentence for note in notes]
+    sentences = [
+        note.sentence
+        for note in notes
+        if note.axis != "base_lr" or note.group not in diagnosed  # the diagnosis tells its own
+    ]
     for group, own in group_trials(trials, study.scientific_names).items():
         if note := checkpoint_note(own, study.objective):
             sentences.append(f"{group.label}: {note}.")
@@ -244,16 +261,6 @@ def _sentences(results: Results) -> list[str]:
 
 
 # --- figures --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the report: its heading, its name as a file, and its columns of panels."""
-
-    heading: str
-    name: str
-    figure: go.Figure
-    columns: int
 
 
 def pictures(results: Results) -> list[Picture]:
@@ -268,13 +275,13 @@ def pictures(results: Results) -> list[Picture]:
     batch_sizes = len({trial.point.batch_size for trial in trials})
     found = []
     if comparable(trials, scientific):
-        overlay = overlay_figure(overlay_info(trials, objective, scientific))
-        found.append(Picture("Comparison", "comparison", overlay, 2 * batch_sizes))
+        overlay = overlay_info(trials, objective, scientific)
+        found.append(_drawn(GROUPS, "comparison", overlay_figure, overlay, 2 * batch_sizes))
     if is_untuned(trials, scientific):
         losses = loss_info(
             trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0
         )
-        found.append(Picture("Comparison", "training_loss", loss_figure(losses), 2))
+        found.append(_drawn(GROUPS, "training_loss", loss_figure, losses, 2))
     for axis in sorted(varied_names(trials), key=lambda axis: axis != "base_lr"):
         info = axis_info(
             trials,
@@ -284,15 +291,23 @@ def pictures(results: Results) -> list[Picture]:
             scientific=scientific,
             baseline=baseline,
         )
-        found.append(Picture("Axis plots", f"axis_{axis}", axis_figure(info), batch_sizes))
+        if axis == "base_lr":
+            info = replace(info, panels=tuple(told_by(results.diagnosis, info.panels)))
+        found.append(_drawn("Axis plots", f"axis_{axis}", axis_figure, info, batch_sizes))
     if not any(len(trial.curve.loss) for trial in trials):
         return found
     curves = curves_info(trials, objective, log_steps=figure.log_steps, scientific=scientific)
-    found.append(Picture("Training curves", "training_curves", curves_figure(curves), batch_sizes))
+    found.append(_drawn("Training curves", CURVES, curves_figure, curves, batch_sizes))
     norms = norms_info(trials, scientific=scientific)
     if norms.panels:
-        found.append(Picture("Gradient norms", "gradient_norms", norms_figure(norms), 3))
+        found.append(_drawn("Gradient norms", "gradient_norms", norms_figure, norms, 3))
     return found
+
+
+def _drawn(
+    heading: str, name: str, draw: Callable[[Any], go.Figure], info: Any, columns: int
+) -> Picture:
+    return Picture(heading, name, draw(info), columns, info.in_words())
 
 
 def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
@@ -316,36 +331,15 @@ def write_pictures(folder: Path, found: Iterable[Picture]) -> None:
             temporary.write_bytes(image)
 
 
-def _versus(result: Comparison) -> Picture:
-    return Picture("Against the baseline", "versus", versus_figure(versus_info(result)), 2)
-
-
-def _chapter(result: Comparison) -> dict[str, Any]:
-    """The comparison with a baseline, for the template."""
-    return {
-        "decision": result.decision,
-        "failures": result.failures,
-        "interval_method": interval_method(result),
-        "gain": result.gain_in_words,
-        "colour": DECISION_COLOURS[result.decision],
-        "checkpoint": result.checkpoint,
-        "seeds": range(result.first_seed, result.first_seed + result.seeds),
-        "tables": [comparison_rows(result), cost_rows(result)],
-        "text_columns": LEFT,
-        "test": on_test_split(result),
-        "warnings": result.warnings,
-        "figure": _div(_versus(result)),
-    }
-
-
 def _picture(scene: Scene) -> Picture:
     assert scene.figure is not None  # the caller looks
-    return Picture("Diagnosis", scene.name, scene.figure, scene.columns)
+    return Picture("Diagnosis", scene.name, scene.figure, scene.columns, scene.words)
 
 
 def _told(found: GroupDiagnosis, scenes: Sequence[Scene]) -> dict[str, Any]:
     """The diagnosis of a group, for the template."""
     return {
+        "id": f"diagnosis-{label(found.group)}",
         "label": found.group.label,
         "summary": found.summary,
         "colour": colour(found),
@@ -358,52 +352,45 @@ def _told(found: GroupDiagnosis, scenes: Sequence[Scene]) -> dict[str, Any]:
                 "rules": scene.step.rules,
                 "sentences": scene.step.sentences,
                 "studies": scene.step.studies,
-                "figure": _div(_picture(scene)) if scene.figure else None,
+                "figure": drawing(_picture(scene)) if scene.figure else None,
             }
             for scene in scenes
         ],
     }
 
 
-def _sections(found: Iterable[Picture]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Headings with their figures."""
+def _sections(found: Iterable[Picture]) -> list[dict[str, Any]]:
+    """Headings with their anchors and figures."""
     return [
-        (heading, [_div(picture) for picture in members])
+        {
+            "id": heading.lower().replace(" ", "-"),
+            "heading": heading,
+            "figures": [drawing(picture) for picture in members],
+        }
         for heading, members in groupby(found, key=lambda picture: picture.heading)
     ]
-
-
-def figure_html(figure: go.Figure, name: str) -> Markup:
-    """A figure for a page that holds plotly's script."""
-    html = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=name,  # its default is random
-        config={"displaylogo": False, "responsive": True},
-    )
-    return Markup(html)
-
-
-def _div(picture: Picture) -> dict[str, Any]:
-    return {
-        "html": figure_html(picture.figure, picture.name),
-        "min_width": MARGIN_WIDTH + PANEL_WIDTH * picture.columns,
-    }
 
 
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def _summary_row(
-    row: GroupSummary, names: Collection[str], comparison: Comparison | None
-) -> dict[str, Any]:
-    cells = summary_cells(row, names, comparison)
-    return {
-        "cells": [cells[column] for column in with_gain(SUMMARY_COLUMNS, comparison)[:-1]],
-        "verdict": row.verdict,
-        "colour": COLOURS[row.verdict],
-        "best": cells["best point"],
-    }
+def _summary_rows(
+    found: Iterable[Answer], names: Collection[str], comparison: Comparison | None
+) -> Iterator[dict[str, Any]]:
+    """A row per group: batch sizes as their answers come, and of each the winner first."""
+    columns = [name for name in with_gain(SUMMARY_COLUMNS, comparison) if name != "verdict"]
+    for answer in found:
+        for row in (answer.summary, *answer.others):
+            cells = summary_cells(row, names, comparison)
+            yield {
+                "cells": [cells[column] for column in columns],
+                "verdict": row.verdict,
+                "colour": COLOURS[row.verdict],
+                "best": cells["best point"] if row.best_point else "",
+                "trial": _id(row.best_point) if row.best_point else "",
+                "wins": row is answer.summary and row.best_point is not None,
+                "seeds": row.diagnosed_with,
+            }
 
 
 def _baseline_summary(comparison: Comparison) -> list[str]:
@@ -411,7 +398,7 @@ def _baseline_summary(comparison: Comparison) -> list[str]:
     return [cells.get(column, "") for column in with_gain(SUMMARY_COLUMNS, comparison)]
 
 
-def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
+def _baseline_row(comparison: Comparison, names: list[str]) -> dict[str, Any]:
     """The baseline as the first of all trials, with what is known of it."""
     checkpoint, settings = comparison.checkpoint, comparison.known_settings
     known = settings | {
@@ -420,13 +407,28 @@ def _baseline_row(comparison: Comparison, names: list[str]) -> list[Cell]:
         "gain": 0.0,
         "reason": f"checkpoint {checkpoint.path}",
     }
-    return [
-        _cell(known.get(column, ""))
-        for column in ["number", *names, *with_gain(OUTCOMES, comparison)]
-    ]
+    columns = ["number", *names, *with_gain(OUTCOMES, comparison)]
+    cells = [_cell(known.get(column, "")) for column in columns]
+    return {"id": "baseline", "curve": False, "cells": cells}
 
 
-def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) -> list[Cell]:
+def _listed(trials: Sequence[Trial], scientific: Sequence[str]) -> list[Trial]:
+    """The trials that have a row: all of them, or the best of each group, in their order."""
+    if len(trials) <= MOST_ROWS:
+        return list(trials)
+    groups = group_trials(trials, scientific).values()
+    share = max(MOST_ROWS // len(groups), 1)
+    best = {
+        id(trial)
+        for own in groups
+        for trial in sorted(own, key=lambda trial: (not is_rankable(trial), trial.cost))[:share]
+    }
+    return [trial for trial in trials if id(trial) in best]
+
+
+def _trial_row(
+    trial: Trial, names: list[str], comparison: Comparison | None, drawn: Collection[str]
+) -> dict[str, Any]:
     gain = comparison.gain(trial.best_value) if comparison and is_rankable(trial) else math.nan
     verdict = trial.verdict
     style = "good" if trial.feasible else "bad" if verdict.infeasible else "off"
@@ -443,7 +445,15 @@ def _trial_row(trial: Trial, names: list[str], comparison: Comparison | None) ->
     }
     point = [trial.point.number, *(trial.point.values.get(name, "") for name in names)]
     outcomes = [known[name] for name in with_gain(OUTCOMES, comparison)]
-    return [*map(_cell, point), *outcomes]
+    return {
+        "id": _id(trial.point),
+        "curve": _id(trial.point) in drawn,
+        "cells": [*map(_cell, point), *outcomes],
+    }
+
+
+def _id(point: Point) -> str:
+    return trial_id(point.batch_size, point.number)
 
 
 def _cell(value: Any) -> Cell:

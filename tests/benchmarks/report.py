@@ -4,7 +4,8 @@ nothing is left to train.
 The results folder is made of invented trials, with curves of 1,000 updates and 51 evaluations: the
 upper third of the base LRs diverges. Each command runs in a process of its own, whose clock starts
 when the driver has nothing more to train (`run`), or at the command (`report`); imports are not
-counted. Memory is the process's peak, and what it had before the clock started.
+counted. Memory is the process's peak, and what it had before the clock started. A page is open
+once a browser can draw its figures; what is near the screen is drawn then.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import io
 import json
 import math
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -117,6 +119,25 @@ def in_a_process(arguments: list[str]) -> dict[str, float]:
     return found
 
 
+def seconds_to_open(page: Path) -> float:
+    """From the call of the page in Chromium until its figures can be drawn; nan without it."""
+    program = shutil.which("chromium")
+    if program is None:
+        return math.nan
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=program, args=options)
+        tab = browser.new_page()
+        began = time.perf_counter()
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("html[data-figures=ready]", timeout=120_000)
+        taken = time.perf_counter() - began
+        browser.close()
+    return taken
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="30 trials, once")
@@ -150,7 +171,11 @@ def main() -> None:
                     "MB peak": f"{megabytes['peak']:.0f}",
                 }
             )
+        page = study.with_suffix("") / "report.html"
+        megabytes_of_page = page.stat().st_size / 1e6
+        opening = Spread.of([seconds_to_open(page) for _ in range(rounds)])
     print_table(rows)
+    print(f"\nThe page has {megabytes_of_page:.1f} MB, and opens in {opening} s.")
     print_footer()
 
 

@@ -20,6 +20,7 @@ from tunewright.search.judge.comparison import (
     holm,
     runs_without_failure,
     settles,
+    smallest_p,
 )
 from tunewright.search.show.tables import comparison_rows, interval_method
 from tunewright.search.store.results import read_comparison
@@ -206,3 +207,12 @@ def test_a_comparison_from_before_still_opens_and_its_intervals_are_called_what_
     assert interval_method(result) == "percentile bootstrap"
     assert [row["may fail"] for row in comparison_rows(result)] == ["", "", ""]
     assert len(result.failures) == 2
+
+
+@pytest.mark.parametrize("seeds", [2, 5, 13, 14, 20])
+def test_the_smallest_p_is_that_of_runs_of_which_every_one_is_better(seeds):
+    better, worse = [0.1 + 0.001 * i for i in range(seeds)], [0.5] * seeds
+    paired = evidence(better, worse).p_better
+    assert paired == pytest.approx(smallest_p(True, seeds), rel=0.5 if seeds > 13 else 1e-9)
+    assert paired >= smallest_p(True, seeds) * (1 - 1e-9)
+    assert evidence(better, [0.5]).p_better == smallest_p(False, seeds)

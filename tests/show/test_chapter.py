@@ -6,49 +6,18 @@ import re
 from dataclasses import replace
 
 import pytest
-from simulated import STEPS, Simulated, follow, study_of
+from diagnosed import UNSTABLE, stored
+from simulated import STEPS, Simulated, study_of
 
-from tunewright.search.judge.diagnosis import Diagnosis
-from tunewright.search.procedure.group import diagnosis_of
-from tunewright.search.procedure.steps import sweep_of, together
 from tunewright.search.show.chapter import COLOURS, colour, story
 from tunewright.search.show.report import write_report
-from tunewright.search.store.files import curve_path, write_curve
 from tunewright.search.store.places import STEPS as FOLDER
-from tunewright.search.store.results import Results, write_diagnosis
-from tunewright.search.store.storage import create_store, open_store, tell
+from tunewright.search.store.results import Results
+from tunewright.search.store.storage import create_store, open_store
 from tunewright.search.words import readable
 
 AXIS = {"base_lr": {"low": 1e-3, "high": 10.0, "log": True, "points": 9}}
-UNSTABLE = Simulated(
-    0.08, best_base_lr=1.0, raised=lambda point: 13.0 if point.warmup_steps >= 10 else 1.0
-)
-UNSTABLE = replace(UNSTABLE, spread=0.005)
 EVERY_STEP = ["sweep", "boundary", "edge", "kind", "warmup", "clipping", "arms", "tournament"]
-
-
-def stored(results, model, study=None, budget=math.inf):
-    """The results folder that a diagnosis leaves, of simulated trials."""
-    study = study or study_of()
-    store = create_store(study, results)
-    sweep = sweep_of(study)
-
-    def kept(asked):
-        trials = model.trials_of(asked)
-        home = create_store(asked, results if asked.name == study.name else store.folder / FOLDER)
-        for trial in trials:
-            tell(home, trial)
-            write_curve(curve_path(home.folder, trial.point), trial.curve)
-        return trials
-
-    groups = [group for size in study.batch_sizes for group in sweep.groups(size)]
-    asked = together(*(diagnosis_of(study, group, 3, {}) for group in groups))
-    found, studies = follow(asked, kept, budget)
-    result = Diagnosis(
-        study.name, study.objective, 3, 0, budget, (), tuple(filter(None, found)), {}
-    )
-    write_diagnosis(store.folder, result)
-    return store, result, studies
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +56,23 @@ def test_the_sweep_is_titled_with_what_the_diagnosis_found_not_with_the_best_sin
 def test_the_report_has_the_chapter_with_its_figures_once_each(unstable):
     store, _, _ = unstable
     text = write_report(Results.read(store)).read_text(encoding="utf-8")
-    assert text.count("Diagnosis: batch size 32, momentum") == 1
+    assert text.count(">Diagnosis: batch size 32, momentum<a ") == 1
     for scene in story(Results.read(store)):
         assert text.count(f'id="{scene.name}"') == (1 if scene.figure else 0)
     assert "Adopt warmup: " in text
     assert "→ warmup" in text
     assert "momentum-32-edge-1" in text
+
+
+def test_what_the_diagnosis_found_comes_first_and_nothing_on_the_page_contradicts_it(unstable):
+    store, result, _ = unstable
+    (found,) = result.groups
+    text = html.unescape(write_report(Results.read(store)).read_text(encoding="utf-8"))
+    first = text.split("<nav")[0]
+    assert found.summary in first
+    assert "3 seeds" in first
+    stars = set(re.findall(r"lr_star = ([\d.e-]*\d)", text))
+    assert stars == {readable(found.lr_star)}
 
 
 def test_a_report_without_a_diagnosis_has_no_chapter(tmp_path):
@@ -151,7 +131,7 @@ def test_groups_that_share_a_sweep_are_told_each_of_its_own_trials(tmp_path):
     figures = [scene.name for scene in scenes if scene.figure]
     assert len(set(figures)) == len(figures)
     text = write_report(Results.read(store)).read_text(encoding="utf-8")
-    assert [text.count(f"Diagnosis: {group.group.label}<") for group in result.groups] == [1, 1]
+    assert [text.count(f">Diagnosis: {group.group.label}<a ") for group in result.groups] == [1, 1]
 
 
 def test_groups_by_a_scientific_argument_have_figures_of_their_own(tmp_path):

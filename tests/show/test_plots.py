@@ -9,6 +9,7 @@ from compared import comparison
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunewright.search.judge.readout import read_out
 from tunewright.search.judge.stability_edge import Tried
 from tunewright.search.show.plots import (
     axis_figure,
@@ -25,14 +26,25 @@ from tunewright.search.show.plots import (
     norms_info,
     overlay_figure,
     overlay_info,
+    training_figure,
+    training_info,
     versus_figure,
     versus_info,
 )
-from tunewright.search.show.plots.axis import AxisInfo, Mark
+from tunewright.search.show.plots.arrange import (
+    BREAK,
+    WIDE,
+    arranged,
+    height_of,
+    width_of,
+    wrapped,
+)
+from tunewright.search.show.plots.axis import MOST_MARKS, MOST_TOLD, AxisInfo, Mark
 from tunewright.search.show.plots.overlay import Repeated
 from tunewright.search.show.plots.style import colours, linear_ticks, log_ticks
 from tunewright.search.show.plots.thin import thin
 from tunewright.search.trial import EMPTY_CURVE, Array, Curve, Group, Outcome, Point, Trial, Verdict
+from tunewright.search.words import readable
 
 STEPS = 200
 FALLING = 2.3 * np.exp(-np.linspace(0, 3, STEPS))
@@ -80,7 +92,12 @@ def marks(info: AxisInfo) -> list[Mark]:
 
 
 def drawn(figure: go.Figure) -> int:
-    return sum(len(trace.x) for trace in figure.data)
+    return sum(len(trace.x) for trace in figure.data if trace.mode == "markers")
+
+
+def texts_of(figure: go.Figure) -> list[str]:
+    """The texts in a figure, in lines of any length."""
+    return [note.text.replace(BREAK, " ") for note in figure.layout.annotations]
 
 
 values = st.floats(1e-6, 1e2)
@@ -115,7 +132,7 @@ def test_only_feasible_trials_set_the_range(trials: list[Trial]) -> None:
     info = axis_info(trials, "optimizer", "val_error")
     low, high = info.y_range
     for mark in marks(info):
-        if mark.kind in ("feasible", "best"):
+        if mark.kind in ("feasible", "best", "winner"):
             assert low <= mark.y <= high
         else:
             assert mark.y > high
@@ -183,7 +200,7 @@ def test_an_optimizer_that_does_not_vary_the_axis_is_named_not_dropped() -> None
     trials = [trial(n, 0.1, 0.1, settings={"momentum": n / 10}) for n in range(3)]
     info = axis_info([*trials, trial(3, 0.1, 0.1, optimizer="adam")], "momentum", "val_error")
     assert info.not_varied == (("adam", 1),)
-    assert "1 trials of adam" in axis_figure(info).layout.annotations[-1].text
+    assert "1 trials of adam" in texts_of(axis_figure(info))[-1]
 
 
 def test_a_setting_of_a_decay_is_an_axis_of_the_trials_that_have_it() -> None:
@@ -198,7 +215,7 @@ def test_a_setting_of_a_decay_is_an_axis_of_the_trials_that_have_it() -> None:
     (panel,) = info.panels
     assert [mark.x for mark in panel.marks] == [0.1, 0.3]
     assert info.not_varied == (("momentum", 3),)
-    text = axis_figure(info).layout.annotations[-1].text
+    text = texts_of(axis_figure(info))[-1]
     assert "3 trials of momentum that do not vary decay_fraction" in text
 
 
@@ -225,6 +242,60 @@ def test_a_scientific_hyperparameter_has_panels_of_its_own_unless_it_is_the_axis
         {"norm": "pre"},
     ]
     assert len(axis_info(trials, "norm", "val_error", scientific=["norm"]).panels) == 1
+
+
+def test_the_best_of_each_value_stands_out_of_the_others_at_any_base_lr() -> None:
+    tried = [
+        trial(0, 0.1, 0.5),
+        trial(1, 1.0, 0.3),
+        trial(2, 0.1, 0.2, warmup_steps=10),
+        trial(3, 1.0, 0.9, warmup_steps=10),
+        trial(4, 9.0, 0.1, "diverged", warmup_steps=10),
+    ]
+    info = axis_info(tried, "warmup_steps", "val_error")
+    assert {mark.number: mark.kind for mark in marks(info)} == {
+        0: "feasible",
+        1: "winner",
+        2: "best",
+        3: "feasible",
+        4: "infeasible",
+    }
+    hovers = {mark.number: mark.hover for mark in marks(info)}
+    assert hovers[1].startswith("<b>best of 2 with warmup_steps = 0</b>")
+    assert "base_lr = 1" in hovers[1]
+    assert hovers[2].startswith("<b>best of 3 with warmup_steps = 10, 1 infeasible</b>")
+    assert "best of" not in hovers[0]
+    assert (info.isolated, info.joined) == (True, True)
+    figure = axis_figure(info)
+    [profile] = [trace for trace in figure.data if trace.mode == "lines"]
+    assert profile.y == (0.3, 0.2)
+    looks = {trace.name: trace.marker for trace in figure.data if trace.mode == "markers"}
+    assert looks["best of its value"].size > looks["other feasible trials"].size
+    base_lr = axis_info(tried, "base_lr", "val_error", log=True)
+    assert not base_lr.isolated
+    assert {mark.kind for mark in marks(base_lr)} == {"feasible", "best", "infeasible"}
+    names = [trial(n, 0.1, 0.1 + n, workload_args={"norm": "ab"[n % 2]}) for n in range(4)]
+    assert not axis_info(names, "norm", "val_error").joined
+
+
+def test_of_very_many_trials_the_best_and_the_edge_are_drawn_and_the_rest_is_counted() -> None:
+    many = [
+        trial(n, 10.0 ** (n / 2000 - 3), 0.1 + (n * 7919 % 5000) / 1e4,
+              "feasible" if n < 4000 else "diverged")
+        for n in range(5000)
+    ]  # fmt: skip
+    info = axis_info(many, "base_lr", "val_error", log=True)
+    shown = {mark.number for mark in marks(info)}
+    assert len(shown) == MOST_MARKS
+    assert info.panels[0].undrawn == 5000 - MOST_MARKS
+    best = sorted((one for one in many if one.feasible), key=lambda one: one.best_value)
+    assert {one.point.number for one in best[:1000]} <= shown
+    assert set(range(4000, 4500)) <= shown  # the lowest base LRs that diverged
+    told = [mark for mark in marks(info) if "<br>" in mark.hover]
+    assert len(told) == MOST_TOLD
+    assert f"{MOST_MARKS} of 5000 trials drawn" in texts_of(axis_figure(info))[-1]
+    assert "5000 in all" in axis_figure(info).layout.title.text.replace(BREAK, " ")
+    assert len(axis_figure(info).to_json()) < 400_000
 
 
 def test_text_of_a_trial_is_escaped_in_hover() -> None:
@@ -295,7 +366,7 @@ def test_lr_star_and_the_next_three_learning_rates_are_picked_out() -> None:
 def test_trials_without_a_curve_are_listed() -> None:
     info = curves_info(lr_sweep(), "val_error")
     assert info.panels[0].missing == (6, 7)
-    assert "trials 6, 7" in curves_figure(info).layout.annotations[-1].text
+    assert "trials 6, 7" in texts_of(curves_figure(info))[-1]
     assert curves_info(lr_sweep(), "val_error") == info
 
 
@@ -357,7 +428,7 @@ def test_groups_without_norms_are_named() -> None:
         "batch size 32, adam: no curve for trial 1",
         "batch size 32, momentum: no curve for trial 0",
     )
-    assert norms_figure(info).layout.annotations[-1].text == "; ".join(info.missing)
+    assert texts_of(norms_figure(info))[-1] == "; ".join(info.missing)
 
 
 def test_a_group_without_a_feasible_trial_shows_its_infeasible_one_at_the_lowest_base_lr() -> None:
@@ -367,7 +438,7 @@ def test_a_group_without_a_feasible_trial_shows_its_infeasible_one_at_the_lowest
     info = norms_info(lost)
     assert [panel.number for panel in info.panels] == [1]
     assert sum(trace.marker.symbol == "x-thin" for trace in norms_figure(info).data) == 1
-    assert any("trial 1 (diverged)" in note.text for note in norms_figure(info).layout.annotations)
+    assert any("trial 1 (diverged)" in text for text in texts_of(norms_figure(info)))
     assert norms_info([trial(0, 0.1, outcome="crashed")]).panels == ()
 
 
@@ -390,14 +461,14 @@ def test_groups_of_one_optimizer_share_the_scale_of_norms_and_thresholds() -> No
 
 def test_clipping_more_than_half_of_the_updates_is_pointed_out() -> None:
     clipped = replace(trial(0, 0.1, 0.1, measured=curve(), clip_norm=1.0), clip_fraction=0.6)
-    texts = [note.text for note in norms_figure(norms_info([clipped])).layout.annotations]
+    texts = texts_of(norms_figure(norms_info([clipped])))
     assert any("cut 60% of updates: lower base_lr instead (R17)" in text for text in texts)
 
 
 def test_what_cut_the_updates_is_named() -> None:
     def note(**thresholds: float) -> str:
         clipped = replace(trial(0, 0.1, 0.1, measured=curve(), **thresholds), clip_fraction=0.25)
-        return norms_figure(norms_info([clipped])).layout.annotations[0].text
+        return texts_of(norms_figure(norms_info([clipped])))[0]
 
     assert "clip_" not in note()
     assert "clip_norm = 1 cut 25% of updates" in note(clip_norm=1.0)
@@ -453,7 +524,7 @@ def test_every_seed_of_an_overlay_is_a_mark_in_the_colour_of_its_line() -> None:
     seeds = [trace for trace in figure.data if trace.marker.opacity == 0.45]
     assert [len(trace.x) for trace in seeds] == [3, 4]
     assert [trace.name for trace in figure.data if trace.showlegend] == ["post", "pre"]
-    assert "8 trials, 2 seeds" in figure.layout.annotations[-1].text
+    assert "8 trials, 2 seeds" in texts_of(figure)[-1]
 
 
 def test_at_each_base_lr_the_best_configuration_is_drawn_and_the_others_are_counted() -> None:
@@ -464,7 +535,7 @@ def test_at_each_base_lr_the_best_configuration_is_drawn_and_the_others_are_coun
     info = overlay_info([*PRE_AND_POST, *worse], "val_error", ["norm"])
     assert info.lines == overlay_info(PRE_AND_POST, "val_error", ["norm"]).lines
     assert info.outdone == 2
-    assert "2 trials of others not drawn" in overlay_figure(info).layout.annotations[-1].text
+    assert "2 trials of others not drawn" in texts_of(overlay_figure(info))[-1]
 
 
 def test_groups_are_comparable_if_they_were_tried_at_the_same_base_lrs() -> None:
@@ -489,7 +560,7 @@ def test_losses_are_laid_over_one_another_where_nothing_is_tuned() -> None:
     assert sum(trace.mode == "lines" for trace in figure.data) == 8
     assert sum(trace.mode == "lines+markers" for trace in figure.data) == 4
     assert [trace.name for trace in figure.data if trace.showlegend] == ["post", "pre"]
-    assert "4 trials, 2 seeds per colour" in figure.layout.annotations[-1].text
+    assert "4 trials, 2 seeds per colour" in texts_of(figure)[-1]
 
 
 @given(st.integers(20, 160), st.floats(1, 1e6))
@@ -510,7 +581,7 @@ def test_a_trial_without_a_curve_is_counted_under_the_losses() -> None:
     ]
     info = loss_info(at_one_lr, ["norm"])
     assert [one.missing for one in info.groups] == [1, 0]
-    assert "no curve of 1 more" in loss_figure(info).layout.annotations[-1].text
+    assert "no curve of 1 more" in texts_of(loss_figure(info))[-1]
 
 
 def test_one_numeric_scientific_axis_goes_from_dark_to_light_and_names_are_clearly_different() -> (
@@ -579,7 +650,7 @@ def test_every_base_lr_has_a_dot_with_its_confidence_and_every_finite_limit_a_li
     assert {traces[name].x[0] for name in ("lr_star", "2/λ₁ at initialization")} == {0.1, 20.0}
     [band] = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert (band.x0, band.x1) == (1.0, 10.0)
-    texts = [note.text for note in figure.layout.annotations]
+    texts = texts_of(figure)
     assert "1.00 decades" in texts
     assert any("lr_star = 0.1, unstable_base_lr 1 to 10" in text for text in texts)
     low, high = figure.layout.xaxis.range
@@ -592,7 +663,7 @@ def test_an_open_bracket_is_shaded_to_the_border_and_a_single_trial_has_no_bar()
     assert (stable.panels[0].bracket, stable.panels[0].decades) == ((1.0, math.inf), math.inf)
     assert math.log10(figure.layout.shapes[0].x1) == pytest.approx(figure.layout.xaxis.range[1])
     assert list(figure.data[-1].error_y.array) == [0, 0]
-    texts = [note.text for note in figure.layout.annotations]
+    texts = texts_of(figure)
     assert "½ not reached" in texts
     assert "no bar where one trial stands alone" in texts[-1]
     lost = edge_info([trial(0, 0.1, outcome="diverged"), trial(1, 1.0, outcome="non_finite")])
@@ -600,8 +671,7 @@ def test_an_open_bracket_is_shaded_to_the_border_and_a_single_trial_has_no_bar()
     figure = edge_figure(lost)
     assert math.log10(figure.layout.shapes[0].x0) == pytest.approx(figure.layout.xaxis.range[0])
     assert any(
-        "no feasible trial, unstable_base_lr at most 0.1" in note.text
-        for note in figure.layout.annotations
+        "no feasible trial, unstable_base_lr at most 0.1" in text for text in texts_of(figure)
     )
 
 
@@ -654,7 +724,34 @@ def test_a_comparison_shows_every_run_and_the_best_of_n_where_there_was_a_search
     figure = versus_figure(info)
     marks = [trace for trace in figure.data if trace.mode == "markers"]
     assert [tuple(trace.y) for trace in marks] == [side.values for side in info.sides]
-    assert len(figure.data) == 2 * len(info.sides) + 2 * 2
+    pairs = [trace for trace in figure.data if trace.mode == "lines" and None in trace.x]
+    assert [tuple(trace.y) for trace in pairs] == (
+        [(0.31, 0.2, 0.4, None, 0.29, 0.21, 0.01, None)] if baseline else []
+    )
+    # the runs stand on an axis of their own, which the bad trials of a search do not stretch
+    assert info.runs_range == (0.01, 0.4)
+    assert max(figure.layout.yaxis.range) < 0.5
+
+
+def test_the_gain_of_each_candidate_stands_large_with_its_interval_and_above_0_is_better() -> None:
+    result = comparison([[0.2, 0.21], [0.4, 0.01]], [0.31, 0.29])
+    info = versus_info(result)
+    found = [one.evidence for one in result.candidates]
+    assert [(one.gain, one.interval) for one in info.gains] == [
+        (one.gain, one.gain_interval) for one in found
+    ]
+    assert info.gains[0].gain == pytest.approx(0.095)
+    marks = [trace for trace in versus_figure(info).data if trace.mode == "markers+text"]
+    for mark, one in zip(marks, found, strict=True):
+        assert mark.y == (one.gain,)
+        assert one.gain + mark.error_y.array[0] == pytest.approx(one.gain_interval[1])
+        assert one.gain - mark.error_y.arrayminus[0] == pytest.approx(one.gain_interval[0])
+    assert [mark.text for mark in marks] == [("<b>+0.095</b>",), ("<b>+0.095</b>",)]
+    colours_of = {trace.legendgroup: trace.marker.color for trace in marks}
+    runs = {trace.name: trace.marker.color for trace in versus_figure(info).data if trace.name}
+    assert all(runs[name] in (colour, None) for name, colour in colours_of.items())
+    low, high = map(readable, info.gains[0].interval)
+    assert f"found 0, gain +0.095 ({low} to {high})" in info.in_words()
 
 
 def test_the_baseline_is_a_dashed_line_that_the_range_holds() -> None:
@@ -678,3 +775,174 @@ def test_ticks_over_very_many_decades_are_few(low: float) -> None:
     exponents = np.log10(ticks)
     assert exponents == pytest.approx(np.round(exponents))
     assert np.diff(exponents) == pytest.approx(np.diff(exponents)[0])
+
+
+# --- columns that fit a width ---------------------------------------------------------------------
+
+
+def grid(batch_sizes: int, optimizers: int, missing: bool) -> go.Figure:
+    """An axis plot of a panel per batch size and optimizer, the last of which may be missing."""
+    groups = [(32 * 2**b, f"rule{o}") for o in range(optimizers) for b in range(batch_sizes)]
+    groups = groups[: len(groups) - missing or None]
+    return axis_figure(
+        axis_info(
+            [
+                trial(n, lr, lr, outcome, batch_size=batch_size, optimizer=optimizer)
+                for n, (batch_size, optimizer) in enumerate(groups)
+                for lr, outcome in ((1e-4, "feasible"), (0.1, "feasible"), (1.0, "diverged"))
+            ],
+            "base_lr",
+            "val_error",
+            log=True,
+        )
+    )
+
+
+PHONE, TABLET = 374, 720
+
+
+def every_figure() -> dict[str, go.Figure]:
+    swept, repeats = lr_sweep(), [*PRE_AND_POST]
+    one = next(found for found in swept if len(found.curve.loss))
+    return {
+        "axis": axis_figure(axis_info(swept, "base_lr", "val_error", log=True)),
+        "overlay": overlay_figure(overlay_info(repeats, "val_error", ["norm"])),
+        "loss": loss_figure(loss_info(repeats, ["norm"], sparse_every=50)),
+        "curves": curves_figure(curves_info(swept, "val_error")),
+        "norms": norms_figure(norms_info(swept)),
+        "edge": edge_figure(edge_info(EDGE, limits=LIMITS)),
+        "versus": versus_figure(versus_info(comparison([[0.1, 0.2, 0.15]], [0.3, 0.2, 0.4]))),
+        "training": training_figure(training_info(one, read_out(one.curve, one.verdict))),
+    }
+
+
+def test_each_figure_has_a_sentence_with_its_numbers() -> None:
+    swept = lr_sweep()
+    axis = axis_info(swept, "base_lr", "val_error", log=True).in_words()
+    assert axis == (
+        "val_error against base_lr, 8 trials: batch size 32, momentum, 8 trials, lr_star = 0.1, "
+        "headroom 8 ×, 2 infeasible, 1 crashed."
+    )
+    assert curves_info(swept, "val_error").in_words() == (
+        "training loss of 6 trials: batch size 32, momentum, lr_star = 0.1, above it "
+        "0.2 feasible, 0.4 feasible, 0.8 infeasible."
+    )
+    assert edge_info(EDGE).in_words() == (
+        "how often training diverges, 19 trials: batch size 32, momentum, lr_star = 0.1, "
+        "unstable_base_lr 1 to 10."
+    )
+    assert overlay_info(PRE_AND_POST, "val_error", ["norm"]).in_words() == (
+        "best val_error against base_lr: batch size 32, momentum, norm=post, 0.4 at "
+        "lr_star = 0.1; batch size 32, momentum, norm=pre, 0.1 at lr_star = 0.2."
+    )
+    assert "norm=post, 1 of 4 infeasible" in loss_info(PRE_AND_POST, ["norm"]).in_words()
+    assert "trial 0, base_lr = 0.1, 90th percentile = 2.7" in norms_info(swept).in_words()
+    lost = swept[4]
+    told = training_info(lost, read_out(lost.curve, lost.verdict)).in_words()
+    assert told.startswith("training loss of one training: from 2.3 to 1e+39; at every step")
+    assert (
+        axis_info([], "base_lr", "val_error").in_words() == "val_error against base_lr, 0 trials."
+    )
+
+
+def axis_pairs(figure: go.Figure) -> list[tuple[str, str]]:
+    return [(x.plotly_name, x.anchor.replace("y", "yaxis")) for x in figure.select_xaxes()]
+
+
+@pytest.mark.parametrize(("columns", "width"), [(1, PHONE), (2, TABLET)])
+def test_every_figure_fits_a_phone_and_a_tablet(columns: int, width: int) -> None:
+    for name, figure in every_figure().items():
+        change = arranged(figure, columns, width)
+        across = width - change["margin.l"] - change["margin.r"]
+        tall = change["height"] - change["margin.t"] - change["margin.b"]
+        boxes = []
+        for x, y in axis_pairs(figure):
+            left, right = change[f"{x}.domain"]
+            low, high = change[f"{y}.domain"]
+            assert 0 <= left < right <= 1, name
+            assert 0 <= low < high <= 1, name
+            assert (high - low) * tall == pytest.approx(300, abs=1), name
+            if columns == 1:
+                assert (right - left) * across >= 300, name
+            boxes.append((left, right, low, high))
+        for i, (left, right, low, high) in enumerate(boxes):
+            for other_left, other_right, other_low, other_high in boxes[i + 1 :]:
+                assert (
+                    right < other_left or other_right < left or high < other_low or other_high < low
+                ), name
+        texts = [change[key] for key in change if key.startswith("annotations") and "text" in key]
+        for text in texts:
+            assert all(width_of(line, 12) < width for line in text.split("<br")), (name, text)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_rows_of_panels_stay_together_and_each_axis_keeps_its_title(missing: bool) -> None:
+    figure = grid(3, 2, missing)
+    wide = {axis.title.text for axis in figure.select_xaxes() if axis.title.text}
+    assert wide == {"base_lr"}
+    change = arranged(figure, 2, TABLET)
+    tops = [round(change[f"{y}.domain"][1], 3) for _, y in axis_pairs(figure)]
+    assert tops[0] == tops[1] > tops[2] > tops[3] == tops[4]
+    if not missing:
+        assert tops[4] > tops[5]
+    phone = arranged(figure, 1, PHONE)
+    assert {phone[f"{x}.title.text"] for x, _ in axis_pairs(figure)} == {"base_lr"}
+    titles = [text for key, text in phone.items() if key.endswith("].text") and "batch" in text]
+    assert len(titles) == len(axis_pairs(figure))
+    assert all("↑ best val_error" in text for text in titles)
+
+
+def test_a_panel_that_is_missing_leaves_the_title_of_its_column_to_the_one_above() -> None:
+    figure = grid(2, 2, missing=True)
+    shown = [axis.title.text for axis in figure.select_xaxes()]
+    assert shown == ["", "base_lr", "base_lr"]  # above another panel; in the empty column; lowest
+
+
+def test_the_names_of_rails_stand_in_each_panel_of_a_phone_and_beside_the_last_otherwise() -> None:
+    figure = grid(2, 1, missing=False)
+    rails = [note for note in figure.layout.annotations if note.text == "infeasible"]
+    assert [note.visible for note in rails] == [False, True]
+    phone = arranged(figure, 1, PHONE)
+    assert [value for key, value in phone.items() if key.endswith(".visible")] == [True, True]
+
+
+def test_a_wide_figure_arranged_anew_is_the_same() -> None:
+    for name, figure in every_figure().items():
+        before = figure.to_dict()["layout"]
+        columns = len({axis.domain for axis in figure.select_xaxes()})
+        for key, value in arranged(figure, columns, WIDE).items():
+            figure.layout[key] = value
+        assert figure.to_dict()["layout"] == before, name
+
+
+words = st.lists(st.text("abcdef", min_size=1, max_size=12), min_size=1, max_size=30)
+
+
+@given(words, st.integers(60, 900))
+def test_wrapping_loses_no_word_and_fits_the_width(found: list[str], width: int) -> None:
+    text = f"<b>{found[0]}</b><br><span style='font-size:12px'>{' '.join(found[1:])}</span>"
+    lines = wrapped(text, 12, width)
+    assert lines.replace(BREAK, " ") == text
+    assert wrapped(lines, 12, width) == lines
+    for line in lines.replace(BREAK, "<br>").split("<br>"):
+        plain = line.replace("</span>", "").split(">")[-1]
+        assert width_of(line, 12) <= width + 1e-6 or " " not in plain
+    assert height_of(lines, 12) == pytest.approx(12 * 1.3 * (lines.count("<br") + 1))
+
+
+def test_ticks_of_a_log_axis_become_fewer_and_names_stand_at_an_angle() -> None:
+    many = [trial(n, lr, 0.1 + n) for n, lr in enumerate(np.geomspace(1e-4, 0.05, 30))]
+    figure = axis_figure(axis_info(many, "base_lr", "val_error", log=True))
+    change = arranged(figure, 1, PHONE)
+    shown = change["xaxis.ticktext"]
+    assert len(shown) >= 2
+    assert sum(width_of(text, 12) for text in shown) < PHONE
+    assert set(shown) < set(figure.layout.xaxis.ticktext)
+    names = [
+        trial(n, 0.1, 0.1, workload_args={"norm": f"a long name of the choice {n % 4}"})
+        for n in range(12)
+    ]
+    named = axis_figure(axis_info(names, "norm", "val_error"))
+    tilted = arranged(named, 1, PHONE)
+    assert tilted["xaxis.tickangle"] < 0
+    assert tilted["margin.b"] > named.layout.margin.b

@@ -18,11 +18,13 @@ from examples import parse
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 
-from tunewright.search.judge.analysis import summarize
+from tunewright.search.judge.analysis import group_trials, summarize
 from tunewright.search.judge.comparison import Comparison
 from tunewright.search.playbook import RULES
+from tunewright.search.show import report
 from tunewright.search.show.report import pictures, write_report
 from tunewright.search.show.tables import plan_table, summary_cells, summary_table
+from tunewright.search.show.web import packed
 from tunewright.search.store.results import Results
 from tunewright.search.store.storage import Store, create_store
 from tunewright.search.trial import Curve, Point, Trial, Verdict
@@ -84,9 +86,8 @@ class Outline(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.fetched += [
-            value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")
-        ]
+        known = [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+        self.fetched += [value for value in known if not value.startswith("#")]
         self.inside = tag
         if tag == "table":
             self.rows.append(0)
@@ -101,8 +102,8 @@ class Outline(HTMLParser):
 def test_the_report_fetches_nothing_and_holds_plotly_once(tmp_path: Path) -> None:
     text = write(tmp_path, trials())
     assert Outline(text).fetched == []
-    assert text.count(get_plotlyjs()) == 1
-    assert not re.search(r"@import|url\(\s*http", text.replace(get_plotlyjs(), ""))
+    assert text.count(packed(get_plotlyjs())) == 1
+    assert not re.search(r"@import|url\(\s*http", text)
 
 
 def test_every_trial_has_a_row_and_every_varied_hyperparameter_a_plot(tmp_path: Path) -> None:
@@ -130,11 +131,14 @@ def test_the_order_of_the_sections(tmp_path: Path) -> None:
     text = write(tmp_path, trials(), environment={"torch": "2.13"})
     assert Outline(text).headings == [
         "s",
+        "Batch size 32",
+        "Batch size 256",
         "Result per group",
         "What to look at",
         "Axis plots",
         "Training curves",
         "Gradient norms",
+        "The best points in a script of your own",
         "How to read this",
         "All trials",
         "Provenance",
@@ -187,7 +191,7 @@ def test_128_trials_of_1000_steps_take_seconds_and_a_few_megabytes(tmp_path: Pat
     begin = time.process_time()
     text = write(tmp_path, many)
     assert time.process_time() - begin < 5
-    assert len(text) - len(get_plotlyjs()) < 3_000_000
+    assert len(text) < 2_500_000
 
 
 @pytest.mark.parametrize("baseline", [None, [0.30, 0.31, 0.29, 0.30, 0.32, 0.30]])
@@ -197,8 +201,9 @@ def test_a_comparison_is_a_chapter_with_its_decision_its_costs_and_its_warnings(
     found = comparison([[0.2, 0.21, 0.22, 0.2, 0.19, 0.2]], baseline, warning="Mind <this>.")
     text = write(tmp_path, trials(), comparison=found)
     outline = Outline(text)
-    assert outline.headings[2:5] == ["What to look at", "Against the baseline", "Axis plots"]
-    assert f">{found.decision}</b>" in text
+    assert outline.headings[3] == "Against the baseline"  # after the answers
+    assert outline.headings[5:8] == ["What to look at", "Against the baseline", "Axis plots"]
+    assert f">{found.decision}</span>" in text
     assert found.decision == ("adopt" if baseline else "not enough evidence")
     for words in (
         "Mind &lt;this&gt;.",
@@ -223,12 +228,13 @@ def test_with_a_comparison_the_baseline_is_the_first_row_and_gain_a_column_of_bo
     assert text.count(">gain</th>") == 3  # and one of the comparison
     assert text.count(f"{found.gain_in_words}.") == 2
     assert ">gain</th>" not in plain
-    body = text.split("<h2>Result per group</h2>")[1].split("<tbody>")[1]
-    assert re.search(
-        r'^\s*<tr><td class="text">baseline: &lt;best&gt;.pt</td>.*?<td>0.25</td><td>0</td>', body
-    )
-    body = text.split("<h2>All trials</h2>")[1].split("<tbody>")[1]
-    assert body.strip().startswith('<tr><td data-value="baseline" class="text">baseline</td>')
+    body = text.split('id="result-per-group"')[1].split("<tbody>")[1]
+    name = "baseline: &lt;best&gt;.pt"
+    row = rf'^\s*<tr><th scope="row" class="text">{name}</th>.*?<td>0.25</td><td>0</td>'
+    assert re.search(row, body)
+    body = text.split('id="all-trials"')[1].split("<tbody>")[1]
+    row = '<tr id="trial-baseline"><th scope="row" data-value="baseline">baseline</th>'
+    assert body.strip().startswith(row)
 
 
 def test_gain_is_above_0_for_what_is_better_and_a_dash_where_nothing_trained() -> None:
@@ -324,3 +330,40 @@ def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:
     assert "no evidence" in file.getvalue()
     assert "nan" not in file.getvalue()
     assert "inf " not in file.getvalue()
+
+
+def test_of_too_many_trials_the_best_of_each_group_have_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MOST_ROWS", 20)
+    finished = trials(40)
+    text = write(tmp_path, finished)
+    listed = set(re.findall(r'<tr id="trial-(\d+-\d+)"', text))
+    assert len(listed) == 20
+    assert "20 of 41 trials: the best of each group." in text
+    assert 'href="trials.csv"' in text
+    assert set(re.findall(r'href="#trial-([^"]*)"', text)) <= listed
+    left_out = [
+        one for one in finished if f"{one.point.batch_size}-{one.point.number}" not in listed
+    ]
+    worst = [
+        max(one.best_value for one in own if one not in left_out)
+        for own in group_trials(finished).values()
+    ]
+    for own, limit in zip(group_trials(finished).values(), worst, strict=True):
+        assert all(one.best_value >= limit for one in own if one in left_out and one.feasible)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "candidates", "words"),
+    [
+        (6, 1, "0.0156 is the smallest p that 6 paired runs can show: it says that every run is"),
+        (5, 2, "the correction for 2 candidates makes it larger: above 0.05, they cannot decide"),
+        (4, 1, "0.0625 is the smallest p that 4 paired runs can show: above 0.05, they cannot"),
+    ],
+)
+def test_a_rank_test_at_its_floor_is_explained(
+    tmp_path: Path, seeds: int, candidates: int, words: str
+) -> None:
+    found = comparison([[0.1 + i / 100 for i in range(seeds)]] * candidates, [0.5] * seeds)
+    assert words in write(tmp_path, trials(), comparison=found)

@@ -1,6 +1,7 @@
 """The playbook's plots, a file each: first its info (plain data), then its figure."""
 
 from .axis import AxisInfo, axis_figure, axis_info
+from .axis import Panel as AxisPanel
 from .curves import CurvesInfo, curves_figure, curves_info
 from .edge import EdgeInfo, edge_figure, edge_info, edge_panel
 from .loss import LossInfo, is_untuned, loss_figure, loss_info
@@ -11,6 +12,7 @@ from .versus import VersusInfo, versus_figure, versus_info
 
 __all__ = [
     "AxisInfo",
+    "AxisPanel",
     "CurvesInfo",
     "EdgeInfo",
     "LossInfo",

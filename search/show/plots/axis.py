@@ -17,24 +17,33 @@ from ...judge.analysis import (
     summarize,
     varied_names,
 )
+from ...judge.isolation import Bucket, isolate
 from ...trial import Group, Trial
 from ...words import in_order, readable
+from .arrange import settled
 from .style import (
     BLUE,
     GREEN,
     INK,
     MUTED,
+    PALE,
+    RAIL_NAME,
     VERMILLION,
+    brief,
     escape,
     footnote,
     hover,
     in_grid,
+    in_one_sentence,
     linear_ticks,
     log_axis,
     panel_figure,
     panel_title,
 )
+from .thin import most_informative
 
+MOST_MARKS = 2000  # of a figure: more are slow to draw, and hide one another
+MOST_TOLD = 400  # of the marks of a figure have all their hyperparameters on hover
 LOG_SPAN = 1.0  # decades of feasible values above which the y axis is logarithmic
 MAX_CHOICES = 6  # so few values, tried repeatedly, are categories and not a scale
 JITTER = 0.30  # half-width of the spread of trials within a category; categories are 1 apart
@@ -43,7 +52,7 @@ MARGIN = 0.05  # to the left and right, of the range of values
 FOOT, HEAD = -0.07, 1.08  # y range as heights; the feasible values span heights 0 to 1 (S3)
 RAIL = 0.14  # height of the band of infeasible trials, and of each one above it
 
-Kind = Literal["feasible", "infeasible", "crashed", "unfinished", "best"]
+Kind = Literal["feasible", "infeasible", "crashed", "unfinished", "winner", "best"]
 LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on top (S3)
     "feasible": {
         "symbol": "circle",
@@ -55,15 +64,17 @@ LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on to
     "infeasible": {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": VERMILLION}},
     "crashed": {"symbol": "square-open", "size": 8, "color": MUTED, "line": {"width": 1.5}},
     "unfinished": {"symbol": "triangle-right-open", "size": 8, "color": MUTED},
+    "winner": {"symbol": "circle", "size": 12, "color": BLUE, "line": {"width": 0}},
     "best": {"symbol": "star", "size": 17, "color": GREEN, "line": {"width": 1, "color": "white"}},
 }
+FAINT = {"symbol": "circle", "size": 6, "color": PALE, "opacity": 0.6, "line": {"width": 0}}
 # Bands beyond the range of what trained, from it outwards, each drawn where it is needed.
 RAILS: dict[Kind, str] = {"infeasible": VERMILLION, "crashed": MUTED, "unfinished": MUTED}
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One trial.
+    """One trial; a winner is the best of its value or bucket (S7), unless it is the best of all.
 
     `x` is its value, or category index and jitter; `y` its best value, or that of a rail.
     """
@@ -77,11 +88,12 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """The trials of one group, in the order they came."""
+    """The trials of one group, in the order they came; `undrawn` counts those that are left out."""
 
     group: Group
     note: str
     marks: tuple[Mark, ...]
+    undrawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,9 @@ class AxisInfo:
     y_range      from the best side to the worst: lowest and highest feasible value, the baseline's
                  included, or highest and lowest if the objective is maximized. They alone set the
                  scale; trials that did not train to their end stand on rails beyond the worst
+    isolated     whether the best trial of each value or bucket is picked out (S7): always, but for
+                 base_lr, whose own effect is to be seen
+    joined       whether the winners are joined by a line: the values are numbers
     baseline     value of the checkpoint that the study was compared with, a dashed line
     not_varied   (optimizer, trials) not drawn: their optimizer has one value of the hyperparameter,
                  or they have none
@@ -106,6 +121,22 @@ class AxisInfo:
     panels: tuple[Panel, ...]
     not_varied: tuple[tuple[str, int], ...] = ()
     baseline: float | None = None
+    isolated: bool = False
+    joined: bool = False
+
+    def in_words(self) -> str:
+        """The figure in a sentence: each panel's best, and how many trials did not train."""
+        count = sum(len(panel.marks) + panel.undrawn for panel in self.panels)
+        subject = f"{self.objective} against {self.axis}, {count} trials"
+        return in_one_sentence(subject, map(_panel_in_words, self.panels))
+
+
+def _panel_in_words(panel: Panel) -> str:
+    kinds = Counter(mark.kind for mark in panel.marks)
+    failed = [f"{kinds[kind]} {kind}" for kind in RAILS if kinds[kind]]
+    return ", ".join(
+        [f"{panel.group.label}, {len(panel.marks) + panel.undrawn} trials", panel.note, *failed]
+    )
 
 
 def axis_info(
@@ -140,6 +171,15 @@ def axis_info(
         drawn.append(baseline)
     log_y, low, high = scale(drawn, any(trial.maximize for trial in trials))
     rails = _rails({_kind(trial) for trial in shown})
+    draw = _Drawing(
+        axis,
+        objective,
+        categories,
+        log and not categories,
+        rails,
+        lambda height: at_height(height, low, high, log_y),
+        len(shown),
+    )
     return AxisInfo(
         axis=axis,
         objective=objective,
@@ -148,24 +188,13 @@ def axis_info(
         categories=tuple(readable(value) for value in categories),
         y_range=(low, high),
         panels=tuple(
-            Panel(
-                group,
-                _note(members, axis),
-                tuple(
-                    _marks(
-                        members,
-                        axis,
-                        objective,
-                        categories,
-                        rails,
-                        lambda h: at_height(h, low, high, log_y),
-                    )
-                ),
-            )
+            draw.panel(group, members)
             for group, members in _panels(shown, axis, scientific).items()
         ),
         not_varied=tuple(sorted(left_out.items())),
         baseline=baseline,
+        isolated=draw.isolated,
+        joined=draw.isolated and all(isinstance(value, int | float) for value in values),
     )
 
 
@@ -253,24 +282,72 @@ def _rails(kinds: Collection[str]) -> list[Kind]:
     return list(dict.fromkeys(["infeasible", *needed])) if needed else []
 
 
-def _marks(
-    trials: list[Trial],
-    axis: str,
-    objective: str,
-    categories: list[Any],
-    rails: Sequence[Kind],
-    at: Callable[[float], float],
-) -> Iterable[Mark]:
-    best = next(iter(rank_configurations(trials)), None)
-    places = {repr(value): place for place, value in enumerate(categories)}
-    for trial in trials:
-        number, value, kind = trial.point.number, trial.point.values[axis], _kind(trial)
-        x = places[repr(value)] + JITTER * _jitter(number) if categories else float(value)
-        if kind == "feasible":
-            y, kind = trial.best_value, ("best" if trial is best else "feasible")
-        else:
-            y = at(HEAD + RAIL * (rails.index(kind) + 0.5 + 0.25 * _jitter(number)))
-        yield Mark(number, x, y, kind, hover(trial, objective))
+@dataclass(frozen=True)
+class _Drawing:
+    """How the trials of a figure become marks; `at` is the value at a height, `count` their sum."""
+
+    axis: str
+    objective: str
+    categories: list[Any]
+    log: bool
+    rails: Sequence[Kind]
+    at: Callable[[float], float]
+    count: int
+
+    @property
+    def isolated(self) -> bool:
+        return self.axis != "base_lr"
+
+    def panel(self, group: Group, trials: list[Trial]) -> Panel:
+        best = next(iter(rank_configurations(trials)), None)
+        winners = self._winners(trials)
+        always = {id(best), *winners}
+        few = most_informative(trials, self._share(trials, MOST_MARKS))
+        always_and_few = always | set(map(id, few))
+        drawn = [trial for trial in trials if id(trial) in always_and_few]
+        told = always | set(map(id, most_informative(drawn, self._share(trials, MOST_TOLD))))
+        marks = []
+        for trial in drawn:
+            kind = "best" if trial is best else "winner" if id(trial) in winners else _kind(trial)
+            text = hover(trial, self.objective) if id(trial) in told else brief(trial)
+            lead = winners.get(id(trial), "")
+            marks.append(Mark(trial.point.number, *self._place(trial, kind), kind, lead + text))
+        return Panel(group, _note(trials, self.axis), tuple(marks), len(trials) - len(marks))
+
+    def _share(self, trials: list[Trial], most: int) -> int:
+        """Of what a figure may show, the part of one panel."""
+        return max(1, most * len(trials) // self.count)
+
+    def _winners(self, trials: list[Trial]) -> dict[int, str]:
+        """The best trial of each value or bucket, by its id, and what it is the best of."""
+        if not self.isolated:
+            return {}
+        found = {}
+        choices = bool(self.categories)
+        for bucket in isolate(trials, self.axis, choices=choices, log=self.log):
+            if bucket.best is not None:
+                found[id(bucket.best)] = self._lead(bucket)
+        return found
+
+    def _lead(self, bucket: Bucket) -> str:
+        name, low = escape(self.axis), escape(bucket.low)
+        where = f"{name} = {low}"
+        if bucket.low != bucket.high:
+            where = f"{name} from {low} to {escape(bucket.high)}"
+        failed = sum(trial.verdict.infeasible for trial in bucket.trials)
+        also = f", {failed} infeasible" if failed else ""
+        return f"<b>best of {len(bucket.trials)} with {where}{also}</b><br>"
+
+    def _place(self, trial: Trial, kind: Kind) -> tuple[float, float]:
+        number, value = trial.point.number, trial.point.values[self.axis]
+        x = value
+        if self.categories:
+            spread = 0.0 if kind == "winner" else JITTER * _jitter(number)
+            x = list(map(repr, self.categories)).index(repr(value)) + spread
+        if is_rankable(trial):
+            return float(x), trial.best_value
+        height = HEAD + RAIL * (self.rails.index(kind) + 0.5 + 0.25 * _jitter(number))
+        return float(x), self.at(height)
 
 
 def _jitter(number: int) -> float:
@@ -284,24 +361,26 @@ def _jitter(number: int) -> float:
 def axis_figure(info: AxisInfo) -> go.Figure:
     """The figure: blue dots feasible, green star the best, red crosses infeasible (S3)."""
     places = in_grid(panel.group for panel in info.panels)
-    count = sum(len(panel.marks) for panel in info.panels)
-    side = "below" if is_turned(info.y_range) else "above"
     figure = panel_figure(
         f"Best {escape(info.objective)} against {escape(info.axis)}",
-        (
-            f"one mark per trial, {count} in all; trials that did not train stand {side} the range "
-            "of the others"
-        ),
+        _subtitle(info),
         {place: panel_title(group.label, _note_of(info, group)) for group, place in places.items()},
     )
     kinds = {mark.kind for panel in info.panels for mark in panel.marks}
+    if info.joined:
+        for panel in info.panels:
+            row, column = places[panel.group]
+            figure.add_trace(_profile(panel), row=row, col=column)
     for kind, look in LOOKS.items():
         legend = True
         for panel in info.panels:
             marks = [mark for mark in panel.marks if mark.kind == kind]
             row, column = places[panel.group]
             if marks:
-                figure.add_trace(_markers(marks, kind, look, legend), row=row, col=column)
+                look = FAINT if info.isolated and kind == "feasible" else look
+                trace = _markers(marks, kind, look, legend)
+                trace.name = _legend_name(info, kind)
+                figure.add_trace(trace, row=row, col=column)
                 legend = False
     _draw_axes(figure, info, places, kinds)
     _draw_rails(figure, places, kinds, is_turned(info.y_range))
@@ -309,21 +388,68 @@ def axis_figure(info: AxisInfo) -> go.Figure:
         figure.add_hline(
             info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="below"
         )
-    footnote(
-        figure,
-        "; ".join(
-            [f"dashed: the baseline's checkpoint, {readable(info.baseline)}"]
-            * (info.baseline is not None)
-            + [
-                (
-                    f"not drawn: {trials} trials of {escape(optimizer)} that do not vary "
-                    f"{escape(info.axis)}"
-                )
-                for optimizer, trials in info.not_varied
-            ]
-        ),
+    notes = _left_out(info)
+    if info.baseline is not None:
+        notes.append(f"dashed: the baseline's checkpoint, {readable(info.baseline)}")
+    notes += [
+        f"not drawn: {trials} trials of {escape(optimizer)} that do not vary {escape(info.axis)}"
+        for optimizer, trials in info.not_varied
+    ]
+    footnote(figure, "; ".join(notes))
+    return settled(figure)
+
+
+def _subtitle(info: AxisInfo) -> str:
+    drawn = sum(len(panel.marks) for panel in info.panels)
+    count = drawn + sum(panel.undrawn for panel in info.panels)
+    side = "below" if is_turned(info.y_range) else "above"
+    rail = f"trials that did not train stand {side} the range of the others"
+    if not info.isolated:
+        return f"one mark per trial, {count} in all; {rail}"
+    part = "value" if info.categories else "bucket of values"
+    others = "base_lr and all else" if info.axis != "optimizer" else "base_lr and its settings"
+    return f"large: the best trial of each {part}, with its best {others} (S7); {rail}"
+
+
+def _legend_name(info: AxisInfo, kind: Kind) -> str:
+    if not info.isolated:
+        return kind
+    names: dict[Kind, str] = {
+        "winner": "best of its value" if info.categories else "best of its bucket",
+        "best": "best of all",
+        "feasible": "other feasible trials",
+    }
+    return names.get(kind, kind)
+
+
+def _profile(panel: Panel) -> go.Scatter:
+    """The line through the best of each value or bucket."""
+    tops = sorted((mark.x, mark.y) for mark in panel.marks if mark.kind in ("winner", "best"))
+    return go.Scatter(
+        x=[x for x, _ in tops],
+        y=[y for _, y in tops],
+        mode="lines",
+        line={"color": BLUE, "width": 1.5},
+        hoverinfo="skip",
+        showlegend=False,
     )
-    return figure
+
+
+def _left_out(info: AxisInfo) -> list[str]:
+    """What is not drawn, or told less of, in a figure of very many trials."""
+    drawn, undrawn = (
+        sum(len(panel.marks) for panel in info.panels),
+        sum(panel.undrawn for panel in info.panels),
+    )
+    notes = []
+    if undrawn:
+        notes.append(
+            f"{drawn} of {drawn + undrawn} trials drawn: the best, those that failed just above "
+            "the best base_lr, and some of the others"
+        )
+    if drawn > MOST_TOLD:
+        notes.append("hyperparameters on hover for the best and the nearest that failed")
+    return notes
 
 
 def _note_of(info: AxisInfo, group: Group) -> str:
@@ -361,10 +487,8 @@ def _draw_axes(
         ]
         figure.update_yaxes(row=row, col=column, **y_axis)
         figure.update_xaxes(row=row, col=column, **_x_axis(info, in_row))
-    figure.update_yaxes(col=1, title_text=f"best {escape(info.objective)}")
-    figure.update_xaxes(
-        row=max((row for row, _ in places.values()), default=1), title_text=escape(info.axis)
-    )
+    figure.update_yaxes(title_text=f"best {escape(info.objective)}")
+    figure.update_xaxes(title_text=escape(info.axis))
 
 
 def value_axis(y_range: tuple[float, float], log_y: bool, head: float) -> dict[str, Any]:
@@ -412,7 +536,6 @@ def _draw_rails(
     def domain(height: float) -> float:
         return in_panel(height, head, turned)
 
-    columns = max((column for _, column in places.values()), default=0)
     for place, name in enumerate(_rails(kinds)):
         foot, colour = HEAD + RAIL * place, RAILS[name]
         for row, column in places.values():
@@ -429,14 +552,12 @@ def _draw_rails(
                 layer="below",
                 **panel,
             )
-            if column == columns:
-                figure.add_annotation(
-                    text=name,
-                    x=1,
-                    y=domain(foot + RAIL / 2),
-                    xanchor="left",
-                    xshift=6,
-                    showarrow=False,
-                    font={"size": 12, "color": colour},
-                    **panel,
-                )
+            figure.add_annotation(
+                name=RAIL_NAME,
+                text=name,
+                y=domain(foot + RAIL / 2),
+                xanchor="left",
+                showarrow=False,
+                font={"color": colour},
+                **panel,
+            )

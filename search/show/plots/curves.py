@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...judge.analysis import group_trials, just_above, rank_configurations
 from ...trial import Group, Trial
 from ...words import readable
+from .arrange import settled
 from .style import (
     GREEN,
     ORANGE,
@@ -24,9 +25,11 @@ from .style import (
     footnote,
     hover,
     in_grid,
+    in_one_sentence,
     log_axis,
     panel_figure,
     panel_title,
+    trial_id,
 )
 from .thin import thin
 
@@ -72,6 +75,25 @@ class CurvesInfo:
     log_loss: bool
     loss_range: tuple[float, float]
     panels: tuple[CurvesPanel, ...]
+
+    def in_words(self) -> str:
+        """The figure in a sentence: each panel's lr_star, and what became of the next above it."""
+        count = sum(len(panel.lines) for panel in self.panels)
+        return in_one_sentence(
+            f"training loss of {count} trials", map(_panel_in_words, self.panels)
+        )
+
+
+def _panel_in_words(panel: CurvesPanel) -> str:
+    if math.isnan(panel.lr_star):
+        return f"{panel.group.label}, no feasible trial"
+    above = {line.base_lr: line for line in panel.lines if line.rank > 0}
+    told = [
+        f"{readable(base_lr)} " + ("infeasible" if above[base_lr].infeasible else "feasible")
+        for base_lr in sorted(above)
+    ]
+    star = f"{panel.group.label}, lr_star = {readable(panel.lr_star)}"
+    return star + (f", above it {', '.join(told)}" if told else "")
 
 
 def curves_info(
@@ -160,19 +182,22 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
     for panel in info.panels:
         row, column = places[panel.group]
         ends = [line for line in panel.lines if line.infeasible and line.loss]
-        lines = [_trace(line, info) for line in sorted(panel.lines, key=_depth)]
+        lines = []
+        for line in sorted(panel.lines, key=_depth):
+            lines.append(_trace(line, info))
+            lines[-1].meta = trial_id(panel.group.batch_size, line.number)
         for trace in [*lines, _ends(ends, info)] if ends else lines:
             trace.showlegend = bool(trace.name) and trace.name not in shown
             shown.add(trace.name)
             figure.add_trace(trace, row=row, col=column)
-    _draw_axes(figure, info, max((row for row, _ in places.values()), default=1))
+    _draw_axes(figure, info)
     missing = [
         f"{panel.group.label}: trials {_listed(panel.missing)}"
         for panel in info.panels
         if panel.missing
     ]
     footnote(figure, "no curve: " + "; ".join(missing) if missing else "")
-    return figure
+    return settled(figure)
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -192,15 +217,15 @@ def _key(panel: CurvesPanel) -> str:
     """Which colour is which learning rate."""
     first = {line.rank: line for line in panel.lines if line.rank >= 0}
     names = [
-        f"<span style='color:{_colour(line)}'><b>━</b></span> "
+        f"<span style='color:{_colour(line)}'><b>━</b></span>&nbsp;"
         + (
-            f"{readable(line.base_lr / panel.lr_star)} ×"
+            f"{readable(line.base_lr / panel.lr_star)}&nbsp;×"
             if rank
-            else f"lr_star = {readable(line.base_lr)}"
+            else f"lr_star&nbsp;=&nbsp;{readable(line.base_lr)}"
         )
         for rank, line in sorted(first.items())
     ]
-    return "&nbsp;&nbsp; ".join(names) or "no feasible trial"
+    return "&nbsp;&nbsp;&nbsp; ".join(names) or "no feasible trial"
 
 
 def _depth(line: Line) -> tuple[bool, int]:
@@ -252,14 +277,14 @@ def _ends(lines: list[Line], info: CurvesInfo) -> go.Scatter:
     )
 
 
-def _draw_axes(figure: go.Figure, info: CurvesInfo, rows: int) -> None:
+def _draw_axes(figure: go.Figure, info: CurvesInfo) -> None:
     figure.update_yaxes(**loss_axis(info.log_loss, info.loss_range))
     last = max(
         (line.steps[-1] for panel in info.panels for line in panel.lines if line.steps), default=1
     )
     figure.update_xaxes(**step_axis(info.log_steps, last))
-    figure.update_yaxes(col=1, title_text="training loss")
-    figure.update_xaxes(row=rows, title_text="step + 1" if info.log_steps else "step")
+    figure.update_yaxes(title_text="training loss")
+    figure.update_xaxes(title_text="step + 1" if info.log_steps else "step")
 
 
 def loss_axis(log_loss: bool, loss_range: tuple[float, float]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ...judge.analysis import group_trials, rank_configurations
 from ...judge.stability_edge import HALF, Tried, bracket, interval, probability, tries
 from ...trial import Group, Trial
 from ...words import readable
+from .arrange import settled
 from .style import (
     BLUE,
     GREEN,
@@ -26,6 +27,7 @@ from .style import (
     escape,
     footnote,
     in_grid,
+    in_one_sentence,
     log_axis,
     panel_figure,
     panel_title,
@@ -78,6 +80,12 @@ class EdgeInfo:
 
     panels: tuple[EdgePanel, ...]
     crashed: int
+
+    def in_words(self) -> str:
+        """The figure in a sentence: each panel's lr_star and where half of its trials diverge."""
+        parts = [f"{panel.group.label}, {_note(panel)}" for panel in self.panels]
+        trials = sum(one.trials for panel in self.panels for one in panel.tried)
+        return in_one_sentence(f"how often training diverges, {trials} trials", parts)
 
 
 def edge_info(
@@ -150,13 +158,11 @@ def edge_figure(info: EdgeInfo) -> go.Figure:
     figure.update_yaxes(
         range=[FOOT, HEAD], tickvals=[0, 0.25, 0.5, 0.75, 1], ticktext=["0", "¼", "½", "¾", "1"]
     )
-    figure.update_yaxes(col=1, title_text="P(diverge)")
-    figure.update_xaxes(
-        row=max((row for row, _ in places.values()), default=1), title_text="base_lr"
-    )
+    figure.update_yaxes(title_text="P(diverge)")
+    figure.update_xaxes(title_text="base_lr")
     footnote(figure, _footnote(info))
     right_legend(figure, "")
-    return figure
+    return settled(figure)
 
 
 def _note(panel: EdgePanel) -> str:

@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from ...judge.analysis import group_trials, repetitions
 from ...trial import Curve, Group, Trial
+from .arrange import settled
 from .curves import frame, in_frame, loss_axis, step_axis
 from .style import (
     MUTED,
@@ -22,6 +23,7 @@ from .style import (
     colours,
     escape,
     footnote,
+    in_one_sentence,
     linear_ticks,
     panel_figure,
     panel_title,
@@ -75,6 +77,14 @@ class LossInfo:
     chance_loss: float
     sparse_every: int
     groups: tuple[LossGroup, ...]
+
+    def in_words(self) -> str:
+        """The figure in a sentence: how many runs of each group did not train."""
+        parts = []
+        for one in self.groups:
+            failed = sum(line.infeasible for line in one.lines)
+            parts.append(f"{one.group.label}, {failed} of {len(one.lines)} infeasible")
+        return in_one_sentence("training loss against step", parts)
 
 
 def is_untuned(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
@@ -178,7 +188,7 @@ def loss_figure(info: LossInfo) -> go.Figure:
                     trace.update(name=name, legendgroup=name, showlegend=name not in named)
                     named.add(name)
                     figure.add_trace(trace, row=row, col=column)
-    _draw_axes(figure, info, len(rows))
+    _draw_axes(figure, info)
     seeds = max((len({line.seed for line in one.lines}) for one in info.groups), default=0)
     missing = sum(one.missing for one in info.groups)
     footnote(
@@ -190,7 +200,7 @@ def loss_figure(info: LossInfo) -> go.Figure:
         + (f"; no curve of {missing} more" if missing else ""),
     )
     right_legend(figure, names)
-    return figure
+    return settled(figure)
 
 
 def _traces(line: LossLine, info: LossInfo, colour: str, sparse: bool) -> list[go.Scatter]:
@@ -233,7 +243,7 @@ def _traces(line: LossLine, info: LossInfo, colour: str, sparse: bool) -> list[g
     return traces
 
 
-def _draw_axes(figure: go.Figure, info: LossInfo, rows: int) -> None:
+def _draw_axes(figure: go.Figure, info: LossInfo) -> None:
     low, high = info.loss_range
     ticks = {} if info.log_loss else {"tickvals": linear_ticks(low, high)}
     figure.update_yaxes(**loss_axis(info.log_loss, info.loss_range), **ticks)
@@ -245,5 +255,5 @@ def _draw_axes(figure: go.Figure, info: LossInfo, rows: int) -> None:
         figure.add_hline(
             y=info.chance_loss, line={"color": MUTED, "width": 1, "dash": "dash"}, layer="below"
         )
-    figure.update_yaxes(col=1, title_text="training loss (one minibatch)")
-    figure.update_xaxes(row=rows, title_text="step + 1" if info.log_steps else "step")
+    figure.update_yaxes(title_text="training loss (one minibatch)")
+    figure.update_xaxes(title_text="step + 1" if info.log_steps else "step")

@@ -13,12 +13,13 @@ from ...judge.analysis import CLIP_TOO_MUCH, group_trials, rank_configurations
 from ...judge.readout import norm_percentile
 from ...trial import Array, Group, Outcome, Trial
 from ...words import readable
+from .arrange import settled
 from .style import (
     BLUE,
-    COLUMN_GAP,
     ORANGE,
     VERMILLION,
     footnote,
+    in_one_sentence,
     log_axis,
     panel_figure,
     panel_title,
@@ -66,6 +67,11 @@ class NormsInfo:
     panels: tuple[NormsPanel, ...]
     missing: tuple[str, ...]
     scale: tuple[float, float] | None = None
+
+    def in_words(self) -> str:
+        """The figure in a sentence: each panel's trial, percentile and thresholds."""
+        parts = [f"{panel.group.label}, {_note(panel)}" for panel in self.panels]
+        return in_one_sentence("gradient norm against step, and its histogram", parts)
 
 
 def norms_info(trials: Iterable[Trial], *, scientific: Sequence[str] = ()) -> NormsInfo:
@@ -143,17 +149,16 @@ def norms_figure(info: NormsInfo) -> go.Figure:
         "unclipped norm at every step of the best trial of each group",
         titles,
         column_widths=[STEP_WIDTH, HISTOGRAM_WIDTH] if titles else None,
-        horizontal_spacing=COLUMN_GAP / 2,
     )
     named: set[str] = set()
     for row, panel in enumerate(info.panels, start=1):
         last = max(one.steps[-1] for one in info.panels) if info.scale else panel.steps[-1]
         draw_norms(figure, row, panel, named, info.scale, last)
-    figure.update_yaxes(col=1, title_text="gradient norm")
-    figure.update_xaxes(row=max(1, len(info.panels)), col=1, title_text="step")
-    figure.update_xaxes(row=max(1, len(info.panels)), col=2, title_text="number of steps")
+    figure.update_yaxes(title_text="gradient norm")
+    figure.update_xaxes(col=1, title_text="step")
+    figure.update_xaxes(col=2, title_text="number of steps")
     footnote(figure, "; ".join(info.missing))
-    return figure
+    return settled(figure)
 
 
 def draw_norms(

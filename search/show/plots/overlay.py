@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 from ...judge.analysis import group_trials, is_rankable, mean_cost, rank_configurations, repetitions
 from ...trial import Group, Trial
 from ...words import readable
+from .arrange import settled
 from .axis import HEAD, at_height, in_panel, is_turned, scale, value_axis
 from .style import (
     MUTED,
@@ -22,6 +23,7 @@ from .style import (
     colours,
     escape,
     footnote,
+    in_one_sentence,
     log_axis,
     panel_figure,
     panel_title,
@@ -79,6 +81,17 @@ class OverlayInfo:
     lines: tuple[OverlayLine, ...]
     outdone: int = 0
     crashed: int = 0
+
+    def in_words(self) -> str:
+        """The figure in a sentence: lr_star of each line, and its mean there."""
+        return in_one_sentence(f"best {self.objective} against base_lr", map(_in_words, self.lines))
+
+
+def _in_words(line: OverlayLine) -> str:
+    mean = next((point.mean for point in line.points if point.base_lr == line.lr_star), math.nan)
+    if math.isnan(mean):
+        return f"{line.group.label}, no feasible base_lr"
+    return f"{line.group.label}, {readable(mean)} at lr_star = {readable(line.lr_star)}"
 
 
 def comparable(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
@@ -182,7 +195,7 @@ def overlay_figure(info: OverlayInfo) -> go.Figure:
     _draw_axes(figure, info, places, head)
     footnote(figure, _footnote(info))
     right_legend(figure, names)
-    return figure
+    return settled(figure)
 
 
 def _places(info: OverlayInfo) -> dict[Group, tuple[int, int]]:
@@ -278,8 +291,8 @@ def _draw_axes(
     rates = [point.base_lr for line in info.lines for point in line.points]
     margin = (max(rates) / min(rates)) ** 0.05
     figure.update_xaxes(**log_axis(min(rates) / margin, max(rates) * margin))
-    figure.update_yaxes(col=1, title_text=f"best {escape(info.objective)}")
-    figure.update_xaxes(row=max(row for row, _ in places.values()), title_text="base_lr")
+    figure.update_yaxes(title_text=f"best {escape(info.objective)}")
+    figure.update_xaxes(title_text="base_lr")
     if head == HEAD:
         return
     turned = is_turned(info.y_range)

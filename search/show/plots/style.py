@@ -29,10 +29,9 @@ LIGHTEST = 0.85  # of a colour scale: beyond it yellow fades into the paper
 INK, MUTED, PALE, GRID = "#222222", "#6B7280", "#AEB5BF", "#ECEEF1"
 FONT = "Inter, 'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 
-PANEL_HEIGHT, ONE_PANEL_HEIGHT = 300, 380  # pixels
-TITLE_SPACE, PANEL_GAP, FOOT_SPACE, FOOT_LINE, LEGEND_AT = 115, 105, 60, 18, 46  # pixels
-COLUMN_GAP = 0.06  # of the figure's width
-HOVER_WIDTH, FOOT_WIDTH = 70, 150  # characters
+TEXT, SMALL = 13, 12  # sizes of letters, in pixels
+PANEL, RAIL_NAME, FOOT = "panel title", "rail", "footnote"  # names of annotations
+HOVER_WIDTH = 48  # characters: a phone shows no more
 SEPARATOR = " · "  # between scientific values and between their names: a value may hold commas
 FEWEST_TICKS = 3  # of an axis that can be read
 MOST_TICKS = 12  # of a logarithmic axis: more run into each other
@@ -47,32 +46,28 @@ AXIS = {
     "ticks": "outside",
     "tickcolor": MUTED,
     "ticklen": 4,
-    "tickfont": {"size": 12},
+    "tickfont": {"size": SMALL},
     "title": {"standoff": 8, "font": {"size": 14}},
 }
 TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": FONT, "size": 13, "color": INK},
+        "font": {"family": FONT, "size": TEXT, "color": INK},
         "title": {
             "x": 0,
             "xref": "paper",
             "xanchor": "left",
             "y": 1,
-            "yanchor": "top",
-            "pad": {"t": 16},
-            "font": {"size": 18},
-        },
-        "legend": {
-            "orientation": "h",
-            "x": 1,
-            "xanchor": "right",
             "yref": "container",
-            "yanchor": "middle",
-            "font": {"size": 12},
+            "yanchor": "top",
         },
+        "legend": {"orientation": "h", "tracegroupgap": 0, "font": {"size": SMALL}},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "hoverlabel": {"align": "left", "bgcolor": "white", "font": {"family": FONT, "size": 12}},
+        "hoverlabel": {
+            "align": "left",
+            "bgcolor": "white",
+            "font": {"family": FONT, "size": SMALL},
+        },
         "xaxis": AXIS,
         "yaxis": AXIS,
     }
@@ -104,22 +99,25 @@ def _row_order(key: tuple[str, tuple[tuple[str, Any], ...]]) -> tuple[Any, ...]:
 def panel_figure(
     title: str, subtitle: str, panel_titles: dict[tuple[int, int], str], **subplots: Any
 ) -> go.Figure:
-    """An empty figure with a panel per (row, column), each under its own title."""
+    """An empty figure with a panel per (row, column), each under its own title.
+
+    Once it is drawn, `settled` puts everything in its place.
+    """
     rows = max((row for row, _ in panel_titles), default=1)
     columns = max((column for _, column in panel_titles), default=1)
-    inner = rows * PANEL_HEIGHT + (rows - 1) * PANEL_GAP if rows > 1 else ONE_PANEL_HEIGHT
+    inhabited = panel_titles or {(1, 1): ""}
     figure = make_subplots(
         rows=rows,
         cols=columns,
-        vertical_spacing=PANEL_GAP / inner,
-        **{"horizontal_spacing": min(COLUMN_GAP, 0.5 / columns)} | subplots,
+        specs=[
+            [{} if (row, column) in inhabited else None for column in range(1, columns + 1)]
+            for row in range(1, rows + 1)
+        ],
+        **subplots,
     )
     figure.update_layout(
         template=TEMPLATE,
-        height=inner + TITLE_SPACE + FOOT_SPACE,
-        legend_y=1 - LEGEND_AT / (inner + TITLE_SPACE + FOOT_SPACE),
-        margin={"l": 75, "r": 85, "t": TITLE_SPACE, "b": FOOT_SPACE},
-        title_text=f"{title}<br><span style='font-size:13px;color:{MUTED}'>{subtitle}</span>",
+        title_text=f"{title}<br><span style='font-size:{TEXT}px;color:{MUTED}'>{subtitle}</span>",
         hovermode="closest",
     )
     for (row, column), text in panel_titles.items():
@@ -127,6 +125,7 @@ def panel_figure(
         figure.add_annotation(
             row=row,
             col=column,
+            name=PANEL,
             text=text,
             showarrow=False,
             align="left",
@@ -135,40 +134,37 @@ def panel_figure(
             yshift=6,
             **place,
         )
-    for row in range(1, rows + 1):
-        for column in range(1, columns + 1):
-            if (row, column) not in panel_titles:
-                figure.update_xaxes(visible=False, row=row, col=column)
-                figure.update_yaxes(visible=False, row=row, col=column)
     return figure
 
 
 def panel_title(label: str, note: str) -> str:
-    """Two lines above a panel: whose trials, and what they say."""
-    return f"<b>{escape(label)}</b><br><span style='font-size:12px;color:{MUTED}'>{note}</span>"
+    """Two lines above a panel: whose trials, and what they say; each may be missing."""
+    quiet = f"<span style='font-size:{SMALL}px;color:{MUTED}'>{note}</span>" if note else ""
+    return "<br>".join(filter(None, [f"<b>{escape(label)}</b>" if label else "", quiet]))
 
 
 def footnote(figure: go.Figure, text: str) -> None:
-    """Add lines under the figure, for what it cannot show; the figure grows to hold them."""
-    lines = textwrap.wrap(text, FOOT_WIDTH)
-    if not lines:
+    """Add lines under the figure, for what it cannot show."""
+    if not text:
         return
-    more = FOOT_LINE * len(lines)
-    height = figure.layout.height + more
-    figure.update_layout(height=height, legend_y=1 - LEGEND_AT / height, margin_b=FOOT_SPACE + more)
     figure.add_annotation(
-        text="<br>".join(lines),
+        name=FOOT,
+        text=text,
         x=0,
         y=0,
         xref="paper",
         yref="paper",
         xanchor="left",
         yanchor="top",
-        yshift=-FOOT_SPACE + 10,
         showarrow=False,
         align="left",
-        font={"size": 12, "color": MUTED},
+        font={"size": SMALL, "color": MUTED},
     )
+
+
+def in_one_sentence(subject: str, parts: Iterable[str]) -> str:
+    """What a figure shows, for those who do not see it: its subject, then each part's numbers."""
+    return ": ".join(filter(None, [subject, "; ".join(filter(None, parts))])) + "."
 
 
 def scientific_label(group: Group) -> str:
@@ -201,9 +197,14 @@ def right_legend(figure: go.Figure, title: str) -> None:
             "y": 1,
             "yref": "paper",
             "yanchor": "top",
-            "title": {"text": escape(title), "font": {"size": 12}},
+            "title": {"text": escape(title), "font": {"size": SMALL}},
         }
     )
+
+
+def trial_id(batch_size: int, number: int) -> str:
+    """What a page calls a trial by: numbers begin anew at each batch size."""
+    return f"{batch_size}-{number}"
 
 
 def escape(value: Any) -> str:
@@ -223,6 +224,12 @@ def hover(trial: Trial, objective: str) -> str:
         *textwrap.wrap(escape(verdict.evidence), HOVER_WIDTH),
     ]
     return "<br>".join(lines)
+
+
+def brief(trial: Trial) -> str:
+    """A trial's number, outcome and base_lr, where the text of `hover` would be too much."""
+    base_lr = readable(trial.point.base_lr)
+    return f"trial {trial.point.number}: {trial.verdict.outcome}, base_lr {base_lr}"
 
 
 def log_axis(low: float, high: float, marked: tuple[float, float] | None = None) -> dict[str, Any]:

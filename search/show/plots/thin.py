@@ -1,10 +1,13 @@
-"""Thinning a long curve for drawing, so that no spike is lost (R5)."""
+"""Drawing less than there is: of a long curve, without losing a spike (R5), and of many trials."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ...trial import Array
+from ...judge.analysis import is_rankable
+from ...trial import Array, Trial
 
 EARLY_STEPS = 25  # "look closely at the first 25 or so" (R5): drawn in full
 MOST_DRAWN = 300  # values per curve: a study has hundreds of curves
@@ -32,3 +35,22 @@ def thin(
         ]
         steps = np.unique(np.concatenate([steps[:EARLY_STEPS], extremes, steps[-1:]]))
     return tuple(steps.tolist()), tuple(values[steps].tolist())
+
+
+def most_informative(trials: Sequence[Trial], most: int) -> list[Trial]:
+    """At most `most` of the trials of one group, in their order; all, if they are so few.
+
+    Half of them are the best, a quarter the infeasible ones nearest above the base_lr of the best,
+    where the edge of stability is; the others are evenly spaced among the rest.
+    """
+    if len(trials) <= most:
+        return list(trials)
+    best = sorted(filter(is_rankable, trials), key=lambda trial: trial.cost)[: most // 2]
+    star = best[0].point.base_lr if best else 0.0
+    above = [one for one in trials if one.verdict.infeasible and one.point.base_lr > star]
+    edge = sorted(above, key=lambda trial: trial.point.base_lr)[: most // 4]
+    chosen = {id(trial) for trial in [*best, *edge]}
+    rest = [trial for trial in trials if id(trial) not in chosen]
+    places = np.linspace(0, len(rest) - 1, min(most - len(chosen), len(rest))).astype(int)
+    chosen |= {id(rest[place]) for place in places}
+    return [trial for trial in trials if id(trial) in chosen]

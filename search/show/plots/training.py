@@ -11,9 +11,10 @@ import plotly.graph_objects as go
 from ...judge.readout import Readout
 from ...trial import Group, Trial
 from ...words import readable
+from .arrange import settled
 from .curves import frame, in_frame, loss_axis, step_axis
 from .norms import HISTOGRAM_WIDTH, STEP_WIDTH, NormsPanel, draw_norms, norms_panel
-from .style import BLUE, COLUMN_GAP, VERMILLION, footnote, panel_figure, panel_title
+from .style import BLUE, VERMILLION, footnote, in_one_sentence, panel_figure, panel_title
 from .thin import thin
 
 
@@ -31,6 +32,12 @@ class TrainingInfo:
     loss_range: tuple[float, float]
     onset: float
     norms: NormsPanel | None
+
+    def in_words(self) -> str:
+        """The figure in a sentence: from what loss to what, and what the norms say."""
+        ends = f"from {readable(self.loss[0])} to {readable(self.loss[-1])}" if self.loss else ""
+        norms = f"gradient norm {_norm_note(self.norms)}" if self.norms else ""
+        return in_one_sentence("training loss of one training", [ends, _onset_note(self), norms])
 
 
 def training_info(trial: Trial, readout: Readout) -> TrainingInfo:
@@ -60,7 +67,6 @@ def training_figure(info: TrainingInfo) -> go.Figure:
         "every step",
         titles,
         column_widths=[STEP_WIDTH, HISTOGRAM_WIDTH] if info.norms else None,
-        horizontal_spacing=COLUMN_GAP / 2,
     )
     figure.add_trace(_losses(info), row=1, col=1)
     if math.isfinite(info.onset):
@@ -72,12 +78,12 @@ def training_figure(info: TrainingInfo) -> go.Figure:
     figure.update_xaxes(row=1, col=1, title_text="step", **step_axis(False, last))
     if info.norms:
         draw_norms(figure, 2, info.norms, set(), last=last)
-        figure.update_yaxes(row=2, col=1, title_text="gradient norm")
+        figure.update_yaxes(row=2, title_text="gradient norm")
         figure.update_xaxes(row=2, col=1, title_text="step")
         figure.update_xaxes(row=2, col=2, title_text="number of steps")
     else:
         footnote(figure, "no gradient norm is finite and above 0")
-    return figure
+    return settled(figure)
 
 
 def _losses(info: TrainingInfo) -> go.Scatter:
