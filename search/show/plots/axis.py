@@ -386,9 +386,7 @@ def axis_figure(info: AxisInfo) -> go.Figure:
     _draw_axes(figure, info, places, kinds)
     _draw_rails(figure, places, kinds, is_turned(info.y_range))
     if info.baseline is not None:
-        figure.add_hline(
-            info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"}, layer="between"
-        )
+        figure.add_hline(info.baseline, line={"color": INK, "width": 1.5, "dash": "dash"})
     notes = _left_out(info)
     if info.baseline is not None:
         notes.append(f"dashed: the baseline's checkpoint, {readable(info.baseline)}")

@@ -232,7 +232,7 @@ def _draw_axes(figure: go.Figure, info: LossInfo) -> None:
     figure.update_xaxes(**step_axis(info.log_steps, last, start=0.95))
     if low <= info.chance_loss <= high:
         figure.add_hline(
-            y=info.chance_loss, line={"color": MUTED, "width": 1, "dash": "dash"}, layer="between"
+            y=info.chance_loss, line={"color": MUTED, "width": 1, "dash": "dash"}, layer="below"
         )
     figure.update_yaxes(title_text="training loss (one minibatch)")
     figure.update_xaxes(title_text="step + 1" if info.log_steps else "step")
