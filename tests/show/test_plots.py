@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +41,7 @@ from tunewright.search.show.plots.arrange import (
     wrapped,
 )
 from tunewright.search.show.plots.axis import MOST_MARKS, MOST_TOLD, AxisInfo, Mark
+from tunewright.search.show.plots.curves import MOST_LINES
 from tunewright.search.show.plots.overlay import Repeated
 from tunewright.search.show.plots.style import colours, linear_ticks, log_ticks
 from tunewright.search.show.plots.thin import thin
@@ -372,9 +374,57 @@ def test_trials_without_a_curve_are_listed() -> None:
 
 def test_a_curve_is_drawn_for_every_trial_that_has_one() -> None:
     figure = curves_figure(curves_info(lr_sweep(), "val_error"))
-    assert sum(trace.mode == "lines" for trace in figure.data) == 6
+    lines = [trace for trace in figure.data if trace.mode == "lines"]
+    chosen = [trace for trace in lines if not trace.name]
+    assert (len(chosen), len(lines)) == (4 * 2, 4 * 2 + 2)  # every step, and the running median
     [ends] = [trace for trace in figure.data if trace.mode == "markers"]
     assert list(ends.x) == [88, 88]  # the last finite loss of the two that diverged
+
+
+def test_a_bold_median_lies_over_the_faint_losses_and_keeps_what_failed_whole() -> None:
+    noisy = FALLING * np.exp(0.5 * np.random.default_rng(0).standard_normal(STEPS))
+    tried = [
+        trial(0, 0.1, 0.2, measured=curve(noisy)),
+        trial(1, 0.01, 0.4, measured=curve(noisy)),
+        trial(2, 0.05, outcome="diverged", measured=curve(noisy)),
+    ]
+    [panel] = curves_info(tried, "val_error").panels
+    for line in panel.lines:
+        assert np.std(np.diff(line.typical_loss)) < np.std(np.diff(line.loss))
+    figure = curves_figure(curves_info(tried, "val_error"))
+    drawn_lines = [trace for trace in figure.data if trace.mode == "lines"]
+    star = [trace for trace in drawn_lines if trace.line.color == "#009E73"]
+    assert [len(trace.x) for trace in star] == [
+        len(panel.lines[0].loss),
+        len(panel.lines[0].typical_loss),
+    ]
+    assert star[0].line.width < star[1].line.width
+    assert star[0].opacity < star[1].opacity
+    lengths = {trace.name: len(trace.x) for trace in drawn_lines}
+    assert lengths["feasible"] == len(panel.lines[1].typical_loss)
+    assert lengths["infeasible"] == len(panel.lines[2].loss)
+    assert "running median over 2% of the updates" in figure.layout.title.text.replace(BREAK, " ")
+
+
+def test_no_colour_in_a_curves_key_is_that_of_what_failed_and_each_is_drawn() -> None:
+    figure = curves_figure(curves_info(lr_sweep(), "val_error"))
+    key = set(re.findall(r"color:(#[0-9A-F]{6})'><b> ?━", texts_of(figure)[0]))
+    drawn_colours = {trace.line.color for trace in figure.data if trace.mode == "lines"}
+    others = {trace.line.color for trace in figure.data if trace.name in ("feasible", "infeasible")}
+    assert len(key) == 4
+    assert key <= drawn_colours
+    assert not key & others
+
+
+def test_of_very_many_curves_those_in_colour_and_the_most_informative_are_drawn() -> None:
+    many = [trial(n, 0.001 + n / 1e4, 0.1 + n / 1e3, measured=curve()) for n in range(500)]
+    [panel] = curves_info(many, "val_error").panels
+    assert panel.undrawn == 500 - len(panel.lines)
+    assert len(panel.lines) <= MOST_LINES + 4
+    assert {line.rank for line in panel.lines} == {-1, 0, 1, 2, 3}
+    figure = curves_figure(curves_info(many, "val_error"))
+    assert f"{len(panel.lines)} of 500 curves drawn" in texts_of(figure)[-1]
+    assert "training loss of 500 trials" in curves_info(many, "val_error").in_words()
 
 
 def test_what_diverges_leaves_the_frame_instead_of_setting_it() -> None:

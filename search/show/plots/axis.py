@@ -342,7 +342,8 @@ class _Drawing:
         number, value = trial.point.number, trial.point.values[self.axis]
         x = value
         if self.categories:
-            spread = 0.0 if kind == "winner" else JITTER * _jitter(number)
+            top = kind == "winner" or (kind == "best" and self.isolated)
+            spread = 0.0 if top else JITTER * _jitter(number)
             x = list(map(repr, self.categories)).index(repr(value)) + spread
         if is_rankable(trial):
             return float(x), trial.best_value
@@ -407,8 +408,7 @@ def _subtitle(info: AxisInfo) -> str:
     if not info.isolated:
         return f"one mark per trial, {count} in all; {rail}"
     part = "value" if info.categories else "bucket of values"
-    others = "base_lr and all else" if info.axis != "optimizer" else "base_lr and its settings"
-    return f"large: the best trial of each {part}, with its best {others} (S7); {rail}"
+    return f"large: best trial of each {part}, base_lr and all else chosen for it (S7); {rail}"
 
 
 def _legend_name(info: AxisInfo, kind: Kind) -> str:

@@ -16,12 +16,13 @@ from ...trial import Group, Trial
 from ...words import readable
 from .arrange import settled
 from .style import (
+    BLUE,
     GREEN,
-    ORANGE,
     PALE,
     PURPLE,
     SKY,
     VERMILLION,
+    brief,
     footnote,
     hover,
     in_grid,
@@ -31,12 +32,15 @@ from .style import (
     panel_title,
     trial_id,
 )
-from .thin import thin
+from .thin import TYPICAL_SHARE, most_informative, thin, typical
 
 CEILING = 10.0  # times the highest initial loss: what rises above leaves the frame
 OUT_OF_FRAME = 100.0  # a loss is drawn no higher than this many times the top of the frame
 MOST_LISTED = 20  # numbers of trials that have no curve
-ABOVE_COLOURS = (ORANGE, PURPLE, SKY)  # the next three learning rates above lr_star (R3)
+MOST_LINES = 240  # curves of a figure
+MOST_OF_A_MEDIAN = 100  # values of a smoothed curve: it has few extremes
+# the next three learning rates above lr_star (R3), none of them like the colour of what failed
+ABOVE_COLOURS = (PURPLE, SKY, BLUE)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Line:
     rank          0 for lr_star, with all its seeds, 1, 2, 3 for the next learning rates above it,
                   −1 for all others
     steps, loss   updates done before the loss was measured, and the loss
+    typical_steps, typical_loss   its running median; empty if training is short
     """
 
     number: int
@@ -54,17 +59,23 @@ class Line:
     base_lr: float
     steps: tuple[int, ...]
     loss: tuple[float, ...]
+    typical_steps: tuple[int, ...]
+    typical_loss: tuple[float, ...]
     hover: str
 
 
 @dataclass(frozen=True)
 class CurvesPanel:
-    """The curves of one group; `missing` lists its trials without one, by number."""
+    """The curves of one group; `missing` lists its trials without one, by number.
+
+    `undrawn` counts the curves that are left out.
+    """
 
     group: Group
     lr_star: float
     lines: tuple[Line, ...]
     missing: tuple[int, ...]
+    undrawn: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class CurvesInfo:
 
     def in_words(self) -> str:
         """The figure in a sentence: each panel's lr_star, and what became of the next above it."""
-        count = sum(len(panel.lines) for panel in self.panels)
+        count = sum(len(panel.lines) + panel.undrawn for panel in self.panels)
         return in_one_sentence(
             f"training loss of {count} trials", map(_panel_in_words, self.panels)
         )
@@ -104,8 +115,9 @@ def curves_info(
     scientific: Sequence[str] = (),
 ) -> CurvesInfo:
     """Training curves as plain data: a panel per group, a line per trial with a curve (S3, R3)."""
+    trials = list(trials)
     panels = tuple(
-        _panel(group, own, objective, log_steps)
+        _panel(group, own, objective, log_steps, MOST_LINES * len(own) // len(trials))
         for group, own in group_trials(trials, scientific).items()
     )
     log_loss, low, high = frame(
@@ -127,40 +139,47 @@ def frame(losses: Sequence[Sequence[float]]) -> tuple[bool, float, float]:
     return 0 < low < high, low, high
 
 
-def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -> CurvesPanel:
+def _panel(
+    group: Group, trials: list[Trial], objective: str, log_steps: bool, most: int
+) -> CurvesPanel:
+    """A panel of about `most` curves: all of those in colour, and the most informative others."""
     ranking = rank_configurations(trials)
     best = ranking[0].point.configuration if ranking else ()
     above = sorted({trial.point.base_lr for trial in just_above(trials)})
-    lines = []
-    for trial in trials:
-        if not len(trial.curve.loss):
-            continue
+
+    def rank(trial: Trial) -> int:
+        if trial.point.configuration == best:
+            return 0
         base_lr = trial.point.base_lr
-        rank = (
-            0
-            if trial.point.configuration == best
-            else above.index(base_lr) + 1
-            if base_lr in above
-            else -1
-        )
-        text = hover(trial, objective)
-        places, loss = thin(trial.curve.loss, log_steps)
-        lines.append(
-            Line(
-                trial.point.number,
-                rank,
-                trial.verdict.infeasible,
-                base_lr,
-                tuple(map(trial.curve.step_of, places)),
-                loss,
-                text,
-            )
-        )
+        return above.index(base_lr) + 1 if base_lr in above else -1
+
+    having = [trial for trial in trials if len(trial.curve.loss)]
+    few = set(map(id, most_informative(having, max(1, most))))
+    drawn = [trial for trial in having if rank(trial) >= 0 or id(trial) in few]
+    lines = [_line(trial, rank(trial), objective, log_steps) for trial in drawn]
     return CurvesPanel(
         group,
         lr_star=ranking[0].point.base_lr if ranking else math.nan,
         lines=tuple(lines),
         missing=tuple(trial.point.number for trial in trials if not len(trial.curve.loss)),
+        undrawn=len(having) - len(drawn),
+    )
+
+
+def _line(trial: Trial, rank: int, objective: str, log_steps: bool) -> Line:
+    curve = trial.curve
+    places, loss = thin(curve.loss, log_steps)
+    middle, median = typical(curve, log_steps, MOST_OF_A_MEDIAN)
+    return Line(
+        number=trial.point.number,
+        rank=rank,
+        infeasible=trial.verdict.infeasible,
+        base_lr=trial.point.base_lr,
+        steps=tuple(map(curve.step_of, places)),
+        loss=loss,
+        typical_steps=tuple(map(curve.step_of, middle)),
+        typical_loss=median,
+        hover=hover(trial, objective) if rank >= 0 else brief(trial),
     )
 
 
@@ -168,14 +187,18 @@ def _panel(group: Group, trials: list[Trial], objective: str, log_steps: bool) -
 
 
 def curves_figure(info: CurvesInfo) -> go.Figure:
-    """The figure: grey feasible, red infeasible, colours for lr_star and just above (R3)."""
+    """The figure: pale feasible, vermillion infeasible, colours for lr_star and just above (R3).
+
+    In colour every step is faint, and the running median bold; of the other feasible ones, the
+    median alone.
+    """
     places = in_grid(panel.group for panel in info.panels)
     titles = {
         places[panel.group]: panel_title(panel.group.label, _key(panel)) for panel in info.panels
     }
     figure = panel_figure(
         "Training loss: does it rise just above lr_star?",
-        "grey: feasible, red: infeasible; in colour: lr_star and the next learning rates above it",
+        "in colour: lr_star and the next learning rates above it" + _smoothing(info),
         titles,
     )
     shown: set[str] = set()
@@ -184,8 +207,9 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
         ends = [line for line in panel.lines if line.infeasible and line.loss]
         lines = []
         for line in sorted(panel.lines, key=_depth):
-            lines.append(_trace(line, info))
-            lines[-1].meta = trial_id(panel.group.batch_size, line.number)
+            for trace in _traces(line, info):
+                trace.meta = trial_id(panel.group.batch_size, line.number)
+                lines.append(trace)
         for trace in [*lines, _ends(ends, info)] if ends else lines:
             trace.showlegend = bool(trace.name) and trace.name not in shown
             shown.add(trace.name)
@@ -196,7 +220,15 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
         for panel in info.panels
         if panel.missing
     ]
-    footnote(figure, "no curve: " + "; ".join(missing) if missing else "")
+    notes = ["no curve: " + "; ".join(missing)] if missing else []
+    undrawn = sum(panel.undrawn for panel in info.panels)
+    if undrawn:
+        count = undrawn + sum(len(panel.lines) for panel in info.panels)
+        notes.append(
+            f"{count - undrawn} of {count} curves drawn: those in colour, the best, those that "
+            "failed just above lr_star, and some of the others"
+        )
+    footnote(figure, ". ".join(notes))
     return settled(figure)
 
 
@@ -245,19 +277,39 @@ def in_frame(
     return np.asarray(np.clip(loss, low if log_loss else None, OUT_OF_FRAME * high))
 
 
-def _trace(line: Line, info: CurvesInfo) -> go.Scatter:
-    chosen = line.rank >= 0
-    kind, opacity = ("infeasible", 0.35) if line.infeasible else ("feasible", 0.6)
-    if chosen:
-        kind, opacity = "", 1.0
+def _smoothing(info: CurvesInfo) -> str:
+    """What is said of the running median, if one is drawn."""
+    if not any(line.typical_loss for panel in info.panels for line in panel.lines):
+        return ""
+    return (
+        f"; bold: running median over {TYPICAL_SHARE:.0%} of the updates, faint: every step; of "
+        "the other feasible trials, the median alone"
+    )
+
+
+def _traces(line: Line, info: CurvesInfo) -> list[go.Scatter]:
+    """Every step, the running median, or both: what failed is drawn with every spike."""
+    if line.rank >= 0 and line.typical_loss:
+        return [_trace(line, info, False, 0.35, 1), _trace(line, info, True, 1.0, 2.2)]
+    if line.rank >= 0:
+        return [_trace(line, info, False, 1.0, 1.6)]
+    smooth = bool(line.typical_loss) and not line.infeasible
+    return [_trace(line, info, smooth, 0.5 if line.infeasible else 0.8, 1.2)]
+
+
+def _trace(line: Line, info: CurvesInfo, smooth: bool, opacity: float, width: float) -> go.Scatter:
+    """The curve, or its running median if `smooth`."""
+    steps, loss = (line.typical_steps, line.typical_loss) if smooth else (line.steps, line.loss)
+    kind = "infeasible" if line.infeasible else "feasible"
+    what = "running median of the loss" if smooth else "loss"
     return go.Scatter(
-        x=np.array(line.steps) + info.log_steps,
-        y=in_frame(line.loss, info.log_loss, info.loss_range).astype(np.float32),
+        x=np.array(steps) + info.log_steps,
+        y=in_frame(loss, info.log_loss, info.loss_range).astype(np.float32),
         mode="lines",
-        line={"color": _colour(line), "width": 1.6 if chosen else 1},
+        line={"color": _colour(line), "width": width},
         opacity=opacity,
-        name=kind,
-        hovertemplate=f"step %{{x}}, loss %{{y:.3g}}<br>{line.hover}<extra></extra>",
+        name="" if line.rank >= 0 else kind,
+        hovertemplate=f"step %{{x}}, {what} %{{y:.3g}}<br>{line.hover}<extra></extra>",
     )
 
 

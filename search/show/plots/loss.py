@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import plotly.graph_objects as go
-from numpy.lib.stride_tricks import sliding_window_view
 
 from ...judge.analysis import group_trials, repetitions
-from ...trial import Curve, Group, Trial
+from ...trial import Group, Trial
 from .arrange import settled
 from .curves import frame, in_frame, loss_axis, step_axis
 from .style import (
@@ -30,10 +29,7 @@ from .style import (
     right_legend,
     scientific_label,
 )
-from .thin import thin
-
-# of the planned updates: the window of the running median that stands out of minibatch noise
-TYPICAL_SHARE = 0.02
+from .thin import TYPICAL_SHARE, thin, typical
 
 
 @dataclass(frozen=True)
@@ -125,28 +121,10 @@ def _line(trial: Trial, log_steps: bool, sparse_every: int) -> LossLine:
         trial.point.seed,
         trial.verdict.infeasible,
         *thin(loss, log_steps),
-        *_typical(trial.curve, log_steps),
+        *typical(trial.curve, log_steps),
         tuple(seen.tolist()),
         tuple(loss[seen].tolist()),
     )
-
-
-def _typical(curve: Curve, log_steps: bool) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The median over TYPICAL_SHARE of the planned updates around each step, thinned.
-
-    Within half a window of the start, and of the end of a training that was stopped, it is the
-    losses themselves, so that a blow-up stays as it was. It is empty where the window has fewer
-    than three steps: training is too short to need a median.
-    """
-    half = int(TYPICAL_SHARE * curve.total_steps) // 2
-    if half < 1:
-        return (), ()
-    typical = curve.loss.copy()
-    if len(typical) > 2 * half:
-        typical[half:-half] = np.median(sliding_window_view(curve.loss, 2 * half + 1), axis=1)
-        if len(typical) == curve.total_steps:
-            typical[-half:] = typical[-half - 1]
-    return thin(typical, log_steps)
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -169,7 +147,8 @@ def loss_figure(info: LossInfo) -> go.Figure:
     figure = panel_figure(
         f"Training loss, by {escape(names)}",
         (
-            "thin: every step of every seed; bold: median around each step; "
+            f"thin: every step of every seed; bold: running median over {TYPICAL_SHARE:.0%} of the "
+            "updates; "
             if long
             else "one line per seed; "
         )

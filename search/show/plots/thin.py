@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from ...judge.analysis import is_rankable
-from ...trial import Array, Trial
+from ...trial import Array, Curve, Trial
 
 EARLY_STEPS = 25  # "look closely at the first 25 or so" (R5): drawn in full
+# of the planned updates: the window of the running median that stands out of minibatch noise
+TYPICAL_SHARE = 0.02
 MOST_DRAWN = 300  # values per curve: a study has hundreds of curves
 
 
@@ -35,6 +38,26 @@ def thin(
         ]
         steps = np.unique(np.concatenate([steps[:EARLY_STEPS], extremes, steps[-1:]]))
     return tuple(steps.tolist()), tuple(values[steps].tolist())
+
+
+def typical(
+    curve: Curve, log_steps: bool, most: int = MOST_DRAWN
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The median over TYPICAL_SHARE of the planned updates around each step, thinned.
+
+    Within half a window of the start, and of the end of a training that was stopped, it is the
+    losses themselves, so that a blow-up stays as it was. It is empty where the window has fewer
+    than three steps: training is too short to need a median.
+    """
+    half = int(TYPICAL_SHARE * curve.total_steps) // 2
+    if half < 1:
+        return (), ()
+    median = curve.loss.copy()
+    if len(median) > 2 * half:
+        median[half:-half] = np.median(sliding_window_view(curve.loss, 2 * half + 1), axis=1)
+        if len(median) == curve.total_steps:
+            median[-half:] = median[-half - 1]
+    return thin(median, log_steps, most)
 
 
 def most_informative(trials: Sequence[Trial], most: int) -> list[Trial]:
