@@ -11,14 +11,17 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from .errors import UnfinishedError, UserError, describe_error, mask_password
+import shtab
+
+from .errors import LOG, UnfinishedError, UserError, describe_error, mask_password
+from .messages import told
 from .new import loops, shipped_studies, start
 from .signals import (
     INTERRUPTED,
@@ -28,6 +31,7 @@ from .signals import (
     quit_on_signal,
     status_of_stop,
 )
+from .store.places import RUNS
 
 if TYPE_CHECKING:
     from .show.advice import Advice
@@ -52,7 +56,7 @@ ONE_RUN = ": one run has no spread"
 
 
 def _check(options: argparse.Namespace) -> int:
-    from .judge.analysis import summarize, varied_names
+    from .judge.analysis import summarize
     from .playbook import legend
     from .show.advice import advise
     from .show.tables import plan_table, print_table, summary_table
@@ -66,7 +70,7 @@ def _check(options: argparse.Namespace) -> int:
         trials = _finished_trials(study, folder, options.storage)
         if study.imported:
             summaries = summarize(trials, study.scientific_names)
-            print_table(summary_table(summaries, varied_names(trials), study.name))
+            print_table(summary_table(summaries, study.name))
         else:
             print_table(plan_table(study, seconds_per_step))
         for one in [*advise(study, trials), *of_workload]:
@@ -137,12 +141,12 @@ def _finished_trials(study: Study, folder: Path, url: str | None) -> list[Trial]
     try:
         store = open_store(folder, url)
     except UserError as error:
-        print(f"note: its results are left out: {error}")
+        LOG.info("note: its results are left out: %s", error)
         return []
     if not is_continued(store, study):
-        print(
-            f"note: {folder}: holds results of a different study file, which say nothing of this "
-            "one"
+        LOG.info(
+            "note: %s: holds results of a different study file, which say nothing of this one",
+            folder,
         )
         return []
     return read_trials(store)
@@ -203,10 +207,7 @@ def _pool(options: argparse.Namespace, studies: Sequence[Study]) -> Iterator[dic
         with hired(
             kind, address, cluster, options.listen, options.device, options.results
         ) as backend:
-            print(
-                f"{kind} starts workers, which reach this driver at {backend.address}",
-                file=sys.stderr,
-            )
+            LOG.info("%s starts workers, which reach this driver at %s", kind, backend.address)
             yield {**pool, "device": "cpu", "backend": backend}
     elif options.listen:
         from .pool.remote import Remote
@@ -214,7 +215,7 @@ def _pool(options: argparse.Namespace, studies: Sequence[Study]) -> Iterator[dic
 
         host, port = options.listen
         with closing(Remote(host, port, read_key())) as backend:
-            print(f"listening for workers: tunewright worker {backend.address}", file=sys.stderr)
+            LOG.info("listening for workers: tunewright worker %s", backend.address)
             yield {**pool, "backend": backend}
     else:
         yield pool
@@ -263,14 +264,14 @@ def _load_study(path: Path) -> Study:
 
     study = load_study(path)
     for one in direction_of(study):
-        print(f"warning: {path}: {one.place}: {one.sentence}", file=sys.stderr)
+        LOG.warning("%s: %s: %s", path, one.place, one.sentence)
     return study
 
 
 def _say_loading() -> None:
     """The first sign of life: what is imported next takes seconds."""
     if "torch" not in sys.modules:
-        print("loading torch …", file=sys.stderr, flush=True)
+        LOG.info("loading torch …")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -279,41 +280,104 @@ def _run(options: argparse.Namespace) -> int:
 
     _quiet_optuna()
     studies = [_load_study(path) for path in options.studies]
-    codes: list[int] = []
+    if options.dry_run:
+        return _dry_run(studies, options)
+    files = {study.name: path for study, path in zip(studies, options.studies, strict=True)}
+    shown: list[_Shown] = []
     with _pool(options, studies) as pool:
         run_studies(
             studies,
             results=options.results,
             storage=options.storage,
-            then=lambda results: codes.append(_show(results)),
+            progress=not options.quiet,
+            then=lambda results: shown.append(
+                _show(results, options.json, study=files[results.study.name])
+            ),
             **pool,
         )
-    return max(codes)
+    if options.json:
+        _print_json([one.record for one in shown])
+    return max(one.status for one in shown)
 
 
-def _show(results: Results, png: bool = False) -> int:
-    """Print a study's results and build its report. Returns 1 if a trial crashed, else 0."""
-    from .judge.analysis import varied_names
+def _dry_run(studies: Sequence[Study], options: argparse.Namespace) -> int:
+    """Print what would be trained. Raises UserError for what would be refused."""
+    from .show.tables import missing_in_words, plan_table, print_table
+    from .trainers.tryout import check_studies
+
+    check_studies(studies)
+    for study in studies:
+        trials = _finished_trials(study, options.results / study.name, options.storage)
+        print_table(plan_table(study))
+        print(missing_in_words(study, trials))
+    return 0
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A study's results as they were shown: the exit status, and the same as data."""
+
+    status: int
+    record: dict[str, Any]
+
+
+def _show(
+    results: Results, as_json: bool = False, png: bool = False, study: Path | None = None
+) -> _Shown:
+    """Print a study's answers and results, and build its report; with `as_json` print nothing.
+
+    `study` is its file, if that is known. The status is 1 if a trial crashed, else 0.
+    """
+    from .show.answers import answer_sentences, next_commands
     from .show.report import write_report
-    from .show.tables import print_table, summary_table
+    from .show.tables import print_table, print_wrapped, summary_table
 
+    path = write_report(results, png)
+    sentences, commands = answer_sentences(results), next_commands(results, study)
+    status = _tell_crashes(results)
+    record = {
+        "study": results.study.name,
+        "objective": results.study.objective,
+        "maximize": results.study.maximize,
+        "sentences": sentences,
+        "answers": [one.record() for one in results.answers],
+        "groups": [row.record() for row in results.summaries],
+        "comparison": results.comparison.decision if results.comparison else None,
+        "report": path,
+        "next": commands,
+    }
+    if not as_json:
+        print(results.study.name)
+        print_wrapped(sentences)
+        print_table(summary_table(results.summaries, comparison=results.comparison))
+        print(f"report: {path}")
+        print("next:", *commands, sep="\n  ")
+    return _Shown(status, record)
+
+
+def _tell_crashes(results: Results) -> int:
+    """Tell of trials that crashed. Returns 1 if there are any, else 0."""
     study, trials = results.study, results.trials
-    print_table(
-        summary_table(results.summaries, varied_names(trials), study.name, results.comparison)
-    )
-    print(f"report: {write_report(results, png)}")
     crashes = [trial for trial in trials if trial.verdict.crashed and not study.imported]
     for trial in crashes[:CRASHES_SHOWN]:
         place = f"batch size {trial.point.batch_size}, trial {trial.point.number}"
-        print(f"crashed: {study.name}, {place}: {trial.verdict.evidence}", file=sys.stderr)
+        LOG.error("crashed: %s, %s: %s", study.name, place, trial.verdict.evidence)
     if crashes:
-        print(
-            f"{len(crashes)} of {len(trials)} trials crashed, which says nothing about their "
-            f"points; tracebacks in {results.folder / 'crashed.log'}. The same command tries them "
-            "again.",
-            file=sys.stderr,
+        LOG.error(
+            "%d of %d trials crashed, which says nothing about their points; tracebacks in %s. "
+            "The same command tries them again.",
+            len(crashes),
+            len(trials),
+            results.folder / "crashed.log",
         )
     return 1 if crashes else 0
+
+
+def _print_json(value: object) -> None:
+    """As files of results: nan and inf are "NaN" and "Infinity"."""
+    from .store.files import json_text
+
+    print(json_text(value))
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -324,7 +388,10 @@ def _report(options: argparse.Namespace) -> int:
     _quiet_optuna()
     results = Results.read(open_store(options.folder, options.storage))
     write_results(results)
-    return _show(results, options.png)
+    shown = _show(results, options.json, options.png)
+    if options.json:
+        _print_json([shown.record])
+    return shown.status
 
 
 def _compare(options: argparse.Namespace) -> int:
@@ -354,19 +421,27 @@ def _compare(options: argparse.Namespace) -> int:
                 baseline,
                 options.results,
                 options.storage,
+                progress=not options.quiet,
                 **pool,
             )
         if options.baseline_point is not None:
             baseline = baseline_of_point(results, options.baseline_point)
-        result = compare(results, options.baseline, baseline, options.seeds, **pool)
+        result = compare(
+            results,
+            options.baseline,
+            baseline,
+            options.seeds,
+            progress=not options.quiet,
+            **pool,
+        )
     for table in comparison_tables(result):
         print_table(table)
     for warning in result.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        LOG.warning("%s", warning)
     for sentence in result.failures:
         print(sentence)
     print(f"report: {write_report(replace(results, comparison=result))}")
-    print(f"decision: {result.decision}")
+    print(f"decision: {result.decision_in_words}")
     return 1 if options.require_better and result.decision != "adopt" else 0
 
 
@@ -382,7 +457,11 @@ def _diagnose(options: argparse.Namespace) -> int:
     study = _load_study(options.study)
     refuse_undiagnosable(study)
     check_studies([study])
-    print_table(diagnosis_plan_table(plan_of(study, options.seeds), seconds_per_step(study)))
+    if not options.quiet or options.dry_run:
+        plan = plan_of(study, options.seeds)
+        print_table(diagnosis_plan_table(plan, seconds_per_step(study)))
+    if options.dry_run:
+        return 0
     kept: list[Results] = []
     with _pool(options, [study]) as pool:
         result = diagnose(
@@ -390,7 +469,8 @@ def _diagnose(options: argparse.Namespace) -> int:
             results=options.results,
             seeds=options.seeds,
             budget=options.budget,
-            say=lambda text: print(text, file=sys.stderr),
+            say=LOG.info,
+            progress=not options.quiet,
             then=kept.append,
             **pool,
         )
@@ -497,7 +577,10 @@ def _parser() -> argparse.ArgumentParser:
         parser.print_help()
         return 0
 
-    parser.set_defaults(call=help_alone, last_words=INTERRUPTED)
+    parser.set_defaults(call=help_alone, last_words=INTERRUPTED, quiet=False, verbose=False)
+    shtab.add_argument_to(
+        parser, "--print-completion", help="print a script that completes commands, for this shell"
+    )
     commands = parser.add_subparsers(metavar="COMMAND")
 
     def command(
@@ -505,7 +588,24 @@ def _parser() -> argparse.ArgumentParser:
     ) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=summary, description=summary)
         sub.set_defaults(call=call)
+        loud = sub.add_mutually_exclusive_group()
+        loud.add_argument(
+            "-q", "--quiet", action="store_true", help="no progress, notes or warnings"
+        )
+        loud.add_argument(
+            "-v", "--verbose", action="store_true", help="also say what it does in detail"
+        )
         return sub
+
+    def as_json(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--json", action="store_true", help="print the same as data: a JSON list, a study each"
+        )
+
+    def dry_run(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--dry-run", action="store_true", help="print what would be trained, and train nothing"
+        )
 
     def storage(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
@@ -590,7 +690,11 @@ def _parser() -> argparse.ArgumentParser:
 
     def results(sub: argparse.ArgumentParser, summary: str) -> None:
         sub.add_argument(
-            "--results", type=Path, default=Path("results"), metavar="DIR", help=summary
+            "--results",
+            type=Path,
+            default=RUNS,
+            metavar="DIR",
+            help=f"{summary} (default: {RUNS})",
         )
 
     kinds, shipped = loops(), shipped_studies()
@@ -619,7 +723,7 @@ def _parser() -> argparse.ArgumentParser:
         help="also try the workload: its methods, batch sizes and chance_loss; and estimate how "
         "long training takes",
     )
-    results(check, "where results go; those already there are judged, too (default: results)")
+    results(check, "where results go; those already there are judged, too")
     storage(check)
 
     run = command(
@@ -637,8 +741,10 @@ def _parser() -> argparse.ArgumentParser:
         "training is saved, and the same command goes on."
     )
     run.add_argument("studies", nargs="+", metavar="STUDY.toml", type=Path)
+    as_json(run)
+    dry_run(run)
     pool(run)
-    results(run, "where results go (default: results)")
+    results(run, "where results go")
     storage(run)
 
     worker = command(
@@ -669,9 +775,9 @@ def _parser() -> argparse.ArgumentParser:
     worker.add_argument(
         "--folder",
         type=Path,
-        default=Path("results"),
+        default=RUNS,
         metavar="DIR",
-        help="where runs of a study's command go on this machine (default: results)",
+        help=f"where runs of a study's command go on this machine (default: {RUNS})",
     )
 
     diagnose = command(
@@ -697,8 +803,9 @@ def _parser() -> argparse.ArgumentParser:
             "(default: no limit)"
         ),
     )
+    dry_run(diagnose)
     pool(diagnose)
-    results(diagnose, "where results go (default: results)")
+    results(diagnose, "where results go")
 
     report = command(
         "report", _report, "Build plots, tables and report.html again from stored results."
@@ -709,6 +816,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also draw the plots as plots/*.png (needs tunewright[png])",
     )
+    as_json(report)
     storage(report)
 
     compare = command(
@@ -758,7 +866,7 @@ def _parser() -> argparse.ArgumentParser:
         help="exit status 1 unless the decision is to adopt",
     )
     pool(compare)
-    results(compare, "where the results of a STUDY.toml go (default: results)")
+    results(compare, "where the results of a STUDY.toml go")
     storage(compare)
 
     judge = command(
@@ -875,7 +983,7 @@ def _parser() -> argparse.ArgumentParser:
         help="what a failed run is of which no value says why (default: crashed, which says "
         "nothing of its point)",
     )
-    results(importing, "where the results folder is made (default: results)")
+    results(importing, "where the results folder is made")
     storage(importing)
 
     dashboard = command(
@@ -897,7 +1005,15 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command("schema", _schema, "Print the JSON schema of study files, for editors.")
+    _complete_files(commands.choices.values())
     return parser
+
+
+def _complete_files(commands: Iterable[argparse.ArgumentParser]) -> None:
+    """Let the shell complete paths."""
+    for action in (action for command in commands for action in command._actions):
+        if action.type is Path:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
 def _whole(lowest: int, highest: int, because: str = "") -> Callable[[str], int]:
@@ -1037,24 +1153,23 @@ def run_program() -> NoReturn:
 
 def _call(options: argparse.Namespace) -> int:
     """Call a command, and say in a sentence what went wrong."""
-    try:
-        return int(options.call(options))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except UnfinishedError as error:
-        print(f"{error}. The same command tries again.", file=sys.stderr)
-        return 1
-    except STOPS as stop:
-        print(options.last_words, file=sys.stderr)
-        return status_of_stop(stop)
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(
-            f"{place}{error.strerror or describe_error(error)}. The same command tries again.",
-            file=sys.stderr,
-        )
-        return 1
+    with told(options.quiet, options.verbose):
+        try:
+            return int(options.call(options))
+        except UserError as error:
+            LOG.error("%s", error)
+            return 2
+        except UnfinishedError as error:
+            LOG.error("%s. The same command tries again.", error)
+            return 1
+        except STOPS as stop:
+            print(options.last_words, file=sys.stderr)
+            return status_of_stop(stop)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            words = error.strerror or describe_error(error)
+            LOG.error("%s%s. The same command tries again.", place, words)
+            return 1
 
 
 if __name__ == "__main__":

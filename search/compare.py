@@ -35,13 +35,13 @@ from .judge.comparison import (
     settles,
 )
 from .rules.schedule import total_steps
-from .run import RESULTS, run_studies
+from .run import run_studies
 from .show.publish import write_results
 from .show.tables import space_in_words
 from .signals import defer_signals
 from .store.baseline import tell_baseline
 from .store.files import checkpoint_path, name_of
-from .store.places import STUDY_FILE
+from .store.places import RUNS, STUDY_FILE
 from .store.results import Results, write_comparison
 from .store.storage import create_store, exclusive, open_store, read_trials
 from .study.pinned import pin
@@ -190,7 +190,7 @@ def train_recipe(
     path: Path,
     checkpoint: Path,
     baseline: Settings | None = None,
-    results: Path = RESULTS,
+    results: Path = RUNS,
     storage: str | None = None,
     **options: Any,
 ) -> Results:

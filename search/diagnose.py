@@ -41,10 +41,10 @@ from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
 from .rules.counterparts import MADE_BY_RUN, ours
 from .rules.optimizers import counterpart, is_of_torch
-from .run import RESULTS, Then, run_studies
+from .run import Then, run_studies
 from .signals import defer_signals
 from .store.files import atomic, checkpoint_path
-from .store.places import STEPS
+from .store.places import RUNS, STEPS
 from .store.results import Results, write_diagnosis
 from .store.storage import create_store
 from .study.command import refuse_undiagnosable
@@ -83,7 +83,7 @@ Say = Callable[[str], None]
 
 def diagnose(
     study: Study,
-    results: Path = RESULTS,
+    results: Path = RUNS,
     seeds: int = SEEDS,
     budget: float = math.inf,
     say: Say = lambda text: None,

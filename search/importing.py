@@ -27,7 +27,7 @@ from .sources.runs import Run, Sweep
 from .sources.tables import read_table
 from .store.files import curve_path, read_object, write_curve, write_json
 from .store.foreign import is_optuna_file, read_optuna
-from .store.places import STUDY_FILE, has_results
+from .store.places import RUNS, STUDY_FILE, has_results
 from .store.provenance import environment, write_environment
 from .store.storage import Store, create_store, exclusive, open_store, read_records, tell_all
 from .study.study import Study, fault_of_name, load_study, parse_study, quote
@@ -52,7 +52,7 @@ class Imported:
 def import_sweep(
     source: str,
     name: str,
-    results: Path = Path("results"),
+    results: Path = RUNS,
     *,
     study: str | None = None,
     given: Mapping[str, Sequence[str]] | None = None,

@@ -16,6 +16,7 @@ from .pool.output import WorkersLog
 from .pool.progress import Progress, Whole
 from .show.publish import write_results
 from .signals import defer_signals, interrupt_on_signal, stop_if_asked
+from .store.places import RUNS
 from .store.provenance import environment, write_environment
 from .store.results import Results
 from .store.storage import Store, create_store, exclusive
@@ -24,13 +25,12 @@ from .train.choose import devices
 from .trainers.tryout import check_studies
 from .trial import Trial
 
-RESULTS = Path("results")
 Then = Callable[[Results], object]
 
 
 def run_studies(
     studies: Sequence[Study],
-    results: Path = RESULTS,
+    results: Path = RUNS,
     workers: int | None = None,
     threads: int | None = None,
     device: str = "cpu",
@@ -97,7 +97,7 @@ def run_studies(
             _write(driver, provenance)
             raise
         finally:
-            if log.has_more:
+            if log.has_more and progress:
                 print(f"what workers printed: {log.path}", file=sys.stderr)
         _write(driver, provenance, then)
     return stores

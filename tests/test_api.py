@@ -43,7 +43,7 @@ def test_a_study_in_five_lines(tmp_path):
     with (tmp_path / "tiny" / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["best_value"]) for row in rows] == [trial.best_value for trial in trials]
-    assert summary_table(summarize(trials), ["base_lr"]).row_count == 1
+    assert summary_table(summarize(trials)).row_count == 1
 
 
 def test_the_plan_has_a_row_per_group():

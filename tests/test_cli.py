@@ -117,7 +117,7 @@ def test_check_names_a_wrong_workload_as_run_does(workload, arguments, message, 
     results = ["--results", str(tmp_path / "results")]
     assert main(["check", str(path), *results]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("small: workload: ")
+    assert error.startswith("error: small: workload: ")
     assert message in error
     assert main(["run", str(path), *results]) == 2
     assert capsys.readouterr().err == error
@@ -161,8 +161,8 @@ def test_check_warns_of_what_results_show_unless_they_are_of_another_file(tmp_pa
     assert "warning" not in capsys.readouterr().out
     small_study(tmp_path, evaluations=25)
     assert main(["check", path, "--results", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert f"note: {tmp_path / 'small'}: holds results of a different study file" in out
+    out, told = capsys.readouterr()
+    assert f"note: {tmp_path / 'small'}: holds results of a different study file" in told
     assert "warning" not in out
 
 

@@ -207,7 +207,7 @@ def test_new_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     mine.write_text("mine", encoding="utf-8")
     assert main(["new", str(tmp_path)]) == 2
     error = f"{tmp_path}: is not empty, and is left as it is: name a new folder\n"
-    assert capsys.readouterr() == ("", error)
+    assert capsys.readouterr() == ("", f"error: {error}")
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
     assert mine.read_text(encoding="utf-8") == "mine"
 
@@ -233,7 +233,7 @@ def test_new_says_where_it_cannot_write(
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     assert main(["new", folder]) == 2
-    assert capsys.readouterr() == ("", message)
+    assert capsys.readouterr() == ("", f"error: {message}")
 
 
 def test_an_unknown_study_is_an_error_that_lists_them(capsys: pytest.CaptureFixture[str]) -> None:

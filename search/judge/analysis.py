@@ -301,6 +301,8 @@ def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
     crashed = [trial for trial in trials if trial.verdict.crashed]
     good_region = [trial for trial in feasible if low <= trial.point.base_lr <= high]
     seeds = [len({trial.point.seed for trial in own}) for own in repetitions(trials)]
+    most_seeds = max(seeds, default=1)
+    maximize = any(trial.maximize for trial in trials)
     return GroupSummary(
         group=group,
         lr_star=lr_star,
@@ -315,8 +317,8 @@ def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
         best_value=mean_value(best_seeds) if best_seeds else math.inf,
         best_step=best.best_step if best else 0,
         best_point=best.point if best else None,
-        seeds=max(seeds, default=1),
-        maximize=any(trial.maximize for trial in trials),
+        seeds=most_seeds,
+        maximize=maximize,
         verdict=_group_verdict(lr_star, edge[1]),
         best_base_lr=lr_star,
     )

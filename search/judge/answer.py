@@ -80,7 +80,8 @@ class Answer:
     summary   of the group that wins: its best configuration is the answer
     others    of the other groups at this batch size, best first
     as_good   the lowest and the highest base LR of the winner's group that are not shown to be
-              worse than its best; (nan, nan) if the noise between runs is not known
+              worse than its best; (nan, nan) if the noise between runs is not known, or if only
+              one base LR trains
     rivals    those of `others` whose best is not shown to be worse
     notes     borders of the search space that the winner's group crowds, and its instability (S4)
     found     the diagnosis of the winner's group; None if there is none. What it says comes first
@@ -124,6 +125,8 @@ class Answer:
 
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
+        rivals = [row.group.label for row in self.rivals]
+        notes = [note.sentence for note in self.notes]
         return {
             "batch_size": self.batch_size,
             "verdict": self.verdict,
@@ -133,8 +136,8 @@ class Answer:
             "base_lrs_as_good": self.as_good,
             "unstable_base_lr": self.summary.unstable_base_lr,
             "headroom": self.summary.headroom,
-            "as_good_groups": [row.group.label for row in self.rivals],
-            "notes": [note.sentence for note in self.notes],
+            "as_good_groups": rivals,
+            "notes": notes,
             "diagnosis": self.found.summary if self.found else None,
         }
 
@@ -250,6 +253,8 @@ def _as_good(trials: Sequence[Trial], row: GroupSummary, noise: Noise) -> Interv
         return min(row.lr_star, row.best_base_lr), max(row.lr_star, row.best_base_lr)
     configurations = configurations_by_base_lr(trials)
     if not (configurations and noise.freedom):
+        return NOWHERE
+    if len({own[0].point.base_lr for own in configurations}) == 1:
         return NOWHERE
     best = min(configurations, key=mean_cost)
     good = [

@@ -42,6 +42,7 @@ import scipy
 from numpy.typing import ArrayLike, NDArray
 
 from ..trial import Point
+from ..words import readable
 from .best_of import BestOf
 
 # error rate of each kind: of adopting what is no better, of rejecting what is no worse
@@ -388,6 +389,13 @@ class Comparison:
         if "adopt" in decisions:
             return "adopt"
         return "keep baseline" if set(decisions) == {"keep baseline"} else "not enough evidence"
+
+    @property
+    def decision_in_words(self) -> str:
+        """The decision, and which candidate it adopts."""
+        if self.decision != "adopt":
+            return self.decision
+        return f"adopt {self.final.side.name}: gain {readable(self.final.evidence.gain)}"
 
     @property
     def known_settings(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from ..errors import UnfinishedError, UserError, describe_error, first_line
 from ..signals import COMES_BACK
+from ..store.places import RUNS
 from .errand import Errand, run_errand
 from .hub import Peer
 from .process import REFUSED
@@ -71,7 +72,7 @@ class Hired(Remote):
         listen: tuple[str, int] | None = None,
         near: str | None = None,
         device: str = "cpu",
-        folder: Path = Path("results"),
+        folder: Path = RUNS,
         name: str = "executor",
     ) -> None:
         """Raises UserError if it cannot listen, and for a key as `read_key`.

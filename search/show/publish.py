@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..store.files import atomic, name_of, write_json
+from ..store.places import TABLE
 from ..store.results import Results
 from ..store.storage import drop_checkpoints
 from ..store.table import write_table
@@ -13,7 +14,7 @@ def write_results(results: Results) -> None:
     """trials.csv, summary.json, the dashboard's notes, and crashed.log if a trial crashed."""
     folder, trials = results.folder, results.trials
     drop_checkpoints(results.store, trials)
-    write_table(folder / "trials.csv", trials, results.comparison)
+    write_table(folder / TABLE, trials, results.comparison)
     write_json(folder / "summary.json", [row.record() for row in results.summaries])
     annotate(results)
     crashes = [trial for trial in trials if trial.verdict.crashed]

@@ -285,7 +285,7 @@ def pictures(results: Results) -> list[Picture]:
             baseline=baseline,
         )
         found.append(Picture("Axis plots", f"axis_{axis}", axis_figure(info), batch_sizes))
-    if study.imported and not any(len(trial.curve.loss) for trial in trials):
+    if not any(len(trial.curve.loss) for trial in trials):
         return found
     curves = curves_info(trials, objective, log_steps=figure.log_steps, scientific=scientific)
     found.append(Picture("Training curves", "training_curves", curves_figure(curves), batch_sizes))

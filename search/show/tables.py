@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.console import Group as Blocks
 from rich.table import Table
 from rich.text import Text
 
@@ -17,27 +19,19 @@ from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
 from ..study.sampling import free_axes, shares, some_points
 from ..study.study import Axis, Range, Study
-from ..trial import Group, Point, group_of
-from ..words import better_side, duration, readable
+from ..trial import Group, Point, Trial, group_of
+from ..words import better_side, duration, ratio, readable
 
-# What the terminal shows of `summary_cells`.
-COLUMNS = (
-    *(
-        "batch size",
-        "optimizer",
-        "lr_star",
-        "unstable_base_lr",
-        "headroom",
-        "infeasible",
-        "best value",
-    ),
-    *("at step", "best point", "verdict"),
-)
+# What the terminal shows of `summary_cells`, within 80 columns; the report has the rest.
+COLUMNS = ("batch size", "optimizer", "lr_star", "unstable_base_lr", "best value", "verdict")
+HEADS = {"batch size": "batch\nsize", "unstable_base_lr": "unstable\nbase_lr"}
+WINNER = "→ "
 # `comparison_rows`
 COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")
 MAY_FAIL = (
     "may fail: the largest share of infeasible runs that these runs allow, with 95 % confidence"
 )
+WITHOUT_TERMINAL = 140  # columns
 NOT_TRIED = "`tunewright check --time` also tries the workload, and estimates how long trials take."
 # of a plan, to estimate the updates of its trials: enough for a mean, quickly made
 POINTS_JUDGED = 1_000
@@ -45,38 +39,97 @@ UNKNOWN = "unknown"
 LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
 
 
-def print_table(table: Table) -> None:
-    """Print to the terminal's width, or to 140 columns where there is no terminal."""
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Print to the terminal's width, or to 140 columns where there is no terminal.
+
+    A table whose words do not fit in is printed as a list: a block per row, a line per column.
+    """
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(width=WITHOUT_TERMINAL, file=console.file)
+    narrowest = console.measure(table).minimum
+    console.print(table if narrowest <= console.width else _as_list(table))
+
+
+def print_wrapped(sentences: Iterable[str]) -> None:
+    """Print sentences, a paragraph each; on a terminal wrapped between words to its width."""
     console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table)
+    for sentence in sentences:
+        text = sentence
+        if console.is_terminal:
+            text = textwrap.fill(
+                sentence,
+                console.width,
+                subsequent_indent="  ",
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        print(text)
+
+
+def _as_list(table: Table) -> Blocks:
+    """A block per row of a table: the first cell, below it the others with their column's name."""
+    heads = [str(column.header).replace("\n", " ") for column in table.columns]
+    rows = zip(*(column.cells for column in table.columns), strict=True)
+    blocks: list[RenderableType] = [Text(str(table.title))] if table.title else []
+    for row in rows:
+        block = Table.grid(padding=(0, 2))
+        for head, cell in zip(heads, row, strict=True):
+            if str(cell).strip():
+                block.add_row(f"  {head}", cell)
+        blocks.append(block)
+    blocks += [Text(str(table.caption))] if table.caption else []
+    return Blocks(*blocks)
 
 
 def summary_table(
     summaries: Iterable[GroupSummary],
-    varied: Collection[str],
     title: str = "",
     comparison: Comparison | None = None,
 ) -> Table:
     """One row per group: batch size, optimizer and scientific values.
 
-    Best points show what is varied.
-
-    With a comparison its baseline comes first, and a column says how far from it each best value
-    is.
+    Of each batch size the best comes first, and is marked. With a comparison its baseline is the
+    first row, and a column says by how much each best value is better.
     """
     table = Table(
-        box=box.SIMPLE_HEAD, title=title or None, title_justify="left", collapse_padding=True
+        box=box.SIMPLE_HEAD,
+        title=title or None,
+        title_justify="left",
+        caption_justify="left",
+        pad_edge=False,
     )
-    table.caption_justify = "left"
     if comparison:
         table.caption = f"{comparison.gain_in_words}."
     columns = with_gain(COLUMNS, comparison)
     for column in columns:
-        table.add_column(column, justify="left" if column in LEFT else "right", overflow="fold")
+        table.add_column(
+            HEADS.get(column, column),
+            justify="left" if column in LEFT else "right",
+            overflow="fold",
+        )
     rows = [baseline_cells(comparison)] if comparison else []
-    for cells in [*rows, *(summary_cells(row, varied, comparison) for row in summaries)]:
+    for row, first in best_first(summaries):
+        cells = summary_cells(row, (), comparison)
+        cells["optimizer"] = (WINNER if first else "  ") + cells["optimizer"]
+        cells["best value"] = readable(row.best_value) if row.best_point else "–"
+        rows.append(cells)
+    for cells in rows:
         table.add_row(*(Text(cells.get(column, "")) for column in columns))
     return table
+
+
+def best_first(summaries: Iterable[GroupSummary]) -> list[tuple[GroupSummary, bool]]:
+    """Summaries by batch size, the best of each first, and whether a row is that one.
+
+    Nothing is best where nothing trains.
+    """
+    rows = sorted(summaries, key=lambda row: (row.group.batch_size, row.cost, row.group))
+    sizes = [row.group.batch_size for row in rows]
+    return [
+        (row, row.best_point is not None and size not in sizes[:i])
+        for i, (row, size) in enumerate(zip(rows, sizes, strict=True))
+    ]
 
 
 def with_gain(columns: Sequence[str], comparison: Comparison | None) -> list[str]:
@@ -117,10 +170,10 @@ def summary_cells(
     last_feasible, unstable = row.unstable_base_lr
     if math.isinf(unstable):
         edge = f"> {readable(last_feasible)}" if last_feasible else "–"
-        headroom = f"> {last_feasible / row.lr_star:.2g} ×" if last_feasible else "–"
+        headroom = f"> {ratio(last_feasible / row.best_base_lr)} ×" if last_feasible else "–"
     else:
         edge = f"{readable(last_feasible)} – {readable(unstable)}"
-        headroom = _or_dash(row.headroom, "{:.2g} ×")
+        headroom = "–" if math.isnan(row.headroom) else f"{ratio(row.headroom)} ×"
     if row.seeds > 1 and row.unstable_trials[1]:
         edge += " ({} of {})".format(*row.unstable_trials)
     best_value = best_step = best_point = near = "–"
@@ -139,7 +192,7 @@ def summary_cells(
         "infeasible": _or_dash(row.infeasible_fraction, "{:.0%}"),
         "crashed": str(row.crashed),
         "near lr_star": near,
-        "lr_star": _or_dash(row.lr_star),
+        "lr_star": "–" if math.isnan(row.lr_star) else readable(row.lr_star),
         "unstable_base_lr": edge,
         "headroom": headroom,
         "best value": best_value,
@@ -412,6 +465,14 @@ def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None
             *times,
         )
     return table
+
+
+def missing_in_words(study: Study, trials: Sequence[Trial]) -> str:
+    """How many trainings a run would do, and how many it has already."""
+    planned = study.planned_trials()
+    done = sum(not trial.verdict.crashed for trial in trials)
+    missing = planned - done
+    return f"{study.name}: {planned} trainings planned, {done} done, {missing} to train"
 
 
 def _updates_of_groups(study: Study) -> dict[Group, list[int]]:

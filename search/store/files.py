@@ -127,8 +127,12 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Strict JSON of records and plain values; nan and inf become "NaN" and "Infinity"."""
-    content = to_json(_printable(value), indent=2, inf_nan_mode="strings")
-    write_bytes(path, content + b"\n")
+    write_bytes(path, json_text(value).encode() + b"\n")
+
+
+def json_text(value: object) -> str:
+    """Strict JSON, as `write_json` writes it."""
+    return to_json(_printable(value), indent=2, inf_nan_mode="strings").decode()
 
 
 def _printable(value: Any) -> Any:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# where a run's results go by default: `results/` of this project holds those that are shipped
+RUNS = Path("runs")
 STUDY_FILE = "study.toml"
+TABLE = "trials.csv"
 STEPS = "steps"  # the folder in a study's results that holds those of the steps of its diagnosis
 
 

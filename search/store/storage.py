@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import URL
 
-from ..errors import UserError, printable, warn_once
+from ..errors import LOG, UserError, printable, warn_once
 from ..judge.analysis import is_rankable
 from ..judge.neighbours import judge_beside_neighbours
 from ..rules.schedule import applies
@@ -38,8 +39,9 @@ from ..trial import EMPTY_CURVE, LARGE, Curve, Point, Trial, as_told
 from .changes import changes_of, document_of
 from .database import StudyLock, engine_of, open_storage
 from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial
-from .places import STEPS, STUDY_FILE, database_of, has_results
+from .places import STEPS, STUDY_FILE, TABLE, database_of, has_results
 from .rows import NUMBER, RECORD, add_trials, number_trials, stored_trials
+from .table import read_table
 
 # between the name of a study and the batch size in that of its Optuna study
 BATCH_SIZE = "/batch_size="
@@ -132,21 +134,56 @@ def _own_url(folder: Path) -> URL:
 def open_store(folder: Path, url: str | None = None) -> Store:
     """A results folder as it stands, by its own copy of the study file.
 
-    Raises UserError if it has none.
+    Where there is no database, as in a folder from git, it is made of trials.csv. Raises UserError
+    if there is neither, or no study file.
     """
     if not (folder / STUDY_FILE).is_file():
         raise UserError(f"{folder}: is not a results folder: it has no {STUDY_FILE}")
     if not has_results(folder, url):
-        raise UserError(
-            f"{folder}: has no study.db, or an empty one (git does not keep it); run the study, "
-            "or name its --storage"
-        )
+        _refuse_empty(folder)
+        _rebuild(database_of(folder.resolve()).parent)
     study = load_study(folder / STUDY_FILE, name=folder.resolve().name)
     folder_itself = folder.resolve()
     storage = open_storage(url or _own_url(folder_itself))
     name = _stored_name(folder, optuna.get_all_study_names(storage), shared=url is not None)
     _make(folder_itself)
     return _store(study.model_copy(update={"name": name}), folder_itself, storage)
+
+
+def _refuse_empty(folder: Path) -> None:
+    """Raise UserError for a database that is there, but holds nothing."""
+    if os.path.lexists(folder / "study.db"):
+        raise UserError(
+            f"{folder}: has an empty study.db: remove it to have one made of {TABLE}, run the "
+            "study, or name its --storage"
+        )
+
+
+def _rebuild(folder: Path) -> None:
+    """Make the database of a results folder of its trials.csv, and of those of its steps.
+
+    It appears whole or not at all. Raises UserError as `read_table`, or if there is no table.
+    """
+    tables = [folder / TABLE, *sorted((folder / STEPS).glob(f"*/{TABLE}"))]
+    if not tables[0].is_file():
+        raise UserError(
+            f"{folder}: has no study.db (git does not keep it), and no {TABLE} to make one of; run "
+            "the study, or name its --storage"
+        )
+    studies = [load_study(table.parent / STUDY_FILE, name=table.parent.name) for table in tables]
+    found = [read_table(table, study) for table, study in zip(tables, studies, strict=True)]
+    with atomic(folder / "study.db") as temporary:
+        storage = open_storage(URL.create("sqlite", database=str(temporary)))
+        for table, study, trials in zip(tables, studies, found, strict=True):
+            tell_all(_store(study, table.parent, storage), trials)
+        if engine := engine_of(storage):
+            engine.dispose()
+    LOG.info(
+        "%s: study.db was made of %s. Curves and checkpoints are not among its files: plots of "
+        "curves and gradient norms are left out.",
+        folder,
+        TABLE,
+    )
 
 
 def _stored_name(folder: Path, optuna_names: Sequence[str], shared: bool) -> str:

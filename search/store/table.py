@@ -1,18 +1,24 @@
-"""trials.csv: a row per finished trial, for spreadsheets and data frames."""
+"""trials.csv: a row per finished trial, for spreadsheets and data frames; and read back."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import warn_once
+from pydantic import TypeAdapter
+
+from ..errors import UserError, first_line, warn_once
 from ..judge.analysis import hyperparameters, is_rankable
 from ..judge.comparison import Comparison
-from ..study.study import RESULT_COLUMNS
-from ..trial import Trial
+from ..study.sampling import plan
+from ..study.study import RESULT_COLUMNS, Study
+from ..trial import EMPTY_CURVE, Point, Trial, Verdict
 from .files import atomic
+
+_VERDICT = TypeAdapter(Verdict)
 
 
 def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | None = None) -> None:
@@ -82,3 +88,54 @@ def _baseline_row(comparison: Comparison) -> dict[str, Any]:
         "gain": comparison.gain(checkpoint.value),
         "reason": f"checkpoint {checkpoint.path}, sha256 {checkpoint.sha256}",
     }
+
+
+def read_table(path: Path, study: Study) -> list[Trial]:
+    """The trials of a table that `write_table` wrote, without their curves.
+
+    Their points are those of the study's plan. Raises UserError if the study has no plan that is
+    known beforehand, if the table is damaged, or if it has points that are not in the plan.
+    """
+    if study.imported or study.sampling.is_adaptive:
+        why = "were imported" if study.imported else f"are chosen by {study.sampler} as it learns"
+        raise UserError(f"{path}: the points of this study {why}, and cannot be planned again")
+    points = {(str(point.batch_size), str(point.number)): point for point in plan(study)}
+    trials = []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for line, row in enumerate(csv.DictReader(file), start=2):
+                if row["number"] != "baseline":
+                    point = points.get((row["batch_size"], row["number"]))
+                    trials.append(_trial_of(f"{path}, line {line}", row, point, study))
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise UserError(f"{path}: is damaged: {first_line(error)}") from error
+    return trials
+
+
+def _trial_of(place: str, row: Mapping[str, str], point: Point | None, study: Study) -> Trial:
+    if point is None:
+        raise UserError(
+            f"{place}: number: the study plans no trial {row['number']} at batch size "
+            f"{row['batch_size']}"
+        )
+    for name, value in point.values.items():
+        if name in row and row[name] != str(value):
+            raise UserError(
+                f"{place}: {name}: must be {value}, as the study plans it, got {row[name]}"
+            )
+    said: dict[str, Any] = {
+        "outcome": row["verdict"],
+        "instability": row["instability"],
+        "onset_step": _number(row["onset_step"]),
+        "evidence": row["reason"],
+    }
+    _VERDICT.validate_python(said)
+    names = ("best_value", "best_step", "initial_value", "last_loss", "clip_fraction", "seconds")
+    measured: dict[str, Any] = {name: _number(row[name]) for name in names}
+    curve = replace(EMPTY_CURVE, total_steps=study.updates(point))
+    return Trial(point, Verdict(**said), curve, **measured, maximize=study.maximize)
+
+
+def _number(text: str) -> float:
+    """A whole number as an int: as it was written, so it is written again."""
+    return int(text) if text.lstrip("-").isdigit() else float(text)

@@ -1,0 +1,178 @@
+"""The answer per batch size in sentences, and what to do next: terminal and report begin so."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+from ..judge.analysis import varied_names
+from ..judge.answer import Answer
+from ..store.results import Results
+from ..trial import Point
+from ..words import ratio, readable
+
+SHORT = {"warmup_steps": "warmup", "clip_norm": "clip"}
+# values that mean that a hyperparameter is not used
+UNUSED = {"warmup_steps": (0, "no warmup"), "clip_norm": (math.inf, "no clipping")}
+
+
+def answer_sentences(results: Results) -> list[str]:
+    """A sentence or a few per batch size, the best first."""
+    varied, objective = varied_names(results.trials), results.study.objective
+    return [answer_sentence(one, objective, varied) for one in results.answers]
+
+
+def answer_sentence(answer: Answer, objective: str, varied: Collection[str]) -> str:
+    """What to use at a batch size, how sure that is, and how near training is to breaking.
+
+    `varied`: the hyperparameters that the study varies; the others are not told.
+    """
+    place = f"batch size {answer.batch_size}"
+    if answer.found:
+        return f"{place}: {_diagnosed(answer, objective)}"
+    if answer.point is None:
+        return f"{place}: {_nothing(answer)}"
+    parts = [
+        f"{place}: {configuration(answer, varied)}: {value_in_words(answer, objective)}.",
+        edge_in_words(answer),
+        _how_sure(answer),
+        *_borders(answer),
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def configuration(answer: Answer, varied: Collection[str]) -> str:
+    """The optimizer, the base LR with those that are as good, and what else is varied."""
+    group, point = answer.summary.group, answer.point
+    assert point is not None  # the caller looks
+    scientific = [(name, value) for name, value in group.scientific if name != "base_lr"]
+    held = [f"{name} {readable(value)}" for name, value in scientific]
+    names = [
+        name for name in varied if name not in ("optimizer", "base_lr", *dict(group.scientific))
+    ]
+    own = [setting(name, point.values[name]) for name in names if name in point.values]
+    base_lr = f"base_lr {readable(point.base_lr)}{_as_good(answer)}"
+    return ", ".join([point.optimizer, *held, base_lr, *own])
+
+
+def setting(name: str, value: Any) -> str:
+    """A hyperparameter and its value: "warmup 10", "no clipping"."""
+    unused, words = UNUSED.get(name, (None, ""))
+    if words and value == unused:
+        return words
+    return f"{SHORT.get(name, name)} {readable(value)}"
+
+
+def _as_good(answer: Answer) -> str:
+    low, high = answer.as_good
+    if math.isnan(low) or answer.remedy:
+        return ""
+    if low == high:
+        return " (no other as good)"
+    return f" ({readable(low)} to {readable(high)} as good)"
+
+
+def value_in_words(answer: Answer, objective: str) -> str:
+    """The value; with several seeds their mean, the lowest and the highest."""
+    told = f"{objective} {readable(answer.value)}"
+    values = answer.values
+    if len(values) < 2:
+        return told
+    return (
+        f"{told} (mean of {len(values)} seeds, {readable(min(values))} to {readable(max(values))})"
+    )
+
+
+def edge_in_words(answer: Answer) -> str:
+    """Where training breaks, relative to the best base LR, and what follows from it."""
+    row = answer.summary
+    low, high = row.unstable_base_lr
+    breaks = (
+        f"training breaks between base_lr {readable(low)} and {readable(high)}, "
+        f"{ratio(row.headroom)} × the best"
+    )
+    match answer.verdict:
+        case "stable":
+            return f"Stable: {breaks}."
+        case "on the edge":
+            return f"On the edge: {breaks}: try warmup or clipping before all else."
+        case "edge not reached":
+            return f"Edge not reached up to base_lr {readable(low)}: widen the range."
+        case _:
+            return ""
+
+
+def _how_sure(answer: Answer) -> str:
+    """Which other groups may be as good."""
+    rivals = [
+        _name(row.group.optimizer, row.group.scientific, row.best_value) for row in answer.rivals
+    ]
+    if rivals:
+        whose = "the noise of one seed" if answer.summary.seeds == 1 else "the noise between seeds"
+        return f"Within {whose} as good: {', '.join(rivals)}."
+    return ""
+
+
+def _name(optimizer: str, scientific: Iterable[tuple[str, Any]], value: float) -> str:
+    held = "".join(f", {name} {readable(own)}" for name, own in scientific)
+    return f"{optimizer}{held} ({readable(value)})"
+
+
+def _borders(answer: Answer) -> list[str]:
+    """Borders that the best trials crowd; that of base_lr above is told with the edge."""
+    notes = [note for note in answer.notes if note.kind == "expand"]
+    return [
+        f"The best trials crowd a border: widen {note.axis} "
+        f"{'above' if note.side == 'high' else 'below'} {readable(note.border)} (S4)."
+        for note in notes
+        if not (note.axis == "base_lr" and note.side == "high" and answer.verdict != "stable")
+    ]
+
+
+def _nothing(answer: Answer) -> str:
+    lowest = answer.summary.unstable_base_lr[1]
+    if answer.verdict == "unstable":
+        return (
+            f"nothing trains: even base_lr {readable(lowest)}, the lowest that was tried, is "
+            "infeasible. Lower it by an order of magnitude."
+        )
+    return "no trial says anything of its point yet."
+
+
+def _diagnosed(answer: Answer, objective: str) -> str:
+    """The verdict of the diagnosis, and the configuration that it adopted."""
+    assert answer.found is not None  # the caller looks
+    if answer.remedy is None:
+        return answer.found.summary
+    return f"{answer.found.summary} Use {_adopted(answer.remedy.point)}."
+
+
+def _adopted(point: Point) -> str:
+    names = [
+        name for name in point.shown if name not in ("batch_size", "optimizer", "base_lr", "seed")
+    ]
+    own = [setting(name, point.shown[name]) for name in names if name not in point.workload_args]
+    return ", ".join([point.optimizer, f"base_lr {readable(point.base_lr)}", *own])
+
+
+def next_commands(results: Results, study: Path | None = None) -> list[str]:
+    """Two commands that follow from the results. `study`: the study file, if it is known."""
+    folder, file = shlex.quote(str(results.folder)), shlex.quote(str(study))
+    look = f"tunewright dashboard {folder}"
+    compare = f"tunewright compare {folder} --baseline CHECKPOINT"
+    if results.study.imported:
+        return [f"tunewright check {folder}", look]
+    if results.diagnosis and results.diagnosis.recipes:
+        recipe = next(iter(results.diagnosis.recipes.values()))
+        path = shlex.quote(str(results.folder / recipe))
+        return [f"tunewright run {path} --results {folder}", look]
+    verdicts = {answer.verdict for answer in results.answers}
+    can_diagnose = study is not None and not results.study.command
+    if verdicts & {"on the edge", "unstable"} and can_diagnose:
+        return [f"tunewright diagnose {file}", look]
+    if "edge not reached" in verdicts:
+        return [f"tunewright check {file if study else folder}", look]
+    return [f"tunewright check {folder}" if results.study.command else compare, look]
