@@ -148,6 +148,9 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
     left_out = ""
     if len(listed) < len(trials):
         left_out = f"{len(listed)} of {len(trials)} trials: the best of each group."
+    unfinished = any(trial.verdict.unfinished for trial in trials)
+    seeds = max((row.seeds for row in summaries), default=1)
+    gain = comparison.gain_in_words if comparison else ""
     return render(
         TEMPLATE,
         name=study.name,
@@ -156,14 +159,14 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         direction=f"{study.direction}d",
         counts=_counts(trials),
         contents=_contents(results, told, sections),
-        unfinished=any(trial.verdict.unfinished for trial in trials),
+        unfinished=unfinished,
         answers=_answers(results, varied),
         summaries=list(_summary_rows(results.answers, varied, comparison)),
         baseline=baseline_summary,
         summary_columns=with_gain(SUMMARY_COLUMNS, comparison),
-        gain=comparison.gain_in_words if comparison else "",
+        gain=gain,
         may_fail=MAY_FAIL.capitalize(),
-        seeds=max((row.seeds for row in summaries), default=1),
+        seeds=seeds,
         counterparts=list(_counterparts(results.answers)),
         made_by_run="" if study.workload else MADE_BY_RUN,
         make=f"{OURS}(name, params, settings, lr)",
@@ -214,15 +217,17 @@ def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
     for one in results.answers:
         start = f"batch size {one.batch_size}"
         sentence = answer_sentence(one, objective, varied).removeprefix(f"{start}: ")
+        chosen = None if one.remedy else one.point  # that of a remedy is no trial of the sweep
+        diagnosed = f"diagnosis-{label(one.found.group)}" if one.found else ""
         found.append(
             {
                 "title": start.capitalize(),
                 "verdict": one.verdict,
                 "colour": COLOURS[one.verdict],
-                "sentence": sentence[:1].upper() + sentence[1:] if one.found else sentence,
-                "trial": _id(one.point) if one.point and not one.remedy else "",
-                "number": one.point.number if one.point else "",
-                "diagnosis": f"diagnosis-{label(one.found.group)}" if one.found else "",
+                "sentence": sentence,
+                "trial": _id(chosen) if chosen else "",
+                "number": chosen.number if chosen else "",
+                "diagnosis": diagnosed,
                 "seeds": one.summary.diagnosed_with,
             }
         )
