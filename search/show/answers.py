@@ -8,13 +8,21 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from ..judge.analysis import varied_names
+from ..judge.analysis import GroupVerdict, varied_names
 from ..judge.answer import Answer
 from ..store.results import Results
 from ..trial import Point
 from ..words import ratio, readable
 
 SHORT = {"warmup_steps": "warmup", "clip_norm": "clip"}
+# what to do next, where a page cannot know in which folder somebody reads it
+NEXT: dict[GroupVerdict, str] = {
+    "stable": "Next: tunewright compare decides whether it is better than your baseline.",
+    "on the edge": "Next: tunewright diagnose finds out what helps.",
+    "edge not reached": "Next: widen base_lr upwards in the study file, and run it under a new name.",
+    "unstable": "Next: tunewright diagnose finds out what helps.",
+    "no evidence": "Next: run it again.",
+}
 # values that mean that a hyperparameter is not used
 UNUSED = {"warmup_steps": (0, "no warmup"), "clip_norm": (math.inf, "no clipping")}
 
@@ -42,6 +50,13 @@ def answer_sentence(answer: Answer, objective: str, varied: Collection[str]) -> 
         *_borders(answer),
     ]
     return " ".join(part for part in parts if part)
+
+
+def next_in_words(answer: Answer) -> str:
+    """What to do next at a batch size."""
+    if answer.remedy:
+        return "Next: tunewright run takes the recipe as it stands."
+    return NEXT[answer.verdict]
 
 
 def configuration(answer: Answer, varied: Collection[str]) -> str:

@@ -35,7 +35,7 @@ from ..store.results import Results
 from ..trial import Point, Trial
 from ..words import readable
 from .against import chapter, versus
-from .answers import answer_sentence
+from .answers import answer_sentence, next_in_words
 from .chapter import Scene, colour, story, told_by
 from .plots import (
     axis_figure,
@@ -225,6 +225,7 @@ def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
                 "verdict": one.verdict,
                 "colour": COLOURS[one.verdict],
                 "sentence": sentence,
+                "next": next_in_words(one),
                 "trial": _id(chosen) if chosen else "",
                 "number": chosen.number if chosen else "",
                 "diagnosis": diagnosed,
