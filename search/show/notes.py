@@ -13,6 +13,7 @@ from pathlib import Path
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
+from optuna.trial import FrozenTrial
 from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 
 from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, varied_names
@@ -20,9 +21,11 @@ from ..judge.comparison import Comparison
 from ..judge.diagnosis import Diagnosis
 from ..playbook import CITATION, rule
 from ..store.results import Results
+from ..store.rows import stored_trials
 from ..study.study import Study
 from ..trial import Group
 from ..words import ratio, readable
+from .importance import importances
 from .plots import axis_figure, axis_info
 from .tables import baseline_cells, remedy_rows, signed, with_gain
 
@@ -81,6 +84,7 @@ def annotate(results: Results) -> None:
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna_study.set_metric_names([study.objective])
         note = verdict_note(study, batch_size, summaries, comparison)
+        note = "\n".join([note, *_importance_lines(study, stored_trials(optuna_study))])
         if results.diagnosis:
             note = f"{diagnosis_note(results.diagnosis, batch_size, results.folder)}\n\n{note}"
         _save_note(optuna_study, note)
@@ -134,6 +138,19 @@ def verdict_note(
     if unfinished:
         lines.append(f"- **unfinished**, pruned or stopped, not counted: {unfinished}.")
     return "\n".join(lines)
+
+
+def _importance_lines(study: Study, trials: Sequence[FrozenTrial]) -> list[str]:
+    """What matters within each optimizer; the dashboard's own panel mixes them."""
+    lines = []
+    for optimizer in study.optimizers:
+        own = [one for one in trials if one.params.get("optimizer", optimizer) == optimizer]
+        found = importances(own, study.direction)
+        prefix = f"{optimizer}."
+        told = [f"{name.removeprefix(prefix)} {share:.0%}" for name, share in found.items()]
+        if told:
+            lines.append(f"- **importance within {optimizer}** (fANOVA): {', '.join(told)}.")
+    return lines
 
 
 def diagnosis_note(found: Diagnosis, batch_size: int, folder: Path) -> str:
