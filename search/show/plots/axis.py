@@ -557,6 +557,7 @@ def _draw_rails(
                 text=name,
                 y=domain(foot + RAIL / 2),
                 xanchor="left",
+                yanchor="middle",
                 showarrow=False,
                 font={"color": colour},
                 **panel,
