@@ -19,7 +19,9 @@ SHORT = {"warmup_steps": "warmup", "clip_norm": "clip"}
 NEXT: dict[GroupVerdict, str] = {
     "stable": "Next: tunewright compare decides whether it is better than your baseline.",
     "on the edge": "Next: tunewright diagnose finds out what helps.",
-    "edge not reached": "Next: widen base_lr upwards in the study file, and run it under a new name.",
+    "edge not reached": (
+        "Next: widen base_lr upwards in the study file, and run it under a new name."
+    ),
     "unstable": "Next: tunewright diagnose finds out what helps.",
     "no evidence": "Next: run it again.",
 }
@@ -52,10 +54,12 @@ def answer_sentence(answer: Answer, objective: str, varied: Collection[str]) -> 
     return " ".join(part for part in parts if part)
 
 
-def next_in_words(answer: Answer) -> str:
-    """What to do next at a batch size."""
+def next_in_words(answer: Answer, compared: bool) -> str:
+    """What to do next at a batch size; empty if only a comparison with a baseline was left."""
     if answer.remedy:
         return "Next: tunewright run takes the recipe as it stands."
+    if answer.verdict == "stable" and compared:
+        return ""
     return NEXT[answer.verdict]
 
 

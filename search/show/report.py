@@ -227,7 +227,7 @@ def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
                 "verdict": one.verdict,
                 "colour": COLOURS[one.verdict],
                 "sentence": sentence,
-                "next": next_in_words(one),
+                "next": next_in_words(one, compared=results.comparison is not None),
                 "trial": _id(chosen) if chosen else "",
                 "number": chosen.number if chosen else "",
                 "diagnosis": diagnosed,
