@@ -197,6 +197,13 @@ def test_choices_are_ordered_categories_that_jitter_does_not_mix() -> None:
     assert len({mark.x for mark in marks(info)}) == 120
 
 
+def test_crosses_of_a_choice_are_scattered_over_its_rail() -> None:
+    failed = [trial(n, 1.0, 0.9, "diverged", clip_norm="a") for n in range(200)]
+    info = axis_info([*failed, trial(200, 0.1, 0.2, clip_norm="b")], "clip_norm", "val_error")
+    across, up = zip(*((mark.x, mark.y) for mark in marks(info)[:200]), strict=True)
+    assert abs(np.corrcoef(across, up)[0, 1]) < 0.2
+
+
 def test_few_repeated_numbers_are_categories_and_many_are_a_scale() -> None:
     warmups = [trial(n, 0.1, 0.1, warmup_steps=w) for n, w in enumerate([0, 10, 100] * 2)]
     assert axis_info(warmups, "warmup_steps", "val_error").categories == ("0", "10", "100")
@@ -296,6 +303,7 @@ def test_of_very_many_trials_the_best_and_the_edge_are_drawn_and_the_rest_is_cou
     shown = {mark.number for mark in marks(info)}
     assert len(shown) == MOST_MARKS
     assert info.panels[0].undrawn == 5000 - MOST_MARKS
+    assert info.in_words().endswith(", 1000 infeasible.")  # drawn or not
     best = sorted((one for one in many if one.feasible), key=lambda one: one.best_value)
     assert {one.point.number for one in best[:1000]} <= shown
     assert set(range(4000, 4500)) <= shown  # the lowest base LRs that diverged
