@@ -94,5 +94,5 @@ def assert_project_runs(kind, folder, monkeypatch, capsys):
     text = re.sub(r"warmup_steps = .*", "warmup_steps = [0, 3]", text)
     Path("study.toml").write_text(text, encoding="utf-8")
     assert main(["run", "study.toml", "--in-process"]) == 0
-    page = Path("results/study/report.html").read_text(encoding="utf-8")
+    page = Path("runs/study/report.html").read_text(encoding="utf-8")
     assert 'id="axis_base_lr"' in page

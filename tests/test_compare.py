@@ -355,14 +355,14 @@ def test_a_crashed_run_is_status_1_and_the_same_command_tries_it_again(
     assert run("run", "s.toml")[0] == 0
     (tmp_path / "unlucky.toml").write_text("seed = 1\n" + (tmp_path / "s.toml").read_text())
     status, _, err = run("compare", "unlucky.toml", "--baseline", "b.pt")
-    assert (status, err) == (2, "unlucky: workload: RuntimeError: seed 1 is unlucky\n")
-    compared = ("compare", "results/s", "--baseline", "b.pt", "--seeds", "2")
+    assert (status, err) == (2, "error: unlucky: workload: RuntimeError: seed 1 is unlucky\n")
+    compared = ("compare", "runs/s", "--baseline", "b.pt", "--seeds", "2")
     status, _, err = run(*compared)
     assert status == 1
     assert "is unlucky" in err
     assert "The same command tries again." in err
     assert "Traceback" not in err
-    assert not (tmp_path / "results" / "s" / "comparison.json").exists()
+    assert not (tmp_path / "runs" / "s" / "comparison.json").exists()
     (tmp_path / "mended").touch()
     status, out, err = run(*compared)
     assert status == 0, err

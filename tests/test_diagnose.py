@@ -409,8 +409,8 @@ def test_a_crashed_training_is_status_1_and_the_same_command_tries_it_again(
     assert "is unlucky" in err
     assert "The same command tries again." in err
     assert "Traceback" not in err
-    assert not (tmp_path / "results" / "s" / "diagnosis.json").exists()
+    assert not (tmp_path / "runs" / "s" / "diagnosis.json").exists()
     (tmp_path / "mended").touch()
     status, err = run()
     assert status == 0, err
-    assert (tmp_path / "results" / "s" / "diagnosis.json").exists()
+    assert (tmp_path / "runs" / "s" / "diagnosis.json").exists()

@@ -154,7 +154,7 @@ def test_every_page_is_on_the_first_one() -> None:
 # --- what is said of commands and study files -----------------------------------------------------
 
 PROSE = [ROOT / "README.md", *PAGES]
-(COMMANDS,) = (one.choices for one in _parser()._actions if one.choices)
+(COMMANDS,) = (one.choices for one in _parser()._actions if isinstance(one.choices, dict))
 OTHERS = {"--constraint", "--index-url", "--port", "--nthreads", "--head"}  # of pip, Dask and Ray
 
 

@@ -117,7 +117,7 @@ def test_a_new_project_runs_from_the_wheel(installed: Installed, tmp_path: Path)
     out = run(installed.tunewright, "run", "study.toml", folder=tmp_path / "demo")
     assert re.search(r"64 +adam", out)
     assert "report: results/study/report.html" in out
-    trials = (tmp_path / "demo" / "results" / "study" / "trials.csv").read_text(encoding="utf-8")
+    trials = (tmp_path / "demo" / "runs" / "study" / "trials.csv").read_text(encoding="utf-8")
     assert len(trials.splitlines()) == 1 + load_study(tmp_path / "demo" / "study.toml").trials
     assert "crashed" not in trials
 

@@ -555,10 +555,10 @@ def test_tables_and_report_say_which_side_is_better(compared):
         words = {
             f"{OBJECTIVE[side]}</b>, {'maximized' if side else 'minimized'}.",
             gain,
-            better_side(side),
         }
         assert [one for one in sorted(words) if one not in text] == []
         assert better_side(not side) not in text
+        assert better_side(side) in versus_figure(versus_info(paired)).layout.title.text
         values = comparison_tables(paired)[0]
         assert better_side(side) in values.title
         assert gain in values.caption
@@ -665,7 +665,7 @@ def test_an_accuracy_is_tuned_diagnosed_and_compared_as_it_is(tmp_path, monkeypa
     assert main(["diagnose", "s.toml", "--seeds", "2", *quiet]) == 0
     out = capsys.readouterr().out
     assert "val_accuracy, higher is better" in out
-    (found,) = read_diagnosis(tmp_path / "results" / "s").groups
+    (found,) = read_diagnosis(tmp_path / "runs" / "s").groups
     values = {one.name: one.mean for one in found.remedies if one.values}
     assert len(values) > 1
     assert all(0.5 < value <= 1 for value in values.values())
@@ -673,13 +673,13 @@ def test_an_accuracy_is_tuned_diagnosed_and_compared_as_it_is(tmp_path, monkeypa
     for name, gain in gains.items():
         assert gain == pytest.approx(values[name] - values["plain"])
     words = ["--baseline", "b.pt", "--seeds", "19", "--require-better", *quiet]
-    assert main(["compare", "results/s/recipe.toml", "--results", "results/s", *words]) == 0
+    assert main(["compare", "runs/s/recipe.toml", "--results", "runs/s", *words]) == 0
     out = capsys.readouterr().out
     assert "decision: adopt" in out
-    assert "gain = candidate − baseline" in out
-    (trained,) = (tmp_path / "results/s/recipe/checkpoints").iterdir()
+    assert "gain = value − baseline" in out
+    (trained,) = (tmp_path / "runs/s/recipe/checkpoints").iterdir()
     words[1] = str(trained)
-    assert main(["compare", "results/s/recipe", *words]) == 1
+    assert main(["compare", "runs/s/recipe", *words]) == 1
     assert "decision: not enough evidence" in capsys.readouterr().out
 
 

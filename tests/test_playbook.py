@@ -12,7 +12,7 @@ from tunewright.search import playbook
 from tunewright.search.cli import main
 from tunewright.search.playbook import CITATION, RULES, legend, rule
 from tunewright.search.show.notes import MEANING, verdict_note
-from tunewright.search.show.report import _cite
+from tunewright.search.show.web import _cite
 
 ROOT = Path(__file__).parents[1]
 OWN = {ROOT / "search" / "playbook.py", Path(__file__)}

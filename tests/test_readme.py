@@ -179,7 +179,7 @@ def run_recipe(text, hosts, **environ):
     finally:
         with suppress(ProcessLookupError):  # all have ended
             os.killpg(process.pid, signal.SIGTERM)
-    with (project / "results" / "study" / "trials.csv").open() as file:
+    with (project / "runs" / "study" / "trials.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 6
 
 

@@ -52,10 +52,12 @@ def answer_sentence(answer: Answer, objective: str, varied: Collection[str]) -> 
     return " ".join(part for part in parts if part)
 
 
-def next_in_words(answer: Answer) -> str:
-    """What to do next at a batch size."""
+def next_in_words(answer: Answer, compared: bool) -> str:
+    """What to do next at a batch size; empty if only a comparison with a baseline was left."""
     if answer.remedy:
         return "Next: tunewright run takes the recipe as it stands."
+    if answer.verdict == "stable" and compared:
+        return ""
     return NEXT[answer.verdict]
 
 

@@ -37,12 +37,16 @@ COLOURS: Mapping[Kind, str] = {
     "unknown": "warn",
 }
 Trials = Callable[[Iterable[str]], list[Trial]]  # of studies, by their names
-Drawn = tuple[go.Figure, str]  # and what it shows, in words
+Drawn = tuple[go.Figure | None, str]  # and what it shows, or why there is none, in words
+NO_CURVES = "Training curves are not among the files of this folder."
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A step with its figure, if it has one, how many panels wide that is, and what it shows."""
+    """A step with its figure, if it has one, and how many panels wide that is.
+
+    `words` says what the figure shows, or why there is none.
+    """
 
     group: GroupDiagnosis
     step: Step
@@ -136,9 +140,10 @@ def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> 
 
 
 def _kind(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
-    own = [trial for trial in trials(step.studies) if len(trial.curve.loss)]
+    trained = trials(step.studies)
+    own = [trial for trial in trained if len(trial.curve.loss)]
     if not own:
-        return None
+        return None, without_curves(trained)
     info = loss_info(own, ("base_lr",), log_steps=True, sparse_every=SPARSE_EVERY)
     return loss_figure(info), info.in_words()
 
@@ -151,7 +156,7 @@ def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -
     screened = trials(name for name in step.studies if "-screen-" in name)
     screens = [trial for trial in screened if len(trial.curve.loss)]
     if not screens:
-        return None
+        return None, without_curves(screened)
     works = [trial.point.base_lr for trial in screens if trial.feasible]
     shown = max(works) if works else min(trial.point.base_lr for trial in screens)
     own = [trial for trial in screens if trial.point.base_lr == shown]
@@ -163,7 +168,9 @@ def _clipping(found: GroupDiagnosis, step: Step, objective: str, trials: Trials)
     own = trials(_studies(found, "sweep") + _studies(found, "boundary"))
     own = [trial for trial in own if trial.point.base_lr == found.lr_star]
     info = norms_info(own)
-    return (norms_figure(info), info.in_words()) if info.panels else None
+    if not info.panels:
+        return None, without_curves(own)
+    return norms_figure(info), info.in_words()
 
 
 def _tournament(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
@@ -191,6 +198,16 @@ DRAWN: Mapping[StepName, Callable[[GroupDiagnosis, Step, str, Trials], Drawn | N
     "clipping": _clipping,
     "tournament": _tournament,
 }
+
+
+def without_curves(trials: Iterable[Trial]) -> str:
+    """That the curves of these trials are not kept; empty if one is, or if none has trained.
+
+    A folder that came from version control holds none.
+    """
+    trained = [trial for trial in trials if not trial.verdict.crashed]
+    kept = any(len(trial.curve.loss) for trial in trained)
+    return NO_CURVES if trained and not kept else ""
 
 
 def colour(found: GroupDiagnosis) -> str:

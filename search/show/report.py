@@ -36,7 +36,7 @@ from ..trial import Point, Trial
 from ..words import readable
 from .against import chapter, versus
 from .answers import answer_sentence, next_in_words
-from .chapter import Scene, colour, story, told_by
+from .chapter import Scene, colour, story, told_by, without_curves
 from .plots import (
     axis_figure,
     axis_info,
@@ -136,6 +136,8 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
     study, trials, comparison = results.study, results.trials, results.comparison
     summaries, names, varied = results.summaries, hyperparameters(trials), varied_names(trials)
     sections = _sections(found)
+    if note := without_curves(trials):
+        sections.append(_section("Training curves", note=note))
     told = [_told(group, list(own)) for group, own in groupby(scenes, key=lambda one: one.group)]
     against = chapter(comparison) if comparison else None
     drawn = {trace.meta for one in found if one.name == CURVES for trace in one.figure.data}
@@ -179,7 +181,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         trials=rows,
         left_out=left_out,
         curves=CURVES if drawn - {None} else "",
-        provenance=list(results.environment.items()),
+        provenance=[(name, _in_words(value)) for name, value in results.environment.items()],
     )
 
 
@@ -225,7 +227,7 @@ def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
                 "verdict": one.verdict,
                 "colour": COLOURS[one.verdict],
                 "sentence": sentence,
-                "next": next_in_words(one),
+                "next": next_in_words(one, compared=results.comparison is not None),
                 "trial": _id(chosen) if chosen else "",
                 "number": chosen.number if chosen else "",
                 "diagnosis": diagnosed,
@@ -264,6 +266,13 @@ def _sentences(results: Results) -> list[str]:
             told += filter(None, [clipped_before(best)])
             sentences += [f"{group.label}, best trial {best.point.number}: {one}." for one in told]
     return sentences
+
+
+def _in_words(value: Any) -> str:
+    """A value of the environment; names and values if it is a mapping."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(f"{name} {_in_words(own)}" for name, own in value.items())
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -359,6 +368,7 @@ def _told(found: GroupDiagnosis, scenes: Sequence[Scene]) -> dict[str, Any]:
                 "sentences": scene.step.sentences,
                 "studies": scene.step.studies,
                 "figure": drawing(_picture(scene)) if scene.figure else None,
+                "note": "" if scene.figure else scene.words,
             }
             for scene in scenes
         ],
@@ -368,13 +378,17 @@ def _told(found: GroupDiagnosis, scenes: Sequence[Scene]) -> dict[str, Any]:
 def _sections(found: Iterable[Picture]) -> list[dict[str, Any]]:
     """Headings with their anchors and figures."""
     return [
-        {
-            "id": heading.lower().replace(" ", "-"),
-            "heading": heading,
-            "figures": [drawing(picture) for picture in members],
-        }
+        _section(heading, map(drawing, members))
         for heading, members in groupby(found, key=lambda picture: picture.heading)
     ]
+
+
+def _section(
+    heading: str, figures: Iterable[Mapping[str, Any]] = (), note: str = ""
+) -> dict[str, Any]:
+    """A section for the template; its note says why it has no figures."""
+    anchor = heading.lower().replace(" ", "-")
+    return {"id": anchor, "heading": heading, "figures": list(figures), "note": note}
 
 
 # --- tables ---------------------------------------------------------------------------------------

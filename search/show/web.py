@@ -32,7 +32,7 @@ DARK = {  # colours of figures on a dark page; others are made lighter where the
     "white": "#15181D",
     INK: "#E6E8EB",
     MUTED: "#9AA3AF",
-    PALE: "#59616D",
+    PALE: "#7A8492",
     GRID: "#2A2F37",
 }
 

@@ -133,7 +133,7 @@ def main() -> None:
         sweep(folder / "many.db", trials)
         own = own_study(folder, trials)
         importing = ("import", "sqlite:///many.db", "--as", "many")
-        commands = [importing, importing, ("report", "results/many"), ("report", str(own))]
+        commands = [importing, importing, ("report", "runs/many"), ("report", str(own))]
         rows = []
         for what, arguments in zip(COMMANDS, commands, strict=True):
             seconds, processor = timed(folder, *arguments)

@@ -184,7 +184,7 @@ def test_curve_and_page_are_kept(tmp_path):
     assert "<title>a</title>" in page
     assert "a clip threshold starts there" in page
     assert '<abbr title="Start with the 90th percentile' in page
-    assert "Plotly.newPlot" in page
+    assert '<figure id="training" class="plot"' in page
     assert "https://cdn" not in page.split("</script>")[-2]
     with tunewright.watch(optimizer, out=folder) as run:
         loop(run, model, optimizer, steps=7)

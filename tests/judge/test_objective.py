@@ -129,6 +129,6 @@ def test_diagnose_says_what_is_wrong_adopts_nothing_and_ends_with_2(tmp_path, mo
     out = capsys.readouterr().out
     assert "by its name higher is better" in out
     assert "recipe:" not in out
-    (found,) = read_diagnosis(tmp_path / "results" / "s").groups
+    (found,) = read_diagnosis(tmp_path / "runs" / "s").groups
     assert (found.adopted, found.remedies) == ("", ())
-    assert not (tmp_path / "results" / "s" / "recipe.toml").exists()
+    assert not (tmp_path / "runs" / "s" / "recipe.toml").exists()

@@ -353,7 +353,7 @@ def test_a_breakpoint_in_a_workload_is_a_debuggers_prompt_and_its_end_an_interru
     assert run.process.wait(60) == 1
     assert "Traceback" not in shown
     assert "Exception" not in shown
-    kept = (tmp_path / "results" / "s" / "trials.csv").read_text().count("feasible")
+    kept = (tmp_path / "runs" / "s" / "trials.csv").read_text().count("feasible")
     assert 1 <= kept < 3
 
 
@@ -373,7 +373,7 @@ def test_what_a_workload_prints_and_how_far_it_is_are_lines(here, capsys):
     assert "sixty\n" in out
     assert "s: 1/3: 1 feasible, 0 infeasible\n" in err
     assert err.count("s: ") == 3
-    environment = json.loads((here / "results" / "s" / "environment.json").read_text())
+    environment = json.loads((here / "runs" / "s" / "environment.json").read_text())
     assert environment["workers"] == 1
 
 
@@ -387,7 +387,7 @@ def test_a_signal_interrupts_training_where_it_is_and_the_same_run_goes_on(here,
     assert err.splitlines()[-1].endswith("goes on from here.")
     assert "Traceback" not in err
     assert sys.modules["debugged"].Line.calls == 60
-    table = here / "results" / "s" / "trials.csv"
+    table = here / "runs" / "s" / "trials.csv"
     assert 1 <= table.read_text().count("feasible") < 3
     assert main(["run", "s.toml", "--in-process", "--slots", "1"]) == 0
     assert table.read_text().count("feasible") == 3

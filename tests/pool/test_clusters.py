@@ -220,7 +220,7 @@ def study_file(tmp_path, monkeypatch):
 )
 def test_options_that_contradict_each_other(study_file, capsys, options, message):
     assert main(["run", str(study_file), *options]) == 2
-    assert capsys.readouterr().err.startswith(message)
+    assert capsys.readouterr().err.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize("text", ["dask", "ray:", "slurm:host", "spark:x"])
@@ -268,7 +268,7 @@ def test_a_scheduler_that_does_not_answer_is_a_sentence(study_file, capsys, monk
     backend = "dask:tcp://127.0.0.1:1"
     assert main(["run", str(study_file), "--backend", backend, "--workers", "1"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith("--backend dask: no scheduler answers at 'tcp://127.0.0.1:1'")
+    assert said.startswith("error: --backend dask: no scheduler answers at 'tcp://127.0.0.1:1'")
 
 
 def test_studies_that_share_workers_ask_the_cluster_for_the_same(study_file, tmp_path, capsys):
@@ -315,7 +315,7 @@ def local(tmp_path_factory):
 
 def same(folder, table):
     """Whether all trials are there, each told to Optuna once, with the same numbers."""
-    results = folder / "results" / "small"
+    results = folder / "runs" / "small"
     assert rows(results) == table
     storage = f"sqlite:///{results / 'study.db'}"
     told = [
@@ -332,7 +332,7 @@ def run_on(backend, path, folder, **environ):
 
 
 def some_trials_are_in(folder):
-    return len(list((folder / "results" / "small").glob("curves/*.npz"))) > 0
+    return len(list((folder / "runs" / "small").glob("curves/*.npz"))) > 0
 
 
 @pytest.mark.slow
@@ -341,7 +341,7 @@ def test_any_executor_of_python(local, tmp_path, kind):
     path, table = local
     with kind(2) as executor:
         options = {"executor": executor, "workers": 2, "slots": 4, "progress": False}
-        run_study(load_study(path), results=tmp_path / "results", **options)
+        run_study(load_study(path), results=tmp_path / "runs", **options)
     same(tmp_path, table)
 
 
@@ -362,7 +362,7 @@ def test_submitit(local, tmp_path):
     executor = submitit.AutoExecutor(folder=tmp_path / "jobs", cluster="local")
     executor.update_parameters(timeout_min=10)
     options = {"executor": executor, "workers": 2, "slots": 4, "progress": False}
-    run_study(load_study(path), results=tmp_path / "results", **options)
+    run_study(load_study(path), results=tmp_path / "runs", **options)
     same(tmp_path, table)
 
 
@@ -423,7 +423,7 @@ def test_slurm_with_programs_in_place_of_its_own(local, tmp_path):
     status, _, said = finish(run)
     assert status == 0, said
     same(tmp_path, table)
-    assert (tmp_path / "results" / ".slurm").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "runs" / ".slurm").stat().st_mode & 0o077 == 0
 
 
 def has_slurm():

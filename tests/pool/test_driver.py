@@ -110,7 +110,7 @@ def trained_in(folder, options):
     path = folder / "small.toml"
     path.write_text(STUDY.format(steps=600, trials=8))
     assert finish(start("run", path, *options, cwd=folder))[0] == 0
-    return path, rows(folder / "results" / "small")
+    return path, rows(folder / "runs" / "small")
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +356,7 @@ def test_crashed_trials_are_told_as_such_and_the_others_go_on(
     assert main(["run", "faulty.toml", *who]) == 1
     out, err = capsys.readouterr()
     assert "2 of 4 trials crashed" in err
-    folder = tmp_path / "results" / "faulty"
+    folder = tmp_path / "runs" / "faulty"
     table = rows(folder)
     assert sorted(row["verdict"] for row in table) == ["crashed", "crashed", "feasible", "feasible"]
     assert all(reason in row["reason"] for row in table if row["verdict"] == "crashed")

@@ -404,7 +404,7 @@ def test_postgresql_opens_with_either_driver(postgresql, driver):
 def written(tmp_path, fault="slow"):
     (tmp_path / "odd_workload.py").write_text(WORKLOAD)
     (tmp_path / "s.toml").write_text(STUDY.format(fault=fault))
-    return tmp_path / "results" / "s"
+    return tmp_path / "runs" / "s"
 
 
 RUN = ("run", "s.toml", "--workers", 1, "--slots", 1)
@@ -463,7 +463,7 @@ def test_output_that_nobody_reads_or_that_is_ascii_loses_nothing(tmp_path):
     command = f"{sys.executable} -m tunewright.search.cli"
     for shell in (
         f"{command} run s.toml --in-process 2>&1 | true",
-        f"{command} report results/s > /dev/full",
+        f"{command} report runs/s > /dev/full",
     ):
         run = subprocess.run(
             ["bash", "-c", f"{shell}; exit ${{PIPESTATUS[0]}}"],

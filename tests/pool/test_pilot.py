@@ -107,7 +107,7 @@ class Place:
         return sum(pid not in [one.pid for one in but] for pid in self.taken())
 
     def rows(self):
-        return rows(self.folder / "results" / "s")
+        return rows(self.folder / "runs" / "s")
 
     def close(self):
         for process in self.started:
@@ -415,7 +415,7 @@ def test_a_driver_that_is_told_to_stop_has_all_saved_and_the_same_command_goes_o
     assert time.monotonic() - began < SECONDS_TO_STOP
     assert status == 75
     assert "Interrupted. Finished trials are kept; the same command goes on from here." in err
-    assert list((place.folder / "results" / "s" / "inbox").glob("*.state"))
+    assert list((place.folder / "runs" / "s" / "inbox").glob("*.state"))
     again = run_it()
     status, err = ended(again)
     assert status == 0, err

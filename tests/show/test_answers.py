@@ -13,7 +13,7 @@ from stored import small_study
 from tunewright.search.judge.analysis import Group
 from tunewright.search.judge.answer import Answer
 from tunewright.search.judge.diagnosis import Edge, GroupDiagnosis, Remedy
-from tunewright.search.show.answers import answer_sentence, next_commands
+from tunewright.search.show.answers import answer_sentence, next_commands, next_in_words
 from tunewright.search.show.tables import print_table
 from tunewright.search.store.results import Results
 from tunewright.search.store.storage import create_store
@@ -50,6 +50,14 @@ def results(tmp_path: Path, trials: list[Trial], **keys: object) -> Results:
 def sentence(tmp_path: Path, trials: list[Trial]) -> str:
     [answer] = results(tmp_path, trials).answers
     return answer_sentence(answer, "val_loss", VARIED)
+
+
+def test_after_a_comparison_none_is_advised(tmp_path: Path) -> None:
+    [stable] = results(tmp_path, [*SWEEP, trial(7, 0.3, math.inf, "diverged")]).answers
+    assert "tunewright compare" in next_in_words(stable, compared=False)
+    assert next_in_words(stable, compared=True) == ""
+    [open_end] = results(tmp_path / "open", SWEEP).answers
+    assert "widen" in next_in_words(open_end, compared=True)
 
 
 def test_a_sentence_says_what_to_use_how_sure_and_what_next(tmp_path: Path) -> None:

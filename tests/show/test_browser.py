@@ -188,6 +188,26 @@ def test_on_paper_every_panel_and_every_column_is_kept(
     page.close()
 
 
+def test_every_sheet_of_a_long_table_names_its_columns(
+    browser: Browser, pages: dict[str, Path], shots: Path
+) -> None:
+    page = opened(browser, pages["golden"])
+    page.evaluate(
+        """() => {
+            const body = document.querySelector("#trials tbody"), row = body.rows[0];
+            row.cells[1].textContent = "repeated";
+            for (let n = 0; n < 200; n++) body.append(row.cloneNode(true));
+        }"""
+    )
+    path = shots / "long-table.pdf"
+    page.pdf(path=path, prefer_css_page_size=True, print_background=True)
+    sheets = [sheet.extract_text() for sheet in PdfReader(path).pages]
+    having = [text for text in sheets if "repeated" in text]
+    assert len(having) > 2
+    assert [text for text in having if "onset_step" not in text] == []
+    page.close()
+
+
 def _letters(text: str) -> str:
     """Without what a line break or a font changes."""
     return re.sub(r"[^a-z0-9]", "", text.lower())

@@ -9,7 +9,7 @@ import pytest
 from diagnosed import UNSTABLE, stored
 from simulated import STEPS, Simulated, study_of
 
-from tunewright.search.show.chapter import COLOURS, colour, story
+from tunewright.search.show.chapter import COLOURS, NO_CURVES, colour, story
 from tunewright.search.show.report import write_report
 from tunewright.search.store.places import STEPS as FOLDER
 from tunewright.search.store.results import Results
@@ -177,9 +177,13 @@ def test_whatever_was_found_the_report_is_built(tmp_path, model):
 
 
 def test_lost_curves_leave_the_sentences(tmp_path):
-    store, result, _ = stored(tmp_path, UNSTABLE, budget=25 * STEPS)
+    store, result, _ = stored(tmp_path, UNSTABLE)
     for path in store.folder.rglob("*.npz"):
         path.unlink()
     scenes = list(story(Results.read(store)))
     assert [scene.step for scene in scenes] == list(result.groups[0].steps)
-    assert write_report(Results.read(store)).exists()
+    told = {scene.step.name for scene in scenes if scene.words == NO_CURVES}
+    assert {"kind", "warmup"} <= told
+    assert not any(scene.figure for scene in scenes if scene.words == NO_CURVES)
+    page = write_report(Results.read(store)).read_text()
+    assert page.count(f">{NO_CURVES}<") == len(told) + 1  # and the section of the training curves

@@ -43,7 +43,13 @@ from tunewright.search.show.plots.arrange import (
 from tunewright.search.show.plots.axis import MOST_MARKS, MOST_TOLD, AxisInfo, Mark
 from tunewright.search.show.plots.curves import MOST_LINES
 from tunewright.search.show.plots.overlay import Repeated
-from tunewright.search.show.plots.style import colours, linear_ticks, log_ticks
+from tunewright.search.show.plots.style import (
+    RAIL_NAME,
+    colours,
+    linear_ticks,
+    log_axis,
+    log_ticks,
+)
 from tunewright.search.show.plots.thin import thin
 from tunewright.search.trial import EMPTY_CURVE, Array, Curve, Group, Outcome, Point, Trial, Verdict
 from tunewright.search.words import readable
@@ -191,6 +197,13 @@ def test_choices_are_ordered_categories_that_jitter_does_not_mix() -> None:
     assert len({mark.x for mark in marks(info)}) == 120
 
 
+def test_crosses_of_a_choice_are_scattered_over_its_rail() -> None:
+    failed = [trial(n, 1.0, 0.9, "diverged", clip_norm="a") for n in range(200)]
+    info = axis_info([*failed, trial(200, 0.1, 0.2, clip_norm="b")], "clip_norm", "val_error")
+    across, up = zip(*((mark.x, mark.y) for mark in marks(info)[:200]), strict=True)
+    assert abs(np.corrcoef(across, up)[0, 1]) < 0.2
+
+
 def test_few_repeated_numbers_are_categories_and_many_are_a_scale() -> None:
     warmups = [trial(n, 0.1, 0.1, warmup_steps=w) for n, w in enumerate([0, 10, 100] * 2)]
     assert axis_info(warmups, "warmup_steps", "val_error").categories == ("0", "10", "100")
@@ -290,6 +303,7 @@ def test_of_very_many_trials_the_best_and_the_edge_are_drawn_and_the_rest_is_cou
     shown = {mark.number for mark in marks(info)}
     assert len(shown) == MOST_MARKS
     assert info.panels[0].undrawn == 5000 - MOST_MARKS
+    assert info.in_words().endswith(", 1000 infeasible.")  # drawn or not
     best = sorted((one for one in many if one.feasible), key=lambda one: one.best_value)
     assert {one.point.number for one in best[:1000]} <= shown
     assert set(range(4000, 4500)) <= shown  # the lowest base LRs that diverged
@@ -954,6 +968,40 @@ def test_the_names_of_rails_stand_in_each_panel_of_a_phone_and_beside_the_last_o
     assert [note.visible for note in rails] == [False, True]
     phone = arranged(figure, 1, PHONE)
     assert [value for key, value in phone.items() if key.endswith(".visible")] == [True, True]
+
+
+def rail_name(norms: list[str]) -> tuple[float, float, list[float]]:
+    """Left and right end of a rail's name on a phone, and where its crosses are; shares of it."""
+    failed = [trial(n, 1.0, 0.9, "diverged", clip_norm=norm) for n, norm in enumerate(norms)]
+    good = [trial(90 + n, 0.1, 0.2, clip_norm=norm) for n, norm in enumerate("abc")]
+    figure = axis_figure(axis_info([*good, *failed], "clip_norm", "val_error"))
+    change = arranged(figure, 1, PHONE)
+    at = next(n for n, note in enumerate(figure.layout.annotations) if note.name == RAIL_NAME)
+    crosses = next(trace.x for trace in figure.data if trace.name == "infeasible")
+    low, high = figure.layout.xaxis.range
+    width = PHONE - change["margin.l"] - change["margin.r"]
+    left = change[f"annotations[{at}].x"] + change[f"annotations[{at}].xshift"] / width
+    right = left + width_of("infeasible", change[f"annotations[{at}].font.size"]) / width
+    shown = change[f"annotations[{at}].visible"]
+    return left, right if shown else left, [(x - low) / (high - low) for x in crosses]
+
+
+@pytest.mark.parametrize("norms", ["aaab", "aabbb", "abc", "ccca", "b"])
+def test_the_name_of_a_rail_covers_no_cross_on_a_phone(norms: str) -> None:
+    left, right, crosses = rail_name(list(norms))
+    assert 0 <= left < right <= 1
+    assert [at for at in crosses if left - 0.01 < at < right + 0.01] == []
+
+
+def test_the_name_of_a_rail_that_is_full_is_left_out() -> None:
+    left, right, _ = rail_name(list("abc" * 20))
+    assert left == right
+
+
+def test_the_ticks_of_panels_of_like_ranges_are_written_alike() -> None:
+    three_decades, four_decades = (log_axis(0.9e-5, high)["ticktext"] for high in (1.5e-2, 0.15))
+    assert three_decades == four_decades[:-1]
+    assert three_decades[0] == "10<sup>−5</sup>"
 
 
 def test_a_wide_figure_arranged_anew_is_the_same() -> None:

@@ -22,12 +22,13 @@ from tunewright.search.judge.analysis import group_trials, summarize
 from tunewright.search.judge.comparison import Comparison
 from tunewright.search.playbook import RULES
 from tunewright.search.show import report
+from tunewright.search.show.chapter import NO_CURVES
 from tunewright.search.show.report import pictures, write_report
 from tunewright.search.show.tables import plan_table, summary_cells, summary_table
 from tunewright.search.show.web import packed
 from tunewright.search.store.results import Results
 from tunewright.search.store.storage import Store, create_store
-from tunewright.search.trial import Curve, Point, Trial, Verdict
+from tunewright.search.trial import EMPTY_CURVE, Curve, Point, Trial, Verdict
 
 STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2.3 to 0.1")
 DIVERGED = Verdict("diverged", "mid_training", 40, "loss <far> above its start & staying there")
@@ -184,6 +185,17 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(
 
 def test_a_study_without_trials_has_a_report(tmp_path: Path) -> None:
     assert "No trial has finished." in write(tmp_path, [])
+
+
+def test_a_folder_without_curves_says_so_and_one_with_them_does_not(tmp_path: Path) -> None:
+    kept = trials()
+    assert NO_CURVES not in write(tmp_path / "kept", kept)
+    lost = write(tmp_path / "lost", [replace(trial, curve=EMPTY_CURVE) for trial in kept])
+    section = lost.partition('<section id="training-curves"')[2].partition("</section>")[0]
+    assert NO_CURVES in section
+    assert "<figure" not in section
+    crashed = Trial.from_crash(Point(0, 32, "momentum", 0.1), "CUDA out of memory")
+    assert NO_CURVES not in write(tmp_path / "crashed", [crashed])
 
 
 def test_128_trials_of_1000_steps_take_seconds_and_a_few_megabytes(tmp_path: Path) -> None:

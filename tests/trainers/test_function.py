@@ -600,10 +600,10 @@ def test_a_study_of_a_function_runs_and_has_its_results(folder, capsys):
     assert command(["check", "own.toml"]) == 0
     assert command(["run", "own.toml", "--in-process"]) == 0
     assert "4/4: 3 feasible, 1 infeasible" in capsys.readouterr().err
-    trials = read_trials(open_store(folder / "results" / "own"))
+    trials = read_trials(open_store(folder / "runs" / "own"))
     assert [trial.feasible for trial in trials] == [True, True, True, False]
-    assert {path.suffix for path in (folder / "results/own/checkpoints").iterdir()}
-    assert command(["report", "results/own"]) == 0
+    assert {path.suffix for path in (folder / "runs/own/checkpoints").iterdir()}
+    assert command(["report", "runs/own"]) == 0
     assert command(["check", "own.toml", "--time"]) == 0
 
 
@@ -611,7 +611,7 @@ def test_a_trial_that_raises_is_crashed_and_the_others_go_on(folder, capsys):
     write(folder, "unlucky")
     assert command(["run", "own.toml", "--in-process"]) == 1
     assert "RuntimeError: no luck" in capsys.readouterr().err
-    trials = read_trials(open_store(folder / "results" / "own"))
+    trials = read_trials(open_store(folder / "runs" / "own"))
     assert [trial.verdict.crashed for trial in trials] == [False, False, True, True]
 
 

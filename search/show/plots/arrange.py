@@ -31,6 +31,7 @@ ABOVE_TITLE, ABOVE_PANEL, BELOW_LEGEND, TICKS, AXIS_TITLE, LEGEND_ROW, LEGEND_KE
 )
 PANEL_HEIGHT, ONE_PANEL_HEIGHT = 300, 380
 BESIDE, EDGE, Y_TITLE = 85, 14, 30
+MARK = 7  # half of a mark on a rail, with what keeps a name apart from it
 TITLE, NARROW_TITLE = 18, 16  # sizes of letters
 LINE = 1.3  # distance of lines, of the size of letters: plotly's
 LETTER = 0.56  # mean width of a letter, of its size; of the widest fonts in use
@@ -92,6 +93,7 @@ class _Arrangement:
     def __init__(self, figure: go.Figure, columns: int, width: int) -> None:
         self.layout, self.width = figure.layout, width
         self.panels = _panels(figure)
+        self.traces = figure.data
         self.entries = _legend_entries(figure.data)
         self.narrow = width < WIDE
         self.aside = self.layout.legend.orientation == "v" and not self.narrow
@@ -118,7 +120,8 @@ class _Arrangement:
     def _margins(self) -> tuple[int, int]:
         rails = any(note.name == RAIL_NAME for note in self.layout.annotations)
         if not self.narrow:
-            return Y_TITLE + self._tick_width(), BESIDE if rails else 2 * EDGE
+            beside = rails and not self.aside
+            return Y_TITLE + self._tick_width(), BESIDE if beside else 2 * EDGE
         return self._tick_width(), EDGE
 
     def _tick_width(self) -> int:
@@ -281,16 +284,53 @@ class _Arrangement:
 
     def _rails(self) -> dict[str, Any]:
         """The names of rails: right of the last column, or in each panel where there is no room."""
-        last = {f"{row[max(row)].x.replace('axis', '')} domain" for row in self.rows if row}
-        outside = {"x": 1, "xshift": 6, "font.size": SMALL}
-        inside = {"x": 0, "xshift": 4, "font.size": SMALL - 1}
         found: dict[str, Any] = {}
-        for index, note in enumerate(self.layout.annotations):
-            if note.name == RAIL_NAME:
-                change = inside if self.narrow else outside
-                change = change | {"visible": self.narrow or note.xref in last}
-                found |= {f"annotations[{index}].{key}": one for key, one in change.items()}
+        for row in self.rows:
+            for column, panel in row.items():
+                domain = f"{panel.x.replace('axis', '')} domain"
+                for index, note in enumerate(self.layout.annotations):
+                    if note.name != RAIL_NAME or note.xref != domain:
+                        continue
+                    if self.narrow or self.aside:
+                        change = self._inside(note, panel, self._pixels(column))
+                    else:
+                        last = column == max(row)
+                        change = {"x": 1, "xshift": 6, "font.size": SMALL, "visible": last}
+                    found |= {f"annotations[{index}].{key}": one for key, one in change.items()}
         return found
+
+    def _inside(self, note: Any, panel: _Panel, width: float) -> dict[str, Any]:
+        """The first place on a rail, from the left, at which its name covers no mark.
+
+        The name is left out if there is none: the marks say what the rail is.
+        """
+        size = SMALL - 1
+        needed, end = width_of(note.text, size), float(EDGE) / 2
+        for mark in sorted(self._marks_beside(note.y, panel)):
+            if mark * width - MARK >= end + needed:
+                break
+            end = max(end, mark * width + MARK)
+        fits = end + needed <= width
+        return {"x": round(end / width, 4), "xshift": 0, "font.size": size, "visible": fits}
+
+    def _marks_beside(self, height: float, panel: _Panel) -> Iterator[float]:
+        """Where marks stand across a panel that are at the height of a name, as shares of it."""
+        across, up = self.layout[panel.x], self.layout[panel.y]
+        close = (SMALL / 2 + MARK) / PANEL_HEIGHT
+        for trace in self.traces:
+            own = (trace.xaxis or "x").replace("x", "xaxis")
+            if own != panel.x or trace.type != "scatter" or "markers" not in (trace.mode or ""):
+                continue
+            for x, y in zip(trace.x, trace.y, strict=True):
+                if abs(_share(up, y) - height) < close:
+                    yield _share(across, x)
+
+
+def _share(axis: Any, value: float) -> float:
+    """Where a value stands on an axis whose range is stated: 0 is its start, 1 its end."""
+    low, high = axis.range
+    at = math.log10(value) if axis.type == "log" else value
+    return (at - low) / (high - low)
 
 
 UPWARDS = f"<br><span style='font-size:{SMALL}px;color:{MUTED}'>↑ "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -88,11 +88,15 @@ class Mark:
 
 @dataclass(frozen=True)
 class Panel:
-    """The trials of one group, in the order they came; `undrawn` counts those that are left out."""
+    """The trials of one group, in the order they came; `undrawn` counts those that are left out.
+
+    `failed` counts all that did not train to their end, drawn or not.
+    """
 
     group: Group
     note: str
     marks: tuple[Mark, ...]
+    failed: Mapping[Kind, int]
     undrawn: int = 0
 
 
@@ -132,8 +136,7 @@ class AxisInfo:
 
 
 def _panel_in_words(panel: Panel) -> str:
-    kinds = Counter(mark.kind for mark in panel.marks)
-    failed = [f"{kinds[kind]} {kind}" for kind in RAILS if kinds[kind]]
+    failed = [f"{count} {kind}" for kind, count in panel.failed.items()]
     return ", ".join(
         [f"{panel.group.label}, {len(panel.marks) + panel.undrawn} trials", panel.note, *failed]
     )
@@ -312,7 +315,10 @@ class _Drawing:
             text = hover(trial, self.objective) if id(trial) in told else brief(trial)
             lead = winners.get(id(trial), "")
             marks.append(Mark(trial.point.number, *self._place(trial, kind), kind, lead + text))
-        return Panel(group, _note(trials, self.axis), tuple(marks), len(trials) - len(marks))
+        kinds = Counter(map(_kind, trials))
+        failed = {kind: kinds[kind] for kind in RAILS if kinds[kind]}
+        note, undrawn = _note(trials, self.axis), len(trials) - len(marks)
+        return Panel(group, note, tuple(marks), failed, undrawn)
 
     def _share(self, trials: list[Trial], most: int) -> int:
         """Of what a figure may show, the part of one panel."""
@@ -343,17 +349,17 @@ class _Drawing:
         x = value
         if self.categories:
             top = kind == "winner" or (kind == "best" and self.isolated)
-            spread = 0.0 if top else JITTER * _jitter(number)
+            spread = 0.0 if top else JITTER * _jitter(number, GOLDEN)
             x = list(map(repr, self.categories)).index(repr(value)) + spread
         if is_rankable(trial):
             return float(x), trial.best_value
-        height = HEAD + RAIL * (self.rails.index(kind) + 0.5 + 0.25 * _jitter(number))
+        height = HEAD + RAIL * (self.rails.index(kind) + 0.5 + 0.25 * _jitter(number, math.sqrt(2)))
         return float(x), self.at(height)
 
 
-def _jitter(number: int) -> float:
-    """A number in [-1, 1), the same for the same trial."""
-    return 2 * (number * GOLDEN % 1) - 1
+def _jitter(number: int, ratio: float) -> float:
+    """A number in [-1, 1), the same for the same trial; an irrational `ratio` spreads many."""
+    return 2 * (number * ratio % 1) - 1
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -557,6 +563,7 @@ def _draw_rails(
                 text=name,
                 y=domain(foot + RAIL / 2),
                 xanchor="left",
+                yanchor="middle",
                 showarrow=False,
                 font={"color": colour},
                 **panel,

@@ -19,6 +19,7 @@ from .arrange import settled
 from .axis import HEAD, at_height, in_panel, is_turned, scale, value_axis
 from .style import (
     MUTED,
+    RAIL_NAME,
     SEPARATOR,
     colours,
     escape,
@@ -296,14 +297,13 @@ def _draw_axes(
     if head == HEAD:
         return
     turned = is_turned(info.y_range)
-    end, anchor = (0, "bottom") if turned else (1, "top")
     for row, column in set(places.values()):
         figure.add_shape(
             type="rect",
             x0=0,
             x1=1,
             y0=in_panel(HEAD, head, turned),
-            y1=end,
+            y1=0 if turned else 1,
             fillcolor=MUTED,
             opacity=0.08,
             line_width=0,
@@ -314,15 +314,13 @@ def _draw_axes(
             yref="y domain",
         )
         figure.add_annotation(
+            name=RAIL_NAME,
             text="infeasible",
-            x=0,
-            y=end,
+            y=in_panel(head - RAIL_ROW / 2, head, turned),
             xanchor="left",
-            yanchor=anchor,
-            xshift=4,
-            yshift=2 if turned else -2,
+            yanchor="middle",
             showarrow=False,
-            font={"size": 12, "color": MUTED},
+            font={"color": MUTED},
             row=row,
             col=column,
             xref="x domain",

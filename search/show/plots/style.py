@@ -238,11 +238,8 @@ def log_axis(low: float, high: float, marked: tuple[float, float] | None = None)
     Ticks are 0.02, 0.05, 0.1, ...; over many decades 10⁻⁵, 10⁻⁴, ...
     """
     ticks = log_ticks(*(marked or (low, high)))
-    plain = (
-        not ticks
-        or (ticks[0] >= 1e-3 and ticks[-1] <= 1e3)
-        or ticks[-1] / ticks[0] < 10**TICK_DECADES
-    )
+    near_one = not ticks or (ticks[0] >= 1e-3 and ticks[-1] <= 1e3)
+    plain = near_one or not all(map(_is_power_of_ten, ticks))
     texts = [
         f"{tick:.6g}" if plain else f"10<sup>{round(math.log10(tick))}</sup>" for tick in ticks
     ]
@@ -253,6 +250,11 @@ def log_axis(low: float, high: float, marked: tuple[float, float] | None = None)
         "tickvals": ticks,
         "ticktext": texts,
     }
+
+
+def _is_power_of_ten(tick: float) -> bool:
+    exponent = math.log10(tick)
+    return abs(exponent - round(exponent)) < 1e-9
 
 
 def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
