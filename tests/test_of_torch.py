@@ -67,8 +67,8 @@ def test_the_report_has_an_axis_plot_of_each_and_the_code_of_the_best(folder):
     text = (folder / "report.html").read_text()
     for axis in ("base_lr", "optimizer", "amsgrad", "beta2", "kind"):
         assert f'id="axis_{axis}"' in text
-    block = text[text.index("<summary>The optimizers of the best points") :]
-    codes = re.findall(r"<code>(.*?)</code>", block[: block.index("</details>")])
+    block = text[text.index('<section id="in-a-script-of-your-own"') :]
+    codes = re.findall(r"<code>(.*?)</code>", block[: block.index("</section>")])
     assert any(code.startswith("torch.optim.RMSprop(params, lr=0.") for code in codes)
     assert any(code.startswith("optimizer.state.update(") for code in codes)
     assert any(re.match(r"torch\.optim\.AdamW\(.*betas=\(0\.9, 0\.9", code) for code in codes)

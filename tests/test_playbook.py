@@ -123,5 +123,5 @@ def test_rules_of_an_unknown_id_is_one_error(capsys):
     assert main(["rules", "R10", "R99"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("'R99' is no rule: the ids are R1, ")
+    assert captured.err.startswith("error: 'R99' is no rule: the ids are R1, ")
     assert len(captured.err.splitlines()) == 1

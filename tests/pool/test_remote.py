@@ -132,7 +132,7 @@ def test_a_command_that_cannot_listen_ends_with_status_2(tmp_path, monkeypatch, 
     capsys.readouterr()
     assert main(["run", "mine/study.toml", "--listen", "0.0.0.0:0"]) == 2
     assert "without a key only this machine" in capsys.readouterr().err
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "runs").exists()
     monkeypatch.setenv(wire_module.KEY, "short")
     for command in (["run", "mine/study.toml", "--listen", f"{HERE}:0"], ["worker", f"{HERE}:1"]):
         assert main(command) == 2

@@ -138,4 +138,4 @@ def test_its_setting_is_a_column_and_an_axis_as_others_are(stairs):
         ("wsd", "", "0.5"),
     ]
     report = (stairs[1] / "report.html").read_text(encoding="utf-8")
-    assert '"title":{"text":"stairs"}' in report
+    assert '<figure id="axis_stairs"' in report

@@ -92,7 +92,7 @@ def run(folder, *args, **keys):
 
 
 def run_dir(folder, number=0):
-    return folder / "runs" / "tuned" / "runs" / f"batch_size=8-{number:05d}"
+    return folder / "results" / "tuned" / "runs" / f"batch_size=8-{number:05d}"
 
 
 def status_of(folder):
@@ -285,7 +285,7 @@ def test_a_hopeless_training_is_ended_and_infeasible_not_crashed(tmp_path):
 def test_a_hopeless_training_ends_at_the_same_update_in_each_run(tmp_path):
     keys = {"max_train_steps": 2000, "evaluations": 200}
     (first,) = run(tmp_path, HOPELESS, **keys)
-    shutil.rmtree(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "results")
     (second,) = run(tmp_path, HOPELESS.replace("0.002", "0.003"), **keys)
     assert first.curve == second.curve
     assert first.verdict == second.verdict
@@ -328,7 +328,7 @@ def test_nan_is_infeasible_whether_the_script_goes_on_or_raises(tmp_path):
         assert trial.verdict.outcome == "non_finite"
         assert trial.verdict.onset_step == 29
         assert trial.curve.total_steps == STEPS
-        shutil.rmtree(tmp_path / "runs")
+        shutil.rmtree(tmp_path / "results")
 
 
 def test_a_script_that_raises_is_a_crash_with_the_last_lines_of_its_errors(tmp_path):
@@ -338,7 +338,7 @@ def test_a_script_that_raises_is_a_crash_with_the_last_lines_of_its_errors(tmp_p
     assert "Traceback (most recent call last)" in trial.traceback
     assert trial.traceback.startswith(f"{run_dir(tmp_path)}: ")
     assert "train.py" in trial.traceback
-    log = (tmp_path / "runs" / "tuned" / "crashed.log").read_text()
+    log = (tmp_path / "results" / "tuned" / "crashed.log").read_text()
     assert "no café today" in log
 
 
@@ -433,7 +433,7 @@ def test_a_mistake_that_every_trial_would_repeat_stops_the_study_at_the_first(
 def test_a_command_that_cannot_be_started(tmp_path):
     with pytest.raises(UserError, match=r"command: 'no-such-program' is no program that can be"):
         run(tmp_path, words=["no-such-program", "{base_lr}"])
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "results").exists()
     (tmp_path / "garbage").write_text("no program")
     (tmp_path / "garbage").chmod(0o755)
     with pytest.raises(UserError, match=r"'\./garbage' cannot be started: Exec format error"):
@@ -512,7 +512,7 @@ def test_a_command_is_diagnosed_only_if_it_takes_what_the_steps_change(tmp_path,
     log = {"path": "{run_dir}/log.csv", "loss": "train_loss"}
     assert main(["diagnose", str(write_study(tmp_path, words=words, log=log))]) == 2
     assert "tuned: log: must name the column of grad_norm to be" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_command_is_not_compared_with_a_checkpoint(tmp_path, capsys):
@@ -520,7 +520,7 @@ def test_a_command_is_not_compared_with_a_checkpoint(tmp_path, capsys):
 
     run(tmp_path)
     save_file({}, tmp_path / "baseline.safetensors")
-    arguments = ["compare", "runs/tuned", "--baseline", "baseline.safetensors"]
+    arguments = ["compare", "results/tuned", "--baseline", "baseline.safetensors"]
     assert main(arguments) == 2
     assert "tuned: command: a checkpoint can be measured by" in capsys.readouterr().err
 
@@ -532,7 +532,7 @@ def test_check_of_a_command_is_fast_and_trains_nothing(tmp_path, capsys):
     assert main(["check", "--time", str(path)]) == 0
     assert time.perf_counter() - began < 5
     assert "A command is not timed" in capsys.readouterr().out
-    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "results").exists()
     path = write_study(tmp_path, words=["no-such-program"])
     assert main(["check", str(path)]) == 2
     assert "tuned: command: 'no-such-program' is no program" in capsys.readouterr().err
@@ -710,8 +710,8 @@ def test_worker_processes_train_commands_and_a_mistake_stops_them(tmp_path, capf
     process = start("run", path, "--workers", "2", cwd=tmp_path)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert len(read_trials(open_store(tmp_path / "runs" / "tuned"))) == 4
-    shutil.rmtree(tmp_path / "runs")
+    assert len(read_trials(open_store(tmp_path / "results" / "tuned"))) == 4
+    shutil.rmtree(tmp_path / "results")
     path = write_study(tmp_path, trials=4, space=SPACE, log=LOG | {"loss": "loss"})
     process = start("run", path, "--workers", "2", cwd=tmp_path)
     _, said = process.communicate(timeout=120)
@@ -847,7 +847,7 @@ def test_a_script_trains_as_the_same_function_does(
             assert changed != text
             (tmp_path / name).write_text(changed)
     (script,) = run_study(
-        load_study(path), results=tmp_path / "runs", backend=InProcess(), progress=False
+        load_study(path), results=tmp_path / "results", backend=InProcess(), progress=False
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "trained_module", raising=False)
@@ -862,7 +862,7 @@ def test_a_script_trains_as_the_same_function_does(
     assert script.verdict.onset_step == function.verdict.onset_step
     assert script.curve == function.curve
     stem = "checkpoints/batch_size=8-00000.safetensors"
-    checkpoints = [tmp_path / place / stem for place in ("runs/tuned", "plain")]
+    checkpoints = [tmp_path / place / stem for place in ("results/tuned", "plain")]
     assert checkpoints[0].read_bytes() == checkpoints[1].read_bytes()
 
 
@@ -886,7 +886,7 @@ def test_a_script_that_saves_its_state_goes_on_where_it_was(tmp_path):
     assert main(["run", str(path), "--in-process"]) == 0
     assert (run_dir(tmp_path) / "stdout.log").read_text() == ""  # of its second half
     (resumed,) = read_trials(open_store(tmp_path / "runs" / "tuned"))
-    shutil.rmtree(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "results")
     (whole,) = run_training(tmp_path, fault, **SAVING)
     assert resumed.curve == whole.curve
     assert resumed.seconds > 0
