@@ -328,7 +328,7 @@ class _Arrangement:
 
 def _share(axis: Any, value: float) -> float:
     """Where a value stands on an axis whose range is stated: 0 is its start, 1 its end."""
-    low, high = axis.range
+    low, high = map(float, axis.range)
     at = math.log10(value) if axis.type == "log" else value
     return (at - low) / (high - low)
 

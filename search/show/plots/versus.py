@@ -80,7 +80,9 @@ class VersusInfo:
         """The figure in a sentence: the gain of each candidate."""
         names = [side.name for side in self.sides]
         parts = [f"{names[one.side]}, gain {one.in_words()}" for one in self.gains]
-        subject = f"{self.objective} of each run against the baseline's {readable(self.checkpoint)}"
+        side = better_side(is_turned(self.y_range))
+        runs = f"{self.objective} of each run"
+        subject = f"{runs} against the baseline's {readable(self.checkpoint)}, {side}"
         return in_one_sentence(subject, parts)
 
 
