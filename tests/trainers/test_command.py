@@ -512,7 +512,7 @@ def test_a_command_is_diagnosed_only_if_it_takes_what_the_steps_change(tmp_path,
     log = {"path": "{run_dir}/log.csv", "loss": "train_loss"}
     assert main(["diagnose", str(write_study(tmp_path, words=words, log=log))]) == 2
     assert "tuned: log: must name the column of grad_norm to be" in capsys.readouterr().err
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_command_is_not_compared_with_a_checkpoint(tmp_path, capsys):
@@ -532,7 +532,7 @@ def test_check_of_a_command_is_fast_and_trains_nothing(tmp_path, capsys):
     assert main(["check", "--time", str(path)]) == 0
     assert time.perf_counter() - began < 5
     assert "A command is not timed" in capsys.readouterr().out
-    assert not (tmp_path / "results").exists()
+    assert not (tmp_path / "runs").exists()
     path = write_study(tmp_path, words=["no-such-program"])
     assert main(["check", str(path)]) == 2
     assert "tuned: command: 'no-such-program' is no program" in capsys.readouterr().err
@@ -577,10 +577,11 @@ def test_a_command_is_diagnosed(tmp_path, capsys):
     words += ["--every", "{evaluate_every}", "--out", "{run_dir}"]
     space = SPACE | {"optimizer": {"sgd": {"base_lr": {"low": 0.02, "high": 1.0, "log": True}}}}
     path = write_study(tmp_path, script=QUADRATIC, words=words, space=space, trials=6)
-    assert main(["diagnose", str(path), "--in-process", "--seeds", "2", "--budget", "40"]) == 0
+    options = ["--in-process", "--seeds", "2", "--budget", "40", "--results", "results"]
+    assert main(["diagnose", str(path), *options]) == 0
     said = capsys.readouterr().out
     assert "recipe: tunewright run results/tuned/recipe" in said
-    found = json.loads((tmp_path / "runs" / "tuned" / "diagnosis.json").read_text())
+    found = json.loads((tmp_path / "results" / "tuned" / "diagnosis.json").read_text())
     trains, diverges = found["groups"][0]["edge"]["interval"]
     assert trains < 0.6
     assert 0.4 < diverges < 1.0
@@ -656,7 +657,7 @@ def workers_of(pid):
 def test_no_process_survives_a_driver_or_a_worker_that_ends(how, tmp_path):
     path = write_study(tmp_path, STAYS)
     options = ["--in-process"] if how == "in process" else ["--workers", "1"]
-    process = start("run", path, *options, cwd=tmp_path)
+    process = start("run", path, "--results", "results", *options, cwd=tmp_path)
     wait_until(lambda: len(family(tmp_path)) == 3, process)
     pids = family(tmp_path)
     assert alive(pids) == pids
@@ -679,7 +680,7 @@ def test_no_process_survives_a_driver_or_a_worker_that_ends(how, tmp_path):
 def run_until_killed(path):
     """Kill a run once its script has made the file `first`; from then on there is `second`."""
     folder = path.parent
-    process = start("run", path, "--workers", "1", cwd=folder)
+    process = start("run", path, "--results", "results", "--workers", "1", cwd=folder)
     wait_until((folder / "first").exists, process)
     process.kill()
     process.communicate(timeout=60)
@@ -699,21 +700,21 @@ def test_a_run_that_was_killed_goes_on_once_its_old_command_has_ended(tmp_path, 
     """
     path = write_study(tmp_path, fault)
     run_until_killed(path)
-    assert main(["run", str(path), "--in-process"]) == 0
-    (trial,) = read_trials(open_store(tmp_path / "runs" / "tuned"))
+    assert main(["run", str(path), "--in-process", "--results", "results"]) == 0
+    (trial,) = read_trials(open_store(tmp_path / "results" / "tuned"))
     assert trial.curve.loss.tolist() == [math.exp(-0.02 * step) for step in range(1, STEPS + 1)]
 
 
 @pytest.mark.slow
 def test_worker_processes_train_commands_and_a_mistake_stops_them(tmp_path, capfd):
     path = write_study(tmp_path, trials=4, space=SPACE)
-    process = start("run", path, "--workers", "2", cwd=tmp_path)
+    process = start("run", path, "--results", "results", "--workers", "2", cwd=tmp_path)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert len(read_trials(open_store(tmp_path / "results" / "tuned"))) == 4
     shutil.rmtree(tmp_path / "results")
     path = write_study(tmp_path, trials=4, space=SPACE, log=LOG | {"loss": "loss"})
-    process = start("run", path, "--workers", "2", cwd=tmp_path)
+    process = start("run", path, "--results", "results", "--workers", "2", cwd=tmp_path)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "tuned: log: " in said
@@ -883,9 +884,9 @@ def test_a_script_that_saves_its_state_goes_on_where_it_was(tmp_path):
             print("from the start", flush=True)"""
     path = write_training(tmp_path, fault, **SAVING)
     run_until_killed(path)
-    assert main(["run", str(path), "--in-process"]) == 0
+    assert main(["run", str(path), "--in-process", "--results", "results"]) == 0
     assert (run_dir(tmp_path) / "stdout.log").read_text() == ""  # of its second half
-    (resumed,) = read_trials(open_store(tmp_path / "runs" / "tuned"))
+    (resumed,) = read_trials(open_store(tmp_path / "results" / "tuned"))
     shutil.rmtree(tmp_path / "results")
     (whole,) = run_training(tmp_path, fault, **SAVING)
     assert resumed.curve == whole.curve
@@ -898,8 +899,8 @@ def test_a_saved_state_that_fails_is_left_and_the_trial_begins_anew(tmp_path):
     run_until_killed(path)
     train = tmp_path / "train.py"  # another shape: nothing fits
     train.write_text(train.read_text().replace("(64, 4)", "(64, 5)").replace("(4, 1)", "(5, 1)"))
-    assert main(["run", str(path), "--in-process"]) == 0
-    (trial,) = read_trials(open_store(tmp_path / "runs" / "tuned"))
+    assert main(["run", str(path), "--in-process", "--results", "results"]) == 0
+    (trial,) = read_trials(open_store(tmp_path / "results" / "tuned"))
     assert trial.feasible
     assert len(trial.curve.loss) == STEPS
 
