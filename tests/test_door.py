@@ -115,8 +115,8 @@ def test_both_packages_run_as_modules(installed: Installed, tmp_path: Path, modu
 def test_a_new_project_runs_from_the_wheel(installed: Installed, tmp_path: Path) -> None:
     run(installed.tunewright, "new", "demo", folder=tmp_path)
     out = run(installed.tunewright, "run", "study.toml", folder=tmp_path / "demo")
-    assert re.search(r"64 +adam", out)
-    assert "report: results/study/report.html" in out
+    assert re.search(r"64 +→ adam", out)
+    assert "report: runs/study/report.html" in out
     trials = (tmp_path / "demo" / "runs" / "study" / "trials.csv").read_text(encoding="utf-8")
     assert len(trials.splitlines()) == 1 + load_study(tmp_path / "demo" / "study.toml").trials
     assert "crashed" not in trials

@@ -42,7 +42,8 @@ def sweep(path: Path, trials: int) -> None:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
     from optuna.trial import TrialState, create_trial
 
-    from tunewright.search.store.database import add_trials, open_storage
+    from tunewright.search.store.database import open_storage
+    from tunewright.search.store.rows import add_trials
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name="many", storage=open_storage(f"sqlite:///{path}"))
