@@ -41,7 +41,7 @@ def serve(store: Store, port: int) -> None:
     shown = ShownStorage(any_study._storage, store.study.name, steps)
     app = application(shown, store.folder)
     with suppress(KeyboardInterrupt), defer_signals(), listen(app, port) as server:
-        annotate(Results.read(store))
+        annotate(Results.read(store), importance=True)
         print(
             f"Optuna Dashboard: http://{HOST}:{server.server_port}/dashboard (Ctrl-C stops it)",
             flush=True,

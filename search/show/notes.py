@@ -58,11 +58,13 @@ MEANING: dict[GroupVerdict, str] = {
     "no evidence": "every trial crashed or is unfinished, which says nothing of its point.",
 }
 READING = f"""\
-- **lr_star** is the base_lr of the best trial that trained. **unstable_base_lr**: training still worked at
-  the first number and broke at the second, the smallest above lr_star; the edge lies between.
-- **headroom** is unstable_base_lr / lr_star; up to {EDGE_HEADROOM:g} means that lr_star sits on the edge.
-- **infeasible** trials diverged or collapsed: a result, not a failure. They are drawn grey here and red in
-  the axis plots, and are never the best trial."""  # noqa: E501  # one paragraph of Markdown, shown as it stands
+- **lr_star** is the base_lr of the best trial that trained. **unstable_base_lr**: training still
+  worked at the first number and broke at the second, the smallest above lr_star; the edge lies
+  between.
+- **headroom** is unstable_base_lr / lr_star; up to {EDGE_HEADROOM:g} means that lr_star sits on
+  the edge.
+- **infeasible** trials diverged or collapsed: a result, not a failure. They are drawn grey here and
+  red in the axis plots, and are never the best trial."""
 TRAINED_HERE = "The objective value shown for them is that of the untrained\n  model."
 
 BASELINE_TRIAL = (
@@ -70,10 +72,12 @@ BASELINE_TRIAL = (
 )
 
 
-def annotate(results: Results) -> None:
+def annotate(results: Results, importance: bool = False) -> None:
     """Write the verdict note and the axis plots of each batch size into its Optuna study.
 
-    Writing again replaces them, and keeps what somebody wrote below the note.
+    With `importance` the note also says what matters within each optimizer: that takes a second or
+    two, for which no run should wait. Writing again replaces them, and keeps what somebody wrote
+    below the note.
     """
     study, comparison = results.study, results.comparison
     baseline = comparison.checkpoint.value if comparison else None
@@ -84,7 +88,8 @@ def annotate(results: Results) -> None:
             warnings.simplefilter("ignore", ExperimentalWarning)
             optuna_study.set_metric_names([study.objective])
         note = verdict_note(study, batch_size, summaries, comparison)
-        note = "\n".join([note, *_importance_lines(study, stored_trials(optuna_study))])
+        if importance:
+            note = "\n".join([note, *_importance_lines(study, stored_trials(optuna_study))])
         if results.diagnosis:
             note = f"{diagnosis_note(results.diagnosis, batch_size, results.folder)}\n\n{note}"
         _save_note(optuna_study, note)

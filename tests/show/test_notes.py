@@ -176,3 +176,18 @@ def test_the_note_of_a_diagnosed_study_tells_the_diagnosis(store: Store) -> None
     other = get_note(store.optuna_studies[64])
     assert own.summary not in other
     assert "Recipe" not in other
+
+
+def test_importance_is_in_the_note_that_the_dashboard_shows_and_costs_no_run(store: Store) -> None:
+    many = [feasible(i, 10 ** (-3 + 0.1 * i), 0.05 + 0.01 * i) for i in range(12)]
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "tunewright.search.show.notes.importances",
+            lambda trials, direction: asked.append(direction) or {"momentum.base_lr": 0.9},
+        )
+        annotate(Results(store, many))
+        assert (asked, "importance" in get_note(store.optuna_studies[32])) == ([], False)
+        annotate(Results(store, many), importance=True)
+    note = get_note(store.optuna_studies[32])
+    assert "- **importance within momentum** (fANOVA): base_lr 90%." in note
