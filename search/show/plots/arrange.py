@@ -20,15 +20,9 @@ MARGIN_WIDTH, LEAST_PANEL_WIDTH = 160, 250  # pixels: a figure of many columns i
 # pixels
 # plotly's buttons at the top right: a title stands to their left, or below if it is narrow
 MODE_BAR, MODE_BAR_WIDTH = 40, 220
-ABOVE_TITLE, ABOVE_PANEL, BELOW_LEGEND, TICKS, AXIS_TITLE, LEGEND_ROW, LEGEND_KEY = (
-    20,
-    8,
-    14,
-    26,
-    24,
-    20,
-    42,
-)
+ABOVE_TITLE, ABOVE_PANEL, BELOW_LEGEND = 20, 8, 14
+TICKS, AXIS_TITLE = 26, 24
+LEGEND_ROW, LEGEND_KEY = 20, 42
 PANEL_HEIGHT, ONE_PANEL_HEIGHT = 300, 380
 BESIDE, EDGE, Y_TITLE = 85, 14, 30
 MARK = 7  # half of a mark on a rail, with what keeps a name apart from it
