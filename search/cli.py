@@ -57,6 +57,7 @@ ONE_RUN = ": one run has no spread"
 
 def _check(options: argparse.Namespace) -> int:
     from .judge.analysis import summarize
+    from .judge.answer import answers
     from .playbook import legend
     from .show.advice import advise
     from .show.tables import plan_table, print_table, summary_table
@@ -69,8 +70,8 @@ def _check(options: argparse.Namespace) -> int:
         of_workload, seconds_per_step = _try_workload(study, options.time)
         trials = _finished_trials(study, folder, options.storage)
         if study.imported:
-            summaries = summarize(trials, study.scientific_names)
-            print_table(summary_table(summaries, study.name))
+            names = study.scientific_names
+            print_table(summary_table(answers(trials, summarize(trials, names), names), study.name))
         else:
             print_table(plan_table(study, seconds_per_step))
         for one in [*advise(study, trials), *of_workload]:
@@ -349,7 +350,7 @@ def _show(
     if not as_json:
         print(results.study.name)
         print_wrapped(sentences)
-        print_table(summary_table(results.summaries, comparison=results.comparison))
+        print_table(summary_table(results.answers, comparison=results.comparison))
         print(f"report: {path}")
         print("next:", *commands, sep="\n  ")
     return _Shown(status, record)

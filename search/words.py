@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
+
+INDENT = "  "
 
 
 def in_order(value: Any) -> tuple[int, float, str]:
@@ -30,6 +33,20 @@ def readable(value: Any) -> str:
 def ratio(value: float) -> str:
     """How many times something is: two significant digits, whole from 10 on."""
     return f"{value:.0f}" if 9.95 <= abs(value) < 1e6 else f"{value:.2g}"
+
+
+def wrapped(text: str, width: int, indent: str = "") -> str:
+    """A text for a terminal: lines of at most `width`, broken between words, the later ones
+    indented by INDENT more than the first.
+    """
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + INDENT,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def duration(seconds: float) -> str:

@@ -27,6 +27,7 @@ from tunewright.search import (
     summarize,
 )
 from tunewright.search.errors import UserError
+from tunewright.search.judge.answer import answers
 from tunewright.search.show.tables import plan_table, summary_table
 from tunewright.search.store.results import read_diagnosis
 
@@ -71,7 +72,7 @@ def test_a_study_in_five_lines(tmp_path):
     with (tmp_path / "tiny" / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["best_value"]) for row in rows] == [trial.best_value for trial in trials]
-    assert summary_table(summarize(trials)).row_count == 1
+    assert summary_table(answers(trials, summarize(trials))).row_count == 1
 
 
 def test_the_plan_has_a_row_per_group():

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import scipy
 
-from ..trial import Point, Trial
+from ..trial import Point, Trial, cost
 from .analysis import (
     GOOD_REGION,
     BoundaryNote,
@@ -123,6 +123,15 @@ class Answer:
         """Their mean; inf if nothing trains."""
         return self.remedy.mean if self.remedy else self.summary.best_value
 
+    @property
+    def rows(self) -> tuple[GroupSummary, ...]:
+        """Every group at this batch size, the winner first."""
+        return self.summary, *self.others
+
+    def is_winner(self, row: GroupSummary) -> bool:
+        """Whether a group's best configuration is the answer; none is where nothing trains."""
+        return row is self.summary and row.best_point is not None
+
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         rivals = [row.group.label for row in self.rivals]
@@ -153,9 +162,10 @@ def answers(
 
     `summaries` are those of the trials; `space` as in `boundary_checks`.
     """
+    trials = list(trials)
     groups = group_trials(trials, scientific)
     noises = {group: noise_of(own) for group, own in groups.items()}
-    notes = boundary_checks([one for own in groups.values() for one in own], space, scientific)
+    notes = boundary_checks(trials, space, scientific)
     found = []
     for batch_size in dict.fromkeys(row.group.batch_size for row in summaries):
         own = [row for row in summaries if row.group.batch_size == batch_size]
@@ -164,18 +174,27 @@ def answers(
             own, key=lambda row: (not _is_of(row, diagnosed), row.cost, row.group)
         )
         noise = noises[winner.group]
-        rivals = [row for row in others if _is_as_good(row, winner, noise, noises[row.group])]
+        rivals = [
+            row
+            for row in others
+            if not diagnosed and _is_as_good(row, winner, noise, noises[row.group])
+        ]
         found.append(
             Answer(
                 summary=winner,
                 others=tuple(others),
                 as_good=_as_good(groups[winner.group], winner, noise),
-                rivals=() if diagnosed else tuple(rivals),
+                rivals=tuple(rivals),
                 notes=tuple(note for note in notes if note.group == winner.group),
                 found=diagnosed,
             )
         )
-    return sorted(found, key=lambda one: (one.point is None, one.summary.cost, one.batch_size))
+    return sorted(found, key=_place)
+
+
+def _place(answer: Answer) -> tuple[bool, float, int]:
+    worth = cost(answer.value, answer.summary.maximize)
+    return answer.point is None, worth, answer.batch_size
 
 
 def _is_of(row: GroupSummary, found: GroupDiagnosis | None) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..judge.analysis import GroupVerdict, varied_names
 from ..judge.answer import Answer
+from ..judge.diagnosis import GroupDiagnosis, Remedy
 from ..store.results import Results
 from ..trial import Point
 from ..words import ratio, readable
@@ -34,17 +35,21 @@ def answer_sentences(results: Results) -> list[str]:
 
 
 def answer_sentence(answer: Answer, objective: str, varied: Collection[str]) -> str:
+    """`answer_in_words`, with its batch size."""
+    return f"batch size {answer.batch_size}: {answer_in_words(answer, objective, varied)}"
+
+
+def answer_in_words(answer: Answer, objective: str, varied: Collection[str]) -> str:
     """What to use at a batch size, how sure that is, and how near training is to breaking.
 
     `varied`: the hyperparameters that the study varies; the others are not told.
     """
-    place = f"batch size {answer.batch_size}"
     if answer.found:
-        return f"{place}: {_diagnosed(answer, objective)}"
+        return _diagnosed(answer.found, answer.remedy)
     if answer.point is None:
-        return f"{place}: {_nothing(answer)}"
+        return _nothing(answer)
     parts = [
-        f"{place}: {configuration(answer, varied)}: {value_in_words(answer, objective)}.",
+        f"{configuration(answer, varied)}: {value_in_words(answer, objective)}.",
         edge_in_words(answer),
         _how_sure(answer),
         *_borders(answer),
@@ -159,12 +164,9 @@ def _nothing(answer: Answer) -> str:
     return "no trial says anything of its point yet."
 
 
-def _diagnosed(answer: Answer, objective: str) -> str:
-    """The verdict of the diagnosis, and the configuration that it adopted."""
-    assert answer.found is not None  # the caller looks
-    if answer.remedy is None:
-        return answer.found.summary
-    return f"{answer.found.summary} Use {_adopted(answer.remedy.point)}."
+def _diagnosed(found: GroupDiagnosis, remedy: Remedy | None) -> str:
+    """The verdict of a diagnosis, and the configuration that it adopted."""
+    return f"{found.summary} Use {_adopted(remedy.point)}." if remedy else found.summary
 
 
 def _adopted(point: Point) -> str:

@@ -8,20 +8,17 @@ from __future__ import annotations
 import json
 import math
 import sys
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..judge.readout import KINDS
 from ..playbook import CITATION, COLUMNS, legend
-from ..words import readable
+from ..words import INDENT, readable, wrapped
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ..judge_logs import JudgedLog
-
-INDENT = "  "
 
 
 def print_judged(
@@ -100,15 +97,4 @@ def judged_block(one: JudgedLog) -> str:
     higher = ", better when higher" if one.maximize else ""
     guessed = f"Guessed: {one.columns}{higher}." if one.columns else ""
     sentences = [sentence for sentence in (*one.sentences, guessed) if sentence]
-    return "\n".join([first, *(_wrapped(sentence) for sentence in sentences)])
-
-
-def _wrapped(sentence: str) -> str:
-    return textwrap.fill(
-        sentence,
-        COLUMNS,
-        initial_indent=INDENT,
-        subsequent_indent=2 * INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return "\n".join([first, *(wrapped(sentence, COLUMNS, INDENT) for sentence in sentences)])

@@ -35,7 +35,7 @@ from ..store.results import Results
 from ..trial import Point, Trial
 from ..words import readable
 from .against import chapter, versus
-from .answers import answer_sentence, next_in_words
+from .answers import answer_in_words, next_in_words
 from .chapter import Scene, colour, story, told_by, without_curves
 from .plots import (
     axis_figure,
@@ -153,6 +153,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
     unfinished = any(trial.verdict.unfinished for trial in trials)
     seeds = max((row.seeds for row in summaries), default=1)
     gain = comparison.gain_in_words if comparison else ""
+    sentences = _sentences(results)
     return render(
         TEMPLATE,
         name=study.name,
@@ -160,7 +161,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         objective=study.objective,
         direction=f"{study.direction}d",
         counts=_counts(trials),
-        contents=_contents(results, told, sections),
+        contents=_contents(results, sentences, told, sections),
         unfinished=unfinished,
         answers=_answers(results, varied),
         summaries=list(_summary_rows(results.answers, varied, comparison)),
@@ -172,7 +173,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         counterparts=list(_counterparts(results.answers)),
         made_by_run="" if study.workload else MADE_BY_RUN,
         make=f"{OURS}(name, params, settings, lr)",
-        sentences=_sentences(results),
+        sentences=sentences,
         comparison=against,
         diagnosis=told,
         sections=sections,
@@ -186,12 +187,15 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
 
 
 def _contents(
-    results: Results, told: Iterable[Mapping[str, Any]], sections: Iterable[Mapping[str, Any]]
+    results: Results,
+    sentences: Sequence[str],
+    told: Iterable[Mapping[str, Any]],
+    sections: Iterable[Mapping[str, Any]],
 ) -> list[tuple[str, str]]:
     """The anchor and the heading of every section, in the order of the page."""
     return [
         ("result-per-group", "Result per group"),
-        *[("what-to-look-at", "What to look at")] * bool(_sentences(results)),
+        *[("what-to-look-at", "What to look at")] * bool(sentences),
         *((group["id"], f"Diagnosis: {group['label']}") for group in told),
         *[("against-the-baseline", "Against the baseline")] * bool(results.comparison),
         *((part["id"], part["heading"]) for part in sections),
@@ -217,16 +221,14 @@ def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
     objective = results.study.objective
     found = []
     for one in results.answers:
-        start = f"batch size {one.batch_size}"
-        sentence = answer_sentence(one, objective, varied).removeprefix(f"{start}: ")
         chosen = None if one.remedy else one.point  # that of a remedy is no trial of the sweep
         diagnosed = f"diagnosis-{label(one.found.group)}" if one.found else ""
         found.append(
             {
-                "title": start.capitalize(),
+                "title": f"Batch size {one.batch_size}",
                 "verdict": one.verdict,
                 "colour": COLOURS[one.verdict],
-                "sentence": sentence,
+                "sentence": answer_in_words(one, objective, varied),
                 "next": next_in_words(one, compared=results.comparison is not None),
                 "trial": _id(chosen) if chosen else "",
                 "number": chosen.number if chosen else "",
@@ -400,7 +402,7 @@ def _summary_rows(
     """A row per group: batch sizes as their answers come, and of each the winner first."""
     columns = [name for name in with_gain(SUMMARY_COLUMNS, comparison) if name != "verdict"]
     for answer in found:
-        for row in (answer.summary, *answer.others):
+        for row in answer.rows:
             cells = summary_cells(row, names, comparison)
             yield {
                 "cells": [cells[column] for column in columns],
@@ -408,7 +410,7 @@ def _summary_rows(
                 "colour": COLOURS[row.verdict],
                 "best": cells["best point"] if row.best_point else "",
                 "trial": _id(row.best_point) if row.best_point else "",
-                "wins": row is answer.summary and row.best_point is not None,
+                "wins": answer.is_winner(row),
                 "seeds": row.diagnosed_with,
             }
 

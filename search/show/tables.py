@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from ..judge.analysis import GroupSummary
+from ..judge.answer import Answer
 from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
 from ..study.sampling import free_axes, shares, some_points
 from ..study.study import Axis, Range, Study
 from ..trial import Group, Point, Trial, group_of
-from ..words import better_side, duration, ratio, readable
+from ..words import better_side, duration, ratio, readable, wrapped
 
 # What the terminal shows of `summary_cells`, within 80 columns; the report has the rest.
 COLUMNS = ("batch size", "optimizer", "lr_star", "unstable_base_lr", "best value", "verdict")
@@ -57,16 +57,7 @@ def print_wrapped(sentences: Iterable[str]) -> None:
     """Print sentences, a paragraph each; on a terminal wrapped between words to its width."""
     console = Console()
     for sentence in sentences:
-        text = sentence
-        if console.is_terminal:
-            text = textwrap.fill(
-                sentence,
-                console.width,
-                subsequent_indent="  ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-        print(text)
+        print(wrapped(sentence, console.width) if console.is_terminal else sentence)
 
 
 def _as_list(table: Table) -> Blocks:
@@ -85,7 +76,7 @@ def _as_list(table: Table) -> Blocks:
 
 
 def summary_table(
-    summaries: Iterable[GroupSummary],
+    answers: Iterable[Answer],
     title: str = "",
     comparison: Comparison | None = None,
 ) -> Table:
@@ -111,27 +102,16 @@ def summary_table(
             overflow="fold",
         )
     rows = [baseline_cells(comparison)] if comparison else []
-    for row, first in best_first(summaries):
-        cells = summary_cells(row, (), comparison)
-        cells["optimizer"] = (WINNER if first else "  ") + cells["optimizer"]
-        cells["best value"] = readable(row.best_value) if row.best_point else "–"
-        rows.append(cells)
+    for answer in sorted(answers, key=lambda one: one.batch_size):
+        for row in answer.rows:
+            cells = summary_cells(row, (), comparison)
+            mark = WINNER if answer.is_winner(row) else " " * len(WINNER)
+            cells["optimizer"] = mark + cells["optimizer"]
+            cells["best value"] = readable(row.best_value) if row.best_point else "–"
+            rows.append(cells)
     for cells in rows:
         table.add_row(*(Text(cells.get(column, "")) for column in columns))
     return table
-
-
-def best_first(summaries: Iterable[GroupSummary]) -> list[tuple[GroupSummary, bool]]:
-    """Summaries by batch size, the best of each first, and whether a row is that one.
-
-    Nothing is best where nothing trains.
-    """
-    rows = sorted(summaries, key=lambda row: (row.group.batch_size, row.cost, row.group))
-    sizes = [row.group.batch_size for row in rows]
-    return [
-        (row, row.best_point is not None and size not in sizes[:i])
-        for i, (row, size) in enumerate(zip(rows, sizes, strict=True))
-    ]
 
 
 def with_gain(columns: Sequence[str], comparison: Comparison | None) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from tunewright.search.judge.analysis import Group, summarize
 from tunewright.search.judge.answer import answers, noise_of, with_diagnosis
-from tunewright.search.judge.diagnosis import Diagnosis, Edge, GroupDiagnosis
+from tunewright.search.judge.diagnosis import Diagnosis, Edge, GroupDiagnosis, Remedy
 from tunewright.search.judge.stability_edge import Tried
 from tunewright.search.trial import EMPTY_CURVE, Outcome, Point, Trial, Verdict
 
@@ -149,3 +149,25 @@ def test_without_an_edge_in_the_diagnosis_that_of_the_sweep_stays() -> None:
     [row] = summarize([trial(0.1, 0.1), trial(0.3, outcome="diverged")])
     found = with_diagnosis(row, diagnosis("none", Edge((0.1, math.inf), (), 0)))
     assert found.unstable_base_lr == row.unstable_base_lr
+
+
+def test_with_diagnoses_the_best_of_what_they_adopted_comes_first() -> None:
+    trials = [
+        trial(rate, value, batch_size=batch_size)
+        for batch_size, value in ((32, 0.1), (64, 0.2))
+        for rate in (0.1, 0.2)
+    ]
+    groups = []
+    for batch_size, values in ((32, (0.3, 0.3)), (64, (0.05, 0.05))):
+        remedy = Remedy(
+            "warmup", Point(0, batch_size, "momentum", 0.1), 100, 0.1, 1.0, 0.1, 0.0, 0.1, "t",
+            "r", values,
+        )  # fmt: skip
+        edge = Edge((0.15, 0.2), (), 10)
+        found = GroupDiagnosis(
+            Group(batch_size, "momentum"), "early", 0.1, edge, (), (), (remedy,), "warmup", ""
+        )
+        groups.append(found)
+    both = Diagnosis("one", "val_error", 5, 0, math.inf, (), tuple(groups), {})
+    found = answers_of(trials, diagnosis=both)
+    assert [(one.batch_size, one.value) for one in found] == [(64, 0.05), (32, 0.3)]

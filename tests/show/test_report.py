@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from tunewright.search.judge.analysis import group_trials, summarize
+from tunewright.search.judge.answer import answers
 from tunewright.search.judge.comparison import Comparison
 from tunewright.search.playbook import RULES
 from tunewright.search.show import report
@@ -275,7 +276,7 @@ def test_the_space_of_a_study_holds_its_ranges_only() -> None:
 @pytest.mark.parametrize("found", [None, comparison([[0.2, 0.21]], None)])
 def test_the_summary_fits_80_columns(found: Comparison | None) -> None:
     file = io.StringIO()
-    table = summary_table(summarize(trials(16)), comparison=found)
+    table = summary_table(answers(trials(16), summarize(trials(16))), comparison=found)
     Console(file=file, width=80).print(table)
     text = file.getvalue()
     assert ("baseline" in text) == (found is not None)
@@ -338,7 +339,7 @@ def test_the_plan_counts_configurations_and_says_how_many_seeds() -> None:
 def test_a_group_without_a_feasible_trial_is_a_row_of_dashes() -> None:
     file = io.StringIO()
     only = [trial for trial in trials() if trial.verdict.crashed]
-    Console(file=file, width=140).print(summary_table(summarize(only)))
+    Console(file=file, width=140).print(summary_table(answers(only, summarize(only))))
     assert "no evidence" in file.getvalue()
     assert "nan" not in file.getvalue()
     assert "inf " not in file.getvalue()
