@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import jinja2
-
-_TABLE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-    """<table>
+_TABLE = """<table>
 <caption style="caption-side: top; text-align: left">{{ caption }}</caption>
 {% if columns %}
 <thead><tr>{% for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
@@ -19,11 +16,13 @@ _TABLE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=Tru
 </tbody>
 </table>
 """
-)
 
 
 def html_table(caption: str, rows: Iterable[Sequence[object]], columns: Sequence[str] = ()) -> str:
     """A small table. Whatever texts hold, they are shown as texts."""
-    return _TABLE.render(
+    import jinja2  # here, and not by every command and worker that reads a study
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_TABLE).render(
         caption=caption, rows=[list(map(str, row)) for row in rows], columns=columns
     )
