@@ -17,6 +17,7 @@ from ..judge.analysis import GroupSummary
 from ..judge.answer import Answer
 from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
+from ..study.earlier import why_outside
 from ..study.sampling import (
     free_axes,
     most_finalists,
@@ -459,15 +460,21 @@ def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None
 
 
 def missing_in_words(study: Study, trials: Sequence[Trial]) -> str:
-    """How many trainings a run would do, and how many it has already."""
+    """How many trainings a run would do, and how many it has already.
+
+    Of a study that has grown, also how many of before lie outside of its space.
+    """
     done = [as_told(trial) for trial in trials if not trial.verdict.crashed]
     points = next_points(study, done)
     missing = len(points) - len(done)
     may_follow = sum(yet_to_plan(study, points).values()) if missing else 0
     words = f"{study.name}: {len(points)} trainings planned, {len(done)} done, {missing} to train"
-    return (
-        f"{words}, and up to {may_follow} that follow from their results" if may_follow else words
-    )
+    if may_follow:
+        words += f", and up to {may_follow} that follow from their results"
+    before = [point for one in study.earlier.values() for point in one.points]
+    if outside := sum(bool(why_outside(study, point)) for point in before):
+        words += f"; {outside} configurations of before lie outside of its space: kept, not shown"
+    return words
 
 
 def _updates_of_groups(study: Study) -> dict[Group, list[int]]:

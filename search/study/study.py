@@ -27,6 +27,7 @@ from pydantic import (
     Discriminator,
     Field,
     ModelWrapValidatorHandler,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     StrictBool,
     Tag,
@@ -154,6 +155,8 @@ Values = Annotated[
     Field(json_schema_extra={"minItems": 1, "maxItems": MOST_VALUES}),
 ]
 if TYPE_CHECKING:
+    from .earlier import Earlier
+
     SamplerName = str
 else:
     SamplerName = Literal[tuple(SAMPLERS)]
@@ -632,6 +635,7 @@ class Study(_Strict):
         Cluster(), description="What each worker asks of the cluster that --backend names"
     )
     source: str = Field("", exclude=True, description="The file's text, comments and all")
+    _earlier: Mapping[int, Earlier] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -706,6 +710,17 @@ class Study(_Strict):
             axes = [f"{name} {_shown(axis)}" for name, axis in self.axes(optimizer).items()]
             rows.append((optimizer, ", ".join(axes)))
         return html_table(f"Study {self.name}", rows)
+
+    @property
+    def earlier(self) -> Mapping[int, Earlier]:
+        """What the study was before it grew, by batch size; empty if it did not."""
+        return self._earlier
+
+    def grown_from(self, earlier: Mapping[int, Earlier]) -> Study:
+        """The study as one that goes on from what it was."""
+        grown = self.model_copy()
+        grown._earlier = earlier
+        return grown
 
     @property
     def source_key(self) -> str:
