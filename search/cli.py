@@ -137,7 +137,7 @@ def _with_results(study: Study, folder: Path, url: str | None) -> tuple[Study, l
     from .store.places import has_results
 
     if not has_results(folder, url):
-        return study, []
+        return _after_warm_start(study)
     from .store.storage import continued_by, open_store, read_trials
 
     _quiet_optuna()
@@ -154,6 +154,20 @@ def _with_results(study: Study, folder: Path, url: str | None) -> tuple[Study, l
         )
         return study, []
     return continued.study, read_trials(continued)
+
+
+def _after_warm_start(study: Study) -> tuple[Study, list[Trial]]:
+    """A study without results as its [warm_start] makes it, and the trials that count."""
+    if study.warm_start is None:
+        return study, []
+    from .store.warm import as_earlier, gather
+
+    _quiet_optuna()
+    sources = gather(study)
+    for one in sources:
+        LOG.info("warm start: %s", one.in_words())
+    trials = [replace(trial, point=point) for one in sources for trial, point in one.trials]
+    return study.grown_from(as_earlier(study, sources)), trials
 
 
 def _new(options: argparse.Namespace) -> int:

@@ -401,6 +401,23 @@ class Seeds(_Strict):
         return self
 
 
+class WarmStart(_Strict):
+    """Results of earlier studies of the same workload, whose trials count in this one."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True
+    )
+    folders: Annotated[tuple[str, ...], _of_length(1, MOST_GROUPS), AfterValidator(_different)] = (
+        Field(
+            alias="from",
+            description="Results folders: their trials whose points lie in the space count, and "
+            "are not trained again",
+            examples=[["results/old"]],
+            json_schema_extra={"minItems": 1, "maxItems": MOST_GROUPS},
+        )
+    )
+
+
 class Figure(_Strict):
     """How the curves of a study are drawn."""
 
@@ -629,6 +646,12 @@ class Study(_Strict):
     space: Space = Field(
         description="The hyperparameters: one value fixes one, a list or a range lets it vary. "
         "What stands here holds for every optimizer"
+    )
+    warm_start: WarmStart | None = Field(
+        None,
+        description="Earlier results whose trials count: those in the space, of the same workload, "
+        "objective and number of updates",
+        examples=[{"from": ["results/old"]}],
     )
     figure: Figure = Field(Figure(), description="How curves are drawn")
     cluster: Cluster = Field(
@@ -1380,14 +1403,16 @@ def _unknown_key(keys: list[str]) -> str:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
             known = [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
-        case ["figure" | "log" | "cluster" | "seeds" as table]:
+        case ["figure" | "log" | "cluster" | "seeds" | "warm_start" as table]:
             models: dict[str, type[BaseModel]] = {
                 "figure": Figure,
                 "seeds": Seeds,
+                "warm_start": WarmStart,
                 "log": CommandLog,
                 "cluster": Cluster,
             }
-            known = list(models[table].model_fields)
+            fields = models[table].model_fields
+            known = [field.alias or name for name, field in fields.items()]
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)
