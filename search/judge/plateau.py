@@ -24,10 +24,10 @@ best, by what is left when a straight line between the two next ones is taken aw
 
     e_i = y_i − (w y_{i−1} + (1 − w) y_{i+1}),   Var e_i = σ² (1 + w² + (1 − w)²).
 
-The best one's counts no more than the largest of the others: it is the lowest because of it, and
-may stand beside a cliff. Other hyperparameters that differ between neighbours add to σ. Source of
-the estimator: Gasser, Sroka & Jennen-Steinmetz 1986, "Residual variance and residual pattern in
-nonlinear regression".
+None counts more than MOST_MEDIANS times the median of |e|: beside the edge stands a cliff, which is
+no noise. Other hyperparameters that differ between neighbours add to σ. Source of the estimator:
+Gasser, Sroka & Jennen-Steinmetz 1986, "Residual variance and residual pattern in nonlinear
+regression".
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy
@@ -46,7 +46,8 @@ from .comparison import ALPHA, Interval
 NOWHERE: Interval = (math.nan, math.nan)
 # S5: half a decade of base_lr to each side (the width is ours)
 GOOD_REGION = math.sqrt(10)
-FEWEST_OTHERS = 2  # residuals besides the best one's that the noise of one seed is known by
+FEWEST_RESIDUALS = 3  # that the noise of one seed is known by
+MOST_MEDIANS = 3.0  # of the residuals that one of them counts: two standard deviations of noise
 FEWEST_HALF = 3  # configurations that are a better half
 BASIN = 10.0  # a plateau wider than a decade is a basin: where its best lies is luck
 ROUNDING = 1e-9  # of a level and of a distance: equal values are equal, also after a mean
@@ -59,7 +60,7 @@ class Runs:
     """What was measured of one configuration: a cost (`Trial.cost`) by seed."""
 
     base_lr: float
-    costs: Mapping[int, float]
+    costs: Mapping[Any, float]
 
     @property
     def mean(self) -> float:
@@ -211,14 +212,11 @@ def _between_neighbours(own: Sequence[Runs]) -> Noise:
     at = min(own, key=lambda one: one.mean).base_lr if own else math.nan
     reach = GOOD_REGION * (1 + ROUNDING)
     near = [one for one in own if at / reach <= one.base_lr <= at * reach]
-    if len(near) < FEWEST_OTHERS + 2:
+    if len(near) < FEWEST_RESIDUALS + 2:
         return Noise()
     x, y = np.log([one.base_lr for one in near]), np.array([one.mean for one in near])
     w = (x[2:] - x[1:-1]) / (x[2:] - x[:-2])
     residuals = y[1:-1] - (w * y[:-2] + (1 - w) * y[2:])
     left = np.abs(residuals) / np.sqrt(1 + w**2 + (1 - w) ** 2)
-    others = left[[one.base_lr != at for one in near[1:-1]]]
-    if len(others) < FEWEST_OTHERS:
-        return Noise()
-    left = np.minimum(left, others.max())
+    left = np.minimum(left, MOST_MEDIANS * np.median(left))
     return Noise(float(np.sqrt(np.mean(left**2))), len(left))
