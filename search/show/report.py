@@ -70,7 +70,7 @@ PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one i
 MARGIN_WIDTH = 160  # pixels
 MOST_ROWS = 1_000  # of the table of all trials: a browser is slow with more
 SUMMARY_COLUMNS = (
-    *("group", "verdict", "best value", "lr_star", "unstable_base_lr", "headroom"),
+    *("group", "verdict", "lr_star", "as good", "best value", "unstable_base_lr", "headroom"),
     *("near lr_star", "trials", "infeasible", "crashed", "at step"),
 )
 OUTCOMES = (
@@ -408,7 +408,7 @@ def _summary_rows(
                 "cells": [cells[column] for column in columns],
                 "verdict": row.verdict,
                 "colour": COLOURS[row.verdict],
-                "best": cells["best point"] if row.point else "",
+                "point": cells["point"] if row.point else "",
                 "trial": _id(row.point) if row.point else "",
                 "wins": answer.is_winner(row),
                 "seeds": row.diagnosed_with,
