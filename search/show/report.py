@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -307,9 +307,8 @@ def pictures(results: Results) -> list[Picture]:
             log=axis in log_axes,
             scientific=scientific,
             baseline=baseline,
+            told=told_by(results),
         )
-        if axis == "base_lr":
-            info = replace(info, panels=tuple(told_by(results.diagnosis, info.panels)))
         found.append(_drawn("Axis plots", f"axis_{axis}", axis_figure, info, batch_sizes))
     if not any(len(trial.curve.loss) for trial in trials):
         return found
