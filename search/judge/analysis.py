@@ -379,10 +379,8 @@ def summarize(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[G
 
 def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
     star = star_of(trials)
-    best = star.trial if star else None
-    best_values = tuple(trial.best_value for trial in star.seeds) if star else ()
-    lr_star = star.lr_star if star else math.nan
-    low, high = lr_star / GOOD_REGION, lr_star * GOOD_REGION
+    used = _used(star)
+    low, high = used["lr_star"] / GOOD_REGION, used["lr_star"] * GOOD_REGION
     edge = unstable_interval(trials)
     at_edge = [trial for trial in trials if trial.point.base_lr == edge[1] and trial.verdict.judged]
     broken = [trial for trial in at_edge if trial.verdict.infeasible]
@@ -395,10 +393,7 @@ def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
     maximize = any(trial.maximize for trial in trials)
     return GroupSummary(
         group=group,
-        lr_star=lr_star,
-        as_good=star.as_good if star else NOWHERE,
-        best_base_lr=star.best_base_lr if star else math.nan,
-        best_mean=mean_value(star.best) if star else math.inf,
+        **used,
         unstable_base_lr=edge,
         tried_above=len(_judged_above(trials, star.highest if star else 0.0)),
         unstable_trials=(len(broken), len(at_edge)),
@@ -407,15 +402,30 @@ def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
         infeasible=len(infeasible),
         crashed=len(crashed),
         good_region=len(good_region),
-        best_values=best_values,
-        best_value=fmean(best_values) if best_values else math.inf,
-        best_step=best.best_step if best else 0,
-        point=best.point if best else None,
         seeds=most_seeds,
         maximize=maximize,
         verdict=_group_verdict(star, edge[1], trials),
-        noise=star.noise if star else Noise(),
     )
+
+
+def _used(star: Star | None) -> dict[str, Any]:
+    """The part of a summary that says what to use; nothing if nothing is feasible."""
+    if star is None:
+        nothing = {"best_values": (), "best_value": math.inf, "best_step": 0, "point": None}
+        known = {"lr_star": math.nan, "best_base_lr": math.nan, "best_mean": math.inf}
+        return {**known, **nothing, "as_good": NOWHERE, "noise": Noise()}
+    values = tuple(trial.best_value for trial in star.seeds)
+    return {
+        "lr_star": star.lr_star,
+        "as_good": star.as_good,
+        "noise": star.noise,
+        "best_base_lr": star.best_base_lr,
+        "best_mean": mean_value(star.best),
+        "best_values": values,
+        "best_value": fmean(values),
+        "best_step": star.trial.best_step,
+        "point": star.trial.point,
+    }
 
 
 def _group_verdict(star: Star | None, unstable: float, trials: Sequence[Trial]) -> GroupVerdict:
