@@ -17,6 +17,7 @@ from ..judge.analysis import GroupSummary
 from ..judge.answer import Answer
 from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
+from ..judge.plateau import headroom_base
 from ..study.earlier import why_outside
 from ..study.sampling import (
     free_axes,
@@ -33,7 +34,11 @@ from ..words import better_side, duration, ratio, readable, wrapped
 
 # What the terminal shows of `summary_cells`, within 80 columns; the report has the rest.
 COLUMNS = ("batch size", "optimizer", "lr_star", "unstable_base_lr", "best value", "verdict")
-HEADS = {"batch size": "batch\nsize", "unstable_base_lr": "unstable\nbase_lr"}
+HEADS = {
+    "batch size": "batch\nsize",
+    "unstable_base_lr": "unstable\nbase_lr",
+    "best value": "best value\nat lr_star",
+}
 WINNER = "→ "
 # `comparison_rows`
 COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")
@@ -46,7 +51,7 @@ NOT_TRIED = "`tunewright check --time` also tries the workload, and estimates ho
 # of a plan, to estimate the updates of its trials: enough for a mean, quickly made
 POINTS_JUDGED = 1_000
 UNKNOWN = "unknown"
-LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
+LEFT = ("remedy", "optimizer", "verdict", "side", "search space", "decision")
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
@@ -116,7 +121,7 @@ def summary_table(
             cells = summary_cells(row, (), comparison)
             mark = WINNER if answer.is_winner(row) else " " * len(WINNER)
             cells["optimizer"] = mark + cells["optimizer"]
-            cells["best value"] = readable(row.best_value) if row.best_point else "–"
+            cells["best value"] = readable(row.best_value) if row.point else "–"
             rows.append(cells)
     for cells in rows:
         table.add_row(*(Text(cells.get(column, "")) for column in columns))
@@ -147,7 +152,7 @@ def baseline_cells(comparison: Comparison) -> dict[str, str]:
         "optimizer": "baseline",
         "best value": readable(comparison.checkpoint.value),
         "gain": "0",
-        "best point": f"checkpoint {name}",
+        "point": f"checkpoint {name}",
     }
 
 
@@ -156,21 +161,23 @@ def summary_cells(
 ) -> dict[str, str]:
     """A summary in words, by column.
 
-    The best point has what is varied and not in another column.
+    Value, step and point are those at lr_star; the point has what is varied and not in another
+    column.
     """
     last_feasible, unstable = row.unstable_base_lr
     if math.isinf(unstable):
         edge = f"> {readable(last_feasible)}" if last_feasible else "–"
-        headroom = f"> {ratio(last_feasible / row.best_base_lr)} ×" if last_feasible else "–"
+        base = headroom_base(row.best_base_lr, row.as_good)
+        headroom = f"> {ratio(last_feasible / base)} ×" if last_feasible else "–"
     else:
         edge = f"{readable(last_feasible)} – {readable(unstable)}"
         headroom = "–" if math.isnan(row.headroom) else f"{ratio(row.headroom)} ×"
     if row.seeds > 1 and row.unstable_trials[1]:
         edge += " ({} of {})".format(*row.unstable_trials)
-    best_value = best_step = best_point = near = "–"
-    if row.best_point:
+    best_value = best_step = point = near = "–"
+    if row.point:
         best_value, best_step = readable(row.best_value), _or_dash(row.best_step, "{:.0f}")
-        best_point = _in_words(row.best_point, row.group, varied)
+        point = _in_words(row.point, row.group, varied)
         near = f"{row.good_region} ({row.good_region_fraction:.0%})"
     if row.seeds > 1 and row.best_values:
         best_value += f" ({readable(min(row.best_values))} – {readable(max(row.best_values))})"
@@ -184,14 +191,23 @@ def summary_cells(
         "crashed": str(row.crashed),
         "near lr_star": near,
         "lr_star": "–" if math.isnan(row.lr_star) else readable(row.lr_star),
+        "as good": as_good_in_words(row),
         "unstable_base_lr": edge,
         "headroom": headroom,
         "best value": best_value,
         "gain": signed(comparison.gain(row.best_value)) if comparison else "",
         "at step": best_step,
-        "best point": best_point,
+        "point": point,
         "verdict": row.verdict,
     }
+
+
+def as_good_in_words(row: GroupSummary) -> str:
+    """The base LRs that are as good as the best: "0.01 – 0.1", or "0.01 – 1, a basin"."""
+    low, high = row.as_good
+    if math.isnan(low):
+        return "–"
+    return f"{readable(low)} – {readable(high)}" + ", a basin" * row.is_basin
 
 
 def _in_words(point: Point, group: Group, varied: Collection[str]) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tunewright.search.judge.readout import read_out
 from tunewright.search.judge.stability_edge import Tried
 from tunewright.search.show.plots import (
+    Told,
     axis_figure,
     axis_info,
     comparable,
@@ -156,9 +157,29 @@ def test_the_best_is_a_star_and_infeasible_and_crashed_stand_on_rails() -> None:
     looks = {
         trace.name: (trace.marker.symbol, trace.marker.color) for trace in axis_figure(info).data
     }
-    assert looks["best"] == ("star", "#009E73")
+    assert looks["lr_star"] == ("star", "#009E73")
     assert looks["feasible"] == ("circle", "#0072B2")
     assert looks["infeasible"][0] == "x-thin"
+
+
+def test_a_band_holds_the_base_lrs_that_are_as_good_and_the_star_is_at_its_lower_end() -> None:
+    values = {0.01: 0.5, 0.1: 0.203, 0.2: 0.201, 0.3: 0.204, 0.4: 0.2, 0.5: 0.202, 0.9: 0.6}
+    tried = [trial(i, rate, value) for i, (rate, value) in enumerate(values.items())]
+    info = axis_info(tried, "base_lr", "val_error", log=True)
+    [panel] = info.panels
+    assert panel.as_good == (0.1, 0.5)
+    assert panel.note == "lr_star = 0.1 (to 0.5 as good), nothing infeasible above it"
+    assert [mark.x for mark in panel.marks if mark.kind == "best"] == [0.1]
+    traces = {trace.name: trace for trace in axis_figure(info).data}
+    assert set(traces["as good"].x) == {0.1, 0.5}
+    assert (traces["lr_star"].x, traces["lr_star"].y) == ((0.1,), (0.203,))
+    told = {panel.group: Told(0.2, (0.2, 0.3), "by a diagnosis")}
+    [panel] = axis_info(tried, "base_lr", "val_error", log=True, told=told).panels
+    assert (panel.as_good, panel.note) == ((0.2, 0.3), "by a diagnosis")
+    assert [mark.x for mark in panel.marks if mark.kind == "best"] == [0.2]
+    [other] = axis_info(tried, "optimizer", "val_error").panels
+    assert all(map(math.isnan, other.as_good))
+    assert [mark.y for mark in other.marks if mark.kind == "best"] == [0.2]
 
 
 def test_the_same_trials_give_the_same_info() -> None:
@@ -888,8 +909,8 @@ def test_each_figure_has_a_sentence_with_its_numbers() -> None:
         "headroom 8 ×, 2 infeasible, 1 crashed."
     )
     assert curves_info(swept, "val_error").in_words() == (
-        "training loss of 6 trials: batch size 32, momentum, lr_star = 0.1, above it "
-        "0.2 feasible, 0.4 feasible, 0.8 infeasible."
+        "training loss of 6 trials: batch size 32, momentum, lr_star = 0.1, above what "
+        "is as good 0.2 feasible, 0.4 feasible, 0.8 infeasible."
     )
     assert edge_info(EDGE).in_words() == (
         "how often training diverges, 19 trials: batch size 32, momentum, lr_star = 0.1, "

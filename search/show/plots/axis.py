@@ -11,13 +11,17 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 from ...judge.analysis import (
+    GroupSummary,
+    configuration_at,
     group_trials,
     has_value,
     rank_configurations,
     summarize,
     varied_names,
 )
+from ...judge.comparison import Interval
 from ...judge.isolation import Bucket, isolate
+from ...judge.plateau import NOWHERE
 from ...trial import Group, Trial
 from ...words import in_order, readable
 from .arrange import settled
@@ -74,6 +78,7 @@ LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on to
     "winner": {"symbol": "circle", "size": 12, "color": BLUE, "line": {"width": 0}},
     "best": {"symbol": "star", "size": 17, "color": GREEN, "line": {"width": 1, "color": "white"}},
 }
+GREEN_BAND = "rgba(0, 158, 115, 0.13)"  # of base LRs that are as good
 FAINT = {"symbol": "circle", "size": 6, "color": PALE, "opacity": 0.6, "line": {"width": 0}}
 # Bands beyond the range of what trained, from it outwards, each drawn where it is needed.
 RAILS: dict[Kind, str] = {"infeasible": VERMILLION, "crashed": MUTED, "unfinished": MUTED}
@@ -94,10 +99,20 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What is known of a group's base LRs: lr_star, those that are as good, and both in words."""
+
+    lr_star: float
+    as_good: Interval
+    note: str
+
+
+@dataclass(frozen=True)
 class Panel:
     """The trials of one group, in the order they came; `undrawn` counts those that are left out.
 
-    `failed` counts all that did not train to their end, drawn or not.
+    `failed` counts all that did not train to their end, drawn or not. `as_good`: the base LRs that
+    are as good as the best, a band; (nan, nan) for another axis, or where they are not known.
     """
 
     group: Group
@@ -105,6 +120,7 @@ class Panel:
     marks: tuple[Mark, ...]
     failed: Mapping[Kind, int]
     undrawn: int = 0
+    as_good: Interval = NOWHERE
 
 
 @dataclass(frozen=True)
@@ -157,11 +173,13 @@ def axis_info(
     log: bool = False,
     scientific: Sequence[str] = (),
     baseline: float | None = None,
+    told: Mapping[Group, Told] | None = None,
 ) -> AxisInfo:
     """What an axis plot shows: a panel per group, a mark per trial.
 
     A scientific hyperparameter splits trials into panels of their own, unless it is the axis
-    itself.
+    itself. Against base_lr the star is the configuration at lr_star, against all else the best.
+    `told` has what is known of a group besides its trials, as by a diagnosis.
     """
     trials = list(trials)
     if axis == "optimizer":
@@ -189,6 +207,7 @@ def axis_info(
         rails,
         lambda height: at_height(height, low, high, log_y),
         len(shown),
+        told or {},
     )
     return AxisInfo(
         axis=axis,
@@ -264,16 +283,21 @@ def at_height(height: float, low: float, high: float, log: bool) -> float:
     return low * (high / low) ** height if log else low + (high - low) * height
 
 
-def _note(trials: list[Trial], axis: str) -> str:
-    best = next(iter(rank_configurations(trials)), None)
-    if best is None:
-        return "no feasible trial"
-    if axis != "base_lr":
-        return f"best: {readable(best.best_value)} at {readable(best.point.values[axis])}"
-    row = summarize(trials)[0]
-    if math.isinf(row.headroom):
-        return f"lr_star = {readable(row.lr_star)}, nothing infeasible above it"
-    return f"lr_star = {readable(row.lr_star)}, headroom {readable(row.headroom)} ×"
+def told_of(row: GroupSummary) -> Told:
+    """lr_star of a summary, and what is as good."""
+    star = f"lr_star = {readable(row.lr_star)}"
+    low, high = row.as_good
+    if low < high:
+        star += f" (to {readable(high)} as good)"
+    if math.isnan(row.lr_star):
+        words = "no feasible trial"
+    elif math.isinf(row.headroom):
+        words = f"{star}, nothing infeasible above it"
+    elif row.is_basin:
+        words = f"{star}, headroom {readable(row.headroom)} × the basin's end"
+    else:
+        words = f"{star}, headroom {readable(row.headroom)} ×"
+    return Told(row.lr_star, row.as_good, words)
 
 
 def _kind(trial: Trial) -> Kind:
@@ -303,29 +327,43 @@ class _Drawing:
     rails: Sequence[Kind]
     at: Callable[[float], float]
     count: int
+    told: Mapping[Group, Told]
 
     @property
     def isolated(self) -> bool:
         return self.axis != "base_lr"
 
     def panel(self, group: Group, trials: list[Trial]) -> Panel:
-        best = next(iter(rank_configurations(trials)), None)
+        told, best = self._starred(group, trials)
         winners = self._winners(trials)
         always = {id(best), *winners}
         few = most_informative(trials, self._share(trials, MOST_MARKS))
         always_and_few = always | set(map(id, few))
         drawn = [trial for trial in trials if id(trial) in always_and_few]
-        told = always | set(map(id, most_informative(drawn, self._share(trials, MOST_TOLD))))
+        whole = always | set(map(id, most_informative(drawn, self._share(trials, MOST_TOLD))))
         marks = []
         for trial in drawn:
             kind = "best" if trial is best else "winner" if id(trial) in winners else _kind(trial)
-            text = hover(trial, self.objective) if id(trial) in told else brief(trial)
+            text = hover(trial, self.objective) if id(trial) in whole else brief(trial)
             lead = winners.get(id(trial), "")
             marks.append(Mark(trial.point.number, *self._place(trial, kind), kind, lead + text))
         kinds = Counter(map(_kind, trials))
         failed = {kind: kinds[kind] for kind in RAILS if kinds[kind]}
-        note, undrawn = _note(trials, self.axis), len(trials) - len(marks)
-        return Panel(group, note, tuple(marks), failed, undrawn)
+        undrawn = len(trials) - len(marks)
+        return Panel(group, told.note, tuple(marks), failed, undrawn, told.as_good)
+
+    def _starred(self, group: Group, trials: list[Trial]) -> tuple[Told, Trial | None]:
+        """What is told of a group, and the trial that is starred."""
+        best = next(iter(rank_configurations(trials)), None)
+        if self.axis == "base_lr":
+            told = self.told.get(group) or told_of(summarize(trials)[0])
+            at_star = configuration_at(trials, told.lr_star)
+            return told, min(at_star, key=lambda trial: trial.cost, default=None)
+        note = "no feasible trial"
+        if best:
+            value = readable(best.point.values[self.axis])
+            note = f"best: {readable(best.best_value)} at {value}"
+        return Told(math.nan, NOWHERE, note), best
 
     def _share(self, trials: list[Trial], most: int) -> int:
         """Of what a figure may show, the part of one panel."""
@@ -373,7 +411,10 @@ def _jitter(number: int, ratio: float) -> float:
 
 
 def axis_figure(info: AxisInfo) -> go.Figure:
-    """The figure: blue dots feasible, green star the best, red crosses infeasible (S3)."""
+    """The figure: blue dots feasible, green star the best or lr_star, red crosses infeasible (S3).
+
+    A green band holds the base LRs that are as good.
+    """
     places = in_grid(panel.group for panel in info.panels)
     figure = panel_figure(
         f"Best {escape(info.objective)} against {escape(info.axis)}",
@@ -381,6 +422,7 @@ def axis_figure(info: AxisInfo) -> go.Figure:
         {place: panel_title(group.label, _note_of(info, group)) for group, place in places.items()},
     )
     kinds = {mark.kind for panel in info.panels for mark in panel.marks}
+    _draw_bands(figure, info, places)
     if info.joined:
         for panel in info.panels:
             row, column = places[panel.group]
@@ -427,6 +469,8 @@ def _subtitle(info: AxisInfo) -> str:
 def _legend_name(info: AxisInfo, kind: Kind) -> str:
     if kind == "fewer seeds":
         return "fewer seeds, not ranked"
+    if info.axis == "base_lr" and kind == "best":
+        return "lr_star"
     if not info.isolated:
         return kind
     names: dict[Kind, str] = {
@@ -435,6 +479,30 @@ def _legend_name(info: AxisInfo, kind: Kind) -> str:
         "feasible": "other feasible trials",
     }
     return names.get(kind, kind)
+
+
+def _draw_bands(figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int, int]]) -> None:
+    """A band from lr_star to the highest base LR that is as good, over the range of values."""
+    foot, top = (at_height(height, *info.y_range, info.log_y) for height in (FOOT, HEAD))
+    legend = True
+    for panel in info.panels:
+        low, high = panel.as_good
+        if not low < high:
+            continue
+        row, column = places[panel.group]
+        band = go.Scatter(
+            x=[low, low, high, high],
+            y=[foot, top, top, foot],
+            mode="none",
+            fill="toself",
+            fillcolor=GREEN_BAND,
+            name="as good",
+            legendgroup="as good",
+            showlegend=legend,
+            hoverinfo="skip",
+        )
+        figure.add_trace(band, row=row, col=column)
+        legend = False
 
 
 def _profile(panel: Panel) -> go.Scatter:
