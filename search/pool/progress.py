@@ -24,6 +24,7 @@ from .backend import WorkerInfo
 from .forecast import Forecast
 
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal
+MORE_KINDS = ("cut", "crashed")  # of trials, named where there are any
 LATER = ""  # the study of what steps to come will train, in a forecast: no study is named so
 MOST_HOSTS = 4  # in a line; the others are counted
 # characters: of a bar, "1234/1234" and "1234 feasible, 1234 infeasible", and of a name beside them
@@ -229,9 +230,11 @@ def who_trains(workers: Sequence[WorkerInfo]) -> str:
 def _kind(trial: Trial) -> str:
     if trial.verdict.crashed:
         return "crashed"
+    if trial.verdict.unfinished:
+        return "cut"
     return "feasible" if trial.feasible else "infeasible"
 
 
 def _words(counts: Counter[str]) -> str:
     words = f"{counts['feasible']} feasible, {counts['infeasible']} infeasible"
-    return words + (f", {counts['crashed']} crashed" if counts["crashed"] else "")
+    return words + "".join(f", {counts[kind]} {kind}" for kind in MORE_KINDS if counts[kind])

@@ -17,6 +17,7 @@ from ..judge.analysis import GroupSummary
 from ..judge.answer import Answer
 from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
+from ..study.cut import most_saved
 from ..study.sampling import (
     free_axes,
     most_finalists,
@@ -467,6 +468,21 @@ def missing_in_words(study: Study, trials: Sequence[Trial]) -> str:
     words = f"{study.name}: {len(points)} trainings planned, {len(done)} done, {missing} to train"
     return (
         f"{words}, and up to {may_follow} that follow from their results" if may_follow else words
+    )
+
+
+def cut_in_words(study: Study) -> str:
+    """What a study's cut does, and how many updates it saves at most."""
+    assert study.cut is not None
+    planned = sum(
+        shares(study, group.batch_size)[group] * statistics.fmean(updates) * study.first_seeds
+        for group, updates in _updates_of_groups(study).items()
+    )
+    saved = most_saved(study)
+    at, keep = (readable(100 * share) for share in (study.cut.at, study.cut.keep))
+    return (
+        f"{study.name}: cut at {at} % of a training, where the best {keep} % of each group go on: "
+        f"saves at most {saved:,} of {planned:,.0f} updates ({saved / planned:.0%})"
     )
 
 

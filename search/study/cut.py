@@ -139,7 +139,9 @@ def most_saved(study: Study) -> int:
     saved = 0
     for batch_size in study.batch_sizes:
         for group, share in shares(study, batch_size).items():
-            ended = sum(end - start - _kept(study, end - start) for start, end in rounds(study, share))
+            ended = sum(
+                end - start - _kept(study, end - start) for start, end in rounds(study, share)
+            )
             whole, after = study.earliest_cut(group.optimizer)
             saved += ended * (whole * study.first_seeds - after)
     return saved

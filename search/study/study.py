@@ -1050,7 +1050,7 @@ class Study(_Strict):
         if self.cut and not self.workload:
             yield (
                 "cut",
-                f"is for a `workload`: trainings of `{self.source_key}` cannot be stopped and go on",
+                f"is for a `workload`: trials of `{self.source_key}` cannot be stopped and go on",
             )
         for name in OF_COMMANDS:
             if not self.command and getattr(self, name) is not None:
