@@ -85,7 +85,7 @@ def keys() -> str:
     """Every key at the top of a study file and of its small tables."""
     whole = schema()
     tables = whole["$defs"]
-    small = {"figure": "Figure", "cluster": "Cluster", "log": "CommandLog"}
+    small = {"cut": "Cut", "figure": "Figure", "cluster": "Cluster", "log": "CommandLog"}
     texts = ["## At the top of the file", *_sections(whole)]
     for name, table in small.items():
         texts += [f"## [{name}]", _sentence(tables[table]["description"])]

@@ -11,12 +11,21 @@ import optuna
 import pytest
 from stored import small_study
 
+from tunewright.search.compare import compare
+from tunewright.search.diagnose import diagnose
+from tunewright.search.errors import UserError
 from tunewright.search.pool import driver, inbox
 from tunewright.search.pool.in_process import InProcess
+from tunewright.search.pool.progress import Progress
 from tunewright.search.run import run_study
 from tunewright.search.show.tables import cut_in_words, missing_in_words
+from tunewright.search.store.results import Results
+from tunewright.search.store.storage import open_store
 from tunewright.search.study.cut import FEWEST
+from tunewright.search.study.sampling import next_points
+from tunewright.search.study.study import load_study
 from tunewright.search.train import loop
+from tunewright.search.trial import as_told
 
 STEPS = 100
 CUT = {"at": 0.25, "keep": 0.5}
@@ -291,3 +300,42 @@ def test_a_folder_without_its_database_keeps_its_cut_trials(cut, tmp_path):
     assert [row["verdict"] for row in rows(tmp_path)] == [t.verdict.outcome for t in trials]
     record = json.loads((tmp_path / "small" / "summary.json").read_text())
     assert record
+
+
+# --- where nothing is cut -------------------------------------------------------------------------
+
+
+def test_a_diagnosis_refuses_a_cut_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"small: cut: cannot be diagnosed: the question is the edge"
+    ):
+        diagnose(study(cut=CUT), results=tmp_path / "results")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("slots", [8], indirect=True)
+def test_reruns_of_a_comparison_are_never_cut_and_selected_trials_have_no_best_of(cut):
+    folder, _ = cut
+    results = Results.read(open_store(folder / "small"))
+    checkpoint = next((folder / "small" / "checkpoints").glob("*.safetensors"))
+    found = compare(results, checkpoint, seeds=5, backend=InProcess(), progress=False)
+    reruns = [load_study(path) for path in (folder / "small" / "comparison").glob("*/study.toml")]
+    assert len(reruns) == 1
+    assert not any(one.cut for one in reruns)
+    (candidate,) = found.candidates
+    assert len(candidate.side.values) == 5
+    assert candidate.side.best_of is None
+
+
+def test_progress_counts_a_cut_trial_as_done(cut, capsys):
+    _, trials = cut
+    one = study(cut=CUT)
+    with Progress({"small": trials}) as show:
+        show.plan(one, next_points(one, [as_told(trial) for trial in trials]))
+        show.tick([])
+    counts = Counter("cut" if trial.is_cut else trial.feasible for trial in trials)
+    assert (
+        f"small: 16/16: {counts[True]} feasible, {counts[False]} infeasible, {counts['cut']} cut"
+        in capsys.readouterr().err
+    )
