@@ -42,6 +42,10 @@ class Cuts:
             self._inbox.stop(stop(self._study, self._known[point.batch_size, point.number], bar))
         return decision
 
+    def waiting(self) -> int:
+        """How many trials have come to the cut and are not decided."""
+        return self._inbox.count_at_cut()
+
     def _find(self, point: Point, told: Trial | None) -> Trial | None:
         """A trial as it stood at its cut, by the curve that is kept; None if there is no trial."""
         trial = self._inbox.at_cut(point) if told is None else told

@@ -328,6 +328,19 @@ def test_reruns_of_a_comparison_are_never_cut_and_selected_trials_have_no_best_o
     assert candidate.side.best_of is None
 
 
+def test_progress_says_how_many_wait_at_the_cut(capsys):
+    one = study(cut=CUT)
+    with Progress({"small": []}) as show:
+        show.plan(one, next_points(one, []))
+        show.tick([])
+    assert "at the cut" not in capsys.readouterr().err
+    with Progress({"small": []}) as show:
+        show.plan(one, next_points(one, []))
+        show.at_cut("small", 5)
+        show.tick([])
+    assert "small: 0/16: 0 feasible, 0 infeasible, 5 at the cut" in capsys.readouterr().err
+
+
 def test_progress_counts_a_cut_trial_as_done(cut, capsys):
     _, trials = cut
     one = study(cut=CUT)
