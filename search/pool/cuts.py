@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..judge.so_far import so_far
 from ..store.files import curve_path, find_curve
-from ..store.storage import Store
+from ..store.storage import Store, without_curve
 from ..study.cut import Decision, Key, decide, stop
 from ..trial import Point, Trial
 from .inbox import Inbox
@@ -18,7 +18,7 @@ class Cuts:
 
     def __init__(self, store: Store, inbox: Inbox) -> None:
         self._store, self._study, self._inbox = store, store.study, inbox
-        self._known: dict[Key, Trial] = {}  # as they stood at the cut
+        self._known: dict[Key, Trial] = {}  # as they stood at the cut, without their curves
 
     def decide(
         self, points: Sequence[Point], trials: Mapping[Key, Trial], given_up: Collection[Key]
@@ -55,4 +55,5 @@ class Cuts:
             curve = find_curve(curve_path(self._store.folder, point))
             trial = replace(told, curve=curve or told.curve)
         study = self._study
-        return so_far(trial, study.cut_step(point), study.objective, study.divergence)
+        found = so_far(trial, study.cut_step(point), study.objective, study.divergence)
+        return without_curve(found, study.updates(point))

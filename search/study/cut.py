@@ -67,6 +67,7 @@ def decide(
     `given_up` crashed in this run, and nobody waits for them.
     """
     found = Decision()
+    known = {*told, *given_up}
     by_configuration: dict[Key, list[Point]] = {}
     for point in points:
         configuration = point.batch_size, point.number // study.most_seeds
@@ -86,7 +87,6 @@ def decide(
             first = seeds[0]
             one = reached[_key(first)]
             if one and (_key(first) in told or one.cost <= bar.cost):
-                known = {*told, *given_up}
                 found.to_end.extend(point for point in seeds if _key(point) not in known)
             else:
                 found.stopped.append((first, bar))
@@ -119,7 +119,7 @@ def _kept(study: Study, feasible: int) -> int:
 
 def stop(study: Study, trial: Trial, bar: Bar) -> Trial:
     """A trial that stood so at its cut, as it is told: unfinished, or infeasible if it was so."""
-    step, total = len(trial.curve.loss), trial.curve.total_steps
+    step, total = study.cut_step(trial.point), study.updates(trial.point)
     limit = readable(-bar.cost if study.maximize else bar.cost)
     reached = f"{CUT} {step} of {total}: {study.objective} {readable(trial.best_value)}"
     others = f"the best {bar.kept} of {bar.of} had reached {limit}"
