@@ -60,7 +60,13 @@ def _check(options: argparse.Namespace) -> int:
     from .judge.answer import answers
     from .playbook import legend
     from .show.advice import advise
-    from .show.tables import missing_in_words, plan_table, print_table, summary_table
+    from .show.tables import (
+        cut_in_words,
+        missing_in_words,
+        plan_table,
+        print_table,
+        summary_table,
+    )
     from .study.study import load_study
 
     cited = set()
@@ -76,6 +82,8 @@ def _check(options: argparse.Namespace) -> int:
             print_table(plan_table(study, seconds_per_step))
             if study.earlier:
                 print(missing_in_words(study, trials))
+            if study.cut:
+                print(cut_in_words(study))
         for one in [*advise(study, trials), *of_workload]:
             print(f"warning: {path}: {one.place}: {one.sentence}")
             cited.add(one.rule)
@@ -320,7 +328,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_run(studies: Sequence[Study], options: argparse.Namespace) -> int:
     """Print what would be trained. Raises UserError for what would be refused."""
-    from .show.tables import missing_in_words, plan_table, print_table
+    from .show.tables import cut_in_words, missing_in_words, plan_table, print_table
     from .trainers.tryout import check_studies
 
     check_studies(studies)
@@ -328,6 +336,8 @@ def _dry_run(studies: Sequence[Study], options: argparse.Namespace) -> int:
         study, trials = _with_results(study, options.results / study.name, options.storage)
         print_table(plan_table(study))
         print(missing_in_words(study, trials))
+        if study.cut:
+            print(cut_in_words(study))
     return 0
 
 

@@ -151,6 +151,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
     if len(listed) < len(trials):
         left_out = f"{len(listed)} of {len(trials)} trials: the best of each group."
     unfinished = any(trial.verdict.unfinished for trial in trials)
+    cut = any(trial.is_cut for trial in trials)
     seeds = max((row.seeds for row in summaries), default=1)
     gain = comparison.gain_in_words if comparison else ""
     sentences = _sentences(results)
@@ -163,6 +164,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         counts=_counts(trials),
         contents=_contents(results, sentences, told, sections),
         unfinished=unfinished,
+        cut=cut,
         answers=_answers(results, varied),
         summaries=list(_summary_rows(results.answers, varied, comparison)),
         baseline=baseline_summary,
@@ -210,10 +212,12 @@ def _contents(
 def _counts(trials: Sequence[Trial]) -> str:
     feasible = sum(trial.feasible for trial in trials)
     crashed = sum(trial.verdict.crashed for trial in trials)
-    unfinished = sum(trial.verdict.unfinished for trial in trials)
-    infeasible = len(trials) - feasible - crashed - unfinished
+    cut = sum(trial.is_cut for trial in trials)
+    unfinished = sum(trial.verdict.unfinished for trial in trials) - cut
+    infeasible = len(trials) - feasible - crashed - unfinished - cut
     counts = f"{feasible} feasible, {infeasible} infeasible, {crashed} crashed"
-    return f"{len(trials)} trials: {counts}" + f", {unfinished} unfinished" * bool(unfinished)
+    more = f", {cut} cut" * bool(cut) + f", {unfinished} unfinished" * bool(unfinished)
+    return f"{len(trials)} trials: {counts}{more}"
 
 
 def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:

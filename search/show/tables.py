@@ -18,6 +18,7 @@ from ..judge.answer import Answer
 from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
 from ..judge.plateau import headroom_base
+from ..study.cut import most_saved
 from ..study.earlier import why_outside
 from ..study.sampling import (
     free_axes,
@@ -491,6 +492,21 @@ def missing_in_words(study: Study, trials: Sequence[Trial]) -> str:
     if outside := sum(bool(why_outside(study, point)) for point in before):
         words += f"; {outside} configurations of before lie outside of its space: kept, not shown"
     return words
+
+
+def cut_in_words(study: Study) -> str:
+    """What a study's cut does, and how many updates it saves at most."""
+    assert study.cut is not None
+    planned = sum(
+        shares(study, group.batch_size)[group] * statistics.fmean(updates) * study.first_seeds
+        for group, updates in _updates_of_groups(study).items()
+    )
+    saved = most_saved(study)
+    at, keep = (readable(100 * share) for share in (study.cut.at, study.cut.keep))
+    return (
+        f"{study.name}: cut at {at} % of a training, where the best {keep} % of each group go on: "
+        f"saves at most {saved:,} of {planned:,.0f} updates ({saved / planned:.0%})"
+    )
 
 
 def _updates_of_groups(study: Study) -> dict[Group, list[int]]:

@@ -77,8 +77,9 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
             configurations = _proposed(study, batch_size, known)
         else:
             configurations = _plan(study, batch_size)
+        cut = {one.point.number // study.most_seeds for one in own if one.cut}
         for point in configurations:
-            seeds = range(study.first_seeds)
+            seeds = range(1 if point.number in cut else study.first_seeds)
             points += [with_seed(study, point, i) for i in seeds]
         if study.finalists:
             whole = _configurations(study, own, study.most_seeds)
@@ -188,6 +189,28 @@ def _in_turn(counts: Sequence[int], first: int) -> list[list[int]]:
                 own.append(number)
                 number += 1
     return numbers
+
+
+def rounds(study: Study, batch_size: int) -> dict[Group, list[list[int]]]:
+    """The numbers of the configurations of each group that are planned at once, round by round.
+
+    All that are new in one round, where nothing is learned; else those drawn, then the learner's.
+    """
+    if study.sampling.is_grid:
+        earlier = study.earlier.get(batch_size)
+        found: dict[Group, list[list[int]]] = {group: [[]] for group in study.groups(batch_size)}
+        for point in _plan(study, batch_size):
+            if earlier is None or point.number >= earlier.end:
+                found[group_of(point, study.scientific_names)][0].append(point.number)
+        return found
+    return {part.group: _rounds_of(part) for part in _parts(study, batch_size)}
+
+
+def _rounds_of(part: _Part) -> list[list[int]]:
+    drawn = len(part.values)
+    ends = [*range(drawn, len(part.numbers), ROUND), len(part.numbers)]
+    pairs = itertools.pairwise([0, *ends])
+    return [part.numbers[start:end] for start, end in pairs if start < end]
 
 
 def _points_of_finalists(

@@ -218,6 +218,40 @@ def test_choices_are_ordered_categories_that_jitter_does_not_mix() -> None:
     assert len({mark.x for mark in marks(info)}) == 120
 
 
+def cut(number: int, base_lr: float, value: float, step: int = 50) -> Trial:
+    """A trial that its study stopped after so many of STEPS updates."""
+    so_far = replace(curve(FALLING[:step]), total_steps=STEPS)
+    stopped = trial(number, base_lr, value, "unfinished", so_far)
+    evidence = f"cut at step {step} of {STEPS}: val_error {value}, where the best 3 had reached 0.3"
+    return replace(stopped, verdict=replace(stopped.verdict, evidence=evidence))
+
+
+def test_a_cut_trial_stands_at_its_value_with_a_mark_of_its_own_and_is_never_the_best() -> None:
+    trials = [*FOUR, cut(4, 0.02, 0.1), cut(5, 0.003, 0.7)]
+    info = axis_info(trials, "base_lr", "val_error", log=True)
+    found = {mark.number: (mark.kind, mark.x, mark.y) for mark in marks(info)}
+    assert found[4] == ("cut", 0.02, 0.1)
+    assert found[5] == ("cut", 0.003, 0.7)
+    assert found[0][0] == "best"
+    assert info.y_range == (0.1, 0.7)
+    assert "lr_star = 0.1, headroom 10 ×, 2 cut, 1 infeasible, 1 crashed" in info.in_words()
+    names = {trace.name for trace in axis_figure(info).data}
+    assert names == {"best", "feasible", "infeasible", "crashed", "stopped at 25%, value then"}
+
+
+def test_trials_that_were_cut_at_different_steps_are_told_as_stopped_early() -> None:
+    info = axis_info(
+        [*FOUR, cut(4, 0.02, 0.1), cut(5, 0.003, 0.7, step=80)], "base_lr", "val_error"
+    )
+    assert "stopped early, value then" in {trace.name for trace in axis_figure(info).data}
+
+
+def test_an_unfinished_trial_that_no_study_cut_stays_on_its_rail() -> None:
+    info = axis_info([*FOUR, trial(4, 0.02, 0.1, "unfinished")], "base_lr", "val_error")
+    assert marks(info)[-1].kind == "unfinished"
+    assert info.y_range == (0.2, 0.3)
+
+
 def test_crosses_of_a_choice_are_scattered_over_its_rail() -> None:
     failed = [trial(n, 1.0, 0.9, "diverged", clip_norm="a") for n in range(200)]
     info = axis_info([*failed, trial(200, 0.1, 0.2, clip_norm="b")], "clip_norm", "val_error")

@@ -56,7 +56,9 @@ MARGIN = 0.05  # to the left and right, of the range of values
 FOOT, HEAD = -0.07, 1.08  # y range as heights; the feasible values span heights 0 to 1 (S3)
 RAIL = 0.14  # height of the band of infeasible trials, and of each one above it
 
-Kind = Literal["feasible", "fewer seeds", "infeasible", "crashed", "unfinished", "winner", "best"]
+Kind = Literal[
+    "feasible", "fewer seeds", "cut", "infeasible", "crashed", "unfinished", "winner", "best"
+]
 LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on top (S3)
     "feasible": {
         "symbol": "circle",
@@ -72,6 +74,7 @@ LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on to
         "opacity": 0.6,
         "line": {"width": 1},
     },
+    "cut": {"symbol": "triangle-right-open", "size": 9, "color": BLUE, "line": {"width": 1.2}},
     "infeasible": {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": VERMILLION}},
     "crashed": {"symbol": "square-open", "size": 8, "color": MUTED, "line": {"width": 1.5}},
     "unfinished": {"symbol": "triangle-right-open", "size": 8, "color": MUTED},
@@ -88,7 +91,8 @@ RAILS: dict[Kind, str] = {"infeasible": VERMILLION, "crashed": MUTED, "unfinishe
 class Mark:
     """One trial; a winner is the best of its value or bucket (S7), unless it is the best of all.
 
-    `x` is its value, or category index and jitter; `y` its best value, or that of a rail.
+    `x` is its value, or category index and jitter; `y` its best value, of one that was cut the best
+    until then, or that of a rail.
     """
 
     number: int
@@ -128,13 +132,16 @@ class AxisInfo:
     """An axis plot as plain data.
 
     categories   tick labels at x = 0, 1, ...; empty if the axis is a scale
-    y_range      from the best side to the worst: lowest and highest feasible value, the baseline's
-                 included, or highest and lowest if the objective is maximized. They alone set the
-                 scale; trials that did not train to their end stand on rails beyond the worst
+    y_range      from the best side to the worst: lowest and highest value of feasible trials and
+                 of those that were cut, the baseline's included, or highest and lowest if the
+                 objective is maximized. They alone set the scale; other trials stand on rails
+                 beyond the worst
     isolated     whether the best trial of each value or bucket is picked out (S7): always, but for
                  base_lr, whose own effect is to be seen
     joined       whether the winners are joined by a line: the values are numbers
     baseline     value of the checkpoint that the study was compared with, a dashed line
+    cut_at       of the trials that were cut, the share of their training after which they were; nan
+                 if it is not known, or not the same
     not_varied   (optimizer, trials) not drawn: their optimizer has one value of the hyperparameter,
                  or they have none
     """
@@ -150,6 +157,7 @@ class AxisInfo:
     baseline: float | None = None
     isolated: bool = False
     joined: bool = False
+    cut_at: float = math.nan
 
     def in_words(self) -> str:
         """The figure in a sentence: each panel's best, and how many trials did not train."""
@@ -194,7 +202,7 @@ def axis_info(
     values = [trial.point.values[axis] for trial in shown]
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
-    drawn = [trial.best_value for trial in shown if has_value(trial)]
+    drawn = [trial.best_value for trial in shown if _has_place(trial)]
     if baseline is not None:
         drawn.append(baseline)
     log_y, low, high = scale(drawn, any(trial.maximize for trial in trials))
@@ -224,6 +232,7 @@ def axis_info(
         baseline=baseline,
         isolated=draw.isolated,
         joined=draw.isolated and all(isinstance(value, int | float) for value in values),
+        cut_at=_cut_at(shown),
     )
 
 
@@ -300,7 +309,20 @@ def told_of(row: GroupSummary) -> Told:
     return Told(row.lr_star, row.as_good, words)
 
 
+def _has_place(trial: Trial) -> bool:
+    """Whether a trial stands at its value, and not on a rail."""
+    return has_value(trial) or (trial.is_cut and math.isfinite(trial.best_value))
+
+
+def _cut_at(trials: Iterable[Trial]) -> float:
+    cut = [trial.curve for trial in trials if trial.is_cut]
+    shares = {round(len(one.loss) / max(one.total_steps, 1), 2) for one in cut}
+    return shares.pop() if len(shares) == 1 and all(shares) else math.nan
+
+
 def _kind(trial: Trial) -> Kind:
+    if _has_place(trial) and trial.is_cut:
+        return "cut"
     if has_value(trial):
         return "fewer seeds" if trial.provisional else "feasible"
     if trial.verdict.crashed:
@@ -348,7 +370,7 @@ class _Drawing:
             lead = winners.get(id(trial), "")
             marks.append(Mark(trial.point.number, *self._place(trial, kind), kind, lead + text))
         kinds = Counter(map(_kind, trials))
-        failed = {kind: kinds[kind] for kind in RAILS if kinds[kind]}
+        failed = {kind: kinds[kind] for kind in ("cut", *RAILS) if kinds[kind]}
         undrawn = len(trials) - len(marks)
         return Panel(group, told.note, tuple(marks), failed, undrawn, told.as_good)
 
@@ -396,7 +418,7 @@ class _Drawing:
             top = kind == "winner" or (kind == "best" and self.isolated)
             spread = 0.0 if top else JITTER * _jitter(number, GOLDEN)
             x = list(map(repr, self.categories)).index(repr(value)) + spread
-        if has_value(trial):
+        if _has_place(trial):
             return float(x), trial.best_value
         height = HEAD + RAIL * (self.rails.index(kind) + 0.5 + 0.25 * _jitter(number, math.sqrt(2)))
         return float(x), self.at(height)
@@ -471,6 +493,9 @@ def _legend_name(info: AxisInfo, kind: Kind) -> str:
         return "fewer seeds, not ranked"
     if info.axis == "base_lr" and kind == "best":
         return "lr_star"
+    if kind == "cut":
+        when = "early" if math.isnan(info.cut_at) else f"at {info.cut_at:.0%}"
+        return f"stopped {when}, value then"
     if not info.isolated:
         return kind
     names: dict[Kind, str] = {

@@ -56,6 +56,7 @@ class Line:
     number: int
     rank: int
     infeasible: bool
+    feasible: bool
     base_lr: float
     steps: tuple[int, ...]
     loss: tuple[float, ...]
@@ -174,6 +175,7 @@ def _line(trial: Trial, rank: int, objective: str, log_steps: bool) -> Line:
         number=trial.point.number,
         rank=rank,
         infeasible=trial.verdict.infeasible,
+        feasible=trial.feasible,
         base_lr=trial.point.base_lr,
         steps=tuple(map(curve.step_of, places)),
         loss=loss,
@@ -300,7 +302,7 @@ def _traces(line: Line, info: CurvesInfo) -> list[go.Scatter]:
 def _trace(line: Line, info: CurvesInfo, smooth: bool, opacity: float, width: float) -> go.Scatter:
     """The curve, or its running median if `smooth`."""
     steps, loss = (line.typical_steps, line.typical_loss) if smooth else (line.steps, line.loss)
-    kind = "infeasible" if line.infeasible else "feasible"
+    kind = "infeasible" if line.infeasible else "feasible" if line.feasible else "unfinished"
     what = "running median of the loss" if smooth else "loss"
     return go.Scatter(
         x=np.array(steps) + info.log_steps,
