@@ -153,3 +153,21 @@ def test_a_run_trains_the_new_part_only_and_prints_one_table(tmp_path):
     assert [t.point.batch_size for t in narrow] == 3 * [32]
     with (tmp_path / "small" / "trials.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 3
+
+
+def test_a_cut_decides_over_new_trials_alone(tmp_path):
+    options = {"results": tmp_path, "backend": InProcess(), "progress": False}
+    before = run_study(small_study(max_train_steps=40, trials=6), **options)
+    study = wider(max_train_steps=40, trials=30, cut={"at": 0.25, "keep": 0.5})
+    with pytest.raises(UserError, match="cut"):  # how trials are trained cannot change
+        run_study(study, **options)
+    cut = small_study(max_train_steps=40, trials=8, cut={"at": 0.25, "keep": 0.5}).with_(name="cut")
+    first = run_study(cut, **options)
+    after = run_study(study.with_(name="cut"), **options)
+    assert [t.record() for t in after if t.point.number < 8] == [t.record() for t in first]
+    new = [trial for trial in after if trial.point.number >= 8]
+    ended = [trial for trial in new if trial.is_cut]
+    going_on = [trial for trial in new if trial.feasible]
+    assert len(ended) >= 3
+    assert len(going_on) >= 3
+    assert len(before) == 6
