@@ -184,14 +184,14 @@ def baseline_of_study(given: Study | Path, results: Path) -> Settings:
 def _only_points(study: Study) -> list[Point]:
     """The configuration of each batch size, if each has one only; else none."""
     sizes = len(study.batch_sizes)
-    if study.planned_trials() != sizes * study.seeds:
+    if study.planned_trials() != sizes * study.first_seeds:
         return []
     points = next_points(study, [])
     alone = (
         len({point.configuration for point in points}) == sizes
-        and len(points) == sizes * study.seeds
+        and len(points) == sizes * study.first_seeds
     )
-    return points[:: study.seeds] if alone else []
+    return points[:: study.first_seeds] if alone else []
 
 
 def train_recipe(
@@ -473,7 +473,7 @@ class _Runs:
     def __init__(
         self, sides: Sequence[Settings], folder: Path, seeds: int, options: dict[str, Any]
     ) -> None:
-        self.first_seed = max(side.study.seed + side.study.seeds for side in sides)
+        self.first_seed = max(side.study.seed + side.study.most_seeds for side in sides)
         self.seeds, self.folder, self.device = seeds, folder, str(options.get("device") or "cpu")
         studies = {self.name(side): self.study(side) for side in sides}
         kept: list[Results] = []
@@ -501,7 +501,7 @@ class _Runs:
         They stay, and this comparison looks at the first of them.
         """
         path = self.folder / self.name(side) / STUDY_FILE
-        return load_study(path).seeds if path.is_file() else 0
+        return load_study(path).most_seeds if path.is_file() else 0
 
     def best_checkpoint(self, side: Settings) -> Path:
         """The checkpoint of a side's best run, or of a further seed's if only that is kept."""

@@ -169,7 +169,7 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
             rerun = max(seeds, fewest_seeds(paired=True, candidates=BEST_FEW))
             whole = {
                 "sweep": len(points),
-                "boundary": MOST_EXTENSIONS * PER_DECADE * study.seeds,
+                "boundary": MOST_EXTENSIONS * PER_DECADE * study.most_seeds,
                 "close": MOST_CLOSE * seeds,
                 "edge": EDGE_ROUNDS * 3 * seeds,
                 "confirm": len(CONFIRM_MULTIPLES) * seeds,

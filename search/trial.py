@@ -269,6 +269,8 @@ class Trial:
     seconds        wall time of training, evaluation included
     traceback      of a crashed trial; empty otherwise
     maximize       whether a higher value of the objective is better
+    provisional    whether its configuration has not all its seeds, so that it is not ranked yet:
+                   known beside the others alone, and no part of the record
     """
 
     point: Point
@@ -282,6 +284,7 @@ class Trial:
     seconds: float
     traceback: str = ""
     maximize: bool = False
+    provisional: bool = False
 
     def __repr__(self) -> str:
         point, verdict = self.point, self.verdict
@@ -316,7 +319,7 @@ class Trial:
 
         That of a minimized objective is as it was before there were others.
         """
-        left_off = ("curve",) if self.maximize else ("curve", "maximize")
+        left_off = ["curve", "provisional", *([] if self.maximize else ["maximize"])]
         return {
             **{name: value for name, value in vars(self).items() if name not in left_off},
             "point": self.point.record(),
@@ -402,14 +405,15 @@ def cost(value: float, maximize: bool) -> float:
 
 @dataclass(frozen=True)
 class Told:
-    """What an adaptive sampler learns from a finished trial.
+    """What a plan learns from a finished trial.
 
-    Its point, and how Optuna was told of it.
+    Its point, how Optuna was told of it, and whether it was cut before its end.
     """
 
     point: Point
     value: float
     diverged: float
+    cut: bool = False
 
 
 def as_told(trial: Trial) -> Told:

@@ -191,9 +191,14 @@ def group_trials(
     return {group: groups[group] for group in sorted(groups, key=place)}
 
 
-def is_rankable(trial: Trial) -> bool:
+def has_value(trial: Trial) -> bool:
     """Whether a trial is feasible and its objective was finite at least once."""
     return trial.feasible and math.isfinite(trial.best_value)
+
+
+def is_rankable(trial: Trial) -> bool:
+    """Whether a trial counts where the best are chosen: it has a value, and no seeds to come."""
+    return has_value(trial) and not trial.provisional
 
 
 def repetitions(trials: Iterable[Trial]) -> list[list[Trial]]:
@@ -285,8 +290,8 @@ def unstable_interval(trials: Iterable[Trial]) -> tuple[float, float]:
     lr_star = ranking[0].point.base_lr if ranking else 0.0
     infeasible = [trial.point.base_lr for trial in trials if trial.verdict.infeasible]
     first = min((base_lr for base_lr in infeasible if base_lr > lr_star), default=math.inf)
-    feasible = (trial.point.base_lr for trial in ranking if trial.point.base_lr < first)
-    return max(feasible, default=0.0), first
+    feasible = [own[0].point.base_lr for own in repetitions(trials) if all(map(has_value, own))]
+    return max((base_lr for base_lr in feasible if base_lr < first), default=0.0), first
 
 
 def summarize(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[GroupSummary]:

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 from rich.text import Text
 
-from ..study.sampling import next_points
+from ..study.sampling import next_points, yet_to_plan
 from ..study.study import Study
 from ..trial import Point, Trial
 from ..words import duration
@@ -139,15 +139,15 @@ class Progress:
 
     def plan(self, study: Study, points: Sequence[Point]) -> None:
         """The points of a study that are known so far; an adaptive sampler finds more later."""
-        planned = (study.trials or 0) * study.seeds
-        total = max(len(points), planned * len(study.batch_sizes))
+        to_come = yet_to_plan(study, points)
+        total = len(points) + sum(to_come.values())
         self._totals[study.name] = total
         updates: defaultdict[int, int] = defaultdict(int)
         known = Counter(point.batch_size for point in points)
         for point in points:
             updates[point.batch_size] += study.updates(point)
         for batch_size, count in known.items():
-            updates[batch_size] = round(updates[batch_size] * max(1.0, planned / count))
+            updates[batch_size] = round(updates[batch_size] * (1 + to_come[batch_size] / count))
         self._forecast.plan(study.name, updates)
         for trial in self._earlier.pop(study.name, ()):
             self._count(study, trial, None)  # this run has not seen how long it took

@@ -244,7 +244,10 @@ def _extend(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]
         border, sign = (max(tried), 1) if side == "above" else (min(tried), -1)
         base_lrs = [border * 10 ** (sign * i / PER_DECADE) for i in range(1, PER_DECADE + 1)]
         asked = case.ask(
-            f"{side}-{len(studies) + 1}", base_lrs, case.study.seeds, first_seed=case.study.seed
+            f"{side}-{len(studies) + 1}",
+            base_lrs,
+            case.study.most_seeds,
+            first_seed=case.study.seed,
         )
         (more,) = yield from train_all(asked)
         if not more:

@@ -114,7 +114,7 @@ class Case:
             max_train_steps=steps,
             stop_after=stop_after,
             sampler="grid",
-            seed=origin.seed + origin.seeds if first_seed is None else first_seed,
+            seed=origin.seed + origin.most_seeds if first_seed is None else first_seed,
             seeds=seeds,
             evaluations=steps if every_step else math.ceil(steps / origin.evaluate_every),
             prepend_warmup=True,

@@ -24,7 +24,7 @@ from ..judge.readout import clipped_before
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import optimizer_of
 from ..rules.schedule import LONG_WARMUP, longest_warmup
-from ..study.sampling import ROUND, free_axes, shares
+from ..study.sampling import free_axes, shares
 from ..study.study import Axis, Range, Study, ends
 from ..trial import COMMON, Trial
 from ..words import readable
@@ -247,13 +247,13 @@ def _grid_of_many_axes(study: Study) -> Iterator[Advice]:
 
 def _nothing_to_learn_from(study: Study) -> Iterator[Advice]:
     fewest = min(shares(study, study.batch_sizes[0]).values())
-    if study.sampling.is_adaptive and fewest <= ROUND:
+    if study.sampling.is_adaptive and fewest <= study.sampling.first:
         yield advice_by(
             "S2",
             "sampler",
             f"{study.sampler} learns nothing from {fewest} configurations of a group, as the "
-            f"first {ROUND} are Halton points: explore with halton, and exploit with more trials "
-            "what that finds",
+            f"first {study.sampling.first} are Halton points: explore with halton, and exploit "
+            "with more trials what that finds",
         )
 
 
@@ -287,7 +287,7 @@ def _few_evaluations(study: Study) -> Iterator[Advice]:
 
 
 def _one_seed(study: Study) -> Iterator[Advice]:
-    if study.scientific_names and study.seeds == 1:
+    if study.scientific_names and study.most_seeds == 1:
         yield advice_by(
             "S9",
             "seeds",

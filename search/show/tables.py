@@ -17,9 +17,17 @@ from ..judge.analysis import GroupSummary
 from ..judge.answer import Answer
 from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
-from ..study.sampling import free_axes, shares, some_points
+from ..study.sampling import (
+    free_axes,
+    most_finalists,
+    next_points,
+    shares,
+    some_points,
+    trials_of_finalists,
+    yet_to_plan,
+)
 from ..study.study import Axis, Range, Study
-from ..trial import Group, Point, Trial, group_of
+from ..trial import Group, Point, Trial, as_told, group_of
 from ..words import better_side, duration, ratio, readable, wrapped
 
 # What the terminal shows of `summary_cells`, within 80 columns; the report has the rest.
@@ -433,7 +441,8 @@ def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None
         trials = shares(study, group.batch_size)[group]
         if seconds_per_step:
             each = statistics.fmean(updates) * seconds_per_step[group.batch_size]
-            times = [duration(each * trials * study.seeds)]
+            trainings = trials * study.first_seeds + trials_of_finalists(study, trials)
+            times = [duration(each * trainings)]
         span = (
             f"{min(updates)}"
             if min(updates) == max(updates)
@@ -442,7 +451,7 @@ def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None
         table.add_row(
             group.label,
             _varied_in_words(study, group) or "nothing",
-            _times_seeds(trials, study.seeds),
+            _times_seeds(study, trials),
             span,
             *times,
         )
@@ -451,10 +460,14 @@ def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None
 
 def missing_in_words(study: Study, trials: Sequence[Trial]) -> str:
     """How many trainings a run would do, and how many it has already."""
-    planned = study.planned_trials()
-    done = sum(not trial.verdict.crashed for trial in trials)
-    missing = planned - done
-    return f"{study.name}: {planned} trainings planned, {done} done, {missing} to train"
+    done = [as_told(trial) for trial in trials if not trial.verdict.crashed]
+    points = next_points(study, done)
+    missing = len(points) - len(done)
+    may_follow = sum(yet_to_plan(study, points).values()) if missing else 0
+    words = f"{study.name}: {len(points)} trainings planned, {len(done)} done, {missing} to train"
+    return (
+        f"{words}, and up to {may_follow} that follow from their results" if may_follow else words
+    )
 
 
 def _updates_of_groups(study: Study) -> dict[Group, list[int]]:
@@ -488,8 +501,13 @@ def space_in_words(study: Study) -> str:
     return ". ".join(spaces)
 
 
-def _times_seeds(configurations: int, seeds: int) -> str:
-    return str(configurations) if seeds == 1 else f"{configurations} × {seeds} seeds"
+def _times_seeds(study: Study, configurations: int) -> str:
+    first, most = study.first_seeds, study.most_seeds
+    words = (
+        str(configurations) if most == 1 else f"{configurations} × {first} seed{'s' * (first > 1)}"
+    )
+    more = most_finalists(study, configurations)
+    return f"{words}, up to {more} × {most - first} more" if more else words
 
 
 def axis_in_words(axis: Axis) -> str:

@@ -30,6 +30,7 @@ from sqlalchemy import URL
 from ..errors import LOG, UserError, printable, warn_once
 from ..judge.analysis import is_rankable
 from ..judge.neighbours import judge_beside_neighbours
+from ..judge.seeds import mark_provisional
 from ..rules.schedule import applies
 from ..signals import stop_if_asked
 from ..study.adaptive import distribution, quiet_optuna
@@ -61,7 +62,7 @@ class Store:
     @property
     def planned(self) -> int:
         """How many trials each Optuna study will have, as far as the study file says it."""
-        return (self.study.trials or 0) * self.study.seeds
+        return (self.study.trials or 0) * self.study.most_seeds
 
 
 def create_store(study: Study, results: Path, url: str | None = None) -> Store:
@@ -372,12 +373,13 @@ def read_trials(store: Store, records: Iterable[Trial] | None = None) -> list[Tr
     `read_records`, where they are in memory already.
     """
     records = read_records(store) if records is None else records
+    study = store.study
     trials = _with_curves(store, sorted(records, key=_place))
-    return (
-        judge_beside_neighbours(trials, store.study.scientific_names)
-        if store.study.divergence
-        else trials
-    )
+    if study.divergence:
+        trials = judge_beside_neighbours(trials, study.scientific_names)
+    if study.finalists:
+        trials = mark_provisional(trials, study.most_seeds, study.scientific_names)
+    return trials
 
 
 def read_records(store: Store) -> list[Trial]:

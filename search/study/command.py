@@ -142,7 +142,7 @@ def _varied(study: Study) -> list[str]:
         names.append("batch_size")
     if len(study.optimizers) > 1:
         names.append("optimizer")
-    if study.seeds > 1:
+    if study.most_seeds > 1:
         names.append("seed")
     return list(dict.fromkeys([*names, *study.scientific_workload_args]))
 

@@ -4,6 +4,8 @@
     random          independent points
     grid            every combination of the axes' values
     tpe, gp         Optuna's, which learn from finished trials; their first round is from Halton
+    halton+tpe      the same as tpe, after EXPLORED points of each group from Halton: explore, then
+                    exploit
 
 Source: Tuning Playbook, "Choosing the right search algorithm"; Bousquet et al. 2017, "Critical
 Hyper-Parameters: No Random, No Cry", arXiv 1706.03200 (Halton sequences).
@@ -24,6 +26,9 @@ from ..rules.hyperparameters import by_name
 Unit = NDArray[np.float64]  # points in the unit cube, [points, axes]
 Draw = Callable[[int, int, np.random.Generator], Unit]
 
+ROUND = 8  # points of a group that a learner proposes at once
+EXPLORED = 16  # points of a group before a learner that exploits what was explored
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -33,11 +38,13 @@ class Sampler:
              must begin with the same points. None: a grid
     learner  the class of optuna.samplers that proposes what follows a first round of `draw`. Empty:
              all points are drawn before the first training
+    first    how many points of a group are drawn before the learner proposes any
     """
 
     name: str
     draw: Draw | None
     learner: str = ""
+    first: int = ROUND
 
     def __post_init__(self) -> None:
         if self.learner and not self.draw:
@@ -95,5 +102,6 @@ SAMPLERS: dict[str, Sampler] = by_name(
         Sampler("random", _random),
         Sampler("tpe", _halton, learner="TPESampler"),
         Sampler("gp", _halton, learner="GPSampler"),
+        Sampler("halton+tpe", _halton, learner="TPESampler", first=EXPLORED),
     ]
 )

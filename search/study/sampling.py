@@ -22,18 +22,23 @@ from numpy.typing import NDArray
 
 from ..rules.schedule import applies
 from ..signals import stop_if_asked
-from ..trial import COMMON, Group, Point, Told
+from ..trial import COMMON, Group, Point, Told, group_of
+from .finalists import NEXT_TO_EDGE, choose_finalists
+from .samplers import ROUND
 from .study import DECAY_SETTINGS, Axis, Range, Study, grid_size
-
-# points of a group that an adaptive sampler proposes at once; the first round is from a sequence
-ROUND = 8
 
 
 def plan(study: Study) -> list[Point]:
-    """Every point of a non-adaptive study, in training order; the same list on every call."""
-    return _repeat_with_seeds(
-        study, (point for batch_size in study.batch_sizes for point in _plan(study, batch_size))
-    )
+    """Every point that a non-adaptive study may train, in training order; the same on every call.
+
+    Where some configurations get more seeds than others, all are here with all their seeds.
+    """
+    return [
+        with_seed(study, point, i)
+        for batch_size in study.batch_sizes
+        for point in _plan(study, batch_size)
+        for i in range(study.most_seeds)
+    ]
 
 
 def some_points(study: Study, most: int) -> list[Point]:
@@ -56,63 +61,141 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
 
     Those already trained are among them.
 
-    A non-adaptive study has them all from the start. TPE and GP propose ROUND configurations of
-    each group when all seeds of its earlier rounds are told, so what they propose depends on the
-    results alone, not on the number of workers or on interruptions.
+    A non-adaptive study has all its configurations from the start. A learner proposes ROUND of them
+    for each group when the earlier ones are told. A group's finalists get their other seeds when
+    all its configurations are told. So the points depend on the results alone, not on the number of
+    workers or on interruptions.
     """
-    if not study.sampling.is_adaptive:
-        return plan(study)
     points: list[Point] = []
-    fixed = _fixed_values(study)
     for batch_size in study.batch_sizes:
-        groups = study.groups(batch_size)
-        assert study.trials is not None  # for every sampler but grid (Study.problems)
-        for index, group in enumerate(groups):
-            numbers = range(index, study.trials, len(groups))
-            known = _configurations(study, [t for t in told if t.point.batch_size == batch_size])
-            for start in range(0, len(numbers), ROUND):
-                earlier, now = numbers[:start], numbers[start : start + ROUND]
-                if not all(number in known for number in earlier):
-                    break
-                if all(number in known for number in now):
-                    points += [known[number].point for number in now]
-                    continue
-                proposals = _proposals(
-                    study, group, [known[number] for number in earlier], len(now)
-                )
-                points += [
-                    _point(study, fixed, group, n, values)
-                    for n, values in zip(now, proposals, strict=True)
-                ]
-    return _repeat_with_seeds(study, points)
+        own = [one for one in told if one.point.batch_size == batch_size]
+        known = _configurations(study, own, study.first_seeds)
+        if study.sampling.is_adaptive:
+            configurations = _proposed(study, batch_size, known)
+        else:
+            configurations = _plan(study, batch_size)
+        for point in configurations:
+            seeds = range(study.first_seeds)
+            points += [with_seed(study, point, i) for i in seeds]
+        if study.finalists:
+            whole = _configurations(study, own, study.most_seeds)
+            points += _points_of_finalists(study, batch_size, configurations, known, whole)
+    return points
 
 
-def _repeat_with_seeds(study: Study, configurations: Iterable[Point]) -> list[Point]:
-    """The points of numbered configurations: each with every seed."""
-    return [
-        replace(point, number=point.number * study.seeds + i, seed=point.seed + i)
-        for point in configurations
-        for i in range(study.seeds)
-    ]
+def _proposed(study: Study, batch_size: int, known: Mapping[int, Told]) -> list[Point]:
+    """The configurations of an adaptive study that are known so far, group by group."""
+    points: list[Point] = []
+    groups = study.groups(batch_size)
+    fixed = _fixed_values(study)
+    assert study.trials is not None  # for every sampler but grid (Study.problems)
+    for index, group in enumerate(groups):
+        numbers = range(index, study.trials, len(groups))
+        for start, end in _rounds(study, len(numbers)):
+            earlier, now = numbers[:start], numbers[start:end]
+            if not all(number in known for number in earlier):
+                break
+            if all(number in known for number in now):
+                points += [known[number].point for number in now]
+                continue
+            proposals = _proposals(study, group, [known[number] for number in earlier], len(now))
+            points += [
+                _point(study, fixed, group, n, values)
+                for n, values in zip(now, proposals, strict=True)
+            ]
+    return points
 
 
-def _configurations(study: Study, told: Iterable[Told]) -> dict[int, Told]:
-    """Configurations of one batch size all of whose seeds are told, by number.
+def _rounds(study: Study, count: int) -> list[tuple[int, int]]:
+    """Where the rounds of an adaptive group begin and end: those drawn, then the learner's."""
+    starts = [0, *range(study.sampling.first, count, ROUND)]
+    return list(itertools.pairwise([*starts, count]))
 
-    This is the inverse of _repeated.
 
-    Told of one is the mean of its values; it diverged as soon as its first seed did.
+def _points_of_finalists(
+    study: Study,
+    batch_size: int,
+    configurations: Sequence[Point],
+    known: Mapping[int, Told],
+    whole: Mapping[int, Told],
+) -> list[Point]:
+    """The further seeds of the finalists of every group whose configurations are all told."""
+    points: list[Point] = []
+    for group, share in shares(study, batch_size).items():
+        own = [p for p in configurations if group_of(p, study.scientific_names) == group]
+        first = {point.number: known[point.number] for point in own if point.number in known}
+        if len(first) < share:
+            continue
+        chosen = choose_finalists(study, first, whole)
+        points += [
+            with_seed(study, point, i)
+            for point in own
+            if point.number in chosen
+            for i in range(study.first_seeds, study.most_seeds)
+        ]
+    return points
+
+
+def most_finalists(study: Study, configurations: int) -> int:
+    """How many of a group's configurations may get all their seeds, at most."""
+    return min(configurations, study.finalists + NEXT_TO_EDGE) if study.finalists else 0
+
+
+def trials_of_finalists(study: Study, configurations: int) -> int:
+    """How many trainings the finalists of a group take besides the first, at most.
+
+    More only where none of the best trains with every seed.
     """
-    seeds: dict[int, list[Told]] = {}
-    for one in told:
-        seeds.setdefault(one.point.number // study.seeds, []).append(one)
+    return most_finalists(study, configurations) * (study.most_seeds - study.first_seeds)
+
+
+def yet_to_plan(study: Study, points: Iterable[Point]) -> dict[int, int]:
+    """How many trainings may follow those that can be planned now, at most, by batch size.
+
+    They are what a learner will propose, and further seeds of finalists that are not known yet.
+    """
+    seeds: dict[Group, dict[int, int]] = {}
+    for point in points:
+        known = seeds.setdefault(group_of(point, study.scientific_names), {})
+        number = point.number // study.most_seeds
+        known[number] = known.get(number, 0) + 1
+    to_come = {}
+    for batch_size in study.batch_sizes:
+        to_come[batch_size] = 0
+        for group, share in shares(study, batch_size).items():
+            known = seeds.get(group, {})
+            to_come[batch_size] += (share - len(known)) * study.first_seeds
+            if max(known.values(), default=0) <= study.first_seeds:
+                to_come[batch_size] += trials_of_finalists(study, share)
+    return to_come
+
+
+def with_seed(study: Study, configuration: Point, i: int) -> Point:
+    """The i-th point of a numbered configuration: number · most_seeds + i, with seed + i."""
+    number = configuration.number * study.most_seeds + i
+    return replace(configuration, number=number, seed=configuration.seed + i)
+
+
+def _configurations(study: Study, told: Iterable[Told], seeds: int) -> dict[int, Told]:
+    """Configurations of one batch size whose first `seeds` seeds are told, by number.
+
+    This is the inverse of `with_seed`. A configuration is told by the mean of the values; it
+    diverged as soon as its first seed did. One that was cut has no more seeds to wait for.
+    """
+    by_number: dict[int, list[Told]] = {}
+    for one in sorted(told, key=lambda one: one.point.number):
+        number, i = divmod(one.point.number, study.most_seeds)
+        if i < seeds:
+            by_number.setdefault(number, []).append(one)
     found = {}
-    for number, each in seeds.items():
-        if len(each) == study.seeds:
+    for number, each in by_number.items():
+        is_cut = any(one.cut for one in each)
+        if len(each) == seeds or is_cut:
             found[number] = Told(
                 replace(each[0].point, number=number, seed=study.seed),
                 value=fmean(one.value for one in each),
                 diverged=max(one.diverged for one in each),
+                cut=is_cut,
             )
     return found
 

@@ -207,9 +207,9 @@ class OrdersOfMagnitude(_Strict):
 
 # Which form of a value was read, or that an optimizer is of torch: no part of the place of a
 # mistake, and no name that a key can have.
-ORDERS, RANGE, LIST, VALUE = "<orders>", "<range>", "<list>", "<value>"
+ORDERS, RANGE, LIST, VALUE, TABLE = "<orders>", "<range>", "<list>", "<value>", "<table>"
 OF_TORCH = "<of torch>"
-FORMS = (ORDERS, RANGE, LIST, VALUE, OF_TORCH)
+FORMS = (ORDERS, RANGE, LIST, VALUE, TABLE, OF_TORCH)
 BARE_KEY = re.compile(r"[\w-]+", re.ASCII)  # of TOML: any other stands in quotes
 
 
@@ -375,6 +375,29 @@ class Space(_Shared):  # type: ignore[valid-type, misc]
     )
 
 
+class Seeds(_Strict):
+    """Seeds where they matter: a few for every configuration, more for those that may win (S9)."""
+
+    all: Trials = Field(1, description="Seeds of every configuration", examples=[1])
+    finalists: Trials = Field(
+        description="Seeds of the best configurations of each group, and of those next to the "
+        "first infeasible base_lr; more than `all`",
+        examples=[3],
+    )
+    of: Trials = Field(
+        4, description="How many of the best configurations of each group get them", examples=[4]
+    )
+
+    @model_validator(mode="after")
+    def _more(self) -> Seeds:
+        if self.finalists <= self.all:
+            raise ValueError(
+                f"finalists must be more than all, got finalists = {self.finalists}, all = "
+                f"{self.all}; seeds = {self.finalists} gives every configuration the same"
+            )
+        return self
+
+
 class Figure(_Strict):
     """How the curves of a study are drawn."""
 
@@ -399,6 +422,10 @@ Argument = Annotated[
     Annotated[Range, Tag(RANGE)] | Annotated[Values, Tag(LIST)] | Annotated[Scalar, Tag(VALUE)],
     Discriminator(_form_of_argument),
 ]
+
+
+def _form_of_seeds(value: object) -> str:
+    return TABLE if isinstance(value, Seeds | dict) else VALUE
 
 
 def _word(word: str) -> str:
@@ -537,15 +564,19 @@ class Study(_Strict):
     sampler: SamplerName = Field(
         "halton",
         description="How points are chosen: halton and sobol spread them evenly (S2), grid takes "
-        "every combination, random draws them, tpe and gp learn from earlier trials",
+        "every combination, random draws them, tpe and gp learn from earlier trials, halton+tpe "
+        "explores by halton and then lets tpe exploit what was seen",
     )
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED), NUMBER] = Field(
         0, description="Seed of the first training of each configuration, and of the sampler"
     )
-    seeds: Trials = Field(
+    seeds: Annotated[
+        Annotated[Trials, Tag(VALUE)] | Annotated[Seeds, Tag(TABLE)], Discriminator(_form_of_seeds)
+    ] = Field(
         1,
-        description="Trainings of each configuration, with seed, seed + 1, … (S9)",
-        examples=[3],
+        description="Trainings of each configuration, with seed, seed + 1, … (S9); or a table that "
+        "gives more of them to those that may win",
+        examples=[3, {"all": 1, "finalists": 3, "of": 4}],
     )
     evaluations: Annotated[int, Field(gt=0, le=MOST_EVALUATIONS), NUMBER] = Field(
         50, description="Evaluations of one training, at regular intervals of updates (S10)"
@@ -630,8 +661,9 @@ class Study(_Strict):
 
     @field_validator("max_train_steps", "seed", "seeds", mode="before")
     @classmethod
-    def _never_an_axis(cls, value: object) -> object:
-        if isinstance(value, list | dict):
+    def _never_an_axis(cls, value: object, info: ValidationInfo) -> object:
+        is_table = info.field_name == "seeds" and isinstance(value, dict) and "finalists" in value
+        if isinstance(value, list | dict) and not is_table:
             raise ValueError(f"is never an axis (S8): give one number, got {quote(value)}")
         return value
 
@@ -737,6 +769,21 @@ class Study(_Strict):
     def direction(self) -> Literal["minimize", "maximize"]:
         """Which values of the objective are better, in Optuna's words."""
         return "maximize" if self.maximize else "minimize"
+
+    @property
+    def first_seeds(self) -> int:
+        """Seeds that every configuration is trained with."""
+        return self.seeds if isinstance(self.seeds, int) else self.seeds.all
+
+    @property
+    def most_seeds(self) -> int:
+        """Seeds of a configuration that has all its seeds: a finalist, where there are any."""
+        return self.seeds if isinstance(self.seeds, int) else self.seeds.finalists
+
+    @property
+    def finalists(self) -> int:
+        """How many of the best configurations of each group get more seeds than the others."""
+        return 0 if isinstance(self.seeds, int) else self.seeds.of
 
     @property
     def evaluate_every(self) -> int:
@@ -883,13 +930,16 @@ class Study(_Strict):
         )
 
     def planned_trials(self) -> int:
-        """How many trials the study plans in all, without making a plan."""
+        """How many trials the study plans in all, without making a plan.
+
+        Those of finalists are not among them: how many there are is seen when others are trained.
+        """
         if self.trials is None:
             arguments = math.prod(len(values_of(value)) for value in self.workload_args.values())
             each = sum(self._grid_points(self.axes(one)) for one in self.optimizers) * arguments
         else:
             each = self.trials
-        return each * len(self.batch_sizes) * self.seeds
+        return each * len(self.batch_sizes) * self.first_seeds
 
     def groups(self, batch_size: int) -> list[Group]:
         """One group per optimizer and combination of scientific values, in a fixed order."""
@@ -1117,10 +1167,10 @@ class Study(_Strict):
                     f"got {quote(planned)}"
                 ),
             )
-        if self.seed + self.seeds > LARGEST_SEED:
+        if self.seed + self.most_seeds > LARGEST_SEED:
             yield (
                 "seed",
-                f"seed + seeds must be at most {LARGEST_SEED}, got {self.seed} + {self.seeds}",
+                f"seed + seeds must be at most {LARGEST_SEED}, got {self.seed} + {self.most_seeds}",
             )
 
 
@@ -1315,9 +1365,10 @@ def _unknown_key(keys: list[str]) -> str:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
             known = [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
-        case ["figure" | "log" | "cluster" as table]:
+        case ["figure" | "log" | "cluster" | "seeds" as table]:
             models: dict[str, type[BaseModel]] = {
                 "figure": Figure,
+                "seeds": Seeds,
                 "log": CommandLog,
                 "cluster": Cluster,
             }

@@ -61,7 +61,10 @@ def test_groups_are_optimizers_times_scientific_values():
         ({"objective": 3}, "s.toml: objective: should be a valid string, got 3"),
         ({"objectve": "x"}, "s.toml: objectve: unknown key; did you mean 'objective'?"),
         ({"workload": ...}, "s.toml: workload: is required"),
-        ({"sampler": "haltn"}, "'halton', 'sobol', 'grid', 'random', 'tpe' or 'gp', got 'haltn'"),
+        (
+            {"sampler": "haltn"},
+            "'halton', 'sobol', 'grid', 'random', 'tpe', 'gp' or 'halton+tpe', got 'haltn'",
+        ),
         (
             {"figure__sparse_every": 1},
             "figure.sparse_every: should be greater than or equal to 2, got 1",

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from ...judge.analysis import (
     group_trials,
-    is_rankable,
+    has_value,
     rank_configurations,
     summarize,
     varied_names,
@@ -52,7 +52,7 @@ MARGIN = 0.05  # to the left and right, of the range of values
 FOOT, HEAD = -0.07, 1.08  # y range as heights; the feasible values span heights 0 to 1 (S3)
 RAIL = 0.14  # height of the band of infeasible trials, and of each one above it
 
-Kind = Literal["feasible", "infeasible", "crashed", "unfinished", "winner", "best"]
+Kind = Literal["feasible", "fewer seeds", "infeasible", "crashed", "unfinished", "winner", "best"]
 LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on top (S3)
     "feasible": {
         "symbol": "circle",
@@ -60,6 +60,13 @@ LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on to
         "color": BLUE,
         "opacity": 0.75,
         "line": {"width": 0},
+    },
+    "fewer seeds": {
+        "symbol": "circle-open",
+        "size": 7,
+        "color": BLUE,
+        "opacity": 0.6,
+        "line": {"width": 1},
     },
     "infeasible": {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": VERMILLION}},
     "crashed": {"symbol": "square-open", "size": 8, "color": MUTED, "line": {"width": 1.5}},
@@ -169,7 +176,7 @@ def axis_info(
     values = [trial.point.values[axis] for trial in shown]
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
-    drawn = [trial.best_value for trial in shown if is_rankable(trial)]
+    drawn = [trial.best_value for trial in shown if has_value(trial)]
     if baseline is not None:
         drawn.append(baseline)
     log_y, low, high = scale(drawn, any(trial.maximize for trial in trials))
@@ -270,8 +277,8 @@ def _note(trials: list[Trial], axis: str) -> str:
 
 
 def _kind(trial: Trial) -> Kind:
-    if is_rankable(trial):
-        return "feasible"
+    if has_value(trial):
+        return "fewer seeds" if trial.provisional else "feasible"
     if trial.verdict.crashed:
         return "crashed"
     return "unfinished" if trial.verdict.unfinished else "infeasible"
@@ -351,7 +358,7 @@ class _Drawing:
             top = kind == "winner" or (kind == "best" and self.isolated)
             spread = 0.0 if top else JITTER * _jitter(number, GOLDEN)
             x = list(map(repr, self.categories)).index(repr(value)) + spread
-        if is_rankable(trial):
+        if has_value(trial):
             return float(x), trial.best_value
         height = HEAD + RAIL * (self.rails.index(kind) + 0.5 + 0.25 * _jitter(number, math.sqrt(2)))
         return float(x), self.at(height)
@@ -418,6 +425,8 @@ def _subtitle(info: AxisInfo) -> str:
 
 
 def _legend_name(info: AxisInfo, kind: Kind) -> str:
+    if kind == "fewer seeds":
+        return "fewer seeds, not ranked"
     if not info.isolated:
         return kind
     names: dict[Kind, str] = {

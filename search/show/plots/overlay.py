@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ...judge.analysis import group_trials, is_rankable, mean_cost, rank_configurations, repetitions
+from ...judge.analysis import group_trials, has_value, mean_cost, rank_configurations, repetitions
 from ...trial import Group, Trial
 from ...words import readable
 from .arrange import settled
@@ -116,7 +116,7 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
     Where a group has several configurations at a base_lr, the best of them is drawn (S7).
     """
     trials = list(trials)
-    ranked = [trial.best_value for trial in trials if is_rankable(trial)]
+    ranked = [trial.best_value for trial in trials if has_value(trial)]
     log_y, low, high = scale(ranked, any(trial.maximize for trial in trials))
     lines, drawn = [], 0
     for group, own in group_trials(trials, scientific).items():
@@ -124,7 +124,7 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
         drawn += sum(map(len, best))
         points = []
         for seeds in best:
-            values = tuple(trial.best_value for trial in seeds if is_rankable(trial))
+            values = tuple(trial.best_value for trial in seeds if has_value(trial))
             points.append(Repeated(seeds[0].point.base_lr, values, len(seeds) - len(values)))
         ranking = rank_configurations(own)
         lines.append(
@@ -149,7 +149,7 @@ def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
     """
 
     def worth(seeds: list[Trial]) -> tuple[int, float]:
-        return sum(not is_rankable(trial) for trial in seeds), mean_cost(seeds)
+        return sum(not has_value(trial) for trial in seeds), mean_cost(seeds)
 
     best: dict[float, list[Trial]] = {}
     for seeds in sorted(repetitions(trials), key=worth):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ...judge.analysis import is_rankable
+from ...judge.analysis import has_value
 from ...trial import Array, Curve, Trial
 
 EARLY_STEPS = 25  # "look closely at the first 25 or so" (R5): drawn in full
@@ -68,7 +68,7 @@ def most_informative(trials: Sequence[Trial], most: int) -> list[Trial]:
     """
     if len(trials) <= most:
         return list(trials)
-    best = sorted(filter(is_rankable, trials), key=lambda trial: trial.cost)[: most // 2]
+    best = sorted(filter(has_value, trials), key=lambda trial: trial.cost)[: most // 2]
     star = best[0].point.base_lr if best else 0.0
     above = [one for one in trials if one.verdict.infeasible and one.point.base_lr > star]
     edge = sorted(above, key=lambda trial: trial.point.base_lr)[: most // 4]
