@@ -33,6 +33,7 @@ from algoperf import columns, records
 from measure import print_footer, print_header, print_table
 from numpy.typing import NDArray
 
+from tunewright.search.pool.in_process import InProcess
 from tunewright.search.run import run_study
 from tunewright.search.study.sampling import free_axes, plan
 from tunewright.search.study.study import Study, load_study
@@ -46,7 +47,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 LOG = ("base_lr", "n_units_1", "n_units_2")
 HPOLIB = ("protein_structure", "naval_propulsion", "parkinsons_telemonitoring")
 HPOLIB += ("slice_localization",)
-EPOCHS = 100  # of each training of HPOLib
+HUNDRED = 100  # epochs of each training of HPOLib; parts of each of AlgoPerf
 MOST_FEW = 3  # tunings of a study: among fewer there is little to choose
 # of AlgoPerf's runs, by their validation alone
 OF_LABELS: Mapping[str, Outcome] = {
@@ -124,23 +125,33 @@ class Table:
             return self.axes[name].index(value)
         return int(np.argmin(np.abs(np.log(np.divide(self.axes[name], value)))))
 
-    def trial(self, point: Point, seed: int, objective: str) -> Trial:
-        """The training of a point, with seed number `seed` of the table."""
+    def trial(self, point: Point, seed: int, objective: str, until: int | None = None) -> Trial:
+        """The training of a point, with seed number `seed` of the table.
+
+        Or its first `until` updates: infeasible if its loss blew up, or it ended, in these.
+        """
         at = (*self.place(point), seed)
-        evaluated = self.eval_step <= self.done[at]
+        done = int(self.done[at])
+        outcome, best_value = OUTCOMES[self.outcome[at]], float(self.best_value[at])
+        if until is not None:
+            if until < min(done, self.onset[at]):
+                outcome = "feasible"
+            done = min(done, until)
+        evaluated = self.eval_step <= done
         values = self.values[at][evaluated]
-        curve = Curve(
-            loss=np.full(self.done[at], math.nan),  # not kept; its length is what was trained
-            grad_norm=np.full(self.done[at], math.nan),
-            eval_step=self.eval_step[evaluated],
-            metrics={objective: values},
-            total_steps=self.updates,
-        )
+        if until is not None:
+            best_value = float(values[np.isfinite(values)].min())
         return Trial(
             point=point,
-            verdict=Verdict(OUTCOMES[self.outcome[at]], "none", float(self.onset[at]), "table"),
-            curve=curve,
-            best_value=float(self.best_value[at]),
+            verdict=Verdict(outcome, "none", float(self.onset[at]), "as the table says"),
+            curve=Curve(
+                loss=np.full(done, math.nan),  # not kept; its length is what was trained
+                grad_norm=np.full(done, math.nan),
+                eval_step=self.eval_step[evaluated],
+                metrics={objective: values},
+                total_steps=self.updates,
+            ),
+            best_value=best_value,
             best_step=0,
             initial_value=float(values[0]),
             last_loss=math.nan,
@@ -187,13 +198,13 @@ def hpolib(name: str) -> Table:
         best_value=best_value,
         outcome=np.zeros(best_value.shape, int),
         onset=np.full(best_value.shape, math.inf),
-        done=np.full(best_value.shape, EPOCHS),
+        done=np.full(best_value.shape, HUNDRED),
         values=best_value[..., None],
-        eval_step=np.array([EPOCHS]),
+        eval_step=np.array([HUNDRED]),
         study={
             "workload": "nowhere:to_be_found",
             "objective": "val_loss",
-            "max_train_steps": EPOCHS,
+            "max_train_steps": HUNDRED,
             "batch_sizes": list(axes["batch_size"]),
             "space": {"optimizer": {"hpolib.Adam": dict(sorted(space.items()))}},
         },
@@ -226,8 +237,7 @@ def algoperf(folder: Path, repeated: bool) -> list[Table]:
     """Public tuning studies: the tunings that one submission tried on one workload.
 
     `repeated`: those that were run twice or more, with all their seeds; else every study of at
-    least MOST_FEW tunings, with one. Updates are hundredths of the longest run's: shorter ones
-    reached their goal before.
+    least MOST_FEW tunings, with one. Updates are hundredths of each run's own length.
     """
     studies: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for record in records(folder):
@@ -251,14 +261,12 @@ def _of_runs(name: str, tunings: Sequence[Sequence[Mapping[str, Any]]]) -> Table
     """Runs [tunings, seeds] as a table whose one axis is the tuning's number."""
     shape = (len(tunings), len(tunings[0]))
     validation = [columns(run["validation"]) for own in tunings for run in own]
-    total = max(steps[-1] for steps, _ in validation)
-    eval_step = np.arange(EPOCHS + 1)
+    eval_step = np.arange(HUNDRED + 1)
     values = [
-        known[np.searchsorted(100 * steps / total, eval_step, "right").clip(1) - 1]
+        known[np.searchsorted(HUNDRED * steps / steps[-1], eval_step, "right").clip(1) - 1]
         for steps, known in validation
     ]
     labels = [run["label"] for own in tunings for run in own]
-    done = np.array([math.ceil(100 * steps[-1] / total) for steps, _ in validation])
     outcome = np.array([OUTCOMES.index(OF_LABELS[label]) for label in labels])
     return Table(
         name=name,
@@ -266,13 +274,13 @@ def _of_runs(name: str, tunings: Sequence[Sequence[Mapping[str, Any]]]) -> Table
         best_value=np.array([np.nanmin(known) for _, known in validation]).reshape(shape),
         outcome=outcome.reshape(shape),
         onset=np.full(shape, math.inf),
-        done=done.reshape(shape),
+        done=np.full(shape, HUNDRED),
         values=np.array(values).reshape(*shape, -1),
         eval_step=eval_step,
         study={
             "workload": "nowhere:to_be_found",
             "objective": "val_loss",
-            "max_train_steps": EPOCHS,
+            "max_train_steps": HUNDRED,
             "batch_sizes": [1],
             "sampler": "grid",
             "space": {
@@ -323,7 +331,8 @@ def main() -> None:
     print_header(f"A table of {grid.planned_trials()} trainings")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / RESIDUAL_MLP.name if quick else RESIDUAL_MLP
-        write(grid, run_study(grid, results=Path(folder)), file)
+        backend = InProcess() if quick else None  # new processes take seconds to import torch
+        write(grid, run_study(grid, results=Path(folder), backend=backend), file)
         table = residual_mlp(file)
         print(f"{file.name}: {file.stat().st_size} bytes")
     feasible = np.isfinite(table.truth)

@@ -1,6 +1,6 @@
 """What a plan spends and what it finds: whole studies, replayed from tables instead of trained.
 
-    python tests/benchmarks/replay.py [--quick]
+    python tests/benchmarks/replay.py [--quick] [residual_mlp] [hpolib] [algoperf]
 
 Sampler, seeds and cut of a study decide which configurations are trained, and for how long. Here
 a study is planned and judged as `tunewright run` does it; only the training is looked up, in the
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -28,13 +28,14 @@ from measure import print_footer, print_header, print_table
 
 from tunewright.search.judge.analysis import summarize
 from tunewright.search.judge.answer import Answer, answers
+from tunewright.search.judge.seeds import mark_provisional
+from tunewright.search.study.cut import decide, stop
 from tunewright.search.study.sampling import next_points
 from tunewright.search.study.study import Study, parse_study
 from tunewright.search.trial import Point, Trial, as_told
 
 OF_HPOLIB = 40  # configurations of a study at each of its four batch sizes
 OF_RESIDUAL = (20, 40)
-REPLAYS, QUICK = (25, 200), (1, 2)  # of each plan: on each table of HPOLib, and of the residual MLP
 ONE, FINALISTS, ALL, TWO = "1 for all", "3 for 4 finalists", "3 for all", "2 for all"
 SEEDS: dict[str, Any] = {
     ONE: 1,
@@ -76,7 +77,7 @@ class Plan:
 
 SAMPLERS = ("halton", "tpe", "halton+tpe")
 PLANS = [Plan(sampler, seeds) for sampler in SAMPLERS for seeds in (ONE, FINALISTS, ALL)]
-CUTTING = [Plan(plan.sampler, plan.seeds, cut) for plan in PLANS for cut in CUTS if cut]
+CUTTING = [Plan(plan.sampler, plan.seeds, "at 25 %") for plan in PLANS]
 
 
 @dataclass(frozen=True)
@@ -101,22 +102,38 @@ def replay(plan: Plan, table: Table, trials: int | None, seed: int) -> list[Choi
     """A study from its first point to its answers, one for each batch size."""
     study = plan.study(table, trials, seed)
     columns = np.random.default_rng(seed).permutation(table.seeds).tolist()
+
+    def look_up(point: Point, until: int | None = None) -> Trial:
+        return table.trial(point, columns[point.seed - study.seed], study.objective, until)
+
     done: Trials = {}
-    while points := to_train(study, done):
-        for point in points:
-            column = columns[point.seed - study.seed]
-            done[point.batch_size, point.number] = table.trial(point, column, study.objective)
+    while new := train(study, done, look_up):
+        done |= {key(trial.point): trial for trial in new}
     found = list(done.values())
+    if study.finalists:
+        found = mark_provisional(found, study.most_seeds, study.scientific_names)
     return [
         chosen(table, found, answer)
         for answer in sorted(answers(found, summarize(found)), key=lambda one: one.batch_size)
     ]
 
 
-def to_train(study: Study, done: Trials) -> list[Point]:
-    """The points that are planned now and not trained, as the driver asks for them."""
+def train(study: Study, done: Trials, look_up: Callable[..., Trial]) -> list[Trial]:
+    """What is planned now and not trained, as the driver asks for it, to its end or its cut."""
     points = next_points(study, [as_told(trial) for trial in done.values()])
-    return [point for point in points if (point.batch_size, point.number) not in done]
+    if study.cut is None:
+        return [look_up(point) for point in points if key(point) not in done]
+
+    def at_cut(point: Point) -> Trial:
+        return look_up(point, study.cut_step(point))
+
+    found = decide(study, points, done.keys(), at_cut)
+    stopped = [stop(study, at_cut(point), bar) for point, bar in found.stopped]
+    return [*stopped, *map(look_up, found.to_end)]
+
+
+def key(point: Point) -> tuple[int, int]:
+    return point.batch_size, point.number
 
 
 def chosen(table: Table, trials: Sequence[Trial], answer: Answer) -> Choice:
@@ -151,7 +168,6 @@ def against(plan: Plan, found: Sequence[Choice], reference: Sequence[Choice]) ->
         "same choice": percent([one.place == other.place for one, other in pairs]),
         "surely worse": percent(worse),
         "surely better": percent(better),
-        "fails": percent([math.isinf(one.truth) for one in found]),
     }
 
 
@@ -187,8 +203,8 @@ def rows(found: Found, names: Sequence[str], seeds: str = ALL) -> list[dict[str,
     return [against(plan, on_all(plan), on_all(Plan(plan.sampler, seeds))) for plan in plans]
 
 
-def of_residual_mlp(count: int) -> None:
-    table = residual_mlp()
+def of_residual_mlp(quick: bool) -> None:
+    table, count = residual_mlp(), 2 if quick else 200
     for trials in OF_RESIDUAL:
         print(f"Residual MLP, {trials} configurations, {count} studies")
         plans = [*PLANS, *CUTTING]
@@ -196,7 +212,8 @@ def of_residual_mlp(count: int) -> None:
         print_table(rows(found, [table.name]))
 
 
-def of_hpolib(names: Sequence[str], count: int) -> None:
+def of_hpolib(quick: bool) -> None:
+    names, count = (HPOLIB[:1], 1) if quick else (HPOLIB, 25)
     found: dict[tuple[Plan, str], list[Choice]] = {}
     for name in names:
         table = hpolib(name)
@@ -210,13 +227,22 @@ def of_hpolib(names: Sequence[str], count: int) -> None:
     print_table(rows(found, names))
 
 
-def of_algoperf(folder: Path) -> None:
+def of_algoperf(quick: bool) -> None:
     """Which tuning is chosen of the few that were run, in other people's studies."""
+    if not (name := os.environ.get("TUNEWRIGHT_ALGOPERF")):
+        print("TUNEWRIGHT_ALGOPERF is not set: no runs of AlgoPerf")
+        return
+    folder = Path(name)
     print("AlgoPerf: studies of four or five tunings; schedules that decay are among them")
     plans = [Plan("grid", ONE, cut) for cut in CUTS]
     print_few(algoperf(folder, repeated=False), plans, ONE, 1)
     print("AlgoPerf: studies whose three to five tunings were run twice")
-    print_few(algoperf(folder, repeated=True), [Plan("grid", seeds) for seeds in OF_TWO], TWO, 10)
+    print_few(
+        algoperf(folder, repeated=True),
+        [Plan("grid", seeds) for seeds in OF_TWO],
+        TWO,
+        2 if quick else 10,
+    )
 
 
 def print_few(tables: Sequence[Table], plans: Sequence[Plan], seeds: str, count: int) -> None:
@@ -237,20 +263,19 @@ def print_few(tables: Sequence[Table], plans: Sequence[Plan], seeds: str, count:
     print(f"of {len(tables)} studies\n")
 
 
+PARTS = {"residual_mlp": of_residual_mlp, "hpolib": of_hpolib, "algoperf": of_algoperf}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few replays: some seconds")
-    quick = parser.parse_args().quick
-    on_hpolib, on_residual_mlp = QUICK if quick else REPLAYS
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="only these")
+    arguments = parser.parse_args()
     print_header("Replayed studies")
-    of_residual_mlp(on_residual_mlp)
-    of_hpolib(HPOLIB[:1] if quick else HPOLIB, on_hpolib)
-    if folder := os.environ.get("TUNEWRIGHT_ALGOPERF"):
-        of_algoperf(Path(folder))
-    else:
-        print("TUNEWRIGHT_ALGOPERF is not set: no public runs")
+    for part in arguments.parts or PARTS:
+        PARTS[part](arguments.quick)
     print_footer()
 
 
