@@ -23,6 +23,7 @@ COMMON = of_kind("common")  # hyperparameters of every training: fields of a Poi
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed", "unfinished"]
 # an evaluation after as many updates is of the untrained model: some count updates from 1
 UNTRAINED_STEPS = 1
+CUT = "cut at step"  # how the evidence of a trial begins that its study stopped by its value
 Instability = Literal["none", "early", "mid_training"]
 
 
@@ -301,6 +302,11 @@ class Trial:
         return self.verdict.feasible
 
     @property
+    def is_cut(self) -> bool:
+        """Whether its study stopped it by its value before its end (`study.cut`)."""
+        return self.verdict.unfinished and self.verdict.evidence.startswith(CUT)
+
+    @property
     def cost(self) -> float:
         """What trials are ranked by: lower is better.
 
@@ -419,17 +425,19 @@ class Told:
 def as_told(trial: Trial) -> Told:
     """How Optuna is told of a trial: its value, and the constraint `diverged`.
 
-    A feasible trial: its best value, and −1. An infeasible one: the value of the untrained model,
-    and 1 − onset/total > 0, so that samplers learn that later is nearer to feasible. Never nan and
-    never a huge penalty: both mislead TPE and GP, and ruin every axis they are drawn on.
+    A feasible trial: its best value, and −1. So is one that was cut: its value then is worse than
+    those that went on had, and their last ones. An infeasible one: the value of the untrained
+    model, and 1 − onset/total > 0, so that samplers learn that later is nearer to feasible. Never
+    nan and never a huge penalty: both mislead TPE and GP, and ruin every axis they are drawn on.
     """
-    if trial.feasible and math.isfinite(trial.best_value):
-        return Told(trial.point, trial.best_value, -1.0)
+    cut = trial.verdict.unfinished
+    if (trial.feasible or cut) and math.isfinite(trial.best_value):
+        return Told(trial.point, trial.best_value, -1.0, cut)
     steps = max(trial.curve.total_steps, 1)
     reached = min(trial.verdict.onset_step, steps - 1) / steps
     worst = -LARGE if trial.maximize else LARGE
     value = next(filter(math.isfinite, (trial.initial_value, trial.best_value)), worst)
-    return Told(trial.point, value, 1.0 - reached)
+    return Told(trial.point, value, 1.0 - reached, cut)
 
 
 def told_cost(trial: Trial) -> float:

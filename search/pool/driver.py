@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told
 from ..workload.workload import code_of, reload_edited_modules
 from .backend import Backend, TaskResult, WorkerBack, WorkerInfo, WorkerLost, machines
+from .cuts import Cuts
 from .engines import EngineRecords
 from .inbox import Inbox, read_inbox, saved_state, take_interrupted
 from .progress import Progress
@@ -76,6 +77,12 @@ class Driver:
         self.tried: set[tuple[str, str]] = set()
         self.deaths: Counter[tuple[str, str]] = Counter()
         self.deaths_before_training = 0  # one after the other
+        self.cuts = {
+            store.study.name: Cuts(store, Inbox(_inbox(store)))
+            for store in stores
+            if store.study.cut
+        }
+        self.to_cut: set[str] = set()  # studies whose trials train up to their cut now
         self.seen: dict[str, WorkerInfo] = {}  # workers, by name
         # by the database, in seconds of `time.monotonic`
         self.unanswered_since: float | None = None
@@ -125,17 +132,28 @@ class Driver:
         """The points to train now, over all studies, by batch size and workload arguments."""
         planned: dict[tuple[str, int, str], tuple[Store, list[Point]]] = {}
         for store, trials in zip(self.stores, self.trials, strict=True):
-            done = [trial for trial in trials.values() if not trial.verdict.crashed]
-            finished = {_key(trial.point) for trial in done}
-            points = next_points(store.study, [as_told(trial) for trial in done])
-            self.show.plan(store.study, points)
-            for point in points:
-                if (
-                    _key(point) not in finished
-                    and (store.study.name, name_of(point)) not in self.tried
-                ):
-                    planned.setdefault(_group_key(store, point), (store, []))[1].append(point)
+            for point in self.points_of(store, trials):
+                planned.setdefault(_group_key(store, point), (store, []))[1].append(point)
         return list(planned.values())
+
+    def points_of(self, store: Store, trials: Mapping[tuple[int, int], Trial]) -> list[Point]:
+        """The points of one study to train now: to their end, or to its cut if `to_cut` has it."""
+        study = store.study
+        self.to_cut.discard(study.name)
+        while True:
+            told = {key: trial for key, trial in trials.items() if not trial.verdict.crashed}
+            points = next_points(study, [as_told(trial) for trial in told.values()])
+            self.show.plan(study, points)
+            tried = {_key(point) for point in points if (study.name, name_of(point)) in self.tried}
+            if not study.cut:
+                return [point for point in points if _key(point) not in told.keys() | tried]
+            decision = self.cuts[study.name].decide(points, told, tried)
+            if decision.to_cut:
+                self.to_cut.add(study.name)
+                return decision.to_cut
+            if not decision.stopped:
+                return decision.to_end
+            self.collect_until_answered()  # those that were stopped; what is told decides the rest
 
     def assign(self, planned: Sequence[tuple[Store, list[Point]]]) -> list[Task]:
         """What is planned as a task for each batch size and workload.
@@ -147,7 +165,14 @@ class Driver:
         suspects: list[Task] = []
         for (store, points), engine in zip(planned, self.choose_engines(planned), strict=True):
             study = store.study
-            task = partial(Task, study, _inbox(store), engine=engine, code=self.code[study.name])
+            task = partial(
+                Task,
+                study,
+                _inbox(store),
+                engine=engine,
+                code=self.code[study.name],
+                to_cut=study.name in self.to_cut,
+            )
             free: list[Point] = []
             for point in points:
                 if self.deaths[study.name, name_of(point)]:

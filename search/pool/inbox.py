@@ -6,6 +6,7 @@ Of each point:
     STEM.started        while it is in training
     STEM.state          its state, from now and then, for whoever goes on with its training
     STEM.npz, STEM.safetensors, STEM.json    curve, best checkpoint and record of a finished trial
+    STEM.npz, STEM.cut  curve and record of one that has come to its cut, until it is finished
 
 The record is written last: a trial whose record is there is complete, and outlives whatever happens
 to the worker or the driver. All of it is bytes here, so that workers need not share the disk.
@@ -63,7 +64,10 @@ class Desk(Protocol):
         """Say that a saved state is of no use: training begins anew."""
 
     def post(self, trial: Trial, curve: bytes, checkpoint: bytes) -> None:
-        """Hand in a finished trial; of one that crashed, the record alone."""
+        """Hand in a finished trial; of one that crashed, the record alone.
+
+        One that is unfinished has come to its cut, and the state that was saved of it stays.
+        """
 
     def refuse(self, points: Iterable[Point]) -> None:
         """Say that points were not interrupted, but refused with their study."""
@@ -108,14 +112,47 @@ class Inbox:
         path.unlink(missing_ok=True)
 
     def post(self, trial: Trial, curve: bytes, checkpoint: bytes) -> None:
-        stem = name_of(trial.point)
+        stem, record = name_of(trial.point), json.dumps(trial.record()).encode()
         if not trial.verdict.crashed:
             _write(self.folder / f"{stem}.npz", curve)
-            _write(self.folder / f"{stem}.safetensors", checkpoint)
+        left = [started_mark(self.folder, trial.point)]
+        if trial.verdict.unfinished:
+            _write(cut_mark(self.folder, stem), record)
+        else:
+            if not trial.verdict.crashed:
+                _write(self.folder / f"{stem}.safetensors", checkpoint)
+            _write(self.folder / f"{stem}.json", record)
+            left += [saved_state(self.folder, stem), cut_mark(self.folder, stem)]
+        self._remove(left)
+
+    def at_cut(self, point: Point) -> Trial | None:
+        """A trial as it came to its cut; None, with nothing left of it, if it has not, or if that
+        is damaged.
+        """
+        path = cut_mark(self.folder, name_of(point))
+        if not path.exists():
+            return None
+        curve = find_curve(path.with_suffix(".npz"))
+        try:
+            trial = parse_trial(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            warn_once(f"{path}: is damaged, and the trial is trained again: {first_line(error)}")
+            curve = None
+        if curve is None:
+            self._remove([path, saved_state(self.folder, path.stem)])
+            return None
+        return replace(trial, curve=curve)
+
+    def stop(self, trial: Trial) -> None:
+        """Have a trial told that came to its cut and does not go on; its curve is there."""
+        stem = name_of(trial.point)
         _write(self.folder / f"{stem}.json", json.dumps(trial.record()).encode())
-        with _writing(self.folder / stem):
-            for left in (started_mark(self.folder, trial.point), saved_state(self.folder, stem)):
-                left.unlink(missing_ok=True)
+        self._remove([saved_state(self.folder, stem), cut_mark(self.folder, stem)])
+
+    def _remove(self, left: Iterable[Path]) -> None:
+        with _writing(self.folder):
+            for path in left:
+                path.unlink(missing_ok=True)
 
     def refuse(self, points: Iterable[Point]) -> None:
         for point in points:
@@ -153,6 +190,11 @@ def started_mark(folder: Path, point: Point) -> Path:
 def saved_state(folder: Path, stem: str) -> Path:
     """Where the state of a trial in training is kept."""
     return folder / f"{stem}.state"
+
+
+def cut_mark(folder: Path, stem: str) -> Path:
+    """The record of a trial that has come to its cut."""
+    return folder / f"{stem}.cut"
 
 
 def read_inbox(folder: Path) -> Iterator[tuple[Trial, Path]]:

@@ -272,7 +272,8 @@ class WireDesk:
         self._ask("start_again", number=point.number, reason=reason)
 
     def post(self, trial: Trial, curve: bytes, checkpoint: bytes) -> None:
-        self.states.pop(trial.point.number, None)
+        if not trial.verdict.unfinished:
+            self.states.pop(trial.point.number, None)
         self.finished[trial.point.number] = trial, curve, checkpoint
         self._hand_in()
 
@@ -287,7 +288,14 @@ class WireDesk:
         return self._ask("why_alone", point=point.record()) or ""
 
     def _hand_in(self) -> None:
-        """Hand in what is finished and what is saved, as far as somebody takes it."""
+        """Hand in what is saved and what is finished, as far as somebody takes it.
+
+        States come first: one that has come to its cut goes on from there.
+        """
+        for number, state in list(self.states.items()):
+            if self._ask("save", state, number=number) is None:
+                return
+            del self.states[number]
         for number, (trial, curve, checkpoint) in list(self.finished.items()):
             values = {
                 "number": number,
@@ -298,10 +306,6 @@ class WireDesk:
                 return
             del self.finished[number], self.taken[number]
             self.begun.discard(number)
-        for number, state in list(self.states.items()):
-            if self._ask("save", state, number=number) is None:
-                return
-            del self.states[number]
 
     def hand_in_late(self) -> None:
         """At the end of a task: hand in what is kept, as soon as a driver answers."""

@@ -47,6 +47,7 @@ class Job:
     follows_norms   whether a clip threshold of any depends on earlier norms
     folder          of the study's results, where this machine has it: runs of commands go there
     key             of the study: the same in another run of the same study, and in no other study
+    to_cut          whether trials are trained up to their cut only, to be decided then
     code            of the study: a hash for each of the user's modules (`code_of`)
     """
 
@@ -57,13 +58,14 @@ class Job:
     folder: Path
     key: str
     code: Mapping[str, str]
+    to_cut: bool = False
 
 
 @dataclass(frozen=True)
 class Task:
     """Points of one study to be trained: same batch size, same workload arguments.
 
-    code   as that of a Job
+    code, to_cut   as those of a Job
     """
 
     study: Study
@@ -71,17 +73,20 @@ class Task:
     points: Sequence[Point]
     engine: Engine
     code: Mapping[str, str] = field(default_factory=dict)
+    to_cut: bool = False
 
     @cached_property
     def job(self) -> Job:
+        content = f"{self.study.name} {self.study.model_dump()!r}" + " to its cut" * self.to_cut
         return Job(
             self.study,
             self.engine,
             {point.optimizer for point in self.points},
             any(point.clip_z < np.inf for point in self.points),
             self.inbox.parent,
-            hashlib.sha256(f"{self.study.name} {self.study.model_dump()!r}".encode()).hexdigest(),
+            hashlib.sha256(content.encode()).hexdigest(),
             self.code,
+            self.to_cut,
         )
 
 
@@ -261,7 +266,7 @@ def _train(
 
     Alone, each has a workload of its own, which may keep state.
     """
-    study = job.study
+    study, to_cut = job.study, job.to_cut
     if study.train:
         yield from train_by_function(study, points.take(1), device, keeper)
     elif study.command:
@@ -271,10 +276,10 @@ def _train(
         yield train_by_command(study, point, run_dir, state, device, keeper, engine.threads)
     elif engine.execution.builds_anew:
         workload = load_workload(study.workload, first.workload_args)
-        yield from train(study, workload, points.take(1), engine, device, keeper)
+        yield from train(study, workload, points.take(1), engine, device, keeper, to_cut=to_cut)
     else:
         workload, traces = _cached_workload(study, first)
-        yield from train(study, workload, points, engine, device, keeper, traces)
+        yield from train(study, workload, points, engine, device, keeper, traces, to_cut=to_cut)
 
 
 def _simpler(

@@ -74,8 +74,9 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
             configurations = _proposed(study, batch_size, known)
         else:
             configurations = _plan(study, batch_size)
+        cut = {one.point.number // study.most_seeds for one in own if one.cut}
         for point in configurations:
-            seeds = range(study.first_seeds)
+            seeds = range(1 if point.number in cut else study.first_seeds)
             points += [with_seed(study, point, i) for i in seeds]
         if study.finalists:
             whole = _configurations(study, own, study.most_seeds)
@@ -91,7 +92,7 @@ def _proposed(study: Study, batch_size: int, known: Mapping[int, Told]) -> list[
     assert study.trials is not None  # for every sampler but grid (Study.problems)
     for index, group in enumerate(groups):
         numbers = range(index, study.trials, len(groups))
-        for start, end in _rounds(study, len(numbers)):
+        for start, end in rounds(study, len(numbers)):
             earlier, now = numbers[:start], numbers[start:end]
             if not all(number in known for number in earlier):
                 break
@@ -106,8 +107,13 @@ def _proposed(study: Study, batch_size: int, known: Mapping[int, Told]) -> list[
     return points
 
 
-def _rounds(study: Study, count: int) -> list[tuple[int, int]]:
-    """Where the rounds of an adaptive group begin and end: those drawn, then the learner's."""
+def rounds(study: Study, count: int) -> list[tuple[int, int]]:
+    """Where the rounds of a group of `count` configurations begin and end.
+
+    Those drawn, then the learner's; one round of all where nothing is learned.
+    """
+    if not study.sampling.is_adaptive:
+        return [(0, count)]
     starts = [0, *range(study.sampling.first, count, ROUND)]
     return list(itertools.pairwise([*starts, count]))
 

@@ -398,6 +398,24 @@ class Seeds(_Strict):
         return self
 
 
+Share = Annotated[float, Field(gt=0, lt=1), NUMBER]
+
+
+class Cut(_Strict):
+    """Trainings that end early by their value: a shy form of successive halving."""
+
+    at: Share = Field(
+        description="Share of a training after which values are compared: at the first evaluation "
+        "from there on, and never before warmup has ended",
+        examples=[0.25],
+    )
+    keep: Share = Field(
+        description="Share of a group's trials that train to their end, at least three of them; "
+        "infeasible ones do not count",
+        examples=[0.5],
+    )
+
+
 class Figure(_Strict):
     """How the curves of a study are drawn."""
 
@@ -607,6 +625,12 @@ class Study(_Strict):
         "run (R9)",
         examples=[500],
     )
+    cut: Cut | None = Field(
+        None,
+        description="End the worse trials of each group early, by their best value so far; off by "
+        "default. Only for a `workload` without decay",
+        examples=[{"at": 0.25, "keep": 0.5}],
+    )
     keep_checkpoints: Trials | None = Field(
         None,
         description="Checkpoints to keep at each batch size, those of the best trials; without it "
@@ -793,6 +817,30 @@ class Study(_Strict):
     def updates(self, point: Point) -> int:
         """Updates of a trial: its whole schedule, or as many as `stop_after` allows."""
         return self.until_stop(total_steps(point, self.max_train_steps, self.prepend_warmup))
+
+    def cut_step(self, point: Point) -> int:
+        """The updates after which a trial of a study with a cut is compared with its group.
+
+        That is the first evaluation at `cut.at` of its training, once warmup has ended for all
+        trials of its optimizer; with `prepend_warmup`, at that share of what follows its own.
+        """
+        warmup = point.warmup_steps
+        if not self.prepend_warmup:
+            warmup = int(ends(self.axes(point.optimizer)["warmup_steps"])[1])
+        return self._cut_after(warmup)
+
+    def earliest_cut(self, optimizer: str) -> tuple[int, int]:
+        """The updates of the shortest training of an optimizer, and those before its cut."""
+        shortest, longest = map(int, ends(self.axes(optimizer)["warmup_steps"]))
+        if not self.prepend_warmup:
+            return self.until_stop(self.max_train_steps), self._cut_after(longest)
+        return self.until_stop(self.max_train_steps + shortest), self._cut_after(shortest)
+
+    def _cut_after(self, warmup: int) -> int:
+        assert self.cut is not None
+        share = self.cut.at * self.until_stop(self.max_train_steps)
+        least = warmup + share if self.prepend_warmup else max(warmup, share)
+        return math.ceil(least / self.evaluate_every) * self.evaluate_every
 
     def until_stop(self, whole: int) -> int:
         """How many of the updates of a whole schedule `stop_after` allows."""
@@ -999,6 +1047,11 @@ class Study(_Strict):
         for name in OF_WORKLOADS:
             if not self.workload and getattr(self, name) != Study.model_fields[name].default:
                 yield name, "is for a `workload`: here your own training decides it"
+        if self.cut and not self.workload:
+            yield (
+                "cut",
+                f"is for a `workload`: trainings of `{self.source_key}` cannot be stopped and go on",
+            )
         for name in OF_COMMANDS:
             if not self.command and getattr(self, name) is not None:
                 yield name, "is for a `command`"
@@ -1130,6 +1183,7 @@ class Study(_Strict):
                 f"must be at most {longest}, 10 % of max_train_steps = {self.max_train_steps} "
                 f"(R10); got {largest:g}",
             )
+        yield from self._problems_of_cut(axes, optimizer)
         yield from self._settings_of_some(axes, optimizer)
         yield from self._settings_out_of_bounds(axes, optimizer)
         for name in self.scientific:
@@ -1139,6 +1193,27 @@ class Study(_Strict):
             if self.sampling.is_grid and isinstance(axis, Range) and axis.points is None:
                 key = self.key_of(optimizer, name)
                 yield key, "the grid sampler needs the number of points of a range"
+
+    def _problems_of_cut(
+        self, axes: Mapping[str, Axis], optimizer: str
+    ) -> Iterator[tuple[str, str]]:
+        """Why an optimizer's trials cannot be compared before their end."""
+        if not self.cut:
+            return
+        decaying = [one for one in values_of(axes["decay"]) if one != "constant"]
+        if decaying:
+            yield (
+                "cut",
+                f"cannot stand beside decay = {quote(decaying[0])}: a high learning rate shows its "
+                "worth only once it has decayed, so values on the way do not tell who ends best",
+            )
+        whole, after = self.earliest_cut(optimizer)
+        if after >= whole:
+            yield (
+                "cut.at",
+                f"there is no evaluation between {self.cut.at:g} of a training, its warmup left "
+                f"out, and its end at {whole} updates: they come every {self.evaluate_every}",
+            )
 
     def _too_many(self) -> Iterator[tuple[str, str]]:
         """Counted before anything of that many is made."""
@@ -1365,10 +1440,11 @@ def _unknown_key(keys: list[str]) -> str:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
             known = [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
-        case ["figure" | "log" | "cluster" | "seeds" as table]:
+        case ["figure" | "log" | "cluster" | "seeds" | "cut" as table]:
             models: dict[str, type[BaseModel]] = {
                 "figure": Figure,
                 "seeds": Seeds,
+                "cut": Cut,
                 "log": CommandLog,
                 "cluster": Cluster,
             }

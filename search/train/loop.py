@@ -40,6 +40,7 @@ from .rows import Stack
 # between two savings of what is in training: the most that an interruption costs a long trial
 SAVE_SECONDS = 60.0
 OTHER_BATCHES = "its batches come in another order when they are drawn again"
+BEYOND_CUT = "its saved state is beyond its cut"
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,16 @@ class Listed:
 
 @dataclass(eq=False)
 class _Slot:
-    """A trial in training: its point, its schedule as coefficients, and its measurements."""
+    """A trial in training: its point, its schedule as coefficients, and its measurements.
+
+    until   updates after which it leaves its slot: all of them, or those before its cut
+    """
 
     point: Point
     batches: _Batches
     columns: dict[str, NDArray[np.float64]]
     recorder: Recorder
+    until: int
     python: PythonState | None = None  # of workload and model at the start, where it can be seen
 
     @property
@@ -133,6 +138,11 @@ class _Slot:
     def total(self) -> int:
         """Updates planned."""
         return self.recorder.total_steps
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its training has ended, and not only come to its cut."""
+        return self.step == self.total or self.recorder.is_hopeless()
 
     def is_learning(self) -> bool:
         """Whether its last loss is not above its first."""
@@ -150,8 +160,11 @@ class _Slot:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `state` returned.
 
-        Raises ValueError, with nothing changed, if its batches were others.
+        Raises ValueError, with nothing changed, if its batches were others, or if it has more
+        updates than this training is to take.
         """
+        if len(state["loss"]) > self.until:
+            raise ValueError(BEYOND_CUT)
         if not torch.equal(state["batch"], self.batches.last()):
             raise ValueError(OTHER_BATCHES)
         random = RandomState.from_tensors(state)
@@ -194,6 +207,7 @@ def train(
     keeper: Keeper | None = None,
     traces: Traces | None = None,
     with_state: bool = False,
+    to_cut: bool = False,
 ) -> Iterator[Trained]:
     """Train points of one batch size and one workload; yield each as it finishes.
 
@@ -201,13 +215,16 @@ def train(
     trial ends after its last update, or as soon as `verdict.hopeless` says that it can only be
     infeasible; its slot then takes the next point, and the stack shrinks when there is none.
     `keeper` is told what is in training and keeps its state now and then; `traces` keeps the graphs
-    of a stacked workload from one call to the next. Exceptions of the workload are not caught.
+    of a stacked workload from one call to the next. With `to_cut` a trial leaves its slot at its cut
+    (`Study.cut_step`), with a verdict that is unfinished; its state is saved, so that its training
+    may go on later. Exceptions of the workload are not caught.
     Raises StackingError if what a stack or a recording computes is not what the model alone does
     (audit.py). Each trial has its own random numbers, of Python, NumPy and torch; the caller's are
     as they were at each yield.
     """
     supply = Listed(points) if isinstance(points, Iterable) else points
     loop = _Loop(study, workload, supply, engine, torch.device(device), keeper, traces, with_state)
+    loop.to_cut = to_cut
     finished = loop.run()
     inside: RandomState | None = None
     while True:
@@ -250,6 +267,7 @@ class _Loop:
         self.capacity = self.engine.capacity(len(self.queue))
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
+        self.to_cut = False
         self.python: PythonState | None = None  # of a stack or a recording, after its first loss
 
     def run(self) -> Iterator[Trained]:
@@ -271,19 +289,15 @@ class _Loop:
         while self.slots or self.queue:
             if self.queue and len(self.slots) < self.capacity and self._aligned():
                 self._refill()
-            began = time.perf_counter()
             stop_if_asked()
-            self._advance(self._steps_ahead())
-            self._evaluate([k for k, slot in enumerate(self.slots) if self._evaluation_due(slot)])
-            share = (time.perf_counter() - began) / len(self.slots)
-            for slot in self.slots:
-                slot.recorder.seconds += share
+            if steps := self._steps_ahead():
+                self._train(steps)
             finished = [
                 k
                 for k, slot in enumerate(self.slots)
-                if slot.step == slot.total or slot.recorder.is_hopeless()
+                if slot.step == slot.until or slot.recorder.is_hopeless()
             ]
-            if finished:
+            if finished and steps:
                 self._recheck_update()
                 self._prove_stateless()
             for k in finished:
@@ -298,6 +312,14 @@ class _Loop:
                 self.saved = time.monotonic()
                 self.keeper.all_saved()
 
+    def _train(self, steps: int) -> None:
+        began = time.perf_counter()
+        self._advance(steps)
+        self._evaluate([k for k, slot in enumerate(self.slots) if self._evaluation_due(slot)])
+        share = (time.perf_counter() - began) / len(self.slots)
+        for slot in self.slots:
+            slot.recorder.seconds += share
+
     def _is_saving_due(self, keeper: Keeper) -> bool:
         return keeper.is_leaving or time.monotonic() - self.saved >= SAVE_SECONDS
 
@@ -306,18 +328,22 @@ class _Loop:
 
         Otherwise an interrupted training begins anew.
         """
-        for k, slot in enumerate(self.slots):
-            if self.execution.builds_anew and (
-                slot.python is None or self._python_state() != slot.python
-            ):
-                continue  # it keeps state in Python
-            if not self.stack.is_saved_whole():
-                continue
-            try:
-                state = self.stack.state(k) | slot.state()
-            except (TypeError, pickle.PicklingError):  # of a batch that cannot be hashed
-                continue
-            keeper.save(slot.point, state)
+        for k in range(len(self.slots)):
+            self._save_slot(keeper, k)
+
+    def _save_slot(self, keeper: Keeper, k: int) -> None:
+        slot = self.slots[k]
+        if self.execution.builds_anew and (
+            slot.python is None or self._python_state() != slot.python
+        ):
+            return  # it keeps state in Python
+        if not self.stack.is_saved_whole():
+            return
+        try:
+            state = self.stack.state(k) | slot.state()
+        except (TypeError, pickle.PicklingError):  # of a batch that cannot be hashed
+            return
+        keeper.save(slot.point, state)
 
     def _python_state(self) -> PythonState | None:
         """What Python remembers of workload and model; None where that cannot be seen."""
@@ -401,12 +427,14 @@ class _Loop:
     def _start(self, point: Point, batches: _Batches) -> _Slot:
         study = self.study
         schedule = total_steps(point, study.max_train_steps, study.prepend_warmup)
+        updates = study.updates(point)
         return _Slot(
             point=point,
             batches=batches,
             columns=coefficients(point.optimizer, point.settings, learning_rates(point, schedule)),
+            until=min(updates, study.cut_step(point)) if self.to_cut else updates,
             recorder=Recorder(
-                study.updates(point),
+                updates,
                 study.objective,
                 chance_loss=self.chance,
                 maximize=study.maximize,
@@ -419,7 +447,7 @@ class _Loop:
         every = self.study.evaluate_every
         return min(
             CHECK_EVERY,
-            *(min(every - slot.step % every, slot.total - slot.step) for slot in self.slots),
+            *(min(every - slot.step % every, slot.until - slot.step) for slot in self.slots),
         )
 
     def _evaluation_due(self, slot: _Slot) -> bool:
@@ -582,5 +610,9 @@ class _Loop:
     def _finish(self, k: int) -> Trained:
         point, recorder, study = self.slots[k].point, self.slots[k].recorder, self.study
         verdict, curve, seconds = recorder.verdict(), recorder.curve(), recorder.seconds
+        if not self.slots[k].is_over:
+            verdict = replace(verdict, outcome="unfinished")
+            if self.keeper:
+                self._save_slot(self.keeper, k)
         trial = Trial.from_curve(point, verdict, curve, study.objective, seconds, study.maximize)
         return Trained(trial, self.stack.best(k), self.stack.state(k) if self.with_state else {})
