@@ -13,35 +13,43 @@ from tunewright.search.study.study import load_study
 from tunewright.search.trial import Point
 
 sys.path.insert(0, str(Path(__file__).with_name("benchmarks")))
-import replay
 import lookup
+import replay
 
 SEEDS = 2
-BASE_LRS = (0.01, 0.1, 1.0)
-WORTH = np.array([[0.3, 0.5], [0.2, 0.2], [0.1, 0.9]])  # [base LRs, seeds]
+WORTH = np.array([[0.3, 0.5], [0.2, 0.2], [0.1, 0.9]])  # [base LRs 0.01, 0.1, 1, seeds]
 
 
-def small(failed: tuple[int, int] | None = None) -> lookup.Table:
-    """Three base LRs with two seeds each; one training may have failed at half its length."""
-    outcome, done = np.zeros(WORTH.shape, int), np.full(WORTH.shape, 10)
+def small(
+    worth: np.ndarray = WORTH,
+    half: np.ndarray | None = None,
+    failed: tuple[int, int] | None = None,
+) -> lookup.Table:
+    """Base LRs 0.01, 0.1, …, with some seeds each, trained for ten updates.
+
+    What they have reached after five is `half`. One training may have failed then.
+    """
+    outcome, done = np.zeros(worth.shape, int), np.full(worth.shape, 10)
     if failed:
         outcome[failed], done[failed] = lookup.OUTCOMES.index("diverged"), 5
+    base_lrs = tuple(10.0 ** (place - 2) for place in range(len(worth)))
     return lookup.Table(
         name="small",
-        axes={"base_lr": BASE_LRS},
-        best_value=WORTH,
+        axes={"base_lr": base_lrs},
+        best_value=worth,
         outcome=outcome,
         onset=np.where(outcome, 5.0, math.inf),
         done=done,
-        values=np.linspace(np.ones(WORTH.shape), WORTH, 3, axis=-1),
+        values=np.stack([np.ones(worth.shape), worth if half is None else half, worth], axis=-1),
         eval_step=np.array([0, 5, 10]),
         study={
             "workload": "nowhere:to_be_found",
             "objective": "loss",
             "max_train_steps": 10,
+            "evaluations": 2,
             "batch_sizes": [1],
             "sampler": "grid",
-            "space": {"optimizer": {"momentum": {"base_lr": list(BASE_LRS)}}},
+            "space": {"optimizer": {"momentum": {"base_lr": list(base_lrs)}}},
         },
     )
 
@@ -78,6 +86,17 @@ def test_what_fails_with_one_seed_is_worth_nothing_and_costs_what_was_trained(pl
     assert choice.spent == 55
     assert table.better(math.inf, 1) == 1
     assert table.better(0.5, 1) == 0.5
+
+
+def test_a_cut_saves_what_it_drops_and_loses_what_is_best_only_at_the_end():
+    worth = np.array([[0.5], [0.4], [0.3], [0.6], [0.7], [0.1]])
+    half = np.array([[0.6], [0.5], [0.4], [0.7], [0.8], [0.9]])
+    table = small(worth, half, failed=(4, 0))
+    [whole] = replay.replay(replay.Plan("grid", "1 for all"), table, None, seed=0)
+    [cut] = replay.replay(replay.Plan("grid", "1 for all", "at 50 %"), table, None, seed=0)
+    assert (whole.place, whole.spent) == ((5,), 55)
+    assert (cut.place, cut.spent) == ((2,), 45)
+    assert cut.better == pytest.approx(20)
 
 
 def test_a_point_is_the_nearest_configuration_by_the_logarithm():

@@ -43,6 +43,7 @@ HERE = Path(__file__).parent
 RESIDUAL_MLP = HERE / "residual_mlp.npz"
 GRID = RESIDUAL_MLP.with_suffix(".toml")
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+MEASURED = ("best_value", "outcome", "onset", "done")
 # axes that are compared by their logarithm; the others have few values, which studies list
 LOG = ("base_lr", "n_units_1", "n_units_2")
 HPOLIB = ("protein_structure", "naval_propulsion", "parkinsons_telemonitoring")
@@ -306,17 +307,25 @@ def write(grid: Study, trials: Sequence[Trial], file: Path) -> None:
     for row, trial in zip(values, trials, strict=True):
         own = trial.curve.metrics[grid.objective]
         row[: len(own)] = own
-    np.savez_compressed(
-        file,
-        axes=names,
-        eval_step=eval_step.astype(np.int16),
-        best_value=np.array([trial.best_value for trial in trials], np.float32),
-        outcome=np.array([OUTCOMES.index(trial.verdict.outcome) for trial in trials], np.int8),
-        onset=np.array([trial.verdict.onset_step for trial in trials], np.float32),
-        done=np.array([len(trial.curve.loss) for trial in trials], np.int16),
-        values=values.astype(np.float32),
-        **{f"axis/{name}": own for name, own in axes.items()},
-    )
+    arrays: dict[str, Any] = {
+        "axes": names,
+        "eval_step": eval_step.astype(np.int16),
+        "values": values.astype(np.float32),
+    }
+    arrays |= {f"axis/{name}": own for name, own in axes.items()}
+    measured = [
+        (
+            trial.best_value,
+            OUTCOMES.index(trial.verdict.outcome),
+            trial.verdict.onset_step,
+            len(trial.curve.loss),
+        )
+        for trial in trials
+    ]
+    kinds = (np.float32, np.int8, np.float32, np.int16)
+    for name, own, kind in zip(MEASURED, zip(*measured, strict=True), kinds, strict=True):
+        arrays[name] = np.array(own, kind)
+    np.savez_compressed(file, **arrays)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """What a plan spends and what it finds: whole studies, replayed from tables instead of trained.
 
-    python tests/benchmarks/replay.py [--quick] [residual_mlp] [hpolib] [algoperf]
+    python tests/benchmarks/replay.py [--quick] [--only PART]
 
 Sampler, seeds and cut of a study decide which configurations are trained, and for how long. Here
 a study is planned and judged as `tunewright run` does it; only the training is looked up, in the
@@ -271,10 +271,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="few replays: some seconds")
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="only these")
+    parser.add_argument("--only", choices=PARTS, help="of all that is measured, this alone")
     arguments = parser.parse_args()
     print_header("Replayed studies")
-    for part in arguments.parts or PARTS:
+    for part in [arguments.only] if arguments.only else PARTS:
         PARTS[part](arguments.quick)
     print_footer()
 
