@@ -85,7 +85,13 @@ def keys() -> str:
     """Every key at the top of a study file and of its small tables."""
     whole = schema()
     tables = whole["$defs"]
-    small = {"figure": "Figure", "cluster": "Cluster", "log": "CommandLog"}
+    small = {
+        "cut": "Cut",
+        "warm_start": "WarmStart",
+        "figure": "Figure",
+        "cluster": "Cluster",
+        "log": "CommandLog",
+    }
     texts = ["## At the top of the file", *_sections(whole)]
     for name, table in small.items():
         texts += [f"## [{name}]", _sentence(tables[table]["description"])]
@@ -163,7 +169,8 @@ def _defaults_of(row: Hyperparameter) -> str:
 
 def _words(said: Mapping[str, Any]) -> str:
     """A type of the JSON schema in words."""
-    forms = [one for one in said.get("anyOf", [said]) if one.get("type") != "null"]
+    either = said.get("anyOf") or said.get("oneOf") or [said]
+    forms = [one for one in either if one.get("type") != "null"]
     return " or ".join(dict.fromkeys(map(_one_type, forms)))
 
 
@@ -189,6 +196,7 @@ def _bounds(form: Mapping[str, Any]) -> str:
             "minimum": "at least",
             "exclusiveMinimum": "more than",
             "maximum": "at most",
+            "exclusiveMaximum": "less than",
         }.items()
         if key in form
     ]

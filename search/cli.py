@@ -60,7 +60,13 @@ def _check(options: argparse.Namespace) -> int:
     from .judge.answer import answers
     from .playbook import legend
     from .show.advice import advise
-    from .show.tables import plan_table, print_table, summary_table
+    from .show.tables import (
+        cut_in_words,
+        missing_in_words,
+        plan_table,
+        print_table,
+        summary_table,
+    )
     from .study.study import load_study
 
     cited = set()
@@ -68,12 +74,16 @@ def _check(options: argparse.Namespace) -> int:
         path, folder = _study_and_results(path, options.results)
         study = load_study(path, folder.resolve().name if folder == path.parent else "")
         of_workload, seconds_per_step = _try_workload(study, options.time)
-        trials = _finished_trials(study, folder, options.storage)
+        study, trials = _with_results(study, folder, options.storage)
         if study.imported:
             names = study.scientific_names
             print_table(summary_table(answers(trials, summarize(trials, names), names), study.name))
         else:
             print_table(plan_table(study, seconds_per_step))
+            if study.earlier:
+                print(missing_in_words(study, trials))
+            if study.cut:
+                print(cut_in_words(study))
         for one in [*advise(study, trials), *of_workload]:
             print(f"warning: {path}: {one.place}: {one.sentence}")
             cited.add(one.rule)
@@ -127,30 +137,45 @@ def _try_workload(study: Study, time: bool) -> tuple[list[Advice], dict[int, flo
     return advice, seconds_per_step(study) if time else None
 
 
-def _finished_trials(study: Study, folder: Path, url: str | None) -> list[Trial]:
-    """The finished trials in a study's results folder; none if they are of another study file.
+def _with_results(study: Study, folder: Path, url: str | None) -> tuple[Study, list[Trial]]:
+    """A study as it goes on from its results folder, and the finished trials there.
 
-    A note is printed in that case.
+    None if they are of another study file; a note is printed in that case.
     """
     from .store.places import has_results
 
     if not has_results(folder, url):
-        return []
-    from .store.storage import is_continued, open_store, read_trials
+        return _after_warm_start(study)
+    from .store.storage import continued_by, open_store, read_trials
 
     _quiet_optuna()
     try:
         store = open_store(folder, url)
     except UserError as error:
         LOG.info("note: its results are left out: %s", error)
-        return []
-    if not is_continued(store, study):
+        return study, []
+    continued = continued_by(store, study)
+    if continued is None:
         LOG.info(
             "note: %s: holds results of a different study file, which say nothing of this one",
             folder,
         )
-        return []
-    return read_trials(store)
+        return study, []
+    return continued.study, read_trials(continued)
+
+
+def _after_warm_start(study: Study) -> tuple[Study, list[Trial]]:
+    """A study without results as its [warm_start] makes it, and the trials that count."""
+    if study.warm_start is None:
+        return study, []
+    from .store.warm import as_earlier, gather
+
+    _quiet_optuna()
+    sources = gather(study)
+    for one in sources:
+        LOG.info("warm start: %s", one.in_words())
+    trials = [replace(trial, point=point) for one in sources for trial, point in one.trials]
+    return study.grown_from(as_earlier(study, sources)), trials
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -303,14 +328,16 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_run(studies: Sequence[Study], options: argparse.Namespace) -> int:
     """Print what would be trained. Raises UserError for what would be refused."""
-    from .show.tables import missing_in_words, plan_table, print_table
+    from .show.tables import cut_in_words, missing_in_words, plan_table, print_table
     from .trainers.tryout import check_studies
 
     check_studies(studies)
     for study in studies:
-        trials = _finished_trials(study, options.results / study.name, options.storage)
+        study, trials = _with_results(study, options.results / study.name, options.storage)
         print_table(plan_table(study))
         print(missing_in_words(study, trials))
+        if study.cut:
+            print(cut_in_words(study))
     return 0
 
 

@@ -532,7 +532,8 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
     values = [fmean(as_told(trial).value for trial in seeds) for seeds in searched]
     failed = sum(not trial.feasible for trial in runs)
     search_seconds = sum(trial.seconds for trial in settings.searched)
-    independent = len(values) > 1 and not settings.study.sampling.is_adaptive
+    selected = settings.study.sampling.is_adaptive or settings.study.cut
+    independent = len(values) > 1 and not selected
     return Side(
         name=settings.label,
         point=settings.point,

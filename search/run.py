@@ -16,10 +16,11 @@ from .pool.output import WorkersLog
 from .pool.progress import Progress, Whole
 from .show.publish import write_results
 from .signals import defer_signals, interrupt_on_signal, stop_if_asked
-from .store.places import RUNS
+from .store.places import RUNS, has_results
 from .store.provenance import environment, write_environment
 from .store.results import Results
 from .store.storage import Store, create_store, exclusive
+from .store.warm import gather, warm_start
 from .study.study import Study
 from .train.choose import devices
 from .trainers.tryout import check_studies
@@ -75,12 +76,14 @@ def run_studies(
         backend = backend or this_machine()
         workers = backend.count(workers, devices(device))
         check_studies(studies)
+        _check_warm_starts(studies, results, storage)
         provenance = environment(sys.argv)
         stack.enter_context(disk_answers())
         stack.enter_context(defer_signals())
         stores = []
         for study in studies:
-            stores.append(stack.enter_context(exclusive(create_store(study, results, storage))))
+            store = stack.enter_context(exclusive(create_store(study, results, storage)))
+            stores.append(_warm(store))
             stop_if_asked()
         backend.log = log = WorkersLog(stores[0].folder)
         driver = Driver(stores, backend, workers, device, slots, threads, compiled)
@@ -102,6 +105,21 @@ def run_studies(
                 LOG.info("what workers printed: %s", log.path)
         _write(driver, provenance, then)
     return stores
+
+
+def _check_warm_starts(studies: Sequence[Study], results: Path, storage: str | None) -> None:
+    """Say what is wrong with a warm start before anything is written. Raises UserError."""
+    for study in studies:
+        if study.warm_start and not has_results(results / study.name, storage):
+            gather(study)
+
+
+def _warm(store: Store) -> Store:
+    """The store after its study's warm start, which is told."""
+    warmed, said = warm_start(store)
+    for sentence in said:
+        LOG.info("warm start: %s", sentence)
+    return warmed
 
 
 @contextmanager

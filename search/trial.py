@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -86,6 +86,10 @@ class Point:
         hidden = [name for name in COMMON if getattr(self, name) == HYPERPARAMETERS[name].hidden_at]
         empty = [name for name in ("decay_settings", "unstated") if not getattr(self, name)]
         return (*hidden, *empty, *self.unstated)
+
+    def with_number(self, number: int, seed: int) -> Point:
+        """The same configuration at another number, with another seed."""
+        return replace(self, number=number, seed=seed)
 
     @cached_property
     def workload_key(self) -> str:

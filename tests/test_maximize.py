@@ -151,7 +151,7 @@ def test_summaries_and_boundaries_turn_round(trials):
         "lr_star",
         "unstable_base_lr",
         "best_step",
-        "best_point",
+        "point",
         "good_region",
         "verdict",
     ):

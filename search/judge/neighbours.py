@@ -32,7 +32,7 @@ NEXT_TO_NOTHING = "next to nothing of what a lower base LR learns"
 def judge_beside_neighbours(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[Trial]:
     """Trials in their order; those that are collapsed beside others of their group are marked so.
 
-    Such a trial has a base LR above lr_star, and ends with less than NEXT_TO_NOTHING_SHARE of what
+    Such a trial has a base LR above the best, and ends with less than NEXT_TO_NOTHING_SHARE of what
     another one learned. The other one has a lower base LR, no hyperparameter that makes its steps
     longer, and trained no longer. The trial's objective has improved as little as its loss.
     """
@@ -86,8 +86,8 @@ def _find_collapsed(trials: Sequence[Trial]) -> list[Trial]:
     ends = [(ends_at(one.curve), one) for one in trials if is_rankable(one) and len(one.curve.loss)]
     if not ranking or not ends:
         return []
-    star, lowest, best = ranking[0], min(end for end, _ in ends), min(one.cost for _, one in ends)
-    above = [one for _, one in ends if one.point.base_lr > star.point.base_lr]
+    first, lowest, best = ranking[0], min(end for end, _ in ends), min(one.cost for _, one in ends)
+    above = [one for _, one in ends if one.point.base_lr > first.point.base_lr]
     # Only few are left. The others learned enough even beside the best loss and value of all.
     left = [one for one in above if learns_nothing(one, lowest, best)]
     return [one for one in left if _is_learned_at_shorter_steps(one, ends)]

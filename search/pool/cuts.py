@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..judge.so_far import so_far
 from ..store.files import curve_path, find_curve
-from ..store.storage import Store
+from ..store.storage import Store, without_curve
 from ..study.cut import Decision, Key, decide, stop
 from ..trial import Point, Trial
 from .inbox import Inbox
@@ -18,7 +18,7 @@ class Cuts:
 
     def __init__(self, store: Store, inbox: Inbox) -> None:
         self._store, self._study, self._inbox = store, store.study, inbox
-        self._known: dict[Key, Trial] = {}  # as they stood at the cut
+        self._known: dict[Key, Trial] = {}  # as they stood at the cut, without their curves
 
     def decide(
         self, points: Sequence[Point], trials: Mapping[Key, Trial], given_up: Collection[Key]
@@ -42,6 +42,10 @@ class Cuts:
             self._inbox.stop(stop(self._study, self._known[point.batch_size, point.number], bar))
         return decision
 
+    def waiting(self) -> int:
+        """How many trials have come to the cut and are not decided."""
+        return self._inbox.count_at_cut()
+
     def _find(self, point: Point, told: Trial | None) -> Trial | None:
         """A trial as it stood at its cut, by the curve that is kept; None if there is no trial."""
         trial = self._inbox.at_cut(point) if told is None else told
@@ -51,4 +55,5 @@ class Cuts:
             curve = find_curve(curve_path(self._store.folder, point))
             trial = replace(told, curve=curve or told.curve)
         study = self._study
-        return so_far(trial, study.cut_step(point), study.objective, study.divergence)
+        found = so_far(trial, study.cut_step(point), study.objective, study.divergence)
+        return without_curve(found, study.updates(point))

@@ -151,6 +151,7 @@ class Driver:
             if decision.to_cut:
                 self.to_cut.add(study.name)
                 return decision.to_cut
+            self.show.at_cut(study.name, 0)
             if not decision.stopped:
                 return decision.to_end
             self.collect_until_answered()  # those that were stopped; what is told decides the rest
@@ -298,6 +299,8 @@ class Driver:
                 events = self.backend.wait(POLL_SECONDS)
                 stop_if_asked()
                 self.collect_patiently()
+                for name in self.to_cut:
+                    self.show.at_cut(name, self.cuts[name].waiting())
                 there = self.backend.workers()
                 self.seen |= {worker.worker: worker for worker in there}
                 self.show.tick(there)

@@ -357,13 +357,17 @@ class Hub:
             return task
 
     def _take(self, peer: Peer, said: Said) -> tuple[list[Point], bool]:
-        """At most so many points, and of the last ones no more than this worker's share."""
+        """At most so many points, and no more than this worker's share of all that are left.
+
+        That counts what each has in training: whoever asks second gets as many as the first.
+        """
         with self._changed:
             current = _current(peer)
             workers = sum(one.info is not None for one in self._peers)
             sharers = max(self._expected, workers)
-            share = math.ceil(len(current.waiting) / sharers)
-            points = self._hand_out(peer, current, min(int(said.values["most"]), share))
+            share = math.ceil((len(current.waiting) + current.taken) / sharers)
+            own = max(1, share - len(peer.taken))
+            points = self._hand_out(peer, current, min(int(said.values["most"]), own))
             return points, bool(current.waiting)
 
     def _hand_out(self, peer: Peer, current: _Open, most: int) -> list[Point]:

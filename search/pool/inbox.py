@@ -143,6 +143,9 @@ class Inbox:
             return None
         return replace(trial, curve=curve)
 
+    def count_at_cut(self) -> int:
+        return sum(1 for _ in self.folder.glob(cut_mark(self.folder, "*").name))
+
     def stop(self, trial: Trial) -> None:
         """Have a trial told that came to its cut and does not go on; its curve is there."""
         stem = name_of(trial.point)

@@ -24,6 +24,7 @@ from .backend import WorkerInfo
 from .forecast import Forecast
 
 SECONDS_BETWEEN_LINES = 60.0  # where there is no terminal
+MORE_KINDS = ("cut", "crashed")  # of trials, named where there are any
 LATER = ""  # the study of what steps to come will train, in a forecast: no study is named so
 MOST_HOSTS = 4  # in a line; the others are counted
 # characters: of a bar, "1234/1234" and "1234 feasible, 1234 infeasible", and of a name beside them
@@ -119,6 +120,7 @@ class Progress:
             for name, trials in finished.items()
         }
         self._counts = {name: Counter(map(_kind, own)) for name, own in self._earlier.items()}
+        self._at_cut: Counter[str] = Counter()
         self._tasks = {
             name: self._bars.add_task(
                 name, total=None, completed=counts.total(), counts=_words(counts)
@@ -157,9 +159,15 @@ class Progress:
         counts = self._counts[study.name]
         counts[_kind(trial)] += 1
         self._count(study, trial, len(trial.curve.loss))
-        self._bars.update(self._tasks[study.name], completed=counts.total(), counts=_words(counts))
+        words = self._counts_of(study.name)
+        self._bars.update(self._tasks[study.name], completed=counts.total(), counts=words)
         if self._has_lines:
             print(f"{study.name}: {self._done(study.name)}", file=sys.stderr)
+
+    def at_cut(self, name: str, count: int) -> None:
+        """How many trials of a study have come to its cut, and wait there for the others."""
+        self._at_cut[name] = count
+        self._bars.update(self._tasks[name], counts=self._counts_of(name))
 
     def tick(self, workers: Sequence[WorkerInfo]) -> None:
         """Called now and then while workers train."""
@@ -208,7 +216,11 @@ class Progress:
 
     def _done(self, name: str) -> str:
         counts = self._counts[name]
-        return f"{counts.total()}/{self._totals.get(name, '?')}: {_words(counts)}"
+        return f"{counts.total()}/{self._totals.get(name, '?')}: {self._counts_of(name)}"
+
+    def _counts_of(self, name: str) -> str:
+        waiting = self._at_cut[name]
+        return _words(self._counts[name]) + f", {waiting} at the cut" * bool(waiting)
 
 
 def who_trains(workers: Sequence[WorkerInfo]) -> str:
@@ -229,9 +241,11 @@ def who_trains(workers: Sequence[WorkerInfo]) -> str:
 def _kind(trial: Trial) -> str:
     if trial.verdict.crashed:
         return "crashed"
+    if trial.verdict.unfinished:
+        return "cut"
     return "feasible" if trial.feasible else "infeasible"
 
 
 def _words(counts: Counter[str]) -> str:
     words = f"{counts['feasible']} feasible, {counts['infeasible']} infeasible"
-    return words + (f", {counts['crashed']} crashed" if counts["crashed"] else "")
+    return words + "".join(f", {counts[kind]} {kind}" for kind in MORE_KINDS if counts[kind])

@@ -327,7 +327,8 @@ def _post(desk: Desk, trial: Trial, checkpoint: Mapping[str, Tensor]) -> None:
     if trial.verdict.crashed:
         desk.post(trial, b"", b"")
         return
-    desk.post(trial, pack_curve(trial.curve), save(dict(checkpoint)))
+    best = b"" if trial.verdict.unfinished else save(dict(checkpoint))
+    desk.post(trial, pack_curve(trial.curve), best)
 
 
 @dataclass(frozen=True)

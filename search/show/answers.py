@@ -50,6 +50,7 @@ def answer_in_words(answer: Answer, objective: str, varied: Collection[str]) -> 
         return _nothing(answer)
     parts = [
         f"{configuration(answer, varied)}: {value_in_words(answer, objective)}.",
+        _best_in_words(answer),
         edge_in_words(answer),
         _how_sure(answer),
         *_borders(answer),
@@ -94,7 +95,17 @@ def _as_good(answer: Answer) -> str:
         return ""
     if low == high:
         return " (no other as good)"
-    return f" ({readable(low)} to {readable(high)} as good)"
+    basin = "a basin, " if answer.summary.is_basin else ""
+    return f" ({basin}{readable(low)} to {readable(high)} as good)"
+
+
+def _best_in_words(answer: Answer) -> str:
+    """Where the best value is, if that is not at lr_star."""
+    row = answer.summary
+    if row.best_base_lr == row.lr_star:
+        return ""
+    why = "not shown to be better" if row.seeds > 1 else "no better than the scatter explains"
+    return f"Best at base_lr {readable(row.best_base_lr)}, {readable(row.best_mean)}: {why}."
 
 
 def value_in_words(answer: Answer, objective: str) -> str:
@@ -109,18 +120,24 @@ def value_in_words(answer: Answer, objective: str) -> str:
 
 
 def edge_in_words(answer: Answer) -> str:
-    """Where training breaks, relative to the best base LR, and what follows from it."""
+    """Where training breaks, relative to the best base LR or a basin, and what follows from it."""
     row = answer.summary
     low, high = row.unstable_base_lr
+    base = "the basin's upper end" if row.is_basin else "the best"
     breaks = (
         f"training breaks between base_lr {readable(low)} and {readable(high)}, "
-        f"{ratio(row.headroom)} × the best"
+        f"{ratio(row.headroom)} × {base}"
     )
     match answer.verdict:
         case "stable":
             return f"Stable: {breaks}."
         case "on the edge":
             return f"On the edge: {breaks}: try warmup or clipping before all else."
+        case "edge not reached" if math.isfinite(high):
+            return (
+                f"Edge not reached: above base_lr {readable(low)} one trial alone was tried, which "
+                f"failed at {readable(high)}: widen the range."
+            )
         case "edge not reached":
             return f"Edge not reached up to base_lr {readable(low)}: widen the range."
         case _:

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 
 import plotly.graph_objects as go
 
-from ..judge.diagnosis import Diagnosis, GroupDiagnosis, Kind, Step, StepName
+from ..judge.analysis import group_trials
+from ..judge.diagnosis import GroupDiagnosis, Kind, Step, StepName
 from ..procedure.steps import label, sweep_of
 from ..store.results import Results
 from ..trial import Group, Trial, group_of
 from ..words import readable
 from .plots import (
-    AxisPanel,
     EdgeInfo,
+    Told,
     axis_figure,
     axis_info,
     edge_figure,
@@ -26,6 +27,7 @@ from .plots import (
     norms_info,
     overlay_figure,
     overlay_info,
+    told_of,
 )
 
 SPARSE_EVERY = 50  # updates between two looks of somebody who evaluates rarely (R5)
@@ -92,13 +94,12 @@ def story(results: Results) -> Iterator[Scene]:
 
 
 def _sweep(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
-    """The title gives lr_star by means over seeds; the star marks the best single training."""
+    """lr_star and what is as good are the diagnosis', by means over seeds."""
     own = trials(step.studies + _studies(found, "boundary"))
     if not own:
         return None
-    info = axis_info(own, "base_lr", objective, log=True)
-    panels = tuple(replace(panel, note=_star(found)) for panel in info.panels)
-    info = replace(info, panels=panels)
+    told = dict.fromkeys(group_trials(own), Told(found.lr_star, found.as_good, _star(found)))
+    info = axis_info(own, "base_lr", objective, log=True, told=told)
     return axis_figure(info), info.in_words()
 
 
@@ -107,18 +108,23 @@ def _star(found: GroupDiagnosis) -> str:
     if math.isnan(found.lr_star):
         return "no feasible trial"
     star = f"lr_star = {readable(found.lr_star)}"
+    if found.as_good[0] < found.as_good[1]:
+        star += f" (to {readable(found.as_good[1])} as good)"
     if not found.edge.found:
         return f"{star}, no edge found above it"
     low, high = map(readable, found.headroom)
     return f"{star}, headroom {low} to {high} ×"
 
 
-def told_by(diagnosis: Diagnosis | None, panels: Iterable[AxisPanel]) -> Iterator[AxisPanel]:
-    """Panels of base LRs, with lr_star and headroom of the diagnosis where their group has one."""
-    groups = diagnosis.groups if diagnosis else ()
-    notes = {found.group: f"{_star(found)} (diagnosis)" for found in groups}
-    for panel in panels:
-        yield replace(panel, note=notes.get(panel.group, panel.note))
+def told_by(results: Results) -> dict[Group, Told]:
+    """lr_star and what is as good of every group: the diagnosis' where it has one."""
+    told = {row.group: told_of(row) for row in results.summaries}
+    for found in results.diagnosis.groups if results.diagnosis else ():
+        own = next((row for row in results.summaries if row.group == found.group), None)
+        if own and own.diagnosed_with:
+            note = f"{_star(found)} (diagnosis)"
+            told[own.group] = Told(own.lr_star, own.as_good, note)
+    return told
 
 
 def _edge(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:

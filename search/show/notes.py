@@ -25,30 +25,33 @@ from ..store.rows import stored_trials
 from ..study.study import Study
 from ..trial import Group
 from ..words import ratio, readable
+from .chapter import told_by
 from .importance import importances
 from .plots import axis_figure, axis_info
-from .tables import baseline_cells, remedy_rows, signed, with_gain
+from .tables import as_good_in_words, baseline_cells, remedy_rows, signed, with_gain
 
 KEPT = "*What you write below this line stays when the verdict is written anew.*"
 COLUMNS = (
     "group",
     "lr_star",
+    "as good",
+    "best value",
     "unstable_base_lr",
     "headroom",
     "infeasible",
-    "best value",
     "at step",
     "verdict",
 )
 REMEDY_COLUMNS = ("remedy", "base_lr", "trains up to", "tuned", "rerun", "gain", "decision")
 MEANING: dict[GroupVerdict, str] = {
     "on the edge": (
-        f"lr_star is within {EDGE_HEADROOM:g} × of where training breaks (R6). Fix the "
+        f"the best base_lr is within {EDGE_HEADROOM:g} × of where training breaks (R6). Fix the "
         "instability first: warmup, clipping, another optimizer; lowering the learning rate is "
         "the last resort (R18)."
     ),
     "edge not reached": (
-        "nothing above lr_star is infeasible. Widen base_lr upwards and run again (S4)."
+        "nothing above lr_star is infeasible, or only one trial was tried above what is as good. "
+        "Widen base_lr upwards and run again (S4)."
     ),
     "stable": "training breaks above lr_star, but not near it.",
     "unstable": (
@@ -58,11 +61,13 @@ MEANING: dict[GroupVerdict, str] = {
     "no evidence": "every trial crashed or is unfinished, which says nothing of its point.",
 }
 READING = f"""\
-- **lr_star** is the base_lr of the best trial that trained. **unstable_base_lr**: training still
-  worked at the first number and broke at the second, the smallest above lr_star; the edge lies
-  between.
-- **headroom** is unstable_base_lr / lr_star; up to {EDGE_HEADROOM:g} means that lr_star sits on
-  the edge.
+- **lr_star** is the base_lr to use: the lowest that is not shown to be worse than the best; **as
+  good** are those from there on. **best value** is the best of the whole run at lr_star.
+- **unstable_base_lr**: training still worked at the first number and broke at the second, the
+  smallest above lr_star; the edge lies between.
+- **headroom** is unstable_base_lr / the best base_lr; up to {EDGE_HEADROOM:g} means that this sits
+  on the edge. Where more than a decade is as good, it is a basin, and headroom is relative to its
+  upper end.
 - **infeasible** trials diverged or collapsed: a result, not a failure. They are drawn grey here and
   red in the axis plots, and are never the best trial."""
 TRAINED_HERE = "The objective value shown for them is that of the untrained\n  model."
@@ -101,6 +106,7 @@ def annotate(results: Results, importance: bool = False) -> None:
                 log=_is_log(study, axis),
                 scientific=study.scientific_names,
                 baseline=baseline,
+                told=told_by(results),
             )
             save_plotly_graph_object(
                 optuna_study, axis_figure(info), graph_object_id=_figure_id(axis)
@@ -195,7 +201,7 @@ def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
     edge = f"> {readable(last_feasible)}"
     if math.isfinite(unstable):
         edge = f"{readable(last_feasible)} – {readable(unstable)}"
-    if row.best_point:
+    if row.point:
         lr_star, best_value = readable(row.lr_star), readable(row.best_value)
         best_step = none if math.isnan(row.best_step) else str(row.best_step)
         if math.isfinite(unstable):
@@ -203,8 +209,8 @@ def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
     if not math.isnan(row.infeasible_fraction):
         infeasible = f"{row.infeasible_fraction:.0%}"
     gain = [signed(comparison.gain(row.best_value))] if comparison else []
-    known = _name(row.group), lr_star, edge, headroom, infeasible, best_value
-    return (*known, *gain, best_step, f"**{row.verdict}**")
+    known = _name(row.group), lr_star, as_good_in_words(row), best_value
+    return (*known, *gain, edge, headroom, infeasible, best_step, f"**{row.verdict}**")
 
 
 def _name(group: Group) -> str:

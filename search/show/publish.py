@@ -14,7 +14,7 @@ def write_results(results: Results) -> None:
     """trials.csv, summary.json, the dashboard's notes, and crashed.log if a trial crashed."""
     folder, trials = results.folder, results.trials
     drop_checkpoints(results.store, trials)
-    write_table(folder / TABLE, trials, results.comparison)
+    write_table(folder / TABLE, trials, results.comparison, results.study)
     write_json(folder / "summary.json", [row.record() for row in results.summaries])
     annotate(results)
     crashes = [trial for trial in trials if trial.verdict.crashed]

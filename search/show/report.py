@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,7 @@ PICTURE_WIDTH, PIXELS_PER_UNIT = 420, 1.0  # of a panel in a PNG; a single one i
 MARGIN_WIDTH = 160  # pixels
 MOST_ROWS = 1_000  # of the table of all trials: a browser is slow with more
 SUMMARY_COLUMNS = (
-    *("group", "verdict", "best value", "lr_star", "unstable_base_lr", "headroom"),
+    *("group", "verdict", "lr_star", "as good", "best value", "unstable_base_lr", "headroom"),
     *("near lr_star", "trials", "infeasible", "crashed", "at step"),
 )
 OUTCOMES = (
@@ -151,6 +151,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
     if len(listed) < len(trials):
         left_out = f"{len(listed)} of {len(trials)} trials: the best of each group."
     unfinished = any(trial.verdict.unfinished for trial in trials)
+    cut = any(trial.is_cut for trial in trials)
     seeds = max((row.seeds for row in summaries), default=1)
     gain = comparison.gain_in_words if comparison else ""
     sentences = _sentences(results)
@@ -163,6 +164,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         counts=_counts(trials),
         contents=_contents(results, sentences, told, sections),
         unfinished=unfinished,
+        cut=cut,
         answers=_answers(results, varied),
         summaries=list(_summary_rows(results.answers, varied, comparison)),
         baseline=baseline_summary,
@@ -200,7 +202,7 @@ def _contents(
         *[("against-the-baseline", "Against the baseline")] * bool(results.comparison),
         *((part["id"], part["heading"]) for part in sections),
         *[("in-a-script-of-your-own", "In a script of your own")]
-        * any(row.best_point for row in results.summaries),
+        * any(row.point for row in results.summaries),
         ("how-to-read-this", "How to read this"),
         ("all-trials", "All trials"),
         *[("provenance", "Provenance")] * bool(results.environment),
@@ -210,10 +212,12 @@ def _contents(
 def _counts(trials: Sequence[Trial]) -> str:
     feasible = sum(trial.feasible for trial in trials)
     crashed = sum(trial.verdict.crashed for trial in trials)
-    unfinished = sum(trial.verdict.unfinished for trial in trials)
-    infeasible = len(trials) - feasible - crashed - unfinished
+    cut = sum(trial.is_cut for trial in trials)
+    unfinished = sum(trial.verdict.unfinished for trial in trials) - cut
+    infeasible = len(trials) - feasible - crashed - unfinished - cut
     counts = f"{feasible} feasible, {infeasible} infeasible, {crashed} crashed"
-    return f"{len(trials)} trials: {counts}" + f", {unfinished} unfinished" * bool(unfinished)
+    more = f", {cut} cut" * bool(cut) + f", {unfinished} unfinished" * bool(unfinished)
+    return f"{len(trials)} trials: {counts}{more}"
 
 
 def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
@@ -243,7 +247,7 @@ def _counterparts(found: Iterable[Answer]) -> Iterator[tuple[str, Counterpart]]:
     """By group, the optimizer of its best point for a script of one's own."""
     for answer in found:
         points = [(answer.summary, answer.point)]
-        points += [(row, row.best_point) for row in answer.others]
+        points += [(row, row.point) for row in answer.others]
         for row, point in points:
             if point:
                 own = counterpart(point.optimizer, point.settings, point.base_lr)
@@ -307,9 +311,8 @@ def pictures(results: Results) -> list[Picture]:
             log=axis in log_axes,
             scientific=scientific,
             baseline=baseline,
+            told=told_by(results),
         )
-        if axis == "base_lr":
-            info = replace(info, panels=tuple(told_by(results.diagnosis, info.panels)))
         found.append(_drawn("Axis plots", f"axis_{axis}", axis_figure, info, batch_sizes))
     if not any(len(trial.curve.loss) for trial in trials):
         return found
@@ -408,8 +411,8 @@ def _summary_rows(
                 "cells": [cells[column] for column in columns],
                 "verdict": row.verdict,
                 "colour": COLOURS[row.verdict],
-                "best": cells["best point"] if row.best_point else "",
-                "trial": _id(row.best_point) if row.best_point else "",
+                "point": cells["point"] if row.point else "",
+                "trial": _id(row.point) if row.point else "",
                 "wins": answer.is_winner(row),
                 "seeds": row.diagnosed_with,
             }

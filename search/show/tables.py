@@ -17,6 +17,9 @@ from ..judge.analysis import GroupSummary
 from ..judge.answer import Answer
 from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
+from ..judge.plateau import headroom_base
+from ..study.cut import most_saved
+from ..study.earlier import why_outside
 from ..study.sampling import (
     free_axes,
     most_finalists,
@@ -32,7 +35,11 @@ from ..words import better_side, duration, ratio, readable, wrapped
 
 # What the terminal shows of `summary_cells`, within 80 columns; the report has the rest.
 COLUMNS = ("batch size", "optimizer", "lr_star", "unstable_base_lr", "best value", "verdict")
-HEADS = {"batch size": "batch\nsize", "unstable_base_lr": "unstable\nbase_lr"}
+HEADS = {
+    "batch size": "batch\nsize",
+    "unstable_base_lr": "unstable\nbase_lr",
+    "best value": "best value\nat lr_star",
+}
 WINNER = "→ "
 # `comparison_rows`
 COMPARED = ("side", "mean", "spread", "range", "may fail", "gain", "P(better)", "p", "decision")
@@ -45,7 +52,7 @@ NOT_TRIED = "`tunewright check --time` also tries the workload, and estimates ho
 # of a plan, to estimate the updates of its trials: enough for a mean, quickly made
 POINTS_JUDGED = 1_000
 UNKNOWN = "unknown"
-LEFT = ("remedy", "optimizer", "best point", "verdict", "side", "search space", "decision")
+LEFT = ("remedy", "optimizer", "verdict", "side", "search space", "decision")
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
@@ -115,7 +122,7 @@ def summary_table(
             cells = summary_cells(row, (), comparison)
             mark = WINNER if answer.is_winner(row) else " " * len(WINNER)
             cells["optimizer"] = mark + cells["optimizer"]
-            cells["best value"] = readable(row.best_value) if row.best_point else "–"
+            cells["best value"] = readable(row.best_value) if row.point else "–"
             rows.append(cells)
     for cells in rows:
         table.add_row(*(Text(cells.get(column, "")) for column in columns))
@@ -146,7 +153,7 @@ def baseline_cells(comparison: Comparison) -> dict[str, str]:
         "optimizer": "baseline",
         "best value": readable(comparison.checkpoint.value),
         "gain": "0",
-        "best point": f"checkpoint {name}",
+        "point": f"checkpoint {name}",
     }
 
 
@@ -155,21 +162,23 @@ def summary_cells(
 ) -> dict[str, str]:
     """A summary in words, by column.
 
-    The best point has what is varied and not in another column.
+    Value, step and point are those at lr_star; the point has what is varied and not in another
+    column.
     """
     last_feasible, unstable = row.unstable_base_lr
     if math.isinf(unstable):
         edge = f"> {readable(last_feasible)}" if last_feasible else "–"
-        headroom = f"> {ratio(last_feasible / row.best_base_lr)} ×" if last_feasible else "–"
+        base = headroom_base(row.best_base_lr, row.as_good)
+        headroom = f"> {ratio(last_feasible / base)} ×" if last_feasible else "–"
     else:
         edge = f"{readable(last_feasible)} – {readable(unstable)}"
         headroom = "–" if math.isnan(row.headroom) else f"{ratio(row.headroom)} ×"
     if row.seeds > 1 and row.unstable_trials[1]:
         edge += " ({} of {})".format(*row.unstable_trials)
-    best_value = best_step = best_point = near = "–"
-    if row.best_point:
+    best_value = best_step = point = near = "–"
+    if row.point:
         best_value, best_step = readable(row.best_value), _or_dash(row.best_step, "{:.0f}")
-        best_point = _in_words(row.best_point, row.group, varied)
+        point = _in_words(row.point, row.group, varied)
         near = f"{row.good_region} ({row.good_region_fraction:.0%})"
     if row.seeds > 1 and row.best_values:
         best_value += f" ({readable(min(row.best_values))} – {readable(max(row.best_values))})"
@@ -183,14 +192,23 @@ def summary_cells(
         "crashed": str(row.crashed),
         "near lr_star": near,
         "lr_star": "–" if math.isnan(row.lr_star) else readable(row.lr_star),
+        "as good": as_good_in_words(row),
         "unstable_base_lr": edge,
         "headroom": headroom,
         "best value": best_value,
         "gain": signed(comparison.gain(row.best_value)) if comparison else "",
         "at step": best_step,
-        "best point": best_point,
+        "point": point,
         "verdict": row.verdict,
     }
+
+
+def as_good_in_words(row: GroupSummary) -> str:
+    """The base LRs that are as good as the best: "0.01 – 0.1", or "0.01 – 1, a basin"."""
+    low, high = row.as_good
+    if math.isnan(low):
+        return "–"
+    return f"{readable(low)} – {readable(high)}" + ", a basin" * row.is_basin
 
 
 def _in_words(point: Point, group: Group, varied: Collection[str]) -> str:
@@ -459,14 +477,35 @@ def plan_table(study: Study, seconds_per_step: Mapping[int, float] | None = None
 
 
 def missing_in_words(study: Study, trials: Sequence[Trial]) -> str:
-    """How many trainings a run would do, and how many it has already."""
+    """How many trainings a run would do, and how many it has already.
+
+    Of a study that has grown, also how many of before lie outside of its space.
+    """
     done = [as_told(trial) for trial in trials if not trial.verdict.crashed]
     points = next_points(study, done)
     missing = len(points) - len(done)
     may_follow = sum(yet_to_plan(study, points).values()) if missing else 0
     words = f"{study.name}: {len(points)} trainings planned, {len(done)} done, {missing} to train"
+    if may_follow:
+        words += f", and up to {may_follow} that follow from their results"
+    before = [point for one in study.earlier.values() for point in one.points]
+    if outside := sum(bool(why_outside(study, point)) for point in before):
+        words += f"; {outside} configurations of before lie outside of its space: kept, not shown"
+    return words
+
+
+def cut_in_words(study: Study) -> str:
+    """What a study's cut does, and how many updates it saves at most."""
+    assert study.cut is not None
+    planned = sum(
+        shares(study, group.batch_size)[group] * statistics.fmean(updates) * study.first_seeds
+        for group, updates in _updates_of_groups(study).items()
+    )
+    saved = most_saved(study)
+    at, keep = (readable(100 * share) for share in (study.cut.at, study.cut.keep))
     return (
-        f"{words}, and up to {may_follow} that follow from their results" if may_follow else words
+        f"{study.name}: cut at {at} % of a training, where the best {keep} % of each group go on: "
+        f"saves at most {saved:,} of {planned:,.0f} updates ({saved / planned:.0%})"
     )
 
 

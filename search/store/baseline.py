@@ -37,8 +37,8 @@ def tell_baseline(store: Store, baseline: Checkpoint) -> None:
     the file cannot be read or copied.
     """
     missing = [
-        optuna_study
-        for optuna_study in store.optuna_studies.values()
+        (batch_size, optuna_study)
+        for batch_size, optuna_study in store.optuna_studies.items()
         if all(
             trial.user_attrs.get("sha256") != baseline.sha256
             for trial in stored_trials(optuna_study)
@@ -56,7 +56,7 @@ def tell_baseline(store: Store, baseline: Checkpoint) -> None:
             f"{path}: cannot be copied to {store.folder / 'artifacts'}: {error.strerror}"
         ) from error
     meta = ArtifactMeta(artifact_id, path.name, mimetype="application/octet-stream", encoding=None)
-    for optuna_study in missing:
+    for batch_size, optuna_study in missing:
         trial = create_trial(
             state=TrialState.PRUNED,
             value=baseline.value,
@@ -70,4 +70,4 @@ def tell_baseline(store: Store, baseline: Checkpoint) -> None:
             system_attrs={ARTIFACTS + artifact_id: json.dumps(asdict(meta))},
             constraints={DIVERGED: -1.0},
         )
-        add_trials(optuna_study, [trial], store.planned)
+        add_trials(optuna_study, [trial], store.planned[batch_size])

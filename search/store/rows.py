@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.distributions import distribution_to_json
+from optuna.distributions import BaseDistribution, distribution_to_json
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
@@ -78,6 +78,24 @@ def add_trials(optuna_study: optuna.Study, trials: Sequence[FrozenTrial], planne
         is_crowded = _give_way(session, study_id, numbers, ids)
         if is_crowded or LAST in numbers:
             _number(session, study_id, planned)
+
+
+def describe_again(
+    optuna_study: optuna.Study,
+    described: Mapping[int, tuple[Mapping[str, Any], Mapping[str, BaseDistribution]]],
+) -> None:
+    """Give trials, by the ids of their rows, other parameters and distributions: all, or none."""
+    params = models.TrialParamModel
+    parts = [
+        part
+        for id, (values, distributions) in described.items()
+        for part in _parameter_rows(id, values, distributions)
+    ]
+    with Session(backend_of(optuna_study._storage).engine) as session, session.begin():
+        for id in described:
+            session.execute(sqlalchemy.delete(params).where(params.trial_id == id))
+        if parts:
+            session.execute(sqlalchemy.insert(params.__table__), parts)
 
 
 def number_trials(optuna_study: optuna.Study, planned: int = 0) -> None:
@@ -181,14 +199,9 @@ def _rows_of(
     yield (
         models.TrialParamModel,
         [
-            {
-                "trial_id": id,
-                "param_name": name,
-                "param_value": trial.distributions[name].to_internal_repr(value),
-                "distribution_json": distribution_to_json(trial.distributions[name]),
-            }
+            part
             for id, trial in pairs
-            for name, value in trial.params.items()
+            for part in _parameter_rows(id, trial.params, trial.distributions)
         ],
     )
     yield models.TrialUserAttributeModel, list(_attributes(pairs, "user_attrs"))
@@ -219,6 +232,18 @@ def _rows_of(
             for id, step, (value, kind) in reported
         ],
     )
+
+
+def _parameter_rows(
+    id: int, values: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]
+) -> Iterator[dict[str, Any]]:
+    for name, value in values.items():
+        yield {
+            "trial_id": id,
+            "param_name": name,
+            "param_value": distributions[name].to_internal_repr(value),
+            "distribution_json": distribution_to_json(distributions[name]),
+        }
 
 
 def _attributes(pairs: Iterable[tuple[int, FrozenTrial]], kind: str) -> Iterator[dict[str, Any]]:

@@ -15,8 +15,9 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,16 @@ from ..judge.seeds import mark_provisional
 from ..rules.schedule import applies
 from ..signals import stop_if_asked
 from ..study.adaptive import distribution, quiet_optuna
-from ..study.sampling import plan
+from ..study.earlier import completed, why_outside
+from ..study.sampling import next_number, plan
 from ..study.study import Range, Study, load_study
 from ..trial import EMPTY_CURVE, LARGE, Curve, Point, Trial, as_told
-from .changes import changes_of, document_of
+from .changes import document_of
 from .database import StudyLock, engine_of, open_storage
 from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial
+from .growth import GROWN, STUDY, grow, refusal
 from .places import STEPS, STUDY_FILE, TABLE, database_of, has_results
-from .rows import NUMBER, RECORD, add_trials, number_trials, stored_trials
+from .rows import NUMBER, RECORD, add_trials, describe_again, number_trials, stored_trials
 from .table import read_table
 
 # between the name of a study and the batch size in that of its Optuna study
@@ -52,17 +55,24 @@ DIVERGED = "diverged"  # the constraint's name; > 0 is infeasible
 
 @dataclass(frozen=True)
 class Store:
-    """A study's results folder, its Optuna studies by batch size, and the lock of its writer."""
+    """A study's results folder, its Optuna studies by batch size, and the lock of its writer.
+
+    `grown`: what is to be written before a study goes on that has changed (`growth.grow`).
+    """
 
     study: Study
     folder: Path
     optuna_studies: Mapping[int, optuna.Study]
     lock: StudyLock | None = None
+    grown: Mapping[int, list[dict[str, Any]]] = field(default_factory=dict)
 
-    @property
-    def planned(self) -> int:
-        """How many trials each Optuna study will have, as far as the study file says it."""
-        return (self.study.trials or 0) * self.study.most_seeds
+    @cached_property
+    def planned(self) -> dict[int, int]:
+        """How many numbers the trials of each batch size may have, as far as the study says it."""
+        study = self.study
+        if study.imported:
+            return dict.fromkeys(study.batch_sizes, study.trials or 0)
+        return {size: next_number(study, size) * study.most_seeds for size in study.batch_sizes}
 
 
 def create_store(study: Study, results: Path, url: str | None = None) -> Store:
@@ -70,7 +80,9 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
 
     Raises UserError if the folder cannot be written, or if it holds results of a different study
     file; the message then shows what changed. `trials` may grow, `seeds` if `trials` is 1,
-    `question`, `keep_checkpoints` and [figure] may change: the points stay the same.
+    `question`, `keep_checkpoints` and [figure] may change: the points stay the same. Ranges, lists,
+    batch sizes and optimizers may change, too: what was trained stays, and counts where it lies in
+    the space as it is now. It is written that they did once the store is `exclusive`.
     """
     folder = results / study.name
     where = open_storage(url) if url else _own_url(folder)
@@ -83,9 +95,14 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
             f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(stored))}"
         )
     store = _store(study, folder, storage)
-    with atomic(folder / STUDY_FILE) as temporary:
-        temporary.write_text(study.source, encoding="utf-8")
+    if not store.grown:
+        _write_study(store)
     return store
+
+
+def _write_study(store: Store) -> None:
+    with atomic(store.folder / STUDY_FILE) as temporary:
+        temporary.write_text(store.study.source, encoding="utf-8")
 
 
 def _make(folder: Path) -> None:
@@ -118,8 +135,14 @@ def _store(study: Study, folder: Path, storage: optuna.storages.BaseStorage) -> 
             for batch_size, name in names.items()
         }
     engine = engine_of(storage)
-    store = Store(study, folder, optuna_studies, StudyLock(engine, study.name) if engine else None)
-    _claim(store)
+    lock = StudyLock(engine, study.name) if engine else None
+    try:
+        grown_study, grown = grow(study, optuna_studies)
+    except ValueError as error:
+        raise refusal(folder, str(error)) from error
+    store = Store(grown_study, folder, optuna_studies, lock, grown)
+    if not grown:
+        _claim(store)
     return store
 
 
@@ -211,19 +234,35 @@ def _stored_name(folder: Path, optuna_names: Sequence[str], shared: bool) -> str
 
 
 def _claim(store: Store) -> None:
-    """Write the study file's content into its Optuna studies, or refuse if they hold another."""
-    document = document_of(store.study)
+    """Write the study file's content into its Optuna studies."""
+    document, fingerprint = document_of(store.study), _fingerprint(store.study)
     for optuna_study in store.optuna_studies.values():
-        known = optuna_study.user_attrs.get("study", document)
-        if changes := changes_of(known, document):
-            raise UserError(
-                f"{store.folder}: holds results of a different study file. Changed since:\n"
-                + "\n".join(f"  {line}" for line in changes)
-                + "\nUndo the change, or give the study a new name, or remove the folder."
-            )
+        optuna_study.set_user_attr(STUDY, document)
+        optuna_study.set_user_attr("plan", fingerprint)
+
+
+def _write_growth(store: Store) -> Store:
+    """Write that a study has grown, and describe what was trained as trials of its new space.
+
+    Killed in between, a batch size has grown and another has not: each says so by itself.
+    """
+    for batch_size, grown in store.grown.items():
+        optuna_study = store.optuna_studies[batch_size]
+        optuna_study.set_user_attr(GROWN, grown)
+        optuna_study.set_user_attr(STUDY, document_of(store.study))
+    _claim(store)
+    _write_study(store)
     for optuna_study in store.optuna_studies.values():
-        optuna_study.set_user_attr("study", document)
-        optuna_study.set_user_attr("plan", _fingerprint(store.study))
+        kept = {}
+        for frozen in stored_trials(optuna_study):
+            trial = _record(store, frozen)
+            if trial is None or not frozen.params:
+                continue
+            point = completed(store.study, trial.point)
+            if not why_outside(store.study, point):
+                kept[frozen._trial_id] = _parameters(store.study, point)
+        describe_again(optuna_study, kept)
+    return replace(store, grown={})
 
 
 def _fingerprint(study: Study) -> str:
@@ -262,17 +301,24 @@ def exclusive(store: Store) -> Iterator[Store]:
                     "same database; wait for it or stop it"
                 )
             held.callback(store.lock.release)
-        for optuna_study in store.optuna_studies.values():
-            number_trials(optuna_study, store.planned)
+        if store.grown:
+            store = _write_growth(store)
+        for batch_size, optuna_study in store.optuna_studies.items():
+            number_trials(optuna_study, store.planned[batch_size])
         yield store
 
 
-def is_continued(store: Store, study: Study) -> bool:
-    """Whether a study file, as it is now, continues the results of a store.
+def continued_by(store: Store, study: Study) -> Store | None:
+    """A store as one of its study file as it is now, read only; None if that is of another study.
 
-    It does if only keys that may change did.
+    It is the same study if only keys that may change did.
     """
-    return not changes_of(document_of(store.study), document_of(study))
+    sizes = {size: one for size, one in store.optuna_studies.items() if size in study.batch_sizes}
+    try:
+        grown_study, grown = grow(study.model_copy(update={"name": store.study.name}), sizes)
+    except ValueError:
+        return None
+    return replace(store, study=grown_study, optuna_studies=sizes, grown=grown)
 
 
 def tell(store: Store, trial: Trial) -> None:
@@ -293,7 +339,7 @@ def tell_all(store: Store, trials: Sequence[Trial]) -> None:
         own = [trial for trial in trials if trial.point.batch_size == batch_size]
         if own:
             frozen = [_as_frozen(store.study, trial) for trial in own]
-            add_trials(optuna_study, frozen, store.planned)
+            add_trials(optuna_study, frozen, store.planned[batch_size])
 
 
 def _as_frozen(study: Study, trial: Trial) -> FrozenTrial:
@@ -385,17 +431,23 @@ def read_trials(store: Store, records: Iterable[Trial] | None = None) -> list[Tr
 def read_records(store: Store) -> list[Trial]:
     """Every finished trial with its own verdict, its curve left on the disk.
 
-    One that is no evidence gives way to a later try of its point.
+    Those that lie outside of a space that was narrowed stay where they are, and are left out. One
+    that is no evidence gives way to a later try of its point.
 
     Of the curve only the number of planned updates is known, which suffices for ranking and
     samplers.
     """
     trials: dict[tuple[int, int], Trial] = {}
-    for batch_size in store.study.batch_sizes:
-        for frozen in stored_trials(store.optuna_studies[batch_size]):
+    has_grown = bool(store.study.earlier)
+    for batch_size, optuna_study in store.optuna_studies.items():
+        for frozen in stored_trials(optuna_study):
             trial = _record(store, frozen)
             if trial is None:
                 continue
+            if has_grown:
+                trial = replace(trial, point=completed(store.study, trial.point))
+                if why_outside(store.study, trial.point):
+                    continue
             key = (batch_size, trial.point.number)
             if key not in trials or not trials[key].verdict.judged:
                 trials[key] = trial
@@ -437,8 +489,8 @@ def _with_curves(store: Store, records: Iterable[Trial]) -> list[Trial]:
 def _evaluations(store: Store) -> dict[tuple[int, int], Curve]:
     """The objective at each evaluation, as Optuna was told, by batch size and number."""
     found: dict[tuple[int, int], Curve] = {}
-    for batch_size in store.study.batch_sizes:
-        for frozen in stored_trials(store.optuna_studies[batch_size]):
+    for batch_size, optuna_study in store.optuna_studies.items():
+        for frozen in stored_trials(optuna_study):
             if RECORD in frozen.user_attrs and frozen.state != TrialState.FAIL:
                 told = frozen.intermediate_values
                 steps, values = np.array(list(told), np.int64), np.array(list(told.values()))

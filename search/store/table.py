@@ -21,10 +21,16 @@ from .files import atomic
 _VERDICT = TypeAdapter(Verdict)
 
 
-def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | None = None) -> None:
+def write_table(
+    path: Path,
+    trials: Sequence[Trial],
+    comparison: Comparison | None = None,
+    study: Study | None = None,
+) -> None:
     """trials.csv: a row per finished trial, a column per hyperparameter and per result.
 
-    An existing table with more trials is left as it is, because its database may have been lost.
+    An existing table with more trials is left as it is, because its database may have been lost;
+    but for trials that lie outside of the space of their `study`, which may have been narrowed.
     With a comparison the first row is the baseline, with `baseline` as its number and its
     hyperparameters as far as they are known. There is then also a column `gain`
     (`Comparison.gain`), which is empty for a trial that did not train.
@@ -32,7 +38,7 @@ def write_table(path: Path, trials: Sequence[Trial], comparison: Comparison | No
     rows = ([_baseline_row(comparison)] if comparison else []) + [
         table_row(trial, comparison) for trial in trials
     ]
-    before = _rows(path)
+    before = 0 if study and study.earlier else _rows(path, study)
     if before > len(trials):
         warn_once(
             f"{path}: is kept: it has {before} trials, and the database only {len(trials)}. If "
@@ -55,11 +61,13 @@ def columns_of(trials: Sequence[Trial], comparison: Comparison | None = None) ->
     return [number, *hyperparameters(trials), *results]
 
 
-def _rows(path: Path) -> int:
-    """How many trials a table has; 0 if there is none that can be read."""
+def _rows(path: Path, study: Study | None) -> int:
+    """How many trials a table has at a study's batch sizes; 0 if there is none that can be read."""
+    sizes = set(map(str, study.batch_sizes)) if study else set()
     try:
         with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            return sum((row.get("number") or "").isdigit() for row in csv.DictReader(file))
+            rows = [row for row in csv.DictReader(file) if (row.get("number") or "").isdigit()]
+            return sum(not study or row.get("batch_size") in sizes for row in rows)
     except (OSError, csv.Error):
         return 0
 

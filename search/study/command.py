@@ -158,9 +158,14 @@ def check_command(study: Study) -> None:
 
 
 def refuse_undiagnosable(study: Study) -> None:
-    """Raise UserError for a command whose log is followed, if it does not take what the steps of a
-    diagnosis change, or its log lacks what they look at.
+    """Raise UserError for a study with a cut, and for a command whose log is followed, if it does
+    not take what the steps of a diagnosis change, or its log lacks what they look at.
     """
+    if study.cut:
+        raise UserError(
+            f"{study.name}: cut: cannot be diagnosed: the question is the edge, and a training "
+            "that ends early does not say whether it would have become unstable (R3)"
+        )
     if not (study.command and study.log):
         return
     used = {name for word in study.command for name in names_in(word)}

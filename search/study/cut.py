@@ -67,11 +67,16 @@ def decide(
     `given_up` crashed in this run, and nobody waits for them.
     """
     found = Decision()
+    known = {*told, *given_up}
     by_configuration: dict[Key, list[Point]] = {}
     for point in points:
         configuration = point.batch_size, point.number // study.most_seeds
         by_configuration.setdefault(configuration, []).append(point)
-    for configurations in _rounds(study, by_configuration):
+    together = list(_rounds(study, by_configuration))
+    kept = by_configuration.keys() - {key for one in together for key in one}
+    for key in sorted(kept):  # of before the study grew: decided then
+        found.to_end.extend(point for point in by_configuration[key] if _key(point) not in known)
+    for configurations in together:
         own = [by_configuration[one] for one in configurations]
         if all(_key(point) in told for seeds in own for point in seeds):
             continue
@@ -86,22 +91,19 @@ def decide(
             first = seeds[0]
             one = reached[_key(first)]
             if one and (_key(first) in told or one.cost <= bar.cost):
-                known = {*told, *given_up}
                 found.to_end.extend(point for point in seeds if _key(point) not in known)
             else:
                 found.stopped.append((first, bar))
     return found
 
 
-def _rounds(study: Study, configurations: Mapping[Key, list[Point]]) -> Iterator[list[Key]]:
+def _rounds(study: Study, configurations: Collection[Key]) -> Iterator[list[Key]]:
     """Configurations that are decided together."""
-    groups: dict[Group, list[Key]] = {}
-    for key in sorted(configurations):
-        group = group_of(configurations[key][0], study.scientific_names)
-        groups.setdefault(group, []).append(key)
-    for own in groups.values():
-        for start, end in rounds(study, len(own)):
-            yield own[start:end]
+    for batch_size in study.batch_sizes:
+        for of_group in rounds(study, batch_size).values():
+            for numbers in of_group:
+                own = [(batch_size, number) for number in numbers]
+                yield [key for key in own if key in configurations]
 
 
 def _bar(study: Study, reached: Iterable[Trial | None]) -> Bar:
@@ -119,7 +121,7 @@ def _kept(study: Study, feasible: int) -> int:
 
 def stop(study: Study, trial: Trial, bar: Bar) -> Trial:
     """A trial that stood so at its cut, as it is told: unfinished, or infeasible if it was so."""
-    step, total = len(trial.curve.loss), trial.curve.total_steps
+    step, total = study.cut_step(trial.point), study.updates(trial.point)
     limit = readable(-bar.cost if study.maximize else bar.cost)
     reached = f"{CUT} {step} of {total}: {study.objective} {readable(trial.best_value)}"
     others = f"the best {bar.kept} of {bar.of} had reached {limit}"
@@ -138,8 +140,8 @@ def most_saved(study: Study) -> int:
     """
     saved = 0
     for batch_size in study.batch_sizes:
-        for group, share in shares(study, batch_size).items():
-            ended = sum(end - start - _kept(study, end - start) for start, end in rounds(study, share))
+        for group, of_group in rounds(study, batch_size).items():
+            ended = sum(len(one) - _kept(study, len(one)) for one in of_group)
             whole, after = study.earliest_cut(group.optimizer)
             saved += ended * (whole * study.first_seeds - after)
     return saved

@@ -12,8 +12,9 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from ..rules.schedule import applies
 from ..signals import stop_if_asked
 from ..trial import COMMON, Group, Point, Told, group_of
+from .earlier import Earlier, Filling, kept_points
 from .finalists import NEXT_TO_EDGE, choose_finalists
 from .samplers import ROUND
 from .study import DECAY_SETTINGS, Axis, Range, Study, grid_size
@@ -53,7 +55,8 @@ def some_points(study: Study, most: int) -> list[Point]:
         return [point for batch_size in sizes for point in _grid_points(study, batch_size, each)]
     assert study.trials is not None  # for every sampler but grid (Study.problems)
     trials = min(study.trials, max(each, study.group_count()))
-    return next_points(study.model_copy(update={"trials": trials, "seeds": 1}), [])
+    few = study.model_copy(update={"trials": trials, "seeds": 1}).grown_from({})
+    return next_points(few, [])
 
 
 def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
@@ -87,35 +90,127 @@ def next_points(study: Study, told: Sequence[Told]) -> list[Point]:
 def _proposed(study: Study, batch_size: int, known: Mapping[int, Told]) -> list[Point]:
     """The configurations of an adaptive study that are known so far, group by group."""
     points: list[Point] = []
-    groups = study.groups(batch_size)
     fixed = _fixed_values(study)
-    assert study.trials is not None  # for every sampler but grid (Study.problems)
-    for index, group in enumerate(groups):
-        numbers = range(index, study.trials, len(groups))
-        for start, end in rounds(study, len(numbers)):
-            earlier, now = numbers[:start], numbers[start:end]
+    for part in _parts(study, batch_size):
+        numbers = [*(point.number for point in part.kept), *part.numbers]
+        drawn = len(part.kept) + len(part.values)
+        points += part.kept
+        points += [
+            _point(study, fixed, part.group, number, values)
+            for number, values in zip(part.numbers, part.values, strict=False)
+        ]
+        for start in range(drawn, len(numbers), ROUND):
+            earlier, now = numbers[:start], numbers[start : start + ROUND]
             if not all(number in known for number in earlier):
                 break
             if all(number in known for number in now):
                 points += [known[number].point for number in now]
                 continue
-            proposals = _proposals(study, group, [known[number] for number in earlier], len(now))
+            told = [known[number] for number in earlier]
             points += [
-                _point(study, fixed, group, n, values)
-                for n, values in zip(now, proposals, strict=True)
+                _point(study, fixed, part.group, number, values)
+                for number, values in zip(
+                    now, _proposals(study, part.group, told, len(now)), strict=True
+                )
             ]
     return points
 
 
-def rounds(study: Study, count: int) -> list[tuple[int, int]]:
-    """Where the rounds of a group of `count` configurations begin and end.
+@dataclass(frozen=True)
+class _Part:
+    """What a group has in the plan of a batch size.
 
-    Those drawn, then the learner's; one round of all where nothing is learned.
+    kept     configurations that were trained before the study grew, by number
+    numbers  of its new configurations
+    values   of those of them that are drawn beforehand: all, unless a learner proposes the others
     """
+
+    group: Group
+    kept: list[Point]
+    numbers: list[int]
+    values: list[dict[str, Any]]
+
+
+def _parts(study: Study, batch_size: int) -> list[_Part]:
+    """The plan of a batch size, group by group.
+
+    New configurations are numbered in turn, one of each group that still has some.
+    """
+    groups = study.groups(batch_size)
+    earlier = study.earlier.get(batch_size)
+    kept = kept_points(study, earlier) if earlier else {}
+    most = max((len(points) for points in kept.values()), default=0)
+    drawn, counts = [], []
+    for index, group in enumerate(groups):
+        own = kept.get(group, [])
+        values = _drawn(study, group, own, earlier, _share(study, index, len(groups), most, own))
+        count = len(values)
+        if study.sampling.is_adaptive:
+            count = max(count, _share(study, index, len(groups), most, own) - len(own))
+        drawn.append(values)
+        counts.append(count)
+    numbers = _in_turn(counts, earlier.end if earlier else 0)
+    return [
+        _Part(group, kept.get(group, []), own, values)
+        for group, own, values in zip(groups, numbers, drawn, strict=True)
+    ]
+
+
+def _share(study: Study, index: int, groups: int, most_kept: int, kept: Sequence[Point]) -> int:
+    """How many configurations a group is to have: as many as the others, if it is new."""
+    assert study.trials is not None  # for every sampler but grid (Study.problems)
+    share = len(range(index, study.trials, groups))
+    return share if kept else max(share, most_kept)
+
+
+def _drawn(
+    study: Study, group: Group, kept: Sequence[Point], earlier: Earlier | None, share: int
+) -> list[dict[str, Any]]:
+    """The new points of a group that are drawn before any training."""
+    axes = free_axes(study, group)
+    count = min(share, study.sampling.first) if study.sampling.is_adaptive else share
+    if not (kept and earlier):
+        return _sequence(study, group, count)
+    filling = Filling(axes, kept, earlier)
     if not study.sampling.is_adaptive:
-        return [(0, count)]
-    starts = [0, *range(study.sampling.first, count, ROUND)]
-    return list(itertools.pairwise([*starts, count]))
+        count = filling.target(share)
+    unit = _unit(study, group, count)
+    values = _values_at(axes, unit)
+    return [values[i] for i in filling.missing(share, unit.tolist(), values)]
+
+
+def _in_turn(counts: Sequence[int], first: int) -> list[list[int]]:
+    """Numbers from `first` on, given to groups in turn until each has its count."""
+    numbers: list[list[int]] = [[] for _ in counts]
+    number = first
+    for turn in range(max(counts, default=0)):
+        for own, count in zip(numbers, counts, strict=True):
+            if turn < count:
+                own.append(number)
+                number += 1
+    return numbers
+
+
+def rounds(study: Study, batch_size: int) -> dict[Group, list[list[int]]]:
+    """The numbers of the configurations of each group that are planned at once, round by round.
+
+    All that are new in one round, where nothing is learned; else those drawn, then the learner's.
+    """
+    if study.sampling.is_grid:
+        earlier = study.earlier.get(batch_size)
+        found: dict[Group, list[list[int]]] = {group: [[]] for group in study.groups(batch_size)}
+        for point in _plan(study, batch_size):
+            if earlier is None or point.number >= earlier.end:
+                found[group_of(point, study.scientific_names)][0].append(point.number)
+        return found
+    return {part.group: _rounds_of(part) for part in _parts(study, batch_size)}
+
+
+def _rounds_of(part: _Part) -> list[list[int]]:
+    drawn = len(part.values)
+    ends = [*range(drawn, len(part.numbers), ROUND), len(part.numbers)]
+    pairs = itertools.pairwise([0, *ends])
+    return [part.numbers[start:end] for start, end in pairs if start < end]
 
 
 def _points_of_finalists(
@@ -179,7 +274,7 @@ def yet_to_plan(study: Study, points: Iterable[Point]) -> dict[int, int]:
 def with_seed(study: Study, configuration: Point, i: int) -> Point:
     """The i-th point of a numbered configuration: number · most_seeds + i, with seed + i."""
     number = configuration.number * study.most_seeds + i
-    return replace(configuration, number=number, seed=configuration.seed + i)
+    return configuration.with_number(number, configuration.seed + i)
 
 
 def _configurations(study: Study, told: Iterable[Told], seeds: int) -> dict[int, Told]:
@@ -198,7 +293,7 @@ def _configurations(study: Study, told: Iterable[Told], seeds: int) -> dict[int,
         is_cut = any(one.cut for one in each)
         if len(each) == seeds or is_cut:
             found[number] = Told(
-                replace(each[0].point, number=number, seed=study.seed),
+                each[0].point.with_number(number, study.seed),
                 value=fmean(one.value for one in each),
                 diverged=max(one.diverged for one in each),
                 cut=is_cut,
@@ -207,53 +302,76 @@ def _configurations(study: Study, told: Iterable[Told], seeds: int) -> dict[int,
 
 
 def _plan(study: Study, batch_size: int) -> list[Point]:
-    groups = study.groups(batch_size)
+    """The configurations of a non-adaptive study, by number."""
+    fixed = _fixed_values(study)
     if study.sampling.is_grid:
         return _grid_points(study, batch_size, study.planned_trials())
-    assert study.trials is not None  # for every sampler but grid (Study.problems)
-    sequences = [
-        _sequence(study, group, share) for group, share in shares(study, batch_size).items()
-    ]
-    fixed = _fixed_values(study)
-    return [
-        _point(
-            study,
-            fixed,
-            groups[number % len(groups)],
-            number,
-            sequences[number % len(groups)][number // len(groups)],
-        )
-        for number in range(study.trials)
-    ]
+    points = []
+    for part in _parts(study, batch_size):
+        points += part.kept
+        points += [
+            _point(study, fixed, part.group, number, values)
+            for number, values in zip(part.numbers, part.values, strict=True)
+        ]
+    return sorted(points, key=lambda point: point.number)
 
 
 def _grid_points(study: Study, batch_size: int, most: int) -> list[Point]:
     """The grids of a batch size's groups, one after the other.
 
-    If they have more than `most` points together, only some, at most `most`.
+    If they have more than `most` points together, only some, at most `most`. Kept points come
+    first, and are no second time among them.
     """
-    of_group = shares(study, batch_size)
-    steps = math.ceil(sum(of_group.values()) / most)
-    rows = [
-        (group, values) for group in of_group for values in _grid(free_axes(study, group), steps)
-    ]
+    groups = study.groups(batch_size)
+    earlier = study.earlier.get(batch_size)
+    kept = kept_points(study, earlier) if earlier else {}
+    points = sorted(
+        (point for own in kept.values() for point in own), key=lambda point: point.number
+    )
+    there = {point.configuration for point in points}
+    steps = math.ceil(sum(_grid_total(study, group) for group in groups) / most)
+    rows = [(group, values) for group in groups for values in _grid(free_axes(study, group), steps)]
     fixed = _fixed_values(study)
-    return [
-        _point(study, fixed, group, number, values) for number, (group, values) in enumerate(rows)
-    ]
+    number = earlier.end if earlier else 0
+    for group, values in rows:
+        point = _point(study, fixed, group, number, values)
+        if point.configuration not in there:
+            points.append(point)
+            number += 1
+    return points
+
+
+def _grid_total(study: Study, group: Group) -> int:
+    return math.prod(map(grid_size, free_axes(study, group).values()))
 
 
 def shares(study: Study, batch_size: int) -> dict[Group, int]:
     """How many configurations each group of a batch size gets in all."""
     groups = study.groups(batch_size)
+    if batch_size in study.earlier and study.sampling.is_grid:
+        planned = Counter(
+            group_of(point, study.scientific_names) for point in _plan(study, batch_size)
+        )
+        return {group: planned[group] for group in groups}
     if study.sampling.is_grid:
-        return {
-            group: math.prod(map(grid_size, free_axes(study, group).values())) for group in groups
-        }
+        return {group: _grid_total(study, group) for group in groups}
+    if batch_size in study.earlier:
+        parts = _parts(study, batch_size)
+        return {part.group: len(part.kept) + len(part.numbers) for part in parts}
     assert study.trials is not None  # for every sampler but grid (Study.problems)
     return {
         group: len(range(index, study.trials, len(groups))) for index, group in enumerate(groups)
     }
+
+
+def next_number(study: Study, batch_size: int) -> int:
+    """The number of the first configuration after all that a study plans at a batch size."""
+    earlier = study.earlier.get(batch_size)
+    total = sum(shares(study, batch_size).values())
+    if earlier is None:
+        return total
+    kept = sum(map(len, kept_points(study, earlier).values()))
+    return earlier.end + total - kept
 
 
 def free_axes(study: Study, group: Group) -> dict[str, Axis]:
@@ -315,13 +433,21 @@ def _entropy(study: Study, group: Group, *more: int) -> np.random.SeedSequence:
 
 def _sequence(study: Study, group: Group, count: int) -> list[dict[str, Any]]:
     """The first `count` points of a group's sequence."""
+    return _values_at(free_axes(study, group), _unit(study, group, count))
+
+
+def _unit(study: Study, group: Group, count: int) -> NDArray[np.float64]:
+    """The same in the unit cube, [count, axes]."""
     axes = free_axes(study, group)
-    rng = np.random.default_rng(_entropy(study, group))
     if not axes:
-        return [{}] * count
+        return np.empty((count, 0))
+    return study.sampling.sequence(count, len(axes), np.random.default_rng(_entropy(study, group)))
+
+
+def _values_at(axes: Mapping[str, Axis], unit: NDArray[np.float64]) -> list[dict[str, Any]]:
     return [
         {name: _at(axis, u) for (name, axis), u in zip(axes.items(), row, strict=True)}
-        for row in study.sampling.sequence(count, len(axes), rng)
+        for row in unit
     ]
 
 
@@ -362,12 +488,7 @@ def _ticks(axis: Axis) -> Sequence[Any]:
 def _proposals(
     study: Study, group: Group, told: Sequence[Told], count: int
 ) -> list[dict[str, Any]]:
-    """The next points of a group.
-
-    The first ones come from a sequence, the others are learned from finished trials.
-    """
-    if not told:
-        return _sequence(study, group, count)
+    """The next points of a group, learned from finished trials."""
     # Optuna takes a second to import, and most studies need none here
     from .adaptive import propose
 

@@ -27,6 +27,7 @@ from pydantic import (
     Discriminator,
     Field,
     ModelWrapValidatorHandler,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     StrictBool,
     Tag,
@@ -154,6 +155,8 @@ Values = Annotated[
     Field(json_schema_extra={"minItems": 1, "maxItems": MOST_VALUES}),
 ]
 if TYPE_CHECKING:
+    from .earlier import Earlier
+
     SamplerName = str
 else:
     SamplerName = Literal[tuple(SAMPLERS)]
@@ -396,6 +399,23 @@ class Seeds(_Strict):
                 f"{self.all}; seeds = {self.finalists} gives every configuration the same"
             )
         return self
+
+
+class WarmStart(_Strict):
+    """Results of earlier studies of the same workload, whose trials count in this one."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, serialize_by_alias=True, validate_by_name=True
+    )
+    folders: Annotated[tuple[str, ...], _of_length(1, MOST_GROUPS), AfterValidator(_different)] = (
+        Field(
+            alias="from",
+            description="Results folders: their trials whose points lie in the space count, and "
+            "are not trained again",
+            examples=[["results/old"]],
+            json_schema_extra={"minItems": 1, "maxItems": MOST_GROUPS},
+        )
+    )
 
 
 Share = Annotated[float, Field(gt=0, lt=1), NUMBER]
@@ -651,11 +671,18 @@ class Study(_Strict):
         description="The hyperparameters: one value fixes one, a list or a range lets it vary. "
         "What stands here holds for every optimizer"
     )
+    warm_start: WarmStart | None = Field(
+        None,
+        description="Earlier results whose trials count: those in the space, of the same workload, "
+        "objective and number of updates",
+        examples=[{"from": ["results/old"]}],
+    )
     figure: Figure = Field(Figure(), description="How curves are drawn")
     cluster: Cluster = Field(
         Cluster(), description="What each worker asks of the cluster that --backend names"
     )
     source: str = Field("", exclude=True, description="The file's text, comments and all")
+    _earlier: Mapping[int, Earlier] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -730,6 +757,17 @@ class Study(_Strict):
             axes = [f"{name} {_shown(axis)}" for name, axis in self.axes(optimizer).items()]
             rows.append((optimizer, ", ".join(axes)))
         return html_table(f"Study {self.name}", rows)
+
+    @property
+    def earlier(self) -> Mapping[int, Earlier]:
+        """What the study was before it grew, by batch size; empty if it did not."""
+        return self._earlier
+
+    def grown_from(self, earlier: Mapping[int, Earlier]) -> Study:
+        """The study as one that goes on from what it was."""
+        grown = self.model_copy()
+        grown._earlier = earlier
+        return grown
 
     @property
     def source_key(self) -> str:
@@ -1050,7 +1088,7 @@ class Study(_Strict):
         if self.cut and not self.workload:
             yield (
                 "cut",
-                f"is for a `workload`: trainings of `{self.source_key}` cannot be stopped and go on",
+                f"is for a `workload`: trials of `{self.source_key}` cannot be stopped and go on",
             )
         for name in OF_COMMANDS:
             if not self.command and getattr(self, name) is not None:
@@ -1440,15 +1478,17 @@ def _unknown_key(keys: list[str]) -> str:
             known = list(RULES)
         case ["space", "optimizer", optimizer]:
             known = [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
-        case ["figure" | "log" | "cluster" | "seeds" | "cut" as table]:
+        case ["figure" | "log" | "cluster" | "seeds" | "warm_start" | "cut" as table]:
             models: dict[str, type[BaseModel]] = {
                 "figure": Figure,
                 "seeds": Seeds,
+                "warm_start": WarmStart,
                 "cut": Cut,
                 "log": CommandLog,
                 "cluster": Cluster,
             }
-            known = list(models[table].model_fields)
+            fields = models[table].model_fields
+            known = [field.alias or name for name, field in fields.items()]
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
     nearest = difflib.get_close_matches(key, known, n=1)

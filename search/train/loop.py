@@ -215,9 +215,9 @@ def train(
     trial ends after its last update, or as soon as `verdict.hopeless` says that it can only be
     infeasible; its slot then takes the next point, and the stack shrinks when there is none.
     `keeper` is told what is in training and keeps its state now and then; `traces` keeps the graphs
-    of a stacked workload from one call to the next. With `to_cut` a trial leaves its slot at its cut
-    (`Study.cut_step`), with a verdict that is unfinished; its state is saved, so that its training
-    may go on later. Exceptions of the workload are not caught.
+    of a stacked workload from one call to the next. With `to_cut` a trial leaves its slot at its
+    cut (`Study.cut_step`), with a verdict that is unfinished; its state is saved, so that its
+    training may go on later. Exceptions of the workload are not caught.
     Raises StackingError if what a stack or a recording computes is not what the model alone does
     (audit.py). Each trial has its own random numbers, of Python, NumPy and torch; the caller's are
     as they were at each yield.

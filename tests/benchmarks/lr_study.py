@@ -7,7 +7,8 @@ per trial written to a CSV file. No checkpoints, no verdicts, and every trial is
 whose loss is not finite.
 
 Ours: `run_studies` on the equivalent study: the same points, batches and updates, with the rules of
-`verdict.hopeless` for stopping, and everything that a results folder holds.
+`verdict.hopeless` for stopping, and everything that a results folder holds. `ours, cut` is the
+same study with CUT, and says whether its best base LR and best value are those of `ours`.
 
 Both sides are processes of their own, timed from start to exit: interpreter, imports, workers,
 training, writing. Compiled code, if any, is cached in a new folder for every run (`--cache cold`),
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ CASES = (
 )
 QUICK = {"points": 4, "steps": 50, "slots": 4}
 QUICK_SIDES = ("hand", "ours")
+CUT = {"at": 0.25, "keep": 0.5}
 
 
 # ---------------------------------------------------------------------------------------- by hand
@@ -150,7 +152,7 @@ def study_by_hand(case: Case, folder: Path, stops: bool = False) -> dict[str, An
 # ------------------------------------------------------------------------------------------- ours
 
 
-def study_document(case: Case) -> dict[str, Any]:
+def study_document(case: Case, cut: bool) -> dict[str, Any]:
     base_lr = {"low": case.low, "high": case.high, "log": True, "points": case.points}
     return {
         "workload": f"tunewright.models.{case.workload}",
@@ -159,6 +161,7 @@ def study_document(case: Case) -> dict[str, Any]:
         "evaluations": case.evaluations,
         "batch_sizes": [BATCH_SIZE],
         "sampler": "grid",
+        **({"cut": CUT} if cut else {}),
         "space": {
             "clip_norm": case.clip_norm,
             "optimizer": {"momentum": {"base_lr": base_lr, "momentum": MOMENTUM}},
@@ -166,14 +169,14 @@ def study_document(case: Case) -> dict[str, Any]:
     }
 
 
-def study_by_us(case: Case, folder: Path) -> dict[str, Any]:
+def study_by_us(case: Case, folder: Path, cut: bool = False) -> dict[str, Any]:
     import optuna
 
     from tunewright.search import read_trials, run_studies
     from tunewright.search.study.study import parse_study
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = parse_study(study_document(case), "lr_study", "lr_study")
+    study = parse_study(study_document(case, cut), "lr_study", "lr_study")
     (store,) = run_studies([study], results=folder, slots=case.slots, progress=False)
     trials = read_trials(store)
     assert not any(trial.verdict.crashed for trial in trials)
@@ -183,15 +186,23 @@ def study_by_us(case: Case, folder: Path) -> dict[str, Any]:
         "trained_steps": sum(len(trial.curve.loss) for trial in trials),
         "infeasible": len(infeasible),
         "values": [trial.best_value for trial in trials],
+        "best": best_of(trials),
         "training_seconds": sum(trial.seconds for trial in trials),
         "engine": engines,
     }
+
+
+def best_of(trials: Iterable[Any]) -> tuple[float, float]:
+    """What is decided: the best base LR, and its value."""
+    best = min((one for one in trials if one.feasible), key=lambda one: one.best_value)
+    return best.point.base_lr, best.best_value
 
 
 SIDES = {
     "hand": study_by_hand,
     "hand, stops": functools.partial(study_by_hand, stops=True),
     "ours": study_by_us,
+    "ours, cut": functools.partial(study_by_us, cut=True),
 }
 
 
@@ -270,6 +281,10 @@ def compare(
         f"{case.workload}: {reports['ours'][-1]['engine']}; best values at low base LRs differ by "
         f"{differs:.0e}"
     )
+    if "ours, cut" in sides:
+        whole, cut = (reports[side][-1]["best"] for side in ("ours", "ours, cut"))
+        words = "the same" if whole == cut else f"{cut[1]:.4g} at {cut[0]:.3g}"
+        print(f"best: {whole[1]:.4g} at base LR {whole[0]:.3g}; with the cut: {words}")
     rows = []
     for side in sides:
         wall, last = Spread.of(seconds[side]), reports[side][-1]
@@ -280,7 +295,7 @@ def compare(
                 "side": side,
                 "seconds": wall,
                 "hand/side": ratio(seconds["hand"], seconds[side]),
-                "to reach": f"{case.target}" if side == "ours" else "",
+                "to reach": f"{case.target}" if side in ("ours", "ours, cut") else "",
                 "in training": f"{last['training_seconds'] / cores:.1f}",
                 "steps trained": f"{last['trained_steps'] / planned:.0%}",
                 "infeasible": last["infeasible"],
@@ -311,7 +326,7 @@ def measure(options: argparse.Namespace) -> None:
                 Case(**asdict(case) | changes),
                 options.rounds,
                 cache,
-                QUICK_SIDES if options.quick else SIDES,
+                options.sides or (QUICK_SIDES if options.quick else SIDES),
             )
     print_table(rows)
     print(
@@ -345,6 +360,7 @@ def main() -> None:
     parser.add_argument(
         "--slots", type=int, help="force how many trials a worker stacks; 1: one after the other"
     )
+    parser.add_argument("--sides", choices=list(SIDES), nargs="*", help="default: all")
     parser.add_argument("--cache", choices=["cold", "warm"], default="cold")
     for hidden in ("--side", "--case", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)

@@ -233,7 +233,7 @@ def of_algoperf(quick: bool) -> None:
         print("TUNEWRIGHT_ALGOPERF is not set: no runs of AlgoPerf")
         return
     folder = Path(name)
-    print("AlgoPerf: studies of four or five tunings; schedules that decay are among them")
+    print("AlgoPerf: studies of four or five tunings, whatever their schedules")
     plans = [Plan("grid", ONE, cut) for cut in CUTS]
     print_few(algoperf(folder, repeated=False), plans, ONE, 1)
     print("AlgoPerf: studies whose three to five tunings were run twice")

@@ -33,7 +33,7 @@ def trial(
 
 SWEEP = [
     trial(0, 0.001, 0.3),
-    trial(1, 0.004, 0.0838),
+    trial(1, 0.004, 0.0838, warmup_steps=10, clip_norm=10.0),
     trial(2, 0.008, 0.0902),
     trial(3, 0.012, 0.083, warmup_steps=10, clip_norm=10.0),
     trial(4, 0.02, 0.0874),
@@ -62,8 +62,18 @@ def test_after_a_comparison_none_is_advised(tmp_path: Path) -> None:
 
 def test_a_sentence_says_what_to_use_how_sure_and_what_next(tmp_path: Path) -> None:
     assert sentence(tmp_path, SWEEP) == (
-        "batch size 256: rmsprop, base_lr 0.012 (0.004 to 0.03 as good), warmup 10, clip 10: "
-        "val_loss 0.083. Edge not reached up to base_lr 0.068: widen the range."
+        "batch size 256: rmsprop, base_lr 0.004 (0.004 to 0.03 as good), warmup 10, clip 10: "
+        "val_loss 0.0838. Best at base_lr 0.012, 0.083: no better than the scatter explains. "
+        "Edge not reached up to base_lr 0.068: widen the range."
+    )
+    [answer] = results(tmp_path / "again", SWEEP).answers
+    assert (answer.point.base_lr, answer.value) == (0.004, 0.0838)
+    wide = [*SWEEP[:2], *(trial(i, 0.003 * 1.4**i, 0.083) for i in range(2, 12))]
+    assert "(a basin, 0.00588 to 0.121 as good)" in sentence(tmp_path / "wide", wide)
+    above = [*SWEEP[:-1], trial(7, 0.5, 2.3, "diverged")]
+    assert (
+        "Edge not reached: above base_lr 0.03 one trial alone was tried, which failed at 0.5: "
+        "widen the range." in sentence(tmp_path / "above", above)
     )
 
 
@@ -87,9 +97,9 @@ def test_a_mean_over_seeds_has_its_range_and_what_is_off_is_said_so(tmp_path: Pa
     text = sentence(tmp_path, seeds)
     assert "val_loss 0.084 (mean of 2 seeds, 0.083 to 0.085)" in text
     off = sentence(
-        tmp_path, [replace(one, point=replace(one.point, number=0)) for one in SWEEP[:2]]
+        tmp_path, [replace(one, point=replace(one.point, number=0)) for one in SWEEP[:1]]
     )
-    assert ", no warmup, no clipping: val_loss 0.0838" in off
+    assert ", no warmup, no clipping: val_loss 0.3" in off
 
 
 def test_where_nothing_trains_the_sentence_says_to_lower_base_lr(tmp_path: Path) -> None:

@@ -53,18 +53,18 @@ def figures(store: Store, batch_size: int) -> dict[str, Any]:
 
 def test_the_note_says_where_the_edge_is() -> None:
     assert row_of(note_of(TRIALS)) == [
-        "momentum", "0.1", "0.2 – 0.4", "4 ×", "50%", "0.05", "100", "**on the edge**"
+        "momentum", "0.1", "–", "0.05", "0.2 – 0.4", "4 ×", "50%", "100", "**on the edge**"
     ]  # fmt: skip
 
 
 def test_without_instability_the_edge_lies_beyond_what_was_tried() -> None:
     row = row_of(note_of([feasible(0, 0.1, 0.05), feasible(1, 0.2, 0.2), feasible(2, 0.01, 0.2)]))
-    assert row[2:5] == ["> 0.2", "–", "0%"]
+    assert row[4:7] == ["> 0.2", "–", "0%"]
 
 
 def test_without_a_feasible_trial_there_is_no_lr_star() -> None:
     row = row_of(note_of([diverged(0, 5.0, onset_step=3)]))
-    assert row == ["momentum", "–", "0 – 5", "–", "100%", "–", "–", "**unstable**"]
+    assert row == ["momentum", "–", "–", "–", "0 – 5", "–", "100%", "–", "**unstable**"]
 
 
 def test_crashed_trials_are_no_evidence_and_are_named() -> None:
@@ -150,7 +150,7 @@ def test_scientific_values_cannot_break_the_table() -> None:
     trials = [replace(TRIALS[0], point=point) for point in points]
     note = verdict_note(study, 32, summarize(trials, study.scientific_names))
     rows = [line for line in note.splitlines() if line.startswith("|")]
-    assert [row.replace("\\|", "").count("|") for row in rows] == [9, 9, 9, 9]
+    assert [row.replace("\\|", "").count("|") for row in rows] == [10, 10, 10, 10]
     assert "momentum, norm = pre\\|post" in note
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tunewright.search.judge.readout import read_out
 from tunewright.search.judge.stability_edge import Tried
 from tunewright.search.show.plots import (
+    Told,
     axis_figure,
     axis_info,
     comparable,
@@ -156,9 +157,29 @@ def test_the_best_is_a_star_and_infeasible_and_crashed_stand_on_rails() -> None:
     looks = {
         trace.name: (trace.marker.symbol, trace.marker.color) for trace in axis_figure(info).data
     }
-    assert looks["best"] == ("star", "#009E73")
+    assert looks["lr_star"] == ("star", "#009E73")
     assert looks["feasible"] == ("circle", "#0072B2")
     assert looks["infeasible"][0] == "x-thin"
+
+
+def test_a_band_holds_the_base_lrs_that_are_as_good_and_the_star_is_at_its_lower_end() -> None:
+    values = {0.01: 0.5, 0.1: 0.203, 0.2: 0.201, 0.3: 0.204, 0.4: 0.2, 0.5: 0.202, 0.9: 0.6}
+    tried = [trial(i, rate, value) for i, (rate, value) in enumerate(values.items())]
+    info = axis_info(tried, "base_lr", "val_error", log=True)
+    [panel] = info.panels
+    assert panel.as_good == (0.1, 0.5)
+    assert panel.note == "lr_star = 0.1 (to 0.5 as good), nothing infeasible above it"
+    assert [mark.x for mark in panel.marks if mark.kind == "best"] == [0.1]
+    traces = {trace.name: trace for trace in axis_figure(info).data}
+    assert set(traces["as good"].x) == {0.1, 0.5}
+    assert (traces["lr_star"].x, traces["lr_star"].y) == ((0.1,), (0.203,))
+    told = {panel.group: Told(0.2, (0.2, 0.3), "by a diagnosis")}
+    [panel] = axis_info(tried, "base_lr", "val_error", log=True, told=told).panels
+    assert (panel.as_good, panel.note) == ((0.2, 0.3), "by a diagnosis")
+    assert [mark.x for mark in panel.marks if mark.kind == "best"] == [0.2]
+    [other] = axis_info(tried, "optimizer", "val_error").panels
+    assert all(map(math.isnan, other.as_good))
+    assert [mark.y for mark in other.marks if mark.kind == "best"] == [0.2]
 
 
 def test_the_same_trials_give_the_same_info() -> None:
@@ -195,6 +216,40 @@ def test_choices_are_ordered_categories_that_jitter_does_not_mix() -> None:
     assert not info.log_x
     assert [round(mark.x) for mark in marks(info)] == [2, 0, 1] * 40
     assert len({mark.x for mark in marks(info)}) == 120
+
+
+def cut(number: int, base_lr: float, value: float, step: int = 50) -> Trial:
+    """A trial that its study stopped after so many of STEPS updates."""
+    so_far = replace(curve(FALLING[:step]), total_steps=STEPS)
+    stopped = trial(number, base_lr, value, "unfinished", so_far)
+    evidence = f"cut at step {step} of {STEPS}: val_error {value}, where the best 3 had reached 0.3"
+    return replace(stopped, verdict=replace(stopped.verdict, evidence=evidence))
+
+
+def test_a_cut_trial_stands_at_its_value_with_a_mark_of_its_own_and_is_never_the_best() -> None:
+    trials = [*FOUR, cut(4, 0.02, 0.1), cut(5, 0.003, 0.7)]
+    info = axis_info(trials, "base_lr", "val_error", log=True)
+    found = {mark.number: (mark.kind, mark.x, mark.y) for mark in marks(info)}
+    assert found[4] == ("cut", 0.02, 0.1)
+    assert found[5] == ("cut", 0.003, 0.7)
+    assert found[0][0] == "best"
+    assert info.y_range == (0.1, 0.7)
+    assert "lr_star = 0.1, headroom 10 ×, 2 cut, 1 infeasible, 1 crashed" in info.in_words()
+    names = {trace.name for trace in axis_figure(info).data}
+    assert names == {"best", "feasible", "infeasible", "crashed", "stopped at 25%, value then"}
+
+
+def test_trials_that_were_cut_at_different_steps_are_told_as_stopped_early() -> None:
+    info = axis_info(
+        [*FOUR, cut(4, 0.02, 0.1), cut(5, 0.003, 0.7, step=80)], "base_lr", "val_error"
+    )
+    assert "stopped early, value then" in {trace.name for trace in axis_figure(info).data}
+
+
+def test_an_unfinished_trial_that_no_study_cut_stays_on_its_rail() -> None:
+    info = axis_info([*FOUR, trial(4, 0.02, 0.1, "unfinished")], "base_lr", "val_error")
+    assert marks(info)[-1].kind == "unfinished"
+    assert info.y_range == (0.2, 0.3)
 
 
 def test_crosses_of_a_choice_are_scattered_over_its_rail() -> None:
@@ -888,8 +943,8 @@ def test_each_figure_has_a_sentence_with_its_numbers() -> None:
         "headroom 8 ×, 2 infeasible, 1 crashed."
     )
     assert curves_info(swept, "val_error").in_words() == (
-        "training loss of 6 trials: batch size 32, momentum, lr_star = 0.1, above it "
-        "0.2 feasible, 0.4 feasible, 0.8 infeasible."
+        "training loss of 6 trials: batch size 32, momentum, lr_star = 0.1, above what "
+        "is as good 0.2 feasible, 0.4 feasible, 0.8 infeasible."
     )
     assert edge_info(EDGE).in_words() == (
         "how often training diverges, 19 trials: batch size 32, momentum, lr_star = 0.1, "

@@ -32,9 +32,11 @@ def test_its_tables_are_written_again_as_they_were(folder: Path) -> None:
         (folder / name).unlink()
     write_results(Results.read(open_store(folder)))
     assert (folder / "trials.csv").read_text() == (GOLDEN / "trials.csv").read_text()
-    assert json.loads((folder / "summary.json").read_text()) == json.loads(
-        (GOLDEN / "summary.json").read_text()
-    )
+    written = json.loads((folder / "summary.json").read_text())
+    before = json.loads((GOLDEN / "summary.json").read_text())
+    for now, then in zip(written, before, strict=True):
+        then["point"] = then.pop("best_point")  # its name in 0.1.0
+        assert {name: now[name] for name in then} == then
 
 
 def test_its_report_is_built(folder: Path) -> None:

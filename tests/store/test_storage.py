@@ -25,8 +25,8 @@ from tunewright.search.store.results import read_comparison, write_comparison
 from tunewright.search.store.storage import (
     Store,
     _as_frozen,
+    continued_by,
     create_store,
-    is_continued,
     open_storage,
     open_store,
     read_records,
@@ -404,15 +404,12 @@ def test_a_changed_study_file_is_refused_with_what_changed(store: Store) -> None
         message.splitlines()[0]
         == f"{store.folder}: holds results of a different study file. Changed since:"
     )
-    assert message.splitlines()[1:-1] == [
-        "  seed: was 1, is 2",
-        "  space.optimizer.momentum.base_lr.low: was 0.001, is 0.01",
-    ]
+    assert message.splitlines()[1:-1] == ["  seed: was 1, is 2"]  # ranges may change
 
 
 def test_a_study_goes_on_with_its_results_as_long_as_it_would_not_be_refused(store: Store) -> None:
-    assert is_continued(store, small_study(trials=9, question="Which?"))
-    assert not is_continued(store, small_study(seed=2))
+    assert continued_by(store, small_study(trials=9, question="Which?"))
+    assert not continued_by(store, small_study(seed=2))
 
 
 def test_trials_may_grow_but_not_shrink(store: Store) -> None:

@@ -1,7 +1,6 @@
 """The playbook's plots, a file each: first its info (plain data), then its figure."""
 
-from .axis import AxisInfo, axis_figure, axis_info
-from .axis import Panel as AxisPanel
+from .axis import AxisInfo, Told, axis_figure, axis_info, told_of
 from .curves import CurvesInfo, curves_figure, curves_info
 from .edge import EdgeInfo, edge_figure, edge_info, edge_panel
 from .loss import LossInfo, is_untuned, loss_figure, loss_info
@@ -12,12 +11,12 @@ from .versus import VersusInfo, versus_figure, versus_info
 
 __all__ = [
     "AxisInfo",
-    "AxisPanel",
     "CurvesInfo",
     "EdgeInfo",
     "LossInfo",
     "NormsInfo",
     "OverlayInfo",
+    "Told",
     "TrainingInfo",
     "VersusInfo",
     "axis_figure",
@@ -35,6 +34,7 @@ __all__ = [
     "norms_info",
     "overlay_figure",
     "overlay_info",
+    "told_of",
     "training_figure",
     "training_info",
     "versus_figure",

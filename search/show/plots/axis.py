@@ -11,13 +11,17 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 from ...judge.analysis import (
+    GroupSummary,
+    configuration_at,
     group_trials,
     has_value,
     rank_configurations,
     summarize,
     varied_names,
 )
+from ...judge.comparison import Interval
 from ...judge.isolation import Bucket, isolate
+from ...judge.plateau import NOWHERE
 from ...trial import Group, Trial
 from ...words import in_order, readable
 from .arrange import settled
@@ -52,7 +56,9 @@ MARGIN = 0.05  # to the left and right, of the range of values
 FOOT, HEAD = -0.07, 1.08  # y range as heights; the feasible values span heights 0 to 1 (S3)
 RAIL = 0.14  # height of the band of infeasible trials, and of each one above it
 
-Kind = Literal["feasible", "fewer seeds", "infeasible", "crashed", "unfinished", "winner", "best"]
+Kind = Literal[
+    "feasible", "fewer seeds", "cut", "infeasible", "crashed", "unfinished", "winner", "best"
+]
 LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on top (S3)
     "feasible": {
         "symbol": "circle",
@@ -68,12 +74,14 @@ LOOKS: dict[Kind, dict[str, Any]] = {  # in the order of drawing, the star on to
         "opacity": 0.6,
         "line": {"width": 1},
     },
+    "cut": {"symbol": "triangle-right-open", "size": 9, "color": BLUE, "line": {"width": 1.2}},
     "infeasible": {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": VERMILLION}},
     "crashed": {"symbol": "square-open", "size": 8, "color": MUTED, "line": {"width": 1.5}},
     "unfinished": {"symbol": "triangle-right-open", "size": 8, "color": MUTED},
     "winner": {"symbol": "circle", "size": 12, "color": BLUE, "line": {"width": 0}},
     "best": {"symbol": "star", "size": 17, "color": GREEN, "line": {"width": 1, "color": "white"}},
 }
+GREEN_BAND = "rgba(0, 158, 115, 0.13)"  # of base LRs that are as good
 FAINT = {"symbol": "circle", "size": 6, "color": PALE, "opacity": 0.6, "line": {"width": 0}}
 # Bands beyond the range of what trained, from it outwards, each drawn where it is needed.
 RAILS: dict[Kind, str] = {"infeasible": VERMILLION, "crashed": MUTED, "unfinished": MUTED}
@@ -83,7 +91,8 @@ RAILS: dict[Kind, str] = {"infeasible": VERMILLION, "crashed": MUTED, "unfinishe
 class Mark:
     """One trial; a winner is the best of its value or bucket (S7), unless it is the best of all.
 
-    `x` is its value, or category index and jitter; `y` its best value, or that of a rail.
+    `x` is its value, or category index and jitter; `y` its best value, of one that was cut the best
+    until then, or that of a rail.
     """
 
     number: int
@@ -94,10 +103,20 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What is known of a group's base LRs: lr_star, those that are as good, and both in words."""
+
+    lr_star: float
+    as_good: Interval
+    note: str
+
+
+@dataclass(frozen=True)
 class Panel:
     """The trials of one group, in the order they came; `undrawn` counts those that are left out.
 
-    `failed` counts all that did not train to their end, drawn or not.
+    `failed` counts all that did not train to their end, drawn or not. `as_good`: the base LRs that
+    are as good as the best, a band; (nan, nan) for another axis, or where they are not known.
     """
 
     group: Group
@@ -105,6 +124,7 @@ class Panel:
     marks: tuple[Mark, ...]
     failed: Mapping[Kind, int]
     undrawn: int = 0
+    as_good: Interval = NOWHERE
 
 
 @dataclass(frozen=True)
@@ -112,13 +132,16 @@ class AxisInfo:
     """An axis plot as plain data.
 
     categories   tick labels at x = 0, 1, ...; empty if the axis is a scale
-    y_range      from the best side to the worst: lowest and highest feasible value, the baseline's
-                 included, or highest and lowest if the objective is maximized. They alone set the
-                 scale; trials that did not train to their end stand on rails beyond the worst
+    y_range      from the best side to the worst: lowest and highest value of feasible trials and
+                 of those that were cut, the baseline's included, or highest and lowest if the
+                 objective is maximized. They alone set the scale; other trials stand on rails
+                 beyond the worst
     isolated     whether the best trial of each value or bucket is picked out (S7): always, but for
                  base_lr, whose own effect is to be seen
     joined       whether the winners are joined by a line: the values are numbers
     baseline     value of the checkpoint that the study was compared with, a dashed line
+    cut_at       of the trials that were cut, the share of their training after which they were; nan
+                 if it is not known, or not the same
     not_varied   (optimizer, trials) not drawn: their optimizer has one value of the hyperparameter,
                  or they have none
     """
@@ -134,6 +157,7 @@ class AxisInfo:
     baseline: float | None = None
     isolated: bool = False
     joined: bool = False
+    cut_at: float = math.nan
 
     def in_words(self) -> str:
         """The figure in a sentence: each panel's best, and how many trials did not train."""
@@ -157,11 +181,13 @@ def axis_info(
     log: bool = False,
     scientific: Sequence[str] = (),
     baseline: float | None = None,
+    told: Mapping[Group, Told] | None = None,
 ) -> AxisInfo:
     """What an axis plot shows: a panel per group, a mark per trial.
 
     A scientific hyperparameter splits trials into panels of their own, unless it is the axis
-    itself.
+    itself. Against base_lr the star is the configuration at lr_star, against all else the best.
+    `told` has what is known of a group besides its trials, as by a diagnosis.
     """
     trials = list(trials)
     if axis == "optimizer":
@@ -176,7 +202,7 @@ def axis_info(
     values = [trial.point.values[axis] for trial in shown]
     log = log and all(isinstance(value, int | float) and value > 0 for value in values)
     categories = _categories(values, log)
-    drawn = [trial.best_value for trial in shown if has_value(trial)]
+    drawn = [trial.best_value for trial in shown if _has_place(trial)]
     if baseline is not None:
         drawn.append(baseline)
     log_y, low, high = scale(drawn, any(trial.maximize for trial in trials))
@@ -189,6 +215,7 @@ def axis_info(
         rails,
         lambda height: at_height(height, low, high, log_y),
         len(shown),
+        told or {},
     )
     return AxisInfo(
         axis=axis,
@@ -205,6 +232,7 @@ def axis_info(
         baseline=baseline,
         isolated=draw.isolated,
         joined=draw.isolated and all(isinstance(value, int | float) for value in values),
+        cut_at=_cut_at(shown),
     )
 
 
@@ -264,19 +292,37 @@ def at_height(height: float, low: float, high: float, log: bool) -> float:
     return low * (high / low) ** height if log else low + (high - low) * height
 
 
-def _note(trials: list[Trial], axis: str) -> str:
-    best = next(iter(rank_configurations(trials)), None)
-    if best is None:
-        return "no feasible trial"
-    if axis != "base_lr":
-        return f"best: {readable(best.best_value)} at {readable(best.point.values[axis])}"
-    row = summarize(trials)[0]
-    if math.isinf(row.headroom):
-        return f"lr_star = {readable(row.lr_star)}, nothing infeasible above it"
-    return f"lr_star = {readable(row.lr_star)}, headroom {readable(row.headroom)} ×"
+def told_of(row: GroupSummary) -> Told:
+    """lr_star of a summary, and what is as good."""
+    star = f"lr_star = {readable(row.lr_star)}"
+    low, high = row.as_good
+    if low < high:
+        star += f" (to {readable(high)} as good)"
+    if math.isnan(row.lr_star):
+        words = "no feasible trial"
+    elif math.isinf(row.headroom):
+        words = f"{star}, nothing infeasible above it"
+    elif row.is_basin:
+        words = f"{star}, headroom {readable(row.headroom)} × the basin's end"
+    else:
+        words = f"{star}, headroom {readable(row.headroom)} ×"
+    return Told(row.lr_star, row.as_good, words)
+
+
+def _has_place(trial: Trial) -> bool:
+    """Whether a trial stands at its value, and not on a rail."""
+    return has_value(trial) or (trial.is_cut and math.isfinite(trial.best_value))
+
+
+def _cut_at(trials: Iterable[Trial]) -> float:
+    cut = [trial.curve for trial in trials if trial.is_cut]
+    shares = {round(len(one.loss) / max(one.total_steps, 1), 2) for one in cut}
+    return shares.pop() if len(shares) == 1 and all(shares) else math.nan
 
 
 def _kind(trial: Trial) -> Kind:
+    if _has_place(trial) and trial.is_cut:
+        return "cut"
     if has_value(trial):
         return "fewer seeds" if trial.provisional else "feasible"
     if trial.verdict.crashed:
@@ -303,29 +349,43 @@ class _Drawing:
     rails: Sequence[Kind]
     at: Callable[[float], float]
     count: int
+    told: Mapping[Group, Told]
 
     @property
     def isolated(self) -> bool:
         return self.axis != "base_lr"
 
     def panel(self, group: Group, trials: list[Trial]) -> Panel:
-        best = next(iter(rank_configurations(trials)), None)
+        told, best = self._starred(group, trials)
         winners = self._winners(trials)
         always = {id(best), *winners}
         few = most_informative(trials, self._share(trials, MOST_MARKS))
         always_and_few = always | set(map(id, few))
         drawn = [trial for trial in trials if id(trial) in always_and_few]
-        told = always | set(map(id, most_informative(drawn, self._share(trials, MOST_TOLD))))
+        whole = always | set(map(id, most_informative(drawn, self._share(trials, MOST_TOLD))))
         marks = []
         for trial in drawn:
             kind = "best" if trial is best else "winner" if id(trial) in winners else _kind(trial)
-            text = hover(trial, self.objective) if id(trial) in told else brief(trial)
+            text = hover(trial, self.objective) if id(trial) in whole else brief(trial)
             lead = winners.get(id(trial), "")
             marks.append(Mark(trial.point.number, *self._place(trial, kind), kind, lead + text))
         kinds = Counter(map(_kind, trials))
-        failed = {kind: kinds[kind] for kind in RAILS if kinds[kind]}
-        note, undrawn = _note(trials, self.axis), len(trials) - len(marks)
-        return Panel(group, note, tuple(marks), failed, undrawn)
+        failed = {kind: kinds[kind] for kind in ("cut", *RAILS) if kinds[kind]}
+        undrawn = len(trials) - len(marks)
+        return Panel(group, told.note, tuple(marks), failed, undrawn, told.as_good)
+
+    def _starred(self, group: Group, trials: list[Trial]) -> tuple[Told, Trial | None]:
+        """What is told of a group, and the trial that is starred."""
+        best = next(iter(rank_configurations(trials)), None)
+        if self.axis == "base_lr":
+            told = self.told.get(group) or told_of(summarize(trials)[0])
+            at_star = configuration_at(trials, told.lr_star)
+            return told, min(at_star, key=lambda trial: trial.cost, default=None)
+        note = "no feasible trial"
+        if best:
+            value = readable(best.point.values[self.axis])
+            note = f"best: {readable(best.best_value)} at {value}"
+        return Told(math.nan, NOWHERE, note), best
 
     def _share(self, trials: list[Trial], most: int) -> int:
         """Of what a figure may show, the part of one panel."""
@@ -358,7 +418,7 @@ class _Drawing:
             top = kind == "winner" or (kind == "best" and self.isolated)
             spread = 0.0 if top else JITTER * _jitter(number, GOLDEN)
             x = list(map(repr, self.categories)).index(repr(value)) + spread
-        if has_value(trial):
+        if _has_place(trial):
             return float(x), trial.best_value
         height = HEAD + RAIL * (self.rails.index(kind) + 0.5 + 0.25 * _jitter(number, math.sqrt(2)))
         return float(x), self.at(height)
@@ -373,7 +433,10 @@ def _jitter(number: int, ratio: float) -> float:
 
 
 def axis_figure(info: AxisInfo) -> go.Figure:
-    """The figure: blue dots feasible, green star the best, red crosses infeasible (S3)."""
+    """The figure: blue dots feasible, green star the best or lr_star, red crosses infeasible (S3).
+
+    A green band holds the base LRs that are as good.
+    """
     places = in_grid(panel.group for panel in info.panels)
     figure = panel_figure(
         f"Best {escape(info.objective)} against {escape(info.axis)}",
@@ -381,6 +444,7 @@ def axis_figure(info: AxisInfo) -> go.Figure:
         {place: panel_title(group.label, _note_of(info, group)) for group, place in places.items()},
     )
     kinds = {mark.kind for panel in info.panels for mark in panel.marks}
+    _draw_bands(figure, info, places)
     if info.joined:
         for panel in info.panels:
             row, column = places[panel.group]
@@ -427,6 +491,11 @@ def _subtitle(info: AxisInfo) -> str:
 def _legend_name(info: AxisInfo, kind: Kind) -> str:
     if kind == "fewer seeds":
         return "fewer seeds, not ranked"
+    if info.axis == "base_lr" and kind == "best":
+        return "lr_star"
+    if kind == "cut":
+        when = "early" if math.isnan(info.cut_at) else f"at {info.cut_at:.0%}"
+        return f"stopped {when}, value then"
     if not info.isolated:
         return kind
     names: dict[Kind, str] = {
@@ -435,6 +504,30 @@ def _legend_name(info: AxisInfo, kind: Kind) -> str:
         "feasible": "other feasible trials",
     }
     return names.get(kind, kind)
+
+
+def _draw_bands(figure: go.Figure, info: AxisInfo, places: dict[Group, tuple[int, int]]) -> None:
+    """A band from lr_star to the highest base LR that is as good, over the range of values."""
+    foot, top = (at_height(height, *info.y_range, info.log_y) for height in (FOOT, HEAD))
+    legend = True
+    for panel in info.panels:
+        low, high = panel.as_good
+        if not low < high:
+            continue
+        row, column = places[panel.group]
+        band = go.Scatter(
+            x=[low, low, high, high],
+            y=[foot, top, top, foot],
+            mode="none",
+            fill="toself",
+            fillcolor=GREEN_BAND,
+            name="as good",
+            legendgroup="as good",
+            showlegend=legend,
+            hoverinfo="skip",
+        )
+        figure.add_trace(band, row=row, col=column)
+        legend = False
 
 
 def _profile(panel: Panel) -> go.Scatter:

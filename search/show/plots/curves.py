@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 from numpy.typing import NDArray
 
-from ...judge.analysis import group_trials, just_above, rank_configurations
+from ...judge.analysis import group_trials, just_above, star_of
 from ...trial import Group, Trial
 from ...words import readable
 from .arrange import settled
@@ -47,7 +47,7 @@ ABOVE_COLOURS = (PURPLE, SKY, BLUE)
 class Line:
     """One training, thinned.
 
-    rank          0 for lr_star, with all its seeds, 1, 2, 3 for the next learning rates above it,
+    rank          0 for lr_star, with all its seeds, 1, 2, 3 for the next above what is as good,
                   −1 for all others
     steps, loss   updates done before the loss was measured, and the loss
     typical_steps, typical_loss   its running median; empty if training is short
@@ -56,6 +56,7 @@ class Line:
     number: int
     rank: int
     infeasible: bool
+    feasible: bool
     base_lr: float
     steps: tuple[int, ...]
     loss: tuple[float, ...]
@@ -88,7 +89,7 @@ class CurvesInfo:
     panels: tuple[CurvesPanel, ...]
 
     def in_words(self) -> str:
-        """The figure in a sentence: each panel's lr_star, and what became of the next above it."""
+        """The figure in a sentence: each panel's lr_star, and what became of those further up."""
         count = sum(len(panel.lines) + panel.undrawn for panel in self.panels)
         return in_one_sentence(
             f"training loss of {count} trials", map(_panel_in_words, self.panels)
@@ -104,7 +105,7 @@ def _panel_in_words(panel: CurvesPanel) -> str:
         for base_lr in sorted(above)
     ]
     star = f"{panel.group.label}, lr_star = {readable(panel.lr_star)}"
-    return star + (f", above it {', '.join(told)}" if told else "")
+    return star + (f", above what is as good {', '.join(told)}" if told else "")
 
 
 def curves_info(
@@ -143,12 +144,12 @@ def _panel(
     group: Group, trials: list[Trial], objective: str, log_steps: bool, most: int
 ) -> CurvesPanel:
     """A panel of about `most` curves: all of those in colour, and the most informative others."""
-    ranking = rank_configurations(trials)
-    best = ranking[0].point.configuration if ranking else ()
+    star = star_of(trials)
+    used = star.trial.point.configuration if star else ()
     above = sorted({trial.point.base_lr for trial in just_above(trials)})
 
     def rank(trial: Trial) -> int:
-        if trial.point.configuration == best:
+        if trial.point.configuration == used:
             return 0
         base_lr = trial.point.base_lr
         return above.index(base_lr) + 1 if base_lr in above else -1
@@ -159,7 +160,7 @@ def _panel(
     lines = [_line(trial, rank(trial), objective, log_steps) for trial in drawn]
     return CurvesPanel(
         group,
-        lr_star=ranking[0].point.base_lr if ranking else math.nan,
+        lr_star=star.lr_star if star else math.nan,
         lines=tuple(lines),
         missing=tuple(trial.point.number for trial in trials if not len(trial.curve.loss)),
         undrawn=len(having) - len(drawn),
@@ -174,6 +175,7 @@ def _line(trial: Trial, rank: int, objective: str, log_steps: bool) -> Line:
         number=trial.point.number,
         rank=rank,
         infeasible=trial.verdict.infeasible,
+        feasible=trial.feasible,
         base_lr=trial.point.base_lr,
         steps=tuple(map(curve.step_of, places)),
         loss=loss,
@@ -198,7 +200,7 @@ def curves_figure(info: CurvesInfo) -> go.Figure:
     }
     figure = panel_figure(
         "Training loss: does it rise just above lr_star?",
-        "in colour: lr_star and the next learning rates above it" + _smoothing(info),
+        "in colour: lr_star and the next learning rates above what is as good" + _smoothing(info),
         titles,
     )
     shown: set[str] = set()
@@ -300,7 +302,7 @@ def _traces(line: Line, info: CurvesInfo) -> list[go.Scatter]:
 def _trace(line: Line, info: CurvesInfo, smooth: bool, opacity: float, width: float) -> go.Scatter:
     """The curve, or its running median if `smooth`."""
     steps, loss = (line.typical_steps, line.typical_loss) if smooth else (line.steps, line.loss)
-    kind = "infeasible" if line.infeasible else "feasible"
+    kind = "infeasible" if line.infeasible else "feasible" if line.feasible else "unfinished"
     what = "running median of the loss" if smooth else "loss"
     return go.Scatter(
         x=np.array(steps) + info.log_steps,

@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ...judge.analysis import group_trials, rank_configurations
+from ...judge.analysis import group_trials, star_of
 from ...judge.stability_edge import HALF, Tried, bracket, interval, probability, tries
 from ...trial import Group, Trial
 from ...words import readable
@@ -106,7 +106,8 @@ def edge_info(
 
 
 def _star(trials: list[Trial]) -> float:
-    return next((trial.point.base_lr for trial in rank_configurations(trials)), math.nan)
+    star = star_of(trials)
+    return star.lr_star if star else math.nan
 
 
 def edge_panel(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import plotly.graph_objects as go
 
-from ...judge.analysis import CLIP_TOO_MUCH, group_trials, rank_configurations
+from ...judge.analysis import CLIP_TOO_MUCH, group_trials, star_of
 from ...judge.readout import norm_percentile
 from ...trial import Array, Group, Outcome, Trial
 from ...words import readable
@@ -75,10 +75,11 @@ class NormsInfo:
 
 
 def norms_info(trials: Iterable[Trial], *, scientific: Sequence[str] = ()) -> NormsInfo:
-    """What the norms plot shows: the best trial of each group, feasible if there is one (R15)."""
+    """What the norms plot shows: the trial at lr_star of each group, if one is feasible (R15)."""
     panels, missing = [], []
     for group, own in group_trials(trials, scientific).items():
-        trial = next(iter(rank_configurations(own)), None) or _first_infeasible(own)
+        star = star_of(own)
+        trial = star.trial if star else _first_infeasible(own)
         if trial is None:
             missing.append(f"{group.label}: no feasible or infeasible trial")
         elif not len(_drawable(trial.curve.grad_norm)):

@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from ...judge.analysis import group_trials, has_value, mean_cost, rank_configurations, repetitions
+from ...judge.analysis import group_trials, has_value, mean_cost, repetitions, star_of
 from ...trial import Group, Trial
 from ...words import readable
 from .arrange import settled
@@ -126,10 +126,8 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
         for seeds in best:
             values = tuple(trial.best_value for trial in seeds if has_value(trial))
             points.append(Repeated(seeds[0].point.base_lr, values, len(seeds) - len(values)))
-        ranking = rank_configurations(own)
-        lines.append(
-            OverlayLine(group, ranking[0].point.base_lr if ranking else math.nan, tuple(points))
-        )
+        star = star_of(own)
+        lines.append(OverlayLine(group, star.lr_star if star else math.nan, tuple(points)))
     crashed = sum(trial.verdict.crashed for trial in trials)
     return OverlayInfo(
         objective=objective,

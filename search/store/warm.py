@@ -1,0 +1,178 @@
+"""[warm_start]: trials of earlier studies of the same workload count, where they lie in the space.
+
+They are copied, with their curves, before the first training: the results folders that they come
+from are only read. The study then goes on from them as one that has grown (`study.earlier`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from ..errors import UserError
+from ..study.earlier import Earlier, Generation, completed, why_outside
+from ..study.study import Study
+from ..trial import Point, Trial
+from .changes import changes_of, document_of
+from .files import curve_path
+from .growth import GROWN, MAY_GROW, History, grow
+from .rows import stored_trials
+from .storage import Store, open_store, read_records, tell_all
+
+WARM = "warm_start"  # the user attribute of an Optuna study whose warm start is done
+# Keys that may differ from those of the studies whose trials count.
+MAY_DIFFER = (
+    *MAY_GROW,
+    "question",
+    "seed",
+    "seeds",
+    "cut",
+    "keep_checkpoints",
+    "figure",
+    "cluster",
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A results folder, its trials that count here, and why others do not.
+
+    trials    as they were there, and the points that they are here
+    left_out  how many trials do not count, by the reason
+    """
+
+    store: Store
+    trials: list[tuple[Trial, Point]]
+    left_out: Counter[str]
+
+    def in_words(self) -> str:
+        """How many trials count, and why the others do not."""
+        total = len(self.trials) + self.left_out.total()
+        words = f"{self.store.folder}: {len(self.trials)} of its {total} trials count"
+        reasons = [f"{count} with {reason}" for reason, count in self.left_out.most_common(3)]
+        if len(self.left_out) > len(reasons):
+            reasons.append("and others")
+        return f"{words}; outside: {', '.join(reasons)}" if reasons else words
+
+
+def gather(study: Study, firsts: Mapping[int, int] | None = None) -> list[Source]:
+    """The trials that a study's [warm_start] names.
+
+    `firsts`: the first free number of a configuration, by batch size; 0 by default. Raises
+    UserError for a folder without results, or with those of something else.
+    """
+    sources: list[Source] = []
+    free = {size: (firsts or {}).get(size, 0) for size in study.batch_sizes}
+    for name in study.warm_start.folders if study.warm_start else ():
+        folder = Path(name)
+        try:
+            store = open_store(folder)
+        except UserError as error:
+            raise UserError(f"{study.name}: warm_start.from: {error}") from error
+        _refuse_other(study, store, name)
+        sources.append(_source(study, store, free))
+    return sources
+
+
+def _refuse_other(study: Study, store: Store, name: str) -> None:
+    before, now = (
+        {key: value for key, value in document_of(one).items() if key not in MAY_DIFFER}
+        for one in (store.study, study)
+    )
+    if changes := changes_of(before, now):
+        raise UserError(
+            f"{study.name}: warm_start.from: {name}: its trials say nothing of this study: "
+            f"{'; '.join(changes)}"
+        )
+
+
+def _source(study: Study, store: Store, free: dict[int, int]) -> Source:
+    """What counts of a folder; `free` has the first free number by batch size, and moves on."""
+    trials: list[tuple[Trial, Point]] = []
+    left_out: Counter[str] = Counter()
+    numbers: dict[tuple[object, ...], int] = {}
+    for trial in read_records(store):
+        point = completed(study, trial.point)
+        reason = "no verdict" if not trial.verdict.judged else why_outside(study, point)
+        if reason:
+            left_out[reason] += 1
+            continue
+        key = (point.batch_size, point.configuration)
+        if key not in numbers:
+            numbers[key] = free[point.batch_size]
+            free[point.batch_size] += 1
+        number = numbers[key] * study.most_seeds + point.seed - study.seed
+        trials.append((trial, point.with_number(number, point.seed)))
+    return Source(store, trials, left_out)
+
+
+def as_earlier(study: Study, sources: Sequence[Source]) -> dict[int, Earlier]:
+    """What the sources make of a study that has no results yet, by batch size."""
+    found = {}
+    for batch_size in study.batch_sizes:
+        generations, points = _generations(study, sources, batch_size)
+        if points:
+            found[batch_size] = Earlier(generations, points)
+    return found
+
+
+def _generations(
+    study: Study, sources: Iterable[Source], batch_size: int
+) -> tuple[tuple[Generation, ...], tuple[Point, ...]]:
+    generations: list[Generation] = []
+    points: dict[int, Point] = {}
+    for source in sources:
+        own = [point for _, point in source.trials if point.batch_size == batch_size]
+        for point in own:
+            number = point.number // study.most_seeds
+            points[number] = point.with_number(number, study.seed)
+        if own:
+            end = max(point.number for point in own) // study.most_seeds + 1
+            generations.append(Generation(source.store.study, end))
+    return tuple(generations), tuple(points[number] for number in sorted(points))
+
+
+def warm_start(store: Store) -> tuple[Store, list[str]]:
+    """A store with the trials that its study's [warm_start] names, and a sentence on each folder.
+
+    Copied once: where that was done, nothing is. Killed in between, it goes on.
+    """
+    study = store.study
+    left = [size for size, one in store.optuna_studies.items() if not one.user_attrs.get(WARM)]
+    if not study.warm_start or not left:
+        return store, []
+    before = {size: _before(store.optuna_studies[size]) for size in left}
+    firsts = {size: grown[-1]["end"] if grown else 0 for size, grown in before.items()}
+    sources = gather(study, firsts)
+    for size in left:
+        pairs = [
+            (source, trial, point)
+            for source in sources
+            for trial, point in source.trials
+            if point.batch_size == size
+        ]
+        for source, trial, point in pairs:
+            curve = curve_path(source.store.folder, trial.point)
+            if curve.exists():
+                shutil.copyfile(curve, curve_path(store.folder, point))
+        generations, _ = _generations(study, sources, size)
+        new = [{"study": document_of(g.study), "end": g.end, WARM: True} for g in generations]
+        optuna_study = store.optuna_studies[size]
+        optuna_study.set_user_attr(GROWN, [*before[size], *new])
+        there = {frozen.number for frozen in stored_trials(optuna_study)}
+        told = [replace(trial, point=point) for _, trial, point in pairs]
+        tell_all(store, [trial for trial in told if trial.point.number not in there])
+        optuna_study.set_user_attr(WARM, True)
+    grown_study, _ = grow(study, store.optuna_studies)
+    return replace(store, study=grown_study), [one.in_words() for one in sources]
+
+
+def _before(optuna_study: optuna.Study) -> list[dict[str, Any]]:
+    """What a study was before, without an attempt at a warm start that was killed."""
+    return [one for one in History.of(optuna_study).before if not one.get(WARM)]
