@@ -26,8 +26,7 @@ import scipy
 from lookup import HPOLIB, Table, algoperf, hpolib, residual_mlp
 from measure import print_footer, print_header, print_table
 
-from tunewright.search.judge.analysis import summarize
-from tunewright.search.judge.answer import Answer, answers
+from tunewright.search.judge.analysis import rank_configurations
 from tunewright.search.judge.seeds import mark_provisional
 from tunewright.search.study.cut import decide, stop
 from tunewright.search.study.sampling import next_points
@@ -99,7 +98,7 @@ class Choice:
 
 
 def replay(plan: Plan, table: Table, trials: int | None, seed: int) -> list[Choice]:
-    """A study from its first point to its answers, one for each batch size."""
+    """A study from its first point to its choices, one for each batch size."""
     study = plan.study(table, trials, seed)
     columns = np.random.default_rng(seed).permutation(table.seeds).tolist()
 
@@ -112,10 +111,7 @@ def replay(plan: Plan, table: Table, trials: int | None, seed: int) -> list[Choi
     found = list(done.values())
     if study.finalists:
         found = mark_provisional(found, study.most_seeds, study.scientific_names)
-    return [
-        chosen(table, found, answer)
-        for answer in sorted(answers(found, summarize(found)), key=lambda one: one.batch_size)
-    ]
+    return [chosen(table, found, size) for size in study.batch_sizes]
 
 
 def train(study: Study, done: Trials, look_up: Callable[..., Trial]) -> list[Trial]:
@@ -136,15 +132,16 @@ def key(point: Point) -> tuple[int, int]:
     return point.batch_size, point.number
 
 
-def chosen(table: Table, trials: Sequence[Trial], answer: Answer) -> Choice:
-    """What the trials at an answer's batch size cost and lead to."""
-    own = [trial for trial in trials if trial.point.batch_size == answer.batch_size]
+def chosen(table: Table, trials: Sequence[Trial], batch_size: int) -> Choice:
+    """What the trials at a batch size cost, and the configuration of the best mean."""
+    own = [trial for trial in trials if trial.point.batch_size == batch_size]
     spent = sum(len(trial.curve.loss) for trial in own)
-    if answer.point is None:
+    ranking = rank_configurations(own)
+    if not ranking:
         return Choice(spent, None, math.inf, math.nan, 100.0)
-    place = table.place(answer.point)
+    place = table.place(ranking[0].point)
     truth, error = float(table.truth[place]), float(table.noise[place]) / math.sqrt(3)
-    return Choice(spent, place, truth, error, 100 * table.better(truth, answer.batch_size))
+    return Choice(spent, place, truth, error, 100 * table.better(truth, batch_size))
 
 
 def replays(plan: Plan, table: Table, trials: int | None, count: int) -> list[Choice]:
