@@ -12,12 +12,12 @@ Optimization", arXiv 1502.07943 (successive halving).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from ..trial import CUT, Group, Point, Trial, group_of
+from ..trial import CUT, Point, Trial
 from ..words import readable
-from .sampling import rounds, shares
+from .sampling import rounds
 from .study import Study
 
 FEWEST = 3  # trials of a round that go on: a star needs a neighbour on both sides
