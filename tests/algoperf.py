@@ -1,5 +1,5 @@
-"""Public training runs of the AlgoPerf benchmark as curves: shared by test_algoperf.py and
-benchmarks/verdicts.py.
+"""Public training runs of the AlgoPerf benchmark: shared by test_algoperf.py,
+benchmarks/verdicts.py and benchmarks/lookup.py.
 
 A line of runs.jsonl.gz holds the losses and gradient norms as logged, every few hundred updates,
 the evaluations of the validation loss, and what validation alone says of the run.
@@ -31,12 +31,16 @@ class Run:
     label: str
 
 
+def records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Every line of the folder's file."""
+    with gzip.open(folder / "runs.jsonl.gz", "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
+
+
 def runs(folder: Path) -> Iterator[Run]:
     """Every run of the folder's file."""
-    with gzip.open(folder / "runs.jsonl.gz", "rt", encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            yield Run(record["run"], _curve(record), record["label"])
+    for record in records(folder):
+        yield Run(record["run"], _curve(record), record["label"])
 
 
 def agrees(run: Run) -> bool:
@@ -45,9 +49,9 @@ def agrees(run: Run) -> bool:
 
 
 def _curve(record: dict[str, Any]) -> Curve:
-    logged, loss = _columns(record["loss"])
-    known = dict(zip(*_columns(record["grad_norm"] or []), strict=True))
-    evaluated, values = _columns(record["validation"])
+    logged, loss = columns(record["loss"])
+    known = dict(zip(*columns(record["grad_norm"] or []), strict=True))
+    evaluated, values = columns(record["validation"])
     return Curve(
         loss=loss,
         grad_norm=np.array([known.get(step, 1.0) for step in logged]),  # 1 where none was logged
@@ -57,7 +61,7 @@ def _curve(record: dict[str, Any]) -> Curve:
     )
 
 
-def _columns(rows: list[list[Any]]) -> tuple[Array, Array]:
+def columns(rows: list[list[Any]]) -> tuple[Array, Array]:
     """Steps and values; nan and inf are written as text."""
     table = np.array([[float(step), float(value)] for step, value in rows]).reshape(-1, 2)
     return table[:, 0], table[:, 1]
