@@ -82,13 +82,15 @@ class Star:
 
 @dataclass(frozen=True)
 class GroupSummary:
-    """One row of the results: what to use, which is the configuration at lr_star.
+    """One row of the results: what to use, which is the configuration of the best mean.
+
+    By that value groups compete, and a comparison reruns it: where seeds are few, the lowest base
+    LR that is as good gives more away than the luck of the best.
 
     lr_star            the lowest base_lr that is not shown to be worse than the best (`plateau`);
                        nan if nothing is feasible
     as_good            (lr_star, the highest base_lr that is not); (nan, nan) if that is not known
     best_base_lr       base_lr of the best mean
-    best_mean          that mean; inf if nothing is feasible
     unstable_base_lr   (largest base_lr known feasible, smallest infeasible one above lr_star): the
                        edge lies between. The second is inf if nothing above lr_star is infeasible;
                        the first is 0 if nothing is feasible. None is infeasible from lr_star to
@@ -97,7 +99,7 @@ class GroupSummary:
     unstable_trials    (infeasible, judged) trials at that smallest infeasible base_lr; (0, 0) if
                        there is none
     good_region        feasible trials whose base_lr is within half a decade of lr_star (S5)
-    best_values        best value of each seed of the configuration at lr_star, in their order
+    best_values        best value of each seed of the best configuration, in their order
     best_value         their mean; inf if nothing is feasible
     best_step, point   of its best seed
     seeds              the most that any configuration has
@@ -109,7 +111,6 @@ class GroupSummary:
     lr_star: float
     as_good: Interval
     best_base_lr: float
-    best_mean: float
     unstable_base_lr: tuple[float, float]
     tried_above: int
     unstable_trials: tuple[int, int]
@@ -131,8 +132,9 @@ class GroupSummary:
     def __repr__(self) -> str:
         return (
             f"{self.group.label}: {self.trials} trials, {self.infeasible} infeasible: "
-            f"{self.verdict}\nbest value {readable(self.best_value)} at lr_star "
-            f"{readable(self.lr_star)}, unstable from {readable(self.unstable_base_lr[1])}"
+            f"{self.verdict}\nbest value {readable(self.best_value)} at base_lr "
+            f"{readable(self.best_base_lr)}, lr_star {readable(self.lr_star)}, unstable from "
+            f"{readable(self.unstable_base_lr[1])}"
         )
 
     @property
@@ -412,19 +414,18 @@ def _used(star: Star | None) -> dict[str, Any]:
     """The part of a summary that says what to use; nothing if nothing is feasible."""
     if star is None:
         nothing = {"best_values": (), "best_value": math.inf, "best_step": 0, "point": None}
-        known = {"lr_star": math.nan, "best_base_lr": math.nan, "best_mean": math.inf}
+        known = {"lr_star": math.nan, "best_base_lr": math.nan}
         return {**known, **nothing, "as_good": NOWHERE, "noise": Noise()}
-    values = tuple(trial.best_value for trial in star.seeds)
+    values, best = tuple(trial.best_value for trial in star.best), _best_seed(star.best)
     return {
         "lr_star": star.lr_star,
         "as_good": star.as_good,
         "noise": star.noise,
         "best_base_lr": star.best_base_lr,
-        "best_mean": mean_value(star.best),
         "best_values": values,
         "best_value": fmean(values),
-        "best_step": star.trial.best_step,
-        "point": star.trial.point,
+        "best_step": best.best_step,
+        "point": best.point,
     }
 
 

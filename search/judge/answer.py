@@ -1,7 +1,7 @@
 """The answer for each batch size: which configuration, how sure, how near to instability.
 
-Of a group that is the configuration at lr_star, the lowest base LR that is not shown to be worse
-than the best (`plateau`). Of groups it is the one that is best there.
+Of a group that is the configuration of the best mean; beside it stand the base LRs that are as
+good, of which lr_star is the lowest (`plateau`). Of groups it is the one whose best is best.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from .analysis import (
     Space,
     boundary_checks,
     configuration_at,
-    mean_value,
 )
 from .comparison import Interval
 from .diagnosis import PLAIN, Diagnosis, GroupDiagnosis, Kind, Remedy
@@ -38,7 +37,7 @@ VERDICTS: dict[Kind, GroupVerdict] = {
 class Answer:
     """What to use at one batch size, how sure that is, and what limits it.
 
-    summary   of the group that wins: its configuration at lr_star is the answer
+    summary   of the group that wins: its best configuration is the answer
     others    of the other groups at this batch size, best first
     rivals    those of `others` that are as good, by the noise between runs
     notes     borders of the search space that the winner's group crowds, and its instability (S4)
@@ -107,7 +106,6 @@ class Answer:
             "lr_star": self.summary.lr_star,
             "base_lrs_as_good": self.as_good,
             "best_base_lr": self.summary.best_base_lr,
-            "best_mean": self.summary.best_mean,
             "unstable_base_lr": self.summary.unstable_base_lr,
             "headroom": self.summary.headroom,
             "as_good_groups": rivals,
@@ -163,9 +161,9 @@ def with_diagnosis(
 ) -> GroupSummary:
     """A summary with lr_star, edge and verdict of its group's diagnosis, which used more seeds.
 
-    Its configuration is that of the group's `trials` at this lr_star, or else the plain training
-    that the diagnosis reran there. Without a diagnosis of the group, or where that has no lr_star,
-    the summary stays.
+    Its configuration is that of the group's `trials` at the best base LR that the diagnosis found,
+    or else the plain training that it reran. Without a diagnosis of the group, or where that has no
+    lr_star, the summary stays.
     """
     groups = diagnosis.groups if diagnosis else ()
     found = next((one for one in groups if one.group == row.group), None)
@@ -178,13 +176,11 @@ def with_diagnosis(
         unstable_trials = (sum(one.infeasible for one in tried), sum(one.trials for one in tried))
     best = found.lr_star if math.isnan(found.best_base_lr) else found.best_base_lr
     known = not math.isnan(found.as_good[0])
-    at_best = configuration_at(trials, best)
     return replace(
-        _at_lr_star(row, found, trials),
+        _at_best(row, found, best, trials),
         lr_star=found.lr_star,
         as_good=found.as_good if known else (min(found.lr_star, best), max(found.lr_star, best)),
         best_base_lr=best,
-        best_mean=mean_value(at_best) if at_best else math.inf,
         unstable_base_lr=edge,
         unstable_trials=unstable_trials,
         verdict=VERDICTS.get(found.kind, row.verdict),
@@ -192,15 +188,17 @@ def with_diagnosis(
     )
 
 
-def _at_lr_star(row: GroupSummary, found: GroupDiagnosis, trials: Sequence[Trial]) -> GroupSummary:
-    """The summary with the configuration at the lr_star of a diagnosis; without one if none is."""
+def _at_best(
+    row: GroupSummary, found: GroupDiagnosis, base_lr: float, trials: Sequence[Trial]
+) -> GroupSummary:
+    """The summary with the configuration at a diagnosis' best base LR; without one if none is."""
     values: tuple[float, ...] = ()
     step, point = math.nan, None
     plain = next((one for one in found.remedies if one.name == PLAIN), None)
-    if seeds := configuration_at(trials, found.lr_star):
+    if seeds := configuration_at(trials, base_lr):
         best = min(seeds, key=lambda trial: (trial.cost, trial.point.number))
         values, step, point = tuple(one.best_value for one in seeds), best.best_step, best.point
-    elif plain and plain.point.base_lr == found.lr_star and plain.values:
+    elif plain and plain.point.base_lr == base_lr and plain.values:
         values, point = plain.values, plain.point
     mean = fmean(values) if values else math.inf
     return replace(row, best_values=values, best_value=mean, best_step=step, point=point)

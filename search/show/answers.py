@@ -50,7 +50,6 @@ def answer_in_words(answer: Answer, objective: str, varied: Collection[str]) -> 
         return _nothing(answer)
     parts = [
         f"{configuration(answer, varied)}: {value_in_words(answer, objective)}.",
-        _best_in_words(answer),
         edge_in_words(answer),
         _how_sure(answer),
         *_borders(answer),
@@ -97,15 +96,6 @@ def _as_good(answer: Answer) -> str:
         return " (no other as good)"
     basin = "a basin, " if answer.summary.is_basin else ""
     return f" ({basin}{readable(low)} to {readable(high)} as good)"
-
-
-def _best_in_words(answer: Answer) -> str:
-    """Where the best value is, if that is not at lr_star."""
-    row = answer.summary
-    if row.best_base_lr == row.lr_star:
-        return ""
-    why = "not shown to be better" if row.seeds > 1 else "no better than the scatter explains"
-    return f"Best at base_lr {readable(row.best_base_lr)}, {readable(row.best_mean)}: {why}."
 
 
 def value_in_words(answer: Answer, objective: str) -> str:

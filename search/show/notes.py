@@ -61,8 +61,8 @@ MEANING: dict[GroupVerdict, str] = {
     "no evidence": "every trial crashed or is unfinished, which says nothing of its point.",
 }
 READING = f"""\
-- **lr_star** is the base_lr to use: the lowest that is not shown to be worse than the best; **as
-  good** are those from there on. **best value** is the best of the whole run at lr_star.
+- **lr_star** is the lowest base_lr that is not shown to be worse than the best; **as good** are
+  those from there on. **best value** is that of the best configuration, over the whole run.
 - **unstable_base_lr**: training still worked at the first number and broke at the second, the
   smallest above lr_star; the edge lies between.
 - **headroom** is unstable_base_lr / the best base_lr; up to {EDGE_HEADROOM:g} means that this sits

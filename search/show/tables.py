@@ -38,7 +38,6 @@ COLUMNS = ("batch size", "optimizer", "lr_star", "unstable_base_lr", "best value
 HEADS = {
     "batch size": "batch\nsize",
     "unstable_base_lr": "unstable\nbase_lr",
-    "best value": "best value\nat lr_star",
 }
 WINNER = "→ "
 # `comparison_rows`
@@ -162,8 +161,8 @@ def summary_cells(
 ) -> dict[str, str]:
     """A summary in words, by column.
 
-    Value, step and point are those at lr_star; the point has what is varied and not in another
-    column.
+    Value, step and point are those of the best mean; the point has what is varied and not in
+    another column.
     """
     last_feasible, unstable = row.unstable_base_lr
     if math.isinf(unstable):

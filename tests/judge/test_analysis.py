@@ -73,7 +73,7 @@ def test_an_infeasible_or_crashed_trial_never_moves_the_best_and_is_never_lr_sta
     kept: list[Trial], lost: list[Trial]
 ) -> None:
     [before], [after] = summarize(kept), summarize(lost + kept)
-    assert (after.best_base_lr, after.best_mean) == (before.best_base_lr, before.best_mean)
+    assert (after.best_base_lr, after.best_value) == (before.best_base_lr, before.best_value)
     assert before.lr_star <= after.lr_star <= after.best_base_lr
     crashed = [one for one in lost if one.verdict.crashed]
     [same] = summarize(crashed + kept)
@@ -119,15 +119,14 @@ several = st.lists(st.floats(0, 1), min_size=3, max_size=3)
 
 
 @given(st.dictionaries(rates, several, min_size=1, max_size=6))
-def test_values_are_those_at_lr_star_which_is_at_or_below_the_best_mean_over_seeds(
+def test_values_are_those_of_the_best_mean_over_seeds_and_lr_star_is_at_or_below_it(
     values: dict[float, list[float]],
 ) -> None:
     [row] = summarize([one for base_lr, own in values.items() for one in repeated(base_lr, *own)])
     means = {base_lr: fmean(own) for base_lr, own in values.items()}
-    assert means[row.best_base_lr] == row.best_mean == min(means.values())
-    assert row.point.base_lr == row.lr_star <= row.best_base_lr
-    assert list(row.best_values) == values[row.lr_star]
-    assert row.best_value == means[row.lr_star]
+    assert means[row.best_base_lr] == row.best_value == min(means.values())
+    assert row.lr_star <= row.best_base_lr == row.point.base_lr
+    assert list(row.best_values) == values[row.best_base_lr]
     assert row.seeds == 3
 
 

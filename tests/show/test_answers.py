@@ -62,12 +62,12 @@ def test_after_a_comparison_none_is_advised(tmp_path: Path) -> None:
 
 def test_a_sentence_says_what_to_use_how_sure_and_what_next(tmp_path: Path) -> None:
     assert sentence(tmp_path, SWEEP) == (
-        "batch size 256: rmsprop, base_lr 0.004 (0.004 to 0.03 as good), warmup 10, clip 10: "
-        "val_loss 0.0838. Best at base_lr 0.012, 0.083: no better than the scatter explains. "
+        "batch size 256: rmsprop, base_lr 0.012 (0.004 to 0.03 as good), warmup 10, clip 10: "
+        "val_loss 0.083. "
         "Edge not reached up to base_lr 0.068: widen the range."
     )
     [answer] = results(tmp_path / "again", SWEEP).answers
-    assert (answer.point.base_lr, answer.value) == (0.004, 0.0838)
+    assert (answer.point.base_lr, answer.value) == (0.012, 0.083)
     wide = [*SWEEP[:2], *(trial(i, 0.003 * 1.4**i, 0.083) for i in range(2, 12))]
     assert "(a basin, 0.00588 to 0.121 as good)" in sentence(tmp_path / "wide", wide)
     above = [*SWEEP[:-1], trial(7, 0.5, 2.3, "diverged")]

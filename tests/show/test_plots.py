@@ -157,22 +157,22 @@ def test_the_best_is_a_star_and_infeasible_and_crashed_stand_on_rails() -> None:
     looks = {
         trace.name: (trace.marker.symbol, trace.marker.color) for trace in axis_figure(info).data
     }
-    assert looks["lr_star"] == ("star", "#009E73")
+    assert looks["best"] == ("star", "#009E73")
     assert looks["feasible"] == ("circle", "#0072B2")
     assert looks["infeasible"][0] == "x-thin"
 
 
-def test_a_band_holds_the_base_lrs_that_are_as_good_and_the_star_is_at_its_lower_end() -> None:
+def test_a_band_holds_the_base_lrs_that_are_as_good_and_the_star_is_the_best_of_them() -> None:
     values = {0.01: 0.5, 0.1: 0.203, 0.2: 0.201, 0.3: 0.204, 0.4: 0.2, 0.5: 0.202, 0.9: 0.6}
     tried = [trial(i, rate, value) for i, (rate, value) in enumerate(values.items())]
     info = axis_info(tried, "base_lr", "val_error", log=True)
     [panel] = info.panels
     assert panel.as_good == (0.1, 0.5)
     assert panel.note == "lr_star = 0.1 (to 0.5 as good), nothing infeasible above it"
-    assert [mark.x for mark in panel.marks if mark.kind == "best"] == [0.1]
+    assert [mark.x for mark in panel.marks if mark.kind == "best"] == [0.4]
     traces = {trace.name: trace for trace in axis_figure(info).data}
     assert set(traces["as good"].x) == {0.1, 0.5}
-    assert (traces["lr_star"].x, traces["lr_star"].y) == ((0.1,), (0.203,))
+    assert (traces["best"].x, traces["best"].y) == ((0.4,), (0.2,))
     told = {panel.group: Told(0.2, (0.2, 0.3), "by a diagnosis")}
     [panel] = axis_info(tried, "base_lr", "val_error", log=True, told=told).panels
     assert (panel.as_good, panel.note) == ((0.2, 0.3), "by a diagnosis")

@@ -140,7 +140,7 @@ def test_the_order_of_the_sections(tmp_path: Path) -> None:
         "Axis plots",
         "Training curves",
         "Gradient norms",
-        "The points at lr_star in a script of your own",
+        "The best points in a script of your own",
         "How to read this",
         "All trials",
         "Provenance",

@@ -12,7 +12,6 @@ import plotly.graph_objects as go
 
 from ...judge.analysis import (
     GroupSummary,
-    configuration_at,
     group_trials,
     has_value,
     rank_configurations,
@@ -186,8 +185,7 @@ def axis_info(
     """What an axis plot shows: a panel per group, a mark per trial.
 
     A scientific hyperparameter splits trials into panels of their own, unless it is the axis
-    itself. Against base_lr the star is the configuration at lr_star, against all else the best.
-    `told` has what is known of a group besides its trials, as by a diagnosis.
+    itself. `told` has what is known of a group besides its trials, as by a diagnosis.
     """
     trials = list(trials)
     if axis == "optimizer":
@@ -376,11 +374,13 @@ class _Drawing:
 
     def _starred(self, group: Group, trials: list[Trial]) -> tuple[Told, Trial | None]:
         """What is told of a group, and the trial that is starred."""
-        best = next(iter(rank_configurations(trials)), None)
+        ranking = rank_configurations(trials)
+        best = next(iter(ranking), None)
         if self.axis == "base_lr":
             told = self.told.get(group) or told_of(summarize(trials)[0])
-            at_star = configuration_at(trials, told.lr_star)
-            return told, min(at_star, key=lambda trial: trial.cost, default=None)
+            low, high = told.as_good  # a diagnosis may have found that others are
+            inside = [trial for trial in ranking if low <= trial.point.base_lr <= high]
+            return told, next(iter(inside), best)
         note = "no feasible trial"
         if best:
             value = readable(best.point.values[self.axis])
@@ -433,9 +433,9 @@ def _jitter(number: int, ratio: float) -> float:
 
 
 def axis_figure(info: AxisInfo) -> go.Figure:
-    """The figure: blue dots feasible, green star the best or lr_star, red crosses infeasible (S3).
+    """The figure: blue dots feasible, green star the best, red crosses infeasible (S3).
 
-    A green band holds the base LRs that are as good.
+    A green band holds the base LRs that are as good; its lower end is lr_star.
     """
     places = in_grid(panel.group for panel in info.panels)
     figure = panel_figure(
@@ -491,8 +491,6 @@ def _subtitle(info: AxisInfo) -> str:
 def _legend_name(info: AxisInfo, kind: Kind) -> str:
     if kind == "fewer seeds":
         return "fewer seeds, not ranked"
-    if info.axis == "base_lr" and kind == "best":
-        return "lr_star"
     if kind == "cut":
         when = "early" if math.isnan(info.cut_at) else f"at {info.cut_at:.0%}"
         return f"stopped {when}, value then"
