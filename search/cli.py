@@ -479,7 +479,7 @@ def _diagnose(options: argparse.Namespace) -> int:
         print_table(diagnosis_table(found, result.objective, result.maximize))
         print(f"{found.group.label}: {found.summary}")
     if result.skipped:
-        print(f"left out for budget: {', '.join(result.skipped)}")
+        print("\n".join(result.skipped))
     (results,) = kept
     print(f"report: {write_report(results)}")
     for recipe in result.recipes.values():

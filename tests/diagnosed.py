@@ -6,8 +6,9 @@ from dataclasses import replace
 from simulated import Simulated, follow, study_of
 
 from tunewright.search.judge.diagnosis import Diagnosis
+from tunewright.search.procedure.asking import together
 from tunewright.search.procedure.group import diagnosis_of
-from tunewright.search.procedure.steps import sweep_of, together
+from tunewright.search.procedure.steps import sweep_of
 from tunewright.search.store.files import curve_path, write_curve
 from tunewright.search.store.places import STEPS as FOLDER
 from tunewright.search.store.results import write_diagnosis

@@ -177,7 +177,7 @@ def _tournament(found: GroupDiagnosis, step: Step, objective: str, trials: Trial
     """The sweeps of the remedies that were rerun: more lines than these could not be told apart."""
     own: list[Trial] = []
     for remedy in [one for one in found.remedies if one.values] or found.remedies:
-        for trial in trials([remedy.tuned_in]):
+        for trial in trials([*remedy.looked_in, remedy.tuned_in]):
             named = {**trial.point.workload_args, "remedy": remedy.name}
             own.append(replace(trial, point=replace(trial.point, workload_args=named)))
     if not own:

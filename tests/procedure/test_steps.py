@@ -9,15 +9,8 @@ import pytest
 from examples import parse
 from simulated import Simulated, diagnosed, follow, steps_asked, study_of
 
-from tunewright.search.procedure.steps import (
-    Case,
-    both,
-    label,
-    plain,
-    sweep_of,
-    together,
-    train_all,
-)
+from tunewright.search.procedure.asking import both, together, train_all
+from tunewright.search.procedure.steps import Case, label, plain, sweep_of
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import parse_study
 from tunewright.search.trial import Group, Point
