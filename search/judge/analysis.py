@@ -2,7 +2,7 @@
 
 Pure functions of `list[Trial]`. Trials are ranked by their cost (`Trial.cost`). Crashed and
 unfinished trials are no evidence, and are only counted; infeasible trials are evidence and never
-move lr_star.
+lr_star. That is the lowest base LR that is not shown to be worse than the best (`plateau`).
 
 Where a study repeats its configurations with several seeds, a configuration is as good as the mean
 of its seeds, and it is infeasible as soon as one of them is: the edge of stability is random, and a
@@ -20,15 +20,17 @@ from typing import Any, Literal, TypeAlias
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..trial import Group, Point, Trial, cost, group_of
 from ..words import in_order, readable
+from .comparison import Interval
+from .plateau import GOOD_REGION, NOWHERE, Noise, Runs, find_plateau, headroom_base, is_basin
 
-EDGE_HEADROOM = 4.0  # R6; playbook section E: near 1-4, lr_star sits on the edge
-# S5: half a decade of base_lr to each side of lr_star (the width is ours)
-GOOD_REGION = math.sqrt(10)
+EDGE_HEADROOM = 4.0  # R6; playbook section E: near 1-4, the best base LR sits on the edge
+# trials above what is as good: one alone shows no edge, which is random
+FEWEST_ABOVE = 2
 # S4: "the best points" are the top 3 or the top 10 %, whichever is more
 BEST_FEW, BEST_SHARE = 3, 0.10
 BORDER = 0.10  # S4: the outermost 10 % of an axis (the width is ours)
 BEYOND = 1e-6  # of a border: next to it, where a hyperparameter may have no values
-JUST_ABOVE = 3  # R3: this many learning rates above lr_star are looked at
+JUST_ABOVE = 3  # R3: this many learning rates above those that are as good are looked at
 # R17: clipping more of the updates is a strange way of cutting the learning rate
 CLIP_TOO_MUCH = 0.50
 # a facet of every plot; a repetition, not a hyperparameter (R20)
@@ -37,35 +39,79 @@ NOT_TUNED = ("batch_size", "seed")
 Bound: TypeAlias = tuple[float, float, bool]  # low, high, log
 # optimizer → axis → bound: ranges are conditional (S1)
 Space: TypeAlias = Mapping[str, Mapping[str, Bound]]
-# stable: training breaks, but farther than EDGE_HEADROOM × above lr_star; on the edge: nearer;
-# edge not reached: nothing that was tried above lr_star breaks; unstable: nothing trains, or a
+# stable: training breaks, but farther than EDGE_HEADROOM × above the best base LR, or above a
+# basin, at whose lower end training is safe; on the edge: nearer; edge not reached: nothing that
+# was tried above what is as good breaks, or only one trial was; unstable: nothing trains, or a
 # diagnosis says so; no evidence: every trial crashed or is unfinished
 GroupVerdict = Literal["stable", "on the edge", "edge not reached", "unstable", "no evidence"]
 
 
 @dataclass(frozen=True)
-class GroupSummary:
-    """One row of the results.
+class Star:
+    """Which base LR of one group to use.
 
-    lr_star            base_lr of the best feasible configuration; nan if there is none
+    seeds     of the configuration at lr_star, in their order
+    best      of that with the best mean
+    as_good   the base LRs that are as good as the best, lr_star the lowest of them; (nan, nan) if
+              that is not known, and then lr_star is the best
+    """
+
+    seeds: Sequence[Trial]
+    best: Sequence[Trial]
+    as_good: Interval
+    noise: Noise
+
+    @property
+    def lr_star(self) -> float:
+        return self.seeds[0].point.base_lr
+
+    @property
+    def best_base_lr(self) -> float:
+        return self.best[0].point.base_lr
+
+    @property
+    def highest(self) -> float:
+        """The highest base LR that is as good."""
+        return self.best_base_lr if math.isnan(self.as_good[1]) else self.as_good[1]
+
+    @property
+    def trial(self) -> Trial:
+        """The best seed at lr_star."""
+        return _best_seed(self.seeds)
+
+
+@dataclass(frozen=True)
+class GroupSummary:
+    """One row of the results: what to use, which is the configuration at lr_star.
+
+    lr_star            the lowest base_lr that is not shown to be worse than the best (`plateau`);
+                       nan if nothing is feasible
+    as_good            (lr_star, the highest base_lr that is not); (nan, nan) if that is not known
+    best_base_lr       base_lr of the best mean
+    best_mean          that mean; inf if nothing is feasible
     unstable_base_lr   (largest base_lr known feasible, smallest infeasible one above lr_star): the
                        edge lies between. The second is inf if nothing above lr_star is infeasible;
-                       the first is 0 if nothing is feasible
+                       the first is 0 if nothing is feasible. None is infeasible from lr_star to
+                       best_base_lr
+    tried_above        judged trials above what is as good
     unstable_trials    (infeasible, judged) trials at that smallest infeasible base_lr; (0, 0) if
                        there is none
     good_region        feasible trials whose base_lr is within half a decade of lr_star (S5)
-    best_values        best value of each seed of the best configuration, in the order of the seeds
+    best_values        best value of each seed of the configuration at lr_star, in their order
     best_value         their mean; inf if nothing is feasible
-    best_step, best_point   of its best seed
+    best_step, point   of its best seed
     seeds              the most that any configuration has
-    best_base_lr       base_lr of the best mean, which headroom is relative to: lr_star, unless a
-                       diagnosis found that a lower one is as good
+    noise              between runs
     diagnosed_with     seeds of the diagnosis that lr_star, the edge and the verdict are of; 0: none
     """
 
     group: Group
     lr_star: float
+    as_good: Interval
+    best_base_lr: float
+    best_mean: float
     unstable_base_lr: tuple[float, float]
+    tried_above: int
     unstable_trials: tuple[int, int]
     trials: int
     feasible: int
@@ -75,11 +121,11 @@ class GroupSummary:
     best_values: tuple[float, ...]
     best_value: float
     best_step: float
-    best_point: Point | None
+    point: Point | None
     seeds: int
     maximize: bool
     verdict: GroupVerdict
-    best_base_lr: float
+    noise: Noise
     diagnosed_with: int = 0
 
     def __repr__(self) -> str:
@@ -91,12 +137,20 @@ class GroupSummary:
 
     @property
     def headroom(self) -> float:
-        """unstable_base_lr / best_base_lr; inf without instability, nan if nothing is feasible."""
-        return self.unstable_base_lr[1] / self.best_base_lr
+        """unstable_base_lr / best_base_lr, or / the upper end of a basin (`headroom_base`).
+
+        inf without instability, nan if nothing is feasible.
+        """
+        return self.unstable_base_lr[1] / headroom_base(self.best_base_lr, self.as_good)
+
+    @property
+    def is_basin(self) -> bool:
+        """Whether base LRs that are as good span more than a decade."""
+        return is_basin(self.as_good)
 
     @property
     def cost(self) -> float:
-        """The best value as something to minimize; inf if nothing is feasible."""
+        """best_value as something to minimize; inf if nothing is feasible."""
         return cost(self.best_value, self.maximize)
 
     @property
@@ -122,11 +176,12 @@ class GroupSummary:
         """
         values = asdict(self)
         group = values.pop("group")
-        values["best_point"] = self.best_point.record() if self.best_point else None
+        del values["noise"]
+        values["point"] = self.point.record() if self.point else None
         if self.seeds == 1:
             del values["seeds"], values["best_values"], values["unstable_trials"]
         if not self.diagnosed_with:
-            del values["best_base_lr"], values["diagnosed_with"]
+            del values["diagnosed_with"]
         if not self.maximize:
             del values["maximize"]
         derived = ("headroom", "infeasible_fraction", "good_region_fraction")
@@ -235,9 +290,32 @@ def _ranking(trials: Iterable[Trial]) -> list[list[Trial]]:
     )
 
 
-def configurations_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
-    """The seeds of every feasible configuration, in the order of base LRs."""
-    return sorted(_ranking(trials), key=lambda seeds: seeds[0].point.base_lr)
+def star_of(trials: Iterable[Trial]) -> Star | None:
+    """Which base LR of one group to use; None if no configuration is feasible."""
+    trials = list(trials)
+    ranking = _ranking(trials)
+    if not ranking:
+        return None
+    found = find_plateau(
+        [_runs(seeds) for seeds in ranking],
+        [trial.point.base_lr for trial in trials if trial.verdict.infeasible],
+    )
+    return Star(ranking[found.star], ranking[found.best], found.as_good, found.noise)
+
+
+def _runs(seeds: Sequence[Trial]) -> Runs:
+    """The costs of a configuration by seed. A seed that was trained twice counts twice."""
+    costs: dict[tuple[int, int], float] = {}
+    for trial in seeds:
+        again = sum(seed == trial.point.seed for seed, _ in costs)
+        costs[trial.point.seed, again] = trial.cost
+    return Runs(seeds[0].point.base_lr, costs)
+
+
+def configuration_at(trials: Iterable[Trial], base_lr: float) -> list[Trial]:
+    """The seeds of the best feasible configuration at a base LR; empty if there is none."""
+    ranking = _ranking(trials)
+    return next((seeds for seeds in ranking if seeds[0].point.base_lr == base_lr), [])
 
 
 def _best_seed(seeds: Sequence[Trial]) -> Trial:
@@ -254,37 +332,37 @@ def best_few(trials: Iterable[Trial]) -> list[Trial]:
 
 
 def just_above(trials: Iterable[Trial], count: int = JUST_ABOVE) -> list[Trial]:
-    """Trials of one group at the next `count` learning rates above lr_star (R3).
+    """Trials of one group at the next `count` learning rates above those that are as good (R3).
 
     Those that are no evidence are left out.
     """
     trials = list(trials)
-    ranking = rank_configurations(trials)
-    if not ranking:
+    star = star_of(trials)
+    if star is None:
         return []
-    above = [
-        trial
-        for trial in trials
-        if trial.verdict.judged and trial.point.base_lr > ranking[0].point.base_lr
-    ]
+    above = _judged_above(trials, star.highest)
     next_ones = sorted({trial.point.base_lr for trial in above})[:count]
     above = [trial for trial in above if trial.point.base_lr in next_ones]
     return sorted(above, key=lambda trial: (trial.point.base_lr, trial.point.number))
 
 
+def _judged_above(trials: Iterable[Trial], base_lr: float) -> list[Trial]:
+    return [trial for trial in trials if trial.verdict.judged and trial.point.base_lr > base_lr]
+
+
 def unstable_interval(trials: Iterable[Trial]) -> tuple[float, float]:
     """The interval in which unstable_base_lr of one group lies, as (low, high).
 
-    high is the smallest infeasible base_lr above lr_star, low the largest feasible one below high.
-    (largest feasible, inf) if nothing above lr_star is infeasible, (0, smallest infeasible) if
+    high is the smallest infeasible base_lr above the best, low the largest feasible one below high.
+    (largest feasible, inf) if nothing above the best is infeasible, (0, smallest infeasible) if
     nothing is feasible. Other hyperparameters are pooled: make warmup_steps or clip_norm scientific
     to keep apart the edges that they move.
     """
     trials = list(trials)
     ranking = rank_configurations(trials)
-    lr_star = ranking[0].point.base_lr if ranking else 0.0
+    best = ranking[0].point.base_lr if ranking else 0.0
     infeasible = [trial.point.base_lr for trial in trials if trial.verdict.infeasible]
-    first = min((base_lr for base_lr in infeasible if base_lr > lr_star), default=math.inf)
+    first = min((base_lr for base_lr in infeasible if base_lr > best), default=math.inf)
     feasible = (trial.point.base_lr for trial in ranking if trial.point.base_lr < first)
     return max(feasible, default=0.0), first
 
@@ -295,10 +373,10 @@ def summarize(trials: Iterable[Trial], scientific: Sequence[str] = ()) -> list[G
 
 
 def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
-    best_seeds = next(iter(_ranking(trials)), [])
-    best = _best_seed(best_seeds) if best_seeds else None
-    best_values = tuple(trial.best_value for trial in best_seeds)
-    lr_star = best.point.base_lr if best else math.nan
+    star = star_of(trials)
+    best = star.trial if star else None
+    best_values = tuple(trial.best_value for trial in star.seeds) if star else ()
+    lr_star = star.lr_star if star else math.nan
     low, high = lr_star / GOOD_REGION, lr_star * GOOD_REGION
     edge = unstable_interval(trials)
     at_edge = [trial for trial in trials if trial.point.base_lr == edge[1] and trial.verdict.judged]
@@ -313,7 +391,11 @@ def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
     return GroupSummary(
         group=group,
         lr_star=lr_star,
+        as_good=star.as_good if star else NOWHERE,
+        best_base_lr=star.best_base_lr if star else math.nan,
+        best_mean=mean_value(star.best) if star else math.inf,
         unstable_base_lr=edge,
+        tried_above=len(_judged_above(trials, star.highest if star else 0.0)),
         unstable_trials=(len(broken), len(at_edge)),
         trials=len(trials),
         feasible=len(feasible),
@@ -321,23 +403,33 @@ def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
         crashed=len(crashed),
         good_region=len(good_region),
         best_values=best_values,
-        best_value=mean_value(best_seeds) if best_seeds else math.inf,
+        best_value=fmean(best_values) if best_values else math.inf,
         best_step=best.best_step if best else 0,
-        best_point=best.point if best else None,
+        point=best.point if best else None,
         seeds=most_seeds,
         maximize=maximize,
-        verdict=_group_verdict(lr_star, edge[1]),
-        best_base_lr=lr_star,
+        verdict=_group_verdict(star, edge[1], trials),
+        noise=star.noise if star else Noise(),
     )
 
 
-def _group_verdict(lr_star: float, unstable: float) -> GroupVerdict:
+def _group_verdict(star: Star | None, unstable: float, trials: Sequence[Trial]) -> GroupVerdict:
     """Of the smallest infeasible base LR above lr_star. Without lr_star, of any; inf: none is."""
-    if math.isnan(lr_star):
+    if star is None:
         return "unstable" if math.isfinite(unstable) else "no evidence"
-    if math.isinf(unstable):
+    if math.isinf(unstable) or not _is_edge_reached(trials, star):
         return "edge not reached"
-    return "on the edge" if unstable / lr_star <= EDGE_HEADROOM else "stable"
+    return "on the edge" if _is_on_edge(star, unstable) else "stable"
+
+
+def _is_edge_reached(trials: Sequence[Trial], star: Star) -> bool:
+    """Whether enough was tried above what is as good to say where training breaks."""
+    return len(_judged_above(trials, star.highest)) >= FEWEST_ABOVE
+
+
+def _is_on_edge(star: Star, unstable: float) -> bool:
+    """Whether the best base LR is near where training breaks; on a basin a lower one will do."""
+    return unstable / star.best_base_lr <= EDGE_HEADROOM and not is_basin(star.as_good)
 
 
 # --- boundaries of the search space (S4) ----------------------------------------------------------
@@ -353,10 +445,10 @@ def boundary_checks(
     if the best one lies in the outermost 10 % of the axis, together with most of the best few.
     Where fewer configurations were sampled there, as many as were sampled suffice. A border beyond
     which the hyperparameter has no values, as a momentum of 0, or may have none, as a dropout of 0,
-    gets no note. If unstable_base_lr is
-    within 4 × of lr_star, or lr_star is at the upper border and everything from unstable_base_lr
-    upwards is infeasible, that is instability, not a boundary. Raises ValueError if low > 0 does
-    not hold on a log axis.
+    gets no note. If unstable_base_lr is within 4 × of the best base LR, and that is not on a basin,
+    or the best is at the upper border and everything from unstable_base_lr upwards is infeasible,
+    that is instability, not a boundary, unless only one trial says so. Raises ValueError if low > 0
+    does not hold on a log axis.
     """
     return [
         note
@@ -382,25 +474,26 @@ def _group_notes(group: Group, trials: list[Trial], space: Space) -> list[Bounda
 
 
 def _instability_note(group: Group, trials: list[Trial], at_border: bool) -> BoundaryNote | None:
-    """A note if instability limits lr_star, and not the border of the space (R6, S4).
+    """A note if instability limits the best base LR, and not the border of the space (R6, S4).
 
-    Then lr_star is close to unstable_base_lr, or at the border with only infeasible trials above
+    Then the best is close to unstable_base_lr, or at the border with only infeasible trials above
     it.
     """
     last_feasible, unstable = unstable_interval(trials)
     above = [trial for trial in trials if trial.point.base_lr >= unstable]
-    ranking = rank_configurations(trials)
-    if not ranking or not above:
+    star = star_of(trials)
+    if star is None or not above or not _is_edge_reached(trials, star):
         return None
-    lr_star, infeasible = ranking[0].point.base_lr, sum(trial.verdict.infeasible for trial in above)
-    headroom = unstable / lr_star
-    if headroom > EDGE_HEADROOM and not (at_border and infeasible == len(above)):
+    infeasible = sum(trial.verdict.infeasible for trial in above)
+    if not _is_on_edge(star, unstable) and not (at_border and infeasible == len(above)):
         return None
+    base = headroom_base(star.best_base_lr, star.as_good)
+    whose = "the upper end of a basin" if is_basin(star.as_good) else "the best base LR"
     sentence = (
         f"{group.label}: instability, not a boundary: {infeasible} of the {len(above)} trials at "
-        f"base_lr ≥ {readable(unstable)} are infeasible, which is {readable(headroom)} × lr_star "
-        f"= {readable(lr_star)} (feasible up to {readable(last_feasible)}); fix the instability "
-        "before widening base_lr (R6, S4)."
+        f"base_lr ≥ {readable(unstable)} are infeasible, which is {readable(unstable / base)} × "
+        f"{whose}, {readable(base)} (feasible up to {readable(last_feasible)}); fix the "
+        "instability before widening base_lr (R6, S4)."
     )
     return BoundaryNote(group, "base_lr", "high", "instability", unstable, sentence)
 

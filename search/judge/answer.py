@@ -1,20 +1,7 @@
 """The answer for each batch size: which configuration, how sure, how near to instability.
 
-One run of a configuration differs from the next: a value counts as worse than the best one only if
-the difference is larger than such noise explains,
-
-    value − best > t · σ · √(1/n + 1/m),
-
-with n and m seeds, σ the standard deviation between runs, and t the quantile of Student's
-distribution for a one-sided test at ALPHA. With several seeds σ is that between seeds of one
-configuration, pooled. With one seed it is estimated from neighbours on the axis of base LRs, by
-what is left when a straight line between the two next ones is taken away:
-
-    e_i = y_i − (w y_{i−1} + (1 − w) y_{i+1}),   Var e_i = σ² (1 + w² + (1 − w)²).
-
-The other hyperparameters differ between neighbours, too, and add to σ: with one seed the interval
-of base LRs that are as good is rather too wide. Source of the estimator: Gasser, Sroka &
-Jennen-Steinmetz 1986, "Residual variance and residual pattern in nonlinear regression".
+Of a group that is the configuration at lr_star, the lowest base LR that is not shown to be worse
+than the best (`plateau`). Of groups it is the one that is best there.
 """
 
 from __future__ import annotations
@@ -22,27 +9,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
-
-import numpy as np
-import scipy
 
 from ..trial import Point, Trial, cost
 from .analysis import (
-    GOOD_REGION,
     BoundaryNote,
     GroupSummary,
     GroupVerdict,
     Space,
     boundary_checks,
-    configurations_by_base_lr,
-    group_trials,
-    mean_cost,
+    configuration_at,
+    mean_value,
 )
-from .comparison import ALPHA, Interval
-from .diagnosis import Diagnosis, GroupDiagnosis, Kind, Remedy
+from .comparison import Interval
+from .diagnosis import PLAIN, Diagnosis, GroupDiagnosis, Kind, Remedy
 
-NOWHERE: Interval = (math.nan, math.nan)
 # What a diagnosis says of a group; where its kind is unknown, the sweep's word stays.
 VERDICTS: dict[Kind, GroupVerdict] = {
     "none": "stable",
@@ -53,43 +35,18 @@ VERDICTS: dict[Kind, GroupVerdict] = {
 
 
 @dataclass(frozen=True)
-class Noise:
-    """How much one run differs from the next: standard deviation, and its degrees of freedom.
-
-    The standard deviation is nan, and the degrees of freedom 0, where it is not known.
-    """
-
-    sigma: float = math.nan
-    freedom: int = 0
-
-    def limit(self, runs: int, of_best: int) -> float:
-        """How far above the best mean a mean of `runs` may lie that is not shown to be worse.
-
-        nan if the noise is not known.
-        """
-        if not self.freedom:
-            return math.nan
-        quantile = float(scipy.stats.t.ppf(1 - ALPHA, self.freedom))
-        return quantile * self.sigma * math.sqrt(1 / runs + 1 / of_best)
-
-
-@dataclass(frozen=True)
 class Answer:
     """What to use at one batch size, how sure that is, and what limits it.
 
-    summary   of the group that wins: its best configuration is the answer
+    summary   of the group that wins: its configuration at lr_star is the answer
     others    of the other groups at this batch size, best first
-    as_good   the lowest and the highest base LR of the winner's group that are not shown to be
-              worse than its best; (nan, nan) if the noise between runs is not known, or if only
-              one base LR trains
-    rivals    those of `others` whose best is not shown to be worse
+    rivals    those of `others` that are as good, by the noise between runs
     notes     borders of the search space that the winner's group crowds, and its instability (S4)
     found     the diagnosis of the winner's group; None if there is none. What it says comes first
     """
 
     summary: GroupSummary
     others: tuple[GroupSummary, ...]
-    as_good: Interval
     rivals: tuple[GroupSummary, ...]
     notes: tuple[BoundaryNote, ...]
     found: GroupDiagnosis | None = None
@@ -97,6 +54,11 @@ class Answer:
     @property
     def batch_size(self) -> int:
         return self.summary.group.batch_size
+
+    @property
+    def as_good(self) -> Interval:
+        """lr_star, and the highest base LR that is as good; (nan, nan) if that is not known."""
+        return self.summary.as_good
 
     @property
     def verdict(self) -> GroupVerdict:
@@ -111,7 +73,7 @@ class Answer:
     @property
     def point(self) -> Point | None:
         """The configuration to use; None if nothing trains."""
-        return self.remedy.point if self.remedy else self.summary.best_point
+        return self.remedy.point if self.remedy else self.summary.point
 
     @property
     def values(self) -> tuple[float, ...]:
@@ -129,8 +91,8 @@ class Answer:
         return self.summary, *self.others
 
     def is_winner(self, row: GroupSummary) -> bool:
-        """Whether a group's best configuration is the answer; none is where nothing trains."""
-        return row is self.summary and row.best_point is not None
+        """Whether a group's configuration is the answer; none is where nothing trains."""
+        return row is self.summary and row.point is not None
 
     def record(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -142,7 +104,10 @@ class Answer:
             "value": self.value,
             "values": self.values,
             "point": self.point.record() if self.point else None,
+            "lr_star": self.summary.lr_star,
             "base_lrs_as_good": self.as_good,
+            "best_base_lr": self.summary.best_base_lr,
+            "best_mean": self.summary.best_mean,
             "unstable_base_lr": self.summary.unstable_base_lr,
             "headroom": self.summary.headroom,
             "as_good_groups": rivals,
@@ -163,8 +128,6 @@ def answers(
     `summaries` are those of the trials; `space` as in `boundary_checks`.
     """
     trials = list(trials)
-    groups = group_trials(trials, scientific)
-    noises = {group: noise_of(own) for group, own in groups.items()}
     notes = boundary_checks(trials, space, scientific)
     found = []
     for batch_size in dict.fromkeys(row.group.batch_size for row in summaries):
@@ -173,17 +136,11 @@ def answers(
         winner, *others = sorted(
             own, key=lambda row: (not _is_of(row, diagnosed), row.cost, row.group)
         )
-        noise = noises[winner.group]
-        rivals = [
-            row
-            for row in others
-            if not diagnosed and _is_as_good(row, winner, noise, noises[row.group])
-        ]
+        rivals = [row for row in others if not diagnosed and _is_as_good(row, winner)]
         found.append(
             Answer(
                 summary=winner,
                 others=tuple(others),
-                as_good=_as_good(groups[winner.group], winner, noise),
                 rivals=tuple(rivals),
                 notes=tuple(note for note in notes if note.group == winner.group),
                 found=diagnosed,
@@ -201,10 +158,14 @@ def _is_of(row: GroupSummary, found: GroupDiagnosis | None) -> bool:
     return found is not None and row.group == found.group
 
 
-def with_diagnosis(row: GroupSummary, diagnosis: Diagnosis | None) -> GroupSummary:
+def with_diagnosis(
+    row: GroupSummary, diagnosis: Diagnosis | None, trials: Sequence[Trial] = ()
+) -> GroupSummary:
     """A summary with lr_star, edge and verdict of its group's diagnosis, which used more seeds.
 
-    Without a diagnosis of the group, or where that has no lr_star, the summary stays.
+    Its configuration is that of the group's `trials` at this lr_star, or else the plain training
+    that the diagnosis reran there. Without a diagnosis of the group, or where that has no lr_star,
+    the summary stays.
     """
     groups = diagnosis.groups if diagnosis else ()
     found = next((one for one in groups if one.group == row.group), None)
@@ -215,11 +176,15 @@ def with_diagnosis(row: GroupSummary, diagnosis: Diagnosis | None) -> GroupSumma
         edge = found.edge.interval
         tried = [one for one in found.edge.tried if one.base_lr == edge[1]]
         unstable_trials = (sum(one.infeasible for one in tried), sum(one.trials for one in tried))
-    best = found.best_base_lr
+    best = found.lr_star if math.isnan(found.best_base_lr) else found.best_base_lr
+    known = not math.isnan(found.as_good[0])
+    at_best = configuration_at(trials, best)
     return replace(
-        row,
+        _at_lr_star(row, found, trials),
         lr_star=found.lr_star,
-        best_base_lr=found.lr_star if math.isnan(best) else best,
+        as_good=found.as_good if known else (min(found.lr_star, best), max(found.lr_star, best)),
+        best_base_lr=best,
+        best_mean=mean_value(at_best) if at_best else math.inf,
         unstable_base_lr=edge,
         unstable_trials=unstable_trials,
         verdict=VERDICTS.get(found.kind, row.verdict),
@@ -227,68 +192,24 @@ def with_diagnosis(row: GroupSummary, diagnosis: Diagnosis | None) -> GroupSumma
     )
 
 
-# --- noise between runs ---------------------------------------------------------------------------
+def _at_lr_star(row: GroupSummary, found: GroupDiagnosis, trials: Sequence[Trial]) -> GroupSummary:
+    """The summary with the configuration at the lr_star of a diagnosis; without one if none is."""
+    values: tuple[float, ...] = ()
+    step, point = math.nan, None
+    plain = next((one for one in found.remedies if one.name == PLAIN), None)
+    if seeds := configuration_at(trials, found.lr_star):
+        best = min(seeds, key=lambda trial: (trial.cost, trial.point.number))
+        values, step, point = tuple(one.best_value for one in seeds), best.best_step, best.point
+    elif plain and plain.point.base_lr == found.lr_star and plain.values:
+        values, point = plain.values, plain.point
+    mean = fmean(values) if values else math.inf
+    return replace(row, best_values=values, best_value=mean, best_step=step, point=point)
 
 
-def noise_of(trials: Iterable[Trial]) -> Noise:
-    """The noise between runs of one group, near its lr_star: half a decade to each side."""
-    configurations = configurations_by_base_lr(trials)
-    if not configurations:
-        return Noise()
-    star = min(configurations, key=mean_cost)[0].point.base_lr
-    near = [
-        own
-        for own in configurations
-        if star / GOOD_REGION <= own[0].point.base_lr <= star * GOOD_REGION
-    ]
-    return _between_seeds(near) or _between_neighbours(near)
-
-
-def _between_seeds(configurations: Sequence[Sequence[Trial]]) -> Noise | None:
-    """The standard deviation between seeds, pooled; None if there is one seed only."""
-    repeated = [np.array([one.cost for one in own]) for own in configurations if len(own) > 1]
-    freedom = sum(len(costs) - 1 for costs in repeated)
-    if not freedom:
-        return None
-    squares = sum(float(((costs - costs.mean()) ** 2).sum()) for costs in repeated)
-    return Noise(math.sqrt(squares / freedom), freedom)
-
-
-def _between_neighbours(configurations: Sequence[Sequence[Trial]]) -> Noise:
-    """By the configurations that have a neighbour on each side, in the order of base LRs."""
-    x = np.log([own[0].point.base_lr for own in configurations])
-    y = np.array([mean_cost(own) for own in configurations])
-    if len(y) < 3:
-        return Noise()
-    span = x[2:] - x[:-2]
-    w = np.divide(x[2:] - x[1:-1], span, out=np.full_like(span, 0.5), where=span > 0)
-    left = y[1:-1] - (w * y[:-2] + (1 - w) * y[2:])
-    return Noise(float(np.sqrt(np.mean(left**2 / (1 + w**2 + (1 - w) ** 2)))), len(left))
-
-
-def _as_good(trials: Sequence[Trial], row: GroupSummary, noise: Noise) -> Interval:
-    """The base LRs that are as good; with a diagnosis, those that it found to be."""
-    if row.diagnosed_with:
-        return min(row.lr_star, row.best_base_lr), max(row.lr_star, row.best_base_lr)
-    configurations = configurations_by_base_lr(trials)
-    if not (configurations and noise.freedom):
-        return NOWHERE
-    if len({own[0].point.base_lr for own in configurations}) == 1:
-        return NOWHERE
-    best = min(configurations, key=mean_cost)
-    good = [
-        own[0].point.base_lr
-        for own in configurations
-        if mean_cost(own) - mean_cost(best) <= noise.limit(len(own), len(best))
-        and own[0].point.base_lr < row.unstable_base_lr[1]
-    ]
-    return min(good), max(good)
-
-
-def _is_as_good(row: GroupSummary, best: GroupSummary, noise: Noise, other: Noise) -> bool:
-    """Whether another group's best is not shown to be worse: by the larger noise of the two."""
-    if not (row.best_point and noise.freedom and other.freedom):
+def _is_as_good(row: GroupSummary, best: GroupSummary) -> bool:
+    """Whether another group is as good: by the larger noise of the two."""
+    if not (row.point and row.noise.freedom and best.noise.freedom):
         return False
-    larger = max(noise, other, key=lambda one: one.sigma)
+    larger = max(best.noise, row.noise, key=lambda one: one.sigma)
     limit = larger.limit(len(row.best_values), len(best.best_values))
     return row.cost - best.cost <= limit

@@ -14,6 +14,7 @@ import scipy
 from ..markup import html_table
 from ..trial import Group, Point, cost
 from .comparison import ALPHA, CONFIDENCE, Decision, Evidence, Interval
+from .plateau import NOWHERE, headroom_base
 from .stability_edge import Tried
 
 PLAIN = "plain"  # no remedy: what every remedy is compared with
@@ -182,8 +183,9 @@ class Remedy:
 class GroupDiagnosis:
     """What was found about one batch size and optimizer.
 
-    lr_star        the lowest base LR within one standard error of the best mean
+    lr_star        the lowest base LR that is not shown to be worse than the best (`plateau`)
     best_base_lr   the one with the best mean, which headroom is relative to; nan in older files
+    as_good        the lowest and the highest base LR that are not; nan if that is not known
     adopted        names one of the remedies; "" if there is none
     left_out       what the budget left out, as "the rerun of warmup"
     would_do       the budget, in trainings, that reaches it; 0: nothing was left out
@@ -203,6 +205,7 @@ class GroupDiagnosis:
     best_base_lr: float = math.nan
     left_out: tuple[str, ...] = ()
     fault: str = ""
+    as_good: Interval = NOWHERE
     would_do: int = 0
 
     @property
@@ -215,16 +218,16 @@ class GroupDiagnosis:
 
     @property
     def headroom(self) -> Interval:
-        """unstable_base_lr / the best base LR; (inf, inf) if no edge was found.
+        """unstable_base_lr / the best base LR, or / the upper end of a basin (`headroom_base`).
 
-        Relative to lr_star it would depend on a standard error: in a shallow valley lr_star is half
-        of the best base LR.
+        (inf, inf) if no edge was found. Relative to lr_star it would depend on the noise: in a
+        shallow valley lr_star is half of the best base LR.
         """
         if not self.edge.found:
             return math.inf, math.inf
         best = self.lr_star if math.isnan(self.best_base_lr) else self.best_base_lr
-        low, high = self.edge.interval
-        return low / best, high / best
+        base, (low, high) = headroom_base(best, self.as_good), self.edge.interval
+        return low / base, high / base
 
     @property
     def winner(self) -> Remedy | None:

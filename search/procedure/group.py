@@ -18,11 +18,12 @@ import numpy as np
 from scipy.stats import fisher_exact
 
 from ..judge.analysis import rank_configurations, unstable_interval
-from ..judge.comparison import ALPHA, failures_in_words
+from ..judge.comparison import ALPHA, Interval, failures_in_words
 from ..judge.curve_shape import EARLY_STEPS
 from ..judge.diagnosis import MOST_HEADROOM, Edge, GroupDiagnosis, Kind, Step
 from ..judge.neighbours import NEXT_TO_NOTHING, is_collapsed_by_neighbours
 from ..judge.objective import fault_of, has_fallen
+from ..judge.plateau import NOWHERE, Runs, find_plateau, headroom_base, is_basin
 from ..judge.sensitivity import TOLERANCE
 from ..judge.stability_edge import (
     CONTRADICTED,
@@ -91,7 +92,7 @@ def _diagnosis_of(case: Case, own: list[Trial], sweep: Study) -> Asking[GroupDia
         return _nothing_trains(case, own, sweep, boundary)
     case = case.at(rank_configurations(own)[0].point, own)
     case = replace(case, reserve=sum(least_of(case)) if _looks_unstable(case, own) else 0)
-    own, star, best, close = yield from _star_of(case, own)
+    own, star, best, as_good, close = yield from _star_of(case, own)
     case = case.at(star, own)
     own = case.judged(own)
     (probes, probed), (edge, edge_step) = yield from both(
@@ -99,10 +100,16 @@ def _diagnosis_of(case: Case, own: list[Trial], sweep: Study) -> Asking[GroupDia
     )
     edge = judge_edge(edge, star.base_lr, best, probes)
     edge_step = replace(
-        edge_step, sentences=(*_edge_sentences(case, best, edge), *edge_step.sentences)
+        edge_step,
+        sentences=(*_edge_sentences(best, as_good, edge), *edge_step.sentences),
     )
     kind, onsets, kind_step = _kind(best, edge, [*own, *probes], probed)
-    steps = [_sweep_step(case, best, own, (sweep.name, *close)), boundary, edge_step, kind_step]
+    steps = [
+        _sweep_step(case, best, as_good, own, (sweep.name, *close)),
+        boundary,
+        edge_step,
+        kind_step,
+    ]
     case = replace(case, reserve=0)
     if kind in ("none", "unknown"):
         told = yield from rerun_plain(case, own, sweep.name)
@@ -110,6 +117,7 @@ def _diagnosis_of(case: Case, own: list[Trial], sweep: Study) -> Asking[GroupDia
         told = yield from find_remedies(case, edge, own, sweep.name, best)
     # plain training may turn out to be better at a base LR between those of the sweep
     at_star = told.remedies[0].point.base_lr if told.remedies else star.base_lr
+    has_moved = at_star != star.base_lr
     found = GroupDiagnosis(
         group=case.group,
         kind=kind,
@@ -120,7 +128,8 @@ def _diagnosis_of(case: Case, own: list[Trial], sweep: Study) -> Asking[GroupDia
         remedies=tuple(told.remedies),
         adopted=told.adopted,
         summary="",
-        best_base_lr=best if at_star == star.base_lr else at_star,
+        best_base_lr=at_star if has_moved else best,
+        as_good=NOWHERE if has_moved else as_good,
         left_out=tuple(case.purse.left_out),
         would_do=case.purse.would_do or 0,
     )
@@ -173,7 +182,9 @@ def _edge_in_words(found: GroupDiagnosis) -> str:
         return f"{star}, and no base LR tried above it diverges"
     (low, high), (above, below) = found.headroom, map(readable, found.edge.interval)
     relative = f"{readable(low)} to {readable(high)} ×"
-    if found.best_base_lr != found.lr_star:
+    if is_basin(found.as_good):
+        relative += f" the upper end of a basin, {readable(found.as_good[1])};"
+    elif found.best_base_lr != found.lr_star:
         relative += f" the best base LR, {readable(found.best_base_lr)};"
     return f"half of the trainings diverge between base_lr {above} and {below}, {relative} {star}"
 
@@ -194,18 +205,15 @@ def _nothing_adopted(found: GroupDiagnosis) -> str:
 
 def _star_of(
     case: Case, trials: Sequence[Trial]
-) -> Asking[tuple[list[Trial], Point, float, tuple[str, ...]]]:
+) -> Asking[tuple[list[Trial], Point, float, Interval, tuple[str, ...]]]:
     """Choose lr_star with more seeds at the best base LRs of the sweep.
 
-    Returns the trials with those seeds, the point of lr_star, the base LR of the best mean, and the
-    study of those seeds, if any.
+    Returns the trials with those seeds, the point of lr_star, the base LR of the best mean, the
+    base LRs that are as good, and the study of those seeds, if any.
 
     Where the curve is flat, luck decides which single run is best, and it may stand at the edge. So
     the best FEWEST_CLOSE base LRs, and every other within TOLERANCE of the best, are trained on the
-    same seeds. lr_star is the smallest of them whose mean is within one standard error of the best
-    mean, paired by seed: of base LRs that are as good, the one farthest from the edge is best.
-    Source: the one-standard-error rule of Breiman et al. 1984, "Classification and Regression
-    Trees".
+    same seeds. Of those that are as good (`plateau`) the one farthest from the edge is best.
     """
     ranking = rank_configurations(trials)
     best = ranking[0]
@@ -213,25 +221,27 @@ def _star_of(
     close = [t for i, t in enumerate(ranking) if i < FEWEST_CLOSE or t.cost <= limit][:MOST_CLOSE]
     base_lrs = sorted({trial.point.base_lr for trial in close})
     if len(base_lrs) == 1:
-        return list(trials), case.point, case.point.base_lr, ()
+        return list(trials), case.point, case.point.base_lr, NOWHERE, ()
     what = f"the further seeds of {len(base_lrs)} base LRs near the best"
     if not case.pays(what, asked := case.ask("close", base_lrs, case.seeds)):
-        return list(trials), case.point, case.point.base_lr, ()
+        return list(trials), case.point, case.point.base_lr, NOWHERE, ()
     (more,) = yield from train_all(asked)
-    costs = {rate: [told_cost(t) for t in more if t.point.base_lr == rate] for rate in base_lrs}
-    means = {rate: fmean(own) for rate, own in costs.items()}
-    lowest = min(means, key=lambda rate: (means[rate], rate))
-    as_good = (rate for rate in base_lrs if _within_error(costs[rate], costs[lowest]))
-    return [*trials, *more], replace(case.point, base_lr=next(as_good)), lowest, (asked.name,)
+    measured = [
+        Runs(rate, {t.point.seed: told_cost(t) for t in more if t.point.base_lr == rate})
+        for rate in base_lrs
+    ]
+    found = find_plateau(measured)
+    star, lowest = base_lrs[found.star], base_lrs[found.best]
+    return [*trials, *more], replace(case.point, base_lr=star), lowest, found.as_good, (asked.name,)
 
 
-def _within_error(costs: Sequence[float], best: Sequence[float]) -> bool:
-    """Whether the mean of paired costs is within one standard error above that of the best."""
-    above = np.subtract(costs, best)
-    return bool(above.mean() <= above.std(ddof=1) / math.sqrt(len(above)))
-
-
-def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple[str, ...]) -> Step:
+def _sweep_step(
+    case: Case,
+    best: float,
+    as_good: Interval,
+    trials: Sequence[Trial],
+    studies: tuple[str, ...],
+) -> Step:
     infeasible = sum(trial.verdict.infeasible for trial in trials)
     tried, star = [trial.point.base_lr for trial in trials], case.point.base_lr
     at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
@@ -239,10 +249,13 @@ def _sweep_step(case: Case, best: float, trials: Sequence[Trial], studies: tuple
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to "
         f"{readable(max(tried))}, {infeasible} infeasible: lr_star = {readable(star)} with "
-        f"{value}, the lowest base LR within a standard error of the best."
+        f"{value}, the lowest base LR that is not shown to be worse than the best."
     )
     sentences = [sentence]
-    if best != star:
+    if is_basin(as_good):
+        low, high = map(readable, as_good)
+        sentences.append(f"A basin: {low} to {high} are as good; headroom is relative to {high}.")
+    elif best != star:
         sentences.append(f"The best mean is at {readable(best)}: headroom is relative to that.")
     if beside := sum(map(is_collapsed_by_neighbours, trials)):
         sentences.append(
@@ -511,8 +524,9 @@ def _add_counts(some: Iterable[Tried], more: Iterable[Tried]) -> list[Tried]:
     return [Tried(base_lr, *counts[base_lr]) for base_lr in sorted(counts)]
 
 
-def _edge_sentences(case: Case, best: float, edge: Edge) -> Iterable[str]:
+def _edge_sentences(best: float, as_good: Interval, edge: Edge) -> Iterable[str]:
     low, high = edge.interval
+    base = headroom_base(best, as_good)
     if edge.refused == "contradicted":
         yield (
             "Trainings diverge at lower base LRs more often than at higher ones, more than chance "
@@ -534,7 +548,7 @@ def _edge_sentences(case: Case, best: float, edge: Edge) -> Iterable[str]:
         return
     yield (
         f"unstable_base_lr lies between {readable(low)} and {readable(high)} ({edge.decades:.2f} "
-        f"decades): headroom {readable(low / best)} to {readable(high / best)}. {edge.trainings} "
+        f"decades): headroom {readable(low / base)} to {readable(high / base)}. {edge.trainings} "
         "trainings besides the sweep."
     )
     yield _confidence_in_words(edge)

@@ -195,7 +195,7 @@ def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
     edge = f"> {readable(last_feasible)}"
     if math.isfinite(unstable):
         edge = f"{readable(last_feasible)} – {readable(unstable)}"
-    if row.best_point:
+    if row.point:
         lr_star, best_value = readable(row.lr_star), readable(row.best_value)
         best_step = none if math.isnan(row.best_step) else str(row.best_step)
         if math.isfinite(unstable):

@@ -200,7 +200,7 @@ def _contents(
         *[("against-the-baseline", "Against the baseline")] * bool(results.comparison),
         *((part["id"], part["heading"]) for part in sections),
         *[("in-a-script-of-your-own", "In a script of your own")]
-        * any(row.best_point for row in results.summaries),
+        * any(row.point for row in results.summaries),
         ("how-to-read-this", "How to read this"),
         ("all-trials", "All trials"),
         *[("provenance", "Provenance")] * bool(results.environment),
@@ -243,7 +243,7 @@ def _counterparts(found: Iterable[Answer]) -> Iterator[tuple[str, Counterpart]]:
     """By group, the optimizer of its best point for a script of one's own."""
     for answer in found:
         points = [(answer.summary, answer.point)]
-        points += [(row, row.best_point) for row in answer.others]
+        points += [(row, row.point) for row in answer.others]
         for row, point in points:
             if point:
                 own = counterpart(point.optimizer, point.settings, point.base_lr)
@@ -408,8 +408,8 @@ def _summary_rows(
                 "cells": [cells[column] for column in columns],
                 "verdict": row.verdict,
                 "colour": COLOURS[row.verdict],
-                "best": cells["best point"] if row.best_point else "",
-                "trial": _id(row.best_point) if row.best_point else "",
+                "best": cells["best point"] if row.point else "",
+                "trial": _id(row.point) if row.point else "",
                 "wins": answer.is_winner(row),
                 "seeds": row.diagnosed_with,
             }

@@ -107,7 +107,7 @@ def summary_table(
             cells = summary_cells(row, (), comparison)
             mark = WINNER if answer.is_winner(row) else " " * len(WINNER)
             cells["optimizer"] = mark + cells["optimizer"]
-            cells["best value"] = readable(row.best_value) if row.best_point else "–"
+            cells["best value"] = readable(row.best_value) if row.point else "–"
             rows.append(cells)
     for cells in rows:
         table.add_row(*(Text(cells.get(column, "")) for column in columns))
@@ -159,9 +159,9 @@ def summary_cells(
     if row.seeds > 1 and row.unstable_trials[1]:
         edge += " ({} of {})".format(*row.unstable_trials)
     best_value = best_step = best_point = near = "–"
-    if row.best_point:
+    if row.point:
         best_value, best_step = readable(row.best_value), _or_dash(row.best_step, "{:.0f}")
-        best_point = _in_words(row.best_point, row.group, varied)
+        best_point = _in_words(row.point, row.group, varied)
         near = f"{row.good_region} ({row.good_region_fraction:.0%})"
     if row.seeds > 1 and row.best_values:
         best_value += f" ({readable(min(row.best_values))} – {readable(max(row.best_values))})"

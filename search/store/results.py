@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import warn_once
-from ..judge.analysis import GroupSummary, is_rankable, summarize
+from ..judge.analysis import GroupSummary, group_trials, is_rankable, summarize
 from ..judge.answer import Answer, answers, with_diagnosis
 from ..judge.comparison import ALPHA, Comparison
 from ..judge.diagnosis import Diagnosis
@@ -97,8 +97,10 @@ class Results:
     @cached_property
     def summaries(self) -> list[GroupSummary]:
         """A summary per group; where there is a diagnosis of it, with what that found."""
-        rows = summarize(self.trials, self.study.scientific_names)
-        return [with_diagnosis(row, self.diagnosis) for row in rows]
+        names = self.study.scientific_names
+        own = group_trials(self.trials, names)
+        rows = summarize(self.trials, names)
+        return [with_diagnosis(row, self.diagnosis, own[row.group]) for row in rows]
 
     @cached_property
     def answers(self) -> list[Answer]:

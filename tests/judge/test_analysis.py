@@ -69,14 +69,19 @@ lost_trials = st.builds(  # of other configurations than those of the feasible o
 
 
 @given(st.lists(feasible_trials, min_size=1, max_size=20), st.lists(lost_trials, max_size=20))
-def test_an_infeasible_or_crashed_trial_never_moves_lr_star(
+def test_an_infeasible_or_crashed_trial_never_moves_the_best_and_is_never_lr_star(
     kept: list[Trial], lost: list[Trial]
 ) -> None:
     [before], [after] = summarize(kept), summarize(lost + kept)
-    assert (after.lr_star, after.best_value, after.best_point) == (
+    assert (after.best_base_lr, after.best_mean) == (before.best_base_lr, before.best_mean)
+    assert before.lr_star <= after.lr_star <= after.best_base_lr
+    crashed = [one for one in lost if one.verdict.crashed]
+    [same] = summarize(crashed + kept)
+    assert (same.lr_star, same.best_value, same.point, same.as_good) == (
         before.lr_star,
         before.best_value,
-        before.best_point,
+        before.point,
+        pytest.approx(before.as_good, nan_ok=True),
     )
 
 
@@ -91,8 +96,12 @@ def test_every_trial_is_counted_once_and_the_edge_lies_above_lr_star(trials: lis
     [row] = summarize(trials)
     assert row.feasible + row.infeasible + row.crashed == row.trials == len(trials)
     if row.feasible:
-        assert row.lr_star <= row.unstable_base_lr[0] < row.unstable_base_lr[1]
+        assert row.lr_star <= row.best_base_lr <= row.unstable_base_lr[0] < row.unstable_base_lr[1]
+        assert row.as_good[1] < row.unstable_base_lr[1] or math.isnan(row.as_good[1])
         assert row.headroom > 1
+        between = (row.lr_star, row.best_base_lr)
+        lost = [one.point.base_lr for one in trials if one.verdict.infeasible]
+        assert not [rate for rate in lost if between[0] < rate < between[1]]
         assert row.good_region >= 1
 
 
@@ -110,13 +119,15 @@ several = st.lists(st.floats(0, 1), min_size=3, max_size=3)
 
 
 @given(st.dictionaries(rates, several, min_size=1, max_size=6))
-def test_lr_star_is_the_base_lr_of_the_best_mean_over_seeds(
+def test_values_are_those_at_lr_star_which_is_at_or_below_the_best_mean_over_seeds(
     values: dict[float, list[float]],
 ) -> None:
     [row] = summarize([one for base_lr, own in values.items() for one in repeated(base_lr, *own)])
     means = {base_lr: fmean(own) for base_lr, own in values.items()}
-    assert means[row.lr_star] == row.best_value == min(means.values())
+    assert means[row.best_base_lr] == row.best_mean == min(means.values())
+    assert row.point.base_lr == row.lr_star <= row.best_base_lr
     assert list(row.best_values) == values[row.lr_star]
+    assert row.best_value == means[row.lr_star]
     assert row.seeds == 3
 
 
@@ -135,14 +146,14 @@ def test_a_configuration_with_an_infeasible_seed_is_never_the_best(
 
 def test_the_edge_is_the_first_base_lr_with_any_infeasible_seed_and_its_share_is_reported() -> None:
     trials = [
-        *repeated(0.01, 0.3, 0.3, 0.3),
+        *repeated(0.01, 0.8, 0.8, 0.9),
         *repeated(0.1, 0.1, 0.2, 0.3),
         *repeated(0.2, 0.1, 0.1, infeasible=1),
     ]
     [row] = summarize([*trials, *repeated(0.4, infeasible=3)])
     assert (row.lr_star, row.best_value) == (0.1, pytest.approx(0.2))
     assert (row.unstable_base_lr, row.unstable_trials) == ((0.1, 0.2), (1, 3))
-    assert row.best_point == Point(0, 32, "momentum", 0.1)  # the best seed's
+    assert row.point == Point(0, 32, "momentum", 0.1)  # the best seed's
     assert row.record()["best_values"] == (0.1, 0.2, 0.3)
 
 
@@ -201,7 +212,7 @@ def test_a_group_without_a_feasible_trial_has_no_lr_star() -> None:
     assert math.isnan(row.lr_star)
     assert math.isnan(row.headroom)
     assert row.unstable_base_lr == (0.0, 0.01)
-    assert (row.best_point, row.best_value) == (None, math.inf)
+    assert (row.point, row.best_value) == (None, math.inf)
     assert row.verdict == "unstable"
 
 
@@ -250,7 +261,7 @@ def test_the_best_few_are_three_or_a_tenth() -> None:
     assert [len(best_few([trial(0.1 + i, i) for i in range(n)])) for n in (2, 10, 64)] == [2, 3, 7]
 
 
-def test_just_above_lr_star_are_the_next_three_learning_rates() -> None:
+def test_just_above_what_is_as_good_are_the_next_three_learning_rates() -> None:
     above = just_above(
         [trial(0.1, 0.1), trial(0.05, 0.2), trial(0.15, outcome="crashed")]
         + [
@@ -284,12 +295,15 @@ def test_best_points_at_the_border_ask_for_a_wider_space() -> None:
 
 
 def test_everything_infeasible_above_is_instability_not_a_boundary() -> None:
-    trials = [trial(lr, 1 / lr) for lr in np.logspace(-3, 0, 10)] + [trial(2.0, outcome="diverged")]
-    [note] = boundary_checks(trials, {"momentum": {"base_lr": (1e-3, 2.0, True)}})
+    trials = [trial(lr, 1 / lr) for lr in np.logspace(-3, 0, 10)]
+    trials += [trial(2.0, outcome="diverged"), trial(1.8, outcome="diverged")]
+    space = {"momentum": {"base_lr": (1e-3, 2.0, True)}}
+    [note] = boundary_checks(trials, space)
     assert note.kind == "instability"
-    assert (
-        "1 of the 1 trials at base_lr ≥ 2 are infeasible, which is 2 × lr_star = 1" in note.sentence
-    )
+    assert "2 of the 2 trials at base_lr ≥ 1.8 are infeasible, which is 1.8 × the" in note.sentence
+    assert "the best base LR, 1 (feasible up to 1)" in note.sentence
+    [alone] = boundary_checks(trials[:-1], space)
+    assert alone.kind == "expand"
     assert note.sentence.endswith("(R6, S4).")
     assert boundary_checks(figure_7a())[0].kind == "instability"
 

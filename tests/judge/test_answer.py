@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from tunewright.search.judge.analysis import Group, summarize
-from tunewright.search.judge.answer import answers, noise_of, with_diagnosis
+from tunewright.search.judge.answer import answers, with_diagnosis
 from tunewright.search.judge.diagnosis import Diagnosis, Edge, GroupDiagnosis, Remedy
 from tunewright.search.judge.stability_edge import Tried
 from tunewright.search.trial import EMPTY_CURVE, Outcome, Point, Trial, Verdict
@@ -48,36 +47,6 @@ def valley(rng: np.random.Generator, sigma: float, seeds: int = 1, **own: object
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_the_noise_between_runs_is_found_by_seeds_or_else_by_neighbours(seeds: int) -> None:
-    rng = np.random.default_rng(0)
-    found = [noise_of(valley(rng, 0.02, seeds)).sigma for _ in range(200)]
-    assert math.sqrt(np.mean(np.square(found))) == pytest.approx(0.02, rel=0.1)
-
-
-@pytest.mark.parametrize(("seeds", "least"), [(1, 0.9), (3, 0.9)])
-def test_the_best_base_lr_is_in_the_interval_as_good(seeds: int, least: float) -> None:
-    rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(200):
-        [answer] = answers_of(valley(rng, 0.02, seeds))
-        low, high = answer.as_good
-        assert low <= answer.summary.lr_star <= high
-        hits += low <= 0.1 <= high
-    assert hits / 200 >= least
-
-
-def test_more_seeds_make_the_interval_narrower_and_no_noise_makes_it_a_point() -> None:
-    widths = []
-    for seeds in (1, 3, 10):
-        rng = np.random.default_rng(2)
-        found = [answers_of(valley(rng, 0.02, seeds))[0].as_good for _ in range(50)]
-        widths.append(np.mean([math.log10(high / low) for low, high in found]))
-    assert all(wide > narrow for wide, narrow in pairwise(widths))
-    same = [replace(one, best_value=0.2) for one in valley(rng, 0.0, 3)]
-    assert answers_of(same)[0].as_good == (pytest.approx(1e-3), pytest.approx(10.0))
-
-
 def test_what_is_as_good_ends_below_the_first_infeasible_base_lr() -> None:
     trials = [trial(rate, value) for rate, value in ((0.05, 0.2), (0.1, 0.1), (0.2, 0.2))]
     trials += [trial(0.15, outcome="diverged"), trial(0.07, 0.12), trial(0.18, 0.11)]
@@ -90,7 +59,6 @@ def test_too_few_runs_say_nothing_of_the_noise() -> None:
     [answer] = answers_of([trial(0.1, 0.1), trial(0.2, 0.2), trial(0.4, outcome="diverged")])
     assert all(map(math.isnan, answer.as_good))
     assert answer.rivals == ()
-    assert math.isnan(noise_of([]).sigma)
 
 
 @pytest.mark.parametrize("maximize", [False, True])

@@ -13,6 +13,7 @@ from tunewright.search.diagnose import updates_of
 from tunewright.search.procedure.group import EDGE_DECADES, diagnosis_of
 from tunewright.search.procedure.steps import sweep_of
 from tunewright.search.trial import Trial, Verdict, as_told
+from tunewright.search.words import readable
 
 HEALTHY = Simulated(5.0)
 FLAT = Simulated(20.0, curved=0.005, noise=0.02)  # base LRs around the best one are as good
@@ -478,7 +479,8 @@ def test_an_edge_beyond_a_thousand_times_the_best_base_lr_is_no_edge_that_matter
 
 def test_headroom_is_relative_to_the_best_mean_and_not_to_what_is_within_an_error_of_it():
     shallow = [
-        diagnosed(replace(FLAT, unstable_base_lr=3.0), study_of(seed=10 * i))[0] for i in range(6)
+        diagnosed(replace(FLAT, unstable_base_lr=3.0, curved=0.05), study_of(seed=10 * i))[0]
+        for i in range(6)
     ]
     lower = [found for found in shallow if found.lr_star < found.best_base_lr]
     assert lower
@@ -486,6 +488,19 @@ def test_headroom_is_relative_to_the_best_mean_and_not_to_what_is_within_an_erro
         assert found.headroom[1] == pytest.approx(found.edge.interval[1] / found.best_base_lr)
         assert "× the best base LR" in found.summary
         assert "The best mean is at" in sentences(found, "sweep")
+
+
+def test_on_a_flat_basin_headroom_is_relative_to_its_upper_end():
+    basin = Simulated(30.0, curved=0.002)
+    found = [diagnosed(basin, study_of(seed=10 * i))[0] for i in range(6)]
+    wide = [one for one in found if one.as_good[1] > 11 * one.as_good[0]]
+    assert wide
+    for one in wide:
+        assert one.lr_star == one.as_good[0] <= one.best_base_lr <= one.as_good[1]
+        assert one.headroom[1] == pytest.approx(one.edge.interval[1] / one.as_good[1])
+        assert "× the upper end of a basin" in one.summary
+        assert "A basin: " in sentences(one, "sweep")
+        assert f"headroom {readable(one.headroom[0])} to" in sentences(one, "edge")
 
 
 def test_the_edge_is_told_with_a_confidence_beside_how_finely_it_was_tried():
