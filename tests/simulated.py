@@ -165,8 +165,9 @@ def diagnosed(
     architectures: dict[str, dict[str, Any]] | None = None,
     trials_of: Callable[[Study], list[Trial]] | None = None,
 ) -> tuple[GroupDiagnosis, list[Study]]:
-    """The diagnosis of a study's first group, and what was asked for. `budget`: in trainings; `trials_of`: the
-    model's, remembered.
+    """The diagnosis of a study's first group, and what was asked for.
+
+    `budget` is in trainings; `trials_of` answers in place of the model's.
     """
     study = study or study_of()
     sweep = sweep_of(study)

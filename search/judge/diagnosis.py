@@ -188,7 +188,7 @@ class GroupDiagnosis:
     as_good        the lowest and the highest base LR that are not; nan if that is not known
     adopted        names one of the remedies; "" if there is none
     left_out       what the budget left out, as "the rerun of warmup"
-    would_do       the budget, in trainings, that reaches it; 0: nothing was left out
+    would_do       about the budget, in trainings, that reaches it; 0: nothing was left out
     fault          what is wrong with the objective, so that nothing was concluded; else ""
     """
 
@@ -213,8 +213,8 @@ class GroupDiagnosis:
         """What the budget left out, in a sentence; empty if nothing was."""
         if not self.left_out:
             return ""
-        would = f"; --budget {self.would_do} reaches it" if self.would_do else ""
-        return f"The budget left out {join_names(self.left_out)}{would}."
+        would = f" About --budget {self.would_do} would do." if self.would_do else ""
+        return f"The budget left out {join_names(self.left_out)}.{would}"
 
     @property
     def headroom(self) -> Interval:

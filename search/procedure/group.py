@@ -466,6 +466,7 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
             break
         asked = case.ask(f"edge-{len(studies) + 1}", wanted, case.seeds)
         if not case.pays("the bracketing of the edge", asked):
+            case.purse.missing += _later_halvings(case, low, high)
             exhausted = True
             break
         (more,) = yield from train_all(asked)
@@ -484,6 +485,12 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
     wide = edge.found and edge.decades > EDGE_DECADES and low <= MOST_HEADROOM * best
     sentences = (f"Wider than {EDGE_DECADES} decades: {why}.",) if wide else ()
     return edge, Step("edge", ("R6",), sentences, tuple(studies))
+
+
+def _later_halvings(case: Case, low: float, high: float) -> float:
+    """Updates that bracket an edge between two base LRs after one more halving."""
+    halvings = math.log2(math.log10(high / low) / EDGE_DECADES) if low > 0 else EDGE_ROUNDS
+    return max(0, math.ceil(halvings) - 1) * case.seeds * case.study.max_train_steps
 
 
 def judge_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:

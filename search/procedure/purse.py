@@ -17,6 +17,7 @@ from ..trial import Trial
 from .asking import Answers, Asking
 
 T = TypeVar("T")
+TEN = 10  # more exactly nobody can say what results will ask for
 
 
 def _nothing(study: Study) -> int:
@@ -51,8 +52,8 @@ class Budget:
         return (self.trainings * self.each - self.sweep - done) / max(1, groups)
 
     def reaching(self, updates: float) -> int:
-        """The budget in trainings with which every group may spend so many updates."""
-        return math.ceil((self.sweep + len(self.purses) * updates) / self.each)
+        """The budget with which every group may spend so many updates, in tens of trainings."""
+        return TEN * math.ceil((self.sweep + len(self.purses) * updates) / (TEN * self.each))
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Purse:
 
     spent      updates of its studies, as planned
     left_out   what the budget does not reach, in words
-    enough     updates that reach the last of it; 0: nothing is left out
+    enough     about so many updates reach all of it; 0: nothing is left out
     """
 
     budget: Budget = field(default_factory=Budget)
@@ -83,7 +84,10 @@ class Purse:
 
     @property
     def would_do(self) -> int | None:
-        """The budget, in trainings, that reaches what was left out; None if nothing was."""
+        """The budget, in trainings, that about reaches what was left out; None if nothing was.
+
+        The first of it is reached for certain. The others may take more, as results may ask for it.
+        """
         return self.budget.reaching(self.enough) if self.left_out else None
 
     def grants(self, what: str, updates: float, reserve: float = 0) -> bool:

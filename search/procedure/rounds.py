@@ -82,7 +82,7 @@ def tune_best(case: Case, edge: Edge, rounds: Rounds) -> Asking[None]:
     half = math.ceil(len(rounds.remedies) / 2)
     rounds.drop(rounds.running[max(BEST_FEW, half) :], "dropped after the first look")
     reserve = _reserve(case, edge, rounds)
-    yield from _go_on(case, rounds, climb, MOST_CLIMBED, reserve)
+    yield from _go_on(case, rounds, climb, MOST_CLIMBED, reserve, later=TUNING)
     rounds.drop(rounds.running[BEST_FEW:], "dropped after more base LRs")
     yield from _go_on(case, rounds, tune, TUNING, reserve)
     best = rounds.tried[rounds.running[0]]
@@ -105,16 +105,23 @@ def _reserve(case: Case, edge: Edge, rounds: Rounds) -> float:
     return safe if safe + further <= case.purse.left else least
 
 
-def _go_on(case: Case, rounds: Rounds, part: Round, trainings: int, reserve: float) -> Asking[None]:
-    """Take plain training and the remedies in the running further, the best of these first."""
+def _go_on(
+    case: Case, rounds: Rounds, part: Round, trainings: int, reserve: float, later: int = 0
+) -> Asking[None]:
+    """Take plain training and the remedies in the running further, the best of these first.
+
+    `later`: trainings that come after these.
+    """
     granted: list[str] = []
     best = rounds.running[0]
     for name in [PLAIN, *rounds.running]:
-        cost = trainings * rounds.tried[name].arm.updates(case)
-        if case.purse.grants(f"the tuning of {name}", cost, reserve):
+        each = rounds.tried[name].arm.updates(case)
+        if trainings * each + reserve <= case.purse.left:
             granted.append(name)
-            reserve += cost
-        elif name not in (PLAIN, best):
+            reserve += trainings * each
+            continue
+        case.purse.leave_out([f"the tuning of {name}"], (trainings + later) * each, reserve)
+        if name not in (PLAIN, best):
             rounds.drop([name], "left out for budget")
     further = yield from together(*(part(case, rounds.tried[name]) for name in granted))
     rounds.tried |= {one.name: one for one in further}

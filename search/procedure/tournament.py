@@ -169,7 +169,9 @@ def _within_budget(case: Case, edge: Edge, ranked: Sequence[Remedy]) -> list[str
     left_out = [f"the rerun of {one.name}" for one in ranked if one.name not in names]
     if left_out:
         spent = cost_of(fitting) if fitting else 0
-        case.purse.leave_out(left_out, cost_of(ranked) - spent, spent)
+        whole = cost_of_reruns(case, [one.point for one in ranked])
+        whole += max(cost_of_safety(case, one.point, len(ranked)) for one in ranked)
+        case.purse.leave_out(left_out, whole - spent, spent)
     return names
 
 
