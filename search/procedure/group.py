@@ -104,12 +104,6 @@ def _diagnosis_of(case: Case, own: list[Trial], sweep: Study) -> Asking[GroupDia
         sentences=(*_edge_sentences(best, as_good, edge), *edge_step.sentences),
     )
     kind, onsets, kind_step = _kind(best, edge, [*own, *probes], probed)
-    steps = [
-        _sweep_step(case, best, as_good, own, (sweep.name, *close)),
-        boundary,
-        edge_step,
-        kind_step,
-    ]
     case = replace(case, reserve=0)
     if kind in ("none", "unknown"):
         told = yield from rerun_plain(case, own, sweep.name)
@@ -118,13 +112,14 @@ def _diagnosis_of(case: Case, own: list[Trial], sweep: Study) -> Asking[GroupDia
     # plain training may turn out to be better at a base LR between those of the sweep
     at_star = told.remedies[0].point.base_lr if told.remedies else star.base_lr
     has_moved = at_star != star.base_lr
+    sweep_step = _sweep_step(case, best, as_good, own, (sweep.name, *close), has_moved)
     found = GroupDiagnosis(
         group=case.group,
         kind=kind,
         lr_star=at_star,
         edge=edge,
         onset_steps=tuple(onsets),
-        steps=(*steps, *told.steps),
+        steps=(sweep_step, boundary, edge_step, kind_step, *told.steps),
         remedies=tuple(told.remedies),
         adopted=told.adopted,
         summary="",
@@ -241,14 +236,16 @@ def _sweep_step(
     as_good: Interval,
     trials: Sequence[Trial],
     studies: tuple[str, ...],
+    has_moved: bool = False,
 ) -> Step:
     infeasible = sum(trial.verdict.infeasible for trial in trials)
+    name = "the lr_star of the sweep" if has_moved else "lr_star"
     tried, star = [trial.point.base_lr for trial in trials], case.point.base_lr
     at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
     value = f"{case.study.objective} {readable(fmean(at_star))}"
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to "
-        f"{readable(max(tried))}, {infeasible} infeasible: lr_star = {readable(star)} with "
+        f"{readable(max(tried))}, {infeasible} infeasible: {name} = {readable(star)} with "
         f"{value}, the lowest base LR that is not shown to be worse than the best."
     )
     sentences = [sentence]
@@ -291,12 +288,12 @@ def _extend(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]
         (more,) = yield from train_all(asked)
         why = {
             "above": (
-                f"Nothing above lr_star = {_star(trials)} is infeasible: the range ends before "
+                f"Nothing above {_star(trials)}, the best, is infeasible: the range ends before "
                 "stability does"
             ),
             "below": "Nothing trains"
             if not rank_configurations(trials)
-            else f"lr_star = {_star(trials)} is the lowest tried",
+            else f"The best, {_star(trials)}, is the lowest tried",
         }[side]
         sentences.append(f"{why}; extended to {readable(base_lrs[-1])} (S4).")
         studies.append(asked.name)

@@ -124,7 +124,8 @@ def _which_plain(
         return at_star, (), []
     rival = replace(rivals[0], name=PLAIN)
     words = (
-        f"Plain training at lr_star = {readable(at_star.point.base_lr)}: {readable(at_star.mean)}; "
+        f"Plain training at {readable(at_star.point.base_lr)}, the lr_star of the sweep: "
+        f"{readable(at_star.mean)}; "
         f"at {readable(rival.point.base_lr)}, its best base LR of the rounds: "
         f"{readable(rival.mean)}."
     )

@@ -165,8 +165,9 @@ def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -
 
 
 def _clipping(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
-    own = trials(_studies(found, "sweep") + _studies(found, "boundary"))
-    own = [trial for trial in own if trial.point.base_lr == found.lr_star]
+    tried = trials(_studies(found, "sweep") + _studies(found, "boundary") + _studies(found, "arms"))
+    plain = found.remedies[0].point.configuration
+    own = [trial for trial in tried if trial.point.configuration == plain]
     info = norms_info(own)
     if not info.panels:
         return None, without_curves(own)

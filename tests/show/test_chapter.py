@@ -17,7 +17,7 @@ from tunewright.search.store.storage import create_store, open_store
 from tunewright.search.words import readable
 
 AXIS = {"base_lr": {"low": 1e-3, "high": 10.0, "log": True, "points": 9}}
-EVERY_STEP = ["sweep", "boundary", "edge", "kind", "warmup", "clipping", "arms", "tournament"]
+EVERY_STEP = ["sweep", "boundary", "edge", "kind", "arms", "warmup", "clipping", "tournament"]
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,12 @@ def test_the_report_has_the_chapter_with_its_figures_once_each(unstable):
     assert "momentum-32-edge-1" in text
 
 
-def test_what_the_diagnosis_found_comes_first_and_nothing_on_the_page_contradicts_it(unstable):
-    store, result, _ = unstable
+def test_what_the_diagnosis_found_comes_first_and_nothing_on_the_page_contradicts_it(tmp_path):
+    """Where lr_star is one of the sweep's base LRs."""
+    model = replace(
+        UNSTABLE, best_base_lr=10**-1.5, better=lambda point, _: 0.05 * (point.clip_z < 9)
+    )
+    store, result, _ = stored(tmp_path, model)
     (found,) = result.groups
     text = html.unescape(write_report(Results.read(store)).read_text(encoding="utf-8"))
     first = text.split("<nav")[0]
@@ -106,7 +110,9 @@ def test_the_figure_of_the_tournament_has_a_line_for_every_remedy(unstable):
         note.text for note in figure.layout.annotations
     }
     words = " ".join(map(str, shown))
-    for remedy in result.groups[0].remedies:
+    rerun = [one for one in result.groups[0].remedies if one.values]
+    assert len(rerun) > 1
+    for remedy in rerun:
         assert remedy.name in words
 
 
