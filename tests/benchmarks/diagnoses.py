@@ -60,14 +60,17 @@ def in_columns(found: Diagnosis, each: int) -> dict[str, object]:
     (group,) = found.groups
     winner = group.winner
     gain = winner.evidence if winner else None
+    numbers = {
+        "base_lr": f"{winner.point.base_lr:.3g}" if winner else "",
+        "gain": f"{gain.gain:.4f}" if gain else "",
+        "p": f"{gain.p_better:.4f}" if gain else "",
+    }
     return {
         "trainings": f"{found.updates / each:.0f}",
         "kind": group.kind,
         "lr_star": f"{group.lr_star:.3g}",
         "adopted": group.adopted,
-        "base_lr": f"{winner.point.base_lr:.3g}" if winner else "",
-        "gain": f"{gain.gain:.4f}" if gain else "",
-        "p": f"{gain.p_better:.4f}" if gain else "",
+        **numbers,
         "seeds": len(winner.values) if winner else 0,
         "rerun": ", ".join(one.name for one in group.remedies if one.values),
         "would do": group.would_do or "",
