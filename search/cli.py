@@ -497,6 +497,7 @@ def _diagnose(options: argparse.Namespace) -> int:
             results=options.results,
             seeds=options.seeds,
             budget=options.budget,
+            storage=options.storage,
             say=LOG.info,
             progress=not options.quiet,
             then=kept.append,
@@ -505,8 +506,6 @@ def _diagnose(options: argparse.Namespace) -> int:
     for found in result.groups:
         print_table(diagnosis_table(found, result.objective, result.maximize))
         print(f"{found.group.label}: {found.summary}")
-    if result.skipped:
-        print(f"left out for budget: {', '.join(result.skipped)}")
     (results,) = kept
     print(f"report: {write_report(results)}")
     for recipe in result.recipes.values():
@@ -827,13 +826,14 @@ def _parser() -> argparse.ArgumentParser:
         default=math.inf,
         metavar="TRAININGS",
         help=(
-            "how many trainings may be spent, counted in updates: TRAININGS × max_train_steps "
-            "(default: no limit)"
+            "how many trainings may be spent, counted in updates: TRAININGS × max_train_steps; "
+            "every remedy gets a first look, the better ones the rest (default: no limit)"
         ),
     )
     dry_run(diagnose)
     pool(diagnose)
     results(diagnose, "where results go")
+    storage(diagnose)
 
     report = command(
         "report", _report, "Build plots, tables and report.html again from stored results."

@@ -23,7 +23,8 @@ from .errors import UnfinishedError, UserError
 from .judge.comparison import fewest_seeds
 from .judge.diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
 from .pool.progress import Whole
-from .procedure.arms import TUNED
+from .procedure.arms import FIRST_LOOK, MOST_CLIMBED
+from .procedure.asking import Asking, together
 from .procedure.clipping import PERCENTILES
 from .procedure.group import (
     CONFIRM_MULTIPLES,
@@ -35,8 +36,10 @@ from .procedure.group import (
     diagnosis_of,
 )
 from .procedure.ladder import HIGHER, LADDER
-from .procedure.remedies import OWN_ARMS
-from .procedure.steps import SCREENING_SEEDS, Asking, label, sweep_of, together
+from .procedure.purse import Budget
+from .procedure.remedies import ANEW, OWN_ARMS, least_of
+from .procedure.rounds import TUNING
+from .procedure.steps import SCREENING_SEEDS, Case, label, plain, sweep_of
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
 from .rules.counterparts import MADE_BY_RUN, ours
@@ -76,6 +79,7 @@ IN_WORDS = {
     "confirm": "confirmation",
     "tune": "tuning",
     "rerun": "tournament",
+    "look": "first look",
 }
 
 Say = Callable[[str], None]
@@ -88,6 +92,7 @@ def diagnose(
     budget: float = math.inf,
     say: Say = lambda text: None,
     then: Then | None = None,
+    storage: str | None = None,
     **options: Any,
 ) -> Diagnosis:
     """Find out of every group of a study whether training is unstable, of which kind, what helps.
@@ -102,10 +107,12 @@ def diagnose(
         study: the study, or its file
         results: the folder in which the study's results folder is, or is made
         seeds: trainings of each point that a finding rests on
-        budget: how many trainings may be spent, each max_train_steps updates; what does not fit is
-            left out, and named in `skipped`
+        budget: how many trainings may be spent, each max_train_steps updates; every remedy gets a
+            first look, the better ones what is left; what does not fit is named in `skipped`, with
+            the budget that reaches it
         say: is told what is asked for next
         then: is called with the results of the study, its diagnosis and the trials of its steps
+        storage: URL of the database that trials go to, also those of the steps, as of `run_studies`
         options: who trains, as of `run_studies`: workers, device, backend, progress and the rest
 
     Raises UserError before anything is trained if the study, its workload or the budget will not
@@ -116,18 +123,16 @@ def diagnose(
     refuse_undiagnosable(study)
     check_studies([study])
     sweep = sweep_of(study)
-    cost = updates_of(sweep)
-    if cost > budget * study.max_train_steps:
-        raise UserError(
-            f"--budget: must be at least {math.ceil(cost / study.max_train_steps)} trainings, the "
-            f"sweep alone, got {budget:g}"
-        )
-    create_store(study, results)  # the folder and its database
-    runs = _Runs(study, results, budget * study.max_train_steps, options, say, _whole(study, seeds))
+    groups = [group for size in study.batch_sizes for group in sweep.groups(size)]
+    architectures = {group: _architectures(study, group) for group in groups}
+    shared = Budget(budget, study.max_train_steps, updates_of(sweep), updates_of)
+    _refuse_less_than_a_look(study, groups, architectures, shared)
+    create_store(study, results, storage)  # the folder and its database
+    options["storage"] = storage
+    runs = _Runs(study, results, options, say, _whole(study, seeds))
+    purses = {group: shared.purse() for group in groups}
     procedures = [
-        diagnosis_of(study, group, seeds, _architectures(study, group))
-        for batch_size in study.batch_sizes
-        for group in sweep.groups(batch_size)
+        diagnosis_of(study, group, seeds, architectures[group], purses[group]) for group in groups
     ]
     found = [one for one in runs.follow(together(*procedures)) if one]
     found = [_with_curvature(study, runs, one) for one in found]
@@ -137,7 +142,7 @@ def diagnose(
         seeds=seeds,
         updates=runs.spent,
         budget=budget,
-        skipped=tuple(runs.skipped),
+        skipped=tuple(f"{one.group.label}: {one.budget_in_words}" for one in found if one.left_out),
         groups=tuple(found),
         recipes={},
         maximize=study.maximize,
@@ -147,7 +152,7 @@ def diagnose(
         write_diagnosis(results / study.name, result)
         _write_tracking(results / study.name / TRACKING_FILE, runs, result)
     if then:
-        own = runs.results.get(study.name) or Results.read(create_store(study, results))
+        own = runs.results.get(study.name) or Results.read(create_store(study, results, storage))
         steps = {name: step.trials for name, step in runs.results.items()}
         then(replace(own, diagnosis=result, steps=steps))
     return result
@@ -166,6 +171,8 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
             ]
             others = len(_architectures(study, group)) + max(1, len(study.optimizers) - 1)
             confirmed = (len(LADDER) + len(HIGHER)) * len(lengths) * seeds
+            arms = OWN_ARMS + others
+            half = max(BEST_FEW, math.ceil(arms / 2))
             rerun = max(seeds, fewest_seeds(paired=True, candidates=BEST_FEW))
             whole = {
                 "sweep": len(points),
@@ -174,7 +181,9 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
                 "edge": EDGE_ROUNDS * 3 * seeds,
                 "confirm": len(CONFIRM_MULTIPLES) * seeds,
                 "clipping": SCREENING_SEEDS * (len(PERCENTILES) * len(LADDER) + 1),
-                "tuning": (OWN_ARMS + others) * TUNED * SCREENING_SEEDS,
+                "first look": arms * FIRST_LOOK,
+                "more base LRs": half * MOST_CLIMBED,
+                "tuning": BEST_FEW * (TUNING + ANEW),
                 "tournament": (BEST_FEW + 3) * rerun,
                 "safety on the edge": (BEST_FEW + 1) * max(0, SAFE_SEEDS - rerun),
             }
@@ -218,6 +227,28 @@ def updates_of(study: Study) -> int:
     return sum(map(study.updates, next_points(study, [])))
 
 
+def _refuse_less_than_a_look(
+    study: Study,
+    groups: Sequence[Group],
+    architectures: Mapping[Group, Mapping[str, Mapping[str, Any]]],
+    budget: Budget,
+) -> None:
+    """Raise UserError if a budget has no room for a first look at every remedy of every group."""
+    points = next_points(sweep_of(study), [])
+    names = sweep_of(study).scientific_names
+    looks = []
+    for group in groups:
+        point = next(point for point in points if group_of(point, names) == group)
+        case = Case(study, group, SEEDS, plain(point), architectures[group])
+        looks.append(least_of(case)[0])
+    least = math.ceil((budget.sweep + len(looks) * max(looks)) / budget.each)
+    if budget.trainings < least:
+        raise UserError(
+            f"--budget: must be at least {least} trainings, the sweep and a first look at every "
+            f"remedy, got {budget.trainings:g}"
+        )
+
+
 def _architectures(study: Study, group: Group) -> Mapping[str, Mapping[str, Any]]:
     """What the workload of a group declares; a function declares none. Raises UserError if its
     factory does not take it.
@@ -233,22 +264,20 @@ def _architectures(study: Study, group: Group) -> Mapping[str, Mapping[str, Any]
 
 
 class _Runs:
-    """Trains the studies that procedures ask for, within the budget, and counts their cost."""
+    """Trains the studies that procedures ask for, and counts their cost."""
 
     def __init__(
         self,
         study: Study,
         results: Path,
-        budget: float,
         options: Mapping[str, Any],
         say: Say,
         whole: Whole,
     ) -> None:
-        self.study, self.folder, self.budget = study, results, budget
+        self.study, self.folder = study, results
         self.options, self.say, self.whole = options, say, whole
         self.rounds = 0
         self.spent = 0
-        self.skipped: list[str] = []
         self.results: dict[str, Results] = {}  # by the names of the studies
 
     def follow(self, asking: Asking[list[GroupDiagnosis | None]]) -> list[GroupDiagnosis | None]:
@@ -260,29 +289,16 @@ class _Runs:
             except StopIteration as done:
                 found: list[GroupDiagnosis | None] = done.value
                 return found
-            self.train([study for study in asked if self.affords(study)])
-            answers = {study.name: self.trials(study.name) for study in asked}
-
-    def trials(self, name: str) -> list[Trial]:
-        """Those of a study that was trained; none of one that was not."""
-        return list(self.results[name].trials) if name in self.results else []
-
-    def affords(self, study: Study) -> bool:
-        """Whether the budget has room for a study that is new; then its cost is taken from it."""
-        if study.name in self.results:
-            return False
-        cost = updates_of(study)
-        if self.spent + cost > self.budget:
-            self.skipped.append(study.name)
-            return False
-        self.spent += cost
-        return True
+            self.train([study for study in asked if study.name not in self.results])
+            answers = {study.name: list(self.results[study.name].trials) for study in asked}
 
     def trials_of(self, group: Group) -> int:
         """How many trials a group took: its share of the sweep, and its steps."""
         sweep = sweep_of(self.study)
         swept = [
-            t for t in self.trials(sweep.name) if group_of(t.point, sweep.scientific_names) == group
+            t
+            for t in self.results[sweep.name].trials
+            if group_of(t.point, sweep.scientific_names) == group
         ]
         steps = [
             len(own.trials)
@@ -298,6 +314,7 @@ class _Runs:
         trainings = sum(len(next_points(study, [])) for study in studies)
         self.say(f"{names}: {trainings} trainings")
         self.rounds += 1
+        self.spent += sum(map(updates_of, studies))
         self.whole.begin(f"step {self.rounds}: {_kinds(studies, self.study)}", studies)
         itself = [study for study in studies if study.name == self.study.name]
         steps = [study for study in studies if study.name != self.study.name]

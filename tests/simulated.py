@@ -13,8 +13,10 @@ import numpy as np
 from tunewright.search.diagnose import updates_of
 from tunewright.search.judge.diagnosis import GroupDiagnosis
 from tunewright.search.judge.verdict import judge
+from tunewright.search.procedure.asking import Answers, Asking
 from tunewright.search.procedure.group import diagnosis_of
-from tunewright.search.procedure.steps import Answers, Asking, label, sweep_of
+from tunewright.search.procedure.purse import Budget
+from tunewright.search.procedure.steps import label, sweep_of
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import Study, parse_study
 from tunewright.search.trial import Array, Curve, Group, Point, Trial
@@ -136,15 +138,11 @@ def study_of(optimizer: dict[str, Any] | None = None, **changes: Any) -> Study:
 
 
 def follow(
-    procedure: Asking[T], trials_of: Callable[[Study], list[Trial]], budget: float = math.inf
+    procedure: Asking[T], trials_of: Callable[[Study], list[Trial]]
 ) -> tuple[T, list[Study]]:
-    """What a procedure returns, and every study that it asked for, in order.
-
-    Those that take it beyond `budget` updates are answered by no trials, like `diagnose` does.
-    """
+    """What a procedure returns, and every study that it asked for, in order."""
     asked: dict[str, Study] = {}
     known: dict[str, list[Trial]] = {}
-    spent = 0
     answers: Answers | None = None
     while True:
         try:
@@ -154,11 +152,9 @@ def follow(
             return result, list(asked.values())
         for study in studies:
             asked.setdefault(study.name, study)
-            cost = updates_of(study)
-            if study.name not in known and spent + cost <= budget:
-                spent += cost
+            if study.name not in known:
                 known[study.name] = trials_of(study)
-        answers = {study.name: known.get(study.name, []) for study in studies}
+        answers = {study.name: known[study.name] for study in studies}
 
 
 def diagnosed(
@@ -167,14 +163,20 @@ def diagnosed(
     seeds: int = 5,
     budget: float = math.inf,
     architectures: dict[str, dict[str, Any]] | None = None,
+    trials_of: Callable[[Study], list[Trial]] | None = None,
 ) -> tuple[GroupDiagnosis, list[Study]]:
-    """The diagnosis of a study's first group, and what was asked for."""
+    """The diagnosis of a study's first group, and what was asked for.
+
+    `budget` is in trainings; `trials_of` answers in place of the model's.
+    """
     study = study or study_of()
-    group = sweep_of(study).groups(study.batch_sizes[0])[0]
+    sweep = sweep_of(study)
+    group = sweep.groups(study.batch_sizes[0])[0]
+    purse = Budget(budget, study.max_train_steps, updates_of(sweep), updates_of).purse()
     found, asked = follow(
-        diagnosis_of(study, group, seeds, architectures or {}), model.trials_of, budget
+        diagnosis_of(study, group, seeds, architectures or {}, purse), trials_of or model.trials_of
     )
-    assert found is not None  # the budget reached for the sweep
+    assert found is not None  # the sweep is trained whatever the budget
     return found, asked
 
 

@@ -4,6 +4,7 @@ stopped.
 
 import csv
 import math
+import re
 import sys
 import tomllib
 from collections import Counter
@@ -185,7 +186,7 @@ def test_once_all_is_trained_everything_is_read_once(study, whole, monkeypatch, 
     assert reads.all_once(trials), reads
 
 
-BUDGET = 20  # trainings: the sweep, the edge, and not all of what comes after
+BUDGET = 40  # trainings: the sweep, a first look, and not all of what comes after
 
 
 @pytest.fixture(scope="module")
@@ -215,9 +216,10 @@ def test_interrupted_between_any_two_steps_it_comes_to_the_same_end(study, short
 
 def test_what_the_budget_left_out_is_named_and_the_rest_is_told(short):
     folder, result = short
-    assert result.skipped
+    (found,) = result.groups
+    assert found.left_out
+    assert result.skipped == (f"{found.group.label}: {found.budget_in_words}",)
     assert result.updates <= BUDGET * 40
-    assert not any((folder / "steps" / name).exists() for name in result.skipped)
     text = write_report(Results.read(open_store(folder))).read_text(encoding="utf-8")
     assert "Diagnosis: batch size 32, momentum" in text
     assert result.groups[0].summary
@@ -226,8 +228,8 @@ def test_what_the_budget_left_out_is_named_and_the_rest_is_told(short):
 def test_with_a_larger_budget_it_goes_on_from_there(study, short):
     folder, result = short
     before = trained_files(folder)
-    more = diagnose(study, folder.parent, seeds=2, budget=BUDGET + 10, **QUIET)
-    assert len(more.skipped) <= len(result.skipped) or more.updates > result.updates
+    more = diagnose(study, folder.parent, seeds=2, budget=BUDGET + 30, **QUIET)
+    assert more.updates > result.updates
     after = trained_files(folder)
     assert {path: after[path] for path in before} == before
     assert len(after) > len(before)
@@ -246,6 +248,7 @@ ROWS = {
     "clipping": "clipping",
     "tune": "tuning",
     "rerun": "tournament",
+    "look": "more base LRs",
 }
 
 
@@ -253,6 +256,10 @@ def row_of(name):
     """The row of the plan that a step is counted in."""
     if name.startswith("warmup"):
         return f"warmup {name.split('-')[1]}" if "-screen-" in name else "warmup, confirmed"
+    if re.fullmatch(r"look-[A-Za-z_]+(-norm)?", name):
+        return "first look"
+    if name.endswith("-as-found"):
+        return "tuning"
     return "safety on the edge" if name.endswith("-more") else ROWS[name.split("-")[0]]
 
 
@@ -287,11 +294,15 @@ def test_no_step_takes_more_trainings_than_was_planned(model):
 # --- mistakes -------------------------------------------------------------------------------------
 
 
-def test_a_budget_below_the_sweep_is_refused_before_anything_is_trained(study, tmp_path):
-    with pytest.raises(
-        UserError, match="--budget: must be at least 4 trainings, the sweep alone, got 3"
-    ):
-        diagnose(study, tmp_path, budget=3, **QUIET)
+LEAST = 23  # the sweep of 4, six ways to train at three base LRs, two of them with 4 steps more
+
+
+def test_a_budget_below_the_first_look_is_refused_before_anything_is_trained(study, tmp_path):
+    words = (
+        f"--budget: must be at least {LEAST} trainings, the sweep and a first look at every remedy"
+    )
+    with pytest.raises(UserError, match=f"{words}, got {LEAST - 1}"):
+        diagnose(study, tmp_path, budget=LEAST - 1, **QUIET)
     assert not list(tmp_path.iterdir())
 
 
@@ -300,8 +311,7 @@ def test_a_sweep_in_the_steps_counts_without_its_warmup(tmp_path):
     document = tomllib.loads(TINY)
     document["space"]["clip_norm"] = [math.inf, 1.0, 0.1]
     study = parse_study(document, "clipped", place="clipped.toml")
-    result = diagnose(study, tmp_path, seeds=2, budget=4, **QUIET)
-    assert result.updates == 160
+    diagnose(study, tmp_path, seeds=2, budget=LEAST, **QUIET)
     assert len(read_trials(open_store(tmp_path / "clipped" / "steps" / "sweep"))) == 4
     assert read_trials(create_store(study, tmp_path)) == []
     assert read_diagnosis(tmp_path / "clipped").groups[0].summary
@@ -309,7 +319,7 @@ def test_a_sweep_in_the_steps_counts_without_its_warmup(tmp_path):
 
 def test_a_file_will_do_and_folders_as_texts(tmp_path):
     (tmp_path / "tiny.toml").write_text(TINY)
-    result = diagnose(str(tmp_path / "tiny.toml"), str(tmp_path), seeds=2, budget=4, **QUIET)
+    result = diagnose(str(tmp_path / "tiny.toml"), str(tmp_path), seeds=2, budget=LEAST, **QUIET)
     assert read_diagnosis(tmp_path / "tiny").groups[0].summary == result.groups[0].summary
 
 
@@ -320,20 +330,31 @@ def command(tmp_path, *options):
 
 
 def test_the_command_prints_plan_verdict_and_recipe_and_ends_with_0(tmp_path, capsys):
-    assert command(tmp_path, "--budget", "6") == 0
+    assert command(tmp_path, "--budget", str(LEAST)) == 0
     out = capsys.readouterr().out
     assert "At most" in out
     assert "batch size 32, momentum: " in out
-    assert "left out for budget: momentum-32-" in out
+    assert re.search(r"The budget left out [^.]*\. About --budget \d+ would do\.", out)
     assert f"report: {tmp_path / 'tiny' / 'report.html'}" in out
     assert f"recipe: tunewright run {tmp_path / 'tiny' / 'recipe.toml'}" in out
     assert (tmp_path / "tiny" / "report.html").exists()
 
 
+def test_trials_of_all_steps_go_to_the_storage_that_is_named(tmp_path, capsys):
+    url = f"sqlite:///{tmp_path / 'shared.db'}"
+    assert command(tmp_path, "--budget", str(LEAST), "--storage", url) == 0
+    stored = set(optuna.get_all_study_names(url))
+    steps = [path.name for path in (tmp_path / "tiny" / "steps").iterdir()]
+    assert stored == {f"{name}/batch_size=32" for name in [*steps, "tiny"]}
+    out = capsys.readouterr().out.partition("batch size 32, momentum: ")[2]
+    assert command(tmp_path, "--budget", str(LEAST), "--storage", url) == 0
+    assert capsys.readouterr().out.partition("batch size 32, momentum: ")[2] == out
+
+
 def test_too_small_a_budget_is_status_2_with_the_number_that_it_takes(tmp_path, capsys):
     assert command(tmp_path, "--budget", "3") == 2
     err = capsys.readouterr().err
-    assert "--budget: must be at least 4 trainings" in err
+    assert f"--budget: must be at least {LEAST} trainings" in err
     assert "Traceback" not in err
     assert not (tmp_path / "tiny").exists()
 
@@ -383,6 +404,7 @@ def test_help_names_every_option(capsys):
         "--slots",
         "--no-compile",
         "--results",
+        "--storage",
     ):
         assert option in out
 
@@ -401,7 +423,7 @@ def test_a_crashed_training_is_status_1_and_the_same_command_tries_it_again(
     )
 
     def run():
-        own = ["--seeds", "2", "--budget", "12", "--in-process", "--slots", "1"]
+        own = ["--seeds", "2", "--budget", "25", "--in-process", "--slots", "1"]
         return main(["diagnose", "s.toml", *own]), capsys.readouterr().err
 
     status, err = run()

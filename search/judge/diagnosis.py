@@ -46,7 +46,7 @@ TITLES: dict[StepName, str] = {
     "curvature": "Curvature",
     "warmup": "Warmup",
     "clipping": "Gradient clipping",
-    "arms": "Other optimizers and architectures",
+    "arms": "A first look at every remedy, and rounds of tuning",
     "tournament": "All remedies, tuned alike",
     "outcome": "Outcome",
 }
@@ -121,15 +121,16 @@ class Curvature:
 class Remedy:
     """A way to train, tuned for its own base LR, and rerun on fresh seeds.
 
-    point               its best configuration of the sweep `tuned_in`
+    point               its best configuration of `tuned_in`
     updates             of one training, a prepended warmup included
     highest_base_lr     up to which every seed of its sweep trained
-    fails_from          the lowest base LR from its own on at which a seed of its sweep was
-                        infeasible; inf: none
-    usable_decades, lr_sensitivity   of its sweep (`sensitivity`); its base LRs are those of plain
-                        training if the optimizer is the same
+    fails_from          the lowest base LR from its own on that is not known to train, where a seed
+                        was infeasible there or above; inf: none was
+    usable_decades      of all base LRs that it was tried at (`sensitivity`)
+    lr_sensitivity      of those of the first look, the same for all with one optimizer
     clip_fraction       mean share of clipped updates of its best configuration (R17)
-    tuned_value         mean over the seeds of the sweep, the same that chose it
+    tuned_value         mean over the seeds that chose it
+    looked_in           the studies of rounds before it
     values, infeasible  of the reruns in `rerun_in`, by seed, an infeasible one worth its untrained
                         model; how many were infeasible. Empty if it was not rerun
     failure_bound       upper confidence bound of the share of infeasible runs, by the reruns; nan:
@@ -155,6 +156,7 @@ class Remedy:
     equal_steps: Evidence | None = None
     failure_bound: float = math.nan
     fails_from: float = math.inf
+    looked_in: tuple[str, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -185,7 +187,8 @@ class GroupDiagnosis:
     best_base_lr   the one with the best mean, which headroom is relative to; nan in older files
     as_good        the lowest and the highest base LR that are not; nan if that is not known
     adopted        names one of the remedies; "" if there is none
-    left_out       what the budget left out of the remedies, as "the rerun of warmup"
+    left_out       what the budget left out, as "the rerun of warmup"
+    would_do       about the budget, in trainings, that reaches it; 0: nothing was left out
     fault          what is wrong with the objective, so that nothing was concluded; else ""
     """
 
@@ -203,6 +206,15 @@ class GroupDiagnosis:
     left_out: tuple[str, ...] = ()
     fault: str = ""
     as_good: Interval = NOWHERE
+    would_do: int = 0
+
+    @property
+    def budget_in_words(self) -> str:
+        """What the budget left out, in a sentence; empty if nothing was."""
+        if not self.left_out:
+            return ""
+        would = f" About --budget {self.would_do} would do." if self.would_do else ""
+        return f"The budget left out {join_names(self.left_out)}.{would}"
 
     @property
     def headroom(self) -> Interval:
@@ -226,7 +238,7 @@ class GroupDiagnosis:
 class Diagnosis:
     """A whole diagnosis.
 
-    `skipped` names the studies that the budget left out; updates are counted as planned;
+    `skipped` says of each group what the budget left out; updates are counted as planned;
     `maximize`: higher values of the objective are better.
     """
 
@@ -293,4 +305,6 @@ def join_names(left_out: Sequence[str]) -> str:
     for one in left_out:
         what, _, name = one.partition(" of ")
         by_what.setdefault(what, []).append(name)
-    return "; ".join(f"{what} of {', '.join(names)}" for what, names in by_what.items())
+    return "; ".join(
+        f"{what} of {', '.join(names)}" if any(names) else what for what, names in by_what.items()
+    )

@@ -14,25 +14,35 @@ from ..judge.diagnosis import Step
 from ..judge.readout import CLIP_PERCENTILE, norm_percentile
 from ..trial import Array, Trial, as_told
 from ..words import readable
+from .asking import Asking, train_all
 from .ladder import LADDER, Reference, all_train
-from .steps import SCREENING_SEEDS, Asking, Case, train_all
+from .steps import SCREENING_SEEDS, Case
 
 # of the norms: where a clip threshold starts, and goes on while unstable (R16)
 PERCENTILES = (CLIP_PERCENTILE, 75, 50, 25)
 
 
+def strongest_clip_norm(case: Case, sweep: Sequence[Trial]) -> float:
+    """The threshold that clips half of the updates at lr_star; inf if their norms are not known."""
+    norms = _norms(case, sweep)
+    return norm_percentile(norms, 100 * CLIP_TOO_MUCH) if len(norms) else math.inf
+
+
+def cost_of_clipping(case: Case) -> float:
+    """Updates that the search takes at most."""
+    trainings = SCREENING_SEEDS * (len(PERCENTILES) * len(LADDER) + 1)
+    return trainings * case.study.max_train_steps
+
+
 def find_clip_norm(
     case: Case, reference: Reference, sweep: Sequence[Trial]
-) -> Asking[tuple[float, Step, bool]]:
+) -> Asking[tuple[float, Step]]:
     """Find the threshold with which training reaches the highest multiple of the reference.
 
-    Returns the largest if several do, inf if none does better than plain training. The flag is
-    False if the budget left out the clipped runs.
+    Returns the largest if several do, inf if none does better than plain training. Norms of the
+    runs at lr_star must be known.
     """
     norms = _norms(case, sweep)
-    if not len(norms):
-        words = "The norms of the runs at lr_star are not stored."
-        return math.inf, Step("clipping", ("R15", "R16"), (words,)), True
     thresholds = [norm_percentile(norms, percentile) for percentile in PERCENTILES]
     asked = case.ask(
         "clipping",
@@ -46,12 +56,7 @@ def find_clip_norm(
         f"{readable(norm_percentile(_norms(case, sweep, last_half=True)))} over its last "
         "half."
     ]
-    step = Step(
-        "clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,) if trials else ()
-    )
-    if not trials:
-        words = "The budget left out the clipped runs."
-        return math.inf, replace(step, sentences=(*sentences, words)), False
+    step = Step("clipping", ("R14", "R15", "R16", "R17"), tuple(sentences), (asked.name,))
     clipped = [_reach(case, trials, reference, threshold) for threshold in thresholds]
     works = [one for one in clipped if one.reached]
     if not works:
@@ -59,7 +64,7 @@ def find_clip_norm(
         sentences.append(
             f"None of the thresholds {words} trains at 1 × {reference.name} on every seed."
         )
-        return math.inf, replace(step, sentences=tuple(sentences)), True
+        return math.inf, replace(step, sentences=tuple(sentences))
     # Thresholds that clip at most half of the updates come first (R17); of equals, the largest.
     chosen = max(
         [one for one in works if one.fraction <= CLIP_TOO_MUCH] or works,
@@ -83,14 +88,13 @@ def find_clip_norm(
         control = case.ask("clipping-control", [base_lr], SCREENING_SEEDS)
         (cut,) = yield from train_all(control)
         sentences.append("More than half: a strange way of cutting the learning rate (R17).")
-        if cut:
-            studies.append(control.name)
-            sentences.append(
-                f"With the base LR cut to {readable(base_lr)} instead, by the mean factor that "
-                f"clipping leaves of an update, {case.study.objective} is {_mean_words(cut)}; "
-                f"clipped it is {_mean_words(chosen.trials)}."
-            )
-    return chosen.threshold, replace(step, sentences=tuple(sentences), studies=tuple(studies)), True
+        studies.append(control.name)
+        sentences.append(
+            f"With the base LR cut to {readable(base_lr)} instead, by the mean factor that "
+            f"clipping leaves of an update, {case.study.objective} is {_mean_words(cut)}; "
+            f"clipped it is {_mean_words(chosen.trials)}."
+        )
+    return chosen.threshold, replace(step, sentences=tuple(sentences), studies=tuple(studies))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from scipy.stats import fisher_exact
 from ..judge.analysis import rank_configurations, unstable_interval
 from ..judge.comparison import ALPHA, Interval, failures_in_words
 from ..judge.curve_shape import EARLY_STEPS
-from ..judge.diagnosis import MOST_HEADROOM, PLAIN, Edge, GroupDiagnosis, Kind, Step, join_names
+from ..judge.diagnosis import MOST_HEADROOM, Edge, GroupDiagnosis, Kind, Step
 from ..judge.neighbours import NEXT_TO_NOTHING, is_collapsed_by_neighbours
 from ..judge.objective import fault_of, has_fallen
 from ..judge.plateau import NOWHERE, Runs, find_plateau, headroom_base, is_basin
@@ -38,8 +38,10 @@ from ..judge.verdict import has_risen
 from ..study.study import Study
 from ..trial import Group, Point, Trial, as_told, group_of, told_cost
 from ..words import readable
-from .remedies import as_swept, find_remedies, rerun_plain
-from .steps import SCREENING_SEEDS, Asking, Case, both, plain, sweep_of, train_all
+from .asking import Asking, both, train_all
+from .purse import Budget, Purse
+from .remedies import find_remedies, least_of, rerun_plain
+from .steps import SCREENING_SEEDS, Case, plain, sweep_of
 
 MOST_EXTENSIONS = 3  # decades that a sweep is extended by on either side
 PER_DECADE = 4  # base LRs of an extension
@@ -56,28 +58,45 @@ SAME_DECADES = 2.0
 
 
 def diagnosis_of(
-    study: Study, group: Group, seeds: int, architectures: Mapping[str, Mapping[str, Any]]
+    study: Study,
+    group: Group,
+    seeds: int,
+    architectures: Mapping[str, Mapping[str, Any]],
+    purse: Purse | None = None,
 ) -> Asking[GroupDiagnosis | None]:
-    """Diagnose one group of `sweep_of(study)`. None if the budget did not reach for the sweep."""
+    """Diagnose one group of `sweep_of(study)` with what is in its purse, besides the sweep.
+
+    None if the sweep was not trained.
+    """
     (swept,) = yield from train_all(sweep := sweep_of(study))
-    names = sweep.scientific_names
-    own = [trial for trial in swept if group_of(trial.point, names) == group]
+    own = [trial for trial in swept if group_of(trial.point, sweep.scientific_names) == group]
     if not own:
         return None
     if fault := fault_of(own, study.objective, said="maximize" in study.model_fields_set):
         return _faulty(group, own, sweep, fault)
     first = rank_configurations(own)[0].point if rank_configurations(own) else own[0].point
-    case = Case(study, group, seeds, plain(first), architectures)
+    purse = purse or Budget().purse()
+    case = Case(study, group, seeds, plain(first), architectures, purse=purse)
+    found = yield from purse.within(_diagnosis_of(case, own, sweep))
+    return found
+
+
+def _diagnosis_of(case: Case, own: list[Trial], sweep: Study) -> Asking[GroupDiagnosis]:
+    """The steps after the sweep.
+
+    If it looks unstable, what the first look at the remedies and the smallest tournament take is
+    kept back.
+    """
     own, boundary = yield from _extend(case, own)
     if not rank_configurations(own):
         return _nothing_trains(case, own, sweep, boundary)
-    own, star, best, as_good, close = yield from _star_of(
-        case.at(rank_configurations(own)[0].point, own), own
-    )
+    case = case.at(rank_configurations(own)[0].point, own)
+    case = replace(case, reserve=sum(least_of(case)) if _looks_unstable(case, own) else 0)
+    own, star, best, as_good, close = yield from _star_of(case, own)
     case = case.at(star, own)
     own = case.judged(own)
-    (edge, edge_step), (probes, probed) = yield from both(
-        _edge(case, best, own), _probes(case, best)
+    (probes, probed), (edge, edge_step) = yield from both(
+        _probes(case, best), _edge(case, best, own)
     )
     edge = judge_edge(edge, star.base_lr, best, probes)
     edge_step = replace(
@@ -85,35 +104,38 @@ def diagnosis_of(
         sentences=(*_edge_sentences(best, as_good, edge), *edge_step.sentences),
     )
     kind, onsets, kind_step = _kind(best, edge, [*own, *probes], probed)
-    steps = [
-        _sweep_step(case, best, as_good, own, (sweep.name, *close)),
-        boundary,
-        edge_step,
-        kind_step,
-    ]
+    case = replace(case, reserve=0)
     if kind in ("none", "unknown"):
         told = yield from rerun_plain(case, own, sweep.name)
     else:
-        told = yield from find_remedies(case, edge, own)
-        # the budget ended before plain was tuned
-        if not told.adopted and edge.interval[0] >= star.base_lr:
-            remedies = [as_swept(case, own, sweep.name), *told.remedies]
-            told = replace(told, remedies=remedies, adopted=PLAIN)
+        told = yield from find_remedies(case, edge, own, sweep.name, best)
+    # plain training may turn out to be better at a base LR between those of the sweep
+    at_star = told.remedies[0].point.base_lr if told.remedies else star.base_lr
+    has_moved = at_star != star.base_lr
+    sweep_step = _sweep_step(case, best, as_good, own, (sweep.name, *close), has_moved)
     found = GroupDiagnosis(
-        group=group,
+        group=case.group,
         kind=kind,
-        lr_star=star.base_lr,
+        lr_star=at_star,
         edge=edge,
         onset_steps=tuple(onsets),
-        steps=(*steps, *told.steps),
+        steps=(sweep_step, boundary, edge_step, kind_step, *told.steps),
         remedies=tuple(told.remedies),
         adopted=told.adopted,
         summary="",
-        best_base_lr=best,
-        as_good=as_good,
-        left_out=tuple(told.left_out),
+        best_base_lr=at_star if has_moved else best,
+        as_good=NOWHERE if has_moved else as_good,
+        left_out=tuple(case.purse.left_out),
+        would_do=case.purse.would_do or 0,
     )
     return replace(found, summary=summary_of(found))
+
+
+def _looks_unstable(case: Case, trials: Sequence[Trial]) -> bool:
+    """Whether a trial fails above the best base LR, within what the playbook looks at."""
+    best = case.point.base_lr
+    reach = CONFIRM_MULTIPLES[-1] * best * (1 + ROUNDING)
+    return any(t.verdict.infeasible and best < t.point.base_lr <= reach for t in trials)
 
 
 def summary_of(found: GroupDiagnosis) -> str:
@@ -128,7 +150,7 @@ def summary_of(found: GroupDiagnosis) -> str:
     edge = f"{words[found.kind]}{_edge_in_words(found)}"
     winner = found.winner
     if winner is None or winner.evidence is None:
-        return f"{edge}; {_nothing_adopted(found)}."
+        return f"{edge}; {_nothing_adopted(found)}. {found.budget_in_words}".rstrip()
     gain, interval = winner.evidence.gain, winner.evidence.gain_interval
     runs = len(winner.values)
     summary = (
@@ -136,9 +158,7 @@ def summary_of(found: GroupDiagnosis) -> str:
         f"{readable(found.remedies[0].mean)}, gain {readable(gain)} ({readable(interval[0])} to "
         f"{readable(interval[1])}, {runs} seeds); {failures_in_words(winner.infeasible, runs)}."
     )
-    if found.left_out:
-        summary += f" The budget left out {join_names(found.left_out)}."
-    return summary
+    return f"{summary} {found.budget_in_words}".rstrip()
 
 
 def _edge_in_words(found: GroupDiagnosis) -> str:
@@ -171,8 +191,7 @@ def _nothing_adopted(found: GroupDiagnosis) -> str:
     if found.kind == "unknown":
         return "the kind is not known"
     if found.left_out:
-        left_out = join_names(found.left_out)
-        return f"the budget left out {left_out}: whether a remedy is better is not known"
+        return "whether a remedy is better is not known"
     return "no remedy is shown to be better" if found.winner else "no remedy could be compared"
 
 
@@ -198,9 +217,10 @@ def _star_of(
     base_lrs = sorted({trial.point.base_lr for trial in close})
     if len(base_lrs) == 1:
         return list(trials), case.point, case.point.base_lr, NOWHERE, ()
-    (more,) = yield from train_all(asked := case.ask("close", base_lrs, case.seeds))
-    if not more:
+    what = f"the further seeds of {len(base_lrs)} base LRs near the best"
+    if not case.pays(what, asked := case.ask("close", base_lrs, case.seeds)):
         return list(trials), case.point, case.point.base_lr, NOWHERE, ()
+    (more,) = yield from train_all(asked)
     measured = [
         Runs(rate, {t.point.seed: told_cost(t) for t in more if t.point.base_lr == rate})
         for rate in base_lrs
@@ -216,14 +236,16 @@ def _sweep_step(
     as_good: Interval,
     trials: Sequence[Trial],
     studies: tuple[str, ...],
+    has_moved: bool = False,
 ) -> Step:
     infeasible = sum(trial.verdict.infeasible for trial in trials)
+    name = "the lr_star of the sweep" if has_moved else "lr_star"
     tried, star = [trial.point.base_lr for trial in trials], case.point.base_lr
     at_star = [as_told(trial).value for trial in trials if trial.point.base_lr == star]
     value = f"{case.study.objective} {readable(fmean(at_star))}"
     sentence = (
         f"{len(trials)} trainings at base LRs from {readable(min(tried))} to "
-        f"{readable(max(tried))}, {infeasible} infeasible: lr_star = {readable(star)} with "
+        f"{readable(max(tried))}, {infeasible} infeasible: {name} = {readable(star)} with "
         f"{value}, the lowest base LR that is not shown to be worse than the best."
     )
     sentences = [sentence]
@@ -261,20 +283,20 @@ def _extend(case: Case, trials: list[Trial]) -> Asking[tuple[list[Trial], Step]]
             case.study.most_seeds,
             first_seed=case.study.seed,
         )
-        (more,) = yield from train_all(asked)
-        if not more:
+        if not case.pays(f"the extension of the range {side} {readable(border)}", asked):
             sentences.append(
                 f"The budget ended before the range could be extended {side} {readable(border)}."
             )
             break
+        (more,) = yield from train_all(asked)
         why = {
             "above": (
-                f"Nothing above lr_star = {_star(trials)} is infeasible: the range ends before "
+                f"Nothing above {_star(trials)}, the best, is infeasible: the range ends before "
                 "stability does"
             ),
             "below": "Nothing trains"
             if not rank_configurations(trials)
-            else f"lr_star = {_star(trials)} is the lowest tried",
+            else f"The best, {_star(trials)}, is the lowest tried",
         }[side]
         sentences.append(f"{why}; extended to {readable(base_lrs[-1])} (S4).")
         studies.append(asked.name)
@@ -443,10 +465,11 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
         if not wanted:
             break
         asked = case.ask(f"edge-{len(studies) + 1}", wanted, case.seeds)
-        (more,) = yield from train_all(asked)
-        if not more:
+        if not case.pays("the bracketing of the edge", asked):
+            case.purse.missing += _later_halvings(case, low, high)
             exhausted = True
             break
+        (more,) = yield from train_all(asked)
         own, spent = own + case.judged(more), spent + len(more)
         studies.append(asked.name)
         low, high = bracket(tries(own), above=min(lr_star, *wanted))
@@ -462,6 +485,12 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
     wide = edge.found and edge.decades > EDGE_DECADES and low <= MOST_HEADROOM * best
     sentences = (f"Wider than {EDGE_DECADES} decades: {why}.",) if wide else ()
     return edge, Step("edge", ("R6",), sentences, tuple(studies))
+
+
+def _later_halvings(case: Case, low: float, high: float) -> float:
+    """Updates that bracket an edge between two base LRs after one more halving."""
+    halvings = math.log2(math.log10(high / low) / EDGE_DECADES) if low > 0 else EDGE_ROUNDS
+    return max(0, math.ceil(halvings) - 1) * case.seeds * case.study.max_train_steps
 
 
 def judge_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:
@@ -563,11 +592,10 @@ def _probes(case: Case, best: float) -> Asking[tuple[list[Trial], tuple[str, ...
     rate = PROBE_MULTIPLE * best
     probe = case.ask("probe", [rate], SCREENING_SEEDS, stop_after=PROBE_STEPS, every_step=True)
     confirm = case.ask("confirm", [multiple * best for multiple in CONFIRM_MULTIPLES], case.seeds)
+    if not case.pays("the trainings of 2, 5 and 10 × the best base LR", probe, confirm):
+        return [], ()
     found = yield from train_all(probe, confirm)
-    names = tuple(
-        asked.name for asked, trials in zip((probe, confirm), found, strict=True) if trials
-    )
-    return case.judged(trial for trials in found for trial in trials), names
+    return case.judged(trial for trials in found for trial in trials), (probe.name, confirm.name)
 
 
 def _kind(

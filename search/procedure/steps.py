@@ -1,18 +1,13 @@
-"""Steps of a diagnosis as generators: they yield studies, and go on when these are trained.
-
-So a procedure reads like the playbook, and knows nothing of workers, files or budgets. Studies that
-do not depend on one another are asked for `together`, and trained side by side. The answer to a
-study that the budget left out is no trials.
-"""
+"""Steps of a diagnosis: the case that is diagnosed, and the studies that are asked for it."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import tomli_w
 
@@ -21,11 +16,7 @@ from ..rules.hyperparameters import HYPERPARAMETERS
 from ..study.pinned import pin
 from ..study.study import Study, parse_study
 from ..trial import COMMON, Group, Point, Trial
-
-T = TypeVar("T")
-U = TypeVar("U")
-Answers: TypeAlias = Mapping[str, list[Trial]]  # trials by the name of the study that was asked for
-Asking: TypeAlias = Generator[list[Study], Answers, T]
+from .purse import Purse
 
 # what is off in a sweep
 OFF: Mapping[str, Any] = {
@@ -46,6 +37,8 @@ class Case:
     architectures  other arguments of the workload by name, each a possible remedy
     learned        the training loss that `point` ends at; nan: not known
     reached        the cost that it reaches (`Trial.cost`); nan: not known
+    purse          what the group may spend
+    reserve        updates that what comes later decides with: no earlier step may take them
     """
 
     study: Study
@@ -55,6 +48,17 @@ class Case:
     architectures: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     learned: float = math.nan
     reached: float = math.nan
+    purse: Purse = field(default_factory=Purse)
+    reserve: float = 0
+
+    @property
+    def first_seed(self) -> int:
+        """Of the steps: those of the sweep come before."""
+        return self.study.seed + self.study.most_seeds
+
+    def pays(self, what: str, *studies: Study) -> bool:
+        """Whether the budget has room for studies, which are paid for then; `what` names them."""
+        return self.purse.pays(what, studies, self.reserve)
 
     def at(self, point: Point, trials: Iterable[Trial]) -> Case:
         """The case at another point of these trials, without its warmup and clipping."""
@@ -100,21 +104,22 @@ class Case:
 
         It has every combination with the values of other `axes`. All else is `point`'s, by default
         the case's own. Warmup is prepended (R11); `every_step` evaluates at each. Seeds begin after
-        those of the sweep, so that nothing is trained twice.
+        those of the sweep, so that nothing is trained twice. A study that the budget shaped has it
+        in its name: with another budget it may be another one.
         """
         origin = self.study
         steps = max_train_steps or origin.max_train_steps
         return pin(
             origin,
             point or self.point,
-            f"{label(self.group)}-{as_file(step)}",
+            f"{label(self.group)}-{as_file(step)}{self.purse.suffix}",
             axes={name: list(dict.fromkeys(values)) for name, values in axes.items()}
             | {"base_lr": list(dict.fromkeys(base_lrs))},
             question=f"{self.group.label}: {step}",
             max_train_steps=steps,
             stop_after=stop_after,
             sampler="grid",
-            seed=origin.seed + origin.most_seeds if first_seed is None else first_seed,
+            seed=self.first_seed if first_seed is None else first_seed,
             seeds=seeds,
             evaluations=steps if every_step else math.ceil(steps / origin.evaluate_every),
             prepend_warmup=True,
@@ -155,45 +160,6 @@ def sweep_of(study: Study) -> Study:
     return parse_study(
         document, name, place=f"{study.name}: {name}", source=tomli_w.dumps(document)
     )
-
-
-def train_all(*studies: Study) -> Asking[list[list[Trial]]]:
-    """The trials of each study."""
-    answers = yield list(studies)
-    return [answers[study.name] for study in studies]
-
-
-def together(*parts: Asking[T]) -> Asking[list[T]]:
-    """Run several procedures side by side, and return what each returns.
-
-    Studies that they ask for at the same time are trained together.
-    """
-    results: dict[int, T] = {}
-    asked: dict[int, list[Study]] = {}
-
-    def go_on(i: int, answers: Answers | None) -> None:
-        try:
-            asked[i] = next(parts[i]) if answers is None else parts[i].send(answers)
-        except StopIteration as done:
-            results[i] = done.value
-            asked.pop(i, None)
-
-    for i in range(len(parts)):
-        go_on(i, None)
-    while asked:
-        answers = yield list(
-            {study.name: study for own in asked.values() for study in own}.values()
-        )
-        for i in list(asked):
-            go_on(i, {study.name: answers[study.name] for study in asked[i]})
-    return [results[i] for i in range(len(parts))]
-
-
-def both(first: Asking[T], second: Asking[U]) -> Asking[tuple[T, U]]:
-    """`together` of two procedures that return different things."""
-    parts: list[Asking[Any]] = [first, second]
-    found = yield from together(*parts)
-    return found[0], found[1]
 
 
 def plain(point: Point) -> Point:

@@ -1,8 +1,12 @@
 """Remedies against plain training on fresh seeds, and the one to adopt (S9).
 
 The best few are rerun on fresh seeds, paired, and `comparison.decide` says which are shown to be
-better. They are compared with plain training at the better of two base LRs on these seeds: the best
-of its ten, and lr_star.
+better than plain training at lr_star. Where the rounds found a better base LR for plain training,
+it is rerun there, too: a remedy must be shown to be better than both, or its gain may be that of a
+base LR. If that base LR is shown to be better than lr_star, it takes its place.
+
+What the budget has no room for is not begun: the best remedies go first, and one that stands on the
+edge only with the seeds that this takes.
 
 A few seeds that all train say little of how often training fails. So a remedy that stands on the
 edge is adopted only if no more than MOST_FAILING of its runs may fail, or if it fails less often
@@ -13,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..judge.analysis import EDGE_HEADROOM
 from ..judge.comparison import (
@@ -26,14 +30,14 @@ from ..judge.comparison import (
     fewest_seeds,
     runs_without_failure,
 )
-from ..judge.diagnosis import PLAIN, Edge, Remedy, Step, adopt, join_names
+from ..judge.diagnosis import PLAIN, Edge, Remedy, Step, adopt
 from ..study.study import Study
-from ..trial import Point, Trial, as_told, cost
+from ..trial import Point, Trial, as_told
 from ..words import readable
-from .arms import TUNED
-from .steps import SAME_SCALE, SCREENING_SEEDS, Asking, Case, train_all
+from .asking import Asking, train_all
+from .steps import SAME_SCALE, Case
 
-PLAINS = (PLAIN, f"{PLAIN}-lr_star")  # the names of their reruns
+TUNED_PLAIN = f"{PLAIN} as tuned"  # the name of its rerun at another base LR than lr_star
 BEST_FEW = 4  # remedies that are rerun, besides plain training
 # of the runs of a remedy adopted on the edge: a user would notice one lost run in ten
 MOST_FAILING = 0.10
@@ -49,45 +53,127 @@ class Found:
     remedies: list[Remedy]
     adopted: str
     steps: list[Step]
-    left_out: list[str]
+
+
+def seeds_for(case: Case, candidates: int) -> int:
+    """Fresh seeds with which the tournament of so many remedies can decide."""
+    return max(case.seeds, fewest_seeds(paired=True, candidates=max(1, candidates)))
+
+
+def cost_of_reruns(case: Case, points: Sequence[Point]) -> float:
+    """Updates of a tournament of these remedies and plain training at two base LRs."""
+    steps = case.study.max_train_steps
+    each = 2 * steps + sum(steps + point.warmup_steps for point in points)
+    return seeds_for(case, len(points)) * each
+
+
+def cost_of_safety(case: Case, point: Point, candidates: int) -> float:
+    """Updates of the further seeds of a remedy on the edge, and of plain training beside it."""
+    more = max(0, SAFE_SEEDS - seeds_for(case, candidates))
+    return more * (2 * case.study.max_train_steps + point.warmup_steps)
 
 
 def hold_tournament(
-    case: Case, edge: Edge, remedies: Sequence[Remedy], at_star: Remedy | None
+    case: Case,
+    edge: Edge,
+    plains: Sequence[Remedy],
+    remedies: Sequence[Remedy],
+    running: Sequence[str],
 ) -> Asking[Found]:
-    """Rerun plain training and the best few remedies on fresh seeds, and decide."""
-    maximize = case.study.maximize
-    others = sorted(remedies[1:], key=lambda one: cost(one.tuned_value, maximize))[:BEST_FEW]
-    chosen = [remedy for remedy in remedies[1:] if remedy in others]
-    seeds = max(case.seeds, fewest_seeds(paired=True, candidates=max(1, len(chosen))))
-    plains = [remedies[0]]
-    if at_star and at_star.point.base_lr != remedies[0].point.base_lr:
-        plains.append(at_star)
-    asked = [
-        rerun_study(case, name, one.point, seeds) for one, name in zip(plains, PLAINS, strict=False)
-    ]
-    asked += [rerun_study(case, one.name, one.point, seeds) for one in chosen]
+    """Rerun plain training and the best few remedies on fresh seeds, and decide.
+
+    `plains` is plain training at lr_star, and as the rounds tuned it; `remedies` are in order of
+    what they cost to keep, `running` names those that may be rerun, the best first.
+    """
+    control, *tuned = plains
+    everyone = [control, *remedies]
+    named = {one.name: one for one in remedies}
+    entered = _within_budget(case, edge, [named[name] for name in running[:BEST_FEW]])
+    chosen = [one for one in remedies if one.name in entered]  # in their order
+    seeds = seeds_for(case, len(chosen))
+    rivals = [one for one in tuned if one.point.base_lr != control.point.base_lr]
+    rivals = [replace(one, name=TUNED_PLAIN) for one in rivals]
+    asked = [rerun_study(case, one.name, one.point, seeds) for one in (control, *rivals, *chosen)]
+    why = [] if chosen else ["No remedy could be rerun."]
+    if not case.pays(f"the rerun of {PLAIN}", *asked):
+        return Found(everyone, PLAIN, [_step(why, [])])
     found = yield from train_all(*asked)
-    rerun = [with_runs(*runs) for runs in zip([*plains, *chosen], asked, found, strict=True)]
-    names = [study.name for study, runs in zip(asked, found, strict=True) if runs]
-    left_out = [f"the rerun of {one.name}" for one in rerun if not one.values]
-    control = min(rerun[: len(plains)], key=lambda one: cost(one.mean, maximize))
-    candidates = [one for one in rerun[len(plains) :] if one.values]
-    if not candidates or not control.values:
-        why = "The budget left out the reruns." if chosen else "No remedy trains."
-        final = _in_place([control], remedies)
-        return Found(final, PLAIN, [Step("tournament", ("S9",), (why,), tuple(names))], left_out)
+    pairs = zip((control, *rivals, *chosen), asked, found, strict=True)
+    first, *rest = (with_runs(*runs) for runs in pairs)
+    plains, candidates = [first, *rest[: len(rivals)]], rest[len(rivals) :]
+    control, beside, words = _which_plain(case, plains)
     longer, more = yield from _longer(case, control, candidates, seeds)
-    names += more
-    control, judged, adopted, told = yield from _decide(case, edge, control, candidates, seeds)
+    held = _Tournament(case, edge, seeds, beside)
+    control, judged, adopted = yield from held.decide(control, candidates)
     judged = [replace(one, equal_steps=_at_equal_steps(case, one, longer)) for one in judged]
-    final = _in_place([control, *judged], remedies)
-    sentences = list(_sentences(final, adopted, seeds, left_out + told.left_out))
-    if len(plains) > 1:
-        sentences.insert(1, _plains_in_words(rerun[: len(plains)]))
-    sentences[1:1] = told.sentences
-    step = Step("tournament", ("S9", "R11"), tuple(sentences), (*names, *told.studies))
-    return Found(final, adopted, [step], left_out + told.left_out)
+    final = _in_place([control, *judged], everyone)
+    sentences = [*why, *words, *held.sentences, *_sentences(final, adopted)]
+    studies = [*(study.name for study in asked), *more, *held.studies]
+    return Found(final, adopted, [_step(sentences, studies)])
+
+
+def _which_plain(
+    case: Case, plains: Sequence[Remedy]
+) -> tuple[Remedy, tuple[float, ...], list[str]]:
+    """Plain training that counts, the values of the other one, if there is one, and why.
+
+    It is that at lr_star, the first, unless the other one is shown to be better.
+    """
+    at_star, *rivals = plains
+    if not rivals:
+        return at_star, (), []
+    rival = replace(rivals[0], name=PLAIN)
+    words = (
+        f"Plain training at {readable(at_star.point.base_lr)}, the lr_star of the sweep: "
+        f"{readable(at_star.mean)}; "
+        f"at {readable(rival.point.base_lr)}, its best base LR of the rounds: "
+        f"{readable(rival.mean)}."
+    )
+    if _evidence(case, rival.values, at_star.values).p_better <= ALPHA:
+        moved = f"That is shown to be better: lr_star = {readable(rival.point.base_lr)}."
+        return rival, at_star.values, [f"{words} {moved}"]
+    kept = "That is not shown to be better. A remedy must be shown to be better than both."
+    return at_star, rival.values, [f"{words} {kept}"]
+
+
+def _step(sentences: Sequence[str], studies: Sequence[str]) -> Step:
+    return Step("tournament", ("S9", "R11"), tuple(sentences), tuple(filter(None, studies)))
+
+
+def rerun_control(case: Case, control: Remedy) -> Asking[Remedy]:
+    """Plain training with fresh seeds, if the budget has room for them."""
+    asked = rerun_study(case, PLAIN, control.point, case.seeds)
+    if not case.pays(f"the rerun of {PLAIN}", asked):
+        return control
+    (trials,) = yield from train_all(asked)
+    return with_runs(control, asked, trials)
+
+
+def _within_budget(case: Case, edge: Edge, ranked: Sequence[Remedy]) -> list[str]:
+    """Names of the remedies that are rerun: as many of the best as the budget has room for.
+
+    If the best of them stands on the edge, with the seeds that this takes: without, it could not be
+    adopted. Where there is no room for them, those that do not stand there are rerun.
+    """
+    safe = [one for one in ranked if not is_on_edge(case, edge, one)]
+    options = [ranked[:count] for count in range(len(ranked), 0, -1)]
+    options += [safe[:count] for count in range(len(safe), 0, -1)]
+
+    def cost_of(own: Sequence[Remedy]) -> float:
+        reruns = cost_of_reruns(case, [one.point for one in own])
+        on_edge = is_on_edge(case, edge, own[0])
+        return reruns + (cost_of_safety(case, own[0].point, len(own)) if on_edge else 0)
+
+    fits = (list(own) for own in options if cost_of(own) <= case.purse.left)
+    fitting = next(fits, [])
+    names = [one.name for one in fitting]
+    left_out = [f"the rerun of {one.name}" for one in ranked if one.name not in names]
+    if left_out:
+        spent = cost_of(fitting) if fitting else 0
+        whole = cost_of_reruns(case, [one.point for one in ranked])
+        whole += max(cost_of_safety(case, one.point, len(ranked)) for one in ranked)
+        case.purse.leave_out(left_out, whole - spent, spent)
+    return names
 
 
 def rerun_study(
@@ -142,90 +228,102 @@ def _longer(
     asked = [
         rerun_study(case, PLAIN, control.point, seeds, max_train_steps=count) for count in updates
     ]
-    if not asked:
+    what = f"{PLAIN} training of {', '.join(map(str, updates))} updates"
+    if not asked or not case.pays(what, *asked):
         return {}, []
     found = yield from train_all(*asked)
-    names = [study.name for study, runs in zip(asked, found, strict=True) if runs]
-    return dict(zip(updates, found, strict=True)), names
+    return dict(zip(updates, found, strict=True)), [study.name for study in asked]
 
 
 @dataclass
-class _Safety:
-    """What was done to know that a remedy on the edge does not fail."""
+class _Tournament:
+    """Decisions on remedies that were rerun.
 
-    sentences: list[str]
-    studies: list[str]
-    left_out: list[str]
-
-
-def _decide(
-    case: Case, edge: Edge, control: Remedy, candidates: Sequence[Remedy], seeds: int
-) -> Asking[tuple[Remedy, list[Remedy], str, _Safety]]:
-    """Decide on each candidate, and which to adopt: on the edge only after SAFE_SEEDS runs of it.
-
-    If the winner does not pass them, the next best is looked at. Seeds are added only to a remedy
-    that was already shown to be better, and it must still be so with them: this makes no error of
-    the test more frequent.
+    seeds      on which all were rerun
+    beside     the values of plain training at another base LR, if it was rerun at two
+    sentences, studies   what was done to know that a remedy on the edge does not fail
     """
-    told = _Safety([], [], [])
-    own = {one.name: one for one in candidates}
-    unsafe: set[str] = set()
-    while True:
-        own = _with_decisions(case, own, control, unsafe)
-        better = _better(case, list(own.values()))
-        adopted = adopt([control, *own.values()], better, case.study.maximize)
-        winner = own.get(adopted)
-        if winner is None or not _on_edge(case, edge, winner):
-            return control, list(own.values()), adopted, told
-        if len(winner.values) >= SAFE_SEEDS:
-            told.sentences.append(_safety_in_words(winner, control))
-            if _safe(winner, control):
-                return control, list(own.values()), adopted, told
-            unsafe.add(adopted)
-            continue
-        more = _more_seeds(case, control, winner, seeds)
-        found = yield from train_all(*more)
-        told.studies += [study.name for study, runs in zip(more, found, strict=True) if runs]
-        if not all(found):
-            unsafe.add(adopted)
-            told.left_out.append(
-                f"the {SAFE_SEEDS - seeds} more seeds that the edge asks of {adopted}"
-            )
-            continue
-        *plain_runs, runs = found
-        control = _with_more(control, plain_runs[0]) if plain_runs else control
-        own[adopted] = _with_more(winner, runs)
 
+    case: Case
+    edge: Edge
+    seeds: int
+    beside: Sequence[float]
+    sentences: list[str] = field(default_factory=list)
+    studies: list[str] = field(default_factory=list)
 
-def _more_seeds(case: Case, control: Remedy, winner: Remedy, seeds: int) -> list[Study]:
-    """The studies that bring a winner, and plain training beside it, to SAFE_SEEDS runs.
+    def decide(
+        self, control: Remedy, candidates: Sequence[Remedy]
+    ) -> Asking[tuple[Remedy, list[Remedy], str]]:
+        """Decide on each candidate, and which to adopt: on the edge only after SAFE_SEEDS runs.
 
-    Plain training is left out if it is there already.
-    """
-    missing = [one for one in (control, winner) if len(one.values) < SAFE_SEEDS]
-    count = SAFE_SEEDS - seeds
-    return [rerun_study(case, f"{one.name}-more", one.point, count, after=seeds) for one in missing]
+        If the winner does not pass them, the next best is looked at. Seeds are added only to a
+        remedy that was already shown to be better, and it must still be so with them: this makes no
+        error of the test more frequent.
+        """
+        own = {one.name: one for one in candidates}
+        unsafe: set[str] = set()
+        while True:
+            own = self._with_decisions(own, control, unsafe)
+            better = _better(self.case, list(own.values()))
+            adopted = adopt([control, *own.values()], better, self.case.study.maximize)
+            winner = own.get(adopted)
+            if winner is None or not is_on_edge(self.case, self.edge, winner):
+                return control, list(own.values()), adopted
+            if len(winner.values) >= SAFE_SEEDS:
+                self.sentences.append(_safety_in_words(winner, control))
+                if _safe(winner, control):
+                    return control, list(own.values()), adopted
+                unsafe.add(adopted)
+                continue
+            more = self._more_seeds(control, winner)
+            what = f"the {SAFE_SEEDS - self.seeds} more seeds that the edge asks of {adopted}"
+            if not self.case.pays(what, *more):
+                unsafe.add(adopted)
+                continue
+            *plain_runs, runs = yield from train_all(*more)
+            self.studies += [study.name for study in more]
+            control = _with_more(control, plain_runs[0]) if plain_runs else control
+            own[adopted] = _with_more(winner, runs)
+
+    def _more_seeds(self, control: Remedy, winner: Remedy) -> list[Study]:
+        """The studies that bring a winner, and plain training beside it, to SAFE_SEEDS runs.
+
+        Plain training is left out if it is there already.
+        """
+        missing = [one for one in (control, winner) if len(one.values) < SAFE_SEEDS]
+        count = SAFE_SEEDS - self.seeds
+        return [
+            rerun_study(self.case, f"{one.name}-more", one.point, count, after=self.seeds)
+            for one in missing
+        ]
+
+    def _with_decisions(
+        self, own: Mapping[str, Remedy], control: Remedy, unsafe: set[str]
+    ) -> dict[str, Remedy]:
+        """Each candidate with its evidence against plain training at lr_star, and the decision.
+
+        An unsafe one is not adopted, whatever its values.
+        """
+        evidences = [_evidence(self.case, one.values, control.values) for one in own.values()]
+        decided = {}
+        tested = map(self._tested, own.values(), evidences)
+        for one, its, decision in zip(own.values(), evidences, decide(list(tested)), strict=True):
+            if one.name in unsafe and decision == "adopt":
+                decision = "not enough evidence"
+            decided[one.name] = replace(one, evidence=its, decision=decision)
+        return decided
+
+    def _tested(self, one: Remedy, its: Evidence) -> Evidence:
+        """The evidence that it is better than plain training at both base LRs: the larger p."""
+        if not self.beside:
+            return its
+        other = _evidence(self.case, one.values[: len(self.beside)], self.beside)
+        return replace(its, p_better=max(its.p_better, other.p_better))
 
 
 def _evidence(case: Case, values: Sequence[float], others: Sequence[float]) -> Evidence:
     """The evidence on as many seeds as the first values have, and others at least."""
     return evidence(values, others[: len(values)], case.study.maximize)
-
-
-def _with_decisions(
-    case: Case, own: Mapping[str, Remedy], control: Remedy, unsafe: set[str]
-) -> dict[str, Remedy]:
-    """Each candidate with its evidence and the decision.
-
-    An unsafe one is not adopted, whatever its values.
-    """
-    evidences = [_evidence(case, one.values, control.values) for one in own.values()]
-    decided = {}
-    for one, its, decision in zip(own.values(), evidences, decide(evidences), strict=True):
-        if one.name in unsafe and decision == "adopt":
-            decision = "not enough evidence"
-        decided[one.name] = replace(one, evidence=its, decision=decision)
-    return decided
 
 
 def _better(case: Case, own: Sequence[Remedy]) -> dict[tuple[str, str], float]:
@@ -239,7 +337,7 @@ def _better(case: Case, own: Sequence[Remedy]) -> dict[tuple[str, str], float]:
     return better
 
 
-def _on_edge(case: Case, edge: Edge, one: Remedy) -> bool:
+def is_on_edge(case: Case, edge: Edge, one: Remedy) -> bool:
     """Whether a remedy's base LR is close to one at which it failed (R6).
 
     Also true if it lies beyond the edge of plain training.
@@ -279,19 +377,6 @@ def _failures(one: Remedy) -> str:
     return failures_in_words(one.infeasible, len(one.values))
 
 
-def _plains_in_words(plains: Sequence[Remedy]) -> str:
-    told = [
-        f"{readable(one.mean)} at base_lr {readable(one.point.base_lr)}"
-        if one.values
-        else "left out for budget"
-        for one in plains
-    ]
-    return (
-        f"Plain training at its best base LR of these: {told[0]}; at lr_star: {told[1]}. The "
-        "better one counts."
-    )
-
-
 def _at_equal_steps(
     case: Case, remedy: Remedy, trials: Mapping[int, Sequence[Trial]]
 ) -> Evidence | None:
@@ -299,25 +384,15 @@ def _at_equal_steps(
     return _evidence(case, remedy.values[: len(longer)], longer) if longer else None
 
 
-def _sentences(
-    remedies: Sequence[Remedy], adopted: str, seeds: int, left_out: Sequence[str]
-) -> Iterator[str]:
+def _sentences(remedies: Sequence[Remedy], adopted: str) -> Iterator[str]:
     rerun = [one for one in remedies if one.values]
-    yield (
-        f"Each of {len(remedies)} ways to train was tuned at {TUNED} base LRs on "
-        f"{SCREENING_SEEDS} seeds; plain training and the best {len(rerun) - 1} others were rerun "
-        f"on {seeds} fresh seeds."
-    )
-    if left_out:
-        yield f"The budget left out {join_names(left_out)}."
     for one in rerun:
         yield from in_words(one)
     winner = next(one for one in remedies if one.name == adopted)
+    if winner.name == PLAIN and len(rerun) == 1:
+        return
     if winner.name == PLAIN:
-        yield (
-            "Not enough evidence that any remedy is better than plain training at its best base "
-            "LR: keep it (S9)."
-        )
+        yield ("Not enough evidence that any remedy is better than plain training: keep it (S9).")
         yield from _wider(winner, rerun[1:])
         return
     yield (
@@ -355,7 +430,8 @@ def in_words(one: Remedy) -> Iterator[str]:
         yield f"{one.name}: the budget left out its rerun."
         return
     low, high = one.next_run
-    words = f"{one.name}: {readable(one.mean)} at base_lr {readable(one.point.base_lr)}"
+    words = f"{one.name}: {readable(one.mean)} at base_lr {readable(one.point.base_lr)} on "
+    words += f"{len(one.values)} fresh seeds"
     if not math.isnan(low):
         words += f", one more run between {readable(low)} and {readable(high)}"
     if one.evidence:

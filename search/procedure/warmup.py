@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from ..judge.diagnosis import Step
 from ..rules.schedule import LONG_WARMUP, longest_warmup, orders_of_magnitude
 from ..words import readable
+from .asking import Asking, train_all
 from .ladder import HIGHER, LADDER, Reference, all_train
-from .steps import SCREENING_SEEDS, Asking, Case, train_all
+from .steps import SCREENING_SEEDS, Case
 
 # times warmup_steps: how long a screening run is, post_warmup_steps = 2 × warmup_steps (R9)
 SCREENED = 3
@@ -26,18 +27,26 @@ def screened_updates(warmup_steps: int, max_train_steps: int) -> int:
     return min(max(SCREENED * warmup_steps, FEWEST_SCREENED), max_train_steps + warmup_steps)
 
 
-def find_warmup(case: Case, reference: Reference) -> Asking[tuple[int, Step, bool]]:
+def cost_of_warmup(case: Case) -> float:
+    """Updates that the search takes at most."""
+    steps, ladder = case.study.max_train_steps, len(LADDER) + len(HIGHER)
+    each = [
+        SCREENING_SEEDS * screened_updates(length, steps) + case.seeds * (steps + length)
+        for length in warmup_lengths(steps)
+    ]
+    return ladder * sum(each)
+
+
+def find_warmup(case: Case, reference: Reference) -> Asking[tuple[int, Step]]:
     """Find the shortest warmup that reaches the highest multiple of the reference; 0 if none does.
 
     Screening runs of SCREENED × warmup_steps choose what whole runs confirm, with the warmup
-    prepended. The flag says whether the search is whole: False if the budget left out a part.
+    prepended.
     """
     steps = case.study.max_train_steps
     lengths = warmup_lengths(steps)
-    sentences: list[str] = []
     studies: list[str] = []
     found: tuple[float, int] | None = None
-    exhausted = False
     for ladder in (LADDER, HIGHER):
         screens = {
             length: case.ask(
@@ -50,10 +59,7 @@ def find_warmup(case: Case, reference: Reference) -> Asking[tuple[int, Step, boo
             for length in lengths
         }
         screened = yield from train_all(*screens.values())
-        studies += [
-            asked.name for asked, trials in zip(screens.values(), screened, strict=True) if trials
-        ]
-        exhausted = exhausted or not all(screened)
+        studies += [asked.name for asked in screens.values()]
         by_length = list(zip(screens, screened, strict=True))
         works = []
         for multiple in ladder:
@@ -70,18 +76,16 @@ def find_warmup(case: Case, reference: Reference) -> Asking[tuple[int, Step, boo
                 warmup_steps=[length],
             )
             (trials,) = yield from train_all(asked)
-            exhausted = exhausted or not trials
-            if trials:
-                studies.append(asked.name)
+            studies.append(asked.name)
             if all_train(case, trials):
                 confirmed = multiple, length
                 break
         found = confirmed or found
         if confirmed is None or confirmed[0] < LADDER[0]:
             break
-    sentences += _in_words(case, reference, found, lengths, exhausted)
-    step = Step("warmup", ("R8", "R9", "R10", "R11", "R12"), tuple(sentences), tuple(studies))
-    return (found[1] if found else 0), step, not exhausted
+    sentences = tuple(_in_words(case, reference, found, lengths))
+    step = Step("warmup", ("R8", "R9", "R10", "R11", "R12"), sentences, tuple(studies))
+    return (found[1] if found else 0), step
 
 
 def _in_words(
@@ -89,15 +93,11 @@ def _in_words(
     reference: Reference,
     found: tuple[float, int] | None,
     lengths: Sequence[int],
-    exhausted: bool,
 ) -> Iterator[str]:
-    if exhausted:
-        yield "The budget left out a part of it."
     tried = ", ".join(map(str, lengths))
     if found is None:
-        which = "that was tried" if exhausted else f"of {tried} steps"
         yield (
-            f"No warmup {which} reaches even 1 × {reference.name} = "
+            f"No warmup of {tried} steps reaches even 1 × {reference.name} = "
             f"{readable(reference.base_lr)} on every seed."
         )
         return

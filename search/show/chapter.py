@@ -171,8 +171,9 @@ def _warmup(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -
 
 
 def _clipping(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
-    own = trials(_studies(found, "sweep") + _studies(found, "boundary"))
-    own = [trial for trial in own if trial.point.base_lr == found.lr_star]
+    tried = trials(_studies(found, "sweep") + _studies(found, "boundary") + _studies(found, "arms"))
+    plain = found.remedies[0].point.configuration
+    own = [trial for trial in tried if trial.point.configuration == plain]
     info = norms_info(own)
     if not info.panels:
         return None, without_curves(own)
@@ -183,7 +184,7 @@ def _tournament(found: GroupDiagnosis, step: Step, objective: str, trials: Trial
     """The sweeps of the remedies that were rerun: more lines than these could not be told apart."""
     own: list[Trial] = []
     for remedy in [one for one in found.remedies if one.values] or found.remedies:
-        for trial in trials([remedy.tuned_in]):
+        for trial in trials([*remedy.looked_in, remedy.tuned_in]):
             named = {**trial.point.workload_args, "remedy": remedy.name}
             own.append(replace(trial, point=replace(trial.point, workload_args=named)))
     if not own:

@@ -16,8 +16,9 @@ from measure import print_footer, print_header, print_table
 from numpy.typing import NDArray
 
 from tunewright.search.judge.comparison import decide, evidence, failure_bound, settles
+from tunewright.search.procedure.asking import Asking
 from tunewright.search.procedure.group import _edge, judge_edge
-from tunewright.search.procedure.steps import Asking, Case
+from tunewright.search.procedure.steps import Case
 from tunewright.search.procedure.tournament import SAFE_SEEDS
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import Study, parse_study

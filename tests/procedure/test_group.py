@@ -4,12 +4,12 @@ import math
 import zlib
 from dataclasses import replace
 from functools import cache
-from itertools import accumulate
 
 import numpy as np
 import pytest
 from simulated import CHANCE, STEPS, Simulated, diagnosed, follow, sentences, steps_asked, study_of
 
+from tunewright.search.diagnose import updates_of
 from tunewright.search.procedure.group import EDGE_DECADES, diagnosis_of
 from tunewright.search.procedure.steps import sweep_of
 from tunewright.search.trial import Trial, Verdict, as_told
@@ -245,7 +245,7 @@ def test_an_edge_beyond_ten_times_lr_star_is_no_instability():
 
 
 def test_the_probe_is_evaluated_at_every_step_at_twice_lr_star():
-    found, asked = of(EARLY)
+    found, asked = of(HEALTHY)
     (probe,) = (study for study in asked if study.name.endswith("-probe"))
     (confirm,) = (study for study in asked if study.name.endswith("-confirm"))
     assert {point.base_lr for point in points(probe)} == {2 * found.lr_star}
@@ -265,35 +265,98 @@ def test_the_same_trials_give_the_same_studies_in_the_same_order(model):
     assert repr(again) == repr(found)
 
 
-@pytest.mark.parametrize(
-    "model", [HEALTHY, EARLY, MID, Simulated(0.25, blow_up="recovers"), Simulated(1e-9)]
+UNSTABLE = Simulated(0.08, best_base_lr=1.0, spread=0.005)
+WARMED = replace(UNSTABLE, raised=lambda point: 13.0 if point.warmup_steps >= 10 else 1.0)
+BETTER_ADAM = Simulated(
+    0.08,
+    best_base_lr=0.02,
+    spread=0.005,
+    raised=lambda point: 100.0 if point.optimizer == "adam" else 1.0,
+    better=lambda point, updates: 0.05 if point.optimizer == "adam" else 0.0,
 )
-def test_every_step_may_be_left_out_for_budget(model):
-    """After the sweep, whatever the budget leaves out: there is a result, and no step names what
-    was not trained.
-    """
-    _, asked = of(model)
+BUDGETS = (28, 38, 45, 62, 90, 130, 200)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        HEALTHY,
+        EARLY,
+        MID,
+        Simulated(0.25, blow_up="recovers"),
+        Simulated(1e-9),
+        WARMED,
+        BETTER_ADAM,
+    ],
+)
+def test_whatever_the_budget_leaves_out_there_is_a_result_of_what_was_trained(model):
     trials_of = cache_by_name(model.trials_of)
-    costs = [sum(study.updates(trial.point) for trial in trials_of(study)) for study in asked]
-    group = study_of().groups(32)[0]
-    for budget in accumulate(costs):
-        trained = []
-
-        def recorded(study, trained=trained):
-            trained.append(study.name)
-            return trials_of(study)
-
-        found, _ = follow(diagnosis_of(study_of(), group, 5, {}), recorded, budget)
-        assert {name for step in found.steps for name in step.studies} <= set(trained)
-        assert all(
-            one.tuned_in in trained and (one.rerun_in or trained[0]) in trained
-            for one in found.remedies
-        )
+    for budget in BUDGETS:
+        found, asked = diagnosed(model, budget=budget, trials_of=trials_of)
+        assert spent(asked) <= budget
+        trained = {study.name for study in asked}
+        assert {name for step in found.steps for name in step.studies} <= trained
+        for one in found.remedies:
+            assert {one.tuned_in, *one.looked_in} <= trained
+            assert one.rerun_in in {"", *trained}
         text = " ".join(
             [found.summary, *(sentence for step in found.steps for sentence in step.sentences)]
         )
         assert "nan" not in text
         assert found.summary
+        assert bool(found.left_out) == (found.would_do > budget)
+
+
+@pytest.mark.parametrize("model", [HEALTHY, MID, WARMED, BETTER_ADAM])
+@pytest.mark.parametrize("budget", [28, 45, 90])
+def test_the_budget_that_is_named_goes_on_to_the_end(model, budget):
+    """It reaches the first of what was left out; if results then ask for more, that is named."""
+    trials_of = cache_by_name(model.trials_of)
+    named = [budget]
+    found, _ = diagnosed(model, budget=budget, trials_of=trials_of)
+    while found.left_out:
+        assert f"About --budget {found.would_do} would do." in found.summary
+        more, asked = diagnosed(model, budget=found.would_do, trials_of=trials_of)
+        assert spent(asked) <= found.would_do
+        assert found.left_out[0] not in more.left_out
+        named.append(found.would_do)
+        found = more
+    assert len(named) <= 4
+    assert named == sorted(set(named))
+
+
+def test_where_training_looks_unstable_the_first_look_is_paid_for_first():
+    """The edge and the seeds of lr_star wait: what helps is what the diagnosis is for."""
+    for budget in (45, 53, 62, 75):
+        _, asked = diagnosed(WARMED, budget=budget)
+        looks = {name.partition("-of-")[0] for name in steps_asked(asked)}
+        firsts = {"plain", "warmup", "clipping", "adaptive_clipping", "warmup_and_clipping", "adam"}
+        assert {f"look-{name}" for name in firsts} <= looks
+
+
+def test_a_small_budget_adopts_what_is_far_better_and_a_large_one_the_same():
+    for budget in (100, 200, math.inf):
+        found, asked = diagnosed(BETTER_ADAM, budget=budget)
+        assert found.adopted == "adam"
+        assert found.winner.decision == "adopt"
+        assert spent(asked) <= budget
+
+
+def test_what_the_budget_shaped_has_it_in_its_name():
+    """So a larger budget may ask for another study in its place, in the same folder."""
+    budgets = (62, 100, 160, math.inf)
+    all_asked = [diagnosed(WARMED, budget=budget)[1] for budget in budgets]
+    by_name = {}
+    for asked in all_asked:
+        for study in asked:
+            assert by_name.setdefault(study.name, study) == study
+    assert any("-of-100" in study.name for study in all_asked[1])
+    assert not any("-of-" in study.name for study in all_asked[-1])
+
+
+def spent(asked):
+    """Trainings of all studies, each of as many updates as the first."""
+    return sum(map(updates_of, asked)) / STEPS
 
 
 def cache_by_name(trials_of):
@@ -305,23 +368,6 @@ def cache_by_name(trials_of):
         return known[study.name]
 
     return remembered
-
-
-def test_a_budget_that_ends_with_the_sweep_leaves_out_the_rest():
-    found, asked = diagnosed(HEALTHY, budget=9 * STEPS)
-    assert steps_asked(asked)[0] == "simulated"
-    assert found.edge.trainings == 0
-    assert "the budget ended" in sentences(found, "edge")
-    assert [one.values for one in found.remedies] == [()]
-
-
-def test_a_budget_below_the_sweep_ends_in_no_diagnosis():
-    study = study_of()
-    found, asked = follow(
-        diagnosis_of(study, study.groups(32)[0], 5, {}), HEALTHY.trials_of, budget=8 * STEPS
-    )
-    assert found is None
-    assert [one.name for one in asked] == ["simulated"]
 
 
 def test_every_group_of_a_sweep_is_diagnosed_on_its_own_trials():

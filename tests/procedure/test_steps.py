@@ -9,15 +9,8 @@ import pytest
 from examples import parse
 from simulated import Simulated, diagnosed, follow, steps_asked, study_of
 
-from tunewright.search.procedure.steps import (
-    Case,
-    both,
-    label,
-    plain,
-    sweep_of,
-    together,
-    train_all,
-)
+from tunewright.search.procedure.asking import both, together, train_all
+from tunewright.search.procedure.steps import Case, label, plain, sweep_of
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import parse_study
 from tunewright.search.trial import Group, Point
@@ -216,9 +209,3 @@ def test_what_two_procedures_ask_for_at_once_is_trained_once():
     )
     assert (found, others) == (("x", [1, 2]), ("y", [1]))
     assert [study.name for study in asked] == ["momentum-32-a", "momentum-32-bb"]
-
-
-def test_what_the_budget_leaves_out_is_answered_by_no_trials():
-    steps = study_of().max_train_steps
-    found, _ = follow(asks("a", "bbb", "c", result=0), MODEL.trials_of, budget=2 * steps)
-    assert found == (0, [1, 0, 1])
