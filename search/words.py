@@ -7,6 +7,8 @@ from typing import Any
 
 INDENT = "  "
 
+FAR = 100.0  # an edge so many times above the best base LR limits nobody
+
 
 def in_order(value: Any) -> tuple[int, float, str]:
     """Sort key of hyperparameter values: numbers by size (inf last), then others by their text."""
@@ -33,6 +35,11 @@ def readable(value: Any) -> str:
 def ratio(value: float) -> str:
     """How many times something is: two significant digits, whole from 10 on."""
     return f"{value:.0f}" if 9.95 <= abs(value) < 1e6 else f"{value:.2g}"
+
+
+def headroom_in_words(value: float) -> str:
+    """How many times the best base LR the edge is: beyond FAR the number says no more."""
+    return f"over {FAR:g} ×" if value > FAR else f"{ratio(value)} ×"
 
 
 def wrapped(text: str, width: int, indent: str = "") -> str:

@@ -13,7 +13,7 @@ from ..judge.answer import Answer
 from ..judge.diagnosis import GroupDiagnosis, Remedy
 from ..store.results import Results
 from ..trial import Point
-from ..words import ratio, readable
+from ..words import headroom_in_words, readable
 
 SHORT = {"warmup_steps": "warmup", "clip_norm": "clip"}
 # what to do next, where a page cannot know in which folder somebody reads it
@@ -116,7 +116,7 @@ def edge_in_words(answer: Answer) -> str:
     base = "the basin's upper end" if row.is_basin else "the best"
     breaks = (
         f"training breaks between base_lr {readable(low)} and {readable(high)}, "
-        f"{ratio(row.headroom)} × {base}"
+        f"{headroom_in_words(row.headroom)} {base}"
     )
     match answer.verdict:
         case "stable":

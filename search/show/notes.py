@@ -24,7 +24,7 @@ from ..store.results import Results
 from ..store.rows import stored_trials
 from ..study.study import Study
 from ..trial import Group
-from ..words import ratio, readable
+from ..words import headroom_in_words, readable
 from .chapter import told_by
 from .importance import importances
 from .plots import axis_figure, axis_info
@@ -205,7 +205,7 @@ def _cells(row: GroupSummary, comparison: Comparison | None) -> tuple[str, ...]:
         lr_star, best_value = readable(row.lr_star), readable(row.best_value)
         best_step = none if math.isnan(row.best_step) else str(row.best_step)
         if math.isfinite(unstable):
-            headroom = f"{ratio(row.headroom)} ×"
+            headroom = headroom_in_words(row.headroom)
     if not math.isnan(row.infeasible_fraction):
         infeasible = f"{row.infeasible_fraction:.0%}"
     gain = [signed(comparison.gain(row.best_value))] if comparison else []

@@ -31,7 +31,7 @@ from ..study.sampling import (
 )
 from ..study.study import Axis, Range, Study
 from ..trial import Group, Point, Trial, as_told, group_of
-from ..words import better_side, duration, ratio, readable, wrapped
+from ..words import FAR, better_side, duration, headroom_in_words, ratio, readable, wrapped
 
 # What the terminal shows of `summary_cells`, within 80 columns; the report has the rest.
 COLUMNS = ("batch size", "optimizer", "lr_star", "unstable_base_lr", "best value", "verdict")
@@ -168,10 +168,10 @@ def summary_cells(
     if math.isinf(unstable):
         edge = f"> {readable(last_feasible)}" if last_feasible else "–"
         base = headroom_base(row.best_base_lr, row.as_good)
-        headroom = f"> {ratio(last_feasible / base)} ×" if last_feasible else "–"
+        headroom = f"> {ratio(min(last_feasible / base, FAR))} ×" if last_feasible else "–"
     else:
         edge = f"{readable(last_feasible)} – {readable(unstable)}"
-        headroom = "–" if math.isnan(row.headroom) else f"{ratio(row.headroom)} ×"
+        headroom = "–" if math.isnan(row.headroom) else headroom_in_words(row.headroom)
     if row.seeds > 1 and row.unstable_trials[1]:
         edge += " ({} of {})".format(*row.unstable_trials)
     best_value = best_step = point = near = "–"

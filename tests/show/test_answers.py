@@ -82,7 +82,7 @@ def test_a_sentence_says_what_to_use_how_sure_and_what_next(tmp_path: Path) -> N
     [
         (0.04, "On the edge: training breaks between base_lr 0.03 and 0.04, 3.3 × the best: try"),
         (0.06, "Stable: training breaks between base_lr 0.03 and 0.06, 5 × the best."),
-        (12.0, "Stable: training breaks between base_lr 0.068 and 12, 1000 × the best."),
+        (12.0, "Stable: training breaks between base_lr 0.068 and 12, over 100 × the best."),
     ],
 )
 def test_a_sentence_says_where_training_breaks(

@@ -22,7 +22,7 @@ from ...judge.comparison import Interval
 from ...judge.isolation import Bucket, isolate
 from ...judge.plateau import NOWHERE
 from ...trial import Group, Trial
-from ...words import in_order, readable
+from ...words import headroom_in_words, in_order, readable
 from .arrange import settled
 from .style import (
     BLUE,
@@ -301,9 +301,9 @@ def told_of(row: GroupSummary) -> Told:
     elif math.isinf(row.headroom):
         words = f"{star}, nothing infeasible above it"
     elif row.is_basin:
-        words = f"{star}, headroom {readable(row.headroom)} × the basin's end"
+        words = f"{star}, headroom {headroom_in_words(row.headroom)} the basin's end"
     else:
-        words = f"{star}, headroom {readable(row.headroom)} ×"
+        words = f"{star}, headroom {headroom_in_words(row.headroom)}"
     return Told(row.lr_star, row.as_good, words)
 
 
