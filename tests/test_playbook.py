@@ -97,7 +97,7 @@ def test_a_note_of_the_dashboard_links_its_rules():
     from tunewright.search.judge.analysis import summarize
 
     study = small_study()
-    trials = [feasible(0, 0.1, 0.05), diverged(1, 0.4, onset_step=90)]
+    trials = [feasible(0, 0.1, 0.05), *(diverged(i, 0.3 + i / 10, 90) for i in (1, 2))]
     note = verdict_note(study, 32, summarize(trials, study.scientific_names))
     (cited,) = (line for line in note.splitlines() if line.startswith("- **on the edge**"))
     for id in CITATION.findall(MEANING["on the edge"]):

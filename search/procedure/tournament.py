@@ -408,20 +408,22 @@ def _sentences(remedies: Sequence[Remedy], adopted: str) -> Iterator[str]:
 
 
 def _wider(control: Remedy, others: Sequence[Remedy]) -> Iterator[str]:
-    """A sentence on the remedy with the most usable base LRs, if plain training has fewer.
+    """A sentence on the remedy that trains up to the highest base LR, if plain training does not.
 
-    Only remedies that are not shown to be worse than plain training count.
+    Only remedies of the same optimizer that are not shown to be worse than plain training count.
     """
     wider = [
         one
         for one in others
-        if one.decision != "keep baseline" and one.usable_decades > control.usable_decades
+        if one.decision != "keep baseline"
+        and one.point.optimizer == control.point.optimizer
+        and one.highest_base_lr > control.highest_base_lr
     ]
-    for one in sorted(wider, key=lambda one: -one.usable_decades)[:1]:
+    for one in sorted(wider, key=lambda one: -one.highest_base_lr)[:1]:
         yield (
-            f"{one.name} is not shown to be worse, and makes {readable(one.usable_decades)} "
-            f"decades of base LRs usable instead of {readable(control.usable_decades)}: worth it "
-            "where the base LR cannot be tuned."
+            f"{one.name} is not shown to be worse, and trains up to base_lr "
+            f"{readable(one.highest_base_lr)}, where plain training ends at "
+            f"{readable(control.highest_base_lr)}: worth it where the base LR cannot be tuned."
         )
 
 

@@ -374,7 +374,7 @@ def test_a_password_that_an_earlier_version_wrote_is_not_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["diagnose", "s.toml", "--storage"], ["run", "s.toml", "--slots"]]
+    "arguments", [["judge", "s.csv", "--storage"], ["run", "s.toml", "--slots"]]
 )
 def test_a_wrong_command_line_does_not_repeat_a_password(arguments, capsys):
     with pytest.raises(SystemExit):

@@ -84,8 +84,8 @@ def test_the_crash_of_one_point_changes_no_number_of_those_that_were_stacked_wit
         work(task(tmp_path / folder, Engine(stacked=True, slots=3)))
         return {trial.point.number: trial.curve for trial, _ in read_inbox(tmp_path / folder)}
 
-    def train_or_fail(study, workload, points, engine, *more):
-        for one in loop.train(study, workload, points, engine, *more):
+    def train_or_fail(study, workload, points, engine, *more, **named):
+        for one in loop.train(study, workload, points, engine, *more, **named):
             if 1 in list(points.unfinished)[: engine.slots]:
                 raise RuntimeError("no")
             yield one

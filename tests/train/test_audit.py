@@ -89,8 +89,8 @@ def test_other_workers_end_stacking_too(tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(
         "tunewright.search.pool.worker.train",
-        lambda study, workload, some, engine, *rest: (
-            used.append(engine) or train(study, workload, some, engine, *rest)
+        lambda study, workload, some, engine, *rest, **named: (
+            used.append(engine) or train(study, workload, some, engine, *rest, **named)
         ),
     )
     work(Task(short, tmp_path, points(3), STACKED))
