@@ -65,6 +65,7 @@ def _check(options: argparse.Namespace) -> int:
         missing_in_words,
         plan_table,
         print_table,
+        print_wrapped,
         summary_table,
     )
     from .study.study import load_study
@@ -81,11 +82,11 @@ def _check(options: argparse.Namespace) -> int:
         else:
             print_table(plan_table(study, seconds_per_step))
             if study.earlier:
-                print(missing_in_words(study, trials))
+                print_wrapped([missing_in_words(study, trials)])
             if study.cut:
-                print(cut_in_words(study))
+                print_wrapped([cut_in_words(study)])
         for one in [*advise(study, trials), *of_workload]:
-            print(f"warning: {path}: {one.place}: {one.sentence}")
+            print_wrapped([f"warning: {path}: {one.place}: {one.sentence}"])
             cited.add(one.rule)
     if cited:
         print("\nRules cited (`tunewright rules ID` names the section of the playbook):")
@@ -328,16 +329,22 @@ def _run(options: argparse.Namespace) -> int:
 
 def _dry_run(studies: Sequence[Study], options: argparse.Namespace) -> int:
     """Print what would be trained. Raises UserError for what would be refused."""
-    from .show.tables import cut_in_words, missing_in_words, plan_table, print_table
+    from .show.tables import (
+        cut_in_words,
+        missing_in_words,
+        plan_table,
+        print_table,
+        print_wrapped,
+    )
     from .trainers.tryout import check_studies
 
     check_studies(studies)
     for study in studies:
         study, trials = _with_results(study, options.results / study.name, options.storage)
         print_table(plan_table(study))
-        print(missing_in_words(study, trials))
+        print_wrapped([missing_in_words(study, trials)])
         if study.cut:
-            print(cut_in_words(study))
+            print_wrapped([cut_in_words(study)])
     return 0
 
 
@@ -426,7 +433,7 @@ def _compare(options: argparse.Namespace) -> int:
     _say_loading()
     from .compare import baseline_of_point, baseline_of_study, compare, train_recipe
     from .show.report import write_report
-    from .show.tables import comparison_tables, print_table
+    from .show.tables import comparison_tables, print_table, print_wrapped
     from .store.results import Results
     from .store.storage import open_store
     from .study.study import load_study
@@ -466,10 +473,9 @@ def _compare(options: argparse.Namespace) -> int:
         print_table(table)
     for warning in result.warnings:
         LOG.warning("%s", warning)
-    for sentence in result.failures:
-        print(sentence)
+    print_wrapped(result.failures)
     print(f"report: {write_report(replace(results, comparison=result))}")
-    print(f"decision: {result.decision_in_words}")
+    print_wrapped([f"decision: {result.decision_in_words}"])
     return 1 if options.require_better and result.decision != "adopt" else 0
 
 
@@ -477,7 +483,12 @@ def _diagnose(options: argparse.Namespace) -> int:
     _say_loading()
     from .diagnose import diagnose, plan_of
     from .show.report import write_report
-    from .show.tables import diagnosis_plan_table, diagnosis_table, print_table
+    from .show.tables import (
+        diagnosis_plan_table,
+        diagnosis_table,
+        print_table,
+        print_wrapped,
+    )
     from .study.command import refuse_undiagnosable
     from .trainers.tryout import check_studies, seconds_per_step
 
@@ -505,7 +516,7 @@ def _diagnose(options: argparse.Namespace) -> int:
         )
     for found in result.groups:
         print_table(diagnosis_table(found, result.objective, result.maximize))
-        print(f"{found.group.label}: {found.summary}")
+        print_wrapped([f"{found.group.label}: {found.summary}"])
     (results,) = kept
     print(f"report: {write_report(results)}")
     for recipe in result.recipes.values():

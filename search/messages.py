@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .errors import LOG
+from .words import fitted
 
 PREFIXES = {logging.WARNING: "warning: ", logging.ERROR: "error: ", logging.DEBUG: "debug: "}
 
@@ -17,7 +18,7 @@ class _OnStandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(self.format(record), file=sys.stderr, flush=True)
+            print(fitted(self.format(record), sys.stderr), file=sys.stderr, flush=True)
         except Exception:
             self.handleError(record)
 

@@ -14,7 +14,6 @@ from .pool.hired import Executor, Hired
 from .pool.local import this_machine
 from .pool.output import WorkersLog
 from .pool.progress import Progress, Whole
-from .show.publish import write_results
 from .signals import defer_signals, interrupt_on_signal, stop_if_asked
 from .store.places import RUNS, has_results
 from .store.provenance import environment, write_environment
@@ -148,6 +147,9 @@ def _write(driver: Driver, provenance: Mapping[str, object], then: Then | None =
 
 def _publish(results: Results, then: Then | None) -> None:
     """A call of its own, after which these are out of memory before the next study's are read."""
+    # Its dashboard and figures take seconds to import, and no trial needs them.
+    from .show.publish import write_results
+
     write_results(results)
     if then:
         with interrupt_on_signal():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 INDENT = "  "
 
@@ -54,6 +56,33 @@ def wrapped(text: str, width: int, indent: str = "") -> str:
         break_long_words=False,
         break_on_hyphens=False,
     )
+
+
+def fitted(text: str, stream: TextIO) -> str:
+    """A text for a stream: wrapped between words to the width of its terminal, if it has one.
+
+    Lines that fit, and all lines of what is no terminal, stay as they are.
+    """
+    width = terminal_width(stream)
+    if width is None:
+        return text
+    lines = []
+    for line in text.splitlines():
+        words = line.lstrip()
+        indent = line[: len(line) - len(words)]
+        lines.append(line if len(line) <= width else wrapped(words, width, indent))
+    return "\n".join(lines)
+
+
+def terminal_width(stream: TextIO) -> int | None:
+    """The columns of a stream's terminal, or as the variable COLUMNS says; None without one."""
+    if not stream.isatty():
+        return None
+    with suppress(ValueError, OSError):
+        return int(os.environ.get("COLUMNS", "")) or None
+    with suppress(ValueError, OSError):
+        return os.get_terminal_size(stream.fileno()).columns or None
+    return None
 
 
 def duration(seconds: float) -> str:

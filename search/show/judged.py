@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..judge.readout import KINDS
 from ..playbook import CITATION, COLUMNS, legend
-from ..words import INDENT, readable, wrapped
+from ..words import INDENT, fitted, readable, wrapped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +34,7 @@ def print_judged(
     else:
         _print_for_people(judged)
     for sentence in errors.values():
-        print(sentence, file=sys.stderr)
+        print(fitted(sentence, sys.stderr), file=sys.stderr)
 
 
 def _print_for_people(judged: Sequence[JudgedLog]) -> None:

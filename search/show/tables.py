@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.console import Group as Blocks
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..judge.analysis import GroupSummary
@@ -31,7 +33,7 @@ from ..study.sampling import (
 )
 from ..study.study import Axis, Range, Study
 from ..trial import Group, Point, Trial, as_told, group_of
-from ..words import FAR, better_side, duration, headroom_in_words, ratio, readable, wrapped
+from ..words import FAR, better_side, duration, fitted, headroom_in_words, ratio, readable
 
 # What the terminal shows of `summary_cells`, within 80 columns; the report has the rest.
 COLUMNS = ("batch size", "optimizer", "lr_star", "unstable_base_lr", "best value", "verdict")
@@ -46,7 +48,7 @@ MAY_FAIL = (
     "may fail: the largest share of infeasible runs that these runs allow, with 95 % confidence"
 )
 WITHOUT_TERMINAL = 140  # columns
-UNLIMITED = 10_000  # columns, where the longest words of a table are measured
+UNLIMITED = 10_000  # columns, where what a table has around its cells is measured
 NOT_TRIED = "`tunewright check --time` also tries the workload, and estimates how long trials take."
 # of a plan, to estimate the updates of its trials: enough for a mean, quickly made
 POINTS_JUDGED = 1_000
@@ -57,21 +59,55 @@ LEFT = ("remedy", "optimizer", "verdict", "side", "search space", "decision")
 def print_table(table: Table, console: Console | None = None) -> None:
     """Print to the terminal's width, or to 140 columns where there is no terminal.
 
-    A table whose words do not fit in is printed as a list: a block per row, a line per column.
+    No word is broken: a table whose words do not fit in is printed as a list, a block per row, a
+    line per column.
     """
     console = console or Console()
     if not console.is_terminal:
         console = Console(width=WITHOUT_TERMINAL, file=console.file)
-    unlimited = console.options.update(max_width=UNLIMITED)
-    narrowest = console.measure(table, options=unlimited).minimum
-    console.print(table if narrowest <= console.width else _as_list(table))
+    console.print(table if _fit(table, console) else _as_list(table))
 
 
 def print_wrapped(sentences: Iterable[str]) -> None:
     """Print sentences, a paragraph each; on a terminal wrapped between words to its width."""
-    console = Console()
     for sentence in sentences:
-        print(wrapped(sentence, console.width) if console.is_terminal else sentence)
+        print(fitted(sentence, sys.stdout))
+
+
+def _fit(table: Table, console: Console) -> bool:
+    """Set the columns' widths so that no word is broken; returns whether there is room for that.
+
+    Rich itself narrows the widest column first, also below its longest word.
+    """
+    texts = [[str(column.header), *map(_plain, column.cells)] for column in table.columns]
+    wanted = [max(cell_len(line) for text in own for line in _lines(text)) for own in texts]
+    longest = [max(map(_longest_word, own)) for own in texts]
+    for column, width in zip(table.columns, wanted, strict=True):
+        column.width = width
+    unlimited = console.options.update(max_width=UNLIMITED)
+    frame = console.measure(table, options=unlimited).maximum - sum(wanted)
+    around = max(_longest_word(_plain(text or "")) for text in (table.title, table.caption))
+    if max(sum(longest) + frame, around) > console.width:
+        return False
+    widths, most = wanted, max(wanted, default=0)
+    while sum(widths) + frame > console.width:
+        most -= 1
+        widths = [max(low, min(high, most)) for low, high in zip(longest, wanted, strict=True)]
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
+    return sum(widths) + frame >= around
+
+
+def _plain(cell: RenderableType) -> str:
+    return cell.plain if isinstance(cell, Text) else str(cell)
+
+
+def _lines(text: str) -> list[str]:
+    return text.splitlines() or [""]
+
+
+def _longest_word(text: str) -> int:
+    return max(map(cell_len, text.split()), default=0)
 
 
 def _as_list(table: Table) -> Blocks:
@@ -80,7 +116,7 @@ def _as_list(table: Table) -> Blocks:
     rows = zip(*(column.cells for column in table.columns), strict=True)
     blocks: list[RenderableType] = [Text(str(table.title))] if table.title else []
     for row in rows:
-        block = Table.grid(padding=(0, 2))
+        block = Table.grid(Column(no_wrap=True), Column(overflow="fold"), padding=(0, 2))
         for head, cell in zip(heads, row, strict=True):
             if str(cell).strip():
                 block.add_row(f"  {head}", cell)
