@@ -120,7 +120,7 @@ def test_a_run_shows_something_at_once_and_what_workers_print_is_in_their_log(pr
         assert text.strip() not in said
     assert log.count("by print\n") == 2
     assert re.search(r"--- worker \d+, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d ---\nby print\n", log)
-    assert re.search(r"what workers printed: \S+/workers\.log", said)
+    assert re.search(r"what workers printed:\s+\S+/workers\.log", said)
     drawn = [line for line in re.split(r"[\r\n]+", said) if "feasible, 0 infeasible" in line]
     assert drawn
     if tty:
@@ -141,7 +141,7 @@ def test_the_last_words_of_a_worker_that_crashed_are_found(project):
     log = log_of(project)
     assert "last words\nFatal Python error: Segmentation fault\n" in log
     assert 'noisy.py", line ' in log  # where it happened
-    assert re.search(r"was killed 3 times .*; what workers printed: \S+/workers\.log", said)
+    assert re.search(r"was killed 3 times .*; what workers printed:\s+\S+/workers\.log", said)
 
 
 def test_a_log_is_made_when_something_is_printed_and_names_who_did(tmp_path):
