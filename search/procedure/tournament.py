@@ -98,6 +98,8 @@ def hold_tournament(
     if not case.pays(f"the rerun of {PLAIN}", *asked):
         return Found(everyone, PLAIN, [_step(why, [])])
     found = yield from train_all(*asked)
+    if not all(found):
+        return Found(everyone, PLAIN, [_step([*why, "The reruns were left out."], [])])
     pairs = zip((control, *rivals, *chosen), asked, found, strict=True)
     first, *rest = (with_runs(*runs) for runs in pairs)
     plains, candidates = [first, *rest[: len(rivals)]], rest[len(rivals) :]

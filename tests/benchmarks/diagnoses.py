@@ -83,7 +83,7 @@ def real(seeds: Sequence[int], folder: Path, quick: bool) -> Iterator[dict[str, 
     asked = [(POST_NORM, first, budget) for first in seeds for budget in BUDGETS]
     asked += [(POST_NORM, seeds[0], math.inf)]
     asked += [(healthy, seeds[0], budget) for budget in (*BUDGETS, math.inf)]
-    for study, first, budget in asked:
+    for study, first, budget in asked[:1] if quick else asked:
         if quick:
             changed = with_seeds(healthy, first, max_train_steps=20, evaluations=4)
         else:

@@ -25,7 +25,10 @@ GOLDEN: dict[str, Any] = json.loads(
 )["networks"]
 # by which an interval of 95 % is widened: with 5 seeds, the next base LR may look like the edge
 FACTOR = 1.5
-REMEDIES = {"healthy": ("rerun",), "no_norm": ("clipping",)}  # steps beyond the first part
+REMEDIES = {
+    "healthy": ("rerun",),
+    "no_norm": ("look", "tune", "clipping"),
+}  # steps beyond the first part
 # Beyond the edge training is chaotic: processors that round differently show different runs of it.
 KINDS = {
     "healthy": {"none"},
