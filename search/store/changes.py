@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ..study.study import Study
@@ -38,6 +38,16 @@ def changes_of(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             continue
         lines.append(f"{key}: was {was}, is {is_now}")
     return lines
+
+
+def changes_besides(
+    before: dict[str, Any], now: dict[str, Any], keys: Collection[str]
+) -> list[str]:
+    """`changes_of` apart from these keys at the top of the files."""
+    old, new = (
+        {key: value for key, value in one.items() if key not in keys} for one in (before, now)
+    )
+    return changes_of(old, new)
 
 
 def _flat(document: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -18,7 +18,7 @@ from ..study.earlier import Earlier, Generation, completed
 from ..study.sampling import next_number
 from ..study.study import Range, Study, parse_study
 from ..trial import Point
-from .changes import changes_of, document_of
+from .changes import changes_besides, document_of
 from .files import parse_trial
 from .rows import RECORD, stored_trials
 
@@ -72,11 +72,9 @@ def _has_grown(history: History, study: Study) -> bool:
 
     More trials alone keep all points, in a study that never grew by anything else.
     """
-    known, now = ({**one} for one in (history.known or {}, document_of(study)))
-    for one in (known, now):
-        one.pop("batch_sizes", None)
+    known, now = history.known or {}, document_of(study)
     more = bool(history.before) and known.get("trials") != now.get("trials")
-    return more or bool(changes_of(known, now))
+    return more or bool(changes_besides(known, now, ["batch_sizes"]))
 
 
 def _earlier(
@@ -107,15 +105,12 @@ def _as_study(document: Mapping[str, Any], study: Study) -> Study:
 
 def _refused(was: Study, now: Study) -> list[str]:
     """A line for each key that changed and may not."""
-    before, after = (
-        {key: value for key, value in document_of(one).items() if key not in MAY_GROW}
-        for one in (was, now)
-    )
-    lines = changes_of(before, after)
+    before, after = document_of(was), document_of(now)
+    lines = changes_besides(before, after, MAY_GROW)
     if was.sampling.is_grid != now.sampling.is_grid:
         lines.append(f"sampler: was {was.sampler}, is {now.sampler}")
     fewer = (was.trials or 0) > (now.trials or 0)
-    if fewer and not changes_of(_but_trials(was), _but_trials(now)):
+    if fewer and not changes_besides(before, after, ["trials"]):
         lines.append(f"trials: was {was.trials}, is {now.trials}: it may grow")
     for optimizer in was.optimizers:
         if optimizer not in now.optimizers:
@@ -127,10 +122,6 @@ def _refused(was: Study, now: Study) -> list[str]:
                 key = now.key_of(optimizer, name)
                 lines.append(f"{key}.log: was {_toml(one.log)}, is {_toml(other.log)}")
     return lines
-
-
-def _but_trials(study: Study) -> dict[str, Any]:
-    return {key: value for key, value in document_of(study).items() if key != "trials"}
 
 
 def _toml(value: bool) -> str:

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..study.earlier import Earlier, Generation, completed, why_outside
 from ..study.study import Study
 from ..trial import Point, Trial
-from .changes import changes_of, document_of
+from .changes import changes_besides, document_of
 from .files import curve_path
 from .growth import GROWN, MAY_GROW, History, grow
 from .rows import stored_trials
@@ -81,11 +81,7 @@ def gather(study: Study, firsts: Mapping[int, int] | None = None) -> list[Source
 
 
 def _refuse_other(study: Study, store: Store, name: str) -> None:
-    before, now = (
-        {key: value for key, value in document_of(one).items() if key not in MAY_DIFFER}
-        for one in (store.study, study)
-    )
-    if changes := changes_of(before, now):
+    if changes := changes_besides(document_of(store.study), document_of(study), MAY_DIFFER):
         raise UserError(
             f"{study.name}: warm_start.from: {name}: its trials say nothing of this study: "
             f"{'; '.join(changes)}"

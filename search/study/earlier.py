@@ -54,9 +54,9 @@ class Earlier:
         """The number of the first configuration that is new."""
         return self.generations[-1].end
 
-    def origin(self, point: Point) -> Study:
-        """The study as it was when a point was planned."""
-        return next(one.study for one in self.generations if point.number < one.end)
+    def generation_of(self, point: Point) -> int:
+        """The place of the generation that planned a point."""
+        return next(i for i, one in enumerate(self.generations) if point.number < one.end)
 
 
 def why_outside(study: Study, point: Point) -> str:
@@ -70,7 +70,7 @@ def why_outside(study: Study, point: Point) -> str:
     axes: dict[str, Any] = dict(study.axes(point.optimizer))
     axes = {name: axis for name, axis in axes.items() if applies(name, point.decay)}
     own = {**point.settings, **point.decay_settings, **point.workload_args}
-    defaults = {} if is_of_torch(point.optimizer) else RULES[point.optimizer].defaults
+    defaults = _defaults_of(point.optimizer)
     for name in own.keys() - axes.keys() - study.workload_args.keys():
         if own[name] != defaults.get(name):
             return f"{name} {readable(own[name])}"
@@ -95,14 +95,19 @@ def completed(study: Study, point: Point) -> Point:
 
     They were the optimizer's defaults.
     """
-    if point.optimizer not in study.optimizers or is_of_torch(point.optimizer):
+    if point.optimizer not in study.optimizers:
         return point
-    axes, defaults = study.axes(point.optimizer), RULES[point.optimizer].defaults
+    axes, defaults = study.axes(point.optimizer), _defaults_of(point.optimizer)
     unnamed = [name for name in defaults if name in axes and name not in point.settings]
     if not unnamed:
         return point
     settings = {**point.settings, **{name: defaults[name] for name in unnamed}}
     return replace(point, settings=settings)
+
+
+def _defaults_of(optimizer: str) -> Mapping[str, float]:
+    """What a setting is that a study does not name; those of torch's are left to torch."""
+    return {} if is_of_torch(optimizer) else RULES[optimizer].defaults
 
 
 def kept_points(study: Study, earlier: Earlier) -> dict[Group, list[Point]]:
@@ -128,7 +133,7 @@ class Filling:
 
     def target(self, share: int) -> int:
         """How many points of the sequence make its density equal to that of the kept points."""
-        return max(share, self._wanted())
+        return max(share, self._wanted)
 
     def missing(
         self, share: int, unit: Sequence[Sequence[float]], values: Sequence[Mapping[str, Any]]
@@ -146,7 +151,7 @@ class Filling:
         keys = [_key(row[name] for name in self.axes) for row in values]
         matched = same & Counter(keys)
         stand_in = self._unmatched_by_cell(matched)
-        is_dense = share <= self._wanted()
+        is_dense = share <= self._wanted
         left = []
         for i, (row, key) in enumerate(zip(unit, keys, strict=True)):
             cell = self._cell(row)
@@ -161,7 +166,7 @@ class Filling:
     def _unmatched_by_cell(self, matched: Mapping[tuple[str, ...], int]) -> Counter[object]:
         """How many kept points stand for points of the sequence, by the part they lie in."""
         found: Counter[object] = Counter()
-        for point in self._counted():
+        for point in self._counted:
             values = {name: point.values[name] for name in self.axes}
             if not matched[_key(values.values())]:
                 places = [_place(axis, values[name]) for name, axis in self.axes.items()]
@@ -169,40 +174,48 @@ class Filling:
         return found
 
     @cached_property
-    def _widest(self) -> Study:
-        """The study when it had most of the space as it is; the latest such."""
-        studies = [one.study for one in reversed(self.earlier.generations)]
-        return max(studies, key=self._part)
+    def _spaces(self) -> list[dict[str, Axis]]:
+        """The axes as each generation had them; without values where it had not the optimizer."""
+        optimizer = self.kept[0].optimizer
+        found = []
+        for one in self.earlier.generations:
+            had: dict[str, Axis] = {}
+            if optimizer in one.study.optimizers:
+                had = {name: (value,) for name, value in _defaults_of(optimizer).items()}
+                had |= one.study.axes(optimizer)
+            found.append({name: had.get(name, ()) for name in self.axes})
+        return found
 
+    @cached_property
+    def _parts(self) -> list[float]:
+        """The share of the space as it is that each had; 0 where it had one value of a range."""
+        return [
+            math.prod(_overlap(had[name], axis) for name, axis in self.axes.items())
+            for had in self._spaces
+        ]
+
+    @cached_property
+    def _widest(self) -> int:
+        """The generation that had most of the space as it is; the latest such."""
+        return max(range(len(self._parts)), key=lambda i: (self._parts[i], i))
+
+    @cached_property
+    def _counted(self) -> list[Point]:
+        """Kept points that were drawn from a part of the space, not from a slice of it."""
+        return [one for one in self.kept if self._parts[self.earlier.generation_of(one)]]
+
+    @cached_property
     def _wanted(self) -> int:
         """n / f: so many points have the density that kept points have where most of them are."""
-        part = self._part(self._widest)
-        inside = sum(not why_outside(self._widest, point) for point in self._counted())
+        part = self._parts[self._widest]
+        study = self.earlier.generations[self._widest].study
+        inside = sum(not why_outside(study, point) for point in self._counted)
         return math.ceil(inside / part - SAME) if part else 0
 
     def _was_there(self, values: Mapping[str, Any]) -> bool:
         """Whether a point lies in the space as it was."""
-        before = self._axes_of(self._widest)
+        before = self._spaces[self._widest]
         return all(_is_on(before[name], value) for name, value in values.items())
-
-    def _counted(self) -> list[Point]:
-        """Kept points that were drawn from a part of the space, not from a slice of it."""
-        return [one for one in self.kept if self._part(self.earlier.origin(one))]
-
-    def _part(self, study: Study) -> float:
-        """The share of the space as it is that a study had; 0 where it had one value of a range."""
-        before = self._axes_of(study)
-        return math.prod(_overlap(before[name], axis) for name, axis in self.axes.items())
-
-    def _axes_of(self, study: Study) -> dict[str, Axis]:
-        """The axes as a study had them; without values where it did not have the optimizer."""
-        optimizer = self.kept[0].optimizer
-        if optimizer not in study.optimizers:
-            return dict.fromkeys(self.axes, ())
-        defaults = {} if is_of_torch(optimizer) else RULES[optimizer].defaults
-        unnamed: dict[str, Axis] = {name: (value,) for name, value in defaults.items()}
-        found = {**unnamed, **study.axes(optimizer)}
-        return {name: found.get(name, ()) for name in self.axes}
 
     def _cell(self, row: Sequence[float]) -> tuple[object, ...]:
         """Which part of the space a place is in: parts begin and end where earlier ones did."""
@@ -210,7 +223,7 @@ class Filling:
         return tuple(self._cell_on(name, axis, u) for (name, axis), u in columns)
 
     def _cell_on(self, name: str, axis: Axis, u: float) -> object:
-        before = [self._axes_of(one.study)[name] for one in self.earlier.generations]
+        before = [had[name] for had in self._spaces]
         if not isinstance(axis, Range):
             value = axis[int(u * len(axis))]
             return tuple(_is_on(one, value) for one in before)

@@ -136,6 +136,7 @@ def _parts(study: Study, batch_size: int) -> list[_Part]:
 
     New configurations are numbered in turn, one of each group that still has some.
     """
+    assert study.trials is not None  # for every sampler but grid (Study.problems)
     groups = study.groups(batch_size)
     earlier = study.earlier.get(batch_size)
     kept = kept_points(study, earlier) if earlier else {}
@@ -143,24 +144,18 @@ def _parts(study: Study, batch_size: int) -> list[_Part]:
     drawn, counts = [], []
     for index, group in enumerate(groups):
         own = kept.get(group, [])
-        values = _drawn(study, group, own, earlier, _share(study, index, len(groups), most, own))
-        count = len(values)
-        if study.sampling.is_adaptive:
-            count = max(count, _share(study, index, len(groups), most, own) - len(own))
+        share = len(range(index, study.trials, len(groups)))
+        if not own:
+            share = max(share, most)  # as many as the others, if it is new
+        values = _drawn(study, group, own, earlier, share)
+        is_adaptive = study.sampling.is_adaptive
+        counts.append(max(len(values), share - len(own)) if is_adaptive else len(values))
         drawn.append(values)
-        counts.append(count)
     numbers = _in_turn(counts, earlier.end if earlier else 0)
     return [
         _Part(group, kept.get(group, []), own, values)
         for group, own, values in zip(groups, numbers, drawn, strict=True)
     ]
-
-
-def _share(study: Study, index: int, groups: int, most_kept: int, kept: Sequence[Point]) -> int:
-    """How many configurations a group is to have: as many as the others, if it is new."""
-    assert study.trials is not None  # for every sampler but grid (Study.problems)
-    share = len(range(index, study.trials, groups))
-    return share if kept else max(share, most_kept)
 
 
 def _drawn(

@@ -1,35 +1,26 @@
 """Configurations that have not all their seeds are evidence, and are not ranked."""
 
-import math
 from dataclasses import replace
+
+from stored import diverged, feasible
 
 from tunewright.search.judge.analysis import rank_configurations, summarize, unstable_interval
 from tunewright.search.judge.answer import answers
 from tunewright.search.judge.seeds import mark_provisional
-from tunewright.search.trial import EMPTY_CURVE, Point, Trial, Verdict
+from tunewright.search.trial import Trial
 
 
-def trial(base_lr, value, outcome="feasible", number=0, seed=0) -> Trial:
-    return Trial(
-        point=Point(number=number, batch_size=32, optimizer="momentum", base_lr=base_lr, seed=seed),
-        verdict=Verdict(outcome, "none", math.inf, ""),
-        curve=EMPTY_CURVE,
-        best_value=value,
-        best_step=90,
-        initial_value=0.9,
-        last_loss=1.0,
-        clip_fraction=0.0,
-        seconds=1.0,
-    )
+def with_seed(one: Trial, seed: int) -> Trial:
+    return replace(one, point=replace(one.point, seed=seed))
 
 
 def with_seeds(base_lr: float, *values: float) -> list[Trial]:
-    return [trial(base_lr, value, number=i, seed=i) for i, value in enumerate(values)]
+    return [with_seed(feasible(i, base_lr, value), i) for i, value in enumerate(values)]
 
 
 LUCKY = with_seeds(0.1, 0.01)  # one seed, better than any mean
 WHOLE = [*with_seeds(0.2, 0.11, 0.12, 0.13), *with_seeds(0.3, 0.14, 0.15, 0.16)]
-BEYOND = trial(1.0, 0.9, "diverged")
+BEYOND = diverged(9, 1.0, onset_step=9)
 
 
 def test_a_configuration_with_one_lucky_seed_is_not_the_best():
@@ -52,7 +43,7 @@ def test_it_still_shows_what_trains_and_what_does_not():
 
 def test_before_any_finalist_is_whole_the_best_so_far_is_ranked():
     assert mark_provisional([*LUCKY, BEYOND], seeds=3) == [*LUCKY, BEYOND]
-    failed = [*with_seeds(0.2, 0.11, 0.12), trial(0.2, 0.9, "diverged", seed=2), *LUCKY]
+    failed = [*with_seeds(0.2, 0.11, 0.12), with_seed(diverged(2, 0.2, 9), 2), *LUCKY]
     assert not any(one.provisional for one in mark_provisional(failed, seeds=3))
 
 
