@@ -58,17 +58,50 @@ class Source:
         reasons = [f"{count} with {reason}" for reason, count in self.left_out.most_common(3)]
         if len(self.left_out) > len(reasons):
             reasons.append("and others")
-        return f"{words}; outside: {', '.join(reasons)}" if reasons else words
+        return f"{words}; not {', '.join(reasons)}" if reasons else words
 
 
-def gather(study: Study, firsts: Mapping[int, int] | None = None) -> list[Source]:
-    """The trials that a study's [warm_start] names.
+class _Counted:
+    """What counts already: which trainings, and which number each configuration has."""
 
-    `firsts`: the first free number of a configuration, by batch size; 0 by default. Raises
-    UserError for a folder without results, or with those of something else.
+    def __init__(self, study: Study, firsts: Mapping[int, int], own: Iterable[Point]) -> None:
+        self._study = study
+        self._free = {size: firsts.get(size, 0) for size in study.batch_sizes}
+        self._trainings: set[tuple[object, ...]] = set()
+        self._numbers: dict[tuple[object, ...], int] = {}
+        for point in own:
+            self._trainings.add((*_configuration(point), point.seed))
+            self._numbers[_configuration(point)] = point.number // study.most_seeds
+
+    def has(self, point: Point) -> bool:
+        return (*_configuration(point), point.seed) in self._trainings
+
+    def add(self, point: Point) -> Point:
+        """The point that a training is here."""
+        configuration = _configuration(point)
+        self._trainings.add((*configuration, point.seed))
+        if configuration not in self._numbers:
+            self._numbers[configuration] = self._free[point.batch_size]
+            self._free[point.batch_size] += 1
+        first = self._numbers[configuration] * self._study.most_seeds
+        return point.with_number(first + point.seed - self._study.seed, point.seed)
+
+
+def _configuration(point: Point) -> tuple[object, ...]:
+    return point.batch_size, point.configuration
+
+
+def gather(
+    study: Study, firsts: Mapping[int, int] | None = None, own: Iterable[Point] = ()
+) -> list[Source]:
+    """The trials that a study's [warm_start] names; of the same training, one.
+
+    `firsts`: the first free number of a configuration, by batch size; 0 by default. `own`: the
+    points that the study has trained itself. Raises UserError for a folder without results, or
+    with those of something else.
     """
     sources: list[Source] = []
-    free = {size: (firsts or {}).get(size, 0) for size in study.batch_sizes}
+    counted = _Counted(study, firsts or {}, own)
     for name in study.warm_start.folders if study.warm_start else ():
         folder = Path(name)
         try:
@@ -76,7 +109,7 @@ def gather(study: Study, firsts: Mapping[int, int] | None = None) -> list[Source
         except UserError as error:
             raise UserError(f"{study.name}: warm_start.from: {error}") from error
         _refuse_other(study, store, name)
-        sources.append(_source(study, store, free))
+        sources.append(_source(study, store, counted))
     return sources
 
 
@@ -88,23 +121,19 @@ def _refuse_other(study: Study, store: Store, name: str) -> None:
         )
 
 
-def _source(study: Study, store: Store, free: dict[int, int]) -> Source:
-    """What counts of a folder; `free` has the first free number by batch size, and moves on."""
+def _source(study: Study, store: Store, counted: _Counted) -> Source:
+    """What counts of a folder, besides what is counted already."""
     trials: list[tuple[Trial, Point]] = []
     left_out: Counter[str] = Counter()
-    numbers: dict[tuple[object, ...], int] = {}
     for trial in read_records(store):
         point = completed(study, trial.point)
-        reason = "no verdict" if not trial.verdict.judged else why_outside(study, point)
+        reason = why_outside(study, point) if trial.verdict.judged else "no verdict"
+        if not reason and counted.has(point):
+            reason = "a training that counts already"
         if reason:
             left_out[reason] += 1
-            continue
-        key = (point.batch_size, point.configuration)
-        if key not in numbers:
-            numbers[key] = free[point.batch_size]
-            free[point.batch_size] += 1
-        number = numbers[key] * study.most_seeds + point.seed - study.seed
-        trials.append((trial, point.with_number(number, point.seed)))
+        else:
+            trials.append((trial, counted.add(point)))
     return Source(store, trials, left_out)
 
 
@@ -119,17 +148,18 @@ def as_earlier(study: Study, sources: Sequence[Source]) -> dict[int, Earlier]:
 
 
 def _generations(
-    study: Study, sources: Iterable[Source], batch_size: int
+    study: Study, sources: Iterable[Source], batch_size: int, first: int = 0
 ) -> tuple[tuple[Generation, ...], tuple[Point, ...]]:
     generations: list[Generation] = []
     points: dict[int, Point] = {}
+    end = first
     for source in sources:
         own = [point for _, point in source.trials if point.batch_size == batch_size]
         for point in own:
             number = point.number // study.most_seeds
             points[number] = point.with_number(number, study.seed)
+            end = max(end, number + 1)
         if own:
-            end = max(point.number for point in own) // study.most_seeds + 1
             generations.append(Generation(source.store.study, end))
     return tuple(generations), tuple(points[number] for number in sorted(points))
 
@@ -145,7 +175,13 @@ def warm_start(store: Store) -> tuple[Store, list[str]]:
         return store, []
     before = {size: _before(store.optuna_studies[size]) for size in left}
     firsts = {size: grown[-1]["end"] if grown else 0 for size, grown in before.items()}
-    sources = gather(study, firsts)
+    judged = [trial.point for trial in read_records(store) if trial.verdict.judged]
+    own = [
+        point
+        for point in judged
+        if point.number // study.most_seeds < firsts.get(point.batch_size, 0)
+    ]
+    sources = gather(study, firsts, own)
     for size in left:
         pairs = [
             (source, trial, point)
@@ -157,7 +193,7 @@ def warm_start(store: Store) -> tuple[Store, list[str]]:
             curve = curve_path(source.store.folder, trial.point)
             if curve.exists():
                 shutil.copyfile(curve, curve_path(store.folder, point))
-        generations, _ = _generations(study, sources, size)
+        generations, _ = _generations(study, sources, size, firsts[size])
         new = [{"study": document_of(g.study), "end": g.end, WARM: True} for g in generations]
         optuna_study = store.optuna_studies[size]
         optuna_study.set_user_attr(GROWN, [*before[size], *new])

@@ -1,9 +1,10 @@
 """A study may begin with trials of earlier studies of the same workload."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from stored import feasible, small_study
+from stored import feasible, point, small_study
 
 from tunewright.search.errors import UserError
 from tunewright.search.pool.in_process import InProcess
@@ -76,17 +77,19 @@ def test_those_outside_do_not_and_it_is_said_why(old, tmp_path):
     most = max(trial.point.base_lr for trial in read_records(old))
     store, said = begun(named("new", high=most / 2, sources=(old.folder,)), tmp_path)
     (sentence,) = said
-    assert "3 of its 4 trials count; outside: 1 with base_lr" in sentence
+    assert "3 of its 4 trials count; not 1 with base_lr" in sentence
     assert len(read_records(store)) == 3
 
 
-def test_several_folders_add_up(old, tmp_path):
+def test_several_folders_add_up_and_the_same_training_counts_once(old, tmp_path):
     first, _ = begun(named("first", sources=(old.folder,)), tmp_path)
-    point = plan(first.study)[-1]
-    tell_all(first, [feasible(point.number, point.base_lr, 0.2)])
+    last = plan(first.study)[-1]
+    tell_all(first, [feasible(last.number, last.base_lr, 0.2)])
     second, said = begun(named("second", sources=(old.folder, first.folder)), tmp_path)
-    assert len(said) == 2
-    assert len(read_records(second)) == 4 + 5
+    assert said[0].endswith("4 of its 4 trials count")
+    assert said[1].endswith("1 of its 5 trials count; not 4 with a training that counts already")
+    assert len(read_records(second)) == 4 + 1
+    assert len({trial.point.configuration for trial in read_records(second)}) == 5
 
 
 def test_what_it_would_do_is_known_before_anything_is_written(old, tmp_path):
@@ -123,6 +126,16 @@ def test_a_study_with_results_may_take_those_of_another(old, tmp_path):
     copied = [trial.best_value for trial in read_records(old)]
     assert [trial.best_value for trial in after[2:6]] == copied
     assert len({trial.point.number for trial in after}) == len(after)
+
+
+def test_seeds_of_one_configuration_from_two_folders_are_one_configuration(tmp_path):
+    for name, seed in (("one", 1), ("two", 2)):
+        with exclusive(create_store(named(name, seed=seed), tmp_path)) as store:
+            own = replace(feasible(0, 0.5, 0.1), point=replace(point(0, 0.5), seed=seed))
+            tell_all(store, [own])
+    sources = (tmp_path / "one", tmp_path / "two")
+    store, _ = begun(named("both", sources=sources, seeds=2), tmp_path)
+    assert [(t.point.number, t.point.seed) for t in read_records(store)] == [(0, 1), (1, 2)]
 
 
 @pytest.mark.parametrize(
