@@ -25,10 +25,11 @@ GOLDEN: dict[str, Any] = json.loads(
 )["networks"]
 # by which an interval of 95 % is widened: with 5 seeds, the next base LR may look like the edge
 FACTOR = 1.5
+# steps beyond the first part; the other remedies of no_norm are left out
 REMEDIES = {
     "healthy": ("rerun",),
-    "no_norm": ("look", "tune", "clipping"),
-}  # steps beyond the first part
+    "no_norm": ("look-plain", "look-clipping", "tune-plain", "tune-clipping", "clipping"),
+}
 # Beyond the edge training is chaotic: processors that round differently show different runs of it.
 KINDS = {
     "healthy": {"none"},
