@@ -1,6 +1,7 @@
 """A real PostgreSQL server for the tests that need one."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -25,9 +26,19 @@ SECONDS_TO_START = 60
 HOST = "127.0.0.1"
 
 
+@pytest.fixture
+def postgresql(postgresql_port: int) -> str:
+    """The URL of an empty database of this test alone, password included."""
+    name = f"test_{secrets.token_hex(8)}"
+    with closing(_connect(postgresql_port)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True  # no database is made within a transaction
+        cursor.execute(f"CREATE DATABASE {name}")
+    return f"postgresql://{USER}:{PASSWORD}@{HOST}:{postgresql_port}/{name}"
+
+
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The URL of an empty database, password included. Skipped if PostgreSQL is not installed."""
+def postgresql_port() -> Iterator[int]:
+    """The port of a server on loopback. Skipped if PostgreSQL is not installed."""
     programs = _programs()
     if programs is None:
         reason = "PostgreSQL is not installed: no initdb on the PATH or in /usr/lib/postgresql"
@@ -39,7 +50,7 @@ def postgresql() -> Iterator[str]:
         tempfile.TemporaryDirectory(prefix="tunewright-postgresql-") as folder,
         _server(programs, Path(folder)) as port,
     ):
-        yield f"postgresql://{USER}:{PASSWORD}@{HOST}:{port}/{DATABASE}"
+        yield port
 
 
 def _programs() -> Path | None:
@@ -93,15 +104,15 @@ def _server(programs: Path, folder: Path) -> Iterator[int]:
         server.wait(30)
 
 
+def _connect(port: int) -> psycopg2.extensions.connection:
+    return psycopg2.connect(host=HOST, port=port, user=USER, password=PASSWORD, dbname=DATABASE)
+
+
 def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while True:
         try:
-            with closing(
-                psycopg2.connect(
-                    host=HOST, port=port, user=USER, password=PASSWORD, dbname=DATABASE
-                )
-            ):
+            with closing(_connect(port)):
                 return
         except psycopg2.OperationalError:
             if server.poll() is not None or time.monotonic() > deadline:
