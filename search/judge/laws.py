@@ -1,4 +1,4 @@
-"""Laws of the base LR η against the batch size B: fitted, compared, and asked for other batch sizes.
+"""Laws of the base LR η against the batch size B: fitted, compared, asked for other batch sizes.
 
     constant     η = η₁
     power        η = η₁ B^p                            p = 1: linear scaling; p = ½: square root
@@ -6,31 +6,31 @@
     surge        η = η_max / (½ (√(B_n/B) + √(B/B_n)))   Li et al. 2024, arXiv 2405.14578
 
 What is known of η at one batch size is a deviance over y = log10 η: how much it speaks against y,
-in squared standard errors. That of an optimum is t(y)² (`optimum`); that of a bound is 0 on its
-right side; that of a point y₀ with standard error s is ((y − y₀) / s)². A law minimizes its misfit
-Q, their sum, and
+in squared standard errors. That of an optimum is t(y)² (`optimum`); that of a point y₀ with
+standard error s is ((y − y₀) / s)²; a bound's is that on the wrong side, and 0 on the right one. A
+law minimizes its misfit Q, their sum. If Q is more than n − k, with n points and k parameters, it
+misses more than the noise explains: then every variance gets the same τ² more, in squared decades,
+such that Q = n − k (Paule & Mandel 1982).
 
-    φ = max(1, Q / (n − k)),
+The 95 % interval of a parameter, or of η at some batch size, is where Q, minimized over all else,
+is at most Q_min + t², t the quantile of Student's distribution. Its degrees of freedom are ν, those
+of the noise, if τ is 0, and n − k if it is large (Satterthwaite 1946): with r the mean of
+(s² + τ²) / s²,
 
-with n batch sizes and k parameters, is by how much the law misses more than the noise explains. The
-95 % interval of a parameter, or of η at some batch size, is where Q, minimized over all else, is at
-most Q_min + φ t², t the quantile of Student's distribution. Its degrees of freedom are those of the
-noise where φ = 1, and n − k where φ is large (Satterthwaite 1946):
+    r² / (1 / ν + (r − 1)² / (n − k)).
 
-    φ² / (1 / ν + (φ − 1)² / (n − k)).
-
-Laws are compared by AICc, with the φ of the law that fits best: Q / φ + 2 k + 2 k (k + 1) / (n − k
-− 1), and weights exp(−AICc / 2), normalized (Burnham & Anderson 2002). Predictions are averaged by
-the weights: an end of their interval is where the laws' tail areas, weighted, are 2.5 % (Turek &
-Fletcher 2012, "Model-averaged Wald confidence intervals"). How often each promise is kept:
-tests/benchmarks/scaling_laws.py.
+Laws are compared by AICc, with the least Q / (n − k) of them as ĉ, if that is above 1: Q / ĉ + 2 k
++ 2 k (k + 1) / (n − k − 1), with Q for τ = 0, and weights exp(−AICc / 2), normalized (Burnham &
+Anderson 2002). Predictions are averaged by the weights: an end of their interval is where the tail
+areas of the laws, weighted, are 2.5 % (Turek & Fletcher 2012, "Model-averaged Wald confidence
+intervals"). How often each promise is kept: tests/benchmarks/scaling_laws.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from ..trial import Array
 from .comparison import ALPHA, CONFIDENCE, Interval
-from .optimum import Optimum
+from .optimum import MANY, Optimum
 
 FEWEST_SIZES = 3  # batch sizes that a law is fitted to
 EXPONENTS = (0.0, 0.5, 1.0)  # that rules of thumb claim
@@ -55,7 +55,6 @@ WIDE = 0.2
 FLAT = 0.05  # deviances that hardly differ
 AVERAGED = 601  # values of y at which tail areas are averaged
 NEGLIGIBLE = 1e-3  # a weight below which a law counts nothing
-MANY = 1e9  # degrees of freedom that stand for infinitely many
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +81,7 @@ class Evidence:
         batch_sizes: Sequence[int],
         y: Sequence[float],
         spread: Sequence[float],
-        freedom: float = math.inf,
+        freedom: float = MANY,
     ) -> Evidence:
         """Points with standard errors, which are above 0."""
         n, at = len(batch_sizes), np.asarray(y, float)
@@ -110,6 +109,19 @@ class Evidence:
             return np.asarray(squares)
         side, bound = self.side[:, None, None], self.y[:, None, None]
         return np.where(side * (bound - y) >= 0, squares, 0.0)
+
+    @cached_property
+    def spread(self) -> Array:
+        """[n] standard error of each point, in decades, to first order."""
+        _, c = self.slope.T
+        vb, vbc, vc = self.variance.T
+        return np.asarray(np.sqrt(vb + 4 * self.y * (vbc + self.y * vc)) / (2 * c))
+
+    def widened(self, scatter: float) -> Evidence:
+        """The same, where each optimum lies off the law by this standard deviation, in decades."""
+        variance = self.variance.copy()
+        variance[:, 0] += (2 * self.slope[:, 1] * scatter) ** 2
+        return replace(self, variance=variance)
 
     def without(self, place: int) -> Evidence:
         """All but one batch size."""
@@ -142,6 +154,27 @@ def evidence_of(optima: Sequence[tuple[int, Optimum]]) -> Evidence:
     side = np.array([{"inside": 0, "above": 1, "below": -1}[one.where] for _, one in known])
     freedom = max((one.freedom for _, one in known), default=0)
     return Evidence(as_points.batch_sizes, slope, variance, side, y, freedom)
+
+
+def evidence_of_edges(edges: Sequence[tuple[int, Interval]]) -> Evidence:
+    """What intervals (largest base LR that trains, smallest that does not) say of the edge.
+
+    By batch size, ascending. In an interval [l, u] of log10 base LR every place is as likely: the
+    edge is at its middle, with a standard error of (u − l) / √12. An end of 0 or inf makes it a
+    bound, with the median standard error. One without any end is left out.
+    """
+    known = [(size, ends) for size, ends in edges if ends != (0.0, math.inf)]
+    with np.errstate(divide="ignore"):
+        low, high = np.log10(np.array([ends for _, ends in known]).reshape(-1, 2).T)
+    side = np.where(np.isinf(high), 1, np.where(np.isinf(low), -1, 0))
+    width = (high - low)[side == 0]
+    usual = float(np.median(width)) if len(width) else math.nan
+    bounds = np.where(side > 0, low, high)
+    with np.errstate(invalid="ignore"):
+        y = np.where(side == 0, (low + high) / 2, bounds)
+        spread = np.where(side == 0, high - low, usual) / math.sqrt(12)
+    points = Evidence.of_points([size for size, _ in known], y.tolist(), spread.tolist())
+    return replace(points, side=side)
 
 
 # --- the laws -------------------------------------------------------------------------------------
@@ -210,7 +243,7 @@ class Surface:
     @property
     def held(self) -> NDArray[np.bool_]:
         """[K, Y] what a 95 % interval may hold, and some more."""
-        return self.table <= self.misfit + MARGIN * self.reach + 1
+        return np.asarray(self.table <= self.misfit + MARGIN * self.reach + 1)
 
     @cached_property
     def shape(self) -> float:
@@ -242,71 +275,110 @@ class Surface:
 
 @dataclass(frozen=True, eq=False)
 class Fit(Surface):
-    """One law, fitted to evidence."""
+    """One law, fitted to evidence.
+
+    scatter  τ, in decades
+    missed   Q for τ = 0
+    """
 
     evidence: Evidence
+    scatter: float
+    missed: float
 
     @property
     def left(self) -> int:
-        """Batch sizes less parameters: degrees of freedom of the misfit; bounds count nothing."""
-        return max(self.evidence.points - self.form.parameters, 0)
+        """n − k: bounds count nothing."""
+        return _left(self.form, self.evidence)
 
-    @cached_property
-    def scale(self) -> float:
-        """φ: by how much the law misses more than the noise explains, squared; at least 1."""
-        return max(1.0, self.misfit / self.left) if self.left else 1.0
+    @property
+    def ratio(self) -> float:
+        """Q / (n − k) for τ = 0: at 1 the law misses as the noise explains; 1 if n = k."""
+        return self.missed / self.left if self.left else 1.0
 
     @cached_property
     def freedom(self) -> float:
         """Degrees of freedom of its intervals."""
-        missed = (self.scale - 1) ** 2 / self.left if self.left else 0.0
-        return self.scale**2 / (1 / self.evidence.freedom + missed)
+        if not self.scatter:
+            return self.evidence.freedom
+        grown = float(np.mean(1 + (self.scatter / self.evidence.spread) ** 2))
+        return grown**2 / (1 / self.evidence.freedom + (grown - 1) ** 2 / self.left)
 
     @property
     def reach(self) -> float:
-        return self.scale * quantile(self.freedom) ** 2
+        return quantile(self.freedom) ** 2
 
     @property
     def fails(self) -> bool:
         """Whether it misses by more than the noise explains, p < ALPHA."""
-        if not self.left:
-            return False
-        freedom = min(self.evidence.freedom, MANY)
-        return bool(scipy.stats.f.sf(self.misfit / self.left, self.left, freedom) < ALPHA)
+        freedom = self.evidence.freedom
+        return bool(self.left and scipy.stats.f.sf(self.ratio, self.left, freedom) < ALPHA)
 
     def tail(self, batch_size: float, y: Array) -> Array:
         """What lies below each y, were η at a batch size distributed as this law says."""
         at, misfit = self.profile(batch_size)
         place = int(misfit.argmin())
-        away = np.sqrt(np.minimum((misfit - misfit[place]) / self.scale, MANY))
+        away = np.sqrt(np.minimum(misfit - misfit[place], MANY))
         signed = np.where(np.arange(len(at)) < place, -away, away)
-        area = scipy.stats.t.cdf(signed, min(self.freedom, MANY))
+        area = scipy.stats.t.cdf(signed, self.freedom)
         return np.interp(y, at, np.maximum.accumulate(area))
 
 
 def fit(form: Form, evidence: Evidence) -> Fit:
     """A law, fitted to at least one batch size."""
+    found = _fit(form, evidence, 0.0)
+    left = _left(form, evidence)
+    if not left or found.misfit <= left:
+        return found
+    scatter = _scatter(form, evidence)
+    return replace(_fit(form, evidence, scatter), missed=found.misfit)
+
+
+def _left(form: Form, evidence: Evidence) -> int:
+    return max(evidence.points - form.parameters, 0)
+
+
+def _fit(form: Form, evidence: Evidence, scatter: float) -> Fit:
     middle = float(evidence.x.mean())
+    widened = evidence.widened(scatter)
 
     def look(shapes: Array, levels: Array) -> Fit:
         moved_nK = form.form(evidence.x[:, None], shapes)
         moved_nK = moved_nK - form.form(np.array([middle]), shapes)
-        misfit_KY = evidence.deviance(moved_nK[..., None] + levels).sum(0)
-        return Fit(form, middle, shapes, levels, misfit_KY, evidence)
+        misfit_KY = widened.deviance(moved_nK[..., None] + levels).sum(0)
+        missed = float(misfit_KY.min())
+        return Fit(form, middle, shapes, levels, misfit_KY, evidence, scatter, missed)
 
     return closer(look, shapes_of(form, evidence.x), levels_around(evidence.y))
+
+
+def _scatter(form: Form, evidence: Evidence) -> float:
+    """τ in decades, by the points alone: with it their squared distances add up to n − k."""
+    points = evidence.side == 0
+    x, y, spread = evidence.x[points], evidence.y[points], evidence.spread[points]
+    off_Kn = y - form.form(x[:, None], shapes_of(form, x)).T
+
+    def missed(scatter: float) -> float:
+        weight = 1 / (spread**2 + scatter**2)
+        level_K = off_Kn @ weight / weight.sum()
+        squares_K = (off_Kn - level_K[:, None]) ** 2 @ weight
+        return float(squares_K.min()) - _left(form, evidence)
+
+    most = float(np.ptp(off_Kn, axis=1).max()) * len(y)
+    if missed(0.0) <= 0:  # the bounds are missed, not the points
+        return 0.0
+    return float(scipy.optimize.brentq(missed, 0.0, most))
 
 
 def shapes_of(form: Form, x: Array) -> Array:
     """What a law's shape may be, given log10 of the batch sizes."""
     if not form.shape:
         return np.zeros(1)
-    ends = (x.min() - BEYOND, x.max() + BEYOND) if form.is_size else POWERS
-    return np.linspace(*ends, COARSE[0])
+    low, high = (x.min() - BEYOND, x.max() + BEYOND) if form.is_size else POWERS
+    return np.linspace(low, high, COARSE[0])
 
 
 def levels_around(y: Array) -> Array:
-    return np.linspace(y.min() - AROUND, y.max() + AROUND, COARSE[1])
+    return np.linspace(float(y.min()) - AROUND, float(y.max()) + AROUND, COARSE[1])
 
 
 S = TypeVar("S", bound=Surface)
@@ -318,8 +390,8 @@ def closer(look: Callable[[Array, Array], S], shapes: Array, levels: Array) -> S
     for _ in range(LOOKS):
         held = found.held
         if len(shapes) > 1:
-            shapes = _around(found.shapes, held.any(1), FINE[0])
-        levels = _around(found.levels, held.any(0), FINE[1])
+            shapes = _around(found.shapes, np.any(held, axis=1), FINE[0])
+        levels = _around(found.levels, np.any(held, axis=0), FINE[1])
         found = look(shapes, levels)
         if held.any(0).mean() > WIDE:
             break
@@ -388,7 +460,7 @@ class Compared:
 
     def predict(self, batch_size: float) -> Prediction:
         """The base LR at a batch size, averaged over the laws."""
-        y, (low, high) = self._averaged(batch_size)
+        y, (low, high) = self.averaged(batch_size)
         sizes = self.evidence.batch_sizes
         return Prediction(
             batch_size,
@@ -398,7 +470,7 @@ class Compared:
             tuple((fit.form.name, weight) for fit, weight in self.used),
         )
 
-    def _averaged(self, batch_size: float) -> tuple[float, Interval]:
+    def averaged(self, batch_size: float) -> tuple[float, Interval]:
         """y at a batch size and its interval, by the weighted tail areas of the laws."""
         used = self.used
         if len(used) == 1:
@@ -406,7 +478,7 @@ class Compared:
         profiles = [fit.profile(batch_size)[0] for fit, _ in used]
         y = np.linspace(min(at[0] for at in profiles), max(at[-1] for at in profiles), AVERAGED)
         total = sum(weight for _, weight in used)
-        area = sum(weight / total * fit.tail(batch_size, y) for fit, weight in used)
+        area = np.sum([weight / total * fit.tail(batch_size, y) for fit, weight in used], axis=0)
         tail = (1 - CONFIDENCE) / 2
         low, middle, high = np.interp([tail, 0.5, 1 - tail], area, y)
         ends = low if area[0] <= tail else -math.inf, high if area[-1] >= 1 - tail else math.inf
@@ -422,9 +494,9 @@ def compare(evidence: Evidence) -> Compared:
 def _weights(fits: Sequence[Fit], n: int) -> tuple[float, ...]:
     if n - max(fit.form.parameters for fit in fits) - 1 <= 0:
         return (math.nan,) * len(fits)
-    scale = min(fit.scale for fit in fits)
+    scale = max(1.0, min(fit.ratio for fit in fits))
     k = np.array([fit.form.parameters for fit in fits])
-    misfits = np.array([fit.misfit for fit in fits])
+    misfits = np.array([fit.missed for fit in fits])
     criterion = misfits / scale + 2 * k + 2 * k * (k + 1) / (n - k - 1)
     weights = np.exp((criterion.min() - criterion) / 2)
     return tuple(float(weight) for weight in weights / weights.sum())
@@ -454,11 +526,11 @@ class LeftOut:
         return abs(self.miss) > self.reach
 
 
-def leave_one_out(evidence: Evidence, spreads: Sequence[float]) -> list[LeftOut]:
+def leave_one_out(evidence: Evidence) -> list[LeftOut]:
     """Each batch size with a point, from all others: of each law, and of all, averaged.
 
-    `spreads` are the standard errors of y. Empty unless the others have two points at least. Where
-    laws cannot be compared, only the power law predicts.
+    Empty unless the others have two points at least. Where laws cannot be compared, the power law
+    alone predicts.
     """
     found = []
     for place in np.flatnonzero(evidence.side == 0).tolist():
@@ -467,19 +539,19 @@ def leave_one_out(evidence: Evidence, spreads: Sequence[float]) -> list[LeftOut]
             continue
         compared = compare(others)
         size, y = evidence.batch_sizes[place], float(evidence.y[place])
-        own = quantile(evidence.freedom) * spreads[place]
-        best = min(fit.scale for fit, _ in compared.used)
-        predictions = {"averaged": (compared._averaged(size), best)}
+        own, t = float(evidence.spread[place]), quantile(evidence.freedom)
+        best = min(fit.scatter for fit, _ in compared.used)
+        predictions = {"averaged": (compared.averaged(size), best)}
         for law in compared.fits if compared.are_comparable else [compared.power]:
-            predictions[law.form.name] = (law.predicted(size), law.scale)
-        for name, ((at, ends), scale) in predictions.items():
+            predictions[law.form.name] = (law.predicted(size), law.scatter)
+        for name, ((at, ends), scatter) in predictions.items():
             side = ends[1] - at if y > at else at - ends[0]
-            reach = math.hypot(side, math.sqrt(scale) * own)
+            reach = math.hypot(side, t * own, t * scatter)
             found.append(LeftOut(size, name, power_of_ten(at), power_of_ten(y), y - at, reach))
     return found
 
 
-def _around(values: Array, held: Array, count: int) -> Array:
+def _around(values: Array, held: NDArray[np.bool_], count: int) -> Array:
     """A finer grid of the values that are held, and the next ones."""
     places = np.flatnonzero(held)
     low, high = max(places[0] - 1, 0), min(places[-1] + 1, len(values) - 1)
@@ -512,7 +584,7 @@ def _crossing(values: Array, over: Array, place: int, step: int) -> float:
 
 def quantile(freedom: float) -> float:
     """Of Student's distribution, for a 95 % interval."""
-    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, min(freedom, MANY)))
+    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def power_of_ten(y: float) -> float:

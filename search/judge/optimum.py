@@ -33,12 +33,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 import scipy
+from numpy.typing import ArrayLike
 
 from ..trial import Array, Trial
 from ..words import readable
@@ -49,7 +50,8 @@ REACHES = (0.75, 1.0, 1.25, 1.5)  # decades on either side of the optimum
 FEWEST = 5  # base LRs that a curve rests on
 ROUNDS = 8  # of fitting around the last optimum; most stand still after three
 BENDS = 2.0  # standard errors that the curvature of a curve is above 0
-EXACT = 1e-6  # of the range of the values: noise below it is rounding
+MANY = 1e6  # degrees of freedom that stand for infinitely many
+EXACT, ROUNDING = 1e-6, 1e-12  # of the range of values, and of values: less noise is rounding
 
 # inside: of the base LRs that train. below, above: it lies at or beyond their lower, upper end, so
 # base_lr is a bound. unknown: fewer than five of them, or no smooth curve has a minimum there
@@ -209,12 +211,13 @@ def _near(x: Array, at: float, reach: float) -> Array:
 
 
 def _quadratic(x: Array, y: Array, weight: Array, at: float, ends: Interval) -> _Curve:
-    design = np.vander(x - at, 3, increasing=True)
-    inverse = np.linalg.pinv(design.T @ (weight[:, None] * design))
+    design: Array = np.vander(x - at, 3, increasing=True)
+    inverse: Array = np.asarray(np.linalg.inv(design.T @ (weight[:, None] * design)), float)
     beta = inverse @ (design.T @ (weight * y))
     freedom = len(x) - 3
     squares = float((weight * (y - design @ beta) ** 2).sum())
-    variance = max(squares / freedom, (EXACT * float(np.ptp(y))) ** 2, np.finfo(float).tiny)
+    rounding = EXACT * float(np.ptp(y)) + ROUNDING * float(np.abs(y).max())
+    variance = max(squares / freedom, rounding**2, np.finfo(float).tiny)
     return _Curve(at, beta, inverse, variance, freedom, len(x), np.empty(0), *ends)
 
 
@@ -230,11 +233,7 @@ def _with_seeds(curve: _Curve, own: Sequence[Measured]) -> _Curve:
     lowest = curve.lowest - curve.at
     off = betas - betas.mean(1, keepdims=True)
     between = -(off[1] + 2 * lowest * off[2]) / (2 * curve.beta[2])
-    ends = curve.low, curve.high
-    return _Curve(
-        curve.at, curve.beta, curve.inverse, curve.variance, curve.freedom, curve.base_lrs,
-        between, *ends
-    )  # fmt: skip
+    return replace(curve, between=between)
 
 
 # --- its noise ------------------------------------------------------------------------------------
@@ -244,16 +243,21 @@ def _moderated(curves: Sequence[_Curve]) -> Array:
     """The variance of each curve, drawn towards what they have in common (Smyth 2004)."""
     variance = np.array([curve.variance for curve in curves])
     freedom = np.array([curve.freedom for curve in curves], float)
-    psi, trigamma = scipy.special.digamma, lambda at: scipy.special.polygamma(1, at)
-    logs = np.log(variance) - psi(freedom / 2) + np.log(freedom / 2)
+    logs = np.log(variance) - scipy.special.digamma(freedom / 2) + np.log(freedom / 2)
     if len(curves) < 2:
         return variance
-    excess = float(np.var(logs, ddof=1) - trigamma(freedom / 2).mean())
-    if excess <= trigamma(1e6):
+    excess = float(np.var(logs, ddof=1) - _trigamma(freedom / 2).mean())
+    if excess <= _trigamma(MANY):
         return np.full(len(curves), np.average(variance, weights=freedom))
-    prior = 2 * float(scipy.optimize.brentq(lambda at: trigamma(at) - excess, 1e-6, 1e6))
-    common = math.exp(float(logs.mean()) + psi(prior / 2) - math.log(prior / 2))
+    prior = 2 * float(scipy.optimize.brentq(lambda at: _trigamma(at) - excess, 1 / MANY, MANY))
+    common = math.exp(
+        float(logs.mean()) + float(scipy.special.digamma(prior / 2)) - math.log(prior / 2)
+    )
     return np.asarray((prior * common + freedom * variance) / (prior + freedom))
+
+
+def _trigamma(at: ArrayLike) -> Array:
+    return np.asarray(scipy.special.polygamma(1, at))
 
 
 def _between_seeds(curves: Sequence[_Curve], variances: Array) -> float:
