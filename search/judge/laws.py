@@ -19,9 +19,15 @@ of the noise, if τ is 0, and n − k if it is large (Satterthwaite 1946): with 
 
     r² / (1 / ν + (r − 1)² / (n − k)).
 
-Laws are compared by AICc, with the least Q / (n − k) of them as ĉ, if that is above 1: Q / ĉ + 2 k
-+ 2 k (k + 1) / (n − k − 1), with Q for τ = 0, and weights exp(−AICc / 2), normalized (Burnham &
-Anderson 2002). Predictions are averaged by the weights: an end of their interval is where the tail
+Laws are compared by AICc, Q / ĉ + 2 k + 2 K (K + 1) / (m − K − 1), with Q for τ = 0, ĉ the least Q /
+(n − k) of them, if that is above 1, and K = k + 1, as the variance is estimated, too. With few batch
+sizes the correction decides, so it counts what the variance is known from: m − k are the degrees of
+freedom above, those of the law that fits best. Weights are exp(−AICc / 2), normalized (Burnham &
+Anderson 2002). There are none unless n > k for all laws and m > K + 1. One law is claimed if its
+weight is CLAIMED and it does not miss by more than the noise explains; the constant, which has the
+fewest parameters, only if the power law's exponent is shown to be nearer to 0 than to ±½.
+
+Predictions are averaged by the weights: an end of their interval is where the tail
 areas of the laws, weighted, are 2.5 % (Turek & Fletcher 2012, "Model-averaged Wald confidence
 intervals"). How often each promise is kept: tests/benchmarks/scaling_laws.py.
 """
@@ -45,10 +51,11 @@ from .optimum import MANY, Optimum
 FEWEST_SIZES = 3  # batch sizes that a law is fitted to
 EXPONENTS = (0.0, 0.5, 1.0)  # that rules of thumb claim
 CLAIMED = 0.95  # weight from which one law is said to hold
+NEAR_CONSTANT = 0.25  # exponents nearer to 0 than to ½
 POWERS = (-2.0, 3.0)  # exponents that are tried
 BEYOND = 2.0  # decades beyond the batch sizes, in which a knee is looked for
 AROUND = 2.0  # decades around the measured base LRs, in which a law may lie
-COARSE, FINE = (61, 101), (61, 121)  # shapes and base LRs that a fit looks at, at first and then
+COARSE, FINE = (41, 81), (41, 81)  # shapes and base LRs that a fit looks at, at first and then
 MARGIN = 1.3  # of what an interval holds, that the next look sees
 LOOKS = 3  # at most, each closer, until what is held fills WIDE of the base LRs
 WIDE = 0.2
@@ -143,7 +150,7 @@ def evidence_of(optima: Sequence[tuple[int, Optimum]]) -> Evidence:
     A bound without a spread of its own has the median one of the points.
     """
     known = [(size, one) for size, one in optima if one.where != "unknown"]
-    spreads = [one.spread for _, one in known if one.where == "inside"]
+    spreads = [one.spread for _, one in known if one.where in ("inside", "cliff")]
     usual = float(np.median(spreads)) if spreads else math.nan
     y = np.log10([one.base_lr for _, one in known])
     points = np.array([one.where == "inside" for _, one in known], bool)
@@ -151,7 +158,7 @@ def evidence_of(optima: Sequence[tuple[int, Optimum]]) -> Evidence:
     as_points = Evidence.of_points([size for size, _ in known], y.tolist(), own)
     slope = np.where(points[:, None], [one.slope for _, one in known], as_points.slope)
     variance = np.where(points[:, None], [one.variance for _, one in known], as_points.variance)
-    side = np.array([{"inside": 0, "above": 1, "below": -1}[one.where] for _, one in known])
+    side = np.array([{"above": 1, "below": -1}.get(one.where, 0) for _, one in known])
     freedom = max((one.freedom for _, one in known), default=0)
     return Evidence(as_points.batch_sizes, slope, variance, side, y, freedom)
 
@@ -454,9 +461,13 @@ class Compared:
     @property
     def claimed(self) -> Form | None:
         """The law that holds, if its weight leaves the others next to nothing, and it fits."""
-        best = int(np.nanargmax(self.weights)) if self.are_comparable else 0
-        sure = self.are_comparable and self.weights[best] >= CLAIMED
-        return self.fits[best].form if sure and not self.fits[best].fails else None
+        if not self.are_comparable:
+            return None
+        best = int(np.argmax(self.weights))
+        if self.weights[best] < CLAIMED or self.fits[best].fails:
+            return None
+        form, (low, high) = self.fits[best].form, self.power.interval
+        return None if form is CONSTANT and max(-low, high) >= NEAR_CONSTANT else form
 
     def predict(self, batch_size: float) -> Prediction:
         """The base LR at a batch size, averaged over the laws."""
@@ -492,12 +503,14 @@ def compare(evidence: Evidence) -> Compared:
 
 
 def _weights(fits: Sequence[Fit], n: int) -> tuple[float, ...]:
-    if n - max(fit.form.parameters for fit in fits) - 1 <= 0:
-        return (math.nan,) * len(fits)
-    scale = max(1.0, min(fit.ratio for fit in fits))
+    best = min(fits, key=lambda fit: fit.ratio)
     k = np.array([fit.form.parameters for fit in fits])
+    m = best.freedom + best.form.parameters
+    if n <= k.max() or m <= k.max() + 2:
+        return (math.nan,) * len(fits)
     misfits = np.array([fit.missed for fit in fits])
-    criterion = misfits / scale + 2 * k + 2 * k * (k + 1) / (n - k - 1)
+    penalty = 2 * k + 2 * (k + 1) * (k + 2) / (m - k - 2)
+    criterion = misfits / max(1.0, best.ratio) + penalty
     weights = np.exp((criterion.min() - criterion) / 2)
     return tuple(float(weight) for weight in weights / weights.sum())
 

@@ -7,11 +7,13 @@ point of a quadratic in x = log10 base LR,
 
     y = a + b (x − x₀) + c (x − x₀)²,
 
-fitted by least squares to all feasible base LRs within REACH decades of it, five or more. Each
-counts by its number of trainings; other hyperparameters that differ are averaged over. The fit is
-repeated around its own optimum until it stands still. REACH is the smallest of REACHES at which as
-many batch sizes as possible show a curve that bends; it is the same for all of them, since the
-curve is steeper above the optimum than below, which moves the optimum of every fit by as much.
+fitted by least squares to the feasible base LRs within REACH decades of it, at least five, whose
+value is not worse than the best by more than a tenth of what that learned: no quadratic follows a
+cliff. Each counts by its number of trainings; other hyperparameters that differ are averaged over.
+The fit is repeated around its own optimum until it stands still. REACH is the smallest of REACHES
+at which as many batch sizes as possible show a curve that bends. It is the same for all of them: a
+curve is steeper above the optimum than below, which moves the optimum of every fit down, by as
+much where the reach is as wide.
 
 What an x says against being the optimum is the slope of the curve there, in standard errors,
 
@@ -26,7 +28,9 @@ empirical Bayes methods for assessing differential expression"). What all base L
 common moves the optimum and is no residual: where seeds differ in their optima by more than the
 residuals say, their difference counts.
 
-At an end of the base LRs that train, the optimum is a bound: it lies there or beyond.
+Where the curve falls to an end of these base LRs, the optimum lies between that and the next one
+that was tried, every place as likely: the cliff limits it. If none was tried beyond, that end is a
+bound.
 """
 
 from __future__ import annotations
@@ -41,21 +45,24 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
-from ..trial import Array, Trial
+from ..trial import Array, Trial, cost
 from ..words import readable
 from .analysis import has_value, repetitions
 from .comparison import CONFIDENCE, Interval
 
 REACHES = (0.75, 1.0, 1.25, 1.5)  # decades on either side of the optimum
+# of what the best one learns, beyond which a base LR is on a cliff or has hardly begun
+WORSE = 0.1
 FEWEST = 5  # base LRs that a curve rests on
 ROUNDS = 8  # of fitting around the last optimum; most stand still after three
 BENDS = 2.0  # standard errors that the curvature of a curve is above 0
 MANY = 1e6  # degrees of freedom that stand for infinitely many
 EXACT, ROUNDING = 1e-6, 1e-12  # of the range of values, and of values: less noise is rounding
 
-# inside: of the base LRs that train. below, above: it lies at or beyond their lower, upper end, so
-# base_lr is a bound. unknown: fewer than five of them, or no smooth curve has a minimum there
-Where = Literal["inside", "below", "above", "unknown"]
+# inside: of the base LRs that train well. cliff: between one that does and the next, which does
+# not. below, above: at or beyond the lowest, highest that was tried, so base_lr is a bound.
+# unknown: fewer than five train, or their values are flat
+Where = Literal["inside", "cliff", "below", "above", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -89,10 +96,11 @@ class Optimum:
 
 @dataclass(frozen=True)
 class Measured:
-    """The mean value of one configuration: a cost, lower is better, and its values by seed."""
+    """What one configuration is worth: costs by seed, lower is better, and that before training."""
 
     base_lr: float
     costs: Mapping[int, float]
+    untrained: float = math.nan
 
     @property
     def mean(self) -> float:
@@ -138,17 +146,31 @@ def configurations(trials: Sequence[Trial]) -> list[Measured]:
 
     One that fails with any seed is left out: a base LR that trains only with luck is no optimum.
     """
+    feasible = [own for own in repetitions(trials) if all(map(has_value, own))]
     return [
-        Measured(own[0].point.base_lr, {trial.point.seed: trial.cost for trial in own})
-        for own in repetitions(trials)
-        if all(map(has_value, own))
+        Measured(
+            own[0].point.base_lr,
+            {trial.point.seed: trial.cost for trial in own},
+            fmean(_untrained(trial) for trial in own),
+        )
+        for own in feasible
     ]
 
 
-def find_optima(measured: Mapping[int, Sequence[Measured]]) -> dict[int, Optimum]:
-    """The optimum at each batch size, from the feasible configurations of one optimizer."""
+def _untrained(trial: Trial) -> float:
+    known = math.isfinite(trial.initial_value)
+    return cost(trial.initial_value, trial.maximize) if known else math.nan
+
+
+def find_optima(
+    measured: Mapping[int, Sequence[Measured]], tried: Mapping[int, Sequence[float]] | None = None
+) -> dict[int, Optimum]:
+    """The optimum at each batch size, from the feasible configurations of one optimizer.
+
+    `tried` are all base LRs that were tried, feasible or not.
+    """
     optima = {size: _too_few(own) for size, own in measured.items()}
-    enough = {size: own for size, own in measured.items() if not optima[size].note}
+    enough = {size: _good(own) for size, own in measured.items() if not optima[size].note}
     fitted = _with_common_reach(enough)
     if not fitted:
         return optima
@@ -157,6 +179,8 @@ def find_optima(measured: Mapping[int, Sequence[Measured]]) -> dict[int, Optimum
     freedom = sum(curve.freedom for curve in fitted.values())
     for (size, curve), variance in zip(fitted.items(), variances, strict=True):
         optima[size] = _optimum(curve, variance * inflation, freedom)
+        if tried and optima[size].where in ("above", "below"):
+            optima[size] = _at_cliff(optima[size], tried[size])
     return optima
 
 
@@ -167,6 +191,19 @@ def _too_few(own: Sequence[Measured]) -> Optimum:
     few = f"{rates} base LRs train" if rates != 1 else "one base LR trains"
     note = f"{few if rates else 'no base LR trains'}, and a smooth curve needs {FEWEST}"
     return Optimum("unknown", base_lrs=rates, note=note)
+
+
+def _good(own: Sequence[Measured]) -> list[Measured]:
+    """Those that learn nearly what the best does; the best at FEWEST base LRs at least."""
+    ranking = sorted(own, key=lambda one: (one.mean, one.base_lr))
+    best, untrained = ranking[0].mean, fmean(one.untrained for one in own)
+    limit = math.inf if math.isnan(untrained) else best + WORSE * max(untrained - best, 0.0)
+    good: list[Measured] = []
+    for one in ranking:
+        if one.mean > limit and len({other.base_lr for other in good}) >= FEWEST:
+            break
+        good.append(one)
+    return good
 
 
 # --- the curve ------------------------------------------------------------------------------------
@@ -266,16 +303,18 @@ def _between_seeds(curves: Sequence[_Curve], variances: Array) -> float:
     At least 1: where they differ less, it is residuals that seeds have in common.
     """
     shown = [
-        float(curve.between.var(ddof=1)) / len(curve.between) / _spread(curve, variance) ** 2
+        float(curve.between.var(ddof=1))
+        / len(curve.between)
+        / _spread(curve, variance, curve.lowest) ** 2
         for curve, variance in zip(curves, variances, strict=True)
         if len(curve.between)
     ]
     return max(1.0, fmean(shown)) if shown else 1.0
 
 
-def _spread(curve: _Curve, variance: float) -> float:
-    """The standard error of the optimum to first order, in decades."""
-    gradient = np.array([1.0, 2 * (curve.lowest - curve.at)]) / (2 * curve.beta[2])
+def _spread(curve: _Curve, variance: float, lowest: float) -> float:
+    """The standard error of an optimum to first order, in decades."""
+    gradient = np.array([1.0, 2 * (lowest - curve.at)]) / (2 * curve.beta[2])
     return math.sqrt(float(gradient @ (variance * curve.inverse[1:, 1:]) @ gradient))
 
 
@@ -287,7 +326,7 @@ def _optimum(curve: _Curve, variance: float, freedom: int) -> Optimum:
     if where == "unknown":
         note = "the values are flat: no smooth curve through them has a best point"
         return Optimum(where, base_lrs=curve.base_lrs, freedom=freedom, note=note)
-    spread = _spread(curve, variance) if curve.beta[2] > 0 else math.inf
+    spread = _spread(curve, variance, lowest) if curve.beta[2] > 0 else math.inf
     found: dict[str, Any] = {
         "base_lr": 10**lowest,
         "spread": spread,
@@ -297,7 +336,7 @@ def _optimum(curve: _Curve, variance: float, freedom: int) -> Optimum:
     }
     if where != "inside":
         side = "highest" if where == "above" else "lowest"
-        note = f"the {side} base LR that trains, {readable(10**lowest)}, is best: a bound"
+        note = f"the {side} base LR that trains well, {readable(10**lowest)}, is best: a bound"
         interval = (10**lowest, math.inf) if where == "above" else (0.0, 10**lowest)
         return Optimum(where, interval=interval, note=note, **found)
     slope, covariance = _slope(curve, variance)
@@ -320,6 +359,29 @@ def _place(curve: _Curve, variance: float) -> tuple[Where, float]:
     if curve.beta[2] <= 0 and falls <= BENDS * noise:
         return "unknown", math.nan
     return where, end
+
+
+def _at_cliff(bound: Optimum, tried: Sequence[float]) -> Optimum:
+    """The optimum between a bound and the next base LR beyond it, if there is one."""
+    last = bound.base_lr
+    if bound.where == "above":
+        beside = min((rate for rate in tried if rate > last * (1 + EXACT)), default=None)
+    else:
+        beside = max((rate for rate in tried if rate < last * (1 - EXACT)), default=None)
+    if beside is None:
+        return bound
+    low, high = sorted((last, beside))
+    width = math.log10(high / low) / math.sqrt(12)
+    spread = math.hypot(width, bound.spread) if math.isfinite(bound.spread) else width
+    return replace(
+        bound,
+        where="cliff",
+        base_lr=math.sqrt(low * high),
+        interval=(low, high),
+        spread=spread,
+        note=f"{readable(last)} is best, and beside it {readable(beside)} does not train well: the "
+        "optimum lies between them",
+    )
 
 
 def _value(curve: _Curve, variance: float, lowest: float) -> dict[str, float]:

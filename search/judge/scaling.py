@@ -255,7 +255,10 @@ def _scaling(
     target: float | None,
     predict: Sequence[int],
 ) -> Scaling:
-    optima = find_optima({size: configurations(own) for size, own in trials.items()})
+    optima = find_optima(
+        {size: configurations(own) for size, own in trials.items()},
+        {size: [one.base_lr for one in tries(own)] for size, own in trials.items()},
+    )
     sizes = tuple(
         _at_batch_size(size, own, optima[size], scientific) for size, own in trials.items()
     )
@@ -407,7 +410,7 @@ def _settles(scaling: Scaling) -> str:
     evidence = compared.evidence
     if compared.power.fails:
         return f"{cannot}: no power law holds, and more trainings would not tell"
-    points = [one for one in scaling.sizes if one.optimum.where == "inside"]
+    points = [one for one in scaling.sizes if one.optimum.where in ("inside", "cliff")]
     # of one training, if what is known of an optimum grows with their number
     sigma = math.sqrt(
         float(np.median([one.optimum.base_lrs * one.optimum.spread**2 for one in points]))
@@ -433,8 +436,8 @@ def _notes(
         notes.append(f"{len(sizes)} batch sizes show a ratio at most: a law needs {FEWEST_SIZES}")
     elif compared is not None and not compared.are_comparable:
         notes.append(
-            f"laws are not compared: AICc of two parameters needs four optima, {FEWEST_SIZES} or "
-            "fewer are known; predictions rest on the power law"
+            f"laws are not compared: AICc needs the optima of {FEWEST_SIZES} batch sizes, with "
+            "degrees of freedom left; predictions rest on the power law"
         )
     notes += [f"B = {one.batch_size}: {one.optimum.note}" for one in sizes if one.optimum.note]
     if any(one.summary.seeds == 1 for one in sizes):
