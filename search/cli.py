@@ -301,6 +301,11 @@ def _say_loading() -> None:
         LOG.info("loading torch …")
 
 
+def _say_trying(studies: Sequence[Study]) -> None:
+    """What comes next imports workloads and takes their first batches."""
+    LOG.info("trying the workload of %s …", ", ".join(study.name for study in studies))
+
+
 def _run(options: argparse.Namespace) -> int:
     _say_loading()
     from .run import run_studies
@@ -309,6 +314,7 @@ def _run(options: argparse.Namespace) -> int:
     studies = [_load_study(path) for path in options.studies]
     if options.dry_run:
         return _dry_run(studies, options)
+    _say_trying(studies)
     files = {study.name: path for study, path in zip(studies, options.studies, strict=True)}
     shown: list[_Shown] = []
     with _pool(options, studies) as pool:
@@ -495,6 +501,7 @@ def _diagnose(options: argparse.Namespace) -> int:
     _quiet_optuna()
     study = _load_study(options.study)
     refuse_undiagnosable(study)
+    _say_trying([study])
     check_studies([study])
     if not options.quiet or options.dry_run:
         plan = plan_of(study, options.seeds)

@@ -120,7 +120,7 @@ def test_check_names_a_wrong_workload_as_run_does(workload, arguments, message, 
     assert error.startswith("error: small: workload: ")
     assert message in error
     assert main(["run", str(path), *results]) == 2
-    assert capsys.readouterr().err == error
+    assert capsys.readouterr().err == f"trying the workload of small …\n{error}"
 
 
 def test_check_warns_of_a_broken_rule_after_the_plan_and_ends_with_0(tmp_path, capsys):

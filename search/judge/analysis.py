@@ -19,9 +19,10 @@ from typing import Any, Literal, TypeAlias
 
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..trial import Group, Point, Trial, cost, group_of
-from ..words import in_order, readable
+from ..words import FAR, in_order, readable
 from .comparison import Interval
 from .plateau import GOOD_REGION, NOWHERE, Noise, Runs, find_plateau, headroom_base, is_basin
+from .sensitivity import usable_range
 
 EDGE_HEADROOM = 4.0  # R6; playbook section E: near 1-4, the best base LR sits on the edge
 # trials above what is as good: one alone shows no edge, which is random
@@ -104,6 +105,8 @@ class GroupSummary:
     best_step, point   of its best seed
     seeds              the most that any configuration has
     noise              between runs
+    usable             the lowest and the highest base LR around the best that lose less than 5 % of
+                       what it learned (`sensitivity`); (nan, nan) if that is not known
     diagnosed_with     seeds of the diagnosis that lr_star, the edge and the verdict are of; 0: none
     """
 
@@ -127,6 +130,7 @@ class GroupSummary:
     maximize: bool
     verdict: GroupVerdict
     noise: Noise
+    usable: Interval
     diagnosed_with: int = 0
 
     def __repr__(self) -> str:
@@ -149,6 +153,13 @@ class GroupSummary:
     def is_basin(self) -> bool:
         """Whether base LRs that are as good span more than a decade."""
         return is_basin(self.as_good)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the best lies so far below the edge that headroom says less than the range that
+        is usable, of more than a decade.
+        """
+        return FAR < self.headroom < math.inf and is_basin(self.usable)
 
     @property
     def cost(self) -> float:
@@ -178,7 +189,7 @@ class GroupSummary:
         """
         values = asdict(self)
         group = values.pop("group")
-        del values["noise"]
+        del values["noise"], values["usable"]
         values["point"] = self.point.record() if self.point else None
         if self.seeds == 1:
             del values["seeds"], values["best_values"], values["unstable_trials"]
@@ -406,6 +417,7 @@ def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
         good_region=len(good_region),
         seeds=most_seeds,
         maximize=maximize,
+        usable=usable_range(trials),
         verdict=_group_verdict(star, edge[1], trials),
     )
 

@@ -9,10 +9,11 @@ better.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from ..trial import Trial, cost
+from ..words import readable
 
 TOLERANCE = 0.05  # of what the best base LR learned: a value as close to its value is as good
 
@@ -28,6 +29,31 @@ def usable_decades(trials: Iterable[Trial]) -> float:
     if not worth:
         return math.nan
     rates = sorted(worth)
+    low, high = _usable(rates, worth, start)
+    left = math.sqrt(rates[low] * rates[low - 1]) if low > 0 else rates[low]
+    right = math.sqrt(rates[high] * rates[high + 1]) if high < len(rates) - 1 else rates[high]
+    return math.log10(right / left)
+
+
+def usable_range(trials: Iterable[Trial]) -> tuple[float, float]:
+    """The lowest and the highest base LR tried that are usable; (nan, nan) without trials."""
+    worth, start = _by_base_lr(trials)
+    if not worth:
+        return math.nan, math.nan
+    rates = sorted(worth)
+    low, high = _usable(rates, worth, start)
+    return rates[low], rates[high]
+
+
+def usable_in_words(usable: tuple[float, float]) -> str:
+    """Where the loss is flat, which says more than how far the edge is above a lucky best."""
+    low, high = usable
+    share = f"{100 * TOLERANCE:g} %"
+    return f"flat from {readable(low)} to {readable(high)}, within {share} of what is learned"
+
+
+def _usable(rates: Sequence[float], worth: Mapping[float, float], start: float) -> tuple[int, int]:
+    """The places of the first and the last base LR around the best that are within TOLERANCE."""
     best = min(worth.values())
     limit = best + TOLERANCE * (start - best)
     at = rates.index(min(rates, key=lambda rate: worth[rate]))
@@ -36,9 +62,7 @@ def usable_decades(trials: Iterable[Trial]) -> float:
         low -= 1
     while high < len(rates) - 1 and worth[rates[high + 1]] <= limit:
         high += 1
-    left = math.sqrt(rates[low] * rates[low - 1]) if low > 0 else rates[low]
-    right = math.sqrt(rates[high] * rates[high + 1]) if high < len(rates) - 1 else rates[high]
-    return math.log10(right / left)
+    return low, high
 
 
 def lr_sensitivity(trials: Iterable[Trial]) -> float:

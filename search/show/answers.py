@@ -11,6 +11,7 @@ from typing import Any
 from ..judge.analysis import GroupVerdict, varied_names
 from ..judge.answer import Answer
 from ..judge.diagnosis import GroupDiagnosis, Remedy
+from ..judge.sensitivity import usable_in_words
 from ..store.results import Results
 from ..trial import Point
 from ..words import headroom_in_words, readable
@@ -118,6 +119,8 @@ def edge_in_words(answer: Answer) -> str:
         f"training breaks between base_lr {readable(low)} and {readable(high)}, "
         f"{headroom_in_words(row.headroom)} {base}"
     )
+    if row.is_flat:
+        breaks += f", {usable_in_words(row.usable)}"
     match answer.verdict:
         case "stable":
             return f"Stable: {breaks}."

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored import UNTRAINED, diverged, feasible
 
-from tunewright.search.judge.sensitivity import TOLERANCE, lr_sensitivity, usable_decades
+from tunewright.search.judge.sensitivity import (
+    TOLERANCE,
+    lr_sensitivity,
+    usable_decades,
+    usable_in_words,
+    usable_range,
+)
 from tunewright.search.trial import Trial
 
 # UNTRAINED is 0.9: of a best value 0.1 the tolerance is 0.05 × 0.8 = 0.04, so that 0.14 is as good.
@@ -52,9 +58,16 @@ def test_usable_base_lrs_end_at_the_first_that_is_not():
     assert usable_decades(beyond) == pytest.approx(1.0)
 
 
+def test_usable_base_lrs_are_those_that_were_tried():
+    assert usable_range(WIDE) == (0.1, 1.0)
+    assert usable_range([*PEAK, feasible(3, 10.0, 0.1)]) == (0.1, 0.1)
+    assert usable_in_words((0.1, 1.0)) == "flat from 0.1 to 1, within 5 % of what is learned"
+
+
 def test_without_trials_or_where_nothing_learns_there_is_no_number():
     nothing = [diverged(0, 0.1, 5), diverged(1, 1.0, 5)]
     assert math.isnan(usable_decades([]))
+    assert all(map(math.isnan, usable_range([])))
     assert math.isnan(lr_sensitivity([]))
     assert math.isnan(lr_sensitivity(nothing))
 

@@ -91,6 +91,15 @@ def test_a_sentence_says_where_training_breaks(
     assert words in sentence(tmp_path, [*SWEEP, trial(9, infeasible, 2.3, "diverged")])
 
 
+def test_a_best_far_below_the_edge_on_a_flat_is_told_as_a_flat(tmp_path: Path) -> None:
+    """A lucky best at the lower end: how far the edge is above it says little."""
+    flat = [trial(i, 0.003 * 2**i, 0.083 + 0.004 * i) for i in range(9)]
+    text = sentence(
+        tmp_path, [*flat, trial(9, 1.0, 2.3, "diverged"), trial(10, 2.0, 2.3, "diverged")]
+    )
+    assert "over 100 × the best, flat from 0.003 to 0.768, within 5 % of what is learned." in text
+
+
 def test_a_mean_over_seeds_has_its_range_and_what_is_off_is_said_so(tmp_path: Path) -> None:
     again = [replace(one, point=replace(one.point, number=9, seed=1)) for one in SWEEP]
     seeds = [*SWEEP, *(replace(one, best_value=one.best_value + 0.002) for one in again)]

@@ -21,6 +21,7 @@ from ...judge.analysis import (
 from ...judge.comparison import Interval
 from ...judge.isolation import Bucket, isolate
 from ...judge.plateau import NOWHERE
+from ...judge.sensitivity import usable_in_words
 from ...trial import Group, Trial
 from ...words import headroom_in_words, in_order, readable
 from .arrange import settled
@@ -304,6 +305,8 @@ def told_of(row: GroupSummary) -> Told:
         words = f"{star}, headroom {headroom_in_words(row.headroom)} the basin's end"
     else:
         words = f"{star}, headroom {headroom_in_words(row.headroom)}"
+    if row.is_flat:
+        words += f", {usable_in_words(row.usable)}"
     return Told(row.lr_star, row.as_good, words)
 
 
