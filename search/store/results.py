@@ -15,6 +15,7 @@ from ..judge.analysis import GroupSummary, group_trials, is_rankable, summarize
 from ..judge.answer import Answer, answers, with_diagnosis
 from ..judge.comparison import ALPHA, Comparison
 from ..judge.diagnosis import Diagnosis
+from ..judge.scaled import ScalingReport
 from ..markup import html_table
 from ..study.study import Study
 from ..trial import Trial
@@ -26,6 +27,7 @@ from .storage import Store, open_store, read_trials
 
 COMPARISON_FILE = "comparison.json"
 DIAGNOSIS_FILE = "diagnosis.json"
+SCALING_FILE = "scaling.json"
 
 _Record = TypeVar("_Record")
 
@@ -38,7 +40,7 @@ class Results:
     therefore holds one study's results at a time.
 
     trials       finished, by batch size and number, as seen beside one another (`read_trials`)
-    comparison   the latest with a baseline; diagnosis: the latest; None if there was none
+    comparison   the latest with a baseline; diagnosis, scaling: the latest; None if there was none
     environment  what the results depend on besides the study file
     steps        trials of the diagnosis' steps, by the names of their studies, as far as read
     """
@@ -47,6 +49,7 @@ class Results:
     trials: Sequence[Trial]
     comparison: Comparison | None = None
     diagnosis: Diagnosis | None = None
+    scaling: ScalingReport | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     steps: dict[str, Sequence[Trial]] = field(default_factory=dict)
 
@@ -58,6 +61,7 @@ class Results:
             trials=read_trials(store, records),
             comparison=read_comparison(store.folder),
             diagnosis=read_diagnosis(store.folder),
+            scaling=read_scaling(store.folder),
             environment=read_environment(store.folder),
         )
 
@@ -173,3 +177,16 @@ def read_diagnosis(folder: Path) -> Diagnosis | None:
     None if there is none, or (with a warning) if it is damaged.
     """
     return _read(folder / DIAGNOSIS_FILE, Diagnosis, "diagnose")
+
+
+def write_scaling(folder: Path, result: ScalingReport) -> None:
+    """scaling.json, of which `read_scaling` is the inverse."""
+    write_json(folder / SCALING_FILE, asdict(result))
+
+
+def read_scaling(folder: Path) -> ScalingReport | None:
+    """The latest report of a study on its batch sizes.
+
+    None if there is none, or (with a warning) if it is damaged.
+    """
+    return _read(folder / SCALING_FILE, ScalingReport, "scaling")
