@@ -71,6 +71,11 @@ class ScalingTold:
     notes: tuple[str, ...]
 
     @property
+    def key(self) -> tuple[str, tuple[tuple[str, Any], ...]]:
+        """Which group of the study it is."""
+        return self.optimizer, self.scientific
+
+    @property
     def label(self) -> str:
         """The optimizer and its scientific values, as in a group's label."""
         return self.optimizer + "".join(f", {name}={value}" for name, value in self.scientific)
