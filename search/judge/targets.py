@@ -30,8 +30,8 @@ from ..trial import Trial, cost
 from ..words import readable
 from .analysis import has_value, repetitions
 from .comparison import Interval
-from .laws import FEWEST_SIZES, SATURATING, Evidence, Fit, Form, fit, power_of_ten, quantile
-from .optimum import FEWEST, MANY, Measured, Optimum, find_optima
+from .laws import FEWEST_SIZES, SATURATING, Evidence, Fit, Form, fit, power_of_ten
+from .optimum import FEWEST, MANY, Measured, Optimum, find_optima, quantile
 
 SLACK = 4.0  # factor to B_crit within which returns diminish: at its ends 25 % are lost
 UNKNOWN_SPREAD = 1e-3  # decades, where nothing says how updates scatter: then the law's misfit does
