@@ -27,9 +27,10 @@ degrees of freedom above, those of the law that fits best. Weights are exp(−AI
 claimed if its weight is CLAIMED and it does not miss by more than the noise explains; the constant,
 which has the fewest parameters, only if the power law's exponent is nearer to 0 than to ±½.
 
-Predictions are averaged by the weights: an end of their interval is where the tail
-areas of the laws, weighted, are 2.5 % (Turek & Fletcher 2012, "Model-averaged Wald confidence
-intervals"). How often each promise is kept: tests/benchmarks/scaling_laws.py.
+Predictions are averaged by the weights of all but the constant, which the others contain: an end of
+their interval is where the tail areas of the laws, weighted, are 2.5 % (Turek & Fletcher 2012,
+"Model-averaged Wald confidence intervals"). How often each promise is kept, and how far they miss
+in public tables: tests/benchmarks/scaling_laws.py.
 """
 
 from __future__ import annotations
@@ -450,14 +451,16 @@ class Compared:
 
     @property
     def used(self) -> list[tuple[Fit, float]]:
-        """Laws that predictions rest on, and their weights."""
+        """Laws that predictions rest on, and their weights, which sum to 1.
+
+        Not the constant, which the others contain: it would draw each of them to it once more.
+        """
         if not self.are_comparable:
             return [(self.power, 1.0)]
-        return [
-            (fit, weight)
-            for fit, weight in zip(self.fits, self.weights, strict=True)
-            if weight >= NEGLIGIBLE
-        ]
+        pairs = zip(self.fits, self.weights, strict=True)
+        bent = [(fit, weight) for fit, weight in pairs if fit.form is not CONSTANT]
+        total = sum(weight for _, weight in bent)
+        return [(fit, weight / total) for fit, weight in bent if weight >= NEGLIGIBLE * total]
 
     @property
     def claimed(self) -> Form | None:
@@ -489,8 +492,7 @@ class Compared:
             return used[0][0].predicted(batch_size)
         profiles = [fit.profile(batch_size)[0] for fit, _ in used]
         y = np.linspace(min(at[0] for at in profiles), max(at[-1] for at in profiles), AVERAGED)
-        total = sum(weight for _, weight in used)
-        area = np.sum([weight / total * fit.tail(batch_size, y) for fit, weight in used], axis=0)
+        area = np.sum([weight * fit.tail(batch_size, y) for fit, weight in used], axis=0)
         tail = (1 - CONFIDENCE) / 2
         low, middle, high = np.interp([tail, 0.5, 1 - tail], area, y)
         ends = low if area[0] <= tail else -math.inf, high if area[-1] >= 1 - tail else math.inf

@@ -210,16 +210,17 @@ class Scaling:
         """Plain values for scaling.json, with the sentences; numbers that are not known are nan."""
         left_out = [asdict(one) | {"fails": one.fails} for one in self.left_out]
         trends = [asdict(one) | {"words": one.words} for one in self.trends]
-        known = {"edge_exponent": self.edge, "exponent": self.exponent, "targets": self.targets}
-        lists = {"laws": self.laws, "predictions": self.predictions}
         return {
             "optimizer": self.optimizer,
             "scientific": dict(self.scientific),
             "sentence": self.sentence,
             "settles": self.settles,
             "sizes": list(map(_size_record, self.sizes)),
-            **{name: asdict(one) if one else None for name, one in known.items()},
-            **{name: list(map(asdict, own)) for name, own in lists.items()},
+            "edge_exponent": asdict(self.edge) if self.edge else None,
+            "exponent": asdict(self.exponent) if self.exponent else None,
+            "targets": asdict(self.targets) if self.targets else None,
+            "laws": list(map(asdict, self.laws)),
+            "predictions": list(map(asdict, self.predictions)),
             "left_out": left_out,
             "trends": trends,
             "notes": list(self.notes),
