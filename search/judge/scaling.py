@@ -370,7 +370,7 @@ def _sentence(scaling: Scaling) -> str:
         factor, (low, high) = compared.power.shape, compared.power.interval
         factors = [ratio_of_doubling(p) for p in (factor, low, high)]
         first = "doubling the batch size: multiply base_lr by {} ({} to {})".format(*factors)
-    return first + _up_to(scaling.targets)
+    return first + _halved(scaling.targets)
 
 
 def _is_unlikely(compared: Compared, form: Form) -> bool:
@@ -392,21 +392,24 @@ def _by_doubling(compared: Compared) -> str:
     first = readable(rates[2 * smallest] / rates[smallest])
     last = readable(rates[largest] / rates[largest / 2])
     return (
-        f"doubling the batch size: multiply base_lr by {first} from B = {smallest}, by {last} up "
-        f"to B = {largest}"
+        f"doubling the batch size: multiply base_lr by {first} at B = {smallest}, by {last} at "
+        f"B = {readable(largest / 2)}"
     )
 
 
-def _up_to(targets: StepsToTarget | None) -> str:
+def _halved(targets: StepsToTarget | None) -> str:
+    """Up to which batch size updates halve where it doubles."""
     if targets is None or math.isnan(targets.critical):
         return ""
     smallest, largest = targets.reached[0].batch_size, targets.reached[-1].batch_size
     known = critical_in_words(targets.critical, targets.interval, smallest, largest)
+    if targets.interval == (0.0, math.inf):
+        return "; these batch sizes do not show where updates stop halving"
     if targets.critical == 0:
         return f"; already beyond B = {smallest}, updates no longer halve"
     if math.isinf(targets.critical):
         return f"; updates about halve up to B = {largest}: the critical batch size is {known}"
-    return f" up to about B = {known}; beyond, updates no longer halve"
+    return f"; updates halve up to about B = {known}, no longer beyond"
 
 
 def _settles(scaling: Scaling) -> str:
