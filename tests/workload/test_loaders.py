@@ -144,6 +144,7 @@ run_study(study("loading_here:make", max_train_steps=10**6), workers=1, slots=1,
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_loader_ends_with_its_worker_when_the_driver_is_killed(place):
     (place / "loading_here.py").write_text(
         LOADING + "\n\ndef make():\n    return Loading('who', 'fork')\n"
@@ -200,6 +201,7 @@ def make():
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_the_next_run_in_a_process_trains_code_that_was_edited_or_reloaded(place):
     pids = []
 
