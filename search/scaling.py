@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from .errors import UserError
 from .judge.scaled import ScalingReport, ScalingTold, told
@@ -73,6 +74,6 @@ def _with_targets(report: ScalingReport, before: ScalingReport | None) -> Scalin
     return replace(report, groups=tuple(_with_target(one, earlier) for one in report.groups))
 
 
-def _with_target(one: ScalingTold, earlier: dict[object, ScalingTold]) -> ScalingTold:
+def _with_target(one: ScalingTold, earlier: Mapping[Any, ScalingTold]) -> ScalingTold:
     known = earlier.get(one.key)
     return replace(one, targets=known.targets, sentence=known.sentence) if known else one

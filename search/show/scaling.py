@@ -16,6 +16,7 @@ from ..judge.scaled import ScalingReport, ScalingTold, SizeTold
 from ..judge.scaling import Law
 from ..judge.targets import Reached
 from ..words import readable
+from .tables import print_table, print_wrapped
 
 UNKNOWN = "–"
 # columns of `size_rows` that a terminal of 80 columns has room for; the report has all
@@ -72,9 +73,9 @@ def optimum_in_words(optimum: Optimum) -> str:
     match optimum.where:
         case "unknown":
             return UNKNOWN
-        case "at least":
+        case "above":
             return f"≥ {value}"
-        case "at most":
+        case "below":
             return f"≤ {value}"
         case _:
             return f"{value} ({_range(optimum.interval)})"
@@ -189,8 +190,6 @@ def _table(rows: list[dict[str, str]]) -> Table:
 
 def print_scaling(report: ScalingReport) -> None:
     """All groups, to the terminal."""
-    from .tables import print_table, print_wrapped
-
     for told in report.groups:
         print_wrapped(scaling_sentences(told))
         print_table(size_table(told))
