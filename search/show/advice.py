@@ -8,7 +8,7 @@ file, the value found, what to do, and the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..judge.analysis import (
@@ -169,13 +169,9 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
 
     0 is off, and nothing to tune; a quantity gives each batch size a value of its own.
     """
-    if len(study.batch_sizes) < 2:
-        return
     for optimizer in study.optimizers:
         for name, axis in _all_axes(study, optimizer).items():
-            row, tie = HYPERPARAMETERS.get(name), study.ties[optimizer].get(name)
-            is_asked = row and row.per_batch_size and not (tie and tie.by_batch_size)
-            if is_asked and _is_fixed(axis) and any(ends(axis)):
+            if _is_same_for_all(study, optimizer, name, axis):
                 yield advice_by(
                     "R20",
                     study.key_of(optimizer, study.axis_name(optimizer, name)),
@@ -183,6 +179,14 @@ def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
                     f"{_all_of(study.batch_sizes)}, each of which has its own best value: tune "
                     "it, or do not compare the batch sizes with one another",
                 )
+
+
+def _is_same_for_all(study: Study, optimizer: str, name: str, axis: Axis) -> bool:
+    """Whether several batch sizes have one value of what each should tune."""
+    row, tie = HYPERPARAMETERS.get(name), study.ties[optimizer].get(name)
+    if not row or not row.per_batch_size or (tie and tie.by_batch_size):
+        return False
+    return len(study.batch_sizes) > 1 and _is_fixed(axis) and any(ends(axis))
 
 
 def _all_axes(study: Study, optimizer: str) -> dict[str, Axis]:
@@ -199,29 +203,36 @@ def _are_far_apart(study: Study) -> bool:
 def _other_at_each_batch_size(study: Study) -> Iterator[Advice]:
     """Advice on hyperparameters whose values mean something else at batch sizes far apart.
 
-    Once for each; 0 is off.
+    Once for each; of a default where an order of magnitude lies between batch sizes.
     """
     if not _are_far_apart(study):
         return
-    for name, row in HYPERPARAMETERS.items():
-        axes = {one: _all_axes(study, one).get(name, (0,)) for one in study.optimizers}
-        asked = [one for one in axes if row.asks_tie and _may_be_tied(study, one, name, axes[one])]
+    smallest, largest = min(study.batch_sizes), max(study.batch_sizes)
+    axes_of = _all_axes if _wide(smallest, largest) else Study.axes
+    for name in [name for name, row in HYPERPARAMETERS.items() if row.asks_tie]:
+        axes = {optimizer: axes_of(study, optimizer) for optimizer in study.optimizers}
+        asked = [one for one, own in axes.items() if _may_be_tied(study, one, name, own)]
         if asked:
-            smallest, largest = min(study.batch_sizes), max(study.batch_sizes)
+            tie = HYPERPARAMETERS[name].ties[0]
             yield advice_by(
                 "R20",
                 study.key_of(asked[0], name),
-                f"{axis_in_words(axes[asked[0]])} for {_all_of(asked)} means something else at "
-                f"batch size {largest} than at {smallest}: give {name} = {{ {row.ties[0]} = … }}, "
-                "which means the same",
+                f"{axis_in_words(axes[asked[0]][name])} for {_all_of(asked)} means something else "
+                f"at batch size {largest} than at {smallest}: give {name} = {{ {tie} = … }}, which "
+                "means the same",
             )
 
 
-def _may_be_tied(study: Study, optimizer: str, name: str, axis: Axis) -> bool:
-    """Whether a hyperparameter is used, and could be given by its first tie, but is not."""
-    used = name not in study.ties[optimizer] and any(ends(axis))
-    by_epochs = used and TIES[HYPERPARAMETERS[name].ties[0]].by_epochs
-    return used and (not by_epochs or study.decays_by_itself(optimizer))
+def _may_be_tied(study: Study, optimizer: str, name: str, axes: Mapping[str, Axis]) -> bool:
+    """Whether a hyperparameter is used, and could be given by its first tie, but is not.
+
+    Not where it is already asked to be tuned.
+    """
+    if name not in axes or name in study.ties[optimizer] or not any(ends(axes[name])):
+        return False
+    if TIES[HYPERPARAMETERS[name].ties[0]].by_epochs and not study.decays_by_itself(optimizer):
+        return False
+    return not _is_same_for_all(study, optimizer, name, axes[name])
 
 
 def _other_number_of_examples(study: Study) -> Iterator[Advice]:
