@@ -14,7 +14,6 @@ import plotly.graph_objects as go
 from ..errors import UserError, warn_once
 from ..judge.analysis import (
     GroupVerdict,
-    boundary_checks,
     group_trials,
     hyperparameters,
     is_rankable,
@@ -266,10 +265,9 @@ def _sentences(results: Results) -> list[str]:
     """Boundaries (S4), lengths of training (S8) and the flags of each group's best curve (S6)."""
     study, trials = results.study, results.trials
     diagnosed = {row.group for row in results.summaries if row.diagnosed_with}
-    notes = boundary_checks(trials, study.ranges, study.scientific_names)
     sentences = [
         note.sentence
-        for note in notes
+        for note in results.notes
         if note.axis != "base_lr" or note.group not in diagnosed  # the diagnosis tells its own
     ]
     for group, own in group_trials(trials, study.scientific_names).items():
@@ -311,9 +309,9 @@ def pictures(results: Results) -> list[Picture]:
             trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0
         )
         found.append(_drawn(GROUPS, "training_loss", loss_figure, losses, 2))
-    for axis in sorted(varied_names(trials), key=lambda axis: axis != "base_lr"):
+    for axis in sorted(varied_names(results.on_axes), key=lambda axis: axis != "base_lr"):
         info = axis_info(
-            trials,
+            results.on_axes,
             axis,
             objective,
             log=axis in log_axes,

@@ -11,13 +11,21 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import warn_once
-from ..judge.analysis import GroupSummary, group_trials, is_rankable, summarize
+from ..judge.analysis import (
+    BoundaryNote,
+    GroupSummary,
+    boundary_checks,
+    group_trials,
+    is_rankable,
+    summarize,
+)
 from ..judge.answer import Answer, answers, with_diagnosis
 from ..judge.comparison import ALPHA, Comparison
 from ..judge.diagnosis import Diagnosis
 from ..judge.scaled import ScalingReport
 from ..markup import html_table
 from ..study.study import Study
+from ..study.tied import on_axes
 from ..trial import Trial
 from ..words import readable
 from .files import write_json
@@ -109,8 +117,18 @@ class Results:
     @cached_property
     def answers(self) -> list[Answer]:
         """An answer per batch size, the best first."""
-        names, space = self.study.scientific_names, self.study.ranges
-        return answers(self.trials, self.summaries, names, space, self.diagnosis)
+        names = self.study.scientific_names
+        return answers(self.trials, self.summaries, names, self.notes, self.diagnosis)
+
+    @cached_property
+    def on_axes(self) -> list[Trial]:
+        """Its trials with quantities in place of what is tied: `study.tied.on_axes`."""
+        return on_axes(self.study, self.trials)
+
+    @cached_property
+    def notes(self) -> list[BoundaryNote]:
+        """What the best trials say of the borders of the search space (S4)."""
+        return boundary_checks(self.on_axes, self.study.ranges, self.study.scientific_names)
 
     def trials_of(self, name: str) -> Sequence[Trial]:
         """The trials of the study, or of a step of its diagnosis.
