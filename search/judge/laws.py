@@ -23,7 +23,7 @@ Laws are compared by AICc, Q / ĉ + 2 k + 2 K (K + 1) / (m − K − 1), with Q 
 Q / (n − k) of them, if that is above 1, and K = k + 1, as the variance is estimated, too. With few
 batch sizes the correction decides, so it counts what the variance is known from: m − k are the
 degrees of freedom above, those of the law that fits best. Weights are exp(−AICc / 2), normalized
-(Burnham & Anderson 2002). There are none unless n > k for all laws and m > K + 1. One law is
+(Burnham & Anderson 2002). There are none unless n > k for all laws and m ≥ K + 2. One law is
 claimed if its weight is CLAIMED and it does not miss by more than the noise explains; the constant,
 which has the fewest parameters, only if the power law's exponent is nearer to 0 than to ±½.
 
@@ -455,11 +455,11 @@ class Compared:
 
         Not the constant, which the others contain: it would draw each of them to it once more.
         """
-        if not self.are_comparable:
-            return [(self.power, 1.0)]
         pairs = zip(self.fits, self.weights, strict=True)
         bent = [(fit, weight) for fit, weight in pairs if fit.form is not CONSTANT]
         total = sum(weight for _, weight in bent)
+        if not total > 0:  # nan: they cannot be compared
+            return [(self.power, 1.0)]
         return [(fit, weight / total) for fit, weight in bent if weight >= NEGLIGIBLE * total]
 
     @property
@@ -509,7 +509,7 @@ def _weights(fits: Sequence[Fit], n: int) -> tuple[float, ...]:
     best = min(fits, key=lambda fit: fit.ratio)
     k = np.array([fit.form.parameters for fit in fits])
     m = best.freedom + best.form.parameters
-    if n <= k.max() or m <= k.max() + 2:
+    if n <= k.max() or m < k.max() + 3:
         return (math.nan,) * len(fits)
     misfits = np.array([fit.missed for fit in fits])
     penalty = 2 * k + 2 * (k + 1) * (k + 2) / (m - k - 2)

@@ -5,7 +5,8 @@ to fall linearly. At each batch size the base LR counts that reaches the target 
 Shallue et al. 2019, "Measuring the effects of data parallelism on neural network training": what is
 best at the end need not be soonest. So that no single lucky training decides, the fewest updates
 are those at the lowest point of a smooth curve of log10 updates by log10 base LR (`optimum`); with
-fewer base LRs than that needs, those of the fastest configuration.
+fewer base LRs than that needs, those of the fastest configuration. Between two evaluations every
+update is as likely: the way from one to the next, over √12, is a standard error of its own.
 
 With S updates and E = B S examples at batch size B,
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -131,7 +132,10 @@ def steps_to_target(
     if chosen is None:
         return None
     soonest = {size: _updates(own, objective, chosen) for size, own in sizes.items()}
-    optima = find_optima(soonest)
+    optima = {
+        size: _between_evaluations(one, _first(sizes[size]))
+        for size, one in find_optima(soonest).items()
+    }
     reached = tuple(_reached(size, soonest[size], optima[size]) for size in sizes)
     there = [one for one in reached if 0 < one.updates < math.inf]
     notes = _notes(reached, sizes, objective, chosen)
@@ -193,6 +197,15 @@ def _updates(own: Sequence[Sequence[Trial]], objective: str, target: float) -> l
             logs = {seed: math.log10(value) for seed, value in updates.items()}
             found.append(Measured(seeds[0].point.base_lr, logs))
     return found
+
+
+def _between_evaluations(optimum: Optimum, spacing: float) -> Optimum:
+    """With the error of interpolation: the way to the next evaluation over √12, as a log10."""
+    if not (math.isfinite(optimum.value_spread) and spacing > 0):
+        return optimum
+    width = math.log10(1 + spacing / 10**optimum.value)
+    spread = math.hypot(optimum.value_spread, width / math.sqrt(12))
+    return replace(optimum, value_spread=spread)
 
 
 def _reached(size: int, soonest: Sequence[Measured], optimum: Optimum) -> Reached:

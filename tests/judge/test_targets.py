@@ -150,3 +150,12 @@ def test_the_interval_of_the_critical_batch_size_covers_it() -> None:
         assert one is not None
         held += one.interval[0] <= 64 <= one.interval[1]
     assert held >= 54
+
+
+def test_rare_evaluations_widen_the_interval() -> None:
+    """The same trainings, evaluated 100 and 10 times."""
+    often, rarely = (found(scaled.Scaled(evaluations=count), 0.35) for count in (100, 10))
+    for fine, coarse in zip(often.reached, rarely.reached, strict=True):
+        assert coarse.interval[1] / coarse.interval[0] > fine.interval[1] / fine.interval[0]
+        width = math.log10(1 + 10 / fine.updates) / math.sqrt(12)
+        assert math.log10(fine.interval[1] / fine.updates) > 1.96 * width
