@@ -99,20 +99,20 @@ def invented(
     intervals = [one.power.interval for one in found]
     held = sum(low <= exponent <= high for low, high in intervals)
     predicted = [one.predict(FAR).interval for one in found]
-    is_power = form in (CONSTANT, POWER)
+    width = statistics.median(high - low for low, high in intervals)
+    known = {"exponent held": f"{held / count:.1%}", "width": f"{width:.2f}"}
+    missed = sum(one.fits[FORMS.index(form)].fails for one in found)
+    inside = sum(low <= truth <= high for low, high in predicted)
     return {
         "law": name,
         "curve": kind,
         "noise": noise,
         "seeds": seeds,
-        "exponent held": f"{held / count:.1%}" if is_power else "",
-        "width": f"{statistics.median(high - low for low, high in intervals):.2f}"
-        if is_power
-        else "",
+        **(known if form in (CONSTANT, POWER) else dict.fromkeys(known, "")),
         "claimed": f"{right / count:.0%}",
         "wrong": f"{sum(claims.values()) / count:.1%}",
-        "true law misses": f"{sum(one.fits[FORMS.index(form)].fails for one in found) / count:.1%}",
-        f"B = {FAR} held": f"{sum(low <= truth <= high for low, high in predicted) / count:.1%}",
+        "true law misses": f"{missed / count:.1%}",
+        f"B = {FAR} held": f"{inside / count:.1%}",
     }
 
 
