@@ -160,6 +160,7 @@ def _document(
     seeds = max((row.seeds for row in summaries), default=1)
     gain = comparison.gain_in_words if comparison else ""
     sentences = _sentences(results)
+    scaling = scaling_chapter(results.scaling, scaled) if results.scaling else None
     return render(
         TEMPLATE,
         name=study.name,
@@ -183,7 +184,7 @@ def _document(
         sentences=sentences,
         comparison=against,
         diagnosis=told,
-        scaling=scaling_chapter(results.scaling, scaled) if results.scaling else None,
+        scaling=scaling,
         sections=sections,
         trial_columns=["number", *names, *with_gain(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,

@@ -201,7 +201,7 @@ def test_a_trend_is_students_line() -> None:
     assert "no change with the batch size is shown" in found.words
     clear = trend("usable decades", {8: 1.0, 80: 2.01, 800: 3.0, 8000: 4.0})
     assert clear.answer == "rises"
-    assert clear.words.startswith("usable decades rises with the batch size")
+    assert clear.words.startswith("usable decades: rises with the batch size")
     assert trend("x", {8: 3.0, 80: 2.0, 800: 1.0, 8000: 0.01}).answer == "falls"
 
 

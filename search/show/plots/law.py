@@ -109,25 +109,27 @@ def _panel(told: ScalingTold) -> LawPanel:
     law = _predicted(told.optimum_band)
     asked = sorted(told.predictions, key=lambda one: one.batch_size)
     beyond = _predicted(one for one in asked if one.extrapolated)
-    stretches = [
-        [one for one in beyond if law and one.batch_size < law[0].batch_size] + law[:1],
-        law[-1:] + [one for one in beyond if law and one.batch_size > law[-1].batch_size],
+    stretches: list[list[Known]] = []
+    if law:
+        below = [one for one in beyond if one.batch_size < law[0].batch_size]
+        above = [one for one in beyond if one.batch_size > law[-1].batch_size]
+        stretches = [[*below, law[0]], [law[-1], *above]]
+    optima = [
+        Known(one.batch_size, one.optimum.base_lr, one.optimum.interval)
+        for one in told.sizes
+        if one.optimum.where != "unknown"
     ]
+    edges = [
+        Known(one.batch_size, _middle(one.edge), one.edge)
+        for one in told.sizes
+        if one.edge != (0.0, math.inf)
+    ]
+    stars = [(one.batch_size, one.lr_star) for one in told.sizes if math.isfinite(one.lr_star)]
     return LawPanel(
         label=told.label,
-        optima=tuple(
-            Known(one.batch_size, one.optimum.base_lr, one.optimum.interval)
-            for one in told.sizes
-            if one.optimum.where != "unknown"
-        ),
-        stars=tuple(
-            (one.batch_size, one.lr_star) for one in told.sizes if math.isfinite(one.lr_star)
-        ),
-        edges=tuple(
-            Known(one.batch_size, _middle(one.edge), one.edge)
-            for one in told.sizes
-            if one.edge != (0.0, math.inf)
-        ),
+        optima=tuple(optima),
+        stars=tuple(stars),
+        edges=tuple(edges),
         law=tuple(law),
         edge_law=tuple(_predicted(told.edge_band)),
         asked=tuple(_predicted(asked)),

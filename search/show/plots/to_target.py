@@ -85,14 +85,11 @@ class TargetInfo:
 def target_info(report: ScalingReport) -> TargetInfo:
     """What the figure shows: a panel per group that has a target."""
     sizes = {one.batch_size for told in report.groups for one in told.sizes}
-    return TargetInfo(
-        objective=report.objective,
-        sizes=tuple(sorted(sizes)),
-        panels=tuple(
-            _panel(told, told.targets, report.objective) for told in report.groups if told.targets
-        ),
-        without=tuple(told.label for told in report.groups if not told.targets),
-    )
+    panels = [
+        _panel(told, told.targets, report.objective) for told in report.groups if told.targets
+    ]
+    without = tuple(told.label for told in report.groups if not told.targets)
+    return TargetInfo(report.objective, tuple(sorted(sizes)), tuple(panels), without)
 
 
 def _panel(told: ScalingTold, found: StepsToTarget, objective: str) -> TargetPanel:
@@ -102,12 +99,15 @@ def _panel(told: ScalingTold, found: StepsToTarget, objective: str) -> TargetPan
     perfect = (first.batch_size, largest) if first else ()
     drawn = np.geomspace(min(sizes), largest, CURVE_POINTS).tolist() if found.is_known else ()
     note = f"{objective} {readable(found.target)}"
+    reached = [Known(one.batch_size, one.updates, one.interval) for one in there]
+    not_reached = [one.batch_size for one in found.reached if one not in there]
+    guide = [(float(size), first.examples / size) for size in perfect if first]
     return TargetPanel(
         label=told.label,
         target=found.target,
-        reached=tuple(Known(one.batch_size, one.updates, one.interval) for one in there),
-        not_reached=tuple(one.batch_size for one in found.reached if one not in there),
-        perfect=tuple((float(size), first.examples / size) for size in perfect if first),
+        reached=tuple(reached),
+        not_reached=tuple(not_reached),
+        perfect=tuple(guide),
         curve=tuple((size, found.updates_at(size)) for size in drawn),
         critical=found.critical,
         interval=found.interval,
@@ -186,18 +186,20 @@ def _curves(panel: TargetPanel) -> list[go.Scatter]:
         (panel.perfect, PERFECT, {"color": MUTED, "width": 1.5, "dash": "dash"}),
         (panel.curve, FIT, {"color": INK, "width": 2}),
     )
-    return [
-        go.Scatter(
-            x=[size for size, _ in line],
-            y=[updates for _, updates in line],
-            mode="lines",
-            line=look,
-            name=name,
-            hovertemplate=f"{name}: B = %{{x:.4g}}, %{{y:.3g}} updates<extra></extra>",
+    curves = []
+    for line, name, look in lines:
+        sizes, updates = zip(*line, strict=True) if line else ((), ())
+        curves.append(
+            go.Scatter(
+                x=sizes,
+                y=updates,
+                mode="lines",
+                line=look,
+                name=name,
+                hovertemplate=f"{name}: B = %{{x:.4g}}, %{{y:.3g}} updates<extra></extra>",
+            )
         )
-        for line, name, look in lines
-        if line
-    ]
+    return [curve for curve in curves if curve.x]
 
 
 def _knee(
