@@ -52,6 +52,7 @@ from .plots import (
     overlay_info,
 )
 from .plots.style import trial_id
+from .scaling_chapter import HEADING, scaling_chapter, scaling_pictures
 from .tables import (
     LEFT,
     MAY_FAIL,
@@ -112,13 +113,13 @@ def write_report(results: Results, png: bool = False) -> Path:
     same bytes.
     """
     path = results.folder / "report.html"
-    found, scenes = pictures(results), _scenes(results)
-    document = _document(results, found, scenes)
+    found, scenes, scaled = pictures(results), _scenes(results), scaling_pictures(results)
+    document = _document(results, found, scenes, scaled)
     with atomic(path) as temporary:
         temporary.write_text(document, encoding="utf-8", errors="backslashreplace")
     if png:
         found += [versus(results.comparison)] if results.comparison else []
-        found += [_picture(scene) for scene in scenes if scene.figure]
+        found += [*scaled, *(_picture(scene) for scene in scenes if scene.figure)]
         write_pictures(results.folder / "plots", found)
     return path
 
@@ -132,7 +133,12 @@ def _scenes(results: Results) -> list[Scene]:
         return []
 
 
-def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene]) -> str:
+def _document(
+    results: Results,
+    found: Sequence[Picture],
+    scenes: Iterable[Scene],
+    scaled: Sequence[Picture],
+) -> str:
     study, trials, comparison = results.study, results.trials, results.comparison
     summaries, names, varied = results.summaries, hyperparameters(trials), varied_names(trials)
     sections = _sections(found)
@@ -178,6 +184,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         sentences=sentences,
         comparison=against,
         diagnosis=told,
+        scaling=scaling_chapter(results.scaling, scaled) if results.scaling else None,
         sections=sections,
         trial_columns=["number", *names, *with_gain(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
@@ -200,6 +207,7 @@ def _contents(
         *[("what-to-look-at", "What to look at")] * bool(sentences),
         *((group["id"], f"Diagnosis: {group['label']}") for group in told),
         *[("against-the-baseline", "Against the baseline")] * bool(results.comparison),
+        *[(HEADING.lower(), HEADING)] * bool(results.scaling),
         *((part["id"], part["heading"]) for part in sections),
         *[("in-a-script-of-your-own", "In a script of your own")]
         * any(row.point for row in results.summaries),

@@ -137,19 +137,14 @@ def misses_in_words(told: ScalingTold) -> Iterator[str]:
 
 
 def miss_rows(told: ScalingTold) -> list[dict[str, str]]:
-    """A row per batch size and law: predicted from the others, and measured."""
-    return [
-        {
-            "batch size": str(one.batch_size),
-            "law": one.law,
-            "predicted": readable(one.predicted),
-            "measured": readable(one.measured),
-            "miss in decades": f"{one.miss:+.2f}",
-            "interval": f"± {one.reach:.2f}",
-            "": "fails" if one.fails else "",
-        }
-        for one in told.left_out
-    ]
+    """A row per batch size: the miss of each law, in decades, predicted from the others."""
+    rows: dict[int, dict[str, str]] = {}
+    for one in told.left_out:
+        size = {"batch size": str(one.batch_size), "measured": readable(one.measured)}
+        row = rows.setdefault(one.batch_size, size)
+        row[one.law] = f"{one.miss:+.2f} ± {one.reach:.2f}" + ", fails" * one.fails
+    laws = dict.fromkeys(one.law for one in told.left_out)
+    return [row | {law: row.get(law, UNKNOWN) for law in laws} for row in rows.values()]
 
 
 def prediction_rows(told: ScalingTold) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,7 +10,6 @@ import plotly.graph_objects as go
 from ..judge.scaled import ScalingReport, ScalingTold
 from ..store.results import Results
 from ..trial import Group
-from ..words import readable
 from .plots import (
     law_figure,
     law_info,
@@ -32,7 +31,8 @@ from .scaling import (
 from .web import Picture, drawing
 
 HEADING = "Scaling"
-TEXT_COLUMNS = ("law", "equation", "parameter", "holds", "rests on", "")
+NOTE = "note"  # what heads a column that has no name
+TEXT_COLUMNS = ("law", "base_lr is proportional to", "parameter (95 %)", "rests on", NOTE)
 
 
 def scaling_pictures(results: Results) -> list[Picture]:
@@ -63,23 +63,31 @@ def _drawn(name: str, draw: Callable[[Any], go.Figure], info: Any, columns: int 
     return Picture(HEADING, f"scaling_{name}", draw(info), columns, info.in_words())
 
 
-def scaling_chapter(report: ScalingReport, found: list[Picture]) -> dict[str, Any]:
+def scaling_chapter(report: ScalingReport, found: Sequence[Picture]) -> dict[str, Any]:
     """The chapter, for the template."""
     return {
-        "target": "" if report.target is None else readable(report.target),
-        "objective": report.objective,
+        "id": HEADING.lower(),
+        "heading": HEADING,
         "text_columns": TEXT_COLUMNS,
-        "groups": [_group(told) for told in report.groups],
+        "groups": list(map(_group, report.groups)),
         "figures": list(map(drawing, found)),
     }
 
 
 def _group(told: ScalingTold) -> dict[str, Any]:
-    answer, *sentences = scaling_sentences(told)
+    """The answer, what else is to be said, and the tables that have rows."""
+    _, *sentences = scaling_sentences(told)
     return {
         "label": told.label,
-        "answer": told.sentence,
+        "answer": f"{told.sentence[:1].upper()}{told.sentence[1:]}.",
         "sentences": sentences,
-        "tables": [table for table in _tables(told) if table["rows"]],
+        "sizes": size_rows(told),
+        "predictions": list(map(_headed, prediction_rows(told))),
+        "laws": list(map(_headed, law_rows(told))),
+        "misses": miss_rows(told),
         "notes": list(scaling_notes(told)),
     }
+
+
+def _headed(row: dict[str, str]) -> dict[str, str]:
+    return {name or NOTE: cell for name, cell in row.items()}
