@@ -5,16 +5,19 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Hundreds of processes import the same modules: compiled once, they are kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: check check-all docs
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
+	$(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
 check-all: check $(VENV)/.frameworks $(VENV)/.docs
-	$(BIN)/pytest -n auto --dist loadfile -m slow
+	$(BIN)/pytest -n auto --dist loadgroup -m slow
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -E -W --keep-going -q -c docs -b html . build/site

@@ -47,9 +47,7 @@ def scaling(
             "`batch_sizes`, and run it again"
         )
     trials = [_with_plan(study, trial) for trial in results.trials]
-    found = scalings(
-        trials, study.objective, study.scientific_names, target, sorted(set(predict))
-    )
+    found = scalings(trials, study.objective, study.scientific_names, target, sorted(set(predict)))
     maximize = any(trial.maximize for trial in results.trials)
     report = ScalingReport(study.objective, maximize, target, tuple(map(told, found)))
     return report if _have_curves(results) else _with_targets(report, results.scaling)

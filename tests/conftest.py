@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for the tests that need one."""
+"""What all tests share: where files are, who runs in one process, a real PostgreSQL server."""
 
 import os
 import secrets
@@ -9,15 +9,57 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import optuna.storages._rdb.storage as optuna_storage
 import psycopg2
 import pytest
 import torch
+from alembic.script import ScriptDirectory
 
 torch.set_num_threads(1)  # the tensors are small; more threads only get in each other's way
+
+IN_MEMORY = Path("/dev/shm")
+BYTES_OF_FILES = 4 * 2**30  # several times what all tests write
+
+
+def pytest_configure() -> None:
+    """Temporary folders are in memory where there is room: databases often wait for a disk."""
+    with suppress(OSError):
+        if shutil.disk_usage(IN_MEMORY).free > BYTES_OF_FILES:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(IN_MEMORY))
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The tests of a file run in one process, for they share what it makes once.
+
+    But those that are marked `apart`, which go to the process that is free first.
+    """
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        if not item.get_closest_marker("apart"):
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(config.rootpath))))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _migrations_are_read_once() -> Iterator[None]:
+    """Optuna reads all migrations of its tables three times for each new database."""
+    manager, found = optuna_storage._VersionManager, []
+    read = manager._create_alembic_script
+
+    def script(self: optuna_storage._VersionManager) -> ScriptDirectory:
+        if not found:
+            found.append(read(self))
+        return found[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manager, "_create_alembic_script", script)
+        yield
+
 
 # set: a missing PostgreSQL fails the tests instead of skipping them
 REQUIRED = "TUNEWRIGHT_REQUIRE_POSTGRESQL"

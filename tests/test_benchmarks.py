@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.apart]
 
 BENCHMARKS = Path(__file__).with_name("benchmarks")
 SCRIPTS = [

@@ -4,8 +4,6 @@ metric's own.
 
 import csv
 import dataclasses
-import functools
-import itertools
 import json
 import math
 from dataclasses import asdict, replace
@@ -19,10 +17,8 @@ from mirror import in_sizes, mirrored, unmirrored
 from simulated import STEPS, Simulated, diagnosed
 from simulated import study_of as study_of_simulated
 from stored import diverged, feasible, small_study
+from two_ways import TwoWays, accurate_digits
 
-from tunewright.models.digits import load
-from tunewright.models.feedforward import MLP
-from tunewright.models.supervised import Classification
 from tunewright.search.cli import main
 from tunewright.search.compare import baseline_of_point, baseline_of_study, compare
 from tunewright.search.diagnose import diagnose
@@ -66,32 +62,6 @@ from tunewright.search.trial import Curve, Group, Told, Trial, as_told
 from tunewright.search.words import better_side
 
 OBJECTIVE = {False: "val_loss", True: "negative_val_loss"}
-
-
-class TwoWays:
-    """The same metric as it is, and its negative."""
-
-    def build_model(self, seed):
-        torch.manual_seed(seed)
-        return torch.nn.Linear(4, 1)
-
-    def train_batches(self, batch_size, seed):
-        generator = torch.Generator().manual_seed(seed)
-        for _ in itertools.count():
-            x = torch.randn(batch_size, 4, generator=generator)
-            yield x, x.sum(1, keepdim=True) + torch.randn(batch_size, 1, generator=generator)
-
-    def loss(self, model, batch):
-        x, y = batch
-        return (model(x) - y).square().mean()
-
-    def evaluate(self, model):
-        x = torch.eye(4)
-        value = (model(x) - 1.3).square().mean()
-        return {"val_loss": value, "negative_val_loss": -value}
-
-    def test(self, model):
-        return {"test_loss": self.evaluate(model)["val_loss"]}
 
 
 def study_of(maximize):
@@ -495,7 +465,7 @@ def test_the_best_group_of_a_batch_size_is_that_with_the_highest_value():
 
 
 WHOLE = """
-workload = "test_maximize:{factory}"
+workload = "two_ways:{factory}"
 objective = "{objective}"
 maximize = {maximize}
 max_train_steps = 60
@@ -639,17 +609,6 @@ def test_recipe_and_tracking_have_the_metrics_own_values(both_diagnosed):
 
 
 # --- an accuracy ----------------------------------------------------------------------------------
-
-
-class Accuracy(Classification):
-    """Digits by how many are recognized."""
-
-    def measure(self, model, batch):
-        return {"accuracy": 1 - super().measure(model, batch)["error"]}
-
-
-def accurate_digits():
-    return Accuracy(load, functools.partial(MLP, 64, 10, 16, 2))
 
 
 @pytest.mark.slow

@@ -71,6 +71,7 @@ def test_the_section_has_a_file_for_each_way_and_a_command_for_each_study():
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_workload(folder):
     command = "tunewright new my_project && cd my_project && tunewright run study.toml"
     assert command in SECTION
@@ -78,6 +79,7 @@ def test_a_workload(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_function(folder):
     (command,) = commands_of("function.toml")
     assert "torch.optim.RAdam" in run(command, folder)
@@ -87,6 +89,7 @@ def test_a_function(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_command_then_its_logs_and_a_sweep(folder):
     (command,) = commands_of("command.toml")
     assert "lr_star" in run(command, folder)
@@ -99,6 +102,7 @@ def test_a_command_then_its_logs_and_a_sweep(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_one_training_says_what_the_section_shows(folder):
     (shown,) = PRINTED
     printed = run("python watched.py", folder)
@@ -112,6 +116,7 @@ def test_one_training_says_what_the_section_shows(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_readmes_model_and_its_study(tmp_path):
     files = files_of("README.md")
     assert set(files) == {"workload.py", "mine.toml"}
@@ -189,11 +194,13 @@ def test_a_recipe_has_at_most_six_lines():
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_two_workstations(hosts):
     run_recipe(f"set -e\n{BY_HAND}wait $!", hosts)  # the worker ends with 0, too
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.skipif(find_spec("submitit") is None, reason="submitit is not installed")
 def test_slurm(hosts, tmp_path):
     project, own = hosts
@@ -203,6 +210,7 @@ def test_slurm(hosts, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.skipif(find_spec("distributed") is None, reason="distributed is not installed")
 def test_dask(hosts):
     on_dask = "".join(ON_DASK_OR_RAY.splitlines(keepends=True)[:-1])
@@ -211,6 +219,7 @@ def test_dask(hosts):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")
 def test_ray(hosts):
     on_ray = ON_DASK_OR_RAY.splitlines()[-1]

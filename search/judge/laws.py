@@ -19,17 +19,18 @@ of the noise, if τ is 0, and n − k if it is large (Satterthwaite 1946): with 
 
     r² / (1 / ν + (r − 1)² / (n − k)).
 
-Laws are compared by AICc, Q / ĉ + 2 k + 2 K (K + 1) / (m − K − 1), with Q for τ = 0, ĉ the least Q /
-(n − k) of them, if that is above 1, and K = k + 1, as the variance is estimated, too. With few batch
-sizes the correction decides, so it counts what the variance is known from: m − k are the degrees of
-freedom above, those of the law that fits best. Weights are exp(−AICc / 2), normalized (Burnham &
-Anderson 2002). There are none unless n > k for all laws and m > K + 1. One law is claimed if its
-weight is CLAIMED and it does not miss by more than the noise explains; the constant, which has the
-fewest parameters, only if the power law's exponent is shown to be nearer to 0 than to ±½.
+Laws are compared by AICc, Q / ĉ + 2 k + 2 K (K + 1) / (m − K − 1), with Q for τ = 0, ĉ the least
+Q / (n − k) of them, if that is above 1, and K = k + 1, as the variance is estimated, too. With few
+batch sizes the correction decides, so it counts what the variance is known from: m − k are the
+degrees of freedom above, those of the law that fits best. Weights are exp(−AICc / 2), normalized
+(Burnham & Anderson 2002). There are none unless n > k for all laws and m > K + 1. One law is
+claimed if its weight is CLAIMED and it does not miss by more than the noise explains; the constant,
+which has the fewest parameters, only if the power law's exponent is nearer to 0 than to ±½.
 
-Predictions are averaged by the weights: an end of their interval is where the tail
-areas of the laws, weighted, are 2.5 % (Turek & Fletcher 2012, "Model-averaged Wald confidence
-intervals"). How often each promise is kept: tests/benchmarks/scaling_laws.py.
+Predictions are averaged by the weights of all but the constant, which the others contain: an end of
+their interval is where the tail areas of the laws, weighted, are 2.5 % (Turek & Fletcher 2012,
+"Model-averaged Wald confidence intervals"). How often each promise is kept, and how far they miss
+in public tables: tests/benchmarks/scaling_laws.py.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from numpy.typing import NDArray
 
 from ..trial import Array
 from .comparison import ALPHA, CONFIDENCE, Interval
-from .optimum import MANY, Optimum
+from .optimum import MANY, Optimum, quantile
 
 FEWEST_SIZES = 3  # batch sizes that a law is fitted to
 EXPONENTS = (0.0, 0.5, 1.0)  # that rules of thumb claim
@@ -56,6 +57,7 @@ POWERS = (-2.0, 3.0)  # exponents that are tried
 BEYOND = 2.0  # decades beyond the batch sizes, in which a knee is looked for
 AROUND = 2.0  # decades around the measured base LRs, in which a law may lie
 COARSE, FINE = (41, 81), (41, 81)  # shapes and base LRs that a fit looks at, at first and then
+DENSE = 1001  # shapes among which only the best is asked for
 MARGIN = 1.3  # of what an interval holds, that the next look sees
 LOOKS = 3  # at most, each closer, until what is held fills WIDE of the base LRs
 WIDE = 0.2
@@ -362,7 +364,7 @@ def _scatter(form: Form, evidence: Evidence) -> float:
     """τ in decades, by the points alone: with it their squared distances add up to n − k."""
     points = evidence.side == 0
     x, y, spread = evidence.x[points], evidence.y[points], evidence.spread[points]
-    off_Kn = y - form.form(x[:, None], shapes_of(form, x)).T
+    off_Kn = y - form.form(x[:, None], shapes_of(form, x, DENSE)).T
 
     def missed(scatter: float) -> float:
         weight = 1 / (spread**2 + scatter**2)
@@ -376,12 +378,12 @@ def _scatter(form: Form, evidence: Evidence) -> float:
     return float(scipy.optimize.brentq(missed, 0.0, most))
 
 
-def shapes_of(form: Form, x: Array) -> Array:
+def shapes_of(form: Form, x: Array, count: int = COARSE[0]) -> Array:
     """What a law's shape may be, given log10 of the batch sizes."""
     if not form.shape:
         return np.zeros(1)
     low, high = (x.min() - BEYOND, x.max() + BEYOND) if form.is_size else POWERS
-    return np.linspace(low, high, COARSE[0])
+    return np.linspace(low, high, count)
 
 
 def levels_around(y: Array) -> Array:
@@ -449,14 +451,16 @@ class Compared:
 
     @property
     def used(self) -> list[tuple[Fit, float]]:
-        """Laws that predictions rest on, and their weights."""
+        """Laws that predictions rest on, and their weights, which sum to 1.
+
+        Not the constant, which the others contain: it would draw each of them to it once more.
+        """
         if not self.are_comparable:
             return [(self.power, 1.0)]
-        return [
-            (fit, weight)
-            for fit, weight in zip(self.fits, self.weights, strict=True)
-            if weight >= NEGLIGIBLE
-        ]
+        pairs = zip(self.fits, self.weights, strict=True)
+        bent = [(fit, weight) for fit, weight in pairs if fit.form is not CONSTANT]
+        total = sum(weight for _, weight in bent)
+        return [(fit, weight / total) for fit, weight in bent if weight >= NEGLIGIBLE * total]
 
     @property
     def claimed(self) -> Form | None:
@@ -488,8 +492,7 @@ class Compared:
             return used[0][0].predicted(batch_size)
         profiles = [fit.profile(batch_size)[0] for fit, _ in used]
         y = np.linspace(min(at[0] for at in profiles), max(at[-1] for at in profiles), AVERAGED)
-        total = sum(weight for _, weight in used)
-        area = np.sum([weight / total * fit.tail(batch_size, y) for fit, weight in used], axis=0)
+        area = np.sum([weight * fit.tail(batch_size, y) for fit, weight in used], axis=0)
         tail = (1 - CONFIDENCE) / 2
         low, middle, high = np.interp([tail, 0.5, 1 - tail], area, y)
         ends = low if area[0] <= tail else -math.inf, high if area[-1] >= 1 - tail else math.inf
@@ -593,11 +596,6 @@ def _crossing(values: Array, over: Array, place: int, step: int) -> float:
         return float(values[place])
     share = -over[place] / (over[beside] - over[place])
     return float(values[place] + share * (values[beside] - values[place]))
-
-
-def quantile(freedom: float) -> float:
-    """Of Student's distribution, for a 95 % interval."""
-    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def power_of_ten(y: float) -> float:

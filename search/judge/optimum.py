@@ -88,7 +88,7 @@ class Optimum:
     value: float = math.nan
     value_spread: float = math.nan
     base_lrs: int = 0
-    freedom: int = 0
+    freedom: float = 0.0
     slope: tuple[float, float] = (math.nan, math.nan)
     variance: tuple[float, float, float] = (math.nan, math.nan, math.nan)
     note: str = ""
@@ -174,9 +174,8 @@ def find_optima(
     fitted = _with_common_reach(enough)
     if not fitted:
         return optima
-    variances = _moderated([*fitted.values()])
+    variances, freedom = _moderated([*fitted.values()])
     inflation = _between_seeds([*fitted.values()], variances)
-    freedom = sum(curve.freedom for curve in fitted.values())
     for (size, curve), variance in zip(fitted.items(), variances, strict=True):
         optima[size] = _optimum(curve, variance * inflation, freedom)
         if tried and optima[size].where in ("above", "below"):
@@ -276,21 +275,26 @@ def _with_seeds(curve: _Curve, own: Sequence[Measured]) -> _Curve:
 # --- its noise ------------------------------------------------------------------------------------
 
 
-def _moderated(curves: Sequence[_Curve]) -> Array:
-    """The variance of each curve, drawn towards what they have in common (Smyth 2004)."""
+def _moderated(curves: Sequence[_Curve]) -> tuple[Array, float]:
+    """The variance of each curve, drawn towards what they have in common, and its freedom.
+
+    All have that in common if they differ by chance alone (Smyth 2004).
+    """
     variance = np.array([curve.variance for curve in curves])
     freedom = np.array([curve.freedom for curve in curves], float)
-    logs = np.log(variance) - scipy.special.digamma(freedom / 2) + np.log(freedom / 2)
     if len(curves) < 2:
-        return variance
+        return variance, float(freedom[0])
+    logs = np.log(variance) - scipy.special.digamma(freedom / 2) + np.log(freedom / 2)
     excess = float(np.var(logs, ddof=1) - _trigamma(freedom / 2).mean())
     if excess <= _trigamma(MANY):
-        return np.full(len(curves), np.average(variance, weights=freedom))
+        pooled = np.average(variance, weights=freedom)
+        return np.full(len(curves), pooled), float(freedom.sum())
     prior = 2 * float(scipy.optimize.brentq(lambda at: _trigamma(at) - excess, 1 / MANY, MANY))
     common = math.exp(
         float(logs.mean()) + float(scipy.special.digamma(prior / 2)) - math.log(prior / 2)
     )
-    return np.asarray((prior * common + freedom * variance) / (prior + freedom))
+    moderated = (prior * common + freedom * variance) / (prior + freedom)
+    return moderated, min(float(freedom.sum()), prior + float(freedom.mean()))
 
 
 def _trigamma(at: ArrayLike) -> Array:
@@ -321,7 +325,7 @@ def _spread(curve: _Curve, variance: float, lowest: float) -> float:
 # --- the optimum ----------------------------------------------------------------------------------
 
 
-def _optimum(curve: _Curve, variance: float, freedom: int) -> Optimum:
+def _optimum(curve: _Curve, variance: float, freedom: float) -> Optimum:
     where, lowest = _place(curve, variance)
     if where == "unknown":
         note = "the values are flat: no smooth curve through them has a best point"
@@ -337,7 +341,10 @@ def _optimum(curve: _Curve, variance: float, freedom: int) -> Optimum:
     if where != "inside":
         side = "highest" if where == "above" else "lowest"
         note = f"the {side} base LR that trains well, {readable(10**lowest)}, is best: a bound"
-        interval = (10**lowest, math.inf) if where == "above" else (0.0, 10**lowest)
+        reach = quantile(freedom) * spread if math.isfinite(spread) else 0.0
+        interval = (_power(lowest - reach), math.inf)
+        if where == "below":
+            interval = (0.0, _power(lowest + reach))
         return Optimum(where, interval=interval, note=note, **found)
     slope, covariance = _slope(curve, variance)
     interval = _fieller(slope, covariance, freedom)
@@ -401,20 +408,25 @@ def _slope(curve: _Curve, variance: float) -> tuple[Interval, tuple[float, float
 
 
 def _fieller(
-    slope: Interval, covariance: tuple[float, float, float], freedom: int
+    slope: Interval, covariance: tuple[float, float, float], freedom: float
 ) -> tuple[float, float]:
     """The base LRs at which the slope may be 0: an end is 0 or inf where it may be flat beyond."""
-    quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) ** 2
+    squared_t = quantile(freedom) ** 2
     (b, c), (vb, vbc, vc) = slope, covariance
     squared, linear, constant = (
-        4 * (c**2 - quantile * vc),
-        4 * (b * c - quantile * vbc),
-        b**2 - quantile * vb,
+        4 * (c**2 - squared_t * vc),
+        4 * (b * c - squared_t * vbc),
+        b**2 - squared_t * vb,
     )
     if squared <= 0:
         return 0.0, math.inf
     root = math.sqrt(max(linear**2 - 4 * squared * constant, 0.0))
     return _power((-linear - root) / (2 * squared)), _power((-linear + root) / (2 * squared))
+
+
+def quantile(freedom: float) -> float:
+    """Of Student's distribution, for a 95 % interval."""
+    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _power(x: float) -> float:

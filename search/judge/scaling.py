@@ -26,6 +26,7 @@ from ..words import readable
 from .analysis import GroupSummary, group_trials, summarize, varied_names
 from .comparison import Interval
 from .laws import (
+    CLAIMED,
     CONSTANT,
     EXPONENTS,
     FEWEST_SIZES,
@@ -33,6 +34,7 @@ from .laws import (
     Compared,
     Evidence,
     Fit,
+    Form,
     LeftOut,
     Prediction,
     compare,
@@ -206,19 +208,21 @@ class Scaling:
 
     def record(self) -> dict[str, Any]:
         """Plain values for scaling.json, with the sentences; numbers that are not known are nan."""
+        left_out = [asdict(one) | {"fails": one.fails} for one in self.left_out]
+        trends = [asdict(one) | {"words": one.words} for one in self.trends]
         return {
             "optimizer": self.optimizer,
             "scientific": dict(self.scientific),
             "sentence": self.sentence,
             "settles": self.settles,
-            "sizes": [_size_record(one) for one in self.sizes],
+            "sizes": list(map(_size_record, self.sizes)),
             "edge_exponent": asdict(self.edge) if self.edge else None,
             "exponent": asdict(self.exponent) if self.exponent else None,
-            "laws": [asdict(law) for law in self.laws],
-            "left_out": [asdict(one) | {"fails": one.fails} for one in self.left_out],
             "targets": asdict(self.targets) if self.targets else None,
-            "trends": [asdict(one) | {"words": one.words} for one in self.trends],
-            "predictions": [asdict(one) for one in self.predictions],
+            "laws": list(map(asdict, self.laws)),
+            "predictions": list(map(asdict, self.predictions)),
+            "left_out": left_out,
+            "trends": trends,
             "notes": list(self.notes),
         }
 
@@ -360,13 +364,18 @@ def _sentence(scaling: Scaling) -> str:
     held = compared.claimed
     if held is CONSTANT:
         first = "doubling the batch size: keep base_lr"
-    elif compared.power.fails or held not in (None, POWER):
+    elif compared.power.fails or held not in (None, POWER) or _is_unlikely(compared, POWER):
         first = _by_doubling(compared)
     else:
         factor, (low, high) = compared.power.shape, compared.power.interval
         factors = [ratio_of_doubling(p) for p in (factor, low, high)]
         first = "doubling the batch size: multiply base_lr by {} ({} to {})".format(*factors)
-    return first + _up_to(scaling.targets)
+    return first + _halved(scaling.targets)
+
+
+def _is_unlikely(compared: Compared, form: Form) -> bool:
+    weight = dict(zip((fit.form for fit in compared.fits), compared.weights, strict=True))[form]
+    return weight < 1 - CLAIMED  # nan: not known
 
 
 def ratio_of_doubling(exponent: float) -> str:
@@ -383,21 +392,24 @@ def _by_doubling(compared: Compared) -> str:
     first = readable(rates[2 * smallest] / rates[smallest])
     last = readable(rates[largest] / rates[largest / 2])
     return (
-        f"doubling the batch size: multiply base_lr by {first} from B = {smallest}, by {last} up "
-        f"to B = {largest}"
+        f"doubling the batch size: multiply base_lr by {first} at B = {smallest}, by {last} at "
+        f"B = {readable(largest / 2)}"
     )
 
 
-def _up_to(targets: StepsToTarget | None) -> str:
+def _halved(targets: StepsToTarget | None) -> str:
+    """Up to which batch size updates halve where it doubles."""
     if targets is None or math.isnan(targets.critical):
         return ""
     smallest, largest = targets.reached[0].batch_size, targets.reached[-1].batch_size
     known = critical_in_words(targets.critical, targets.interval, smallest, largest)
+    if targets.interval == (0.0, math.inf):
+        return "; these batch sizes do not show where updates stop halving"
     if targets.critical == 0:
         return f"; already beyond B = {smallest}, updates no longer halve"
     if math.isinf(targets.critical):
         return f"; updates about halve up to B = {largest}: the critical batch size is {known}"
-    return f" up to about B = {known}; beyond, updates no longer halve"
+    return f"; updates halve up to about B = {known}, no longer beyond"
 
 
 def _settles(scaling: Scaling) -> str:

@@ -30,8 +30,8 @@ from ..trial import Trial, cost
 from ..words import readable
 from .analysis import has_value, repetitions
 from .comparison import Interval
-from .laws import FEWEST_SIZES, SATURATING, Evidence, Fit, Form, fit, power_of_ten, quantile
-from .optimum import FEWEST, MANY, Measured, Optimum, find_optima
+from .laws import FEWEST_SIZES, SATURATING, Evidence, Fit, Form, fit, power_of_ten
+from .optimum import FEWEST, MANY, Measured, Optimum, find_optima, quantile
 
 SLACK = 4.0  # factor to B_crit within which returns diminish: at its ends 25 % are lost
 UNKNOWN_SPREAD = 1e-3  # decades, where nothing says how updates scatter: then the law's misfit does
@@ -176,17 +176,12 @@ def _chosen(sizes: Mapping[int, Sequence[Sequence[Trial]]]) -> float | None:
         values = sorted(by_rate.values())
         worst.append(values[min(FEWEST, len(values)) - 1])
     goal = max(worst)
-    first = trained[0][0][0]
-    untrained = [
-        cost(trial.initial_value, trial.maximize)
-        for own in trained
-        for seeds in own
-        for trial in seeds
-        if math.isfinite(trial.initial_value)
-    ]
-    if goal >= min(untrained, default=math.inf):
+    every = [trial for own in trained for seeds in own for trial in seeds]
+    known = [trial for trial in every if math.isfinite(trial.initial_value)]
+    untrained = min((cost(one.initial_value, one.maximize) for one in known), default=math.inf)
+    if goal >= untrained:
         return None
-    return -goal if first.maximize else goal
+    return -goal if every[0].maximize else goal
 
 
 def _updates(own: Sequence[Sequence[Trial]], objective: str, target: float) -> list[Measured]:
@@ -281,13 +276,14 @@ def _first(own: Sequence[Sequence[Trial]]) -> float:
 
 def critical_in_words(critical: float, interval: Interval, smallest: int, largest: int) -> str:
     """B_crit: "210 (90 to 400)", "beyond 512", "below 8", with its interval if that is bounded."""
-    low, high = interval
-    below, beyond = f"below {smallest}", f"beyond {largest}"
-    at = below if critical == 0 else beyond if math.isinf(critical) else _size(critical)
-    first, last = _size(low) if low else below, beyond if math.isinf(high) else _size(high)
-    if first == last:
-        return at
-    return f"{at} ({first} to {last})"
+
+    def known(batch_size: float) -> str:
+        if batch_size == 0:
+            return f"below {smallest}"
+        return f"beyond {largest}" if math.isinf(batch_size) else _size(batch_size)
+
+    at, low, high = map(known, (critical, *interval))
+    return at if low == high else f"{at} ({low} to {high})"
 
 
 def _size(batch_size: float) -> str:

@@ -18,7 +18,8 @@ import scipy
 
 from ..words import readable
 from .comparison import Interval
-from .laws import FEWEST_SIZES, quantile
+from .laws import FEWEST_SIZES
+from .optimum import quantile
 
 Direction = Literal["rises", "falls", "not shown", "unknown"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.table import Table
@@ -19,8 +19,13 @@ from ..words import readable
 from .tables import print_table, print_wrapped
 
 UNKNOWN = "–"
+AVERAGED = "averaged"  # the law of a `LeftOut` that is all laws, by their weights
+PARAMETERS = {"power": "p", "saturating": "B_noise", "surge": "B_n"}
 # columns of `size_rows` that a terminal of 80 columns has room for; the report has all
 COLUMNS = ("batch size", "optimal base_lr", "trains up to", "best value", "updates to target")
+LAW_COLUMNS = ("law", "base_lr η at batch size B", "weight", "")
+PREDICTION_COLUMNS = ("batch size", "base_lr", "95 %", "")
+LEFT = ("law", "base_lr η at batch size B", "")
 
 
 def scaling_sentences(told: ScalingTold) -> Iterator[str]:
@@ -32,9 +37,7 @@ def scaling_sentences(told: ScalingTold) -> Iterator[str]:
         yield f"Edge of stability: unstable_base_lr ~ B^{told.edge.words}."
     if told.exponent:
         yield f"Optimal base_lr ~ B^{told.exponent.words}."
-    if told.laws:
-        yield f"Laws of the optimal base_lr: {'; '.join(map(law_in_words, told.laws))}."
-    yield from map("{}.".format, misses_in_words(told))
+    yield from misses_in_words(told)
     if told.targets and told.targets.words:
         target = readable(told.targets.target)
         yield f"Updates to a value of {target}: {told.targets.words}."
@@ -78,7 +81,8 @@ def optimum_in_words(optimum: Optimum) -> str:
         case "below":
             return f"≤ {value}"
         case _:
-            return f"{value} ({_range(optimum.interval)})"
+            bounded = optimum.interval[0] > 0 or math.isfinite(optimum.interval[1])
+            return f"{value} ({_range(optimum.interval)})" if bounded else f"about {value}"
 
 
 def edge_in_words(edge: Interval) -> str:
@@ -89,51 +93,39 @@ def edge_in_words(edge: Interval) -> str:
     return f"{readable(low)} – {readable(high)}" if low else f"< {readable(high)}"
 
 
-def law_in_words(law: Law) -> str:
-    """A law with its parameter and weight: "power, B^0.55 (0.42 to 0.68), weight 0.7"."""
-    words = [law.name]
-    if not math.isnan(law.shape):
-        words.append(f"{_shape_name(law)} {readable(law.shape)} ({_range(law.interval)})")
-    if not math.isnan(law.weight):
-        words.append(f"weight {law.weight:.2f}")
-    if law.fails:
-        words.append("misses by more than the noise explains")
-    return ", ".join(words)
-
-
-def _shape_name(law: Law) -> str:
-    return {"power": "exponent", "saturating": "B_noise", "surge": "B_n"}.get(law.name, "")
-
-
 def law_rows(told: ScalingTold) -> list[dict[str, str]]:
     """A row per law of the optimal base LR."""
-    return [
-        {
-            "law": law.name,
-            "equation": law.equation,
-            "parameter": ""
-            if math.isnan(law.shape)
-            else f"{_shape_name(law)} {readable(law.shape)} ({_range(law.interval)})",
-            "weight": UNKNOWN if math.isnan(law.weight) else f"{law.weight:.2f}",
-            "misfit": f"{readable(law.misfit)} of {law.freedom}",
-            "holds": "no" if law.fails else "not refuted",
-        }
-        for law in told.laws
-    ]
+    return [_law_row(law) for law in told.laws]
+
+
+def _law_row(law: Law) -> dict[str, str]:
+    parameter = ""
+    if law.name in PARAMETERS:
+        parameter = f"{PARAMETERS[law.name]} {readable(law.shape)} ({_range(law.interval)})"
+    return {
+        "law": law.name,
+        "base_lr η at batch size B": law.equation,
+        "parameter (95 %)": parameter,
+        "weight": UNKNOWN if math.isnan(law.weight) else f"{law.weight:.2f}",
+        "": "misses by more than the noise explains" if law.fails else "",
+    }
 
 
 def misses_in_words(told: ScalingTold) -> Iterator[str]:
-    """How far the laws miss the largest batch size, predicted from the others."""
+    """How far the largest batch size lies from what the others predict."""
     if not told.left_out:
         return
     largest = max(one.batch_size for one in told.left_out)
-    yield f"B = {largest} predicted from the others: " + "; ".join(
-        f"{one.law} {readable(one.predicted)}, measured {readable(one.measured)}, a miss of "
-        f"{one.miss:+.2f} decades ({'more than' if one.fails else 'within'} its interval of "
-        f"±{one.reach:.2f}{': the law fails' if one.fails else ''})"
-        for one in told.left_out
-        if one.batch_size == largest
+    own = [one for one in told.left_out if one.batch_size == largest]
+    main = next((one for one in own if one.law == AVERAGED), own[0])
+    yield (
+        f"Left out, B = {largest} is predicted at {readable(main.predicted)} from the others, and "
+        f"measured at {readable(main.measured)}: a miss of {main.miss:+.2f} decades, "
+        f"{'beyond' if main.fails else 'within'} its interval of ±{main.reach:.2f}."
     )
+    failed = [one.law for one in own if one.fails]
+    if failed:
+        yield f"By more than its interval misses: {', '.join(failed)}."
 
 
 def miss_rows(told: ScalingTold) -> list[dict[str, str]]:
@@ -163,23 +155,14 @@ def _prediction_row(one: Prediction) -> dict[str, str]:
     }
 
 
-def size_table(told: ScalingTold) -> Table:
+def _table(rows: list[dict[str, str]], columns: Sequence[str] = ()) -> Table:
     """Of one group, for the terminal."""
-    rows = [{name: row[name] for name in COLUMNS} for row in size_rows(told)]
-    return _table(rows)
-
-
-def prediction_table(told: ScalingTold) -> Table:
-    """Of one group, for the terminal."""
-    return _table(prediction_rows(told))
-
-
-def _table(rows: list[dict[str, str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, justify="right" if column else "left", overflow="fold")
+    names = columns or list(rows[0])
+    for name in names:
+        table.add_column(name, justify="left" if name in LEFT else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row.values()))
+        table.add_row(*(Text(row[name]) for name in names))
     return table
 
 
@@ -187,9 +170,11 @@ def print_scaling(report: ScalingReport) -> None:
     """All groups, to the terminal."""
     for told in report.groups:
         print_wrapped(scaling_sentences(told))
-        print_table(size_table(told))
+        print_table(_table(size_rows(told), COLUMNS))
+        if told.laws:
+            print_table(_table(law_rows(told), LAW_COLUMNS))
         if told.predictions:
-            print_table(prediction_table(told))
+            print_table(_table(prediction_rows(told), PREDICTION_COLUMNS))
         print_wrapped(scaling_notes(told))
 
 

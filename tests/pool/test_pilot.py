@@ -57,7 +57,7 @@ PATIENT = ("--patience", "60")
 SECONDS = 120  # for a run on a busy machine
 SECONDS_TO_STOP = 20  # for what takes five where nothing else runs
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.apart]
 
 
 class Place:

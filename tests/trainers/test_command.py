@@ -282,6 +282,7 @@ def test_a_hopeless_training_is_ended_and_infeasible_not_crashed(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_hopeless_training_ends_at_the_same_update_in_each_run(tmp_path):
     keys = {"max_train_steps": 2000, "evaluations": 200}
     (first,) = run(tmp_path, HOPELESS, **keys)
@@ -299,6 +300,7 @@ DEAF = """
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_command_that_does_not_hear_sigterm_is_killed_after_a_while(tmp_path):
     (trial,) = run(tmp_path, DEAF + HOPELESS, max_train_steps=2000, evaluations=200)
     assert trial.verdict.outcome == "diverged"
@@ -306,6 +308,7 @@ def test_a_command_that_does_not_hear_sigterm_is_killed_after_a_while(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_command_that_hangs_is_a_crash_once_its_time_is_over(tmp_path):
     began = time.monotonic()
     (trial,) = run(tmp_path, "if step == 50: time.sleep(600)", timeout=2)
@@ -571,6 +574,7 @@ with open(f"{options.out}/log.csv", "w", newline="") as log:
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_command_is_diagnosed(tmp_path, capsys):
     words = [sys.executable, "train.py", "--lr", "{base_lr}", "--clip", "{clip_norm}"]
     words += ["--warmup", "{warmup_steps}", "--seed", "{seed}", "--steps", "{total_steps}"]
@@ -638,6 +642,7 @@ def test_processes_that_a_command_leaves_behind_end_with_it(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_all_processes_of_a_command_end_when_it_is_ended(tmp_path):
     (trial,) = run(tmp_path, STAYS, timeout=2)
     assert trial.verdict.evidence == "did not end within 2 s"
@@ -653,6 +658,7 @@ def workers_of(pid):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize("how", ["int", "term", "kill", "kill worker", "in process"])
 def test_no_process_survives_a_driver_or_a_worker_that_ends(how, tmp_path):
     path = write_study(tmp_path, STAYS)
@@ -688,6 +694,7 @@ def run_until_killed(path):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_run_that_was_killed_goes_on_once_its_old_command_has_ended(tmp_path, monkeypatch):
     """The old one does not hear SIGTERM, and writes until it is killed: never into a new log."""
     fault = """
@@ -706,6 +713,7 @@ def test_a_run_that_was_killed_goes_on_once_its_old_command_has_ended(tmp_path, 
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_worker_processes_train_commands_and_a_mistake_stops_them(tmp_path, capfd):
     path = write_study(tmp_path, trials=4, space=SPACE)
     process = start("run", path, "--results", "results", "--workers", "2", cwd=tmp_path)
@@ -825,6 +833,7 @@ def run_training(folder, *args, **keys):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize(
     ("base_lr", "clip_norm", "outcome", "evaluates_untrained"),
     [
@@ -878,6 +887,7 @@ SAVED_UNTIL_KILLED = """run.state(model, optimizer)
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_script_that_saves_its_state_goes_on_where_it_was(tmp_path):
     fault = f"""{SAVED_UNTIL_KILLED}
         if run.step == 30:
@@ -894,6 +904,7 @@ def test_a_script_that_saves_its_state_goes_on_where_it_was(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_a_saved_state_that_fails_is_left_and_the_trial_begins_anew(tmp_path):
     path = write_training(tmp_path, SAVED_UNTIL_KILLED, **SAVING)
     run_until_killed(path)
@@ -906,6 +917,7 @@ def test_a_saved_state_that_fails_is_left_and_the_trial_begins_anew(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -958,6 +970,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 @pytest.mark.parametrize("base_lr", [0.05, 50.0])
 def test_in_a_ddp_run_the_first_process_reports_and_all_end_together(base_lr, tmp_path):
     (tmp_path / "parallel.py").write_text(PARALLEL)
@@ -981,6 +994,7 @@ def test_in_a_ddp_run_the_first_process_reports_and_all_end_together(base_lr, tm
 
 
 @pytest.mark.slow
+@pytest.mark.apart
 def test_the_error_of_a_process_of_torchrun_is_the_reason(tmp_path):
     (tmp_path / "fails.py").write_text('raise RuntimeError("no café today")')
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "fails.py"]
