@@ -29,6 +29,7 @@ _HOMES = {
     "pool.hired": ("Hired",),
     "pool.in_process": ("InProcess",),
     "run": ("run_studies", "run_study"),
+    "scaling": ("scaling",),
     "show.build": ("build_report",),
     "show.plots": (
         "axis_figure",

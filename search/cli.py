@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
@@ -49,6 +49,7 @@ MOST_SLOTS = 10_000  # trials in one stack: each keeps a model and its optimizer
 MOST_RUNS = 10_000  # seeds of a diagnosis or of one side of a comparison (`comparison.MOST_SEEDS`)
 MOST_TRAININGS = 10**6  # of a budget, as of a study (`study.MOST_TRIALS`)
 MOST_PORT = 65535
+MOST_BATCH_SIZE = 2**31 - 1
 CLUSTERS = ("dask", "ray", "slurm")  # `pool.clusters.KINDS`
 PATIENCE = 600.0  # seconds in which a driver that was ended is started again
 SHOWN = 80  # characters of a wrong option in a message
@@ -531,6 +532,50 @@ def _diagnose(options: argparse.Namespace) -> int:
     return 2 if any(found.fault for found in result.groups) else 0
 
 
+def _scaling(options: argparse.Namespace) -> int:
+    _say_loading()
+    from .scaling import scaling
+    from .show.report import write_report
+    from .show.scaling import print_scaling
+    from .store.results import Results, write_scaling
+    from .store.storage import open_store
+
+    _quiet_optuna()
+    if options.source.is_file():
+        results = _trained(options)
+    else:
+        results = Results.read(open_store(options.source, options.storage))
+    status = _tell_crashes(results)
+    report = scaling(results, options.target, options.predict)
+    write_scaling(results.folder, report)
+    path = write_report(replace(results, scaling=report))
+    if options.json:
+        _print_json(asdict(report))
+        return status
+    print_scaling(report)
+    print(f"report: {path}")
+    return status
+
+
+def _trained(options: argparse.Namespace) -> Results:
+    """The results of a study file, after a run that trains what is missing."""
+    from .run import run_studies
+
+    study = _load_study(options.source)
+    _say_trying([study])
+    kept: list[Results] = []
+    with _pool(options, [study]) as pool:
+        run_studies(
+            [study],
+            results=options.results,
+            storage=options.storage,
+            progress=not options.quiet,
+            then=kept.append,
+            **pool,
+        )
+    return kept[0]
+
+
 def _judge(options: argparse.Namespace) -> int:
     from .judge_logs import LogOptions, judge_logs
     from .logs.roles import GivenColumns
@@ -915,6 +960,39 @@ def _parser() -> argparse.ArgumentParser:
     results(compare, "where the results of a STUDY.toml go")
     storage(compare)
 
+    scale = command(
+        "scaling",
+        _scaling,
+        "Measure how base_lr, stability and updates to a target change with the batch size.",
+    )
+    scale.epilog = (
+        "Each batch size is tuned on its own; three or more show a law. Exit status as that of run."
+    )
+    scale.add_argument(
+        "source",
+        metavar="RESULTS_DIR|STUDY.toml",
+        type=Path,
+        help="a study's results; or a study, which is trained first",
+    )
+    scale.add_argument(
+        "--target",
+        type=_finite,
+        metavar="VALUE",
+        help="of the objective, for updates to target (default: the best that all batch sizes "
+        "reach)",
+    )
+    scale.add_argument(
+        "--predict",
+        type=_batch_sizes,
+        default=(),
+        metavar="B,B",
+        help="batch sizes to recommend a base_lr for",
+    )
+    as_json(scale)
+    pool(scale)
+    results(scale, "where the results of a STUDY.toml go")
+    storage(scale)
+
     judge = command(
         "judge",
         _judge,
@@ -1085,6 +1163,11 @@ def _address(text: str) -> tuple[str, int]:
     if not (colon and host and port.isdecimal() and int(port) <= MOST_PORT):
         raise argparse.ArgumentTypeError(f"must be HOST:PORT, got {text[:SHOWN]!r}")
     return host.strip("[]"), int(port)
+
+
+def _batch_sizes(text: str) -> list[int]:
+    one = _whole(1, MOST_BATCH_SIZE)
+    return [one(part.strip()) for part in text.split(",")]
 
 
 def _backend(text: str) -> tuple[str, str]:

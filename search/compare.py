@@ -35,7 +35,6 @@ from .judge.comparison import (
     fewest_seeds,
     settles,
 )
-from .rules.schedule import total_steps
 from .run import run_studies
 from .show.publish import write_results
 from .show.tables import space_in_words
@@ -78,7 +77,7 @@ class Settings:
 
     @property
     def total_steps(self) -> int:
-        return total_steps(self.point, self.study.max_train_steps, self.study.prepend_warmup)
+        return self.study.schedule(self.point)
 
     @property
     def training(self) -> tuple[object, ...]:
@@ -540,7 +539,7 @@ def _side(settings: Settings, runs: Sequence[Trial]) -> Side:
         trials=max(len(searched), 1),
         space=space_in_words(settings.study) if len(searched) > 1 else "one point",
         search_seconds=search_seconds,
-        max_train_steps=settings.study.max_train_steps,
+        max_train_steps=settings.study.train_steps(settings.point.batch_size),
         total_steps=settings.total_steps,
         values=_values(runs),
         infeasible=failed,
@@ -562,7 +561,8 @@ def _control(candidate: Settings, baseline: Settings | None) -> Settings | None:
     """The baseline trained for as many updates in all as a candidate that has more (R11)."""
     if baseline is None or candidate.total_steps <= baseline.total_steps:
         return None
-    steps = baseline.study.max_train_steps + candidate.total_steps - baseline.total_steps
+    steps = baseline.study.train_steps(baseline.point.batch_size)
+    steps += candidate.total_steps - baseline.total_steps
     return replace(baseline, study=baseline.study.model_copy(update={"max_train_steps": steps}))
 
 

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -107,9 +108,9 @@ def diagnose(
         study: the study, or its file
         results: the folder in which the study's results folder is, or is made
         seeds: trainings of each point that a finding rests on
-        budget: how many trainings may be spent, each max_train_steps updates; every remedy gets a
-            first look, the better ones what is left; what does not fit is named in `skipped`, with
-            the budget that reaches it
+        budget: how many trainings may be spent, each as long as the study's (the mean of its batch
+            sizes); every remedy gets a first look, the better ones what is left; what does not fit
+            is named in `skipped`, with the budget that reaches it
         say: is told what is asked for next
         then: is called with the results of the study, its diagnosis and the trials of its steps
         storage: URL of the database that trials go to, also those of the steps, as of `run_studies`
@@ -125,7 +126,8 @@ def diagnose(
     sweep = sweep_of(study)
     groups = [group for size in study.batch_sizes for group in sweep.groups(size)]
     architectures = {group: _architectures(study, group) for group in groups}
-    shared = Budget(budget, study.max_train_steps, updates_of(sweep), updates_of)
+    each = round(fmean(study.train_steps(size) for size in study.batch_sizes))
+    shared = Budget(budget, each, updates_of(sweep), updates_of)
     _refuse_less_than_a_look(study, groups, architectures, shared)
     create_store(study, results, storage)  # the folder and its database
     options["storage"] = storage
@@ -160,11 +162,12 @@ def diagnose(
 
 def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]:
     """The most that a diagnosis takes, by group: (step, trainings, updates) in order."""
-    sweep, steps = sweep_of(study), study.max_train_steps
-    lengths = warmup_lengths(steps)
+    sweep = sweep_of(study)
     screening = SCREENING_SEEDS * (len(LADDER) + len(HIGHER))
     plan = {}
     for batch_size in study.batch_sizes:
+        steps = study.train_steps(batch_size)
+        lengths = warmup_lengths(steps)
         for group in sweep.groups(batch_size):
             points = [
                 p for p in next_points(sweep, []) if group_of(p, sweep.scientific_names) == group

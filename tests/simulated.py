@@ -70,7 +70,7 @@ class Simulated:
         rng = np.random.default_rng([point.seed, of_point])
         loss, norms = self._curve(point, total, study.max_train_steps, rng)
         done = len(loss)
-        eval_step = np.unique([*range(0, done + 1, study.evaluate_every), done])
+        eval_step = np.unique([*range(0, done + 1, study.evaluate_every(point.batch_size)), done])
         value = self._value(point, total) + self.noise * rng.standard_normal()
         values = np.geomspace(UNTRAINED, value, len(eval_step))
         # as the loss, so the objective

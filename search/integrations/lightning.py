@@ -160,7 +160,7 @@ def arguments(run: Run) -> dict[str, Any]:
         "devices": [int(index or 0)] if kind == "cuda" else 1,
         "max_epochs": -1,  # the callback ends training
         "num_sanity_val_steps": -1,  # validate the untrained model
-        "val_check_interval": run.study.evaluate_every,
+        "val_check_interval": run.evaluate_every,
         "check_val_every_n_epoch": None,
         "logger": False,
         "enable_checkpointing": False,

@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
 from ..rules.hyperparameters import HYPERPARAMETERS
+from ..rules.tied import TIES
 from ..trial import Group, Point, Trial, cost, group_of
 from ..words import FAR, in_order, readable
 from .comparison import Interval
@@ -565,11 +566,13 @@ def _crowded_side(trials: list[Trial], axis: str, bound: Bound) -> Literal["low"
 def _is_limit(axis: str, bound: Bound, side: Literal["low", "high"]) -> bool:
     """Whether a hyperparameter has no values beyond a border of its axis."""
     row, border = HYPERPARAMETERS.get(axis), bound[0] if side == "low" else bound[1]
-    if row is None:  # an argument of a workload: numbers and shares begin at 0 or 1, and end at 1
+    tie = TIES.get(axis.rpartition(".")[2])
+    accepts = row.accepts if row else tie.holds if tie else None
+    if not accepts:  # an argument of a workload: numbers and shares begin at 0 or 1, and end at 1
         return border in ((0, 1) if side == "low" else (1,))
-    step = 1.0 if row.is_integer else BEYOND * (abs(border) or 1.0)
+    step = 1.0 if row and row.is_integer else BEYOND * (abs(border) or 1.0)
     beyond = border - step if side == "low" else border + step
-    return row.accepts(border) and not row.accepts(beyond)
+    return accepts(border) and not accepts(beyond)
 
 
 def _near(place: float, side: Literal["low", "high"]) -> bool:

@@ -17,7 +17,6 @@ from .analysis import (
     BoundaryNote,
     GroupSummary,
     GroupVerdict,
-    Space,
     boundary_checks,
     configuration_at,
 )
@@ -118,15 +117,15 @@ def answers(
     trials: Iterable[Trial],
     summaries: Sequence[GroupSummary],
     scientific: Sequence[str] = (),
-    space: Space | None = None,
+    notes: Sequence[BoundaryNote] | None = None,
     diagnosis: Diagnosis | None = None,
 ) -> list[Answer]:
     """An answer for each batch size, the best value first.
 
-    `summaries` are those of the trials; `space` as in `boundary_checks`.
+    `summaries` are those of the trials; `notes` those of `boundary_checks`, by default on the range
+    of base LRs that was tried.
     """
-    trials = list(trials)
-    notes = boundary_checks(trials, space, scientific)
+    notes = boundary_checks(trials, None, scientific) if notes is None else notes
     found = []
     for batch_size in dict.fromkeys(row.group.batch_size for row in summaries):
         own = [row for row in summaries if row.group.batch_size == batch_size]

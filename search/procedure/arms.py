@@ -52,7 +52,7 @@ class Arm:
 
     def updates(self, case: Case) -> int:
         """Of one training, a prepended warmup included."""
-        return case.study.max_train_steps + self.point.warmup_steps
+        return case.steps + self.point.warmup_steps
 
 
 def first_places(case: Case, base_lrs: Sequence[float]) -> tuple[int, ...]:
@@ -82,35 +82,43 @@ def other_optimizers(case: Case) -> list[Arm]:
     A command may not have that: then there is no arm.
     """
     study, own = case.study, case.point.optimizer
-    ranges = {name: ends(study.axes(name)["base_lr"]) for name in study.optimizers if name != own}
+    others = [name for name in study.optimizers if name != own]
+    ranges = {name: ends(study.axes(name)["base_lr"]) for name in others}
     if not ranges and not study.log:
         alternative = optimizer_of(own).alternative
         ranges[alternative.optimizer] = alternative.base_lrs
     arms = []
     for name, (low, high) in ranges.items():
-        point = replace(case.point, optimizer=name, settings=_settings(study, name))
+        point = replace(case.point, optimizer=name, settings=_settings(case, name))
         rates = tuple(float(rate) for rate in np.geomspace(low, high, TUNED))
         arms.append(Arm(name, point, rates))
     return arms
 
 
-def _settings(study: Study, optimizer: str) -> Mapping[str, Any]:
+def _settings(case: Case, optimizer: str) -> Mapping[str, Any]:
     """An optimizer's own hyperparameters: what the study fixes of them, and the rule's defaults.
 
     The defaults of an optimizer of torch are left to it.
     """
-    axes = study.axes(optimizer) if optimizer in study.optimizers else {}
-    fixed = {
-        name: study.convert(optimizer, name, axis[0])
-        for name, axis in axes.items()
-        if isinstance(axis, tuple) and len(axis) == 1
-    }
+    fixed = _fixed(case, optimizer) if optimizer in case.study.optimizers else {}
     of_all = (*COMMON, *DECAY_SETTINGS)
     if is_of_torch(optimizer):
         return {name: value for name, value in fixed.items() if name not in of_all}
     return {
         name: float(fixed.get(name, default)) for name, default in RULES[optimizer].defaults.items()
     }
+
+
+def _fixed(case: Case, optimizer: str) -> dict[str, Any]:
+    """What the study fixes at the case's batch size: nothing that follows from base_lr, too."""
+    study, batch_size = case.study, case.point.batch_size
+    by_base_lr = [name for name, tie in study.ties[optimizer].items() if tie.by_epochs]
+    fixed = {
+        name: axis[0]
+        for name, axis in study.axes(optimizer, batch_size).items()
+        if isinstance(axis, tuple) and len(axis) == 1 and name not in by_base_lr
+    }
+    return study.hyperparameters(optimizer, batch_size, fixed)
 
 
 def other_architectures(

@@ -31,7 +31,7 @@ def strongest_clip_norm(case: Case, sweep: Sequence[Trial]) -> float:
 def cost_of_clipping(case: Case) -> float:
     """Updates that the search takes at most."""
     trainings = SCREENING_SEEDS * (len(PERCENTILES) * len(LADDER) + 1)
-    return trainings * case.study.max_train_steps
+    return trainings * case.steps
 
 
 def find_clip_norm(

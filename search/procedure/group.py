@@ -490,7 +490,7 @@ def _edge(case: Case, best: float, trials: Sequence[Trial]) -> Asking[tuple[Edge
 def _later_halvings(case: Case, low: float, high: float) -> float:
     """Updates that bracket an edge between two base LRs after one more halving."""
     halvings = math.log2(math.log10(high / low) / EDGE_DECADES) if low > 0 else EDGE_ROUNDS
-    return max(0, math.ceil(halvings) - 1) * case.seeds * case.study.max_train_steps
+    return max(0, math.ceil(halvings) - 1) * case.seeds * case.steps
 
 
 def judge_edge(edge: Edge, lr_star: float, best: float, probes: Iterable[Trial] = ()) -> Edge:

@@ -70,7 +70,7 @@ def arms_of(case: Case, reference: Reference, best: float, clip_norm: float) -> 
     """Every arm of a group, plain training first. `best`: the base LR of its best mean."""
     base_lrs = base_lrs_of(case, reference, best)
     first = first_places(case, base_lrs)
-    longest = max(warmup_lengths(case.study.max_train_steps), default=0)
+    longest = max(warmup_lengths(case.steps), default=0)
     own = own_arms(case.point, base_lrs, first, longest, clip_norm)
     return [*own, *other_optimizers(case), *architectures(case, base_lrs)]
 
@@ -81,7 +81,7 @@ def least_of(case: Case) -> tuple[float, float]:
     arms = arms_of(case, Reference("any", star), star, clip_norm=1.0)
     longest = max(arms, key=lambda arm: arm.updates(case))
     looks = sum(len(arm.first) * arm.updates(case) for arm in arms)
-    decision = MOST_CLIMBED * case.study.max_train_steps + cost_of_reruns(case, [longest.point])
+    decision = MOST_CLIMBED * case.steps + cost_of_reruns(case, [longest.point])
     return looks, decision
 
 
@@ -95,7 +95,7 @@ def rerun_plain(case: Case, sweep: Sequence[Trial], swept_in: str) -> Asking[Fou
 
 def as_swept(case: Case, sweep: Sequence[Trial], swept_in: str) -> Remedy:
     """Plain training at lr_star, by the trials of the sweep."""
-    steps, sensitivity = case.study.max_train_steps, lr_sensitivity(sweep)
+    steps, sensitivity = case.steps, lr_sensitivity(sweep)
     return remedy_of(PLAIN, steps, sweep, case.point, tuned_in=swept_in, lr_sensitivity=sensitivity)
 
 

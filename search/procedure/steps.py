@@ -52,6 +52,11 @@ class Case:
     reserve: float = 0
 
     @property
+    def steps(self) -> int:
+        """Updates of a training of the study at the group's batch size, its warmup left out."""
+        return self.study.train_steps(self.group.batch_size)
+
+    @property
     def first_seed(self) -> int:
         """Of the steps: those of the sweep come before."""
         return self.study.seed + self.study.most_seeds
@@ -82,7 +87,7 @@ class Case:
     def _learns_nothing(self, trial: Trial) -> bool:
         point, study = trial.point, self.study
         alike = all(getattr(point, name) == getattr(self.point, name) for name in SAME_SCALE)
-        whole = len(trial.curve.loss) >= study.max_train_steps
+        whole = len(trial.curve.loss) >= self.steps
         if not (study.divergence and alike and whole and point.base_lr > self.point.base_lr):
             return False
         return learns_nothing(trial, self.learned, self.reached)
@@ -108,7 +113,8 @@ class Case:
         in its name: with another budget it may be another one.
         """
         origin = self.study
-        steps = max_train_steps or origin.max_train_steps
+        steps = max_train_steps or self.steps
+        every = 1 if every_step else origin.evaluate_every(self.group.batch_size)
         return pin(
             origin,
             point or self.point,
@@ -121,7 +127,7 @@ class Case:
             sampler="grid",
             seed=self.first_seed if first_seed is None else first_seed,
             seeds=seeds,
-            evaluations=steps if every_step else math.ceil(steps / origin.evaluate_every),
+            evaluations=math.ceil(steps / every),
             prepend_warmup=True,
             keep_checkpoints=1,
         )

@@ -62,7 +62,7 @@ def seeds_for(case: Case, candidates: int) -> int:
 
 def cost_of_reruns(case: Case, points: Sequence[Point]) -> float:
     """Updates of a tournament of these remedies and plain training at two base LRs."""
-    steps = case.study.max_train_steps
+    steps = case.steps
     each = 2 * steps + sum(steps + point.warmup_steps for point in points)
     return seeds_for(case, len(points)) * each
 
@@ -70,7 +70,7 @@ def cost_of_reruns(case: Case, points: Sequence[Point]) -> float:
 def cost_of_safety(case: Case, point: Point, candidates: int) -> float:
     """Updates of the further seeds of a remedy on the edge, and of plain training beside it."""
     more = max(0, SAFE_SEEDS - seeds_for(case, candidates))
-    return more * (2 * case.study.max_train_steps + point.warmup_steps)
+    return more * (2 * case.steps + point.warmup_steps)
 
 
 def hold_tournament(

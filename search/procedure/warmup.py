@@ -29,7 +29,7 @@ def screened_updates(warmup_steps: int, max_train_steps: int) -> int:
 
 def cost_of_warmup(case: Case) -> float:
     """Updates that the search takes at most."""
-    steps, ladder = case.study.max_train_steps, len(LADDER) + len(HIGHER)
+    steps, ladder = case.steps, len(LADDER) + len(HIGHER)
     each = [
         SCREENING_SEEDS * screened_updates(length, steps) + case.seeds * (steps + length)
         for length in warmup_lengths(steps)
@@ -43,7 +43,7 @@ def find_warmup(case: Case, reference: Reference) -> Asking[tuple[int, Step]]:
     Screening runs of SCREENED × warmup_steps choose what whole runs confirm, with the warmup
     prepended.
     """
-    steps = case.study.max_train_steps
+    steps = case.steps
     lengths = warmup_lengths(steps)
     studies: list[str] = []
     found: tuple[float, int] | None = None
@@ -106,6 +106,6 @@ def _in_words(
         f"{length} steps are the shortest of {tried} that reach {multiple:g} × {reference.name}, "
         f"base_lr {readable(multiple * reference.base_lr)}, on {case.seeds} of {case.seeds} seeds."
     )
-    share = length / case.study.max_train_steps
+    share = length / case.steps
     if share > LONG_WARMUP:
         yield f"That is {share:.0%} of max_train_steps: it may have to grow (R12)."

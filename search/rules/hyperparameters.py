@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
+from .tied import TIES
+
 Kind = Literal["common", "optimizer", "schedule"]
 Value = float | str
 
@@ -47,6 +49,8 @@ class Hyperparameter:
     per_batch_size  whether each batch size has a best value of its own (R20)
     fewest_trials   with fewer configurations per group, fix it (S11); "far more than 25" is taken
                     as 50
+    ties            what a study may give in its place, names of TIES
+    asks_tie        whether to advise the first of them where batch sizes are far apart
     """
 
     name: str
@@ -62,6 +66,8 @@ class Hyperparameter:
     longer_steps: Literal[-1, 0, 1] = 0
     per_batch_size: bool = False
     fewest_trials: int = 0
+    ties: tuple[str, ...] = ()
+    asks_tie: bool = False
     description: str = ""
     example: Any = None
 
@@ -78,6 +84,10 @@ class Hyperparameter:
                 self._refuse(f"{field} must be {self.requirement}, got {value!r}")
         if self.control and self.off is None:
             self._refuse("a control needs a value that is off")
+        if self.asks_tie and not self.ties:
+            self._refuse("nothing ties it that could be asked for")
+        if unknown := [name for name in self.ties if name not in TIES]:
+            self._refuse(f"it is tied by {unknown[0]!r}, which is no row of TIES")
 
     def _refuse(self, reason: str) -> None:
         raise TypeError(f"hyperparameter {self.name!r}: {reason}")
@@ -228,6 +238,8 @@ declare(
 
 # --- of optimizers --------------------------------------------------------------------------------
 
+OF_SHARES = ("half_life_examples", "one_minus")  # of averages, of which each update keeps a share
+
 declare(
     Hyperparameter(
         "momentum",
@@ -236,6 +248,7 @@ declare(
         is_share,
         longer_steps=1,
         per_batch_size=True,
+        ties=OF_SHARES,
         description="Share of the last step, or of the sum of gradients, that is kept",
         example=[0.9, 0.99],
     )
@@ -246,6 +259,8 @@ declare(
         "optimizer",
         "a number in [0, 1)",
         is_share,
+        ties=OF_SHARES,
+        asks_tie=True,
         description="Share of the running mean of squared gradients that is kept",
         example=0.9,
     )
@@ -257,6 +272,7 @@ declare(
         "a number in [0, 1)",
         is_share,
         fewest_trials=10,
+        ties=OF_SHARES,
         description="Share of the running mean of gradients that is kept",
         example=[0.9, 0.95],
     )
@@ -268,6 +284,8 @@ declare(
         "a number in [0, 1)",
         is_share,
         fewest_trials=50,
+        ties=OF_SHARES,
+        asks_tie=True,
         description="Share of the running mean of squared gradients that is kept; of Lion, of the "
         "mean of gradients",
         example=[0.99, 0.999],
@@ -305,6 +323,8 @@ declare(
         "a number ≥ 0",
         lambda value: is_finite(value) and value >= 0,
         per_batch_size=True,
+        ties=("timescale_epochs",),
+        asks_tie=True,
         description="Every update multiplies the parameters by 1 − learning rate × weight_decay",
         example={"low": 1e-3, "high": 1.0, "log": True},
     )

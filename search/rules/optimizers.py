@@ -384,6 +384,22 @@ def is_of_torch(name: str) -> bool:
     return name not in RULES and is_import_path(name)
 
 
+# torch's own whose weight decay multiplies parameters by 1 − learning rate × weight_decay
+_DECOUPLED = ("AdamW", "Muon")
+
+
+def decays_by_itself(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether weight decay is known to multiply parameters by 1 − learning rate × weight_decay.
+
+    That of rules is, by the hyperparameter's row; of torch's optimizers some, or with a setting.
+    """
+    if not is_of_torch(name):
+        return True
+    module, class_name = module_and_class(name)
+    is_decoupled = class_name in _DECOUPLED or settings.get("decoupled_weight_decay") is True
+    return module == "torch.optim" and is_decoupled
+
+
 def state_of(name: str) -> Mapping[str, float]:
     """The state that rows of a stack hold of an optimizer, as `Rule.state`.
 

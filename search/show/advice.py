@@ -8,7 +8,7 @@ file, the value found, what to do, and the rule.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ..judge.analysis import (
@@ -24,8 +24,10 @@ from ..judge.readout import clipped_before
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import optimizer_of
 from ..rules.schedule import LONG_WARMUP, longest_warmup
+from ..rules.tied import TIES
 from ..study.sampling import free_axes, shares
 from ..study.study import Axis, Range, Study, ends
+from ..study.tied import on_axes
 from ..trial import COMMON, Trial
 from ..words import readable
 from .tables import axis_in_words
@@ -33,6 +35,7 @@ from .tables import axis_in_words
 # R10: an order of magnitude; R3, R6: the least that a sweep of base_lr spans (its width is ours)
 ORDER = 10.0
 GRID_AXES = 2  # S2: grids are for one or two dimensions
+FAR_APART = 4.0  # batch sizes at which the same value means something else (the factor is ours)
 LESS_TUNED = 0.5  # S9: half as many values or configurations as another side (the share is ours)
 
 
@@ -162,22 +165,87 @@ def _batch_size_as_argument(study: Study) -> Iterator[Advice]:
 
 
 def _fixed_for_all_batch_sizes(study: Study) -> Iterator[Advice]:
-    """Advice on a fixed value that each batch size should tune; 0 is off, and nothing to tune."""
-    if len(study.batch_sizes) < 2:
-        return
+    """Advice on a fixed value that each batch size should tune.
+
+    0 is off, and nothing to tune; a quantity gives each batch size a value of its own.
+    """
     for optimizer in study.optimizers:
-        defaults = optimizer_of(optimizer).defaults
-        axes = {name: (value,) for name, value in defaults.items()} | study.axes(optimizer)
-        for name, row in HYPERPARAMETERS.items():
-            axis = axes.get(name, (0,))
-            if row.per_batch_size and _is_fixed(axis) and any(ends(axis)):
+        for name, axis in _all_axes(study, optimizer).items():
+            if _is_same_for_all(study, optimizer, name, axis):
                 yield advice_by(
                     "R20",
-                    study.key_of(optimizer, name),
+                    study.key_of(optimizer, study.axis_name(optimizer, name)),
                     f"fixed at {axis_in_words(axis)} for batch sizes "
                     f"{_all_of(study.batch_sizes)}, each of which has its own best value: tune "
                     "it, or do not compare the batch sizes with one another",
                 )
+
+
+def _is_same_for_all(study: Study, optimizer: str, name: str, axis: Axis) -> bool:
+    """Whether several batch sizes have one value of what each should tune."""
+    row, tie = HYPERPARAMETERS.get(name), study.ties[optimizer].get(name)
+    if not row or not row.per_batch_size or (tie and tie.by_batch_size):
+        return False
+    return len(study.batch_sizes) > 1 and _is_fixed(axis) and any(ends(axis))
+
+
+def _all_axes(study: Study, optimizer: str) -> dict[str, Axis]:
+    """The axes of an optimizer, and its defaults where it has none."""
+    defaults = optimizer_of(optimizer).defaults
+    fixed: dict[str, Axis] = {name: (value,) for name, value in defaults.items()}
+    return fixed | study.axes(optimizer)
+
+
+def _are_far_apart(study: Study) -> bool:
+    return max(study.batch_sizes) >= FAR_APART * min(study.batch_sizes) and not study.imported
+
+
+def _other_at_each_batch_size(study: Study) -> Iterator[Advice]:
+    """Advice on hyperparameters whose values mean something else at batch sizes far apart.
+
+    Once for each; of a default where an order of magnitude lies between batch sizes.
+    """
+    if not _are_far_apart(study):
+        return
+    smallest, largest = min(study.batch_sizes), max(study.batch_sizes)
+    axes_of = _all_axes if _wide(smallest, largest) else Study.axes
+    for name in [name for name, row in HYPERPARAMETERS.items() if row.asks_tie]:
+        axes = {optimizer: axes_of(study, optimizer) for optimizer in study.optimizers}
+        asked = [one for one, own in axes.items() if _may_be_tied(study, one, name, own)]
+        if asked:
+            tie = HYPERPARAMETERS[name].ties[0]
+            yield advice_by(
+                "R20",
+                study.key_of(asked[0], name),
+                f"{axis_in_words(axes[asked[0]][name])} for {_all_of(asked)} means something else "
+                f"at batch size {largest} than at {smallest}: give {name} = {{ {tie} = … }}, which "
+                "means the same",
+            )
+
+
+def _may_be_tied(study: Study, optimizer: str, name: str, axes: Mapping[str, Axis]) -> bool:
+    """Whether a hyperparameter is used, and could be given by its first tie, but is not.
+
+    Not where it is already asked to be tuned.
+    """
+    if name not in axes or name in study.ties[optimizer] or not any(ends(axes[name])):
+        return False
+    if TIES[HYPERPARAMETERS[name].ties[0]].by_epochs and not study.decays_by_itself(optimizer):
+        return False
+    return not _is_same_for_all(study, optimizer, name, axes[name])
+
+
+def _other_number_of_examples(study: Study) -> Iterator[Advice]:
+    """Advice on an equal number of updates at batch sizes far apart."""
+    if _are_far_apart(study) and study.max_train_steps:
+        smallest, largest = min(study.batch_sizes), max(study.batch_sizes)
+        yield advice_by(
+            "R20",
+            "max_train_steps",
+            f"{study.max_train_steps} updates are {largest / smallest:g} times as many examples at "
+            f"batch size {largest} as at {smallest}: to compare them by what they have seen, give "
+            f"max_train_examples instead, as {study.max_train_steps * smallest}",
+        )
 
 
 # --- warmup and clipping --------------------------------------------------------------------------
@@ -200,7 +268,7 @@ def _no_control(study: Study) -> Iterator[Advice]:
 
 
 def _warmup_spread(study: Study) -> Iterator[Advice]:
-    if not _explores(study) or longest_warmup(study.max_train_steps) < ORDER:
+    if not _explores(study) or longest_warmup(max(study.lengths)) < ORDER:
         return
     for place, axis in _places(study, "warmup_steps").items():
         if isinstance(axis, Range):
@@ -218,14 +286,17 @@ def _warmup_spread(study: Study) -> Iterator[Advice]:
 
 
 def _long_warmup(study: Study) -> Iterator[Advice]:
+    steps, length = min(study.lengths), study.length_key
     for place, axis in _places(study, "warmup_steps").items():
-        if ends(axis)[0] > LONG_WARMUP * study.max_train_steps and not study.prepend_warmup:
+        if ends(axis)[0] > LONG_WARMUP * steps and not study.prepend_warmup:
+            of = f"max_train_steps = {steps}"
+            if not study.max_train_steps:
+                of = f"the {steps} updates at batch size {study.lengths[steps]}"
             yield advice_by(
                 "R12",
                 place,
-                f"{axis_in_words(axis)} is more than {LONG_WARMUP:.0%} of max_train_steps = "
-                f"{study.max_train_steps}: if no shorter warmup works, raise max_train_steps or "
-                "set prepend_warmup = true",
+                f"{axis_in_words(axis)} is more than {LONG_WARMUP:.0%} of {of}: if no shorter "
+                f"warmup works, raise {length} or set prepend_warmup = true",
             )
 
 
@@ -265,7 +336,7 @@ def _too_small_for_adam(study: Study) -> Iterator[Advice]:
             if count < fewest:
                 yield advice_by(
                     "S11",
-                    study.key_of(group.optimizer, name),
+                    study.key_of(group.optimizer, study.axis_name(group.optimizer, name)),
                     f"{axis_in_words(axis)} is tuned with only {count} configurations of a group: "
                     f"fix it, or give a group {fewest} or more",
                 )
@@ -352,7 +423,8 @@ def _fewer_on_one_side(study: Study) -> Iterator[Advice]:
 
 
 def _borders(study: Study, trials: list[Trial]) -> Iterator[Advice]:
-    for note in boundary_checks(trials, study.ranges, study.scientific_names):
+    drawn = on_axes(study, trials)
+    for note in boundary_checks(drawn, study.ranges, study.scientific_names):
         rule = "S4" if note.kind == "expand" else "R6"
         yield Advice(
             rule, study.key_of(note.group.optimizer, note.axis), note.sentence.removesuffix(".")
@@ -362,7 +434,7 @@ def _borders(study: Study, trials: list[Trial]) -> Iterator[Advice]:
 def _length_of_training(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     for group, own in group_trials(trials, study.scientific_names).items():
         if note := checkpoint_note(own, study.objective):
-            yield Advice("S8", "max_train_steps", f"{group.label}: {note}")
+            yield Advice("S8", study.length_key, f"{group.label}: {note}")
 
 
 def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
@@ -394,9 +466,10 @@ def _clipped_before(study: Study, trials: list[Trial]) -> Iterator[Advice]:
 
 def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     """Advice where a long warmup won, and no shorter one trained at its base_lr or above."""
-    short = LONG_WARMUP * study.max_train_steps
     names = [name for name in study.scientific_names if name != "warmup_steps"]
     for group, own in group_trials(trials, names).items():
+        steps = study.train_steps(group.batch_size)
+        short = LONG_WARMUP * steps
         for best in rank_configurations(own)[:1]:
             shorter = [
                 trial
@@ -409,8 +482,8 @@ def _warmup_that_is_needed(study: Study, trials: list[Trial]) -> Iterator[Advice
             if best.point.warmup_steps > short and needed and not study.prepend_warmup:
                 yield advice_by(
                     "R12",
-                    "max_train_steps",
-                    f"{group.label}: {study.max_train_steps} may be too few: the best trial needs "
+                    study.length_key,
+                    f"{group.label}: {steps} updates may be too few: the best trial needs "
                     f"a warmup of {best.point.warmup_steps} steps; with {short:g} or less, none "
                     f"of {len(shorter)} trials at its base_lr or above trained. Raise it, or set "
                     "prepend_warmup = true",
@@ -423,6 +496,8 @@ OF_THE_FILE: tuple[Callable[[Study], Iterator[Advice]], ...] = (
     _base_lr_range,
     _batch_size_as_argument,
     _fixed_for_all_batch_sizes,
+    _other_at_each_batch_size,
+    _other_number_of_examples,
     _no_control,
     _warmup_spread,
     _long_warmup,

@@ -87,7 +87,7 @@ def annotate(results: Results, importance: bool = False) -> None:
     study, comparison = results.study, results.comparison
     baseline = comparison.checkpoint.value if comparison else None
     for batch_size, optuna_study in results.store.optuna_studies.items():
-        own = [trial for trial in results.trials if trial.point.batch_size == batch_size]
+        own = [trial for trial in results.on_axes if trial.point.batch_size == batch_size]
         summaries = [row for row in results.summaries if row.group.batch_size == batch_size]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)

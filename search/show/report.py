@@ -14,7 +14,6 @@ import plotly.graph_objects as go
 from ..errors import UserError, warn_once
 from ..judge.analysis import (
     GroupVerdict,
-    boundary_checks,
     group_trials,
     hyperparameters,
     is_rankable,
@@ -52,6 +51,7 @@ from .plots import (
     overlay_info,
 )
 from .plots.style import trial_id
+from .scaling_chapter import HEADING, scaling_chapter, scaling_pictures
 from .tables import (
     LEFT,
     MAY_FAIL,
@@ -112,13 +112,13 @@ def write_report(results: Results, png: bool = False) -> Path:
     same bytes.
     """
     path = results.folder / "report.html"
-    found, scenes = pictures(results), _scenes(results)
-    document = _document(results, found, scenes)
+    found, scenes, scaled = pictures(results), _scenes(results), scaling_pictures(results)
+    document = _document(results, found, scenes, scaled)
     with atomic(path) as temporary:
         temporary.write_text(document, encoding="utf-8", errors="backslashreplace")
     if png:
         found += [versus(results.comparison)] if results.comparison else []
-        found += [_picture(scene) for scene in scenes if scene.figure]
+        found += [*scaled, *(_picture(scene) for scene in scenes if scene.figure)]
         write_pictures(results.folder / "plots", found)
     return path
 
@@ -132,7 +132,12 @@ def _scenes(results: Results) -> list[Scene]:
         return []
 
 
-def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene]) -> str:
+def _document(
+    results: Results,
+    found: Sequence[Picture],
+    scenes: Iterable[Scene],
+    scaled: Sequence[Picture],
+) -> str:
     study, trials, comparison = results.study, results.trials, results.comparison
     summaries, names, varied = results.summaries, hyperparameters(trials), varied_names(trials)
     sections = _sections(found)
@@ -155,6 +160,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
     seeds = max((row.seeds for row in summaries), default=1)
     gain = comparison.gain_in_words if comparison else ""
     sentences = _sentences(results)
+    scaling = scaling_chapter(results.scaling, scaled) if results.scaling else None
     return render(
         TEMPLATE,
         name=study.name,
@@ -178,6 +184,7 @@ def _document(results: Results, found: Sequence[Picture], scenes: Iterable[Scene
         sentences=sentences,
         comparison=against,
         diagnosis=told,
+        scaling=scaling,
         sections=sections,
         trial_columns=["number", *names, *with_gain(OUTCOMES, comparison)],
         text_columns=TEXT_COLUMNS,
@@ -200,6 +207,7 @@ def _contents(
         *[("what-to-look-at", "What to look at")] * bool(sentences),
         *((group["id"], f"Diagnosis: {group['label']}") for group in told),
         *[("against-the-baseline", "Against the baseline")] * bool(results.comparison),
+        *[(HEADING.lower(), HEADING)] * bool(results.scaling),
         *((part["id"], part["heading"]) for part in sections),
         *[("in-a-script-of-your-own", "In a script of your own")]
         * any(row.point for row in results.summaries),
@@ -258,10 +266,9 @@ def _sentences(results: Results) -> list[str]:
     """Boundaries (S4), lengths of training (S8) and the flags of each group's best curve (S6)."""
     study, trials = results.study, results.trials
     diagnosed = {row.group for row in results.summaries if row.diagnosed_with}
-    notes = boundary_checks(trials, study.ranges, study.scientific_names)
     sentences = [
         note.sentence
-        for note in notes
+        for note in results.notes
         if note.axis != "base_lr" or note.group not in diagnosed  # the diagnosis tells its own
     ]
     for group, own in group_trials(trials, study.scientific_names).items():
@@ -303,9 +310,9 @@ def pictures(results: Results) -> list[Picture]:
             trials, scientific, log_steps=figure.log_steps, sparse_every=figure.sparse_every or 0
         )
         found.append(_drawn(GROUPS, "training_loss", loss_figure, losses, 2))
-    for axis in sorted(varied_names(trials), key=lambda axis: axis != "base_lr"):
+    for axis in sorted(varied_names(results.on_axes), key=lambda axis: axis != "base_lr"):
         info = axis_info(
-            trials,
+            results.on_axes,
             axis,
             objective,
             log=axis in log_axes,

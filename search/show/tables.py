@@ -550,7 +550,7 @@ def _updates_of_groups(study: Study) -> dict[Group, list[int]]:
     if not study.prepend_warmup:  # then all trials are equally long, and no point has to be drawn
         for batch_size in study.batch_sizes:
             for group in study.groups(batch_size):
-                found[group] = [study.until_stop(study.max_train_steps)]
+                found[group] = [study.until_stop(study.train_steps(batch_size))]
         return found
     for point in some_points(study, POINTS_JUDGED):
         group = group_of(point, study.scientific_names)
@@ -560,7 +560,8 @@ def _updates_of_groups(study: Study) -> dict[Group, list[int]]:
 
 def _varied_in_words(study: Study, group: Group) -> str:
     return "; ".join(
-        f"{name} {axis_in_words(axis)}" for name, axis in free_axes(study, group).items()
+        f"{study.axis_name(group.optimizer, name)} {axis_in_words(axis)}"
+        for name, axis in free_axes(study, group).items()
     )
 
 

@@ -7,7 +7,7 @@ Trials stay where they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,10 @@ from .rows import RECORD, stored_trials
 
 STUDY, GROWN = "study", "grown"  # user attributes of an Optuna study
 # Keys by which a study may grow: how its points are trained and judged does not depend on them.
-MAY_GROW = ("batch_sizes", "trials", "sampler", "space", "workload_args", "warm_start")
+MAY_GROW = (
+    *("batch_sizes", "trials", "sampler", "space", "workload_args", "warm_start"),
+    "train_examples",  # from none: `_refused`
+)
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,25 @@ def _refused(was: Study, now: Study) -> list[str]:
     fewer = (was.trials or 0) > (now.trials or 0)
     if fewer and not changes_besides(before, after, ["trials"]):
         lines.append(f"trials: was {was.trials}, is {now.trials}: it may grow")
-    for optimizer in was.optimizers:
-        if optimizer not in now.optimizers:
+    if was.train_examples and now.train_examples not in (None, was.train_examples):
+        lines.append(f"train_examples: was {was.train_examples}, is {now.train_examples}")
+    both = [optimizer for optimizer in was.optimizers if optimizer in now.optimizers]
+    return lines + [line for optimizer in both for line in _other_kinds(was, now, optimizer)]
+
+
+def _other_kinds(was: Study, now: Study, optimizer: str) -> Iterator[str]:
+    """A line for each range of an optimizer that is of another kind than it was."""
+    old, new = was.axes(optimizer), now.axes(optimizer)
+    for name in [name for name in old if name in new]:
+        one, other = old[name], new[name]
+        if not (isinstance(one, Range) and isinstance(other, Range)):
             continue
-        old, new = was.axes(optimizer), now.axes(optimizer)
-        for name in old.keys() & new.keys():
-            one, other = old[name], new[name]
-            if isinstance(one, Range) and isinstance(other, Range) and one.log != other.log:
-                key = now.key_of(optimizer, name)
-                lines.append(f"{key}.log: was {_toml(one.log)}, is {_toml(other.log)}")
-    return lines
+        before, after = (study.axis_name(optimizer, name) for study in (was, now))
+        key = now.key_of(optimizer, name)
+        if before != after:
+            yield f"{key}: was a range of {before}, is one of {after}"
+        elif one.log != other.log:
+            yield f"{now.key_of(optimizer, after)}.log: was {_toml(one.log)}, is {_toml(other.log)}"
 
 
 def _toml(value: bool) -> str:

@@ -11,12 +11,21 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import warn_once
-from ..judge.analysis import GroupSummary, group_trials, is_rankable, summarize
+from ..judge.analysis import (
+    BoundaryNote,
+    GroupSummary,
+    boundary_checks,
+    group_trials,
+    is_rankable,
+    summarize,
+)
 from ..judge.answer import Answer, answers, with_diagnosis
 from ..judge.comparison import ALPHA, Comparison
 from ..judge.diagnosis import Diagnosis
+from ..judge.scaled import ScalingReport
 from ..markup import html_table
 from ..study.study import Study
+from ..study.tied import on_axes
 from ..trial import Trial
 from ..words import readable
 from .files import write_json
@@ -26,6 +35,7 @@ from .storage import Store, open_store, read_trials
 
 COMPARISON_FILE = "comparison.json"
 DIAGNOSIS_FILE = "diagnosis.json"
+SCALING_FILE = "scaling.json"
 
 _Record = TypeVar("_Record")
 
@@ -38,7 +48,7 @@ class Results:
     therefore holds one study's results at a time.
 
     trials       finished, by batch size and number, as seen beside one another (`read_trials`)
-    comparison   the latest with a baseline; diagnosis: the latest; None if there was none
+    comparison   the latest with a baseline; diagnosis, scaling: the latest; None if there was none
     environment  what the results depend on besides the study file
     steps        trials of the diagnosis' steps, by the names of their studies, as far as read
     """
@@ -47,6 +57,7 @@ class Results:
     trials: Sequence[Trial]
     comparison: Comparison | None = None
     diagnosis: Diagnosis | None = None
+    scaling: ScalingReport | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     steps: dict[str, Sequence[Trial]] = field(default_factory=dict)
 
@@ -58,6 +69,7 @@ class Results:
             trials=read_trials(store, records),
             comparison=read_comparison(store.folder),
             diagnosis=read_diagnosis(store.folder),
+            scaling=read_scaling(store.folder),
             environment=read_environment(store.folder),
         )
 
@@ -105,8 +117,18 @@ class Results:
     @cached_property
     def answers(self) -> list[Answer]:
         """An answer per batch size, the best first."""
-        names, space = self.study.scientific_names, self.study.ranges
-        return answers(self.trials, self.summaries, names, space, self.diagnosis)
+        names = self.study.scientific_names
+        return answers(self.trials, self.summaries, names, self.notes, self.diagnosis)
+
+    @cached_property
+    def on_axes(self) -> list[Trial]:
+        """Its trials with quantities in place of what is tied: `study.tied.on_axes`."""
+        return on_axes(self.study, self.trials)
+
+    @cached_property
+    def notes(self) -> list[BoundaryNote]:
+        """What the best trials say of the borders of the search space (S4)."""
+        return boundary_checks(self.on_axes, self.study.ranges, self.study.scientific_names)
 
     def trials_of(self, name: str) -> Sequence[Trial]:
         """The trials of the study, or of a step of its diagnosis.
@@ -173,3 +195,16 @@ def read_diagnosis(folder: Path) -> Diagnosis | None:
     None if there is none, or (with a warning) if it is damaged.
     """
     return _read(folder / DIAGNOSIS_FILE, Diagnosis, "diagnose")
+
+
+def write_scaling(folder: Path, result: ScalingReport) -> None:
+    """scaling.json, of which `read_scaling` is the inverse."""
+    write_json(folder / SCALING_FILE, asdict(result))
+
+
+def read_scaling(folder: Path) -> ScalingReport | None:
+    """The latest report of a study on its batch sizes.
+
+    None if there is none, or (with a warning) if it is damaged.
+    """
+    return _read(folder / SCALING_FILE, ScalingReport, "scaling")

@@ -388,20 +388,23 @@ def _as_frozen(study: Study, trial: Trial) -> FrozenTrial:
 def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
     """A point as Optuna parameters.
 
-    An axis that only this optimizer has is named after it: adam.base_lr.
+    An axis that only this optimizer has is named after it: adam.base_lr. A tied one has its
+    quantity: beta2.half_life_examples.
     """
     parameters: dict[str, Any] = {}
     distributions: dict[str, BaseDistribution] = {}
     if len(study.optimizers) > 1:
         parameters["optimizer"] = point.optimizer
         distributions["optimizer"] = CategoricalDistribution(study.optimizers)
-    for name, axis in study.axes(point.optimizer).items():
+    for name, axis in study.axes(point.optimizer, point.batch_size).items():
         is_fixed = not isinstance(axis, Range) and len(axis) == 1
         if is_fixed or not applies(name, point.decay):
             continue
         shared = len(study.optimizers) == 1 or study.is_common(point.optimizer, name)
-        label = name if shared else f"{point.optimizer}.{name}"
-        parameters[label], distributions[label] = point.values[name], distribution(axis, name)
+        called = study.axis_name(point.optimizer, name)
+        label = called if shared else f"{point.optimizer}.{called}"
+        parameters[label] = study.quantity(point, name)
+        distributions[label] = distribution(axis, name)
     for name in study.scientific_workload_args:
         parameters[name] = point.workload_args[name]
         distributions[name] = CategoricalDistribution(study.workload_args[name])  # type: ignore[arg-type]

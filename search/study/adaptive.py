@@ -76,7 +76,7 @@ def propose(
     for one in told:
         memory.add_trial(
             optuna.trial.create_trial(
-                params={name: one.point.values[name] for name in axes},
+                params={name: study.quantity(one.point, name) for name in axes},
                 distributions=distributions,
                 value=one.value,
                 constraints={"diverged": one.diverged},

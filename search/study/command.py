@@ -16,7 +16,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..rules.schedule import applies, total_steps
+from ..rules.schedule import applies
 from ..trial import Point
 
 if TYPE_CHECKING:
@@ -65,9 +65,9 @@ def values_of_run(study: Study, point: Point, run_dir: str, device: str) -> dict
         **point.values,
         "run_dir": run_dir,
         "device": device,
-        "total_steps": total_steps(point, study.max_train_steps, study.prepend_warmup),
-        "max_train_steps": study.max_train_steps,
-        "evaluate_every": study.evaluate_every,
+        "total_steps": study.schedule(point),
+        "max_train_steps": study.train_steps(point.batch_size),
+        "evaluate_every": study.evaluate_every(point.batch_size),
     }
 
 
@@ -136,7 +136,7 @@ def _varied(study: Study) -> list[str]:
         name
         for optimizer in study.optimizers
         for name, axis in study.axes(optimizer).items()
-        if not isinstance(axis, tuple) or len(axis) > 1
+        if not isinstance(axis, tuple) or len(axis) > 1 or _follows(study, optimizer, name)
     ]
     if len(study.batch_sizes) > 1:
         names.append("batch_size")
@@ -145,6 +145,13 @@ def _varied(study: Study) -> list[str]:
     if study.most_seeds > 1:
         names.append("seed")
     return list(dict.fromkeys([*names, *study.scientific_workload_args]))
+
+
+def _follows(study: Study, optimizer: str, name: str) -> bool:
+    """Whether a hyperparameter differs with others, though its quantity does not."""
+    tie = study.ties[optimizer].get(name)
+    several = len(study.batch_sizes) > 1
+    return tie is not None and (tie.by_epochs or (tie.by_batch_size and several))
 
 
 def check_command(study: Study) -> None:

@@ -142,7 +142,7 @@ def most_saved(study: Study) -> int:
     for batch_size in study.batch_sizes:
         for group, of_group in rounds(study, batch_size).items():
             ended = sum(len(one) - _kept(study, len(one)) for one in of_group)
-            whole, after = study.earliest_cut(group.optimizer)
+            whole, after = study.earliest_cut(group.optimizer, batch_size)
             saved += ended * (whole * study.first_seeds - after)
     return saved
 

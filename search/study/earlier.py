@@ -67,7 +67,7 @@ def why_outside(study: Study, point: Point) -> str:
         return f"optimizer {point.optimizer}"
     if not study.seed <= point.seed < study.seed + study.most_seeds:
         return f"seed {point.seed}"
-    axes: dict[str, Any] = dict(study.axes(point.optimizer))
+    axes: dict[str, Any] = dict(study.axes(point.optimizer, point.batch_size))
     axes = {name: axis for name, axis in axes.items() if applies(name, point.decay)}
     own = {**point.settings, **point.decay_settings, **point.workload_args}
     defaults = _defaults_of(point.optimizer)
@@ -84,8 +84,8 @@ def why_outside(study: Study, point: Point) -> str:
 
 
 def _holds(study: Study, point: Point, name: str, axis: Axis) -> bool:
-    if isinstance(axis, Range):
-        return _is_on(axis, point.values[name])
+    if isinstance(axis, Range) or name in study.ties[point.optimizer]:
+        return _is_on(axis, study.quantity(point, name))
     values = [study.convert(point.optimizer, name, one) for one in axis]
     return _is_on(tuple(values), point.values[name])
 
@@ -123,13 +123,15 @@ def kept_points(study: Study, earlier: Earlier) -> dict[Group, list[Point]]:
 class Filling:
     """What the kept points of a group leave to be filled, among the points of a sequence.
 
-    axes  of the group that vary now, in the order of the sequence's columns
-    kept  the group's kept points
+    axes   of the group that vary now, in the order of the sequence's columns
+    kept   the group's kept points
+    study  as it is now
     """
 
     axes: Mapping[str, Axis]
     kept: Sequence[Point]
     earlier: Earlier
+    study: Study
 
     def target(self, share: int) -> int:
         """How many points of the sequence make its density equal to that of the kept points."""
@@ -148,7 +150,7 @@ class Filling:
             values: the same points as values
         """
         same = Counter(_key(point.values[name] for name in self.axes) for point in self.kept)
-        keys = [_key(row[name] for name in self.axes) for row in values]
+        keys = [_key(self._as_point_holds(row).values()) for row in values]
         matched = same & Counter(keys)
         stand_in = self._unmatched_by_cell(matched)
         is_dense = share <= self._wanted
@@ -169,20 +171,36 @@ class Filling:
         for point in self._counted:
             values = {name: point.values[name] for name in self.axes}
             if not matched[_key(values.values())]:
-                places = [_place(axis, values[name]) for name, axis in self.axes.items()]
+                quantities = {name: self.study.quantity(point, name) for name in self.axes}
+                places = [_place(axis, quantities[name]) for name, axis in self.axes.items()]
                 found[self._cell(places)] += 1
         return found
 
+    def _as_point_holds(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The values of axes, of tied ones the hyperparameters that follow."""
+        first = self.kept[0]
+        tied = [name for name in self.axes if name in self.study.ties[first.optimizer]]
+        chosen = {"base_lr": first.base_lr, **row}
+        chosen = {name: chosen[name] for name in ("base_lr", *tied)}
+        found = self.study.hyperparameters(first.optimizer, first.batch_size, chosen)
+        return {name: found[name] if name in tied else row[name] for name in self.axes}
+
     @cached_property
     def _spaces(self) -> list[dict[str, Axis]]:
-        """The axes as each generation had them; without values where it had not the optimizer."""
-        optimizer = self.kept[0].optimizer
+        """The axes as each generation had them.
+
+        Without values where it had not the optimizer, or the axis was not tied by the same.
+        """
+        optimizer, batch_size = self.kept[0].optimizer, self.kept[0].batch_size
+        ties = self.study.ties[optimizer]
         found = []
         for one in self.earlier.generations:
             had: dict[str, Axis] = {}
             if optimizer in one.study.optimizers:
                 had = {name: (value,) for name, value in _defaults_of(optimizer).items()}
-                had |= one.study.axes(optimizer)
+                had |= one.study.axes(optimizer, batch_size)
+                before = one.study.ties[optimizer]
+                had = {name: had[name] for name in had if before.get(name) == ties.get(name)}
             found.append({name: had.get(name, ()) for name in self.axes})
         return found
 

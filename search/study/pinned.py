@@ -32,7 +32,7 @@ def pin(
         "workload_args": dict(point.workload_args),
         "objective": origin.objective,
         "maximize": origin.maximize if "maximize" in origin.model_fields_set else None,
-        "max_train_steps": origin.max_train_steps,
+        "max_train_steps": origin.train_steps(point.batch_size),
         "batch_sizes": [point.batch_size],
         "evaluations": origin.evaluations,
         "accumulation": origin.accumulation,

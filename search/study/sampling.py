@@ -166,7 +166,7 @@ def _drawn(
     count = min(share, study.sampling.first) if study.sampling.is_adaptive else share
     if not (kept and earlier):
         return _sequence(study, group, count)
-    filling = Filling(axes, kept, earlier)
+    filling = Filling(axes, kept, earlier, study)
     if not study.sampling.is_adaptive:
         count = filling.target(share)
     unit = _unit(study, group, count)
@@ -374,7 +374,7 @@ def free_axes(study: Study, group: Group) -> dict[str, Axis]:
     held = dict(group.scientific)
     return {
         name: axis
-        for name, axis in study.axes(group.optimizer).items()
+        for name, axis in study.axes(group.optimizer, group.batch_size).items()
         if name not in held
         and (isinstance(axis, Range) or len(axis) > 1)
         and ("decay" not in held or applies(name, held["decay"]))
@@ -405,7 +405,7 @@ def _point(
         | {name: value for name, value in held.items() if name not in study.workload_args}
         | dict(values)
     )
-    chosen = {name: study.convert(group.optimizer, name, value) for name, value in chosen.items()}
+    chosen = study.hyperparameters(group.optimizer, group.batch_size, chosen)
     common = {name: chosen.pop(name) for name in COMMON}
     of_decay = {name: chosen.pop(name) for name in DECAY_SETTINGS if name in chosen}
     return Point(

@@ -49,8 +49,9 @@ from ..rules.constructors import (
     read_constructor,
 )
 from ..rules.hyperparameters import HYPERPARAMETERS, is_number, of_kind
-from ..rules.optimizers import RULES, is_of_torch
+from ..rules.optimizers import RULES, decays_by_itself, is_of_torch
 from ..rules.schedule import SHAPES, applies, longest_warmup, orders_of_magnitude, total_steps
+from ..rules.tied import READ_BACK, TIES, Tie, Training
 from ..trial import COMMON, Group, Point
 from ..words import better_side, readable
 from .cluster import Cluster
@@ -67,6 +68,7 @@ MOST_TRIALS = 10**6  # over all batch sizes and seeds: a plan of these takes sec
 MOST_GROUPS = 1_000
 MOST_BATCH_SIZES = 100  # each is a study of Optuna's and a facet of every plot
 MOST_EXAMPLES = 10**8  # of a batch: of one number each, 400 MB
+MOST_SEEN = MOST_STEPS * MOST_EXAMPLES  # examples of a training, or of a training set
 MOST_EVALUATIONS = 10**5  # of a training: each is a row in the database
 MOST_VALUES = 10_000  # of one list
 MOST_CHARACTERS = 100  # of a study's name: names of reruns add to it, and file systems end at 255
@@ -89,6 +91,8 @@ SOURCES = ("workload", "train", "command", "imported")
 # keys that say how a workload is trained, which a user's own training decides by itself
 OF_WORKLOADS = ("accumulation", "precision")
 OF_COMMANDS = ("log", "timeout")
+# keys that say how long a training is: a file has one of them
+LENGTHS = ("max_train_steps", "max_train_examples")
 
 RESULT_COLUMNS = (
     *("number", "verdict", "instability", "onset_step", "best_value", "gain", "best_step"),
@@ -148,6 +152,7 @@ Float = Annotated[float, NUMBER]
 Steps = Annotated[int, Field(gt=0, le=MOST_STEPS), NUMBER]
 Trials = Annotated[int, Field(gt=0, le=MOST_TRIALS), NUMBER]
 BatchSize = Annotated[int, Field(gt=0, le=MOST_EXAMPLES), NUMBER]
+Examples = Annotated[int, Field(gt=0, le=MOST_SEEN), NUMBER]
 Values = Annotated[
     tuple[Scalar, ...],
     _of_length(1, MOST_VALUES),
@@ -211,8 +216,8 @@ class OrdersOfMagnitude(_Strict):
 # Which form of a value was read, or that an optimizer is of torch: no part of the place of a
 # mistake, and no name that a key can have.
 ORDERS, RANGE, LIST, VALUE, TABLE = "<orders>", "<range>", "<list>", "<value>", "<table>"
-OF_TORCH = "<of torch>"
-FORMS = (ORDERS, RANGE, LIST, VALUE, TABLE, OF_TORCH)
+TIED, OF_TORCH = "<tied>", "<of torch>"
+FORMS = (ORDERS, RANGE, LIST, VALUE, TABLE, TIED, OF_TORCH)
 BARE_KEY = re.compile(r"[\w-]+", re.ASCII)  # of TOML: any other stands in quotes
 
 
@@ -221,13 +226,76 @@ def _form(value: object) -> str:
         isinstance(value, dict) and "orders_of_magnitude" in value
     ):
         return ORDERS
+    if isinstance(value, Tied) or (isinstance(value, dict) and _is_meant_as_tie(value)):
+        return TIED
+    return _form_of_values(value)
+
+
+def _form_of_values(value: object) -> str:
     if isinstance(value, Range | dict):
         return RANGE
     return LIST if isinstance(value, list | tuple) else VALUE
 
 
+def _is_meant_as_tie(table: Mapping[Any, Any]) -> bool:
+    """Whether a table has the name of a tie, or nearly so."""
+    keys = [str(key) for key in table]
+    return any(difflib.get_close_matches(key[:SHOWN], TIES, n=1) for key in keys)
+
+
+ValuesSpec = Annotated[
+    Annotated[Range, Tag(RANGE)] | Annotated[Values, Tag(LIST)] | Annotated[Scalar, Tag(VALUE)],
+    Discriminator(_form_of_values),
+]
+
+
+class _Ties(_Strict):
+    """A hyperparameter by a quantity that means the same at every batch size: one of these keys."""
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _quantities(cls, spec: Any, info: ValidationInfo) -> Any:
+        tie = TIES[info.field_name or ""]
+        for value in _named_in(spec):
+            if not tie.holds(value) or not _in_reach(value):
+                raise ValueError(f"must be {tie.rule}, got {quote(value)}")
+        return spec
+
+    @model_validator(mode="after")
+    def _one(self) -> _Ties:
+        if len(self.model_fields_set) != 1:
+            given = ", ".join(sorted(self.model_fields_set)) or "none"
+            raise ValueError(f"must have one of {', '.join(TIES)}, got {given}")
+        return self
+
+    @property
+    def tie(self) -> Tie:
+        """The tie that was given."""
+        return TIES[next(iter(self.model_fields_set))]
+
+    @property
+    def spec(self) -> Any:
+        """The values of its quantity."""
+        return getattr(self, self.tie.name)
+
+
+Tied = create_model(
+    "Tied",
+    __base__=_Ties,
+    __doc__=_Ties.__doc__,
+    **{
+        tie.name: (
+            ValuesSpec,
+            Field(None, description=f"{tie.description}; {tie.rule}", examples=[tie.example]),
+        )
+        for tie in TIES.values()
+    },  # type: ignore[call-overload]
+)
+
+
 AxisSpec = Annotated[
     Annotated[OrdersOfMagnitude, Tag(ORDERS)]
+    | Annotated[Tied, Tag(TIED)]  # type: ignore[valid-type]
     | Annotated[Range, Tag(RANGE)]
     | Annotated[Values, Tag(LIST)]
     | Annotated[Scalar, Tag(VALUE)],
@@ -235,6 +303,20 @@ AxisSpec = Annotated[
 ]
 # as used: a range, or the values to choose from (one value: fixed)
 Axis = Range | tuple[Scalar, ...]
+
+
+def _named_in(spec: Any) -> tuple[Any, ...]:
+    """The values that an axis is written with: of a range its ends."""
+    return (spec.low, spec.high) if isinstance(spec, Range) else values_of(spec)
+
+
+def fault_of_tie(name: str, tie: Tie) -> str:
+    """Why a hyperparameter cannot be given by a tie; empty if it can."""
+    row = HYPERPARAMETERS.get(name)
+    if row and tie.name in row.ties:
+        return ""
+    tied = [one.name for one in HYPERPARAMETERS.values() if tie.name in one.ties]
+    return f"{tie.name} is for {' or '.join(tied)}"
 
 
 def ends(axis: Axis) -> tuple[float, float]:
@@ -256,8 +338,11 @@ class _Axes(_Strict):
             if info.field_name != "warmup_steps":
                 raise ValueError("orders_of_magnitude is for warmup_steps")
             return spec
-        values = (spec.low, spec.high) if isinstance(spec, Range) else spec
-        for value in values if isinstance(values, tuple) else (values,):
+        if isinstance(spec, _Ties):
+            if fault := fault_of_tie(row.name, spec.tie):
+                raise ValueError(fault)
+            return spec
+        for value in _named_in(spec):
             if not row.accepts(value):
                 raise ValueError(f"must be {row.requirement}, got {quote(value)}")
             if not _in_reach(value):
@@ -582,8 +667,23 @@ class Study(_Strict):
     maximize: StrictBool = Field(
         False, description="A higher objective is better, as of an accuracy; else it is minimized"
     )
-    max_train_steps: Steps = Field(
-        description="Optimizer updates of one training; never an axis (S8)", examples=[2000]
+    max_train_steps: Steps | None = Field(
+        None,
+        description="Optimizer updates of one training; never an axis (S8). Required, or "
+        "`max_train_examples`",
+        examples=[2000],
+    )
+    max_train_examples: Examples | None = Field(
+        None,
+        description="Instead of `max_train_steps`: examples of one training, the same at every "
+        "batch size, which makes max_train_examples / batch_size updates, rounded",
+        examples=[200_000],
+    )
+    train_examples: Examples | None = Field(
+        None,
+        description="Examples of an epoch, the training set; required where an axis counts in "
+        "epochs, as weight_decay = { timescale_epochs = 5 }",
+        examples=[50_000],
     )
     batch_sizes: Annotated[
         tuple[BatchSize, ...],
@@ -693,13 +793,15 @@ class Study(_Strict):
         if isinstance(document, Study):
             return validate(document)
         context = info.context or {"lines": _mistakes_of_name(document.get("name"))}
-        lines = [*context["lines"], *_mistakes_of_sources(document)]
+        of_length = list(_mistakes_of_length(document))
+        lines = [*context["lines"], *_mistakes_of_sources(document), *of_length]
         try:
             study = validate(document)
         except ValidationError as error:
             lines += [_explain(detail) for detail in error.errors()]
         else:
-            lines += [f"{key}: {message}" for key, message in study.problems()]
+            found = [] if of_length else study.problems()
+            lines += [f"{key}: {message}" for key, message in found]
         if lines:
             place = context.get("place") or str(document.get("name") or "Study")
             rest = len(lines) - MOST_LINES
@@ -710,7 +812,7 @@ class Study(_Strict):
             study.__dict__["source"] = tomli_w.dumps(study.document)
         return study
 
-    @field_validator("max_train_steps", "seed", "seeds", mode="before")
+    @field_validator(*LENGTHS, "seed", "seeds", mode="before")
     @classmethod
     def _never_an_axis(cls, value: object, info: ValidationInfo) -> object:
         is_table = info.field_name == "seeds" and isinstance(value, dict) and "finalists" in value
@@ -738,7 +840,7 @@ class Study(_Strict):
         names = ", ".join(self.optimizers[:SHOWN_NAMES])
         return (
             f"Study {self.name!r}: {names} at batch sizes {sizes}\n"
-            f"{self.planned_trials()} trials of {self.max_train_steps} updates, {self.objective} "
+            f"{self.planned_trials()} trials of {self.length_in_words}, {self.objective} "
             f"({better_side(self.maximize)})"
         )
 
@@ -751,10 +853,13 @@ class Study(_Strict):
             ("objective", f"{self.objective} ({better_side(self.maximize)})"),
             ("batch_sizes", ", ".join(map(str, self.batch_sizes))),
             ("trials", self.planned_trials()),
-            ("max_train_steps", self.max_train_steps),
+            (self.length_key, getattr(self, self.length_key)),
         ]
         for optimizer in self.optimizers:
-            axes = [f"{name} {_shown(axis)}" for name, axis in self.axes(optimizer).items()]
+            axes = [
+                f"{self.axis_name(optimizer, name)} {_shown(axis)}"
+                for name, axis in self.axes(optimizer).items()
+            ]
             rows.append((optimizer, ", ".join(axes)))
         return html_table(f"Study {self.name}", rows)
 
@@ -848,13 +953,54 @@ class Study(_Strict):
         return 0 if isinstance(self.seeds, int) else self.seeds.of
 
     @property
-    def evaluate_every(self) -> int:
+    def length_key(self) -> str:
+        """Which of LENGTHS the file has."""
+        return LENGTHS[0] if self.max_train_steps else LENGTHS[1]
+
+    @property
+    def length_in_words(self) -> str:
+        """How long a training is, as "500 updates"."""
+        if self.max_train_steps:
+            return f"{self.max_train_steps} updates"
+        return f"{self.max_train_examples} examples"
+
+    def train_steps(self, batch_size: int) -> int:
+        """Optimizer updates of one training at a batch size, without a prepended warmup."""
+        if self.max_train_steps:
+            return self.max_train_steps
+        assert self.max_train_examples is not None  # one of LENGTHS (_mistakes_of_length)
+        return max(1, round(self.max_train_examples / batch_size))
+
+    def of_steps(self, steps: int, evaluations: int) -> Study:
+        """The study with so many updates and evaluations of every training: a trial run."""
+        return self.model_copy(
+            update={
+                "max_train_steps": steps,
+                "evaluations": evaluations,
+                "prepend_warmup": False,
+                "stop_after": None,
+            }
+        )
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        """Each number of updates that trainings have, with the first batch size that has it."""
+        found: dict[int, int] = {}
+        for batch_size in self.batch_sizes:
+            found.setdefault(self.train_steps(batch_size), batch_size)
+        return found
+
+    def evaluate_every(self, batch_size: int) -> int:
         """Updates between two evaluations (S10)."""
-        return math.ceil(self.max_train_steps / self.evaluations)
+        return math.ceil(self.train_steps(batch_size) / self.evaluations)
+
+    def schedule(self, point: Point) -> int:
+        """Updates of a trial's whole schedule, a prepended warmup included."""
+        return total_steps(point, self.train_steps(point.batch_size), self.prepend_warmup)
 
     def updates(self, point: Point) -> int:
         """Updates of a trial: its whole schedule, or as many as `stop_after` allows."""
-        return self.until_stop(total_steps(point, self.max_train_steps, self.prepend_warmup))
+        return self.until_stop(self.schedule(point))
 
     def cut_step(self, point: Point) -> int:
         """The updates after which a trial of a study with a cut is compared with its group.
@@ -864,21 +1010,24 @@ class Study(_Strict):
         """
         warmup = point.warmup_steps
         if not self.prepend_warmup:
-            warmup = int(ends(self.axes(point.optimizer)["warmup_steps"])[1])
-        return self._cut_after(warmup)
+            axes = self.axes(point.optimizer, point.batch_size)
+            warmup = int(ends(axes["warmup_steps"])[1])
+        return self._cut_after(warmup, point.batch_size)
 
-    def earliest_cut(self, optimizer: str) -> tuple[int, int]:
+    def earliest_cut(self, optimizer: str, batch_size: int) -> tuple[int, int]:
         """The updates of the shortest training of an optimizer, and those before its cut."""
-        shortest, longest = map(int, ends(self.axes(optimizer)["warmup_steps"]))
+        shortest, longest = map(int, ends(self.axes(optimizer, batch_size)["warmup_steps"]))
+        steps = self.train_steps(batch_size)
         if not self.prepend_warmup:
-            return self.until_stop(self.max_train_steps), self._cut_after(longest)
-        return self.until_stop(self.max_train_steps + shortest), self._cut_after(shortest)
+            return self.until_stop(steps), self._cut_after(longest, batch_size)
+        return self.until_stop(steps + shortest), self._cut_after(shortest, batch_size)
 
-    def _cut_after(self, warmup: int) -> int:
+    def _cut_after(self, warmup: int, batch_size: int) -> int:
         assert self.cut is not None
-        share = self.cut.at * self.until_stop(self.max_train_steps)
+        every = self.evaluate_every(batch_size)
+        share = self.cut.at * self.until_stop(self.train_steps(batch_size))
         least = warmup + share if self.prepend_warmup else max(warmup, share)
-        return math.ceil(least / self.evaluate_every) * self.evaluate_every
+        return math.ceil(least / every) * every
 
     def until_stop(self, whole: int) -> int:
         """How many of the updates of a whole schedule `stop_after` allows."""
@@ -922,26 +1071,88 @@ class Study(_Strict):
         setting = constructor.settings.get(name) if constructor else None
         return setting.convert(value) if setting else value
 
-    def axes(self, optimizer: str) -> dict[str, Axis]:
-        """Every axis of an optimizer by name, fixed ones included.
+    def axes(self, optimizer: str, batch_size: int | None = None) -> dict[str, Axis]:
+        """Every axis of an optimizer by name, fixed ones included; a tied one is of its quantity.
 
-        Settings of a decay that it does not try are left out. Its own table wins over the common
-        one.
+        Without a batch size an axis has all values that it has at any. Settings of a decay that the
+        optimizer does not try are left out. Its own table wins over the common one.
         """
+        specs = {
+            name: self._resolve(spec, batch_size) for name, spec in self._specs(optimizer).items()
+        }
+        decays = values_of(specs["decay"])
+        for name in specs.keys() & set(DECAY_SETTINGS):
+            if not any(applies(name, decay) for decay in decays):
+                del specs[name]
+        return specs
+
+    def _specs(self, optimizer: str) -> dict[str, Any]:
+        """What the file says of every hyperparameter of an optimizer, or its default."""
         own, settings = self._table_of(optimizer), self._settings_of(optimizer)
-        specs: dict[str, Axis] = {}
+        specs: dict[str, Any] = {}
         for name in (*COMMON, *settings, *DECAY_SETTINGS):
             shared = None if name in settings else getattr(self.space, name)
             default = None if name in settings else HYPERPARAMETERS[name].default
             candidates = (getattr(own, name), shared, default)
             spec = next((candidate for candidate in candidates if candidate is not None), None)
             if spec is not None:
-                specs[name] = self._resolve(spec)
-        decays = values_of(specs["decay"])
-        for name in specs.keys() & set(DECAY_SETTINGS):
-            if not any(applies(name, decay) for decay in decays):
-                del specs[name]
+                specs[name] = spec
         return specs
+
+    @cached_property
+    def ties(self) -> Mapping[str, Mapping[str, Tie]]:
+        """What hyperparameters are tied by, by optimizer and name; empty of most optimizers."""
+        return {
+            optimizer: {
+                name: spec.tie
+                for name, spec in self._specs(optimizer).items()
+                if isinstance(spec, _Ties)
+            }
+            for optimizer in self.optimizers
+        }
+
+    def decays_by_itself(self, optimizer: str) -> bool:
+        """Whether an optimizer's weight decay has a time scale: `optimizers.decays_by_itself`."""
+        return decays_by_itself(optimizer, self._table_of(optimizer).model_extra or {})
+
+    def axis_name(self, optimizer: str, name: str) -> str:
+        """What an axis is called, as in the file: beta2, or beta2.half_life_examples."""
+        tie = self.ties[optimizer].get(name)
+        return f"{name}.{tie.name}" if tie else name
+
+    def hyperparameters(
+        self, optimizer: str, batch_size: int, chosen: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Values of axes as a Point holds them: of a tied one, the hyperparameter that follows.
+
+        `chosen` holds base_lr, if a tie needs it.
+        """
+        ties = self.ties[optimizer]
+        found = {
+            name: self.convert(optimizer, name, value) if name not in ties else value
+            for name, value in chosen.items()
+        }
+        for name in ties.keys() & found.keys():
+            training = self._training(batch_size, found.get("base_lr", math.nan))
+            found[name] = ties[name].value(found[name], training)
+        return found
+
+    def quantity(self, point: Point, name: str) -> Any:
+        """A point's value on an axis: of a tied hyperparameter, the quantity that it follows from.
+
+        It is a value that the axis is written with, or an end of its range, if it is one but for
+        rounding.
+        """
+        tie = self.ties[point.optimizer].get(name)
+        value = point.values[name]
+        if tie is None:
+            return value
+        found = tie.quantity(value, self._training(point.batch_size, point.base_lr))
+        written = _named_in(self.axes(point.optimizer, point.batch_size)[name])
+        return next((one for one in written if math.isclose(one, found, rel_tol=READ_BACK)), found)
+
+    def _training(self, batch_size: int, base_lr: float) -> Training:
+        return Training(batch_size, base_lr, self.train_examples or math.nan)
 
     def is_common(self, optimizer: str, name: str) -> bool:
         """Whether an optimizer takes an axis from [space], having none of its own."""
@@ -954,18 +1165,21 @@ class Study(_Strict):
             return f"space.{name}"
         return f"{table_key(optimizer)}.{name}"
 
-    def _resolve(self, spec: Any) -> Axis:
+    def _resolve(self, spec: Any, batch_size: int | None) -> Axis:
         if isinstance(spec, OrdersOfMagnitude):
-            return tuple(orders_of_magnitude(self.max_train_steps))
+            steps = max(self.lengths) if batch_size is None else self.train_steps(batch_size)
+            return tuple(orders_of_magnitude(steps))
+        if isinstance(spec, _Ties):
+            spec = spec.spec
         return spec if isinstance(spec, Range | tuple) else (spec,)
 
     @property
     def ranges(self) -> dict[str, dict[str, tuple[float, float, bool]]]:
-        """The bounds of every range, as (low, high, log), by optimizer and axis."""
+        """The bounds of every range, as (low, high, log), by optimizer and `axis_name`."""
         arguments = self.nuisance_workload_args
         return {
             optimizer: {
-                name: (axis.low, axis.high, axis.log)
+                self.axis_name(optimizer, name): (axis.low, axis.high, axis.log)
                 for name, axis in (arguments | self.axes(optimizer)).items()
                 if isinstance(axis, Range)
             }
@@ -991,7 +1205,7 @@ class Study(_Strict):
         return self.scientific + self.scientific_workload_args
 
     def group_count(self) -> int:
-        """How many groups each batch size has, without making them."""
+        """How many groups each batch size has at most, without making them."""
         arguments = math.prod(
             len(values_of(self.workload_args[name])) for name in self.scientific_workload_args
         )
@@ -1022,17 +1236,22 @@ class Study(_Strict):
         """
         if self.trials is None:
             arguments = math.prod(len(values_of(value)) for value in self.workload_args.values())
-            each = sum(self._grid_points(self.axes(one)) for one in self.optimizers) * arguments
+            grids = sum(
+                self._grid_points(self.axes(optimizer, batch_size))
+                for batch_size in self.batch_sizes
+                for optimizer in self.optimizers
+            )
+            configurations = grids * arguments
         else:
-            each = self.trials
-        return each * len(self.batch_sizes) * self.first_seeds
+            configurations = self.trials * len(self.batch_sizes)
+        return configurations * self.first_seeds
 
     def groups(self, batch_size: int) -> list[Group]:
         """One group per optimizer and combination of scientific values, in a fixed order."""
         arguments = [self.workload_args[name] for name in self.scientific_workload_args]
         groups = []
         for optimizer in self.optimizers:
-            axes = self.axes(optimizer)
+            axes = self.axes(optimizer, batch_size)
             for values in itertools.product(*(axes[name] for name in self.scientific), *arguments):
                 scientific = tuple(zip(self.scientific_names, values, strict=True))
                 groups.append(Group(batch_size, optimizer, scientific))
@@ -1149,23 +1368,23 @@ class Study(_Strict):
                     f"varies, {reason}: give one value, or add 'decay' to scientific",
                 )
 
-    def _settings_out_of_bounds(
-        self, axes: Mapping[str, Axis], optimizer: str
-    ) -> Iterator[tuple[str, str]]:
+    def _settings_out_of_bounds(self, optimizer: str) -> Iterator[tuple[str, str]]:
         """Settings of a decay that the updates after the longest warmup cannot show."""
-        warmup = 0 if self.prepend_warmup else int(ends(axes["warmup_steps"])[1])
-        steps = self.max_train_steps - warmup
-        for decay in values_of(axes["decay"]):
-            shape = SHAPES[str(decay)]
-            for name, (lowest, highest) in shape.bounds(steps).items():
-                axis = axes.get(name, (shape.defaults[name],))
-                wrong = [one for one in ends(axis) if not lowest <= one <= highest]
-                if wrong:
-                    yield (
-                        self.key_of(optimizer, name),
-                        f"must be from {lowest:g} to {highest:g} for the {steps} updates after "
-                        f"warmup; got {wrong[0]:g}",
-                    )
+        for length, batch_size in self.lengths.items():
+            axes = self.axes(optimizer, batch_size)
+            warmup = 0 if self.prepend_warmup else int(ends(axes["warmup_steps"])[1])
+            steps = length - warmup
+            for decay in values_of(axes["decay"]):
+                shape = SHAPES[str(decay)]
+                for name, (lowest, highest) in shape.bounds(steps).items():
+                    axis = axes.get(name, (shape.defaults[name],))
+                    wrong = [one for one in ends(axis) if not lowest <= one <= highest]
+                    if wrong:
+                        yield (
+                            self.key_of(optimizer, name),
+                            f"must be from {lowest:g} to {highest:g} for the {steps} updates after "
+                            f"warmup; got {wrong[0]:g}",
+                        )
 
     def _problems_of_torch(self, optimizer: str) -> Iterator[tuple[str, str]]:
         """Mistakes in the name or settings of an optimizer of torch, as far as its source shows."""
@@ -1174,8 +1393,9 @@ class Study(_Strict):
             yield key, "must be an import path, package.module.Class or package.module:Class"
             return
         specs = self._table_of(optimizer).model_extra
+        # what a tied one is follows from the rest; it is a number
         given = {
-            name: (spec.low, spec.high) if isinstance(spec, Range) else spec
+            name: 1.0 if isinstance(spec, _Ties) else _named_in(spec)
             for name, spec in specs.items()
         }
         if constructor := self.constructors[optimizer]:
@@ -1214,16 +1434,11 @@ class Study(_Strict):
                     self.key_of(optimizer, name),
                     "is required (here, or in [space] for every optimizer)",
                 )
-        largest, longest = ends(axes["warmup_steps"])[1], longest_warmup(self.max_train_steps)
-        if largest > longest:
-            yield (
-                self.key_of(optimizer, "warmup_steps"),
-                f"must be at most {longest}, 10 % of max_train_steps = {self.max_train_steps} "
-                f"(R10); got {largest:g}",
-            )
+        yield from self._long_warmup(optimizer)
         yield from self._problems_of_cut(axes, optimizer)
         yield from self._settings_of_some(axes, optimizer)
-        yield from self._settings_out_of_bounds(axes, optimizer)
+        yield from self._settings_out_of_bounds(optimizer)
+        yield from self._problems_of_ties(axes, optimizer)
         for name in self.scientific:
             if not isinstance(axes.get(name), tuple):
                 yield "scientific", f"{quote(name)} must be a list of values for {optimizer}"
@@ -1231,6 +1446,67 @@ class Study(_Strict):
             if self.sampling.is_grid and isinstance(axis, Range) and axis.points is None:
                 key = self.key_of(optimizer, name)
                 yield key, "the grid sampler needs the number of points of a range"
+
+    def _long_warmup(self, optimizer: str) -> Iterator[tuple[str, str]]:
+        """A warmup of more than a tenth of the updates, at the shortest training that has one."""
+        for steps, batch_size in sorted(self.lengths.items()):
+            largest = ends(self.axes(optimizer, batch_size)["warmup_steps"])[1]
+            longest = longest_warmup(steps)
+            if largest > longest:
+                length = f"max_train_steps = {steps}"
+                if not self.max_train_steps:
+                    length = f"the {steps} updates at batch size {batch_size}"
+                yield (
+                    self.key_of(optimizer, "warmup_steps"),
+                    f"must be at most {longest}, 10 % of {length} (R10); got {largest:g}",
+                )
+                return
+
+    def _problems_of_ties(
+        self, axes: Mapping[str, Axis], optimizer: str
+    ) -> Iterator[tuple[str, str]]:
+        """Hyperparameters of an optimizer that a tie does not give a value, or not everywhere."""
+        for name, tie in self.ties[optimizer].items():
+            key = self.key_of(optimizer, self.axis_name(optimizer, name))
+            fault = fault_of_tie(name, tie)
+            if name in self.scientific:
+                yield (
+                    "scientific",
+                    f"{quote(name)} is tied by {tie.name}: to compare values of it, give these",
+                )
+            if not fault and tie.by_epochs:
+                fault = self._fault_of_epochs(optimizer)
+            if not fault:
+                fault = next(self._faults_of_quantities(name, tie, axes), "")
+            if fault:
+                yield key, fault
+
+    def _fault_of_epochs(self, optimizer: str) -> str:
+        """Why nothing of an optimizer can be counted in epochs; empty if it can."""
+        if not self.decays_by_itself(optimizer):
+            return (
+                f"is for weight decay that multiplies parameters by 1 − learning rate × "
+                f"weight_decay, which {optimizer} is not known to have: give weight_decay itself"
+            )
+        if self.train_examples is None:
+            return "needs train_examples at the top of the file: the number of training examples"
+        return ""
+
+    def _faults_of_quantities(self, name: str, tie: Tie, axes: Mapping[str, Axis]) -> Iterator[str]:
+        """Quantities of a tie that no hyperparameter can follow from at some batch size."""
+        for batch_size, value in itertools.product(self.batch_sizes, ends(axes[name])):
+            training = self._training(batch_size, 1.0)
+            found = tie.value(value, training)
+            if tie.by_epochs and value * training.updates_per_epoch < 1:
+                yield (
+                    f"must be at least one update, {1 / training.updates_per_epoch:g} epochs at "
+                    f"batch size {batch_size}; got {value:g}"
+                )
+            elif not HYPERPARAMETERS[name].accepts(found) or not tie.is_read_back(value, training):
+                yield (
+                    f"{value:g} makes {name} {found:g} at batch size {batch_size}, too close to "
+                    "0 or 1 to be told from it"
+                )
 
     def _problems_of_cut(
         self, axes: Mapping[str, Axis], optimizer: str
@@ -1245,13 +1521,15 @@ class Study(_Strict):
                 f"cannot stand beside decay = {quote(decaying[0])}: a high learning rate shows its "
                 "worth only once it has decayed, so values on the way do not tell who ends best",
             )
-        whole, after = self.earliest_cut(optimizer)
-        if after >= whole:
-            yield (
-                "cut.at",
-                f"there is no evaluation between {self.cut.at:g} of a training, its warmup left "
-                f"out, and its end at {whole} updates: they come every {self.evaluate_every}",
-            )
+        for batch_size in self.lengths.values():
+            whole, after = self.earliest_cut(optimizer, batch_size)
+            if after >= whole:
+                yield (
+                    "cut.at",
+                    f"there is no evaluation between {self.cut.at:g} of a training, its warmup "
+                    f"left out, and its end at {whole} updates: they come every "
+                    f"{self.evaluate_every(batch_size)}",
+                )
 
     def _too_many(self) -> Iterator[tuple[str, str]]:
         """Counted before anything of that many is made."""
@@ -1431,12 +1709,22 @@ def _mistakes_of_sources(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"{named[1]}: cannot stand beside {named[0]}: a study has one of them"
 
 
+def _mistakes_of_length(document: Mapping[str, Any]) -> Iterator[str]:
+    """Whether a study says once how long a training is."""
+    named = [name for name in LENGTHS if document.get(name) is not None]
+    if not named:
+        yield f"{LENGTHS[0]}: is required, or {LENGTHS[1]}"
+    if len(named) > 1:
+        yield f"{named[1]}: cannot stand beside {named[0]}: a study has one of them"
+
+
 def schema() -> dict[str, Any]:
     """The JSON schema of a study file, for editors."""
     result = Study.model_json_schema()
     result["description"] = "A study file of tunewright."
     del result["properties"]["name"], result["properties"]["source"]
     result["required"].remove("name")
+    result["oneOf"] = [{"required": [length]} for length in LENGTHS]
     return result
 
 
@@ -1462,7 +1750,7 @@ def _explain(detail: Any) -> str:
 
 def _unknown_key(keys: list[str]) -> str:
     *parents, key = keys
-    if key in ("max_train_steps", "seed", "seeds"):
+    if key in (*LENGTHS, "seed", "seeds"):
         return "is never an axis (S8): it stands at the top of the file, with one value"
     if key in ("batch_size", "batch_sizes"):
         return (
@@ -1490,7 +1778,7 @@ def _unknown_key(keys: list[str]) -> str:
             fields = models[table].model_fields
             known = [field.alias or name for name, field in fields.items()]
         case _:
-            known = [*Range.model_fields, *OrdersOfMagnitude.model_fields]
+            known = [*Range.model_fields, *OrdersOfMagnitude.model_fields, *TIES]
     nearest = difflib.get_close_matches(key, known, n=1)
     listed = f"known are {', '.join(known)}"
     if parents == ["space", "optimizer"]:

@@ -326,17 +326,6 @@ def _all_of(one: Trained) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def _short(study: Study, steps: int) -> Study:
-    return study.model_copy(
-        update={
-            "max_train_steps": steps,
-            "evaluations": 1,
-            "prepend_warmup": False,
-            "stop_after": None,
-        }
-    )
-
-
 def _first_steps(
     study: Study,
     workload: Workload,
@@ -346,7 +335,7 @@ def _first_steps(
     traces: Traces | None = None,
 ) -> list[Trained]:
     """The first updates of each point, in the order of the points."""
-    exact = _short(study, CHECKED_STEPS).model_copy(update={"precision": "float32"})
+    exact = study.of_steps(CHECKED_STEPS, 1).model_copy(update={"precision": "float32"})
     trained = train(exact, workload, points, engine, device, traces=traces, with_state=True)
     return sorted(trained, key=lambda one: one.trial.point.number)
 

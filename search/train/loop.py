@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..rules.clipping import Gate
 from ..rules.optimizers import coefficients, is_of_torch
-from ..rules.schedule import learning_rates, total_steps
+from ..rules.schedule import learning_rates
 from ..rules.thresholds import clip_z_of, share_of
 from ..signals import stop_if_asked
 from ..study.study import Study
@@ -273,7 +273,9 @@ class _Loop:
     def run(self) -> Iterator[Trained]:
         if not self.queue:
             return
-        self.parts = Parts(self.study.accumulation, self.queue[0].batch_size)
+        batch_size = self.queue[0].batch_size  # that of every slot
+        self.parts = Parts(self.study.accumulation, batch_size)
+        self.every = self.study.evaluate_every(batch_size)
         model = self._build(self.queue[0])
         self.unused: nn.Module | None = model  # the first point's own, if it is trained alone
         bfloat16 = self.study.precision == "bfloat16"
@@ -367,7 +369,7 @@ class _Loop:
 
     def _aligned(self) -> bool:
         """Whether a trial that starts now will be evaluated together with the others."""
-        return all(slot.step % self.study.evaluate_every == 0 for slot in self.slots)
+        return all(slot.step % self.every == 0 for slot in self.slots)
 
     def _refill(self) -> None:
         """Load the next points into the free slots, those that were interrupted as they were."""
@@ -426,7 +428,7 @@ class _Loop:
 
     def _start(self, point: Point, batches: _Batches) -> _Slot:
         study = self.study
-        schedule = total_steps(point, study.max_train_steps, study.prepend_warmup)
+        schedule = study.schedule(point)
         updates = study.updates(point)
         return _Slot(
             point=point,
@@ -444,14 +446,14 @@ class _Loop:
 
     def _steps_ahead(self) -> int:
         """Updates until a slot must be looked at: an evaluation, its end, or the next check."""
-        every = self.study.evaluate_every
+        every = self.every
         return min(
             CHECK_EVERY,
             *(min(every - slot.step % every, slot.until - slot.step) for slot in self.slots),
         )
 
     def _evaluation_due(self, slot: _Slot) -> bool:
-        return slot.step % self.study.evaluate_every == 0 or slot.step == slot.total
+        return slot.step % self.every == 0 or slot.step == slot.total
 
     def _advance(self, steps: int) -> None:
         """Take updates without looking at their results, then read all losses and norms."""

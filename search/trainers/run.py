@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from ..judge.readout import note_clipped_before
-from ..rules.schedule import learning_rates, total_steps
+from ..rules.schedule import learning_rates
 from ..rules.torch_optimizers import make, why_another
 from ..signals import stop_if_asked
 from ..study.study import Study
@@ -88,6 +88,7 @@ class Run:
     optimizer     its name; called with a model, the optimizer itself
     device        on which to train
     total_steps   updates that are planned
+    evaluate_every  updates between two evaluations
     chance_loss   loss of a constant predictor; yours to set, if it is known
     """
 
@@ -97,6 +98,7 @@ class Run:
     optimizer: OptimizerName
     device: str
     total_steps: int
+    evaluate_every: int
     recorder: Recorder
 
     def __init__(
@@ -113,6 +115,7 @@ class Run:
         self.study, self.point, self.device = study, point, device
         self.settings = point.settings
         self.total_steps = study.updates(point) if updates is None else updates
+        self.evaluate_every = study.evaluate_every(point.batch_size)
         self.recorder = Recorder(
             self.total_steps,
             study.objective,
@@ -121,8 +124,7 @@ class Run:
         )
         self._keeper = keeper
         self._saved_state = keeper.begin(point) if keeper else None
-        schedule = total_steps(point, study.max_train_steps, study.prepend_warmup)
-        self._learning_rates = learning_rates(point, schedule).tolist()
+        self._learning_rates = learning_rates(point, study.schedule(point)).tolist()
         self._updates = Updates(self.recorder)
         self._main: WatchedOptimizer | None = None
         self._watched: list[WatchedOptimizer] = []
@@ -179,7 +181,7 @@ class Run:
 
         It is due before training, every `evaluate_every` updates, and after the last one.
         """
-        is_due = self.step % self.study.evaluate_every == 0 or self.step == self.total_steps
+        is_due = self.step % self.evaluate_every == 0 or self.step == self.total_steps
         return is_due and not self.recorder.is_just_evaluated
 
     def watch(self, optimizer: Optimizer, *, main: bool = True, hooked: bool = True) -> Optimizer:

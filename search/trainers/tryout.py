@@ -68,8 +68,9 @@ def _check_workloads(study: Study) -> None:
             load_workload(study.workload, workload_args),
             study.objective,
             study.batch_sizes,
-            study.max_train_steps,
+            study.train_steps,
             study.accumulation,
+            study.train_examples,
         )
 
 
@@ -127,12 +128,12 @@ def seconds_per_step(study: Study, steps: int = 100) -> dict[int, float]:
     """
     if study.command:
         return {}
-    every = {"max_train_steps": steps, "evaluations": max(1, steps // study.evaluate_every)}
-    whole = study.model_copy(update=every | {"prepend_warmup": False, "stop_after": None})
-    short = whole.model_copy(update={"max_train_steps": WARM_UP_STEPS, "evaluations": 1})
     result = {}
     points = some_points(study, most=1)
     for batch_size in study.batch_sizes:
+        evaluations = max(1, steps // study.evaluate_every(batch_size))
+        whole = study.of_steps(steps, evaluations)
+        short = study.of_steps(WARM_UP_STEPS, 1)
         point = next(p for p in points if p.batch_size == batch_size)
         point = replace(point, base_lr=TINY, warmup_steps=0)  # no divergence while it is timed
         with _as_user_error(study), torch_threads():

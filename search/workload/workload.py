@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UserError, describe_error, warn_once
 from ..signals import STOPS
@@ -400,30 +401,37 @@ def check_workload(
     workload: Workload,
     objective: str,
     batch_sizes: Sequence[int],
-    steps: int = 1,
+    steps: Callable[[int], int] = lambda batch_size: 1,
     accumulation: int = 1,
+    train_examples: int | None = None,
 ) -> None:
     """Try every method once, so that a mistake shows before the first training.
 
-    Batches are drawn for a moment only.
+    Batches are drawn for a moment only, and at most `steps` of a batch size.
 
     Warns if gradients are to be accumulated and the loss is not a mean over examples.
 
     Raises UserError: a batch size that train_batches cannot serve, batches that end, a loss that is
-    not a scalar, an objective that evaluate() does not return, a metric that is no number. An
-    exception of the workload is quoted.
+    not a scalar, an objective that evaluate() does not return, a metric that is no number, another
+    number of `train_examples` than a DataLoader shows. An exception of the workload is quoted.
     """
     with own_random_numbers():
+        if train_examples:
+            _check_epoch(workload, batch_sizes[0], train_examples)
         _check(workload, objective, batch_sizes, steps, accumulation)
 
 
 def _check(
-    workload: Workload, objective: str, batch_sizes: Sequence[int], steps: int, accumulation: int
+    workload: Workload,
+    objective: str,
+    batch_sizes: Sequence[int],
+    steps: Callable[[int], int],
+    accumulation: int,
 ) -> None:
     device = torch.device("cpu")
     for batch_size in batch_sizes:
         call = f"train_batches(batch_size={batch_size})"
-        batch = _attempt(call, partial(_some_batches, workload, batch_size, steps))
+        batch = _attempt(call, partial(_some_batches, workload, batch_size, steps(batch_size)))
         count = _count(workload, batch, batch_size)
         if count != batch_size:
             raise UserError(
@@ -441,6 +449,20 @@ def _check(
         raise UserError(
             f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got "
             f"{objective!r}"
+        )
+
+
+def _check_epoch(workload: Workload, batch_size: int, train_examples: int) -> None:
+    """Raise UserError if a DataLoader draws from another number of examples; others do not tell."""
+    call = f"train_batches(batch_size={batch_size})"
+    loader = _attempt(call, lambda: workload.train_batches(batch_size, 0))
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return
+    found = {len(loader.dataset), len(loader.sampler)}  # type: ignore[arg-type]
+    if train_examples not in found:
+        raise UserError(
+            f"train_examples: {train_examples}, but the DataLoader of {call} has "
+            f"{' or '.join(map(str, sorted(found)))} examples"
         )
 
 

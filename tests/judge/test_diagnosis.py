@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from tunewright.search.judge.diagnosis import (
 )
 from tunewright.search.judge.stability_edge import Tried
 from tunewright.search.show.tables import interval_method, remedy_rows
-from tunewright.search.store.results import read_diagnosis, write_diagnosis
+from tunewright.search.store.results import DIAGNOSIS_FILE, read_diagnosis, write_diagnosis
 from tunewright.search.trial import Group, Point
 
 
@@ -214,8 +215,10 @@ def test_a_group_that_was_not_rerun_is_as_good_as_where_it_was_tuned():
     assert whole(group(), tuned).best(32) == tuned
 
 
-def test_a_diagnosis_from_before_still_opens_with_headroom_relative_to_lr_star():
-    (found,) = read_diagnosis(Path(__file__).parents[2] / "results" / "diagnose_post_norm").groups
+def test_a_diagnosis_from_before_still_opens_with_headroom_relative_to_lr_star(tmp_path):
+    before = Path(__file__).parents[1] / "golden" / "diagnosis_before_rounds.json"
+    shutil.copy(before, tmp_path / DIAGNOSIS_FILE)
+    (found,) = read_diagnosis(tmp_path).groups
     assert found.headroom == pytest.approx((1.33, 1.78), abs=0.01)
     assert math.isnan(found.best_base_lr)
     assert interval_method(found) == "percentile bootstrap"

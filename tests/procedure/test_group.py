@@ -249,7 +249,7 @@ def test_the_probe_is_evaluated_at_every_step_at_twice_lr_star():
     (probe,) = (study for study in asked if study.name.endswith("-probe"))
     (confirm,) = (study for study in asked if study.name.endswith("-confirm"))
     assert {point.base_lr for point in points(probe)} == {2 * found.lr_star}
-    assert (probe.evaluate_every, probe.stop_after) == (1, 500)
+    assert (probe.evaluate_every(32), probe.stop_after) == (1, 500)
     assert {round(point.base_lr / found.lr_star, 9) for point in points(confirm)} == {5.0, 10.0}
 
 

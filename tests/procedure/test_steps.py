@@ -87,9 +87,9 @@ def test_no_seed_of_the_sweep_is_trained_again():
 
 def test_a_step_is_evaluated_as_often_as_the_study_or_at_every_update():
     origin = study_of()
-    assert case().ask("step", [0.1], 1).evaluate_every == origin.evaluate_every == 20
-    assert case().ask("step", [0.1], 1, max_train_steps=410).evaluate_every == 20
-    assert case().ask("step", [0.1], 1, every_step=True).evaluate_every == 1
+    assert case().ask("step", [0.1], 1).evaluate_every(32) == origin.evaluate_every(32) == 20
+    assert case().ask("step", [0.1], 1, max_train_steps=410).evaluate_every(32) == 20
+    assert case().ask("step", [0.1], 1, every_step=True).evaluate_every(32) == 1
 
 
 def test_warmup_is_prepended():

@@ -1,6 +1,8 @@
 """A study file may grow after its first run: what was trained stays, the rest is trained."""
 
 import csv
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -23,7 +25,7 @@ from tunewright.search.store.storage import (
 )
 from tunewright.search.study.sampling import next_points, plan
 from tunewright.search.study.study import Study
-from tunewright.search.trial import as_told
+from tunewright.search.trial import Point, as_told
 
 ADAM = {"base_lr": {"low": 1e-4, "high": 0.1, "log": True}}
 
@@ -125,6 +127,119 @@ def test_what_would_make_it_another_study_is_refused(trained, changes, line):
     assert line in str(refused.value)
     assert "what was trained stays" in str(refused.value)
     assert continued_by(trained, study) is None
+
+
+HALF_LIFE = {"half_life_examples": {"low": 1e3, "high": 1e4, "log": True}}
+
+
+def of_adam(beta2: object = None, weight_decay: object = None, **changes: object) -> Study:
+    """A study whose axes of AdamW are tied."""
+    own = {"base_lr": {"low": 1e-3, "high": 1.0, "log": True}, "beta2": beta2 or HALF_LIFE}
+    own |= {"weight_decay": weight_decay or {"timescale_epochs": [1, 10]}}
+    keys = {"train_examples": 1400, "space": {"optimizer": {"adamw": own}}, "trials": 8}
+    return small_study(**keys | changes)
+
+
+def trained_as(study: Study, results: Path) -> Store:
+    """All trials of a study, told."""
+    with exclusive(create_store(study, results)) as store:
+        like = feasible(0, 0.1, 0.2)
+        tell_all(store, [replace(like, point=point) for point in plan(store.study)])
+    return store
+
+
+def missing(store: Store) -> list[Point]:
+    done = read_records(store)
+    told = {(trial.point.batch_size, trial.point.number) for trial in done}
+    points = next_points(store.study, [as_told(trial) for trial in done])
+    return [point for point in points if (point.batch_size, point.number) not in told]
+
+
+def half_lives(points: list[Point]) -> list[float]:
+    return [-32 * math.log(2) / math.log(point.settings["beta2"]) for point in points]
+
+
+def test_a_tied_axis_grows_and_adds_its_new_part_alone(tmp_path):
+    store = trained_as(of_adam(), tmp_path)
+    wider = {"half_life_examples": {"low": 1e3, "high": 1e5, "log": True}}
+    with exclusive(create_store(of_adam(wider, trials=16), tmp_path)) as grown_store:
+        assert len(read_records(grown_store)) == 8
+        new = half_lives(missing(grown_store))
+    assert len(new) == 8
+    assert all(1e4 < half_life <= 1e5 for half_life in new)
+    narrow = {"half_life_examples": {"low": 1e3, "high": 3e3, "log": True}}
+    with exclusive(create_store(of_adam(narrow), tmp_path)) as narrower:
+        kept = half_lives([trial.point for trial in read_records(narrower)])
+    before = half_lives(plan(store.study))
+    assert kept == pytest.approx([one for one in before if one <= 3e3], rel=1e-9)
+
+
+def test_the_same_file_and_more_trials_keep_every_point_of_a_tied_axis(tmp_path):
+    trained_as(of_adam(), tmp_path)
+    for changes, count in [({}, 0), ({"trials": 12}, 4)]:
+        with exclusive(create_store(of_adam(**changes), tmp_path)) as store:
+            assert len(read_records(store)) == 8
+            assert len(missing(store)) == count
+
+
+def test_a_tied_study_that_grew_before_its_end_trains_what_was_missing_and_nothing_twice(tmp_path):
+    study = of_adam()
+    left_out = plan(study)[2]
+    with exclusive(create_store(study, tmp_path)) as store:
+        told = [point for point in plan(study) if point.number != left_out.number]
+        tell_all(store, [replace(feasible(0, 0.1, 0.2), point=point) for point in told])
+    tables = study.document["space"]["optimizer"]
+    both = study.with_(space={"optimizer": tables | {"sgd": {"base_lr": [0.1, 1.0]}}}, trials=16)
+    with exclusive(create_store(both, tmp_path)) as store:
+        (new,) = [point for point in missing(store) if point.optimizer == "adamw"]
+    assert new.configuration == left_out.configuration
+
+
+def test_a_value_that_was_fixed_lies_on_a_tied_axis_that_holds_it(tmp_path):
+    fixed = of_adam(beta2=0.99)
+    trained_as(fixed, tmp_path)  # a half-life of 2207 examples
+    with exclusive(create_store(of_adam(), tmp_path)) as store:
+        assert len(read_records(store)) == 8
+    beyond = {"half_life_examples": {"low": 3e3, "high": 1e4, "log": True}}
+    with exclusive(create_store(of_adam(beyond), tmp_path)) as store:
+        assert read_records(store) == []
+
+
+def test_a_range_of_another_quantity_is_another_kind_of_axis(tmp_path):
+    trained_as(of_adam(), tmp_path)
+    for beta2, now in [
+        ({"low": 0.9, "high": 0.999}, "beta2"),
+        ({"one_minus": {"low": 0.01, "high": 0.1, "log": True}}, "beta2.one_minus"),
+    ]:
+        with pytest.raises(UserError) as refused:
+            create_store(of_adam(beta2), tmp_path)
+        line = f"adamw.beta2: was a range of beta2.half_life_examples, is one of {now}"
+        assert line in str(refused.value)
+    linear = {"half_life_examples": {"low": 1e3, "high": 1e4}}
+    with pytest.raises(UserError, match=r"half_life_examples\.log: was true, is false"):
+        create_store(of_adam(linear), tmp_path)
+
+
+def test_the_number_of_training_examples_may_come_and_go_but_not_change(tmp_path):
+    plain = of_adam(weight_decay=0.1, train_examples=2000)
+    space, document = plain.document["space"], plain.document
+    del document["train_examples"]
+    trained_as(Study(name="small", **document), tmp_path)
+    for examples in (1400, 1400):
+        with exclusive(create_store(plain.with_(train_examples=examples, trials=9), tmp_path)):
+            pass
+    with pytest.raises(UserError, match="train_examples: was 1400, is 1500"):
+        create_store(plain.with_(train_examples=1500, space=space, trials=9), tmp_path)
+
+
+def test_trainings_as_long_in_examples_stay_so(tmp_path):
+    long = {"max_train_steps": None, "max_train_examples": 3200}
+    trained_as(of_adam().with_(**long), tmp_path)
+    grown_by_size = of_adam().with_(**long, batch_sizes=[32, 64])
+    with exclusive(create_store(grown_by_size, tmp_path)) as store:
+        assert {store.study.updates(point) for point in missing(store)} == {50}
+    with pytest.raises(UserError, match="max_train_examples: was 3200, is 6400"):
+        create_store(grown_by_size.with_(max_train_examples=6400), tmp_path)
 
 
 def test_a_log_axis_stays_one(trained):

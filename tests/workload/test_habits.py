@@ -404,7 +404,10 @@ def loader(batch_size, seed, count=70, **options):
 
 def test_a_loader_starts_again_after_each_epoch():
     check_workload(
-        Returned(lambda b, seed: loader(b, seed, shuffle=True)), "val_loss", [8], steps=STEPS
+        Returned(lambda b, seed: loader(b, seed, shuffle=True)),
+        "val_loss",
+        [8],
+        steps=lambda size: STEPS,
     )
     returned = losses(Returned(lambda b, seed: loader(b, seed, shuffle=True)))
     np.testing.assert_allclose(returned, plainly(Epochs())[0], rtol=1e-9)
@@ -438,7 +441,7 @@ def around_nothing(batch_size, seed):
 )
 def test_batches_that_end_or_are_not_there_are_refused(make, message):
     with pytest.raises(UserError, match=message):
-        check_workload(Returned(make), "val_loss", [8], steps=STEPS)
+        check_workload(Returned(make), "val_loss", [8], steps=lambda size: STEPS)
 
 
 def test_a_generator_that_skips_most_examples_is_not_stopped():

@@ -160,7 +160,7 @@ def loss_figure(info: LossInfo) -> go.Figure:
     named: set[str] = set()
     for one in info.groups:
         row = rows.index((one.group.batch_size, one.group.optimizer)) + 1
-        name = escape(scientific_label(one.group))
+        name = escape(scientific_label(one.group.scientific))
         for line in one.lines:
             for column in (1, 2) if info.sparse_every else (1,):
                 for trace in _traces(line, info, shades[one.group.scientific], sparse=column == 2):

@@ -1,4 +1,4 @@
-"""Best validation value against base LR, one line per scientific value (S7).
+"""Best validation value against base LR, one line per scientific value (S7), or per batch size.
 
 It shows whether one is worse, or only more fragile.
 """
@@ -6,17 +6,26 @@ It shows whether one is worse, or only more fragile.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
 
-from ...judge.analysis import group_trials, has_value, mean_cost, repetitions, star_of
-from ...trial import Group, Trial
+from ...judge.analysis import (
+    group_trials,
+    has_value,
+    mean_cost,
+    repetitions,
+    star_of,
+    varied_names,
+)
+from ...judge.optimum import Optimum
+from ...trial import Group, Trial, cost
 from ...words import readable
 from .arrange import settled
 from .axis import HEAD, at_height, in_panel, is_turned, scale, value_axis
+from .batch_sizes import Known, in_panels
 from .style import (
     MUTED,
     RAIL_NAME,
@@ -56,17 +65,28 @@ class Repeated:
 
 @dataclass(frozen=True)
 class OverlayLine:
-    """One group by base_lr, ascending. `lr_star` is nan if every base_lr has an infeasible seed."""
+    """One group by base_lr, ascending.
+
+    lr_star   nan if every base_lr has an infeasible seed
+    optimum   of the smooth curve through the values, and the objective there; where lines are batch
+              sizes and it is known
+    joined    whether a line joins the points: they differ in base_lr alone, or each is the best of
+              several configurations
+    """
 
     group: Group
     lr_star: float
     points: tuple[Repeated, ...]
+    optimum: tuple[Known, float] | None = None
+    joined: bool = True
 
 
 @dataclass(frozen=True)
 class OverlayInfo:
     """An overlay as plain data: the lines of a batch size and optimizer share a panel.
 
+    by_batch_size  whether lines are batch sizes: those of an optimizer and scientific values then
+                   share a panel
     y_range        from the best side to the worst: lowest and highest value of a trial that
                    trained, or highest and lowest if the objective is maximized
     seeds          the most that any configuration has
@@ -82,13 +102,41 @@ class OverlayInfo:
     lines: tuple[OverlayLine, ...]
     outdone: int = 0
     crashed: int = 0
+    by_batch_size: bool = False
 
     def in_words(self) -> str:
-        """The figure in a sentence: lr_star of each line, and its mean there."""
+        """The figure in a sentence: lr_star of each line, or its optimum, and its value there."""
         return in_one_sentence(f"best {self.objective} against base_lr", map(_in_words, self.lines))
+
+    def choice(self, line: OverlayLine) -> tuple[tuple[str, Any], ...]:
+        """Names and values that tell a line from others of its panel."""
+        own = line.group
+        return (("batch size", own.batch_size),) if self.by_batch_size else own.scientific
+
+    @property
+    def panels(self) -> dict[Group, tuple[tuple[int, int], str]]:
+        """(row, column) and title of the panel of each group."""
+        groups = [line.group for line in self.lines]
+        if self.by_batch_size:
+            titles = {group: group.label.partition(", ")[2] for group in groups}
+            own = list(dict.fromkeys(titles.values()))
+            places = in_panels(len(own))
+            return {group: (places[own.index(title)], title) for group, title in titles.items()}
+        rows = sorted({group.optimizer for group in groups})
+        columns = sorted({group.batch_size for group in groups})
+        return {
+            group: (
+                (rows.index(group.optimizer) + 1, columns.index(group.batch_size) + 1),
+                f"batch size {group.batch_size}, {group.optimizer}",
+            )
+            for group in groups
+        }
 
 
 def _in_words(line: OverlayLine) -> str:
+    if line.optimum:
+        at, value = line.optimum
+        return f"{line.group.label}, {readable(value)} at an optimum of {at.in_words}"
     mean = next((point.mean for point in line.points if point.base_lr == line.lr_star), math.nan)
     if math.isnan(mean):
         return f"{line.group.label}, no feasible base_lr"
@@ -110,14 +158,21 @@ def comparable(trials: Iterable[Trial], scientific: Sequence[str]) -> bool:
     )
 
 
-def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[str]) -> OverlayInfo:
+def overlay_info(
+    trials: Iterable[Trial],
+    objective: str,
+    scientific: Sequence[str],
+    optima: Mapping[Group, Optimum] | None = None,
+) -> OverlayInfo:
     """An overlay as plain data.
 
-    Where a group has several configurations at a base_lr, the best of them is drawn (S7).
+    Where a group has several configurations at a base_lr, the best of them is drawn (S7). With
+    `optima` of groups, lines are batch sizes.
     """
     trials = list(trials)
+    maximize = any(trial.maximize for trial in trials)
     ranked = [trial.best_value for trial in trials if has_value(trial)]
-    log_y, low, high = scale(ranked, any(trial.maximize for trial in trials))
+    log_y, low, high = scale(ranked, maximize)
     lines, drawn = [], 0
     for group, own in group_trials(trials, scientific).items():
         best = _best_by_base_lr(own)
@@ -127,7 +182,15 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
             values = tuple(trial.best_value for trial in seeds if has_value(trial))
             points.append(Repeated(seeds[0].point.base_lr, values, len(seeds) - len(values)))
         star = star_of(own)
-        lines.append(OverlayLine(group, star.lr_star if star else math.nan, tuple(points)))
+        lines.append(
+            OverlayLine(
+                group,
+                star.lr_star if star else math.nan,
+                tuple(points),
+                _marked(group, (optima or {}).get(group), maximize),
+                optima is None or _is_line(own, best),
+            )
+        )
     crashed = sum(trial.verdict.crashed for trial in trials)
     return OverlayInfo(
         objective=objective,
@@ -137,7 +200,20 @@ def overlay_info(trials: Iterable[Trial], objective: str, scientific: Sequence[s
         lines=tuple(lines),
         outdone=len(trials) - crashed - drawn,
         crashed=crashed,
+        by_batch_size=optima is not None,
     )
+
+
+def _marked(group: Group, one: Optimum | None, maximize: bool) -> tuple[Known, float] | None:
+    if one is None or one.where == "unknown":
+        return None
+    return Known(group.batch_size, one.base_lr, one.interval), cost(one.value, maximize)
+
+
+def _is_line(trials: Sequence[Trial], best: Sequence[Sequence[Trial]]) -> bool:
+    """Whether neighbours are alike but for base_lr, as far as they should be."""
+    chosen = len(repetitions(trials)) > len(best)
+    return chosen or set(varied_names(trials)) <= {"base_lr"}
 
 
 def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
@@ -160,25 +236,23 @@ def _best_by_base_lr(trials: Iterable[Trial]) -> list[list[Trial]]:
 
 def overlay_figure(info: OverlayInfo) -> go.Figure:
     """The figure: lines through means, small marks for seeds, crosses for seeds that failed."""
-    places = _places(info)
-    names = SEPARATOR.join(name for name, _ in info.lines[0].group.scientific)
-    rows = sorted({(place, group.optimizer, group.batch_size) for group, place in places.items()})
+    panels = sorted(set(info.panels.values()))
+    places = {group: place for group, (place, _) in info.panels.items()}
+    mark = (
+        "diamond: optimum of the smooth curve, with its 95 % interval"
+        if info.by_batch_size
+        else "star: lr_star"
+    )
+    names = SEPARATOR.join(name for name, _ in info.choice(info.lines[0]))
     figure = panel_figure(
         f"Best {escape(info.objective)} against base_lr, by {escape(names)}",
-        (
-            "line: mean over seeds; star: lr_star; a cross on the rail: a seed that did not "
-            "train; the line ends there"
-        ),
-        {
-            place: panel_title(f"batch size {batch_size}, {optimizer}", "")
-            for place, optimizer, batch_size in rows
-        },
+        f"line: mean over seeds; {mark}; a cross on the rail: a seed that did not train; the line "
+        "ends there",
+        {place: panel_title(title, "") for place, title in panels},
     )
-    styles = {
-        labels: i
-        for i, labels in enumerate(dict.fromkeys(line.group.scientific for line in info.lines))
-    }
-    shades = colours([dict(scientific) for scientific in styles])
+    choices = dict.fromkeys(map(info.choice, info.lines))
+    styles = {choice: style for style, choice in enumerate(choices)}
+    shades = colours([dict(choice) for choice in styles])
     head = (
         HEAD + RAIL_ROW * (len(styles) + 1)
         if any(p.infeasible for line in info.lines for p in line.points)
@@ -186,7 +260,7 @@ def overlay_figure(info: OverlayInfo) -> go.Figure:
     )
     named: set[int] = set()
     for line in info.lines:
-        style, (row, column) = styles[line.group.scientific], places[line.group]
+        style, (row, column) = styles[info.choice(line)], places[line.group]
         for trace in _traces(line, info, style, shades[style]):
             trace.showlegend = trace.showlegend and style not in named
             figure.add_trace(trace, row=row, col=column)
@@ -197,26 +271,17 @@ def overlay_figure(info: OverlayInfo) -> go.Figure:
     return settled(figure)
 
 
-def _places(info: OverlayInfo) -> dict[Group, tuple[int, int]]:
-    rows = sorted({line.group.optimizer for line in info.lines})
-    columns = sorted({line.group.batch_size for line in info.lines})
-    return {
-        line.group: (rows.index(line.group.optimizer) + 1, columns.index(line.group.batch_size) + 1)
-        for line in info.lines
-    }
-
-
 def _traces(line: OverlayLine, info: OverlayInfo, style: int, colour: str) -> list[go.Scatter]:
     low, high = info.y_range
     rail = at_height(HEAD + RAIL_ROW * (style + 1), low, high, info.log_y)
-    symbol, name = SYMBOLS[style % len(SYMBOLS)], escape(scientific_label(line.group))
+    symbol, name = SYMBOLS[style % len(SYMBOLS)], escape(scientific_label(info.choice(line)))
     shared: dict[str, Any] = {"legendgroup": str(style), "showlegend": False, "cliponaxis": False}
     means = go.Scatter(
         x=[point.base_lr for point in line.points],
         y=[point.mean for point in line.points],
-        mode="lines+markers",
+        mode="lines+markers" if line.joined else "markers",
         line={"color": colour, "width": 2.5},
-        marker={"symbol": symbol, "size": 7},
+        marker={"symbol": symbol, "size": 7, "color": colour},
         name=name,
         hovertemplate=f"{name}<br>base_lr %{{x:.3g}}, mean %{{y:.3g}}<extra></extra>",
         **shared | {"showlegend": True},
@@ -239,8 +304,16 @@ def _traces(line: OverlayLine, info: OverlayInfo, style: int, colour: str) -> li
         hovertemplate=f"{name}<br>base_lr %{{x:.3g}}: infeasible<extra></extra>",
         **shared,
     )
+    ways = _ways_out(line, rail, colour, shared) if line.joined else []
+    best = _optimum(line, name, colour) if info.by_batch_size else [_star(line, name, colour)]
+    for trace in best:
+        trace.update(shared)
+    return [seeds, means, *ways, crosses, *best]
+
+
+def _star(line: OverlayLine, name: str, colour: str) -> go.Scatter:
     stars = [point for point in line.points if point.base_lr == line.lr_star]
-    star = go.Scatter(
+    return go.Scatter(
         x=[point.base_lr for point in stars],
         y=[point.mean for point in stars],
         mode="markers",
@@ -251,9 +324,37 @@ def _traces(line: OverlayLine, info: OverlayInfo, style: int, colour: str) -> li
             "line": {"width": 1, "color": "white"},
         },
         hovertemplate=f"{name}<br>lr_star %{{x:.3g}}, mean %{{y:.3g}}<extra></extra>",
-        **shared,
     )
-    return [seeds, means, *_ways_out(line, rail, colour, shared), crosses, star]
+
+
+def _optimum(line: OverlayLine, name: str, colour: str) -> list[go.Scatter]:
+    """A diamond at the optimum, and a bar over its interval, within what was tried."""
+    if line.optimum is None:
+        return []
+    at, value = line.optimum
+    tried = line.points[0].base_lr, line.points[-1].base_lr
+    ends = [min(max(end, tried[0]), tried[1]) for end in at.interval]
+    bar = go.Scatter(
+        x=ends,
+        y=[value, value],
+        mode="lines",
+        line={"color": colour, "width": 5},
+        opacity=0.5,
+        hoverinfo="skip",
+    )
+    mark = go.Scatter(
+        x=[at.value],
+        y=[value],
+        mode="markers",
+        marker={
+            "symbol": "diamond",
+            "size": 13,
+            "color": colour,
+            "line": {"width": 1.5, "color": "white"},
+        },
+        hovertemplate=f"{name}<br>optimum {at.in_words}, %{{y:.3g}}<extra></extra>",
+    )
+    return [bar, mark]
 
 
 def _side_by_side(point: Repeated, line: OverlayLine) -> list[float]:
@@ -287,9 +388,13 @@ def _draw_axes(
     figure: go.Figure, info: OverlayInfo, places: dict[Group, tuple[int, int]], head: float
 ) -> None:
     figure.update_yaxes(**value_axis(info.y_range, info.log_y, head))
-    rates = [point.base_lr for line in info.lines for point in line.points]
-    margin = (max(rates) / min(rates)) ** 0.05
-    figure.update_xaxes(**log_axis(min(rates) / margin, max(rates) * margin))
+    for row, column in set(places.values()):
+        own = [line for line in info.lines if places[line.group] == (row, column)]
+        compared = own if info.by_batch_size else info.lines
+        rates = [point.base_lr for line in compared for point in line.points]
+        margin = (max(rates) / min(rates)) ** 0.05
+        x_axis = log_axis(min(rates) / margin, max(rates) * margin)
+        figure.update_xaxes(row=row, col=column, **x_axis)
     figure.update_yaxes(title_text=f"best {escape(info.objective)}")
     figure.update_xaxes(title_text="base_lr")
     if head == HEAD:
@@ -337,7 +442,12 @@ def _footnote(info: OverlayInfo) -> str:
         )
     if info.crashed:
         notes.append(f"{info.crashed} crashed trials not drawn")
+    if not all(line.joined for line in info.lines):
+        notes.append("no line where other hyperparameters differ from mark to mark")
+    if info.by_batch_size:
+        return "; ".join(notes) + "."
     stars = (
-        f"{scientific_label(line.group)}: lr_star = {readable(line.lr_star)}" for line in info.lines
+        f"{scientific_label(info.choice(line))}: lr_star = {readable(line.lr_star)}"
+        for line in info.lines
     )
     return "; ".join(notes) + ". " + "; ".join(stars) + "."

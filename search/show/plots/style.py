@@ -167,9 +167,9 @@ def in_one_sentence(subject: str, parts: Iterable[str]) -> str:
     return ": ".join(filter(None, [subject, "; ".join(filter(None, parts))])) + "."
 
 
-def scientific_label(group: Group) -> str:
-    """A group's scientific values, for a legend whose title names them."""
-    return SEPARATOR.join(readable(value) for _, value in group.scientific)
+def scientific_label(values: Iterable[tuple[str, Any]]) -> str:
+    """Scientific values by their names, for a legend whose title has the names."""
+    return SEPARATOR.join(readable(value) for _, value in values)
 
 
 def colours(choices: Sequence[Mapping[str, Any]]) -> list[str]:
