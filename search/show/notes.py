@@ -19,6 +19,7 @@ from optuna_dashboard import get_note, save_note, save_plotly_graph_object
 from ..judge.analysis import EDGE_HEADROOM, GroupSummary, GroupVerdict, varied_names
 from ..judge.comparison import Comparison
 from ..judge.diagnosis import Diagnosis
+from ..judge.scaled import ScalingReport
 from ..playbook import CITATION, rule
 from ..store.results import Results
 from ..store.rows import stored_trials
@@ -28,6 +29,8 @@ from ..words import headroom_in_words, readable
 from .chapter import told_by
 from .importance import importances
 from .plots import axis_figure, axis_info
+from .scaling import COLUMNS as SCALING_COLUMNS
+from .scaling import size_rows
 from .tables import as_good_in_words, baseline_cells, remedy_rows, signed, with_gain
 
 KEPT = "*What you write below this line stays when the verdict is written anew.*"
@@ -97,6 +100,8 @@ def annotate(results: Results, importance: bool = False) -> None:
             note = "\n".join([note, *_importance_lines(study, stored_trials(optuna_study))])
         if results.diagnosis:
             note = f"{diagnosis_note(results.diagnosis, batch_size, results.folder)}\n\n{note}"
+        if results.scaling:
+            note = f"{note}\n\n{scaling_note(results.scaling)}"
         _save_note(optuna_study, note)
         for axis in varied_names(own):
             info = axis_info(
@@ -180,6 +185,16 @@ def diagnosis_note(found: Diagnosis, batch_size: int, folder: Path) -> str:
             lines += _table([REMEDY_COLUMNS, *rows])
     if recipe := found.recipes.get(str(batch_size)):
         lines += ["", f"Recipe: `tunewright run {folder / recipe} --results {folder}`"]
+    return "\n".join(lines)
+
+
+def scaling_note(report: ScalingReport) -> str:
+    """What batch sizes say together as Markdown: of each group its answer and every batch size."""
+    lines = ["## Scaling with the batch size"]
+    for told in report.groups:
+        lines += ["", f"**{told.label}**: {told.sentence}.", ""]
+        rows = [[row[name] for name in SCALING_COLUMNS] for row in size_rows(told)]
+        lines += _table([SCALING_COLUMNS, *rows])
     return "\n".join(lines)
 
 

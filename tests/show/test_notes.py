@@ -11,9 +11,10 @@ from stored import diverged, feasible, small_study
 
 from tunewright.search.judge.analysis import summarize
 from tunewright.search.show.notes import KEPT, annotate, verdict_note
-from tunewright.search.store.results import Results, read_diagnosis
+from tunewright.search.store.results import Results, read_diagnosis, read_scaling
 from tunewright.search.store.storage import Store, create_store
 from tunewright.search.trial import Trial
+from tunewright.search.words import readable
 
 TRIALS = [
     feasible(0, 0.1, 0.05),
@@ -176,6 +177,18 @@ def test_the_note_of_a_diagnosed_study_tells_the_diagnosis(store: Store) -> None
     other = get_note(store.optuna_studies[64])
     assert own.summary not in other
     assert "Recipe" not in other
+
+
+def test_the_note_of_each_batch_size_tells_what_all_say_together(store: Store) -> None:
+    found = read_scaling(Path(__file__).parents[2] / "results" / "scaling_digits")
+    assert found
+    annotate(Results(store, TRIALS, scaling=found))
+    for batch_size in (32, 64):
+        note = get_note(store.optuna_studies[batch_size])
+        assert note.count("## Scaling with the batch size") == 1
+        assert all(f"**{one.label}**: {one.sentence}." in note for one in found.groups)
+        assert note.index("## val_error") < note.index("## Scaling")
+        assert f"| {readable(found.groups[0].sizes[0].best_value)} |" in note
 
 
 def test_importance_is_in_the_note_that_the_dashboard_shows_and_costs_no_run(store: Store) -> None:
