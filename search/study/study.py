@@ -91,6 +91,7 @@ SOURCES = ("workload", "train", "command", "imported")
 # keys that say how a workload is trained, which a user's own training decides by itself
 OF_WORKLOADS = ("accumulation", "precision")
 OF_COMMANDS = ("log", "timeout")
+KNOWN = "; known are "  # before the keys of a table
 # keys that say how long a training is: a file has one of them
 LENGTHS = ("max_train_steps", "max_train_examples")
 
@@ -806,7 +807,7 @@ class Study(_Strict):
             place = context.get("place") or str(document.get("name") or "Study")
             rest = len(lines) - MOST_LINES
             more = [f"and {rest} mistakes more"] if rest > 0 else []
-            shown = [f"{place}: {line}" for line in [*lines[:MOST_LINES], *more]]
+            shown = [f"{place}: {line}" for line in [*_listed_once(lines[:MOST_LINES]), *more]]
             raise UserError("\n".join(shown))
         if not study.source:
             study.__dict__["source"] = tomli_w.dumps(study.document)
@@ -1780,7 +1781,7 @@ def _unknown_key(keys: list[str]) -> str:
         case _:
             known = [*Range.model_fields, *OrdersOfMagnitude.model_fields, *TIES]
     nearest = difflib.get_close_matches(key, known, n=1)
-    listed = f"known are {', '.join(known)}"
+    listed = f"{KNOWN.removeprefix('; ')}{', '.join(known)}"
     if parents == ["space", "optimizer"]:
         listed += (
             "; one of your own must be imported before study files are read, and one of torch "
@@ -1790,6 +1791,15 @@ def _unknown_key(keys: list[str]) -> str:
         return f"unknown key; {listed}"
     guess = f"unknown key; did you mean {nearest[0]!r}?"
     return f"{guess} ({listed})" if parents == ["space", "optimizer"] else guess
+
+
+def _listed_once(lines: Iterable[str]) -> Iterator[str]:
+    """Mistakes, where those of one table do not each list the keys that are known."""
+    told: set[str] = set()
+    for line in lines:
+        mistake, _, known = line.partition(KNOWN)
+        yield mistake if known in told else line
+        told |= {known} - {""}
 
 
 def refuse_imported(study: Study, command: str) -> None:
