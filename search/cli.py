@@ -315,10 +315,10 @@ def _run(options: argparse.Namespace) -> int:
     studies = [_load_study(path) for path in options.studies]
     if options.dry_run:
         return _dry_run(studies, options)
-    _say_trying(studies)
     files = {study.name: path for study, path in zip(studies, options.studies, strict=True)}
     shown: list[_Shown] = []
     with _pool(options, studies) as pool:
+        _say_trying(studies)
         run_studies(
             studies,
             results=options.results,
@@ -562,9 +562,9 @@ def _trained(options: argparse.Namespace) -> Results:
     from .run import run_studies
 
     study = _load_study(options.source)
-    _say_trying([study])
     kept: list[Results] = []
     with _pool(options, [study]) as pool:
+        _say_trying([study])
         run_studies(
             [study],
             results=options.results,
