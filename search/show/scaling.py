@@ -192,4 +192,5 @@ def _updates(value: float) -> str:
 
 
 def _capital(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
+    is_a_name = "_" in sentence.partition(" ")[0]  # of an objective, which is as it is written
+    return sentence if is_a_name else sentence[:1].upper() + sentence[1:]
