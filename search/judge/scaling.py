@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -206,26 +206,6 @@ class Scaling:
         """The answer: by what to multiply base_lr where the batch size doubles, and up to where."""
         return _sentence(self)
 
-    def record(self) -> dict[str, Any]:
-        """Plain values for scaling.json, with the sentences; numbers that are not known are nan."""
-        left_out = [asdict(one) | {"fails": one.fails} for one in self.left_out]
-        trends = [asdict(one) | {"words": one.words} for one in self.trends]
-        return {
-            "optimizer": self.optimizer,
-            "scientific": dict(self.scientific),
-            "sentence": self.sentence,
-            "settles": self.settles,
-            "sizes": list(map(_size_record, self.sizes)),
-            "edge_exponent": asdict(self.edge) if self.edge else None,
-            "exponent": asdict(self.exponent) if self.exponent else None,
-            "targets": asdict(self.targets) if self.targets else None,
-            "laws": list(map(asdict, self.laws)),
-            "predictions": list(map(asdict, self.predictions)),
-            "left_out": left_out,
-            "trends": trends,
-            "notes": list(self.notes),
-        }
-
 
 def scalings(
     trials: Iterable[Trial],
@@ -336,22 +316,6 @@ def _law(fit: Fit, weight: float) -> Law:
 def _spread_out(evidence: Evidence) -> list[float]:
     low, high = evidence.batch_sizes[0], evidence.batch_sizes[-1]
     return [float(size) for size in np.geomspace(low, high, BAND_POINTS)]
-
-
-def _size_record(one: AtBatchSize) -> dict[str, Any]:
-    optimum = asdict(one.optimum)
-    for name in ("slope", "variance"):
-        del optimum[name]
-    return {
-        "batch_size": one.batch_size,
-        "edge": one.edge,
-        "optimum": optimum,
-        "lr_star": one.summary.lr_star,
-        "best_value": one.summary.best_value,
-        "headroom": one.summary.headroom,
-        "usable_decades": one.usable_decades,
-        "max_train_steps": one.max_train_steps,
-    }
 
 
 # --- in words -------------------------------------------------------------------------------------

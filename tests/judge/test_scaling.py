@@ -3,12 +3,13 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import scaled
 
+from tunewright.search.judge.scaled import told
 from tunewright.search.judge.scaling import Scaling, scalings
 from tunewright.search.judge.trends import trend
 from tunewright.search.trial import Trial
@@ -64,7 +65,7 @@ def test_bands_run_from_the_smallest_to_the_largest_batch_size(whole: Scaling) -
 
 
 def test_the_record_is_plain_and_complete(whole: Scaling) -> None:
-    record = json.loads(json.dumps(whole.record()))
+    record = json.loads(json.dumps(asdict(told(whole))))
     assert record["sentence"] == whole.sentence
     assert [one["batch_size"] for one in record["sizes"]] == list(scaled.SIZES)
     assert record["sizes"][0]["optimum"]["where"] == "inside"
@@ -133,7 +134,7 @@ def test_one_batch_size_has_no_law() -> None:
     assert one.predictions == ()
     assert one.sentence == "no law of the batch size: fewer than two batch sizes have an optimum"
     assert "a law needs 3" in one.notes[0]
-    json.dumps(one.record())
+    json.dumps(asdict(told(one)))
 
 
 def test_two_batch_sizes_show_a_ratio() -> None:
