@@ -462,8 +462,12 @@ class Group:
 
     @property
     def label(self) -> str:
-        values = "".join(f", {name}={value}" for name, value in self.scientific)
-        return f"batch size {self.batch_size}, {self.optimizer}{values}"
+        return f"batch size {self.batch_size}, {choice_label(self.optimizer, self.scientific)}"
+
+
+def choice_label(optimizer: str, scientific: Iterable[tuple[str, Any]]) -> str:
+    """An optimizer and scientific values: "momentum, momentum=0.5"."""
+    return optimizer + "".join(f", {name}={value}" for name, value in scientific)
 
 
 def group_of(point: Point, scientific: Sequence[str] = ()) -> Group:

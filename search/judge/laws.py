@@ -61,6 +61,7 @@ DENSE = 1001  # shapes among which only the best is asked for
 MARGIN = 1.3  # of what an interval holds, that the next look sees
 LOOKS = 3  # at most, each closer, until what is held fills WIDE of the base LRs
 WIDE = 0.2
+ALL_LAWS = "averaged"  # the law of a prediction that is all laws, by their weights
 FLAT = 0.05  # deviances that hardly differ
 AVERAGED = 601  # values of y at which tail areas are averaged
 NEGLIGIBLE = 1e-3  # a weight below which a law counts nothing
@@ -522,7 +523,7 @@ def _weights(fits: Sequence[Fit], n: int) -> tuple[float, ...]:
 class LeftOut:
     """What is predicted of a batch size from the others alone.
 
-    law        its name, or "averaged"
+    law        its name, or ALL_LAWS
     measured   base LR
     miss       log10 of the measured base LR less that of the predicted one, in decades
     reach      half width of the 95 % prediction interval on that side, in decades: what is not
@@ -557,7 +558,7 @@ def leave_one_out(evidence: Evidence) -> list[LeftOut]:
         size, y = evidence.batch_sizes[place], float(evidence.y[place])
         own, t = float(evidence.spread[place]), quantile(evidence.freedom)
         best = min(fit.scatter for fit, _ in compared.used)
-        predictions = {"averaged": (compared.averaged(size), best)}
+        predictions = {ALL_LAWS: (compared.averaged(size), best)}
         for law in compared.fits if compared.are_comparable else [compared.power]:
             predictions[law.form.name] = (law.predicted(size), law.scatter)
         for name, ((at, ends), scatter) in predictions.items():

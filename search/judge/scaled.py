@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..trial import choice_label
 from .comparison import Interval
 from .laws import LeftOut, Prediction
 from .optimum import Optimum
@@ -78,7 +79,7 @@ class ScalingTold:
     @property
     def label(self) -> str:
         """The optimizer and its scientific values, as in a group's label."""
-        return self.optimizer + "".join(f", {name}={value}" for name, value in self.scientific)
+        return choice_label(self.optimizer, self.scientific)
 
 
 @dataclass(frozen=True)

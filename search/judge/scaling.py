@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ..trial import Trial
+from ..trial import Trial, choice_label
 from ..words import readable
 from .analysis import GroupSummary, group_trials, summarize, varied_names
 from .comparison import Interval
@@ -160,7 +160,7 @@ class Scaling:
     @property
     def label(self) -> str:
         """The optimizer and its scientific values, as in a group's label."""
-        return self.optimizer + "".join(f", {name}={value}" for name, value in self.scientific)
+        return choice_label(self.optimizer, self.scientific)
 
     @property
     def edge(self) -> Exponent | None:

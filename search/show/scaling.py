@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..judge.comparison import Interval
-from ..judge.laws import Prediction
+from ..judge.laws import ALL_LAWS, FORMS, Prediction
 from ..judge.optimum import Optimum
 from ..judge.scaled import ScalingReport, ScalingTold, SizeTold
 from ..judge.scaling import Law
@@ -19,8 +19,7 @@ from ..words import readable
 from .tables import print_table, print_wrapped
 
 UNKNOWN = "–"
-AVERAGED = "averaged"  # the law of a `LeftOut` that is all laws, by their weights
-PARAMETERS = {"power": "p", "saturating": "B_noise", "surge": "B_n"}
+PARAMETERS = {form.name: form.shape for form in FORMS if form.shape}
 # columns of `size_rows` that a terminal of 80 columns has room for; the report has all
 COLUMNS = ("batch size", "optimal base_lr", "trains up to", "best value", "updates to target")
 LAW_COLUMNS = ("law", "base_lr η at batch size B", "weight", "")
@@ -117,7 +116,7 @@ def misses_in_words(told: ScalingTold) -> Iterator[str]:
         return
     largest = max(one.batch_size for one in told.left_out)
     own = [one for one in told.left_out if one.batch_size == largest]
-    main = next((one for one in own if one.law == AVERAGED), own[0])
+    main = next((one for one in own if one.law == ALL_LAWS), own[0])
     yield (
         f"Left out, B = {largest} is predicted at {readable(main.predicted)} from the others, and "
         f"measured at {readable(main.measured)}: a miss of {main.miss:+.2f} decades, "

@@ -91,7 +91,6 @@ SOURCES = ("workload", "train", "command", "imported")
 # keys that say how a workload is trained, which a user's own training decides by itself
 OF_WORKLOADS = ("accumulation", "precision")
 OF_COMMANDS = ("log", "timeout")
-KNOWN = "; known are "  # before the keys of a table
 # keys that say how long a training is: a file has one of them
 LENGTHS = ("max_train_steps", "max_train_examples")
 
@@ -799,7 +798,8 @@ class Study(_Strict):
         try:
             study = validate(document)
         except ValidationError as error:
-            lines += [_explain(detail) for detail in error.errors()]
+            told: set[str] = set()
+            lines += [_explain(detail, told) for detail in error.errors()]
         else:
             found = [] if of_length else study.problems()
             lines += [f"{key}: {message}" for key, message in found]
@@ -807,7 +807,7 @@ class Study(_Strict):
             place = context.get("place") or str(document.get("name") or "Study")
             rest = len(lines) - MOST_LINES
             more = [f"and {rest} mistakes more"] if rest > 0 else []
-            shown = [f"{place}: {line}" for line in [*_listed_once(lines[:MOST_LINES]), *more]]
+            shown = [f"{place}: {line}" for line in [*lines[:MOST_LINES], *more]]
             raise UserError("\n".join(shown))
         if not study.source:
             study.__dict__["source"] = tomli_w.dumps(study.document)
@@ -1613,7 +1613,8 @@ def load_cluster(path: Path) -> Cluster:
     try:
         return _ClusterFile.model_validate(document).cluster
     except ValidationError as error:
-        lines = [f"{path}: {_explain(detail)}" for detail in error.errors()]
+        told: set[str] = set()
+        lines = [f"{path}: {_explain(detail, told)}" for detail in error.errors()]
         raise UserError("\n".join(lines[:MOST_LINES])) from error
 
 
@@ -1729,8 +1730,8 @@ def schema() -> dict[str, Any]:
     return result
 
 
-def _explain(detail: Any) -> str:
-    """One pydantic error as `key: rule, value`."""
+def _explain(detail: Any, told: set[str]) -> str:
+    """One pydantic error as `key: rule, value`. `told`: the lists of keys that others gave."""
     keys = [
         quote(part) if len(str(part)) > SHOWN else _as_key(str(part))
         for part in detail["loc"]
@@ -1738,7 +1739,7 @@ def _explain(detail: Any) -> str:
     ]
     place, kind = ".".join(keys), detail["type"]
     if kind == "extra_forbidden":
-        return f"{place}: {_unknown_key(keys)}"
+        return f"{place}: {_unknown_key(keys, told)}"
     if kind == "missing":
         return f"{place}: is required"
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
@@ -1749,7 +1750,7 @@ def _explain(detail: Any) -> str:
     )
 
 
-def _unknown_key(keys: list[str]) -> str:
+def _unknown_key(keys: list[str], told: set[str]) -> str:
     *parents, key = keys
     if key in (*LENGTHS, "seed", "seeds"):
         return "is never an axis (S8): it stands at the top of the file, with one value"
@@ -1758,15 +1759,34 @@ def _unknown_key(keys: list[str]) -> str:
             "every batch size is tuned on its own (R20): list them in batch_sizes at the top of "
             "the file"
         )
+    known = _known_keys(parents)
+    nearest = difflib.get_close_matches(key, known, n=1)
+    listed = f"known are {', '.join(known)}"
+    if parents == ["space", "optimizer"]:
+        listed += (
+            "; one of your own must be imported before study files are read, and one of torch "
+            'stands in quotes, as "torch.optim.AdamW"'
+        )
+    if not nearest:
+        if listed in told:
+            return "unknown key"
+        told.add(listed)
+        return f"unknown key; {listed}"
+    guess = f"unknown key; did you mean {nearest[0]!r}?"
+    return f"{guess} ({listed})" if parents == ["space", "optimizer"] else guess
+
+
+def _known_keys(parents: list[str]) -> list[str]:
+    """The keys of a table, by its own place; of a hyperparameter's, those of all its forms."""
     match parents:
         case []:
-            known = [name for name in Study.model_fields if name not in ("name", "source")]
+            return [name for name in Study.model_fields if name not in ("name", "source")]
         case ["space"]:
-            known = list(Space.model_fields)
+            return list(Space.model_fields)
         case ["space", "optimizer"]:
-            known = list(RULES)
+            return list(RULES)
         case ["space", "optimizer", optimizer]:
-            known = [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
+            return [*COMMON, *RULES[optimizer].defaults, *DECAY_SETTINGS]
         case ["figure" | "log" | "cluster" | "seeds" | "warm_start" | "cut" as table]:
             models: dict[str, type[BaseModel]] = {
                 "figure": Figure,
@@ -1777,29 +1797,9 @@ def _unknown_key(keys: list[str]) -> str:
                 "cluster": Cluster,
             }
             fields = models[table].model_fields
-            known = [field.alias or name for name, field in fields.items()]
+            return [field.alias or name for name, field in fields.items()]
         case _:
-            known = [*Range.model_fields, *OrdersOfMagnitude.model_fields, *TIES]
-    nearest = difflib.get_close_matches(key, known, n=1)
-    listed = f"{KNOWN.removeprefix('; ')}{', '.join(known)}"
-    if parents == ["space", "optimizer"]:
-        listed += (
-            "; one of your own must be imported before study files are read, and one of torch "
-            'stands in quotes, as "torch.optim.AdamW"'
-        )
-    if not nearest:
-        return f"unknown key; {listed}"
-    guess = f"unknown key; did you mean {nearest[0]!r}?"
-    return f"{guess} ({listed})" if parents == ["space", "optimizer"] else guess
-
-
-def _listed_once(lines: Iterable[str]) -> Iterator[str]:
-    """Mistakes, where those of one table do not each list the keys that are known."""
-    told: set[str] = set()
-    for line in lines:
-        mistake, _, known = line.partition(KNOWN)
-        yield mistake if known in told else line
-        told |= {known} - {""}
+            return [*Range.model_fields, *OrdersOfMagnitude.model_fields, *TIES]
 
 
 def refuse_imported(study: Study, command: str) -> None:
