@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,8 +20,11 @@ import pytest
 import torch
 from alembic.script import ScriptDirectory
 
+from tunewright.search.workload.workload import is_own
+
 torch.set_num_threads(1)  # the tensors are small; more threads only get in each other's way
 
+ROOT = Path(__file__).parents[1]
 IN_MEMORY = Path("/dev/shm")
 BYTES_OF_FILES = 4 * 2**30  # several times what all tests write
 
@@ -43,6 +47,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if not item.get_closest_marker("apart"):
             item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(config.rootpath))))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _modules_of_temporary_folders_are_forgotten() -> Iterator[None]:
+    """Files of tests name their workloads alike: none may find that of another, or its ruins."""
+    path, known = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in sys.modules.keys() - known:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and is_own(sys.modules[name]) and not Path(file).is_relative_to(ROOT):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session", autouse=True)
