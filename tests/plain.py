@@ -7,8 +7,25 @@ import math
 import torch
 
 
-def rule_step(name, own, theta, g, state, eta, t):
-    """R21, per tensor."""
+def matrices(model, not_matrices=()):
+    """The parameters that Muon updates as matrices, by their identity."""
+    tables = [one for one in model.modules() if isinstance(one, torch.nn.Embedding)]
+    left_out = {id(table.weight) for table in tables}
+    left_out |= {id(p) for name, p in model.named_parameters() if name in not_matrices}
+    return {id(p) for p in model.parameters() if p.dim() == 2} - left_out
+
+
+def orthogonal(x):
+    """Five steps of Newton-Schulz, as Jordan et al. 2024 write them, of one matrix."""
+    x = x / max(float(x.norm()), 1e-7)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def rule_step(name, own, theta, g, state, eta, t, is_matrix=False):
+    """R21, per tensor; Muon as Liu et al. 2025 write it."""
     m, v = state.setdefault("m", torch.zeros_like(theta)), state.get("v")
     if v is None:
         v = torch.ones_like(theta) if name == "rmsprop" else torch.zeros_like(theta)
@@ -25,6 +42,10 @@ def rule_step(name, own, theta, g, state, eta, t):
         towards = torch.sign(own["beta1"] * m + (1 - own["beta1"]) * g)
         m = own["beta2"] * m + (1 - own["beta2"]) * g
         step = eta * (towards + own["weight_decay"] * theta)
+    elif name == "muon" and is_matrix:
+        m = own["momentum"] * m + (1 - own["momentum"]) * g
+        o = orthogonal(own["momentum"] * m + (1 - own["momentum"]) * g)
+        step = eta * (0.2 * math.sqrt(max(theta.shape)) * o + own["weight_decay"] * theta)
     else:
         b1, b2 = own["beta1"], own["beta2"]
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
@@ -35,9 +56,8 @@ def rule_step(name, own, theta, g, state, eta, t):
         elif name == "adam":
             step = eta * b * m / (torch.sqrt(v) + own["epsilon"])
         else:
-            step = eta * own["weight_decay"] * theta + eta * b * m / (
-                torch.sqrt(v) + own["epsilon"] * root
-            )
+            decay = own["weight_decay"] if name != "muon" or theta.dim() > 1 else 0.0
+            step = eta * decay * theta + eta * b * m / (torch.sqrt(v) + own["epsilon"] * root)
     state["m"], state["v"] = m, v
     return theta - step
 
@@ -62,6 +82,7 @@ def train(workload, point, own, etas, dtype):
     model = workload.build_model(point.seed).to(dtype)
     batches = iter(workload.train_batches(point.batch_size, point.seed))
     states = [{} for _ in model.parameters()]
+    of_muon = matrices(model, getattr(workload, "not_matrices", ()))
     losses, norms, entered = [], [], []
     for t, eta in enumerate(etas):
         loss = workload.loss(model, next(batches))
@@ -71,9 +92,11 @@ def train(workload, point, own, etas, dtype):
         entered.append(factor * float(norm))
         with torch.no_grad():
             for parameter, g, state in zip(model.parameters(), gradients, states, strict=True):
-                parameter.copy_(
-                    rule_step(point.optimizer, own, parameter, g * factor, state, float(eta), t)
+                is_matrix = id(parameter) in of_muon
+                step = rule_step(
+                    point.optimizer, own, parameter, g * factor, state, float(eta), t, is_matrix
                 )
+                parameter.copy_(step)
         losses.append(float(loss.detach()))
         norms.append(float(norm))
     return losses, norms, model

@@ -17,14 +17,31 @@ Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P];
     nadam      m, v, b as adam;   θ ← θ − η b (β₁ m + (1−β₁) g)/(√v + ε)
     adamw      m, v, b as adam;   θ ← (1 − η λ) θ − η b m/(√v + ε √(1−β₂^(t+1)))
     lion       θ ← (1 − η λ) θ − η sign(β₁ m + (1−β₁) g);   m ← β₂ m + (1−β₂) g         m₀ = 0
+    muon       of a matrix θ, a × b:   m ← μ m + (1−μ) g;   o = orthogonal((1−μ) g + μ m)   m₀ = 0
+               θ ← (1 − η λ) θ − 0.2 √max(a, b) η o
+               orthogonal(x):   X = x / max(‖x‖, 1e-7), then five times, with A = X Xᵀ,
+               X ← 3.4445 X − 4.775 A X + 2.0315 A A X
+               all other parameters as adamw, with β₁, β₂ and ε; biases and norms do not decay
 
 Where torch's rules differ (its Adam and NAdam correct ε for bias, its RMSprop keeps the learning
 rate out of the momentum buffer) these follow the playbook. AdamW follows its paper, and equals
 torch's. Lion follows its paper, whose defaults are β₁ = 0.9, β₂ = 0.99 and λ = 0: every parameter
-moves by η, so that base LRs are 3 to 10 times lower than AdamW's, and λ higher by as much. Source:
-Tuning Playbook, "What are the update rules for all the popular optimization algorithms?" (R21);
-Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of Optimization
-Algorithms", arXiv 2302.06675.
+moves by η, so that base LRs are 3 to 10 times lower than AdamW's, and λ higher by as much.
+
+Muon's orthogonal(x) takes the singular values of a matrix close to 1 (Newton-Schulz; ‖x‖ is
+Frobenius' norm). With 0.2 √max(a, b) a step has the root mean square of AdamW's usual ones, 0.2 to
+0.4, so that base LRs are of the same scale. Matrices are parameters with two dimensions but for
+those that `matrices.py` leaves out. It is torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`,
+which iterates in bfloat16, where this rule does in the dtype of its state.
+
+Weight decay multiplies parameters before their update by the coefficient that their piece names
+(pieces.py), so that an update never decays by itself.
+
+Source: Tuning Playbook, "What are the update rules for all the popular optimization algorithms?"
+(R21); Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of
+Optimization Algorithms", arXiv 2302.06675; Jordan et al. 2024, "Muon: An optimizer for hidden
+layers in neural networks", kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is Scalable
+for LLM Training", arXiv 2502.16982.
 """
 
 from __future__ import annotations
@@ -41,6 +58,7 @@ from . import counterparts
 from .constructors import is_import_path, module_and_class, read_constructor
 from .counterparts import Counterpart
 from .hyperparameters import HYPERPARAMETERS, by_name, fault_of, is_finite, is_positive
+from .pieces import DECAY, DECAYS, VECTOR_DECAY, Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,15 +105,47 @@ def _nadam(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     theta.addcdiv_(ahead, v.sqrt().add_(c["epsilon"]), value=-1.0)
 
 
-def _adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
-    theta.mul_(c["decay"])
-    _adam(theta, g, state, c)
-
-
 def _lion(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     direction = state["m"].lerp(g, 1.0 - c["beta1"]).sign_()
-    theta.mul_(c["decay"]).addcmul_(direction, c["eta"], value=-1.0)
+    theta.addcmul_(direction, c["eta"], value=-1.0)
     state["m"].lerp_(g, 1.0 - c["beta2"])
+
+
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+SMALLEST_NORM = 1e-7  # of a matrix that is orthogonalized
+ALIGNED = 16  # numbers of float32 in a cache line
+RMS_OF_ADAMW = 0.2  # of a step of AdamW, as a share of its learning rate
+
+
+def _muon_matrix(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    """Of matrices, [K, a, b]; coefficients are [K, 1, 1]."""
+    m = state["m"].lerp_(g, 1.0 - c["momentum"])
+    direction = _orthogonalized(g.lerp(m, c["momentum"]))
+    size = RMS_OF_ADAMW * math.sqrt(max(theta.shape[-2:]))
+    theta.addcmul_(direction, c["rate"], value=-size)
+
+
+def _orthogonalized(x: Tensor) -> Tensor:
+    """Each matrix of [K, a, b] with its singular values close to 1.
+
+    The shorter side is multiplied with itself, which takes fewer operations. Zeros around the
+    matrices, which stay zeros, let each of them begin at the same place of a cache line: kernels
+    round by that, and a row would depend on how many lie before it.
+    """
+    if x.shape[-2] > x.shape[-1]:
+        return _orthogonalized(x.mT).mT
+    first, third, fifth = NEWTON_SCHULZ
+    rows, columns = x.shape[-2:]
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_(min=SMALLEST_NORM)
+    padded = x.new_zeros(len(x), rows + -rows % ALIGNED, columns + -columns % ALIGNED)
+    padded[:, :rows, :columns] = x
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = padded @ padded.mT
+        padded = padded.baddbmm(
+            gram.baddbmm(gram, gram, beta=third, alpha=fifth), padded, beta=first
+        )
+    return padded[:, :rows, :columns]
 
 
 Table = NDArray[np.float64]  # of one number for each update, [T]
@@ -117,9 +167,9 @@ def _with_bias_correction(
 
 
 def _with_decay(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
-    """Every hyperparameter as it is, and in place of `weight_decay`, λ, `decay` holds 1 − η_t λ."""
+    """Every hyperparameter as it is, and in place of `weight_decay`, λ, what it multiplies by."""
     columns = _constant(own, eta, number)
-    columns["decay"] = 1.0 - eta * columns.pop("weight_decay")
+    columns[DECAY] = columns[VECTOR_DECAY] = 1.0 - eta * columns.pop("weight_decay")
     return columns
 
 
@@ -132,6 +182,17 @@ def _with_bias_correction_and_decay(
     return _with_decay(own, eta, number) | {"eta": corrected, "epsilon": own["epsilon"] * root}
 
 
+def _of_muon(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
+    """Those of AdamW, and `rate` holds the learning rate of matrices."""
+    columns = _with_bias_correction_and_decay(own, eta, number)
+    return columns | {"rate": eta, VECTOR_DECAY: np.ones_like(eta)}
+
+
+def acts(name: str, table: Table) -> bool:
+    """Whether a coefficient changes anything: not where weight decay multiplies by 1."""
+    return name not in DECAYS or bool((table != 1.0).any())
+
+
 @dataclass(frozen=True)
 class Alternative:
     """Another rule, and the base LRs it is usually tuned at, lowest and highest."""
@@ -140,6 +201,7 @@ class Alternative:
     base_lrs: tuple[float, float]
 
 
+Update = Callable[["Tensor", "Tensor", State, Columns], None]
 MaxStableLr = Callable[[Mapping[str, float], float], float]
 
 
@@ -169,7 +231,10 @@ class Rule(Optimizer):
     is not called. Its hyperparameters are rows of HYPERPARAMETERS.
 
     state          the names of its state, each with its initial value; a row of a stack for each
-    update         one update, in place, from the gradient, the state and the coefficients
+    update         one update, in place, from the gradient, the state and the coefficients, of
+                   numbers each by itself, [K, P]; after weight decay (DECAYS of pieces.py)
+    update_matrix  the same of matrices, [K, a, b], where coefficients are [K, 1, 1]; None: matrices
+                   are updated as all parameters are
     coefficients   the coefficients of updates, [T] each, from hyperparameters, the learning rate of
                    each and its number from 1; those of an update depend on no other one
     in_torch       what comes closest in torch, from hyperparameters and a learning rate; None:
@@ -177,7 +242,8 @@ class Rule(Optimizer):
     """
 
     state: Mapping[str, float]
-    update: Callable[[Tensor, Tensor, State, Columns], None]
+    update: Update
+    update_matrix: Update | None = None
     coefficients: Coefficients = _constant
     in_torch: Callable[[Mapping[str, float], float], Counterpart] | None = None
 
@@ -201,6 +267,19 @@ class Rule(Optimizer):
             self._refuse(f"its coefficients need {error}, which has no default")
         if "eta" not in columns or any(np.shape(table) != (2,) for table in columns.values()):
             self._refuse("its coefficients must be eta and others, a number for each update")
+
+    def apply(self, piece: Piece, theta: Tensor, g: Tensor, state: State, columns: Columns) -> None:
+        """One update of a piece, in place: its parameters and gradients, [K, P], and its state."""
+        for name, part in piece.decays:
+            if name in columns:
+                theta[:, part].mul_(columns[name])
+        if self.update_matrix is None or piece.matrix is None:
+            self.update(theta, g, state, columns)
+            return
+        shape = (len(theta), *piece.matrix)
+        own = {name: one.view(shape) for name, one in state.items()}
+        wider = {name: column[:, :, None] for name, column in columns.items()}
+        self.update_matrix(theta.view(shape), g.view(shape), own, wider)
 
     def fault_of_settings(self, settings: Mapping[str, float]) -> str:
         """What is wrong with values of its hyperparameters; empty if nothing is."""
@@ -299,7 +378,7 @@ RULES: dict[str, Rule] = by_name(
             name="adamw",
             defaults=_ADAM | {"weight_decay": 0.01},
             state=_MOMENTS,
-            update=_adamw,
+            update=_adam,
             in_torch=counterparts.adamw,
             family="adam",
             alternative=_TRY_MOMENTUM,
@@ -313,6 +392,17 @@ RULES: dict[str, Rule] = by_name(
             family="lion",
             alternative=_TRY_ADAM,
             coefficients=_with_decay,
+        ),
+        Rule(
+            name="muon",
+            defaults={"momentum": 0.95} | _ADAM | {"weight_decay": 0.1},
+            state=_MOMENTS,
+            update=_adam,
+            update_matrix=_muon_matrix,
+            in_torch=counterparts.muon,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_of_muon,
         ),
     ]
 )
