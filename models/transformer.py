@@ -106,8 +106,15 @@ class Attention(nn.Module):
         return cast(Tensor, self.join(mixed_BHTE.transpose(1, 2).flatten(2)))
 
     def largest_logit(self, x_BTD: Tensor) -> Tensor:
-        """The largest |logit| that enters the softmax."""
+        """The largest |logit| that enters the softmax.
+
+        Unless keys are normalized, it is without their bias. That adds the same number to all
+        logits of a query, so that the softmax is blind to it and its gradient is rounding alone.
+        """
         q_BHTE, k_BHTE, _ = self._heads(x_BTD)
+        if isinstance(self.norm_k, nn.Identity):
+            bias_HE = self.qkv.bias.view(3, self.heads, -1)[1]
+            k_BHTE = k_BHTE - bias_HE[:, None]
         return self.logits(q_BHTE, k_BHTE).masked_fill(_future(x_BTD), 0.0).abs().amax()
 
     def _heads(self, x_BTD: Tensor) -> tuple[Tensor, ...]:

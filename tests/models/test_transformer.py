@@ -77,9 +77,10 @@ def test_the_largest_attention_logit_is_that_of_any_layer_and_example() -> None:
 
 
 def every_logit(attention: Attention, x_BTD: torch.Tensor) -> torch.Tensor:
-    """The logits of queries on keys that do not come after them, in any order."""
+    """The logits of queries on keys that do not come after them; of keys without their bias."""
     width = x_BTD.shape[-1] // attention.heads
     q, k, _ = attention.qkv(x_BTD).detach().chunk(3, dim=-1)
+    k = k - attention.qkv.bias.detach().chunk(3)[1]
     pairs = zip(q.split(width, -1), k.split(width, -1), strict=True)
     each = [torch.einsum("bte,bse->bts", *pair) / math.sqrt(width) for pair in pairs]
     return torch.cat([one[:, *torch.tril_indices(*one.shape[1:])].flatten() for one in each])
