@@ -24,8 +24,9 @@ def orthogonal(x):
     return x
 
 
-def rule_step(name, own, theta, g, state, eta, t, is_matrix=False):
+def rule_step(name, own, theta, g, state, eta, t, is_matrix=False, decay_vectors=False):
     """R21, per tensor; Muon as Liu et al. 2025 write it."""
+    decay = own.get("weight_decay", 0.0) if theta.dim() > 1 or decay_vectors else 0.0
     m, v = state.setdefault("m", torch.zeros_like(theta)), state.get("v")
     if v is None:
         v = torch.ones_like(theta) if name == "rmsprop" else torch.zeros_like(theta)
@@ -41,11 +42,11 @@ def rule_step(name, own, theta, g, state, eta, t, is_matrix=False):
     elif name == "lion":
         towards = torch.sign(own["beta1"] * m + (1 - own["beta1"]) * g)
         m = own["beta2"] * m + (1 - own["beta2"]) * g
-        step = eta * (towards + own["weight_decay"] * theta)
+        step = eta * (towards + decay * theta)
     elif name == "muon" and is_matrix:
         m = own["momentum"] * m + (1 - own["momentum"]) * g
         o = orthogonal(own["momentum"] * m + (1 - own["momentum"]) * g)
-        step = eta * (0.2 * math.sqrt(max(theta.shape)) * o + own["weight_decay"] * theta)
+        step = eta * (0.2 * math.sqrt(max(theta.shape)) * o + decay * theta)
     else:
         b1, b2 = own["beta1"], own["beta2"]
         if name.startswith("gi_") and t == 0:
@@ -58,7 +59,6 @@ def rule_step(name, own, theta, g, state, eta, t, is_matrix=False):
         elif name in ("adam", "gi_adam"):
             step = eta * b * m / (torch.sqrt(v) + own["epsilon"])
         else:
-            decay = own["weight_decay"] if name != "muon" or theta.dim() > 1 else 0.0
             step = eta * decay * theta + eta * b * m / (torch.sqrt(v) + own["epsilon"] * root)
     state["m"], state["v"] = m, v
     return theta - step
@@ -78,7 +78,7 @@ def threshold(point, entered):
     return min(point.clip_norm, mean + point.clip_z * math.sqrt(variance))
 
 
-def train(workload, point, own, etas, dtype):
+def train(workload, point, own, etas, dtype, decay_vectors=False):
     """Losses and unclipped gradient norms of every update, and the trained model."""
     torch.manual_seed(point.seed)
     model = workload.build_model(point.seed).to(dtype)
@@ -95,10 +95,8 @@ def train(workload, point, own, etas, dtype):
         with torch.no_grad():
             for parameter, g, state in zip(model.parameters(), gradients, states, strict=True):
                 is_matrix = id(parameter) in of_muon
-                step = rule_step(
-                    point.optimizer, own, parameter, g * factor, state, float(eta), t, is_matrix
-                )
-                parameter.copy_(step)
+                of = (own, parameter, g * factor, state, float(eta), t, is_matrix, decay_vectors)
+                parameter.copy_(rule_step(point.optimizer, *of))
         losses.append(float(loss.detach()))
         norms.append(float(norm))
     return losses, norms, model
