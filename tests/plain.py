@@ -2,6 +2,7 @@
 library.
 """
 
+import copy
 import math
 
 import torch
@@ -9,6 +10,8 @@ import torch
 
 def rule_step(name, own, theta, g, state, eta, t):
     """R21, per tensor."""
+    if name == "schedule_free_adamw":
+        return schedule_free_step(own, theta, g, state, eta, t)
     m, v = state.setdefault("m", torch.zeros_like(theta)), state.get("v")
     if v is None:
         v = torch.ones_like(theta) if name == "rmsprop" else torch.zeros_like(theta)
@@ -44,6 +47,19 @@ def rule_step(name, own, theta, g, state, eta, t):
     return theta - step
 
 
+def schedule_free_step(own, theta, g, state, eta, t):
+    """Defazio et al. 2024, Algorithm 1: θ is its y, and `evaluated` its x."""
+    z, x = state.get("z", theta), state.get("evaluated", theta)
+    v = own["beta2"] * state.get("v", torch.zeros_like(theta)) + (1 - own["beta2"]) * g * g
+    weights = [*state.get("weights", []), eta**2]
+    corrected = torch.sqrt(v / (1 - own["beta2"] ** (t + 1)))
+    z = z - eta * (g / (corrected + own["epsilon"]) + own["weight_decay"] * theta)
+    c = weights[-1] / sum(weights) if any(weights) else 0.0
+    x = (1 - c) * x + c * z
+    state.update(z=z, evaluated=x, v=v, weights=weights)
+    return (1 - own["beta1"]) * z + own["beta1"] * x
+
+
 def threshold(point, entered):
     """R14, R19: the fixed one, or mean and standard deviation of what entered so far, with weights
     0.97^age.
@@ -59,7 +75,7 @@ def threshold(point, entered):
 
 
 def train(workload, point, own, etas, dtype):
-    """Losses and unclipped gradient norms of every update, and the trained model."""
+    """Losses and unclipped gradient norms of every update, and the model that is evaluated."""
     torch.manual_seed(point.seed)
     model = workload.build_model(point.seed).to(dtype)
     batches = iter(workload.train_batches(point.batch_size, point.seed))
@@ -78,4 +94,13 @@ def train(workload, point, own, etas, dtype):
                 )
         losses.append(float(loss.detach()))
         norms.append(float(norm))
-    return losses, norms, model
+    return losses, norms, evaluated(model, states)
+
+
+@torch.no_grad()
+def evaluated(model, states):
+    """A copy of the model with what its rule evaluates in place of the parameters."""
+    found = copy.deepcopy(model)
+    for parameter, state in zip(found.parameters(), states, strict=True):
+        parameter.copy_(state.get("evaluated", parameter))
+    return found
