@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from ..judge.readout import Readout
+from ..rules.torch_optimizers import RuleOptimizer
 from ..trainers.run import Run
 from ..trainers.watched import MisuseError
 from .watch import Options, Training
@@ -112,6 +113,16 @@ class Follower:
             self.run.report(model=model, **new)
         elif new and self._training:
             self._training.report(**new)
+
+    def lend_average(self) -> None:
+        """An evaluation begins: of the average, where a trial's rule evaluates one."""
+        if self.run and isinstance(self._optimizer, RuleOptimizer):
+            self._optimizer.eval()
+
+    def take_back(self) -> None:
+        """An evaluation has ended, and was reported."""
+        if self.run and isinstance(self._optimizer, RuleOptimizer):
+            self._optimizer.train()
 
     @property
     def is_over(self) -> bool:

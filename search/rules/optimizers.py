@@ -165,9 +165,7 @@ def _with_bias_correction_and_decay(
     return _with_decay(own, eta, number) | {"eta": corrected, "epsilon": own["epsilon"] * root}
 
 
-def _without_momentum(
-    own: Mapping[str, float], eta: Table, number: Numbers
-) -> dict[str, Table]:
+def _without_momentum(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
     """Adam's correction of v and decay; `eta` holds η_t √(1−β₂^(t+1)), `epsilon` as AdamW's."""
     root = np.sqrt(1.0 - own["beta2"] ** number)
     columns = _with_decay(own, eta, number)

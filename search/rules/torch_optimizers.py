@@ -288,9 +288,7 @@ class RuleOptimizer(Optimizer):
         """Parameters in a row, whose states become parts of the row's."""
         rows = {}
         for name, start in RULES[self.rule].state.items():
-            known = [
-                self.state[one].get(name, _initial(one, start, kind[1])) for one in parameters
-            ]
+            known = [self.state[one].get(name, _initial(one, start, kind[1])) for one in parameters]
             rows[name] = torch.cat([one.to(*kind).reshape(-1) for one in known]).view(1, -1)
             for parameter, part in zip(parameters, _parts(rows[name], parameters), strict=True):
                 self.state[parameter][name] = part
