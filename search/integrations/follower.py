@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from ..judge.readout import Readout
-from ..rules.torch_optimizers import RuleOptimizer
 from ..trainers.run import Run
 from ..trainers.watched import MisuseError
 from .watch import Options, Training
@@ -116,13 +115,13 @@ class Follower:
 
     def lend_average(self) -> None:
         """An evaluation begins: of the average, where a trial's rule evaluates one."""
-        if self.run and isinstance(self._optimizer, RuleOptimizer):
-            self._optimizer.eval()
+        if self.run and self.run.averaging:
+            self.run.averaging.eval()
 
     def take_back(self) -> None:
         """An evaluation has ended, and was reported."""
-        if self.run and isinstance(self._optimizer, RuleOptimizer):
-            self._optimizer.train()
+        if self.run and self.run.averaging:
+            self.run.averaging.train()
 
     @property
     def is_over(self) -> bool:

@@ -246,7 +246,7 @@ class Run:
         an average which the parameters do not hold.
         """
         try:
-            if self._holds_average() is False:
+            if self.averaging and not self.averaging.holds_average:
                 raise UserError(
                     f"report: {self.point.optimizer} evaluates an average of the parameters: call "
                     "optimizer.eval() before the evaluation, and optimizer.train() after run.report"
@@ -270,10 +270,13 @@ class Run:
                 if isinstance(tensor, Tensor)
             }
 
-    def _holds_average(self) -> bool | None:
-        """Whether the parameters hold the average that is evaluated; None if there is none."""
+    @property
+    def averaging(self) -> RuleOptimizer | None:
+        """The main optimizer, if what it evaluates is an average of the parameters."""
         optimizer = self._main.optimizer if self._main else None
-        return optimizer.holds_average if isinstance(optimizer, RuleOptimizer) else None
+        if not isinstance(optimizer, RuleOptimizer) or optimizer.holds_average is None:
+            return None
+        return optimizer
 
     def steps(self, data: Iterable[Any]) -> Iterator[Any]:
         """The batches to train on: those of `data`, again for each epoch.
@@ -432,7 +435,7 @@ class Run:
             )
         if self.step == 0 and not self.recorder.is_just_evaluated:
             self.recorder.report({})  # the untrained model was not evaluated
-        if self._holds_average():
+        if self.averaging and self.averaging.holds_average:
             raise MisuseError(
                 f"steps: an update of {self.point.optimizer} while the parameters hold the average "
                 "that is evaluated: call optimizer.train() after run.report"
