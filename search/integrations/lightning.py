@@ -131,14 +131,15 @@ class Watch(Callback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self._before = set(trainer.callback_metrics)
+        self._follower.lend_average()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         is_partial = trainer.sanity_checking and trainer.num_sanity_val_steps != math.inf
-        if trainer.state.fn != "fit" or is_partial or not trainer.is_global_zero:
-            return
-        found = trainer.callback_metrics  # those of training are among them
-        self._metrics |= found.keys() - self._before
-        self._follower.report({name: float(found[name]) for name in self._metrics}, pl_module)
+        if trainer.state.fn == "fit" and not is_partial and trainer.is_global_zero:
+            found = trainer.callback_metrics  # those of training are among them
+            self._metrics |= found.keys() - self._before
+            self._follower.report({name: float(found[name]) for name in self._metrics}, pl_module)
+        self._follower.take_back()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._follower.end()

@@ -273,7 +273,8 @@ declare(
         is_share,
         fewest_trials=10,
         ties=OF_SHARES,
-        description="Share of the running mean of gradients that is kept",
+        description="Share of the running mean of gradients that is kept; of schedule_free_adamw, "
+        "share of the average in the parameters",
         example=[0.9, 0.95],
     )
 )

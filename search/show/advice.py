@@ -22,7 +22,7 @@ from ..judge.flags import ENOUGH, checkpoint_note
 from ..judge.objective import sounds_better_when_higher
 from ..judge.readout import clipped_before
 from ..rules.hyperparameters import HYPERPARAMETERS
-from ..rules.optimizers import optimizer_of
+from ..rules.optimizers import average_of, optimizer_of
 from ..rules.schedule import LONG_WARMUP, longest_warmup
 from ..rules.tied import TIES
 from ..study.sampling import free_axes, shares
@@ -300,6 +300,19 @@ def _long_warmup(study: Study) -> Iterator[Advice]:
             )
 
 
+def _decay_of_an_average(study: Study) -> Iterator[Advice]:
+    for optimizer in filter(average_of, study.optimizers):
+        axis = study.axes(optimizer)["decay"]
+        if axis != ("constant",):
+            yield advice_by(
+                "S1",
+                study.key_of(optimizer, "decay"),
+                f"{axis_in_words(axis)} for {optimizer}, which evaluates an average that does the "
+                f'work of a decay: give [space.optimizer.{optimizer}] decay = "constant"; a warmup '
+                "may stay",
+            )
+
+
 # --- sampler and budget ---------------------------------------------------------------------------
 
 
@@ -372,7 +385,8 @@ def _fixed_on_one_side(study: Study) -> Iterator[Advice]:
     for name in [name for name in COMMON if name not in study.scientific]:
         axes = {optimizer: study.axes(optimizer)[name] for optimizer in study.optimizers}
         tuned = [optimizer for optimizer, axis in axes.items() if not _is_fixed(axis)]
-        fixed = [optimizer for optimizer in axes if optimizer not in tuned]
+        needless = [one for one in axes if name == "decay" and average_of(one)]
+        fixed = [optimizer for optimizer in axes if optimizer not in [*tuned, *needless]]
         for optimizer in fixed if tuned else ():
             yield advice_by(
                 "S9",
@@ -501,6 +515,7 @@ OF_THE_FILE: tuple[Callable[[Study], Iterator[Advice]], ...] = (
     _no_control,
     _warmup_spread,
     _long_warmup,
+    _decay_of_an_average,
     _grid_of_many_axes,
     _nothing_to_learn_from,
     _too_small_for_adam,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..rules.clipping import Gate
-from ..rules.optimizers import acts, coefficients, is_of_torch
+from ..rules.optimizers import acts, average_of, coefficients, is_of_torch
 from ..rules.schedule import learning_rates
 from ..rules.thresholds import clip_z_of, share_of
 from ..signals import stop_if_asked
@@ -441,6 +441,7 @@ class _Loop:
                 chance_loss=self.chance,
                 maximize=study.maximize,
                 divergence=study.divergence,
+                averaged=average_of(point.optimizer) is not None,
             ),
         )
 

@@ -63,6 +63,7 @@ class Recorder:
         chance_loss: float = math.nan,
         maximize: bool = False,
         divergence: bool = True,
+        averaged: bool = False,
         expected_steps: int = UNKNOWN_STEPS,
     ) -> None:
         """Start a training of `total_steps` updates, ranked by the metric named `objective`; by
@@ -72,12 +73,12 @@ class Recorder:
         on, it is taken for one of `expected_steps`, or of the updates so far if those are more.
         `chance_loss` is the loss of a constant predictor; nan if it is not known. `maximize`: a
         higher value of the objective is better. Without `divergence` the loss counts only where it
-        is not finite (`verdict`).
+        is not finite, and `averaged` says that an average is evaluated (`verdict`).
         """
         self.objective, self._known_steps = objective, total_steps
         self.step, self.seconds = 0, 0.0
         self.chance_loss, self._maximize, self._divergence = chance_loss, maximize, divergence
-        self._expected = expected_steps
+        self._averaged, self._expected = averaged, expected_steps
         self._most = math.inf if total_steps is None else total_steps
         room = CHECK_EVERY if total_steps is None else total_steps
         self._loss, self._grad_norm = np.empty(room), np.empty(room)
@@ -247,7 +248,11 @@ class Recorder:
         Its evidence names evaluations without the objective.
         """
         found = judge(
-            self.curve(), self.objective, maximize=self._maximize, divergence=self._divergence
+            self.curve(),
+            self.objective,
+            maximize=self._maximize,
+            divergence=self._divergence,
+            averaged=self._averaged,
         )
         lacking = self._lacking()
         if not lacking:

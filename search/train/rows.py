@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..rules.clipping import Gate, clip_, clip_threshold, global_norm
-from ..rules.optimizers import RULES, is_of_torch, state_of
+from ..rules.optimizers import PARAMETERS, RULES, average_of, is_of_torch, state_of
 from ..rules.pieces import Piece, pieces_of
 from ..rules.thresholds import update_moments
 from ..trial import Point
@@ -96,6 +96,7 @@ class Stack:
         }
         self._without_gradient: Sequence[str] = []  # parameters, in the last update
         self._by_torch: ByTorch | None = None
+        self._optimizers = [""] * self.slots  # of each slot; idle ones may have one
         self._make_views()
         if not execution.builds_anew:  # else the model keeps its values until it is adopted
             execution.bind(self._tensors)
@@ -127,8 +128,19 @@ class Stack:
         self._tensors = Rows(self._values, self._gradients, self._buffers)
 
     def values(self, slot: int) -> dict[str, Tensor]:
-        """A slot's parameters and buffers, as views."""
+        """A slot's parameters and buffers, as views: of training."""
         return {name: rows[slot] for name, rows in self._values.items()} | self.buffers(slot)
+
+    def evaluated(self, slot: int) -> dict[str, Tensor]:
+        """The same, but the parameters are those that are evaluated and kept."""
+        views = self._views(self._evaluated_row(slot)[None])
+        return {name: rows[0] for name, rows in views.items()} | self.buffers(slot)
+
+    def _evaluated_row(self, slot: int) -> Tensor:
+        """The parameters that are evaluated and kept, [P]: of some rules an average of them."""
+        average = average_of(self._optimizers[slot])
+        held = self._state[average.state] if average else self._rows["theta"]
+        return held[slot].to(self.dtype)
 
     def buffers(self, slot: int) -> dict[str, Tensor]:
         """A slot's buffers and parameters that are not trained, as views."""
@@ -158,8 +170,10 @@ class Stack:
             values[slot].copy_(initial[name])
         for name, rows in self._buffers.items():
             rows[slot].copy_(initial[name])
+        self._optimizers[slot] = optimizer
         for name, rows in self._state.items():
-            rows[slot] = state_of(optimizer).get(name, 0.0)
+            start = state_of(optimizer).get(name, 0.0)
+            rows[slot] = self._rows["theta"][slot] if start == PARAMETERS else start
         for rows in self._norms.values():
             rows[slot] = 0.0
 
@@ -175,7 +189,9 @@ class Stack:
         if slots == self.slots and list(order) == list(range(len(order))):
             return
         idle = [k for k in range(self.slots) if k not in order]
-        index = torch.tensor([*order, *idle][:slots], device=self.device)
+        places = [*order, *idle][:slots]
+        index = torch.tensor(places, device=self.device)
+        self._optimizers = [self._optimizers[k] for k in places]
         # views that would keep the old rows alive
         self._values, self._gradients = {}, {}
         self._tensors = Rows({}, {}, {})
@@ -203,9 +219,19 @@ class Stack:
     def evaluate(self, seeds: Sequence[int]) -> dict[str, list[float]]:
         """What `evaluate` returns for every slot, by metric.
 
-        The process's generators are seeded for each slot.
+        The process's generators are seeded for each slot. A slot whose rule evaluates an average
+        lends its row to that meanwhile, and gets its parameters back as they were.
         """
-        return self._execution.evaluate(self._tensors, seeds)
+        theta = self._rows["theta"]
+        lent = [k for k, name in enumerate(self._optimizers) if average_of(name)]
+        trained = theta[lent]
+        with torch.no_grad():
+            for k in lent:
+                theta[k].copy_(self._evaluated_row(k))
+        found = self._execution.evaluate(self._tensors, seeds)
+        with torch.no_grad():
+            theta[lent] = trained
+        return found
 
     @torch.no_grad()
     def clip_threshold(self, norm_K1: Tensor, gate: Gate) -> Tensor:
@@ -265,7 +291,7 @@ class Stack:
     @torch.no_grad()
     def keep_best(self, slot: int) -> None:
         """Remember a slot's parameters and buffers as its best checkpoint."""
-        self._rows["best"][slot].copy_(self._rows["theta"][slot])
+        self._rows["best"][slot].copy_(self._evaluated_row(slot))
         self._best_buffers = self._execution.keep_buffers(self._tensors, slot, self._best_buffers)
 
     def state(self, slot: int) -> dict[str, Tensor]:

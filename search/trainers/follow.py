@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..judge.verdict import hopeless, judge
+from ..rules.optimizers import average_of
 from ..study.study import CommandLog, Study
 from ..train.recorder import CHECK_EVERY
 from ..trial import Curve, Point, Verdict
@@ -216,7 +217,7 @@ class Measured:
     """
 
     def __init__(self, study: Study, point: Point) -> None:
-        self._study = study
+        self._study, self._averaged = study, average_of(point.optimizer) is not None
         self.total_steps = study.updates(point)
         self.chance_loss = math.nan
         self._is_over = False
@@ -359,7 +360,11 @@ class Measured:
     def verdict(self) -> Verdict:
         study = self._study
         return judge(
-            self.curve(), study.objective, maximize=study.maximize, divergence=study.divergence
+            self.curve(),
+            study.objective,
+            maximize=study.maximize,
+            divergence=study.divergence,
+            averaged=self._averaged,
         )
 
 

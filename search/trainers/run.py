@@ -27,8 +27,9 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from ..judge.readout import note_clipped_before
+from ..rules.optimizers import average_of
 from ..rules.schedule import learning_rates
-from ..rules.torch_optimizers import groups_of, make, why_another
+from ..rules.torch_optimizers import RuleOptimizer, groups_of, make, why_another
 from ..signals import stop_if_asked
 from ..study.study import Study
 from ..train.checkpoints import packed, unpacked
@@ -121,6 +122,7 @@ class Run:
             study.objective,
             maximize=study.maximize,
             divergence=study.divergence,
+            averaged=average_of(point.optimizer) is not None,
         )
         self._keeper = keeper
         self._saved_state = keeper.begin(point) if keeper else None
@@ -240,9 +242,15 @@ class Run:
         """Tell the metrics of an evaluation; `model`: keep its parameters if it is the best.
 
         Metrics reported after the same update belong together. Raises MisuseError for one that is
-        reported twice after one update, or is no number.
+        reported twice after one update, or is no number, and where the watched optimizer evaluates
+        an average which the parameters do not hold.
         """
         try:
+            if self.averaging and not self.averaging.holds_average:
+                raise UserError(
+                    f"report: {self.point.optimizer} evaluates an average of the parameters: call "
+                    "optimizer.eval() before the evaluation, and optimizer.train() after run.report"
+                )
             numbers = {name: _number(name, value) for name, value in metrics.items()}
         except UserError as error:
             self._refused = MisuseError(str(error))
@@ -261,6 +269,14 @@ class Run:
                 for name, tensor in own.state_dict().items()
                 if isinstance(tensor, Tensor)
             }
+
+    @property
+    def averaging(self) -> RuleOptimizer | None:
+        """The main optimizer, if what it evaluates is an average of the parameters."""
+        optimizer = self._main.optimizer if self._main else None
+        if not isinstance(optimizer, RuleOptimizer) or optimizer.holds_average is None:
+            return None
+        return optimizer
 
     def steps(self, data: Iterable[Any]) -> Iterator[Any]:
         """The batches to train on: those of `data`, again for each epoch.
@@ -419,6 +435,11 @@ class Run:
             )
         if self.step == 0 and not self.recorder.is_just_evaluated:
             self.recorder.report({})  # the untrained model was not evaluated
+        if self.averaging and self.averaging.holds_average:
+            raise MisuseError(
+                f"steps: an update of {self.point.optimizer} while the parameters hold the average "
+                "that is evaluated: call optimizer.train() after run.report"
+            )
         self._update = self.step
         return self._learning_rate()
 

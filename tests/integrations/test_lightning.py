@@ -318,6 +318,16 @@ def test_a_trial_is_that_of_a_plain_loop(options, clipping, monkeypatch):
     assert_same(found, expected)
 
 
+@pytest.mark.parametrize("manual", [False, True])
+def test_what_a_rule_averages_is_what_lightning_validates(manual, monkeypatch):
+    point = replace(POINT, optimizer="schedule_free_adamw", base_lr=0.05)
+    found = train_point(monkeypatch, partial(by_lightning, manual=manual), point, "val_loss")
+    expected = train_point(monkeypatch, by_loop, point, "val_loss")
+    assert_same(found, expected)
+    measured = measure_checkpoint(monkeypatch, by_lightning, point, "val_loss", found.checkpoint)
+    assert measured == {"val_loss": pytest.approx(found.trial.best_value, rel=1e-6)}
+
+
 def test_a_checkpoint_is_measured_without_an_update(monkeypatch):
     trained = train_point(monkeypatch, by_lightning, POINT, "val_loss")
     found = measure_checkpoint(monkeypatch, by_lightning, POINT, "val_loss", trained.checkpoint)

@@ -262,6 +262,15 @@ def test_a_trial_is_that_of_a_plain_loop(clipping, monkeypatch, tmp_path):
     assert_same(found, expected, rtol=1e-4)
 
 
+def test_what_a_rule_averages_is_what_the_trainer_evaluates(monkeypatch, tmp_path):
+    point = replace(POINT, optimizer="schedule_free_adamw", base_lr=0.01, clip_norm=math.inf)
+    function = partial(by_trainer, folder=tmp_path)
+    found = train_point(monkeypatch, function, point, "eval_loss")
+    assert_same(found, train_point(monkeypatch, by_loop, point, "eval_loss"), rtol=1e-4)
+    measured = measure_checkpoint(monkeypatch, function, point, "eval_loss", found.checkpoint)
+    assert measured == {"eval_loss": pytest.approx(found.trial.best_value, rel=1e-5)}
+
+
 def test_a_checkpoint_is_measured_without_an_update(monkeypatch, tmp_path):
     function = partial(by_trainer, folder=tmp_path)
     trained = train_point(monkeypatch, function, POINT, "eval_loss")
