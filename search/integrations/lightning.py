@@ -44,7 +44,7 @@ class Watch(Callback):
     with `stop=True` it ends hopeless training. With a study's `run` it also sets learning rates,
     clips, keeps the best checkpoint, and ends training after the last update;
     `configure_optimizers` may return `run.optimizer(self)`. The validation before training counts
-    if it is whole: num_sanity_val_steps=-1.
+    if it is whole: num_sanity_val_steps=-1. It validates the average of a rule that has one.
 
     One optimizer, stepped by Lightning or by `optimizer.step()` in manual optimization; in several
     processes (DDP), that of rank 0 is told.
