@@ -27,12 +27,14 @@ def rule_step(name, own, theta, g, state, eta, t):
         step = eta * (towards + own["weight_decay"] * theta)
     else:
         b1, b2 = own["beta1"], own["beta2"]
+        if name.startswith("gi_") and t == 0:
+            v = g * g  # v₀
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
         root = math.sqrt(1 - b2 ** (t + 1))
         b = root / (1 - b1 ** (t + 1))
         if name == "nadam":
             step = eta * b * (b1 * m + (1 - b1) * g) / (torch.sqrt(v) + own["epsilon"])
-        elif name == "adam":
+        elif name in ("adam", "gi_adam"):
             step = eta * b * m / (torch.sqrt(v) + own["epsilon"])
         else:
             step = eta * own["weight_decay"] * theta + eta * b * m / (

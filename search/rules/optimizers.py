@@ -17,14 +17,25 @@ Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P];
     nadam      m, v, b as adam;   θ ← θ − η b (β₁ m + (1−β₁) g)/(√v + ε)
     adamw      m, v, b as adam;   θ ← (1 − η λ) θ − η b m/(√v + ε √(1−β₂^(t+1)))
     lion       θ ← (1 − η λ) θ − η sign(β₁ m + (1−β₁) g);   m ← β₂ m + (1−β₂) g         m₀ = 0
+    gi_adam    adam                                                            v₀ = g², g of t = 0
+    gi_adamw   adamw                                                           v₀ = g², g of t = 0
 
 Where torch's rules differ (its Adam and NAdam correct ε for bias, its RMSprop keeps the learning
 rate out of the momentum buffer) these follow the playbook. AdamW follows its paper, and equals
 torch's. Lion follows its paper, whose defaults are β₁ = 0.9, β₂ = 0.99 and λ = 0: every parameter
-moves by η, so that base LRs are 3 to 10 times lower than AdamW's, and λ higher by as much. Source:
-Tuning Playbook, "What are the update rules for all the popular optimization algorithms?" (R21);
-Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of Optimization
-Algorithms", arXiv 2302.06675.
+moves by η, so that base LRs are 3 to 10 times lower than AdamW's, and λ higher by as much.
+
+GI-Adam starts v at the square of the first gradient, and keeps both bias corrections of Adam. What
+v has in the first updates then needs no correction, so that the correction of v shortens them: as
+long as g² hardly changes, it is Adam with the learning rate η √(1−β₂^(t+1)), a warmup of about 1 /
+(1−β₂) updates. The first update leaves v at g² however much of v₀ it keeps, so here v₀ = 0, and β₂
+is 0 in the update t = 0 alone. In a training that skips a parameter in its first updates, for want
+of a gradient, v of that parameter starts at 0, as Adam's.
+
+Source: Tuning Playbook, "What are the update rules for all the popular optimization algorithms?"
+(R21); Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of
+Optimization Algorithms", arXiv 2302.06675; Kalra & Barkeshli 2024, "Why Warmup the Learning Rate?
+Underlying Mechanisms and Improvements", arXiv 2406.09405.
 """
 
 from __future__ import annotations
@@ -132,6 +143,16 @@ def _with_bias_correction_and_decay(
     return _with_decay(own, eta, number) | {"eta": corrected, "epsilon": own["epsilon"] * root}
 
 
+def _from_first_gradient(coefficients: Coefficients) -> Coefficients:
+    """The same coefficients, but v is the square of the gradient after the first update."""
+
+    def found(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
+        columns = coefficients(own, eta, number)
+        return columns | {"beta2": np.where(number == 1, 0.0, columns["beta2"])}
+
+    return found
+
+
 @dataclass(frozen=True)
 class Alternative:
     """Another rule, and the base LRs it is usually tuned at, lowest and highest."""
@@ -152,6 +173,8 @@ class Optimizer:
     alternative    the rule to try instead where a study has this one alone (R18)
     max_stable_lr  the base LR above which it diverges on a quadratic, from its hyperparameters and
                    the curvature (`curvature.stability_limit`); None: the curvature does not tell
+    from_first_gradient  the rule that is the same but for a second moment that starts at the square
+                   of the first gradient, with the same hyperparameters and base LRs; empty: none
     """
 
     name: str
@@ -159,6 +182,7 @@ class Optimizer:
     family: str
     alternative: Alternative
     max_stable_lr: MaxStableLr | None = None
+    from_first_gradient: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,13 +242,25 @@ class Rule(Optimizer):
         raise TypeError(f"optimizer {self.name!r}: {reason}")
 
 
-def check_alternatives(rules: Mapping[str, Rule]) -> None:
-    """Raise TypeError for a rule whose alternative is no other rule of the table."""
+def check_others(rules: Mapping[str, Rule]) -> None:
+    """Raise TypeError for a rule that names another which the table has not, or which is itself.
+
+    And for one whose counterpart from the first gradient has other hyperparameters or base LRs.
+    """
     for name, rule in rules.items():
-        if rule.alternative.optimizer not in rules or rule.alternative.optimizer == name:
+        named = {"alternative": rule.alternative.optimizer}
+        if rule.from_first_gradient:
+            named["from_first_gradient"] = rule.from_first_gradient
+        for field, other in named.items():
+            if other not in rules or other == name:
+                raise TypeError(
+                    f"optimizer {name!r}: its {field}, {other!r}, is no other row of RULES"
+                )
+        twin = rules.get(rule.from_first_gradient, rule)
+        if (twin.defaults, twin.family) != (rule.defaults, rule.family):
             raise TypeError(
-                f"optimizer {name!r}: its alternative, {rule.alternative.optimizer!r}, is no other "
-                "row of RULES"
+                f"optimizer {name!r}: its from_first_gradient, {twin.name!r}, has other defaults "
+                "or another family"
             )
 
 
@@ -284,6 +320,7 @@ RULES: dict[str, Rule] = by_name(
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction,
+            from_first_gradient="gi_adam",
         ),
         Rule(
             name="nadam",
@@ -304,6 +341,7 @@ RULES: dict[str, Rule] = by_name(
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction_and_decay,
+            from_first_gradient="gi_adamw",
         ),
         Rule(
             name="lion",
@@ -314,9 +352,27 @@ RULES: dict[str, Rule] = by_name(
             alternative=_TRY_ADAM,
             coefficients=_with_decay,
         ),
+        Rule(
+            name="gi_adam",
+            defaults=_ADAM,
+            state=_MOMENTS,
+            update=_adam,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_from_first_gradient(_with_bias_correction),
+        ),
+        Rule(
+            name="gi_adamw",
+            defaults=_ADAM | {"weight_decay": 0.01},
+            state=_MOMENTS,
+            update=_adamw,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_from_first_gradient(_with_bias_correction_and_decay),
+        ),
     ]
 )
-check_alternatives(RULES)
+check_others(RULES)
 
 
 def add(rule: Rule) -> Rule:
@@ -326,7 +382,7 @@ def add(rule: Rule) -> Rule:
     nothing added, if the name is taken or the alternative is no other rule.
     """
     table = by_name([*RULES.values(), rule])
-    check_alternatives(table)
+    check_others(table)
     RULES.update(table)
     return rule
 

@@ -15,7 +15,7 @@ from tunewright.search.rules.optimizers import (
     RULES,
     Alternative,
     add,
-    check_alternatives,
+    check_others,
     coefficients,
 )
 
@@ -49,9 +49,11 @@ def formula(name, own, theta):
             theta = theta - eta * (np.sign(towards) + own["weight_decay"] * theta)
         else:
             b1, b2, epsilon = own["beta1"], own["beta2"], own["epsilon"]
+            if name.startswith("gi_") and t == 0:
+                v = g**2  # v₀, Kalra & Barkeshli 2024
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
             b = math.sqrt(1 - b2 ** (t + 1)) / (1 - b1 ** (t + 1))
-            if name == "adam":
+            if name in ("adam", "gi_adam"):
                 theta = theta - eta * m / (np.sqrt(v) + epsilon) * b
             elif name == "nadam":
                 theta = theta - eta * (b1 * m + (1 - b1) * g) / (np.sqrt(v) + epsilon) * b
@@ -95,6 +97,7 @@ OWN["lion"] = [
     {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
     {"beta1": 0.5, "beta2": 0.9, "weight_decay": 0.3},
 ]
+OWN["gi_adam"], OWN["gi_adamw"] = OWN["adam"], OWN["adamw"]
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -177,7 +180,40 @@ def test_a_rule_whose_alternative_is_no_other_rule_is_refused():
     for name in ("amd", "adam"):
         stranger = replace(RULES["adam"], alternative=Alternative(name, (0.1, 1.0)))
         with pytest.raises(TypeError, match=rf"optimizer 'adam': its alternative, '{name}', is no"):
-            check_alternatives(RULES | {"adam": stranger})
+            check_others(RULES | {"adam": stranger})
+
+
+def test_a_rule_names_one_that_starts_from_the_first_gradient_and_is_else_the_same():
+    for name, reason in (
+        ("gi_amd", "'gi_amd', is no other row"),
+        ("adam", "'adam', is no other row"),
+        ("gi_adamw", "'gi_adamw', has other defaults"),
+        ("momentum", "'momentum', has other defaults"),
+    ):
+        stranger = replace(RULES["adam"], from_first_gradient=name)
+        with pytest.raises(TypeError, match=f"optimizer 'adam': its from_first_gradient, {reason}"):
+            check_others(RULES | {"adam": stranger})
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.from_first_gradient])
+def test_from_the_first_gradient_a_rule_is_warmed_up_as_its_source_says(name):
+    """By gradients that do not change it is the rule with learning rates η √(1−β₂ⁿ)."""
+    beta2 = RULES[name].defaults["beta2"]
+    warmed_up = ETAS * np.sqrt(1 - beta2 ** np.arange(1, T + 1))
+    own = {"weight_decay": 0.0} if "weight_decay" in RULES[name].defaults else {}
+
+    def steps(rule, etas):
+        start, g = torch.ones(1, 3, dtype=torch.float64), torch.tensor([[0.1, -3.0, 20.0]]).double()
+        theta, table = start.clone(), coefficients(rule, own, etas)
+        state = {key: torch.full_like(theta, value) for key, value in RULES[rule].state.items()}
+        for t in range(T):
+            columns = {key: torch.tensor([[values[t]]]) for key, values in table.items()}
+            RULES[rule].update(theta, g, state, columns)
+        return (theta - start).numpy()
+
+    given = steps(RULES[name].from_first_gradient, ETAS)
+    np.testing.assert_allclose(given, steps(name, warmed_up), rtol=1e-5)
+    assert np.abs(given).max() < 0.5 * np.abs(steps(name, ETAS)).min()
 
 
 def test_two_rules_of_one_name_are_refused():
