@@ -56,6 +56,14 @@ def fill(text: str, values: Mapping[str, Any]) -> str:
     return text.format_map(words)
 
 
+def is_passed_on(study: Study, name: str) -> bool:
+    """Whether trials that differ in a hyperparameter are different trainings.
+
+    They are not where a log is followed, and its command does not use it.
+    """
+    return not study.log or any(name in names_in(word) for word in study.command)
+
+
 def _written(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
