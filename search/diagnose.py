@@ -57,6 +57,7 @@ from .study.sampling import next_points
 from .study.study import Study, load_study
 from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
+from .train.choose import devices
 from .train.curvature import largest_eigenvalue, some_batches, stability_limit
 from .trainers.tryout import check_studies
 from .trial import Group, Point, Trial, group_of
@@ -123,6 +124,7 @@ def diagnose(
     results = Path(results)
     refuse_undiagnosable(study)
     check_studies([study])
+    devices(options.get("device"))  # refuses one that is not there before anything is written
     sweep = sweep_of(study)
     groups = [group for size in study.batch_sizes for group in sweep.groups(size)]
     architectures = {group: _architectures(study, group) for group in groups}

@@ -631,7 +631,7 @@ def test_a_driver_keeps_no_curve_in_memory(tmp_path):
     store = create_store(small_study(), tmp_path)
     tell(store, feasible(0, 0.1, 0.05))
     write_curve(curve_path(store.folder, point(0, 0.1)), feasible(0, 0.1, 0.05).curve)
-    driver = Driver([store], InProcess(), 1, device_names="cpu", slots=1, threads=1, compiled=None)
+    driver = Driver([store], InProcess(), 1, devices=["cpu"], slots=1, threads=1, compiled=None)
     with Progress(driver.finished_trials(), shown=False) as driver.show:
         driver.record(store, feasible(1, 0.2, 0.04))
     (kept,) = driver.trials
