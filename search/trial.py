@@ -20,6 +20,7 @@ Array: TypeAlias = NDArray[np.float64]
 # for a trial whose objective was never finite, not even untrained
 LARGE = float(np.finfo(np.float32).max)
 COMMON = of_kind("common")  # hyperparameters of every training: fields of a Point
+CLIPPING = ("clip_norm", "clip_z", "clip_tensor")  # those of them that clip; each is off at inf
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed", "unfinished"]
 # an evaluation after as many updates is of the untrained model: some count updates from 1
 UNTRAINED_STEPS = 1

@@ -324,16 +324,17 @@ class Run:
         except (TypeError, pickle.PicklingError):
             return  # nobody could say later whether the batches are the same
         self.recorder.seconds = self._seconds()
+        usual = {
+            f"{USUAL_NORMS}{place}": watched.clipping.usual_norms.cpu()
+            for place, watched in enumerate(self._watched)
+            if self.point.clip_tensor < math.inf
+        }
         state = {
             **self.recorder.state(),
             **RandomState.now().tensors(),
             **{f"{BEST}{name}": tensor for name, tensor in self._best.items()},
             OWN: packed([one.state_dict() for one in objects]),
-            **{
-                f"{USUAL_NORMS}{place}": watched.clipping.usual_norms.cpu()
-                for place, watched in enumerate(self._watched)
-                if self.point.clip_tensor < math.inf
-            },
+            **usual,
             "batches": torch.tensor(self._batches),
             "batch": batch,
         }
