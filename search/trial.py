@@ -181,8 +181,8 @@ class Curve:
         mean of the SPIKE_WINDOW losses before them.
 
         The first SPIKE_WINDOW losses have no such window, and are none; nor is one after losses
-        that are all equal, but for rounding. Source: OLMo 2 (arXiv 2501.00656), whose window is 1,000 and bound 7;
-        window and bound are those of OLMo-core's stability monitor, made for shorter looks.
+        that are all equal, but for rounding. Source: OLMo 2 (arXiv 2501.00656), whose window is
+        1,000 and bound 7; these are those of OLMo-core's stability monitor, for shorter trainings.
         """
         found = []
         with np.errstate(over="ignore", invalid="ignore"):

@@ -150,9 +150,9 @@ class Stack:
 
     def snapshot(self, slot: int) -> dict[str, Tensor]:
         """A copy of a slot's parameters and buffers, by their names in the model."""
-        buffers = self._execution.buffers(self._tensors, slot)
         values = {name: rows[slot] for name, rows in self._values.items()}
-        return {name: tensor.detach().clone() for name, tensor in (values | buffers).items()}
+        values |= self._execution.buffers(self._tensors, slot)
+        return {name: tensor.detach().clone() for name, tensor in values.items()}
 
     def optimizer_state(self, slot: int, optimizer: str) -> dict[str, Tensor]:
         """A slot's state of the rule that trains it, [P] each, as views."""
