@@ -45,7 +45,7 @@ from .procedure.steps import SCREENING_SEEDS, Case, label, plain, sweep_of
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
 from .rules.counterparts import MADE_BY_RUN, ours
-from .rules.optimizers import counterpart, second_moment_of
+from .rules.optimizers import counterpart, optimizer_of, second_moment_of
 from .run import Then, run_studies
 from .signals import defer_signals
 from .store.files import atomic, checkpoint_path
@@ -440,7 +440,7 @@ def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
         f"training and {at_best} at the best checkpoint of plain training"
     )
     optimizer = found.group.optimizer
-    if second_moment_of(optimizer):
+    if second_moment_of(optimizer) and optimizer_of(optimizer).max_stable_lr:
         return f"{words}. What bounds {optimizer} is the Hessian divided by its √v + ε."
     if math.isnan(curvature.limit_at_start):
         return f"{words}. What limit it sets for {optimizer} is not known."
