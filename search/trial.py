@@ -20,11 +20,19 @@ Array: TypeAlias = NDArray[np.float64]
 # for a trial whose objective was never finite, not even untrained
 LARGE = float(np.finfo(np.float32).max)
 COMMON = of_kind("common")  # hyperparameters of every training: fields of a Point
+CLIPPING = ("clip_norm", "clip_z", "clip_tensor")  # those of them that clip; each is off at inf
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed", "unfinished"]
 # an evaluation after as many updates is of the untrained model: some count updates from 1
 UNTRAINED_STEPS = 1
+SPIKE_WINDOW = 128  # losses before one that say whether it is a spike
+SPIKE_DEVIATIONS = 6.0  # standard deviations above their mean that a spike is, at least
+SPIKE_ROUNDING = 1e-6  # of the mean: losses that scatter less are equal, but for rounding
+SPIKE_BLOCK = 4096  # windows that are looked at together: memory
+# scalars of a trial that older records do not have, and many trainings do not
+OFTEN_UNKNOWN = ("spike_score", "near_epsilon")
 CUT = "cut at step"  # how the evidence of a trial begins that its study stopped by its value
 Instability = Literal["none", "early", "mid_training"]
+OPTIONAL = ("loss_step", "tensors_clipped")  # arrays of a curve that few have
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Point:
     warmup_steps: int = 0
     clip_norm: float = math.inf
     clip_z: float = math.inf
+    clip_tensor: float = math.inf
     decay: str = "constant"
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -73,8 +82,8 @@ class Point:
     def record(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; `Point(**record)` is the inverse.
 
-        A point without clip_z or settings of its decay has the record, and so the hashes, that it
-        had before there were any.
+        A point without clip_z, clip_tensor or settings of its decay has the record, and so the
+        hashes, that it had before there were any.
         """
         left_off = self._left_off
         own = {name: value for name, value in vars(self).items() if name not in left_off}
@@ -86,6 +95,11 @@ class Point:
         hidden = [name for name in COMMON if getattr(self, name) == HYPERPARAMETERS[name].hidden_at]
         empty = [name for name in ("decay_settings", "unstated") if not getattr(self, name)]
         return (*hidden, *empty, *self.unstated)
+
+    @property
+    def follows_norms(self) -> bool:
+        """Whether a clip threshold depends on earlier norms."""
+        return min(self.clip_z, self.clip_tensor) < math.inf
 
     def with_number(self, number: int, seed: int) -> Point:
         """The same configuration at another number, with another seed."""
@@ -135,6 +149,8 @@ class Curve:
     loss_step         [T]  of a foreign log, which may hold fewer losses than there were updates:
                            the update of each, rising; None where there is one at every update. Of
                            such a log grad_norm may be empty, and evaluation 0 a later one.
+    tensors_clipped   [T]  share of the model's tensors that clip_tensor clipped at each update;
+                           None where it is off
     """
 
     loss: Array
@@ -144,6 +160,18 @@ class Curve:
     total_steps: int
     chance_loss: float = math.nan
     loss_step: NDArray[np.int64] | None = None
+    tensors_clipped: Array | None = None
+
+    def clipped(self, clip_norm: float, clip_z: float) -> Array:
+        """The share of each update's tensors that were clipped, [T].
+
+        Thresholds of the global norm clip all tensors or none.
+        """
+        limits = clip_thresholds(self.grad_norm, clip_norm, clip_z)
+        clipped = np.asarray(self.grad_norm > limits, np.float64)
+        if self.tensors_clipped is None:
+            return clipped
+        return np.maximum(clipped, self.tensors_clipped)
 
     @property
     def planned_losses(self) -> int:
@@ -168,6 +196,33 @@ class Curve:
         if self.loss_step is None:
             return int(place)
         return int(self.loss_step[min(int(place), len(self.loss_step) - 1)])
+
+    @cached_property
+    def spikes(self) -> NDArray[np.int64]:
+        """Places of the losses that lie more than SPIKE_DEVIATIONS standard deviations above the
+        mean of the SPIKE_WINDOW losses before them.
+
+        The first SPIKE_WINDOW losses have no such window, and are none; nor is one after losses
+        that are all equal, but for rounding. Source: OLMo 2 (arXiv 2501.00656), whose window is
+        1,000 and bound 7; these are those of OLMo-core's stability monitor, for shorter trainings.
+        """
+        found = []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(SPIKE_WINDOW, len(self.loss), SPIKE_BLOCK):
+                block = self.loss[start : start + SPIKE_BLOCK]
+                before = self.loss[start - SPIKE_WINDOW : start + len(block) - 1]
+                windows = np.lib.stride_tricks.sliding_window_view(before, SPIKE_WINDOW)
+                mean, deviation = windows.mean(axis=1), windows.std(axis=1)
+                scatters = deviation > SPIKE_ROUNDING * np.abs(mean)
+                high = block > mean + SPIKE_DEVIATIONS * deviation
+                found.append(start + np.flatnonzero(high & scatters))
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    @property
+    def spike_score(self) -> float:
+        """Share of spikes among the losses that have a whole window before them; nan: none has."""
+        windows = len(self.loss) - SPIKE_WINDOW
+        return len(self.spikes) / windows if windows > 0 else math.nan
 
     def __repr__(self) -> str:
         metrics = ", ".join(self.metrics) or "nothing"
@@ -194,7 +249,7 @@ class Curve:
             "eval_step": self.eval_step,
             "total_steps": np.array(self.total_steps),
             "chance_loss": np.array(self.chance_loss),
-            **({} if self.loss_step is None else {"loss_step": self.loss_step}),
+            **{name: one for name in OPTIONAL if (one := getattr(self, name)) is not None},
             **{f"metric/{name}": values for name, values in self.metrics.items()},
         }
 
@@ -211,7 +266,7 @@ class Curve:
             },
             total_steps=int(arrays["total_steps"]),
             chance_loss=float(arrays["chance_loss"]),
-            loss_step=arrays.get("loss_step"),
+            **{name: arrays.get(name) for name in OPTIONAL},
         )
 
 
@@ -270,10 +325,14 @@ class Trial:
     best_step      updates done when it was measured; nan if nobody says when
     initial_value  the objective of the untrained model; nan if it was not evaluated
     last_loss      last finite training loss; nan if there is none
-    clip_fraction  share of updates whose gradient was clipped, by clip_norm or clip_z (R17)
+    clip_fraction  share of updates whose gradient was clipped (R17); where clip_tensor clips part
+                   of the tensors, that part of the update
     seconds        wall time of training, evaluation included
     traceback      of a crashed trial; empty otherwise
     maximize       whether a higher value of the objective is better
+    spike_score    share of spikes in the training loss (`Curve.spikes`); nan if it is too short
+    near_epsilon   share of parameters whose √v was below 10 ε at the end (`SecondMoment`); nan for
+                   a rule without v, or whose v nobody saw
     provisional    whether its configuration has not all its seeds, so that it is not ranked yet:
                    known beside the others alone, and no part of the record
     """
@@ -290,6 +349,8 @@ class Trial:
     traceback: str = ""
     maximize: bool = False
     provisional: bool = False
+    spike_score: float = math.nan
+    near_epsilon: float = math.nan
 
     def __repr__(self) -> str:
         point, verdict = self.point, self.verdict
@@ -327,9 +388,11 @@ class Trial:
     def record(self) -> dict[str, Any]:
         """Everything but the curve, as plain values for `json.dumps`, which writes nan and inf too.
 
-        That of a minimized objective is as it was before there were others.
+        That of a minimized objective is as it was before there were others, and one without what is
+        OFTEN_UNKNOWN as it was before that was measured.
         """
         left_off = ["curve", "provisional", *([] if self.maximize else ["maximize"])]
+        left_off += [name for name in OFTEN_UNKNOWN if math.isnan(getattr(self, name))]
         return {
             **{name: value for name, value in vars(self).items() if name not in left_off},
             "point": self.point.record(),
@@ -353,7 +416,7 @@ class Trial:
         maximize: bool = False,
     ) -> Trial:
         """The trial of a training that ran: scalars derived from its curve."""
-        clipped = curve.grad_norm > clip_thresholds(curve.grad_norm, point.clip_norm, point.clip_z)
+        clipped = curve.clipped(point.clip_norm, point.clip_z)
         values = curve.metrics.get(objective, np.empty(0))  # empty: never evaluated
         finite = np.flatnonzero(np.isfinite(values))
         finite_loss = curve.loss[np.isfinite(curve.loss)]
@@ -376,6 +439,7 @@ class Trial:
             clip_fraction=float(np.mean(clipped)) if len(clipped) else 0.0,
             seconds=seconds,
             maximize=maximize,
+            spike_score=curve.spike_score,
         )
 
     @classmethod

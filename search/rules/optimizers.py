@@ -24,6 +24,8 @@ Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P];
                orthogonal(x):   X = x / max(‖x‖, 1e-7), then five times, with A = X Xᵀ,
                X ← 3.4445 X − 4.775 A X + 2.0315 A A X
                all other parameters as adamw, with β₁, β₂ and ε
+    schedule_free_adamw   v as adam;   z ← z − η (g/(√v̂ + ε) + λ θ),   v̂ = v/(1−β₂^(t+1))
+               x ← (1−c) x + c z,   c = η_t²/Σ η_i² over i ≤ t;   θ ← (1−β₁) z + β₁ x   z₀ = x₀ = θ₀
 
 Where torch's rules differ (its Adam and NAdam correct ε for bias, its RMSprop keeps the learning
 rate out of the momentum buffer) these follow the playbook. AdamW follows its paper, and equals
@@ -47,12 +49,22 @@ Weight decay, λ, is of parameters with two dimensions or more, embeddings among
 gains of norms do not decay, unless a study says `decay_vectors`. It multiplies parameters before
 their update, by the coefficient that their piece names (pieces.py); an update itself never does.
 
+Schedule-free AdamW has no momentum and no decay of the learning rate: x, the average of z, does the
+work of both, and is what is evaluated and kept; gradients and losses are those of θ, which its
+paper calls y. Weight decay acts at θ. The weights η² of the average give the updates of a warmup
+their small share; there c is 0 as long as all learning rates were 0. Base LRs are 1 to 10 times
+AdamW's, λ is 0 unless it is given, as the authors' `schedulefree` has it. Their code weighs by the
+highest learning rate so far where the paper weighs by that of the update: they differ under a decay
+of the learning rate, with which it should not be used. Buffers, as the statistics of batch
+normalization, are those of training at θ.
+
 Source: Tuning Playbook, "What are the update rules for all the popular optimization algorithms?"
 (R21); Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of
 Optimization Algorithms", arXiv 2302.06675; Kalra & Barkeshli 2024, "Why Warmup the Learning Rate?
 Underlying Mechanisms and Improvements", arXiv 2406.09405; Jordan et al. 2024, "Muon: An optimizer
 for hidden layers in neural networks", kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is
-Scalable for LLM Training", arXiv 2502.16982.
+Scalable for LLM Training", arXiv 2502.16982; Defazio et al. 2024, "The Road Less Scheduled", arXiv
+2405.15682.
 """
 
 from __future__ import annotations
@@ -60,7 +72,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +88,8 @@ if TYPE_CHECKING:
 
 State = Mapping[str, "Tensor"]
 Columns = Mapping[str, "Tensor"]
+PARAMETERS: Literal["parameters"] = "parameters"  # where a state begins that begins at their values
+Start: TypeAlias = float | Literal["parameters"]
 
 
 def _sgd(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
@@ -95,6 +109,16 @@ def _nesterov(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
 def _nesterov_max_stable_lr(own: Mapping[str, float], curvature: float) -> float:
     ahead = 1 + 2 * own["momentum"]
     return (2 + 2 * own["momentum"]) / (ahead * curvature)
+
+
+def _nadam_max_stable_lr(own: Mapping[str, float], curvature: float) -> float:
+    """Nesterov's, with the gradient's share 1 − β₁ in m."""
+    own_lr = _nesterov_max_stable_lr({"momentum": own["beta1"]}, curvature)
+    return own_lr / (1 - own["beta1"])
+
+
+def _adam_max_stable_lr(own: Mapping[str, float], curvature: float) -> float:
+    return (2 + 2 * own["beta1"]) / ((1 - own["beta1"]) * curvature)
 
 
 def _rmsprop(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
@@ -159,6 +183,13 @@ def _orthogonalized(x: Tensor) -> Tensor:
     return padded[:, :rows, :columns]
 
 
+def _schedule_free_adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    v = state["v"].lerp_(g * g, 1.0 - c["beta2"])
+    z = state["z"].addcdiv_(g * c["eta"], v.sqrt().add_(c["epsilon"]), value=-1.0)
+    x = state["x"].lerp_(z, c["average"])
+    theta.copy_(z).lerp_(x, c["beta1"])
+
+
 Table = NDArray[np.float64]  # of one number for each update, [T]
 Numbers = NDArray[np.int64]  # of the updates themselves, from 1, [T]
 Coefficients = Callable[[Mapping[str, float], Table, Numbers], dict[str, Table]]
@@ -198,6 +229,13 @@ def _of_muon(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str,
     return _with_bias_correction_and_decay(own, eta, number) | {"rate": eta}
 
 
+def _without_momentum(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
+    """Adam's correction of v and decay; `eta` holds η_t √(1−β₂^(t+1)), `epsilon` as AdamW's."""
+    root = np.sqrt(1.0 - own["beta2"] ** number)
+    columns = _with_decay(own, eta, number)
+    return columns | {"eta": eta * root, "epsilon": own["epsilon"] * root}
+
+
 def _from_first_gradient(coefficients: Coefficients) -> Coefficients:
     """The same coefficients, but v is the square of the gradient after the first update."""
 
@@ -217,7 +255,62 @@ class Alternative:
 
 
 Update = Callable[["Tensor", "Tensor", State, Columns], None]
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average over updates that is evaluated and kept in place of the parameters.
+
+    state   the state that holds it, which begins at the parameters
+    weight  of each update in it, from its learning rate, [T] both; the coefficient `average` is its
+            share in the sum of the weights so far, 0 as long as that is 0
+    """
+
+    state: str
+    weight: Callable[[Table], Table]
+
+
 MaxStableLr = Callable[[Mapping[str, float], float], float]
+NEAR_EPSILON = 10.0  # times ε: a √v below it is not what a step is divided by
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """What a rule divides its steps by, per parameter: √v + ε, or √(v + ε).
+
+    state    the name of v in its state
+    epsilon  the name of ε among its coefficients
+    inside   whether ε stands under the root
+    """
+
+    state: str = "v"
+    epsilon: str = "epsilon"
+    inside: bool = False
+
+    def divisor(self, state: State, columns: Mapping[str, float]) -> Tensor:
+        """P where θ moves by −η P⁻¹ m, like v. From coefficients of a learning rate of 1, whose
+        `eta` is the bias correction alone.
+
+        inf where v = 0: what never had a gradient rests.
+        """
+        v, epsilon = state[self.state].double(), columns[self.epsilon]
+        divisor = (v + epsilon).sqrt() if self.inside else v.sqrt() + epsilon
+        return (divisor / columns["eta"]).masked_fill(v == 0, math.inf)
+
+    def share_near_epsilon(self, state: State, columns: Mapping[str, float]) -> float:
+        """The share of parameters whose √v is below NEAR_EPSILON ε; of √ε if it is under the root.
+
+        There a step is nearly proportional to the gradient, as SGD's. Both as the update adds them:
+        a rule that corrects √v for bias, and not ε, is looked at so. Of the parameters that had a
+        gradient (v ≠ 0); nan if none had, or one is not finite. Source: Wortsman et al. 2023, arXiv
+        2309.14322.
+        """
+        v, epsilon = state[self.state].double(), columns[self.epsilon]
+        limit = NEAR_EPSILON * (math.sqrt(epsilon) if self.inside else epsilon)
+        moved = v[v != 0]
+        if not len(moved) or not moved.isfinite().all():
+            return math.nan
+        return float((moved.sqrt() < limit).double().mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +321,8 @@ class Optimizer:
     family         of optimizers whose steps are of about the same size at the same base_lr (S1)
     alternative    the rule to try instead where a study has this one alone (R18)
     max_stable_lr  the base LR above which it diverges on a quadratic, from its hyperparameters and
-                   the curvature (`curvature.stability_limit`); None: the curvature does not tell
+                   the curvature (`curvature.stability_limit`); None: the curvature does not tell.
+                   Of a rule with a second moment: the curvature divided by it
     from_first_gradient  the rule that is the same but for a second moment that starts at the square
                    of the first gradient, with the same hyperparameters and base LRs; empty: none
     """
@@ -248,29 +342,38 @@ class Rule(Optimizer):
     Raises TypeError for a row that contradicts itself, as far as that shows without torch: `update`
     is not called. Its hyperparameters are rows of HYPERPARAMETERS.
 
-    state          the names of its state, each with its initial value; a row of a stack for each
+    state          the names of its state, each with its initial value, or PARAMETERS; a row of a
+                   stack for each
     update         one update, in place, from the gradient, the state and the coefficients, of
                    numbers each by itself, [K, P]; after weight decay (DECAYS of pieces.py)
     update_matrix  the same of matrices, [K, a, b], where coefficients are [K, 1, 1]; None: matrices
                    are updated as all parameters are
+    decayed        the state that weight decay, of the parameters, is taken from; empty: they are
     coefficients   the coefficients of updates, [T] each, from hyperparameters, the learning rate of
                    each and its number from 1; those of an update depend on no other one
+    average        what is evaluated and kept in place of the parameters; None: they are
     in_torch       what comes closest in torch, from hyperparameters and a learning rate; None:
                    nothing there is like it
+    second_moment  what its steps are divided by; None: nothing
     """
 
-    state: Mapping[str, float]
+    state: Mapping[str, Start]
     update: Update
     update_matrix: Update | None = None
+    decayed: str = ""
     coefficients: Coefficients = _constant
+    average: Average | None = None
     in_torch: Callable[[Mapping[str, float], float], Counterpart] | None = None
+    second_moment: SecondMoment | None = None
 
     def __post_init__(self) -> None:
         if fault := fault_of(self.defaults, "optimizer"):
             self._refuse(fault)
         for name, value in self.state.items():
-            if not is_finite(value):
+            if value != PARAMETERS and not is_finite(value):
                 self._refuse(f"its state {name} must begin at a finite number, got {value!r}")
+        if self.average and self.state.get(self.average.state) != PARAMETERS:
+            self._refuse(f"its average, {self.average.state!r}, is no state that begins at them")
         if not self.family:
             self._refuse("its family must have a name")
         low, high = self.alternative.base_lrs
@@ -280,11 +383,17 @@ class Rule(Optimizer):
                 f"{self.alternative.base_lrs}"
             )
         try:
-            columns = self.coefficients(self.defaults, np.ones(2), np.arange(1, 3))
+            columns = self.tables(self.defaults, np.ones(2), np.arange(1, 3))
         except KeyError as error:
             self._refuse(f"its coefficients need {error}, which has no default")
         if "eta" not in columns or any(np.shape(table) != (2,) for table in columns.values()):
             self._refuse("its coefficients must be eta and others, a number for each update")
+        moment = self.second_moment
+        if moment and (moment.state not in self.state or moment.epsilon not in columns):
+            self._refuse(
+                f"its second moment must name a state and a coefficient, got {moment.state!r} and "
+                f"{moment.epsilon!r}"
+            )
 
     @property
     def decays(self) -> bool:
@@ -294,7 +403,9 @@ class Rule(Optimizer):
     def apply(self, piece: Piece, theta: Tensor, g: Tensor, state: State, columns: Columns) -> None:
         """One update of a piece, in place: its parameters and gradients, [K, P], and its state."""
         for name, part in piece.decays:
-            if name in columns:
+            if name in columns and self.decayed:
+                state[self.decayed][:, part].add_(theta[:, part] * (columns[name] - 1.0))
+            elif name in columns:
                 theta[:, part].mul_(columns[name])
         if self.update_matrix is None or piece.matrix is None:
             self.update(theta, g, state, columns)
@@ -304,13 +415,27 @@ class Rule(Optimizer):
         wider = {name: column[:, :, None] for name, column in columns.items()}
         self.update_matrix(theta.view(shape), g.view(shape), own, wider)
 
-    def coefficients_of(
-        self, own: Mapping[str, float], eta: Table, number: Numbers, decay_vectors: bool
+    def tables(
+        self,
+        own: Mapping[str, float],
+        eta: Table,
+        number: Numbers,
+        weights: float = 0.0,
+        decay_vectors: bool = False,
     ) -> dict[str, Table]:
-        """`coefficients`, of which those are left out that biases and norms would decay by."""
+        """The coefficients of updates that follow one another, that of the average among them.
+
+        `weights`: the sum of those of the updates before, in the average. Without `decay_vectors`
+        the coefficient is left out by which biases and norms would decay.
+        """
         columns = self.coefficients(own, eta, number)
         if not decay_vectors:
             columns.pop(VECTOR_DECAY, None)
+        if self.average:
+            weight = self.average.weight(eta)
+            total = weights + np.cumsum(weight)
+            share = np.divide(weight, total, out=np.zeros_like(total), where=total > 0)
+            columns["average"] = share
         return columns
 
     def fault_of_settings(self, settings: Mapping[str, float]) -> str:
@@ -397,6 +522,8 @@ RULES: dict[str, Rule] = by_name(
             in_torch=counterparts.rmsprop,
             family="adam",
             alternative=_TRY_ADAM,
+            max_stable_lr=lambda own, curvature: (2 + 2 * own["momentum"]) / curvature,
+            second_moment=SecondMoment(inside=True),
         ),
         Rule(
             name="adam",
@@ -408,6 +535,8 @@ RULES: dict[str, Rule] = by_name(
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction,
             from_first_gradient="gi_adam",
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
         ),
         Rule(
             name="nadam",
@@ -418,6 +547,8 @@ RULES: dict[str, Rule] = by_name(
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction,
+            max_stable_lr=_nadam_max_stable_lr,
+            second_moment=SecondMoment(),
         ),
         Rule(
             name="adamw",
@@ -429,6 +560,8 @@ RULES: dict[str, Rule] = by_name(
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction_and_decay,
             from_first_gradient="gi_adamw",
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
         ),
         Rule(
             name="lion",
@@ -446,6 +579,8 @@ RULES: dict[str, Rule] = by_name(
             update=_adam,
             family="adam",
             alternative=_TRY_MOMENTUM,
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
             coefficients=_from_first_gradient(_with_bias_correction),
         ),
         Rule(
@@ -455,6 +590,8 @@ RULES: dict[str, Rule] = by_name(
             update=_adam,
             family="adam",
             alternative=_TRY_MOMENTUM,
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
             coefficients=_from_first_gradient(_with_bias_correction_and_decay),
         ),
         Rule(
@@ -466,7 +603,20 @@ RULES: dict[str, Rule] = by_name(
             in_torch=counterparts.muon,
             family="adam",
             alternative=_TRY_MOMENTUM,
+            second_moment=SecondMoment(),
             coefficients=_of_muon,
+        ),
+        Rule(
+            name="schedule_free_adamw",
+            defaults=_ADAM | {"weight_decay": 0.0},
+            state={"v": 0.0, "z": PARAMETERS, "x": PARAMETERS},
+            update=_schedule_free_adamw,
+            decayed="z",
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            second_moment=SecondMoment(),
+            coefficients=_without_momentum,
+            average=Average("x", np.square),
         ),
     ]
 )
@@ -558,7 +708,15 @@ def decays_by_itself(name: str, settings: Mapping[str, Any]) -> bool:
     return module == "torch.optim" and is_decoupled
 
 
-def state_of(name: str) -> Mapping[str, float]:
+def average_of(name: str) -> Average | None:
+    """What is evaluated in place of an optimizer's parameters; None if they are, or nobody knows.
+
+    A name that is no row of RULES is that of somebody else's optimizer.
+    """
+    return RULES[name].average if name in RULES else None
+
+
+def state_of(name: str) -> Mapping[str, Start]:
     """The state that rows of a stack hold of an optimizer, as `Rule.state`.
 
     None of one of torch, which holds its own.
@@ -569,6 +727,11 @@ def state_of(name: str) -> Mapping[str, float]:
 def decays_vectors(optimizers: Iterable[str]) -> bool:
     """Whether `decay_vectors` makes a difference to any of these: rules with weight decay."""
     return any(name in RULES and RULES[name].decays for name in optimizers)
+
+
+def second_moment_of(name: str) -> SecondMoment | None:
+    """What an optimizer divides its steps by; None: nothing, or one of torch, which holds it."""
+    return None if is_of_torch(name) else RULES[name].second_moment
 
 
 def coefficients(
@@ -586,7 +749,7 @@ def coefficients(
         return {"eta": learning_rates}
     rule, numbers = RULES[optimizer], np.arange(1, len(learning_rates) + 1)
     own = {**rule.defaults, **settings}
-    return rule.coefficients_of(own, learning_rates, numbers, decay_vectors)
+    return rule.tables(own, learning_rates, numbers, decay_vectors=decay_vectors)
 
 
 def acting(tables: Mapping[str, Table]) -> dict[str, Table]:

@@ -29,13 +29,14 @@ from .constructors import (
 )
 from .counterparts import call_of
 from .matrices import matrices_of
-from .optimizers import RULES, Columns, acting, counterpart
+from .optimizers import PARAMETERS, RULES, Columns, Start, acting, counterpart
 from .pieces import pieces_of
 
 Kind: TypeAlias = tuple[torch.device, torch.dtype]  # of states and coefficients
 
 MATRICES = "matrices"  # of a group: whether its parameters with two dimensions are matrices
 VECTORS = "decay_vectors"  # of a group: whether weight decay is of biases and norms, too
+TRAINED = "trained"  # state of a parameter that holds an average: its own values
 SMALL = 2**16  # numbers of a parameter, up to which starting an operation costs as much as doing it
 
 
@@ -148,6 +149,9 @@ class RuleOptimizer(Optimizer):
 
     A rule of matrices, as Muon, takes each parameter with two dimensions for one. A group with
     `"matrices": False` has none: embeddings and output layers belong there (`groups_of`).
+
+    Of a rule with an average the parameters are those of training. Call `eval()` before they are
+    evaluated or saved, and `train()` before training goes on; of other rules both do nothing.
     """
 
     def __init__(
@@ -172,9 +176,11 @@ class RuleOptimizer(Optimizer):
         self._buckets: dict[int, tuple[tuple[Any, ...], list[_Bucket]]] = {}
         # by what they are of, and their names
         self._columns: dict[tuple[Kind, tuple[str, ...]], tuple[Tensor, Columns]] = {}
+        # of the average: the sum of its weights so far, and whether the parameters hold it
+        average = {"weights": 0.0, "is_evaluating": False} if row.average else {}
         of_decay = {VECTORS: decay_vectors} if row.decays else {}
-        defaults = {"lr": lr, **row.defaults, **settings, **of_decay, "updates": 0}
-        super().__init__(params, defaults)
+        own = {**row.defaults, **settings, **of_decay, "updates": 0, **average}
+        super().__init__(params, {"lr": lr, **own})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "rule": self.rule, "_buckets": {}, "_columns": {}}
@@ -202,6 +208,39 @@ class RuleOptimizer(Optimizer):
                     parameter.device, _wide(parameter), copy=True
                 )
 
+    @property
+    def holds_average(self) -> bool | None:
+        """Whether the parameters hold what is evaluated; None if the rule has no average."""
+        if RULES[self.rule].average is None:
+            return None
+        return all(group["is_evaluating"] for group in self.param_groups)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the average that is to be evaluated and saved into the parameters."""
+        average = RULES[self.rule].average
+        if average is None or self.holds_average:
+            return
+        for group in self.param_groups:
+            group["is_evaluating"] = True
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                if average.state in state and TRAINED not in state:
+                    state[TRAINED] = parameter.detach().clone()
+                    parameter.copy_(state[average.state])
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the values of training back into the parameters, as they were at `eval()`."""
+        if RULES[self.rule].average is None:
+            return
+        for group in self.param_groups:
+            group["is_evaluating"] = False
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                if TRAINED in state:
+                    parameter.copy_(state.pop(TRAINED))
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -212,19 +251,20 @@ class RuleOptimizer(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of every parameter that has a gradient. Returns the loss of a closure.
 
-        Raises UserError for a gradient that is sparse.
+        Raises UserError for a gradient that is sparse, and between `eval()` and `train()`.
         """
+        if any(group.get("is_evaluating") for group in self.param_groups):
+            raise UserError(
+                f"optimizer {self.rule}: the parameters hold the average that is evaluated: call "
+                "optimizer.train() before the gradients of an update are computed"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for place, group in enumerate(self.param_groups):
             group["updates"] += 1
-            rule = RULES[self.rule]
-            own = {name: group[name] for name in rule.defaults}
-            rate, number = np.array([float(group["lr"])]), np.array([group["updates"]])
-            # a state that was saved before there was the choice is of a training that decays all
-            tables = acting(rule.coefficients_of(own, rate, number, group.get(VECTORS, True)))
+            tables = acting(self._tables(group))
             values = torch.from_numpy(np.array(list(tables.values()))[:, :, None])
             columns: dict[Kind, Columns] = {}
             for bucket in self._buckets_of(place):
@@ -232,6 +272,18 @@ class RuleOptimizer(Optimizer):
                     columns[bucket.kind] = self._columns_of(bucket.kind, tables, values)
                 self._update(bucket, columns[bucket.kind])
         return loss
+
+    def _tables(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The coefficients of a group's update, [1] each; its weight enters those of the next."""
+        rule, rate = RULES[self.rule], np.array([float(group["lr"])])
+        own = {name: group[name] for name in rule.defaults}
+        number = np.array([group["updates"]])
+        # a state that was saved before there was the choice is of a training that decays all
+        vectors = group.get(VECTORS, True)
+        tables = rule.tables(own, rate, number, group.get("weights", 0.0), vectors)
+        if rule.average:
+            group["weights"] += float(rule.average.weight(rate)[0])
+        return tables
 
     def _columns_of(self, kind: Kind, names: Iterable[str], values: Tensor) -> Columns:
         """Coefficients by name, in the tensors that had those of the update before."""
@@ -291,10 +343,7 @@ class RuleOptimizer(Optimizer):
         """Parameters in a row, whose states become parts of the row's."""
         rows = {}
         for name, start in RULES[self.rule].state.items():
-            known = [
-                self.state[one].get(name, torch.full_like(one, start, dtype=kind[1]))
-                for one in parameters
-            ]
+            known = [self.state[one].get(name, _initial(one, start, kind[1])) for one in parameters]
             rows[name] = torch.cat([one.to(*kind).reshape(-1) for one in known]).view(1, -1)
             for parameter, part in zip(parameters, _parts(rows[name], parameters), strict=True):
                 self.state[parameter][name] = part
@@ -348,6 +397,13 @@ def _parts(row: Tensor, like: list[Tensor]) -> list[Tensor]:
     """A row, [1, P], as tensors of these shapes, which share its memory."""
     parts = torch.split(row.view(-1), [one.numel() for one in like])
     return [part.view(one.shape) for part, one in zip(parts, like, strict=True)]
+
+
+def _initial(parameter: Tensor, start: Start, dtype: torch.dtype) -> Tensor:
+    """A state before the first update."""
+    if start == PARAMETERS:
+        return parameter.detach().to(dtype)
+    return torch.full_like(parameter, start, dtype=dtype)
 
 
 def _wide(parameter: Tensor) -> torch.dtype:

@@ -7,6 +7,7 @@ are yielded.
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections import deque
@@ -21,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..rules.clipping import Gate
-from ..rules.optimizers import acting, coefficients, is_of_torch
+from ..rules.clipping import Gate, TensorGate
+from ..rules.optimizers import acting, average_of, coefficients, is_of_torch, second_moment_of
 from ..rules.schedule import learning_rates
-from ..rules.thresholds import clip_z_of, share_of
+from ..rules.thresholds import TENSOR_GATHERS, clip_z_of, share_of
 from ..signals import stop_if_asked
 from ..study.study import Study
 from ..trial import Point, Trial
@@ -78,6 +79,22 @@ class Keeper(Protocol):
         """Called when a saved state is of no use, with the reason: training begins anew."""
 
 
+class Observer(Protocol):
+    """Looks at trials after some of their updates.
+
+    steps   the numbers of updates after which it does; training ends after the last
+    """
+
+    @property
+    def steps(self) -> Collection[int]: ...
+
+    def look(self, step: int, values: Mapping[str, Tensor], divisor: Tensor | None) -> None:
+        """Called with a copy of parameters and buffers by name.
+
+        `divisor` is what a step is divided by (`SecondMoment.divisor`), [P]; None: nothing.
+        """
+
+
 class Supply(Protocol):
     """Points that a loop takes as its slots become free; others may take of them, too.
 
@@ -105,7 +122,7 @@ class Listed:
     def __init__(self, points: Iterable[Point]) -> None:
         self._points = deque(points)
         self.optimizers = {point.optimizer for point in self._points}
-        self.follows_norms = any(point.clip_z < np.inf for point in self._points)
+        self.follows_norms = any(point.follows_norms for point in self._points)
 
     @property
     def is_empty(self) -> bool:
@@ -208,6 +225,7 @@ def train(
     traces: Traces | None = None,
     with_state: bool = False,
     to_cut: bool = False,
+    observer: Observer | None = None,
 ) -> Iterator[Trained]:
     """Train points of one batch size and one workload; yield each as it finishes.
 
@@ -217,14 +235,15 @@ def train(
     `keeper` is told what is in training and keeps its state now and then; `traces` keeps the graphs
     of a stacked workload from one call to the next. With `to_cut` a trial leaves its slot at its
     cut (`Study.cut_step`), with a verdict that is unfinished; its state is saved, so that its
-    training may go on later. Exceptions of the workload are not caught.
+    training may go on later. An `observer` looks at every trial, and ends it after its last look,
+    unfinished. Exceptions of the workload are not caught.
     Raises StackingError if what a stack or a recording computes is not what the model alone does
     (audit.py). Each trial has its own random numbers, of Python, NumPy and torch; the caller's are
     as they were at each yield.
     """
     supply = Listed(points) if isinstance(points, Iterable) else points
     loop = _Loop(study, workload, supply, engine, torch.device(device), keeper, traces, with_state)
-    loop.to_cut = to_cut
+    loop.to_cut, loop.observer = to_cut, observer
     finished = loop.run()
     inside: RandomState | None = None
     while True:
@@ -268,6 +287,7 @@ class _Loop:
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
         self.to_cut = False
+        self.observer: Observer | None = None
         self.python: PythonState | None = None  # of a stack or a recording, after its first loss
 
     def run(self) -> Iterator[Trained]:
@@ -319,8 +339,32 @@ class _Loop:
         self._advance(steps)
         self._evaluate([k for k, slot in enumerate(self.slots) if self._evaluation_due(slot)])
         share = (time.perf_counter() - began) / len(self.slots)
+        self._observe()
         for slot in self.slots:
             slot.recorder.seconds += share
+
+    def _observe(self) -> None:
+        """Let the observer look at the slots that have come to one of its steps."""
+        if self.observer is None:
+            return
+        for k, slot in enumerate(self.slots):
+            if slot.step not in self.observer.steps:
+                continue
+            point, divisor = slot.point, None
+            if moment := second_moment_of(point.optimizer):
+                unit = coefficients(point.optimizer, point.settings, np.ones(slot.step))
+                last = {name: float(table[-1]) for name, table in unit.items()}
+                divisor = moment.divisor(self.stack.optimizer_state(k, point.optimizer), last)
+            self.observer.look(slot.step, self.stack.snapshot(k), divisor)
+
+    def _near_epsilon(self, k: int) -> float:
+        """`SecondMoment.share_near_epsilon` after the last update; nan for other rules."""
+        slot, optimizer = self.slots[k], self.slots[k].point.optimizer
+        moment = second_moment_of(optimizer)
+        if moment is None or not slot.step:
+            return math.nan
+        last = {name: float(table[slot.step - 1]) for name, table in slot.columns.items()}
+        return moment.share_near_epsilon(self.stack.optimizer_state(k, optimizer), last)
 
     def _is_saving_due(self, keeper: Keeper) -> bool:
         return keeper.is_leaving or time.monotonic() - self.saved >= SAVE_SECONDS
@@ -434,21 +478,31 @@ class _Loop:
             point=point,
             batches=batches,
             columns=coefficients(point.optimizer, point.settings, rates, study.decay_vectors),
-            until=min(updates, study.cut_step(point)) if self.to_cut else updates,
+            until=self._until(point, updates),
             recorder=Recorder(
                 updates,
                 study.objective,
                 chance_loss=self.chance,
                 maximize=study.maximize,
                 divergence=study.divergence,
+                averaged=average_of(point.optimizer) is not None,
             ),
         )
+
+    def _until(self, point: Point, updates: int) -> int:
+        """Updates after which a trial leaves its slot."""
+        if self.observer:
+            return min(updates, max(self.observer.steps))
+        return min(updates, self.study.cut_step(point)) if self.to_cut else updates
 
     def _steps_ahead(self) -> int:
         """Updates until a slot must be looked at: an evaluation, its end, or the next check."""
         every = self.every
+        looks = self.observer.steps if self.observer else ()
+        ahead = [look - slot.step for slot in self.slots for look in looks if look > slot.step]
         return min(
             CHECK_EVERY,
+            *ahead,
             *(min(every - slot.step % every, slot.until - slot.step) for slot in self.slots),
         )
 
@@ -469,10 +523,14 @@ class _Loop:
         clip_norms, clip_zs = self._each("clip_norm"), self._each("clip_z")
         clip_norm_K1 = tensor(clip_norms)[:, None] if min(clip_norms) < np.inf else None
         gates = self._gates(steps) if min(clip_zs) < np.inf else None
+        of_tensors = any(slot.point.clip_tensor < np.inf for slot in self.slots)
+        tensor_gates = self._tensor_gates(steps) if of_tensors else None
         shape = (steps, self.stack.slots)
         # Wider than parameters in float16, and than a loss in float64 beside parameters in float32.
         wide = torch.float32 if self.device.type == "mps" else torch.float64
-        losses, norms = (torch.empty(shape, device=self.device, dtype=wide) for _ in range(2))
+        losses, norms, shares = (
+            torch.zeros(shape, device=self.device, dtype=wide) for _ in range(3)
+        )
         before = RandomState.now() if self.execution.is_stacked else None
         sources, each = self._sources()
         self.audited = self._healthiest()
@@ -488,21 +546,26 @@ class _Loop:
             if last and self.audit:
                 self.audit.after(loss_K, norm_K1)
             losses[i], norms[i] = loss_K, norm_K1[:, 0]
+            limit_K1 = self.stack.clip_threshold(norm_K1, gates[i]) if gates else clip_norm_K1
+            if limit_K1 is not None:
+                self.stack.clip(norm_K1, limit_K1)
+            if tensor_gates:
+                shares[i] = self.stack.clip_tensors(tensor_gates[i])
             self.stack.update(
-                norm_K1,
-                self.stack.clip_threshold(norm_K1, gates[i]) if gates else clip_norm_K1,
                 [
                     (name, rows, {c: table[i] for c, table in columns.items()})
                     for name, rows, columns in blocks
-                ],
+                ]
             )
         if before is not None and before != RandomState.now():
             raise RuntimeError(
                 "batches or loss draw from the process's random numbers, which each trial needs "
                 "alone"
             )
-        for slot, loss, norm in zip(self.slots, losses.T.tolist(), norms.T.tolist(), strict=False):
-            slot.recorder.record_block(loss, norm)
+        columns_T = (losses.T.tolist(), norms.T.tolist(), shares.T.tolist())
+        for slot, loss, norm, share in zip(self.slots, *columns_T, strict=False):
+            is_on = slot.point.clip_tensor < np.inf
+            slot.recorder.record_block(loss, norm, share if is_on else None)
             if slot.recorder.is_without_gradient():
                 looked = min(CHECK_EVERY, slot.total)
                 raise UserError(
@@ -557,6 +620,15 @@ class _Loop:
             *(self._tensor(table, torch.float64)[:, :, None] for table in tables), strict=True
         )
         return [Gate(clip_norm_K1, clip_z_K1, share_K1) for clip_z_K1, share_K1 in each]
+
+    def _tensor_gates(self, steps: int) -> list[TensorGate]:
+        """What clipping by tensor depends on besides the norms; off in the first updates."""
+        first_K = [slot.step for slot in self.slots] + [0] * (self.stack.slots - len(self.slots))
+        gathers_SK = (np.arange(steps)[:, None] + np.array(first_K)) < TENSOR_GATHERS
+        limits_SK = np.where(gathers_SK, np.inf, self._each("clip_tensor"))
+        gathers_SK1 = torch.from_numpy(gathers_SK).to(self.device)[:, :, None]
+        limits_SK1 = self._tensor(limits_SK)[:, :, None]
+        return [TensorGate(*each) for each in zip(limits_SK1, gathers_SK1, strict=True)]
 
     def _columns(self, rows: Sequence[int], steps: int) -> dict[str, Sequence[Tensor]]:
         """The coefficients of the next updates of rows of one optimizer, by name, [K, 1] each.
@@ -617,4 +689,5 @@ class _Loop:
             if self.keeper:
                 self._save_slot(self.keeper, k)
         trial = Trial.from_curve(point, verdict, curve, study.objective, seconds, study.maximize)
+        trial = replace(trial, near_epsilon=self._near_epsilon(k))
         return Trained(trial, self.stack.best(k), self.stack.state(k) if self.with_state else {})

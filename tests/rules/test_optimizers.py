@@ -12,8 +12,10 @@ import torch
 
 from tunewright.search.rules.hyperparameters import by_name
 from tunewright.search.rules.optimizers import (
+    PARAMETERS,
     RULES,
     Alternative,
+    Average,
     acting,
     add,
     check_others,
@@ -34,10 +36,17 @@ def gradients(theta, step):
 def formula(name, own, theta):
     """Playbook, "What are the update rules …" (R21), one parameter vector, plain NumPy."""
     v = np.ones(P) if name == "rmsprop" else np.zeros(P)
-    m = np.zeros(P)
+    m, z, x = np.zeros(P), theta, theta
     for t, eta in enumerate(ETAS):
         g = gradients(theta, t)
-        if name == "sgd":
+        if name == "schedule_free_adamw":  # Defazio et al. 2024, θ is their y
+            v = own["beta2"] * v + (1 - own["beta2"]) * g**2
+            v_hat = v / (1 - own["beta2"] ** (t + 1))
+            z = z - eta * (g / (np.sqrt(v_hat) + own["epsilon"]) + own["weight_decay"] * theta)
+            c = eta**2 / np.sum(ETAS[: t + 1] ** 2)
+            x = (1 - c) * x + c * z
+            theta = (1 - own["beta1"]) * z + own["beta1"] * x
+        elif name == "sgd":
             theta = theta - eta * g
         elif name in ("momentum", "nesterov"):
             v = own["momentum"] * v + g
@@ -67,10 +76,18 @@ def formula(name, own, theta):
     return theta
 
 
+def state_at(theta, name):
+    """A rule's state before its first update."""
+    return {
+        key: theta.clone() if start == PARAMETERS else torch.full_like(theta, start)
+        for key, start in RULES[name].state.items()
+    }
+
+
 def stacked(name, owns, starts):
     """The rule of the library on several rows at once, each with its own hyperparameters."""
     theta = torch.tensor(np.stack(starts))
-    state = {key: torch.full_like(theta, value) for key, value in RULES[name].state.items()}
+    state = state_at(theta, name)
     tables = [coefficients(name, own, ETAS) for own in owns]
     for t in range(T):
         g = torch.tensor(np.stack([gradients(row, t) for row in theta.numpy()]))
@@ -104,6 +121,10 @@ OWN["gi_adam"], OWN["gi_adamw"] = OWN["adam"], OWN["adamw"]
 OWN["muon"] = [
     own | {"momentum": momentum, "weight_decay": decay}
     for own, momentum, decay in zip(OWN["adam"], (0.95, 0.7), (0.1, 0.3), strict=True)
+]
+OWN["schedule_free_adamw"] = [
+    OWN["adam"][0] | {"weight_decay": 0.0},
+    OWN["adam"][1] | {"weight_decay": 0.3, "beta1": 0.0},
 ]
 
 
@@ -162,6 +183,9 @@ INCOMPLETE = [
     ({"alternative": Alternative("adam", (0.0, 0.1))}, "the base LRs of its alternative must be"),
     ({"alternative": Alternative("adam", (0.1, math.inf))}, "the base LRs of its alternative"),
     ({"state": {"v": math.nan}}, "its state v must begin at a finite number, got nan"),
+    ({"state": {"v": "zero"}}, "its state v must begin at a finite number, got 'zero'"),
+    ({"average": Average("x", np.square)}, "its average, 'x', is no state that begins at them"),
+    ({"average": Average("v", np.square)}, "its average, 'v', is no state that begins at them"),
     (
         {"coefficients": RULES["adam"].coefficients},
         "its coefficients need 'beta2', which has no default",
@@ -212,7 +236,7 @@ def test_from_the_first_gradient_a_rule_is_warmed_up_as_its_source_says(name):
     def steps(rule, etas):
         start, g = torch.ones(1, 3, dtype=torch.float64), torch.tensor([[0.1, -3.0, 20.0]]).double()
         theta, table = start.clone(), coefficients(rule, own, etas)
-        state = {key: torch.full_like(theta, value) for key, value in RULES[rule].state.items()}
+        state = state_at(theta, rule)
         for t in range(T):
             columns = {key: torch.tensor([[values[t]]]) for key, values in table.items()}
             RULES[rule].update(theta, g, state, columns)
@@ -275,7 +299,7 @@ def test_an_update_uses_its_state_and_its_coefficients_and_all_of_them(name):
         if update is None:
             continue
         theta, ones = torch.ones(shape), (1,) * (len(shape) - 1)
-        state = Seen({key: torch.full_like(theta, value) for key, value in rule.state.items()})
+        state = Seen(state_at(theta, name))
         columns = Seen({key: torch.full((2, *ones), one[0]) for key, one in table.items()})
         update(theta, torch.ones(shape), state, columns)
         assert not columns.read & set(DECAYS)
@@ -293,13 +317,17 @@ def test_weight_decay_is_of_two_dimensions_or_more_unless_vectors_decay_too(name
         table = coefficients(name, {"weight_decay": 0.5}, ETAS, decay_vectors)
         columns = {key: torch.tensor([[one[-1]]] * 2) for key, one in acting(table).items()}
         theta = torch.ones(2, sum(sizes), dtype=torch.float64)
-        state = {key: torch.zeros_like(theta) for key in RULES[name].state}
+        state = {
+            key: theta.clone() if start is PARAMETERS else torch.zeros_like(theta)
+            for key, start in RULES[name].state.items()
+        }
         for piece in pieces:
             own = {key: one[:, piece.where] for key, one in state.items()}
             g = torch.zeros_like(theta[:, piece.where])
             RULES[name].apply(piece, theta[:, piece.where], g, own, columns)
         decayed, kept = 1 - 0.5 * ETAS[-1], 1.0
-        for shape, part in zip(shapes, torch.split(theta, sizes, dim=1), strict=True):
+        held = state.get(RULES[name].decayed, theta)
+        for shape, part in zip(shapes, torch.split(held, sizes, dim=1), strict=True):
             want = decayed if len(shape) > 1 or decay_vectors else kept
             np.testing.assert_allclose(part, want, rtol=1e-15)
 
