@@ -35,6 +35,7 @@ from .judge.comparison import (
     fewest_seeds,
     settles,
 )
+from .rules.optimizers import decays_vectors
 from .run import run_studies
 from .show.publish import write_results
 from .show.tables import space_in_words
@@ -89,6 +90,7 @@ class Settings:
             self.total_steps,
             study.precision,
             study.accumulation,
+            study.decay_vectors and decays_vectors([self.point.optimizer]),
         )
 
     @property

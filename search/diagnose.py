@@ -506,8 +506,9 @@ def _announcement(result: Diagnosis, winner: Remedy) -> str:
 
 def _in_a_script(study: Study, point: Point) -> str:
     """Comments of a recipe that say what its optimizer is in a script of one's own."""
-    found = counterpart(point.optimizer, point.settings, point.base_lr)
-    exact = ours(point.optimizer, point.settings, point.base_lr).call
+    made = (point.settings, point.base_lr)
+    found = counterpart(point.optimizer, *made, study.decay_vectors)
+    exact = ours(point.optimizer, *made, study.decay_vectors).call
     lines = [IN_A_SCRIPT, found.call]
     lines += found.sentences
     if found.difference:

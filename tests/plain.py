@@ -25,8 +25,10 @@ def orthogonal(x):
     return x
 
 
-def rule_step(name, own, theta, g, state, eta, t, is_matrix=False):
+def rule_step(name, own, theta, g, state, eta, t, is_matrix=False, decay_vectors=False):
     """R21, per tensor."""
+    if theta.dim() < 2 and not decay_vectors:
+        own = {**own, "weight_decay": 0.0}
     if name == "schedule_free_adamw":
         return schedule_free_step(own, theta, g, state, eta, t)
     if name == "muon" and is_matrix:
@@ -65,8 +67,8 @@ def like_adam(name, own, theta, g, m, v, eta, t):
         return eta * b * (b1 * m + (1 - b1) * g) / (torch.sqrt(v) + own["epsilon"]), m, v
     if name in ("adam", "gi_adam"):
         return eta * b * m / (torch.sqrt(v) + own["epsilon"]), m, v
-    decay = own["weight_decay"] if name != "muon" or theta.dim() > 1 else 0.0
-    return eta * decay * theta + eta * b * m / (torch.sqrt(v) + own["epsilon"] * root), m, v
+    step = eta * b * m / (torch.sqrt(v) + own["epsilon"] * root)
+    return eta * own["weight_decay"] * theta + step, m, v
 
 
 def muon_step(own, theta, g, state, eta):
@@ -117,7 +119,7 @@ def clip_tensor(multiple, norm, usual, t):
     return factor, 0.98 * usual + 0.02 * factor * norm
 
 
-def train(workload, point, own, etas, dtype):
+def train(workload, point, own, etas, dtype, decay_vectors=False):
     """Losses and unclipped gradient norms of every update, and the model that is evaluated."""
     torch.manual_seed(point.seed)
     model = workload.build_model(point.seed).to(dtype)
@@ -140,10 +142,8 @@ def train(workload, point, own, etas, dtype):
         with torch.no_grad():
             for parameter, g, state in zip(model.parameters(), gradients, states, strict=True):
                 is_matrix = id(parameter) in of_muon
-                step = rule_step(
-                    point.optimizer, own, parameter, g, state, float(eta), t, is_matrix
-                )
-                parameter.copy_(step)
+                of = (own, parameter, g, state, float(eta), t, is_matrix, decay_vectors)
+                parameter.copy_(rule_step(point.optimizer, *of))
         losses.append(float(loss.detach()))
         norms.append(float(norm))
     return losses, norms, evaluated(model, states)

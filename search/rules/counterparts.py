@@ -72,9 +72,32 @@ def call_of(name: str, lr: float, arguments: Mapping[str, Any]) -> str:
     return f"{name}(params, {_keywords({'lr': lr, **arguments})})"
 
 
-def ours(rule: str, settings: Mapping[str, Any], lr: float) -> Counterpart:
+def ours(
+    rule: str, settings: Mapping[str, Any], lr: float, decay_vectors: bool = False
+) -> Counterpart:
     """The rule itself, as an optimizer of torch."""
-    return Counterpart(f"{OURS}({rule!r}, params, {dict(settings)!r}, lr={lr!r})")
+    more = ", decay_vectors=True" if decay_vectors else ""
+    return Counterpart(f"{OURS}({rule!r}, params, {dict(settings)!r}, lr={lr!r}{more})")
+
+
+# of `params`: those that weight decay is of, and those with fewer than two dimensions
+GROUPS = (
+    '[{"params": [p for p in params if p.ndim > 1]}, '
+    '{"params": [p for p in params if p.ndim < 2], "weight_decay": 0.0}]'
+)
+
+
+def with_decay(found: Counterpart, own: Mapping[str, Any], decay_vectors: bool) -> Counterpart:
+    """A rule's counterpart whose weight decay is of what it is of here.
+
+    Torch's decay all parameters unless they are told otherwise, a rule itself those with two
+    dimensions or more.
+    """
+    if not own.get("weight_decay") or found.call.startswith(OURS) != decay_vectors:
+        return found
+    if decay_vectors:
+        return replace(found, call=f"{found.call[:-1]}, decay_vectors=True)")
+    return replace(found, call=found.call.replace("(params,", f"({GROUPS},", 1))
 
 
 def _keywords(arguments: Mapping[str, Any]) -> str:

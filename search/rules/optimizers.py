@@ -23,7 +23,7 @@ Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P];
                θ ← (1 − η λ) θ − 0.2 √max(a, b) η o
                orthogonal(x):   X = x / max(‖x‖, 1e-7), then five times, with A = X Xᵀ,
                X ← 3.4445 X − 4.775 A X + 2.0315 A A X
-               all other parameters as adamw, with β₁, β₂ and ε; biases and norms do not decay
+               all other parameters as adamw, with β₁, β₂ and ε
     schedule_free_adamw   v as adam;   z ← z − η (g/(√v̂ + ε) + λ θ),   v̂ = v/(1−β₂^(t+1))
                x ← (1−c) x + c z,   c = η_t²/Σ η_i² over i ≤ t;   θ ← (1−β₁) z + β₁ x   z₀ = x₀ = θ₀
 
@@ -45,8 +45,9 @@ Frobenius' norm). With 0.2 √max(a, b) a step has the root mean square of AdamW
 those that `matrices.py` leaves out. It is torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`,
 which iterates in bfloat16, where this rule does in the dtype of its state.
 
-Weight decay multiplies parameters before their update by the coefficient that their piece names
-(pieces.py), so that an update never decays by itself.
+Weight decay, λ, is of parameters with two dimensions or more, embeddings among them: biases and the
+gains of norms do not decay, unless a study says `decay_vectors`. It multiplies parameters before
+their update, by the coefficient that their piece names (pieces.py); an update itself never does.
 
 Schedule-free AdamW has no momentum and no decay of the learning rate: x, the average of z, does the
 work of both, and is what is evaluated and kept; gradients and losses are those of θ, which its
@@ -69,7 +70,7 @@ Scalable for LLM Training", arXiv 2502.16982; Defazio et al. 2024, "The Road Les
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
@@ -225,8 +226,7 @@ def _with_bias_correction_and_decay(
 
 def _of_muon(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
     """Those of AdamW, and `rate` holds the learning rate of matrices."""
-    columns = _with_bias_correction_and_decay(own, eta, number)
-    return columns | {"rate": eta, VECTOR_DECAY: np.ones_like(eta)}
+    return _with_bias_correction_and_decay(own, eta, number) | {"rate": eta}
 
 
 def _without_momentum(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
@@ -244,11 +244,6 @@ def _from_first_gradient(coefficients: Coefficients) -> Coefficients:
         return columns | {"beta2": np.where(number == 1, 0.0, columns["beta2"])}
 
     return found
-
-
-def acts(name: str, table: Table) -> bool:
-    """Whether a coefficient changes anything: not where weight decay multiplies by 1."""
-    return name not in DECAYS or bool((table != 1.0).any())
 
 
 @dataclass(frozen=True)
@@ -388,7 +383,7 @@ class Rule(Optimizer):
                 f"{self.alternative.base_lrs}"
             )
         try:
-            columns = self.tables(self.defaults, np.ones(2), np.arange(1, 3))
+            columns = self.tables(self.defaults, np.ones(2), np.arange(1, 3), decay_vectors=True)
         except KeyError as error:
             self._refuse(f"its coefficients need {error}, which has no default")
         if "eta" not in columns or any(np.shape(table) != (2,) for table in columns.values()):
@@ -399,6 +394,11 @@ class Rule(Optimizer):
                 f"its second moment must name a state and a coefficient, got {moment.state!r} and "
                 f"{moment.epsilon!r}"
             )
+
+    @property
+    def decays(self) -> bool:
+        """Whether it has weight decay."""
+        return "weight_decay" in self.defaults
 
     def apply(self, piece: Piece, theta: Tensor, g: Tensor, state: State, columns: Columns) -> None:
         """One update of a piece, in place: its parameters and gradients, [K, P], and its state."""
@@ -416,13 +416,21 @@ class Rule(Optimizer):
         self.update_matrix(theta.view(shape), g.view(shape), own, wider)
 
     def tables(
-        self, own: Mapping[str, float], eta: Table, number: Numbers, weights: float = 0.0
+        self,
+        own: Mapping[str, float],
+        eta: Table,
+        number: Numbers,
+        decay_vectors: bool,
+        weights: float = 0.0,
     ) -> dict[str, Table]:
         """The coefficients of updates that follow one another, that of the average among them.
 
-        `weights`: the sum of those of the updates before, in the average.
+        Without those that biases and norms would decay by, unless `decay_vectors`. `weights`: the
+        sum of those of the updates before, in the average.
         """
         columns = self.coefficients(own, eta, number)
+        if not decay_vectors:
+            columns.pop(VECTOR_DECAY, None)
         if self.average:
             weight = self.average.weight(eta)
             total = weights + np.cumsum(weight)
@@ -661,10 +669,13 @@ def optimizer_of(name: str) -> Optimizer:
     )
 
 
-def counterpart(name: str, settings: Mapping[str, Any], lr: float) -> Counterpart:
+def counterpart(
+    name: str, settings: Mapping[str, Any], lr: float, decay_vectors: bool = False
+) -> Counterpart:
     """The optimizer with these settings for another training loop, or what comes closest in torch.
 
-    Raises KeyError for an unknown one.
+    With `decay_vectors` weight decay is of biases and norms, too. Raises KeyError for an unknown
+    one.
     """
     if is_of_torch(name):
         constructor = read_constructor(name)
@@ -672,7 +683,8 @@ def counterpart(name: str, settings: Mapping[str, Any], lr: float) -> Counterpar
         return Counterpart(counterparts.call_of(".".join(module_and_class(name)), lr, arguments))
     rule = RULES[name]
     own = {**rule.defaults, **settings}
-    return rule.in_torch(own, lr) if rule.in_torch else counterparts.ours(name, own, lr)
+    found = rule.in_torch(own, lr) if rule.in_torch else counterparts.ours(name, own, lr)
+    return counterparts.with_decay(found, own, decay_vectors)
 
 
 def is_of_torch(name: str) -> bool:
@@ -717,14 +729,33 @@ def second_moment_of(name: str) -> SecondMoment | None:
     return None if is_of_torch(name) else RULES[name].second_moment
 
 
+def decays_vectors(optimizers: Iterable[str]) -> bool:
+    """Whether `decay_vectors` makes a difference to any of these: rules with weight decay."""
+    return any(name in RULES and RULES[name].decays for name in optimizers)
+
+
 def coefficients(
-    optimizer: str, settings: Mapping[str, float], learning_rates: Table
+    optimizer: str,
+    settings: Mapping[str, float],
+    learning_rates: Table,
+    decay_vectors: bool = False,
 ) -> dict[str, Table]:
     """The coefficients of every update by name, each [T], in float64.
 
-    Of an optimizer of torch `eta` alone, its learning rate. Raises KeyError for an unknown one.
+    Of an optimizer of torch `eta` alone, its learning rate. With `decay_vectors` weight decay is of
+    parameters with fewer than two dimensions, too. Raises KeyError for an unknown one.
     """
     if is_of_torch(optimizer):
         return {"eta": learning_rates}
     rule, numbers = RULES[optimizer], np.arange(1, len(learning_rates) + 1)
-    return rule.tables({**rule.defaults, **settings}, learning_rates, numbers)
+    own = {**rule.defaults, **settings}
+    return rule.tables(own, learning_rates, numbers, decay_vectors)
+
+
+def acting(tables: Mapping[str, Table]) -> dict[str, Table]:
+    """Coefficients without weight decay that multiplies by 1."""
+    return {
+        name: table
+        for name, table in tables.items()
+        if name not in DECAYS or bool((table != 1.0).any())
+    }

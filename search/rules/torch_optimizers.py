@@ -29,25 +29,34 @@ from .constructors import (
 )
 from .counterparts import call_of
 from .matrices import matrices_of
-from .optimizers import PARAMETERS, RULES, Columns, Start, acts, counterpart
+from .optimizers import PARAMETERS, RULES, Columns, Start, acting, counterpart
 from .pieces import pieces_of
 
 Kind: TypeAlias = tuple[torch.device, torch.dtype]  # of states and coefficients
 
 MATRICES = "matrices"  # of a group: whether its parameters with two dimensions are matrices
 TRAINED = "trained"  # state of a parameter that holds an average: its own values
+VECTORS = "decay_vectors"  # of a group: whether weight decay is of biases and norms, too
 SMALL = 2**16  # numbers of a parameter, up to which starting an operation costs as much as doing it
 
 
-def make(name: str, params: Iterable[Any], settings: Mapping[str, Any], lr: float) -> Optimizer:
+def make(
+    name: str,
+    params: Iterable[Any],
+    settings: Mapping[str, Any],
+    lr: float,
+    decay_vectors: bool = False,
+) -> Optimizer:
     """An optimizer by its name in a study file, with its settings.
 
     `params` is what every optimizer of torch takes: tensors, named tensors, or groups of them.
+    Weight decay of a row of RULES is of parameters with two dimensions or more; with
+    `decay_vectors` of all. What an optimizer of torch decays, it knows itself.
     Raises UserError for a name that is neither a row of RULES nor the import path of an optimizer
     that can train here, for a setting that it does not have, and with what its constructor says.
     """
     if name in RULES:
-        return RuleOptimizer(params, name, lr, **settings)
+        return RuleOptimizer(params, name, lr, decay_vectors, **settings)
     if not is_import_path(name):
         raise UserError(f"optimizer: must be one of {', '.join(RULES)}, got {name!r}")
     kind: Any = load(name)
@@ -145,8 +154,17 @@ class RuleOptimizer(Optimizer):
     evaluated or saved, and `train()` before training goes on; of other rules both do nothing.
     """
 
-    def __init__(self, params: Iterable[Any], rule: str, lr: float, **settings: float) -> None:
+    def __init__(
+        self,
+        params: Iterable[Any],
+        rule: str,
+        lr: float,
+        decay_vectors: bool = False,
+        **settings: float,
+    ) -> None:
         """Optimize `params` by the row of RULES of this name.
+
+        A group may have a `decay_vectors` of its own, as any setting.
 
         Raises KeyError for an unknown rule, UserError for settings that it does not have or that
         are not what their rows ask for, and for parameters that have no update rules.
@@ -158,9 +176,10 @@ class RuleOptimizer(Optimizer):
         self._buckets: dict[int, tuple[tuple[Any, ...], list[_Bucket]]] = {}
         # by what they are of, and their names
         self._columns: dict[tuple[Kind, tuple[str, ...]], tuple[Tensor, Columns]] = {}
+        of_decay = {VECTORS: decay_vectors} if row.decays else {}
         # of the average: the sum of its weights so far, and whether the parameters hold it
         average = {"weights": 0.0, "is_evaluating": False} if row.average else {}
-        own = {**row.defaults, **settings, "updates": 0, **average}
+        own = {**row.defaults, **settings, **of_decay, "updates": 0, **average}
         super().__init__(params, {"lr": lr, **own})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -245,8 +264,7 @@ class RuleOptimizer(Optimizer):
                 loss = closure()
         for place, group in enumerate(self.param_groups):
             group["updates"] += 1
-            tables = self._tables(group)
-            tables = {name: table for name, table in tables.items() if acts(name, table)}
+            tables = acting(self._tables(group))
             values = torch.from_numpy(np.array(list(tables.values()))[:, :, None])
             columns: dict[Kind, Columns] = {}
             for bucket in self._buckets_of(place):
@@ -260,7 +278,9 @@ class RuleOptimizer(Optimizer):
         rule, rate = RULES[self.rule], np.array([float(group["lr"])])
         own = {name: group[name] for name in rule.defaults}
         number = np.array([group["updates"]])
-        tables = rule.tables(own, rate, number, group.get("weights", 0.0))
+        # a state that was saved before there was the choice is of a training that decays all
+        vectors = group.get(VECTORS, True)
+        tables = rule.tables(own, rate, number, vectors, group.get("weights", 0.0))
         if rule.average:
             group["weights"] += float(rule.average.weight(rate)[0])
         return tables

@@ -32,6 +32,7 @@ from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import counterpart
 from ..store.files import atomic
 from ..store.results import Results
+from ..study.study import Study
 from ..trial import OFTEN_UNKNOWN, Point, Trial
 from ..words import readable
 from .against import chapter, versus
@@ -182,7 +183,7 @@ def _document(
         gain=gain,
         may_fail=MAY_FAIL.capitalize(),
         seeds=seeds,
-        counterparts=list(_counterparts(results.answers)),
+        counterparts=list(_counterparts(study, results.answers)),
         made_by_run="" if study.workload else MADE_BY_RUN,
         make=f"{OURS}(name, params, settings, lr)",
         sentences=sentences,
@@ -255,15 +256,15 @@ def _answers(results: Results, varied: Collection[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _counterparts(found: Iterable[Answer]) -> Iterator[tuple[str, Counterpart]]:
+def _counterparts(study: Study, found: Iterable[Answer]) -> Iterator[tuple[str, Counterpart]]:
     """By group, the optimizer of its best point for a script of one's own."""
     for answer in found:
         points = [(answer.summary, answer.point)]
         points += [(row, row.point) for row in answer.others]
         for row, point in points:
             if point:
-                own = counterpart(point.optimizer, point.settings, point.base_lr)
-                yield row.group.label, own
+                made = (point.optimizer, point.settings, point.base_lr)
+                yield row.group.label, counterpart(*made, study.decay_vectors)
 
 
 def _sentences(results: Results) -> list[str]:

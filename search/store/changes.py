@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Collection, Iterator
+from itertools import takewhile
 from typing import Any
 
-from ..study.study import Study
+from ..rules.optimizers import decays_vectors
+from ..study.study import DECAY_VECTORS, Study
 
 # what may not change of a study whose trials are imported, besides their source
 OF_IMPORTED = ("objective", "maximize")
 
 
 def document_of(study: Study) -> dict[str, Any]:
-    return study.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    """A study file as results keep it: without defaults, but for one that earlier versions had not.
+
+    `as_stated` is what a document of these says.
+    """
+    document = study.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+    return document | {DECAY_VECTORS: study.decay_vectors}
+
+
+def as_stated(document: dict[str, Any], study: Study) -> dict[str, Any]:
+    """A document that results keep of a study, also one of before there was `decay_vectors`.
+
+    If it has a rule with weight decay, that was of all parameters then; else it is the study's of
+    now.
+    """
+    if DECAY_VECTORS in document:
+        return document
+    optimizers = document.get("space", {}).get("optimizer", {})
+    return document | {DECAY_VECTORS: decays_vectors(optimizers) or study.decay_vectors}
+
+
+def as_begun(study: Study, document: dict[str, Any]) -> Study:
+    """A study that goes on from results: where its file does not say it, as their document does."""
+    if DECAY_VECTORS in study.model_fields_set:
+        return study
+    stated = as_stated(document, study)[DECAY_VECTORS]
+    return study.model_copy(update={DECAY_VECTORS: stated}) if stated else study
+
+
+def text_of(study: Study) -> str:
+    """A study file's text, which says whether biases and norms decay where there is weight decay.
+
+    So results that come without their database say it, too.
+    """
+    text = study.source
+    if not decays_vectors(study.optimizers) or DECAY_VECTORS in tomllib.loads(text):
+        return text
+    lines = text.splitlines(keepends=True)
+    comments = len(list(takewhile(lambda line: line.startswith("#"), lines)))
+    stated = f"{DECAY_VECTORS} = {str(study.decay_vectors).lower()}  # as it began\n"
+    return "".join([*lines[:comments], stated, *lines[comments:]])
 
 
 def changes_of(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

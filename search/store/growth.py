@@ -18,7 +18,7 @@ from ..study.earlier import Earlier, Generation, completed
 from ..study.sampling import next_number
 from ..study.study import Range, Study, parse_study
 from ..trial import Point
-from .changes import changes_besides, document_of
+from .changes import as_begun, as_stated, changes_besides, document_of
 from .files import parse_trial
 from .rows import RECORD, stored_trials
 
@@ -42,9 +42,14 @@ class History:
     before: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, optuna_study: optuna.Study) -> History:
+    def of(cls, optuna_study: optuna.Study, study: Study) -> History:
+        """Of a study as it is now, which says what its documents leave open (`as_stated`)."""
         attributes = optuna_study.user_attrs
-        return cls(attributes.get(STUDY), list(attributes.get(GROWN, [])))
+        known, before = attributes.get(STUDY), attributes.get(GROWN, [])
+        return cls(
+            known and as_stated(known, study),
+            [{**one, "study": as_stated(one["study"], study)} for one in before],
+        )
 
 
 def grow(
@@ -57,8 +62,10 @@ def grow(
     """
     earlier: dict[int, Earlier] = {}
     grown: dict[int, list[dict[str, Any]]] = {}
+    for optuna_study in optuna_studies.values():
+        study = as_begun(study, optuna_study.user_attrs.get(STUDY, {}))
     for batch_size, optuna_study in optuna_studies.items():
-        history = History.of(optuna_study)
+        history = History.of(optuna_study, study)
         before = history.before
         if history.known is not None and _has_grown(history, study):
             was = _as_study(history.known, study)

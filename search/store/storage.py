@@ -39,7 +39,7 @@ from ..study.earlier import completed, why_outside
 from ..study.sampling import next_number, plan
 from ..study.study import Range, Study, load_study
 from ..trial import EMPTY_CURVE, LARGE, Curve, Point, Trial, as_told
-from .changes import document_of
+from .changes import as_begun, document_of, text_of
 from .database import StudyLock, engine_of, open_storage
 from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial
 from .growth import GROWN, STUDY, grow, refusal
@@ -95,6 +95,12 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
             f"{folder / 'study.db'}: belongs to another study: {', '.join(sorted(stored))}"
         )
     store = _store(study, folder, storage)
+    if store.study.decay_vectors and not study.decay_vectors:
+        LOG.info(
+            "%s: began when weight decay was of all parameters, and goes on so. To leave out "
+            "biases and norms, give the study another name.",
+            folder,
+        )
     if not store.grown:
         _write_study(store)
     return store
@@ -102,7 +108,7 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
 
 def _write_study(store: Store) -> None:
     with atomic(store.folder / STUDY_FILE) as temporary:
-        temporary.write_text(store.study.source, encoding="utf-8")
+        temporary.write_text(text_of(store.study), encoding="utf-8")
 
 
 def _make(folder: Path) -> None:
@@ -195,6 +201,7 @@ def _rebuild(folder: Path) -> None:
             "the study, or name its --storage"
         )
     studies = [load_study(table.parent / STUDY_FILE, name=table.parent.name) for table in tables]
+    studies = [as_begun(study, study.document) for study in studies]
     found = [read_table(table, study) for table, study in zip(tables, studies, strict=True)]
     with atomic(folder / "study.db") as temporary:
         storage = open_storage(URL.create("sqlite", database=str(temporary)))

@@ -16,8 +16,9 @@ from typing import Any
 import optuna
 
 from ..errors import UserError
+from ..rules.optimizers import decays_vectors
 from ..study.earlier import Earlier, Generation, completed, why_outside
-from ..study.study import Study
+from ..study.study import DECAY_VECTORS, Study
 from ..trial import Point, Trial
 from .changes import changes_besides, document_of
 from .files import curve_path
@@ -114,7 +115,9 @@ def gather(
 
 
 def _refuse_other(study: Study, store: Store, name: str) -> None:
-    if changes := changes_besides(document_of(store.study), document_of(study), MAY_DIFFER):
+    both = set(study.optimizers) & set(store.study.optimizers)
+    may_differ = MAY_DIFFER if decays_vectors(both) else (*MAY_DIFFER, DECAY_VECTORS)
+    if changes := changes_besides(document_of(store.study), document_of(study), may_differ):
         raise UserError(
             f"{study.name}: warm_start.from: {name}: its trials say nothing of this study: "
             f"{'; '.join(changes)}"
@@ -173,7 +176,7 @@ def warm_start(store: Store) -> tuple[Store, list[str]]:
     left = [size for size, one in store.optuna_studies.items() if not one.user_attrs.get(WARM)]
     if not study.warm_start or not left:
         return store, []
-    before = {size: _before(store.optuna_studies[size]) for size in left}
+    before = {size: _before(store.optuna_studies[size], study) for size in left}
     firsts = {size: grown[-1]["end"] if grown else 0 for size, grown in before.items()}
     judged = [trial.point for trial in read_records(store) if trial.verdict.judged]
     own = [
@@ -205,6 +208,6 @@ def warm_start(store: Store) -> tuple[Store, list[str]]:
     return replace(store, study=grown_study), [one.in_words() for one in sources]
 
 
-def _before(optuna_study: optuna.Study) -> list[dict[str, Any]]:
+def _before(optuna_study: optuna.Study, study: Study) -> list[dict[str, Any]]:
     """What a study was before, without an attempt at a warm start that was killed."""
-    return [one for one in History.of(optuna_study).before if not one.get(WARM)]
+    return [one for one in History.of(optuna_study, study).before if not one.get(WARM)]

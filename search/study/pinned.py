@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import tomli_w
 
 from ..trial import COMMON, Point
-from .study import Study, parse_study
+from .study import DECAY_VECTORS, Study, parse_study
 
 
 def pin(
@@ -37,6 +37,7 @@ def pin(
         "evaluations": origin.evaluations,
         "accumulation": origin.accumulation,
         "precision": origin.precision,
+        "decay_vectors": origin.decay_vectors if DECAY_VECTORS in origin.model_fields_set else None,
         "prepend_warmup": origin.prepend_warmup,
         "keep_checkpoints": origin.keep_checkpoints,
     }

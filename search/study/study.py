@@ -86,6 +86,9 @@ MOST_LINES = 20  # of a message, a mistake each
 SHOWN_NAMES = 10  # of the hyperparameters that a message lists
 SHOWN = 80  # characters of a value in a message
 
+# A key that earlier versions had not: they decayed all parameters.
+DECAY_VECTORS = "decay_vectors"
+
 # Keys of what trains a study, or of where its trials come from: a file has one of them.
 SOURCES = ("workload", "train", "command", "imported")
 # keys that say how a workload is trained, which a user's own training decides by itself
@@ -729,6 +732,11 @@ class Study(_Strict):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="bfloat16: torch.autocast of loss and evaluation; parameters stay float32",
+    )
+    decay_vectors: StrictBool = Field(
+        False,
+        description="Weight decay of adamw, lion, muon and the like is of biases, gains of norms "
+        "and all else with fewer than two dimensions, too; torch's optimizers know it themselves",
     )
     prepend_warmup: StrictBool = Field(
         False,

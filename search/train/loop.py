@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..rules.clipping import Gate, TensorGate
-from ..rules.optimizers import acts, average_of, coefficients, is_of_torch, second_moment_of
+from ..rules.optimizers import acting, average_of, coefficients, is_of_torch, second_moment_of
 from ..rules.schedule import learning_rates
 from ..rules.thresholds import TENSOR_GATHERS, clip_z_of, share_of
 from ..signals import stop_if_asked
@@ -473,11 +473,11 @@ class _Loop:
     def _start(self, point: Point, batches: _Batches) -> _Slot:
         study = self.study
         schedule = study.schedule(point)
-        updates = study.updates(point)
+        updates, rates = study.updates(point), learning_rates(point, schedule)
         return _Slot(
             point=point,
             batches=batches,
-            columns=coefficients(point.optimizer, point.settings, learning_rates(point, schedule)),
+            columns=coefficients(point.optimizer, point.settings, rates, study.decay_vectors),
             until=self._until(point, updates),
             recorder=Recorder(
                 updates,
@@ -642,8 +642,7 @@ class _Loop:
         }
         if is_of_torch(first.point.optimizer):
             return {name: torch.from_numpy(table).unbind() for name, table in tables.items()}
-        acting = {name: table for name, table in tables.items() if acts(name, table)}
-        return {name: self._tensor(table).unbind() for name, table in acting.items()}
+        return {name: self._tensor(table).unbind() for name, table in acting(tables).items()}
 
     @staticmethod
     def _ahead(slot: _Slot, name: str, steps: int) -> NDArray[np.float64]:

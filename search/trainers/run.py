@@ -76,7 +76,8 @@ class OptimizerName(str):
         point = self.run.point
         if isinstance(parameters, nn.Module):
             parameters = groups_of(point.optimizer, parameters)
-        optimizer = make(point.optimizer, parameters, point.settings, point.base_lr)
+        decay_vectors = self.run.study.decay_vectors
+        optimizer = make(point.optimizer, parameters, point.settings, point.base_lr, decay_vectors)
         return self.run.watch(optimizer)
 
 

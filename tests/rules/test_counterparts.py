@@ -43,31 +43,34 @@ def by_text(found, params, with_statements=True):
 
 
 def smooth(optimizer_of, updates):
-    """Parameters after some updates on a smooth problem, with a schedule."""
-    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64))
-    optimizer = optimizer_of([parameter])
+    """A vector and a matrix after some updates on a smooth problem, with a schedule."""
+    start = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    parameters = [torch.nn.Parameter(one) for one in (start, torch.stack([start + 1, start]))]
+    optimizer = optimizer_of(parameters)
     for t in range(updates):
         optimizer.zero_grad()
-        loss = (torch.cos(parameter * torch.arange(1, 8)) + 0.1 * t * parameter).sum()
-        loss.backward()
-        optimizer.param_groups[0]["lr"] = 0.01 * (t + 1) / updates
+        for one in parameters:
+            (torch.cos(one * torch.arange(1, 8)) + 0.1 * t * one).sum().backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * (t + 1) / updates
         optimizer.step()
-    return parameter.detach().numpy()
+    return np.concatenate([one.detach().numpy().ravel() for one in parameters])
 
 
 def settings_of(rule, given):
     return {name: value for name, value in given.items() if name in RULES[rule].defaults}
 
 
+@pytest.mark.parametrize("decay_vectors", [False, True])
 @pytest.mark.parametrize("given", SETTINGS)
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in INEXACT])
-def test_what_is_said_to_be_equal_is(rule, given):
+def test_what_is_said_to_be_equal_is(rule, given, decay_vectors):
     own = settings_of(rule, given)
-    found = counterpart(rule, own, 0.01)
+    found = counterpart(rule, own, 0.01, decay_vectors)
     assert found.away == 0
     assert ("torch.optim." in found.call) == (RULES[rule].in_torch is not None and rule != "muon")
     torchs = smooth(lambda params: by_text(found, params), 40)
-    ours = smooth(lambda params: make(rule, params, own, 0.01), 40)
+    ours = smooth(lambda params: make(rule, params, own, 0.01, decay_vectors), 40)
     np.testing.assert_allclose(torchs, ours, rtol=1e-12, atol=1e-14)
 
 

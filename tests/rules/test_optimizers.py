@@ -16,6 +16,7 @@ from tunewright.search.rules.optimizers import (
     RULES,
     Alternative,
     Average,
+    acting,
     add,
     check_others,
     coefficients,
@@ -304,3 +305,32 @@ def test_an_update_uses_its_state_and_its_coefficients_and_all_of_them(name):
         assert not columns.read & set(DECAYS)
         read |= state.read | columns.read
     assert read == {*rule.state, *table} - set(DECAYS)
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.decays])
+def test_weight_decay_is_of_two_dimensions_or_more_unless_vectors_decay_too(name):
+    """By gradients of 0, under which nothing else moves."""
+    shapes = [(3,), (2, 5), (), (2, 1, 3, 1), (4,)]
+    sizes = [math.prod(shape) for shape in shapes]
+    pieces = pieces_of(shapes, (), 7)
+    for decay_vectors in (False, True):
+        table = coefficients(name, {"weight_decay": 0.5}, ETAS, decay_vectors)
+        columns = {key: torch.tensor([[one[-1]]] * 2) for key, one in acting(table).items()}
+        theta = torch.ones(2, sum(sizes), dtype=torch.float64)
+        state = state_at(theta, name)
+        for piece in pieces:
+            own = {key: one[:, piece.where] for key, one in state.items()}
+            g = torch.zeros_like(theta[:, piece.where])
+            RULES[name].apply(piece, theta[:, piece.where], g, own, columns)
+        decayed, kept = 1 - 0.5 * ETAS[-1], 1.0
+        moved = state.get(RULES[name].decayed, theta)
+        for shape, part in zip(shapes, torch.split(moved, sizes, dim=1), strict=True):
+            want = decayed if len(shape) > 1 or decay_vectors else kept
+            np.testing.assert_allclose(part, want, rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.decays])
+def test_without_weight_decay_nothing_is_multiplied(name):
+    table = coefficients(name, {"weight_decay": 0.0}, ETAS, decay_vectors=True)
+    assert set(DECAYS) <= set(table)
+    assert not set(DECAYS) & set(acting(table))

@@ -154,15 +154,38 @@ def test_a_copy_updates_by_the_same_rule():
 
 
 def test_groups_have_learning_rates_and_settings_of_their_own():
-    first, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    first, second = (torch.nn.Parameter(torch.ones(1, 2)) for _ in range(2))
     groups = [{"params": [first]}, {"params": [second], "lr": 1.0, "weight_decay": 0.5}]
     optimizer = make("adamw", groups, {"weight_decay": 0.0}, lr=0.1)
     for parameter in (first, second):
-        parameter.grad = torch.full((2,), 3.0)
+        parameter.grad = torch.full((1, 2), 3.0)
     optimizer.step()
     # the first update of Adam is ± η
-    torch.testing.assert_close(first.detach(), torch.full((2,), 0.9))
-    torch.testing.assert_close(second.detach(), torch.full((2,), -0.5))
+    torch.testing.assert_close(first.detach(), torch.full((1, 2), 0.9))
+    torch.testing.assert_close(second.detach(), torch.full((1, 2), -0.5))
+
+
+def test_a_group_says_for_itself_whether_vectors_decay():
+    one, other, matrix = (torch.nn.Parameter(torch.ones(shape)) for shape in (2, 2, (1, 2)))
+    groups = [{"params": [one, matrix]}, {"params": [other], "decay_vectors": True}]
+    optimizer = make("lion", groups, {"weight_decay": 0.5}, lr=0.1)
+    for parameter in (one, other, matrix):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert torch.equal(one, torch.ones(2))
+    torch.testing.assert_close(other.detach(), torch.full((2,), 0.95))
+    torch.testing.assert_close(matrix.detach(), torch.full((1, 2), 0.95))
+
+
+def test_a_state_of_before_there_was_the_choice_goes_on_decaying_all():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = make("lion", [parameter], {"weight_decay": 0.5}, lr=0.1)
+    saved = optimizer.state_dict()
+    del saved["param_groups"][0]["decay_vectors"]
+    optimizer.load_state_dict(saved)
+    parameter.grad = torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(parameter.detach(), torch.full((2,), 0.95))
 
 
 def test_a_parameter_without_gradient_rests_and_another_layout_is_no_matter():

@@ -388,6 +388,7 @@ def following(**changes):
     space = {"optimizer": {"adamw": {"base_lr": LR, **axes}}}
     keys = {"workload": "follow:Follow", "objective": "still", "max_train_steps": ..., "trials": 2}
     keys |= {"batch_sizes": [14, 56], "evaluations": 2, "max_train_examples": 2800}
+    keys["decay_vectors"] = True  # its parameters are single numbers
     return parse(**{**keys, "train_examples": 1400, "space": space, **changes})
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import zoo
 from examples import parse
-from plain import schedule_free_step
+from plain import rule_step
 from test_resume import Interrupted, Memory
 from torch import nn
 
@@ -75,7 +75,7 @@ def by_hand(point, name="Mlp"):
         found.losses.append(float(loss.detach()))
         with torch.no_grad():
             for (key, p), g in zip(model.named_parameters(), gradients, strict=True):
-                p.copy_(schedule_free_step(own, p, g, states.setdefault(key, {}), float(eta), t))
+                p.copy_(rule_step(RULE, own, p, g, states.setdefault(key, {}), float(eta), t))
         if (t + 1) % EVERY == 0:
             evaluate()
     return found

@@ -156,6 +156,26 @@ def test_every_rule_equals_a_plain_float64_loop(name, slots):
     equals_a_plain_loop(name, steps, stack, alone)
 
 
+@pytest.mark.parametrize("slots", [1, 4])
+@pytest.mark.parametrize("name", ["mlp", "wide_resnet", "transformer"])
+def test_a_study_may_have_biases_and_norms_decay(name, slots):
+    steps, work = 20, Double(workload(name))
+    names = ("adamw", "lion", "muon", "gi_adamw")
+    strong = [dataclasses.replace(p, settings={"weight_decay": 5.0}) for p in points(names)]
+    found = [
+        trained(study(steps, decay_vectors=vectors), work, strong, slots)
+        for vectors in (False, True)
+    ]
+    for without, got in zip(*found, strict=True):
+        point = got.trial.point
+        own = {**RULES[point.optimizer].defaults, **point.settings}
+        rates = learning_rates(point, steps)
+        losses, norms, _ = plain.train(work, point, own, rates, torch.float64, decay_vectors=True)
+        np.testing.assert_allclose(got.trial.curve.loss, losses, rtol=1e-9)
+        np.testing.assert_allclose(got.trial.curve.grad_norm, norms, rtol=1e-9)
+        assert not np.allclose(without.trial.curve.grad_norm, norms, rtol=1e-7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "slots"), [("mlp", 4), ("wide_resnet", 3), ("transformer", 1)])
 def test_compiled_every_rule_equals_a_plain_float64_loop(name, slots):

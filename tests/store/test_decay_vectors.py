@@ -1,0 +1,138 @@
+"""Results of before there was `decay_vectors` go on with weight decay of all parameters."""
+
+import csv
+import math
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+from stored import small_study
+
+from tunewright.search.errors import UserError
+from tunewright.search.pool.in_process import InProcess
+from tunewright.search.run import run_study
+from tunewright.search.store.storage import create_store, exclusive, open_store, read_trials
+from tunewright.search.store.warm import gather
+from tunewright.search.study.pinned import pin
+from tunewright.search.study.study import Study, parse_study
+
+ADAMW = {"adamw": {"base_lr": [1e-3, 1e-2], "weight_decay": 10.0}}
+MOMENTUM = {"momentum": {"base_lr": [1e-3, 1e-2]}}
+
+
+def of(optimizers=ADAMW, **changes: object) -> Study:
+    keys = {"max_train_steps": 20, "sampler": "grid", "evaluations": 2, "trials": None}
+    return small_study(**{**keys, "space": {"optimizer": optimizers}, **changes})
+
+
+def run(study: Study, results: Path) -> dict[int, float]:
+    """The last loss of each point."""
+    trials = run_study(study, results=results, backend=InProcess(), progress=False, workers=1)
+    return {trial.point.number: trial.last_loss for trial in trials}
+
+
+def forget(folder: Path) -> None:
+    """Make a results folder what an earlier version left behind."""
+    with exclusive(open_store(folder)) as store:
+        (kept,) = store.optuna_studies.values()
+        document = dict(kept.user_attrs["study"])
+        del document["decay_vectors"]
+        kept.set_user_attr("study", document)
+    text = (folder / "study.toml").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("decay_vectors")]
+    (folder / "study.toml").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def all_decay(tmp_path_factory) -> dict[int, float]:
+    return run(of(decay_vectors=True), tmp_path_factory.mktemp("all"))
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """One of two trials, trained before there was the key."""
+    first = of({"adamw": {**ADAMW["adamw"], "base_lr": [1e-3]}}, decay_vectors=True)
+    run(first, tmp_path)
+    forget(tmp_path / "small")
+    return tmp_path / "small"
+
+
+def test_a_new_study_leaves_out_biases_and_says_so_in_its_folder(tmp_path, all_decay):
+    found = run(of(), tmp_path)
+    assert found.keys() == all_decay.keys()
+    assert not any(math.isclose(found[number], all_decay[number]) for number in found)
+    assert tomllib.loads((tmp_path / "small/study.toml").read_text())["decay_vectors"] is False
+    again = create_store(of(), tmp_path)
+    assert again.study.decay_vectors is False
+    assert not again.grown
+
+
+def test_an_old_folder_goes_on_as_it_began(old, all_decay, caplog):
+    caplog.set_level("INFO", "tunewright")
+    assert run(of(), old.parent) == all_decay
+    assert "began when weight decay was of all parameters, and goes on so" in caplog.text
+    assert tomllib.loads((old / "study.toml").read_text())["decay_vectors"] is True
+    assert open_store(old).study.decay_vectors is True
+
+
+def test_an_old_folder_opens_as_it_began_and_writes_nothing(old):
+    text = (old / "study.toml").read_text()
+    assert open_store(old).study.decay_vectors is True
+    assert (old / "study.toml").read_text() == text
+
+
+def test_what_the_file_says_is_not_overruled_but_refused(old):
+    with pytest.raises(UserError, match="decay_vectors: was True, is False"):
+        create_store(of(decay_vectors=False), old.parent)
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(True, False), (False, True)])
+def test_a_folder_from_git_says_it_by_its_study_file(tmp_path, stated, expected):
+    run(of(), tmp_path)
+    folder = tmp_path / "small"
+    if not stated:
+        forget(folder)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("study.toml", "trials.csv"):
+        shutil.copy(folder / name, copy)
+    store = open_store(copy)
+    assert store.study.decay_vectors is expected
+    assert len(read_trials(store)) == 2
+    with (copy / "trials.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 2
+
+
+def test_rules_without_weight_decay_have_nothing_to_say(tmp_path):
+    run(of(MOMENTUM), tmp_path)
+    assert "decay_vectors" not in (tmp_path / "small/study.toml").read_text()
+    forget(tmp_path / "small")
+    store = create_store(of({**MOMENTUM, **ADAMW}), tmp_path)  # it has grown by a rule with decay
+    assert store.study.decay_vectors is False
+    assert store.grown
+
+
+def test_trials_that_decayed_otherwise_do_not_count(old, tmp_path):
+    new = of(warm_start={"from": [str(old)]}).model_copy(update={"name": "new"})
+    with pytest.raises(UserError, match="decay_vectors: was True, is False"):
+        gather(new)
+    alike = of(decay_vectors=True, warm_start={"from": [str(old)]})
+    assert [len(source.trials) for source in gather(alike)] == [1]
+    other = of(MOMENTUM, warm_start={"from": [str(old)]})
+    assert [len(source.trials) for source in gather(other)] == [0]
+
+
+def test_what_reruns_a_point_decays_as_its_study_does(old):
+    study = open_store(old).study
+    point = read_trials(open_store(old))[0].point
+    assert pin(study, point, "again", trials=1, sampler="halton").decay_vectors is True
+    assert pin(of(), point, "again", trials=1, sampler="halton").decay_vectors is False
+
+
+def test_the_line_stands_after_the_comments_at_the_top(tmp_path):
+    text = "#:schema study.schema.json\n# of mine\n" + of().source
+    document = tomllib.loads(text)
+    create_store(parse_study(document, "small", place="small", source=text), tmp_path)
+    lines = (tmp_path / "small/study.toml").read_text().splitlines()
+    assert lines[:3] == [*text.splitlines()[:2], "decay_vectors = false  # as it began"]
