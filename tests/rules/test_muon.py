@@ -125,6 +125,20 @@ def test_what_is_no_matrix_is_torchs_adamw_and_vectors_do_not_decay():
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_in_half_precision_a_step_is_that_of_float32_rounded(dtype):
+    shapes = [(5, 3), (4,)]
+    narrow = [nn.Parameter(one.detach().to(dtype)) for one in parameters_of(shapes)]
+    wide = [nn.Parameter(one.detach().float()) for one in narrow]
+    gradients = [one.to(dtype) for one in gradients_of(shapes, 1)[0]]
+    got = trained(make("muon", narrow, {}, 1.0), narrow, [gradients], [0.1])
+    rule = make("muon", wide, {}, 1.0)
+    want = trained(rule, wide, [[one.float() for one in gradients]], [0.1])
+    for one, other in zip(got, want, strict=True):
+        assert one.dtype == dtype
+        assert torch.equal(one, other.to(dtype))
+
+
 def test_a_matrix_without_gradient_stays_where_it_is_and_one_of_zeros_decays_alone():
     still, empty = parameters_of([(3, 4), (4, 3)])
     before = still.detach().clone(), empty.detach().clone()
