@@ -19,6 +19,11 @@ Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P];
     lion       θ ← (1 − η λ) θ − η sign(β₁ m + (1−β₁) g);   m ← β₂ m + (1−β₂) g         m₀ = 0
     gi_adam    adam                                                            v₀ = g², g of t = 0
     gi_adamw   adamw                                                           v₀ = g², g of t = 0
+    muon       of a matrix θ, a × b:   m ← μ m + (1−μ) g;   o = orthogonal((1−μ) g + μ m)   m₀ = 0
+               θ ← (1 − η λ) θ − 0.2 √max(a, b) η o
+               orthogonal(x):   X = x / max(‖x‖, 1e-7), then five times, with A = X Xᵀ,
+               X ← 3.4445 X − 4.775 A X + 2.0315 A A X
+               all other parameters as adamw, with β₁, β₂ and ε; biases and norms do not decay
     schedule_free_adamw   v as adam;   z ← z − η (g/(√v̂ + ε) + λ θ),   v̂ = v/(1−β₂^(t+1))
                x ← (1−c) x + c z,   c = η_t²/Σ η_i² over i ≤ t;   θ ← (1−β₁) z + β₁ x   z₀ = x₀ = θ₀
 
@@ -34,6 +39,15 @@ long as g² hardly changes, it is Adam with the learning rate η √(1−β₂^(
 is 0 in the update t = 0 alone. In a training that skips a parameter in its first updates, for want
 of a gradient, v of that parameter starts at 0, as Adam's.
 
+Muon's orthogonal(x) takes the singular values of a matrix close to 1 (Newton-Schulz; ‖x‖ is
+Frobenius' norm). With 0.2 √max(a, b) a step has the root mean square of AdamW's usual ones, 0.2 to
+0.4, so that base LRs are of the same scale. Matrices are parameters with two dimensions but for
+those that `matrices.py` leaves out. It is torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`,
+which iterates in bfloat16, where this rule does in the dtype of its state.
+
+Weight decay multiplies parameters before their update by the coefficient that their piece names
+(pieces.py), so that an update never decays by itself.
+
 Schedule-free AdamW has no momentum and no decay of the learning rate: x, the average of z, does the
 work of both, and is what is evaluated and kept; gradients and losses are those of θ, which its
 paper calls y. Weight decay acts at θ. The weights η² of the average give the updates of a warmup
@@ -46,8 +60,10 @@ normalization, are those of training at θ.
 Source: Tuning Playbook, "What are the update rules for all the popular optimization algorithms?"
 (R21); Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of
 Optimization Algorithms", arXiv 2302.06675; Kalra & Barkeshli 2024, "Why Warmup the Learning Rate?
-Underlying Mechanisms and Improvements", arXiv 2406.09405; Defazio et al. 2024, "The Road Less
-Scheduled", arXiv 2405.15682.
+Underlying Mechanisms and Improvements", arXiv 2406.09405; Jordan et al. 2024, "Muon: An optimizer
+for hidden layers in neural networks", kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is
+Scalable for LLM Training", arXiv 2502.16982; Defazio et al. 2024, "The Road Less Scheduled", arXiv
+2405.15682.
 """
 
 from __future__ import annotations
@@ -64,6 +80,7 @@ from . import counterparts
 from .constructors import is_import_path, module_and_class, read_constructor
 from .counterparts import Counterpart
 from .hyperparameters import HYPERPARAMETERS, by_name, fault_of, is_finite, is_positive
+from .pieces import DECAY, DECAYS, VECTOR_DECAY, Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,21 +129,52 @@ def _nadam(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     theta.addcdiv_(ahead, v.sqrt().add_(c["epsilon"]), value=-1.0)
 
 
-def _adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
-    theta.mul_(c["decay"])
-    _adam(theta, g, state, c)
-
-
 def _lion(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     direction = state["m"].lerp(g, 1.0 - c["beta1"]).sign_()
-    theta.mul_(c["decay"]).addcmul_(direction, c["eta"], value=-1.0)
+    theta.addcmul_(direction, c["eta"], value=-1.0)
     state["m"].lerp_(g, 1.0 - c["beta2"])
+
+
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+SMALLEST_NORM = 1e-7  # of a matrix that is orthogonalized
+ALIGNED = 16  # numbers of float32 in a cache line
+RMS_OF_ADAMW = 0.2  # of a step of AdamW, as a share of its learning rate
+
+
+def _muon_matrix(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    """Of matrices, [K, a, b]; coefficients are [K, 1, 1]."""
+    m = state["m"].lerp_(g, 1.0 - c["momentum"])
+    direction = _orthogonalized(g.lerp(m, c["momentum"]))
+    size = RMS_OF_ADAMW * math.sqrt(max(theta.shape[-2:]))
+    theta.addcmul_(direction, c["rate"], value=-size)
+
+
+def _orthogonalized(x: Tensor) -> Tensor:
+    """Each matrix of [K, a, b] with its singular values close to 1.
+
+    The shorter side is multiplied with itself, which takes fewer operations. Zeros around the
+    matrices, which stay zeros, let each of them begin at the same place of a cache line: kernels
+    round by that, and a row would depend on how many lie before it.
+    """
+    if x.shape[-2] > x.shape[-1]:
+        return _orthogonalized(x.mT).mT
+    first, third, fifth = NEWTON_SCHULZ
+    rows, columns = x.shape[-2:]
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_(min=SMALLEST_NORM)
+    padded = x.new_zeros(len(x), rows + -rows % ALIGNED, columns + -columns % ALIGNED)
+    padded[:, :rows, :columns] = x
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = padded @ padded.mT
+        padded = padded.baddbmm(
+            gram.baddbmm(gram, gram, beta=third, alpha=fifth), padded, beta=first
+        )
+    return padded[:, :rows, :columns]
 
 
 def _schedule_free_adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     v = state["v"].lerp_(g * g, 1.0 - c["beta2"])
-    z = state["z"].add_(theta * (c["decay"] - 1.0))
-    z.addcdiv_(g * c["eta"], v.sqrt().add_(c["epsilon"]), value=-1.0)
+    z = state["z"].addcdiv_(g * c["eta"], v.sqrt().add_(c["epsilon"]), value=-1.0)
     x = state["x"].lerp_(z, c["average"])
     theta.copy_(z).lerp_(x, c["beta1"])
 
@@ -150,9 +198,9 @@ def _with_bias_correction(
 
 
 def _with_decay(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
-    """Every hyperparameter as it is, and in place of `weight_decay`, λ, `decay` holds 1 − η_t λ."""
+    """Every hyperparameter as it is, and in place of `weight_decay`, λ, what it multiplies by."""
     columns = _constant(own, eta, number)
-    columns["decay"] = 1.0 - eta * columns.pop("weight_decay")
+    columns[DECAY] = columns[VECTOR_DECAY] = 1.0 - eta * columns.pop("weight_decay")
     return columns
 
 
@@ -163,6 +211,12 @@ def _with_bias_correction_and_decay(
     root = np.sqrt(1.0 - own["beta2"] ** number)
     corrected = _with_bias_correction(own, eta, number)["eta"]
     return _with_decay(own, eta, number) | {"eta": corrected, "epsilon": own["epsilon"] * root}
+
+
+def _of_muon(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
+    """Those of AdamW, and `rate` holds the learning rate of matrices."""
+    columns = _with_bias_correction_and_decay(own, eta, number)
+    return columns | {"rate": eta, VECTOR_DECAY: np.ones_like(eta)}
 
 
 def _without_momentum(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
@@ -182,12 +236,20 @@ def _from_first_gradient(coefficients: Coefficients) -> Coefficients:
     return found
 
 
+def acts(name: str, table: Table) -> bool:
+    """Whether a coefficient changes anything: not where weight decay multiplies by 1."""
+    return name not in DECAYS or bool((table != 1.0).any())
+
+
 @dataclass(frozen=True)
 class Alternative:
     """Another rule, and the base LRs it is usually tuned at, lowest and highest."""
 
     optimizer: str
     base_lrs: tuple[float, float]
+
+
+Update = Callable[["Tensor", "Tensor", State, Columns], None]
 
 
 @dataclass(frozen=True)
@@ -236,7 +298,11 @@ class Rule(Optimizer):
 
     state          the names of its state, each with its initial value, or PARAMETERS; a row of a
                    stack for each
-    update         one update, in place, from the gradient, the state and the coefficients
+    update         one update, in place, from the gradient, the state and the coefficients, of
+                   numbers each by itself, [K, P]; after weight decay (DECAYS of pieces.py)
+    update_matrix  the same of matrices, [K, a, b], where coefficients are [K, 1, 1]; None: matrices
+                   are updated as all parameters are
+    decayed        the state that weight decay, of the parameters, is taken from; empty: they are
     coefficients   the coefficients of updates, [T] each, from hyperparameters, the learning rate of
                    each and its number from 1; those of an update depend on no other one
     average        what is evaluated and kept in place of the parameters; None: they are
@@ -245,7 +311,9 @@ class Rule(Optimizer):
     """
 
     state: Mapping[str, Start]
-    update: Callable[[Tensor, Tensor, State, Columns], None]
+    update: Update
+    update_matrix: Update | None = None
+    decayed: str = ""
     coefficients: Coefficients = _constant
     average: Average | None = None
     in_torch: Callable[[Mapping[str, float], float], Counterpart] | None = None
@@ -272,6 +340,21 @@ class Rule(Optimizer):
             self._refuse(f"its coefficients need {error}, which has no default")
         if "eta" not in columns or any(np.shape(table) != (2,) for table in columns.values()):
             self._refuse("its coefficients must be eta and others, a number for each update")
+
+    def apply(self, piece: Piece, theta: Tensor, g: Tensor, state: State, columns: Columns) -> None:
+        """One update of a piece, in place: its parameters and gradients, [K, P], and its state."""
+        for name, part in piece.decays:
+            if name in columns and self.decayed:
+                state[self.decayed][:, part].add_(theta[:, part] * (columns[name] - 1.0))
+            elif name in columns:
+                theta[:, part].mul_(columns[name])
+        if self.update_matrix is None or piece.matrix is None:
+            self.update(theta, g, state, columns)
+            return
+        shape = (len(theta), *piece.matrix)
+        own = {name: one.view(shape) for name, one in state.items()}
+        wider = {name: column[:, :, None] for name, column in columns.items()}
+        self.update_matrix(theta.view(shape), g.view(shape), own, wider)
 
     def tables(
         self, own: Mapping[str, float], eta: Table, number: Numbers, weights: float = 0.0
@@ -398,7 +481,7 @@ RULES: dict[str, Rule] = by_name(
             name="adamw",
             defaults=_ADAM | {"weight_decay": 0.01},
             state=_MOMENTS,
-            update=_adamw,
+            update=_adam,
             in_torch=counterparts.adamw,
             family="adam",
             alternative=_TRY_MOMENTUM,
@@ -427,16 +510,28 @@ RULES: dict[str, Rule] = by_name(
             name="gi_adamw",
             defaults=_ADAM | {"weight_decay": 0.01},
             state=_MOMENTS,
-            update=_adamw,
+            update=_adam,
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_from_first_gradient(_with_bias_correction_and_decay),
+        ),
+        Rule(
+            name="muon",
+            defaults={"momentum": 0.95} | _ADAM | {"weight_decay": 0.1},
+            state=_MOMENTS,
+            update=_adam,
+            update_matrix=_muon_matrix,
+            in_torch=counterparts.muon,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_of_muon,
         ),
         Rule(
             name="schedule_free_adamw",
             defaults=_ADAM | {"weight_decay": 0.0},
             state={"v": 0.0, "z": PARAMETERS, "x": PARAMETERS},
             update=_schedule_free_adamw,
+            decayed="z",
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_without_momentum,

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..rules.clipping import Gate
-from ..rules.optimizers import average_of, coefficients, is_of_torch
+from ..rules.optimizers import acts, average_of, coefficients, is_of_torch
 from ..rules.schedule import learning_rates
 from ..rules.thresholds import clip_z_of, share_of
 from ..signals import stop_if_asked
@@ -571,7 +571,8 @@ class _Loop:
         }
         if is_of_torch(first.point.optimizer):
             return {name: torch.from_numpy(table).unbind() for name, table in tables.items()}
-        return {name: self._tensor(table).unbind() for name, table in tables.items()}
+        acting = {name: table for name, table in tables.items() if acts(name, table)}
+        return {name: self._tensor(table).unbind() for name, table in acting.items()}
 
     @staticmethod
     def _ahead(slot: _Slot, name: str, steps: int) -> NDArray[np.float64]:

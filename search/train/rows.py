@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..rules.clipping import Gate, clip_, clip_threshold, global_norm
 from ..rules.optimizers import PARAMETERS, RULES, average_of, is_of_torch, state_of
+from ..rules.pieces import Piece, pieces_of
 from ..rules.thresholds import update_moments
 from ..trial import Point
 from .by_torch import ByTorch
@@ -74,6 +75,7 @@ class Stack:
             name: torch.zeros(shape, device=self.device, dtype=self.dtype)
             for name in ("theta", "best")
         }
+        self._pieces = self._pieces_by_rule(optimizers)
         names = dict.fromkeys(name for rule in optimizers for name in state_of(rule))
         self._state = {
             name: torch.zeros(shape, device=self.device, dtype=self.wide) for name in names
@@ -98,6 +100,19 @@ class Stack:
         self._make_views()
         if not execution.builds_anew:  # else the model keeps its values until it is adopted
             execution.bind(self._tensors)
+
+    def _pieces_by_rule(self, optimizers: Iterable[str]) -> dict[str, list[Piece]]:
+        """What each rule updates at once: all, or what lies between its matrices, in chunks."""
+        shapes = list(self._shapes.values())
+        as_numbers = pieces_of(shapes, (), UPDATED_AT_ONCE)
+        found = {name: as_numbers for name in optimizers if not is_of_torch(name)}
+        of_matrices = [name for name in found if RULES[name].update_matrix]
+        if of_matrices:
+            matrices = self._execution.matrices()
+            places = {place for place, name in enumerate(self._shapes) if name in matrices}
+            pieces = pieces_of(shapes, places, UPDATED_AT_ONCE)
+            found |= dict.fromkeys(of_matrices, pieces)
+        return found
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
         """The model's tensors, as parts of rows."""
@@ -245,22 +260,16 @@ class Stack:
             self._by_torch.step(rate, self._gradients, self._without_gradient)
             self._execution.mend()
             return
-        width = rows["theta"].shape[1]
         skipped = self._held_back()
         for optimizer, block, columns in blocks:
-            for start in range(0, width, UPDATED_AT_ONCE):
-                part = {
-                    name: held[block, start : start + UPDATED_AT_ONCE]
-                    for name, held in rows.items()
-                }
-                state = {
-                    name: self._state[name][block, start : start + UPDATED_AT_ONCE]
-                    for name in RULES[optimizer].state
-                }
+            rule = RULES[optimizer]
+            for piece in self._pieces[optimizer]:
+                part = {name: held[block, piece.where] for name, held in rows.items()}
+                state = {name: self._state[name][block, piece.where] for name in rule.state}
                 theta, gradient = part["theta"], part["gradient"]
                 if self.wide is not self.dtype:
                     theta, gradient = theta.to(self.wide), gradient.to(self.wide)
-                RULES[optimizer].update(theta, gradient, state, columns)
+                rule.apply(piece, theta, gradient, state, columns)
                 if theta is not part["theta"]:
                     part["theta"].copy_(theta)
         for held, values in skipped:

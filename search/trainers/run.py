@@ -29,7 +29,7 @@ from ..errors import UserError
 from ..judge.readout import note_clipped_before
 from ..rules.optimizers import average_of
 from ..rules.schedule import learning_rates
-from ..rules.torch_optimizers import RuleOptimizer, make, why_another
+from ..rules.torch_optimizers import RuleOptimizer, groups_of, make, why_another
 from ..signals import stop_if_asked
 from ..study.study import Study
 from ..train.checkpoints import packed, unpacked
@@ -71,9 +71,9 @@ class OptimizerName(str):
 
     def __call__(self, parameters: nn.Module | Iterable[Any]) -> Optimizer:
         """The trial's optimizer of a model, of parameters or of parameter groups, watched."""
-        if isinstance(parameters, nn.Module):
-            parameters = (one for one in parameters.parameters() if one.requires_grad)
         point = self.run.point
+        if isinstance(parameters, nn.Module):
+            parameters = groups_of(point.optimizer, parameters)
         optimizer = make(point.optimizer, parameters, point.settings, point.base_lr)
         return self.run.watch(optimizer)
 

@@ -20,9 +20,11 @@ from tunewright.search.rules.optimizers import (
     check_others,
     coefficients,
 )
+from tunewright.search.rules.pieces import DECAYS, pieces_of
 
 T, P = 30, 5
 ETAS = 0.05 * (1 + np.arange(T)) / T
+(ROW,) = pieces_of([(1, P)], (), P)  # which decays, and is updated as numbers
 
 
 def gradients(theta, step):
@@ -89,7 +91,7 @@ def stacked(name, owns, starts):
     for t in range(T):
         g = torch.tensor(np.stack([gradients(row, t) for row in theta.numpy()]))
         columns = {key: torch.tensor([[table[key][t]] for table in tables]) for key in tables[0]}
-        RULES[name].update(theta, g, state, columns)
+        RULES[name].apply(ROW, theta, g, state, columns)
     return theta.numpy()
 
 
@@ -115,6 +117,10 @@ OWN["lion"] = [
     {"beta1": 0.5, "beta2": 0.9, "weight_decay": 0.3},
 ]
 OWN["gi_adam"], OWN["gi_adamw"] = OWN["adam"], OWN["adamw"]
+OWN["muon"] = [
+    own | {"momentum": momentum, "weight_decay": decay}
+    for own, momentum, decay in zip(OWN["adam"], (0.95, 0.7), (0.1, 0.3), strict=True)
+]
 OWN["schedule_free_adamw"] = [
     OWN["adam"][0] | {"weight_decay": 0.0},
     OWN["adam"][1] | {"weight_decay": 0.3, "beta1": 0.0},
@@ -285,10 +291,16 @@ class Seen(dict):
 
 @pytest.mark.parametrize("name", RULES)
 def test_an_update_uses_its_state_and_its_coefficients_and_all_of_them(name):
-    rule, theta = RULES[name], torch.ones(2, P)
-    state = Seen(state_at(theta, name))
+    rule, read = RULES[name], set()
     table = coefficients(name, {}, ETAS)
-    columns = Seen({key: torch.full((2, 1), values[0]) for key, values in table.items()})
-    rule.update(theta, torch.ones(2, P), state, columns)
-    assert state.read == set(rule.state)
-    assert columns.read == set(table)
+    updates = [(rule.update, (2, P)), (rule.update_matrix, (2, P, 3))]
+    for update, shape in updates:
+        if update is None:
+            continue
+        theta, ones = torch.ones(shape), (1,) * (len(shape) - 1)
+        state = Seen(state_at(theta, name))
+        columns = Seen({key: torch.full((2, *ones), one[0]) for key, one in table.items()})
+        update(theta, torch.ones(shape), state, columns)
+        assert not columns.read & set(DECAYS)
+        read |= state.read | columns.read
+    assert read == {*rule.state, *table} - set(DECAYS)

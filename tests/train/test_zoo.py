@@ -35,6 +35,7 @@ LR = {
     "momentum": 1e-2,
     "sgd": 5e-2,
     "lion": 1e-3,
+    "muon": 1e-2,
     "schedule_free_adamw": 1e-2,
 }
 STACKED = Engine(stacked=True, slots=3)  # fewer than points: a slot is refilled
@@ -63,7 +64,7 @@ def points(name):
             decay=("constant", "cosine")[seed],
             workload_args={"entry": name},
         )
-        for i, (rule, seed) in enumerate(zip(rules, (0, 1, 0, 1), strict=False))
+        for i, (rule, seed) in enumerate(zip(rules, (0, 1, 0, 1, 0), strict=False))
     ]  # fmt: skip
 
 
