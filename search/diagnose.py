@@ -38,7 +38,7 @@ from .procedure.group import (
 )
 from .procedure.ladder import HIGHER, LADDER
 from .procedure.purse import Budget
-from .procedure.remedies import ANEW, OWN_ARMS, least_of
+from .procedure.remedies import ANEW, least_of, most_arms
 from .procedure.rounds import TUNING
 from .procedure.steps import SCREENING_SEEDS, Case, label, plain, sweep_of
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
@@ -174,9 +174,9 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
             points = [
                 p for p in next_points(sweep, []) if group_of(p, sweep.scientific_names) == group
             ]
-            others = len(_architectures(study, group)) + max(1, len(study.optimizers) - 1)
+            case = Case(study, group, seeds, plain(points[0]), _architectures(study, group))
             confirmed = (len(LADDER) + len(HIGHER)) * len(lengths) * seeds
-            arms = OWN_ARMS + others
+            arms = len(most_arms(case))
             half = max(BEST_FEW, math.ceil(arms / 2))
             rerun = max(seeds, fewest_seeds(paired=True, candidates=BEST_FEW))
             whole = {

@@ -104,6 +104,19 @@ def threshold(point, entered):
     return min(point.clip_norm, mean + point.clip_z * math.sqrt(variance))
 
 
+def clip_tensor(multiple, norm, usual, t):
+    """AdaGC (Wang et al. 2025) for one tensor: the factor of its gradient, and its γ afterwards.
+
+    Without the paper's global clipping in the first updates, of which there are 25.
+    """
+    if norm == 0:
+        return 1.0, usual
+    if t < 25 or usual is None:
+        return 1.0, norm if usual is None else min(usual, norm)
+    factor = min(multiple * usual / norm, 1.0)
+    return factor, 0.98 * usual + 0.02 * factor * norm
+
+
 def train(workload, point, own, etas, dtype):
     """Losses and unclipped gradient norms of every update, and the model that is evaluated."""
     torch.manual_seed(point.seed)
@@ -111,6 +124,7 @@ def train(workload, point, own, etas, dtype):
     batches = iter(workload.train_batches(point.batch_size, point.seed))
     states = [{} for _ in model.parameters()]
     of_muon = matrices(model, getattr(workload, "not_matrices", ()))
+    usual = [None] * len(states)
     losses, norms, entered = [], [], []
     for t, eta in enumerate(etas):
         loss = workload.loss(model, next(batches))
@@ -118,11 +132,16 @@ def train(workload, point, own, etas, dtype):
         norm = torch.sqrt(sum((g * g).sum() for g in gradients))
         factor = min(1.0, threshold(point, entered) / float(norm))
         entered.append(factor * float(norm))
+        gradients = [g * factor for g in gradients]
+        for i, g in enumerate(gradients):
+            norm_i = float(torch.sqrt((g * g).sum()))
+            own_factor, usual[i] = clip_tensor(point.clip_tensor, norm_i, usual[i], t)
+            gradients[i] = g * own_factor
         with torch.no_grad():
             for parameter, g, state in zip(model.parameters(), gradients, states, strict=True):
                 is_matrix = id(parameter) in of_muon
                 step = rule_step(
-                    point.optimizer, own, parameter, g * factor, state, float(eta), t, is_matrix
+                    point.optimizer, own, parameter, g, state, float(eta), t, is_matrix
                 )
                 parameter.copy_(step)
         losses.append(float(loss.detach()))

@@ -98,9 +98,10 @@ class Watch(Callback):
                 f"Watch: gradient_clip_val={trainer.gradient_clip_val} clips beside the study's "
                 "clip_norm: leave it out"
             )
-        if run and scaler and run.point.clip_z < math.inf:
+        if run and scaler and run.point.follows_norms:
+            name = "clip_z" if run.point.clip_z < math.inf else "clip_tensor"
             raise MisuseError(
-                "Watch: clip_z would count the gradients of updates that a GradScaler skips: use "
+                f"Watch: {name} would count the gradients of updates that a GradScaler skips: use "
                 "precision bf16-mixed"
             )
 

@@ -235,6 +235,21 @@ declare(
         example=[2.5, 4.0],
     )
 )
+declare(
+    Hyperparameter(
+        "clip_tensor",
+        "common",
+        "a number > 0 (inf = no threshold for each tensor)",
+        is_positive_or_inf,
+        default=math.inf,
+        off=math.inf,
+        hidden_at=math.inf,
+        longer_steps=1,
+        description="The gradient of each tensor is scaled down to so many times what its norm "
+        "usually is (R19)",
+        example=[1.05, 2.0],
+    )
+)
 
 # --- of optimizers --------------------------------------------------------------------------------
 

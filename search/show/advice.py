@@ -28,7 +28,7 @@ from ..rules.tied import TIES
 from ..study.sampling import free_axes, shares
 from ..study.study import Axis, Range, Study, ends
 from ..study.tied import on_axes
-from ..trial import COMMON, Trial
+from ..trial import CLIPPING, COMMON, Trial
 from ..words import readable
 from .tables import axis_in_words
 
@@ -455,13 +455,15 @@ def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     for group, own in group_trials(trials, study.scientific_names).items():
         for best in rank_configurations(own)[:1]:
             if best.clip_fraction > CLIP_TOO_MUCH:
+                values = {name: best.point.values[name] for name in CLIPPING}
+                used = {name: value for name, value in values.items() if value < math.inf}
+                at = " and ".join(f"{name} {readable(value)}" for name, value in used.items())
                 yield advice_by(
                     "R17",
-                    study.key_of(group.optimizer, "clip_norm"),
+                    study.key_of(group.optimizer, next(iter(used), "clip_norm")),
                     f"{group.label}: the best trial, {best.point.number}, clips "
-                    f"{best.clip_fraction:.0%} of its updates at "
-                    f"{readable(best.point.clip_norm)}, a strange way of lowering the learning "
-                    "rate: lower base_lr, and raise clip_norm",
+                    f"{best.clip_fraction:.0%} of its updates at {at}, a strange way of lowering "
+                    f"the learning rate: lower base_lr, and raise {' and '.join(used)}",
                 )
 
 

@@ -9,6 +9,7 @@ Where losses, gradients and metrics come from is the execution's (execution.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..rules.clipping import Gate, clip_, clip_threshold, global_norm
+from ..rules.clipping import (
+    Gate,
+    TensorGate,
+    clip_,
+    clip_tensors,
+    clip_threshold,
+    global_norm,
+    share_clipped,
+    tensor_norms,
+)
 from ..rules.optimizers import PARAMETERS, RULES, average_of, is_of_torch, state_of
 from ..rules.pieces import Piece, pieces_of
 from ..rules.thresholds import update_moments
@@ -27,6 +37,9 @@ from .ties import fixed_tensors
 
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
+# What a slot remembers of its earlier gradient norms, and how that begins: mean and variance of
+# the global norm, and γ of each tensor (clipping.py).
+EARLIER_NORMS = {"norm_mean": 0.0, "norm_variance": 0.0, "tensor_norm": math.inf}
 
 
 class Stack:
@@ -42,9 +55,9 @@ class Stack:
         """A stack with the shape of an execution's model.
 
         `load` fills its slots, or `adopt` its only one. It has rows for the states of the rules of
-        `optimizers`, and trains with no other. With `follows_norms` a slot may have a threshold
-        that follows its gradient norms (`clip_threshold`). Raises UserError if the model's
-        trainable parameters differ in device or dtype.
+        `optimizers`, and trains with no other. With `follows_norms` a slot may have thresholds
+        that follow its gradient norms (`clip_threshold`, `clip_tensors`). Raises UserError if the
+        model's trainable parameters differ in device or dtype.
         """
         model = execution.model
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -87,13 +100,14 @@ class Stack:
         fixed = fixed_tensors(model)
         self._buffers = {name: torch.stack([tensor] * self.slots) for name, tensor in fixed.items()}
         self._best_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        # float64: the host repeats their recurrence (`thresholds.clip_thresholds`), and must find
-        # the same updates clipped.
-        norms = ("norm_mean", "norm_variance") if follows_norms else ()
-        self._norms = {
-            name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64)
-            for name in norms
-        }
+        # Those of the global norm in float64: the host repeats their recurrence
+        # (`thresholds.clip_thresholds`), and must find the same updates clipped.
+        each = {"tensor_norm": (len(self._offsets), self.wide)}
+        self._norms = {}
+        for name, value in EARLIER_NORMS.items() if follows_norms else ():
+            numbers, dtype = each.get(name, (1, torch.float64))
+            size = (self.slots, numbers)
+            self._norms[name] = torch.full(size, value, device=self.device, dtype=dtype)
         self._without_gradient: Sequence[str] = []  # parameters, in the last update
         self._by_torch: ByTorch | None = None
         self._optimizers = [""] * self.slots  # of each slot; idle ones may have one
@@ -174,8 +188,8 @@ class Stack:
         for name, rows in self._state.items():
             start = state_of(optimizer).get(name, 0.0)
             rows[slot] = self._rows["theta"][slot] if start == PARAMETERS else start
-        for rows in self._norms.values():
-            rows[slot] = 0.0
+        for name, rows in self._norms.items():
+            rows[slot] = EARLIER_NORMS[name]
 
     def arrange(self, order: Sequence[int], shrink: bool) -> None:
         """Move the slots named to the front, in this order.
@@ -240,20 +254,32 @@ class Stack:
         limit_K1 = clip_threshold(mean_K1, variance_K1, gate)
         clipped_K1 = torch.minimum(norm_K1.to(torch.float64), limit_K1)
         mean_K1, variance_K1 = update_moments(mean_K1, variance_K1, clipped_K1, gate.share)
-        self._norms = {"norm_mean": mean_K1, "norm_variance": variance_K1}
+        self._norms |= {"norm_mean": mean_K1, "norm_variance": variance_K1}
         return limit_K1.to(self.wide)
 
     @torch.no_grad()
-    def update(
-        self,
-        norm_K1: Tensor,
-        clip_norm_K1: Tensor | None,
-        blocks: Iterable[tuple[str, slice, Mapping[str, Tensor]]],
-    ) -> None:
-        """Clip the gradient buffer and apply one update, by each optimizer to its rows."""
+    def clip(self, norm_K1: Tensor, clip_norm_K1: Tensor) -> None:
+        """Clip the gradient buffer, whose norms these are, at thresholds of the global norm."""
+        clip_(self._rows["gradient"], norm_K1, clip_norm_K1)
+
+    @torch.no_grad()
+    def clip_tensors(self, gate: TensorGate) -> Tensor:
+        """Clip each tensor of the gradient buffer at its own threshold, after `clip`.
+
+        Its norms enter the next thresholds. Returns the share of tensors that were clipped, [K].
+        """
+        parts = [self._rows["gradient"][:, start:stop] for start, stop in self._offsets.values()]
+        norm_KN = tensor_norms(parts, self.wide)
+        factor_KN, self._norms["tensor_norm"] = clip_tensors(
+            norm_KN, self._norms["tensor_norm"], gate
+        )
+        torch._foreach_mul_(parts, list(torch.split(factor_KN, 1, dim=1)))
+        return share_clipped(factor_KN, norm_KN)
+
+    @torch.no_grad()
+    def update(self, blocks: Iterable[tuple[str, slice, Mapping[str, Tensor]]]) -> None:
+        """Apply one update of the gradient buffer, by each optimizer to its rows."""
         rows = self._rows
-        if clip_norm_K1 is not None:
-            clip_(rows["gradient"], norm_K1, clip_norm_K1)
         if self._by_torch:
             ((_, _, columns),) = blocks
             rate = float(columns["eta"])

@@ -16,6 +16,7 @@ def main(run):
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,6 +51,7 @@ DATA_ENDED = (
     "itself, which starts again after each epoch"
 )
 BEST, OWN = "best/", "own"  # in a saved state: tensors of the best checkpoint; the user's objects
+USUAL_NORMS = "usual_norms/"  # and of clip_tensor, for each watched optimizer
 
 
 class Stateful(Protocol):
@@ -210,8 +212,8 @@ class Run:
             raise MisuseError("watch: the main optimizer must be watched before others")
         watched = WatchedOptimizer(
             optimizer,
-            self._updates.record if main else lambda norm: None,
-            Clipping(self.point.clip_norm, self.point.clip_z),
+            self._updates.record if main else lambda norm, clipped: None,
+            Clipping(self.point.clip_norm, self.point.clip_z, self.point.clip_tensor),
             self._next_learning_rate if main else self._learning_rate,
             self._main.reference_lr if self._main else None,
             hooked,
@@ -338,11 +340,17 @@ class Run:
         except (TypeError, pickle.PicklingError):
             return  # nobody could say later whether the batches are the same
         self.recorder.seconds = self._seconds()
+        usual = {
+            f"{USUAL_NORMS}{place}": watched.clipping.usual_norms.cpu()
+            for place, watched in enumerate(self._watched)
+            if self.point.clip_tensor < math.inf
+        }
         state = {
             **self.recorder.state(),
             **RandomState.now().tensors(),
             **{f"{BEST}{name}": tensor for name, tensor in self._best.items()},
             OWN: packed([one.state_dict() for one in objects]),
+            **usual,
             "batches": torch.tensor(self._batches),
             "batch": batch,
         }
@@ -363,6 +371,12 @@ class Run:
             for one, own in zip(objects, unpacked(state[OWN], self.device), strict=True):
                 one.load_state_dict(own)
             self.recorder.restore(state)
+            for place, watched in enumerate(self._watched):
+                watched.clipping.resume(
+                    self.recorder.grad_norms,
+                    torch.device(self.device),
+                    state.get(f"{USUAL_NORMS}{place}"),
+                )
         except Exception as error:
             raise StartAgainError(f"its saved state cannot be put back: {error}") from error
         self._best = {
@@ -372,8 +386,6 @@ class Run:
         }
         self._reported.update(self.recorder.metrics)
         self._seconds_before, self._skip = self.recorder.seconds, (int(state["batches"]), state)
-        for watched in self._watched:
-            watched.clipping.resume(self.recorder.grad_norms, torch.device(self.device))
         return True
 
     def _go_on(self, batches: Iterator[Any]) -> None:

@@ -306,7 +306,10 @@ def by_loop(run):
     train_by_loop(run, model, data(), model.loss, evaluate)
 
 
-@pytest.mark.parametrize("clipping", [{"clip_norm": 0.8}, {"clip_z": 0.5, "base_lr": 1e-4}])
+@pytest.mark.parametrize(
+    "clipping",
+    [{"clip_norm": 0.8}, {"clip_z": 0.5, "base_lr": 1e-4}, {"clip_tensor": 1.05, "base_lr": 1e-4}],
+)
 @pytest.mark.parametrize("options", [{}, {"own": True}, {"manual": True}])
 def test_a_trial_is_that_of_a_plain_loop(options, clipping, monkeypatch):
     point = replace(POINT, **{"clip_norm": math.inf} | clipping)

@@ -251,7 +251,7 @@ def by_loop(run):
     train_by_loop(run, model, batches, loss_of, lambda: {"eval_loss": loss_of(collate(texts))})
 
 
-@pytest.mark.parametrize("clipping", [{"clip_norm": 1.2}, {"clip_z": 1.0}])
+@pytest.mark.parametrize("clipping", [{"clip_norm": 1.2}, {"clip_z": 1.0}, {"clip_tensor": 1.05}])
 def test_a_trial_is_that_of_a_plain_loop(clipping, monkeypatch, tmp_path):
     point = replace(POINT, **{"clip_norm": math.inf} | clipping)
     function = partial(by_trainer, folder=tmp_path)

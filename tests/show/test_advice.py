@@ -368,6 +368,16 @@ RESULTS = {
         four(0.01, 0.03, 0.1, 0.3, clip_norm=1.0, clip_fraction=0.51),
         four(0.01, 0.03, 0.1, 0.3, clip_norm=1.0, clip_fraction=0.5),
     ),
+    "clips most updates at a threshold that follows the norms": (
+        ("R17", "space.optimizer.momentum.clip_z"),
+        four(0.01, 0.03, 0.1, 0.3, clip_z=1.0, clip_fraction=0.51),
+        four(0.01, 0.03, 0.1, 0.3, clip_z=1.0, clip_fraction=0.5),
+    ),
+    "clips most of each tensor": (
+        ("R17", "space.optimizer.momentum.clip_tensor"),
+        four(0.01, 0.03, 0.1, 0.3, clip_tensor=1.05, clip_fraction=0.51),
+        four(0.01, 0.03, 0.1, 0.3, clip_tensor=1.05, clip_fraction=0.5),
+    ),
     "clipped before the norms were seen": (
         ("R15", "space.clip_norm"),
         [replace(one, curve=with_norms(one.curve, 0.125)) for one in INSIDE],

@@ -116,7 +116,14 @@ def assert_equal(one, other, tolerance=1e-9):
 
 
 @pytest.mark.parametrize("optimizer", RULES)
-@pytest.mark.parametrize("clipping", [{"clip_norm": 0.5}, {"clip_norm": math.inf, "clip_z": 1.0}])
+@pytest.mark.parametrize(
+    "clipping",
+    [
+        {"clip_norm": 0.5},
+        {"clip_norm": math.inf, "clip_z": 1.0},
+        {"clip_norm": 0.5, "clip_tensor": 1.05},
+    ],
+)
 def test_a_function_trains_as_a_workload_does(optimizer, clipping, trained):
     base_lr = 0.01 if RULES[optimizer].family == "adam" else 0.05
     point = dataclasses.replace(POINT, optimizer=optimizer, base_lr=base_lr, **clipping)
@@ -528,7 +535,14 @@ def resumable(run, shuffled=True):
         run.state(model, optimizer)
 
 
-@pytest.mark.parametrize("changes", [{}, {"clip_z": 1.0, "optimizer": "adam", "base_lr": 0.01}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"clip_z": 1.0, "optimizer": "adam", "base_lr": 0.01},
+        {"clip_z": 2.5, "clip_tensor": 1.05},
+    ],
+)
 def test_an_interrupted_training_ends_as_if_it_had_not_been(changes, trained, monkeypatch):
     monkeypatch.setattr(run_module, "SAVE_SECONDS", 0.0)
     point = dataclasses.replace(POINT, **changes)
