@@ -23,6 +23,7 @@ import torch
 from .errors import UnfinishedError, UserError
 from .judge.comparison import fewest_seeds
 from .judge.diagnosis import Curvature, Diagnosis, GroupDiagnosis, Remedy, Step
+from .judge.edge_ratio import EdgeRun, ratio_sentences
 from .pool.progress import Whole
 from .procedure.arms import FIRST_LOOK, MOST_CLIMBED
 from .procedure.asking import Asking, together
@@ -44,7 +45,7 @@ from .procedure.steps import SCREENING_SEEDS, Case, label, plain, sweep_of
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
 from .rules.counterparts import MADE_BY_RUN, ours
-from .rules.optimizers import counterpart, is_of_torch
+from .rules.optimizers import counterpart, optimizer_of, second_moment_of
 from .run import Then, run_studies
 from .signals import defer_signals
 from .store.files import atomic, checkpoint_path
@@ -58,7 +59,7 @@ from .study.study import Study, load_study
 from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
 from .train.choose import devices
-from .train.curvature import largest_eigenvalue, some_batches, stability_limit
+from .train.curvature import follow_edge, largest_eigenvalue, some_batches, stability_limit
 from .trainers.tryout import check_studies
 from .trial import Group, Point, Trial, group_of
 from .words import readable
@@ -68,6 +69,7 @@ from .workload.workload import architectures_of, build_model, load_workload
 SEEDS = 5  # trainings that a finding rests on
 # λ₁ then scatters by a tenth or two; more takes a minute for a small Transformer
 CURVATURE_EXAMPLES = 128
+CURVATURE_STEPS = 1000  # updates of each of the three trainings that are followed, at most
 RECIPE_FILE = "recipe.toml"
 IN_A_SCRIPT = (
     "Its optimizer in a script of your own, with params = list(model.parameters()) and each "
@@ -341,16 +343,47 @@ class _Runs:
         self.results[results.study.name] = results
 
 
-# --- curvature (Gilmer et al. 2021) ---------------------------------------------------------------
+# --- curvature (Gilmer et al. 2021; Cohen et al. 2021, 2022) --------------------------------------
 
 
 def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDiagnosis:
-    """The group with λ₁ before training and at lr_star's best checkpoint.
-
-    Each comes with the limit of stability that it predicts.
+    """The group with λ₁ before training and at lr_star's best checkpoint, and with how near to the
+    edge plain training is, step by step.
     """
-    if not (found.remedies and study.workload):  # a function has no loss that can be called
+    if not found.remedies:
         return found
+    if not study.workload:
+        return _with_step(found, ("λ₁ is not known: a function has no loss that can be called.",))
+    try:
+        with torch_threads():
+            curvature, studies = _curvature(study, runs, found)
+            edge_runs = _edge_runs(study, found)
+    except ValueError as error:
+        return _with_step(found, (f"λ₁ is not known: {error}.",))
+    sentences = [_curvature_sentence(found, curvature)] if curvature else []
+    sentences += ratio_sentences(edge_runs, found.edge.unstable_base_lr)
+    found = replace(found, curvature=curvature, edge_runs=edge_runs)
+    return _with_step(found, sentences, studies) if sentences else found
+
+
+def _with_step(
+    found: GroupDiagnosis, sentences: Sequence[str], studies: Sequence[str] = ()
+) -> GroupDiagnosis:
+    """The group with what is said of curvature, after the kind of instability."""
+    step = Step("curvature", ("R6",), tuple(sentences), tuple(studies))
+    steps = list(found.steps)
+    at = next((i for i, one in enumerate(steps) if one.name == "kind"), len(steps) - 1)
+    steps.insert(1 + at, step)
+    return replace(found, steps=tuple(steps))
+
+
+def _curvature(
+    study: Study, runs: _Runs, found: GroupDiagnosis
+) -> tuple[Curvature | None, tuple[str, ...]]:
+    """λ₁ before training and at the best checkpoint of plain training, and whose that is.
+
+    None if no checkpoint was kept. Raises ValueError as `largest_eigenvalue`.
+    """
     best = found.remedies[0]
     results = runs.results[best.rerun_in or best.tuned_in]
     trial = min(
@@ -360,31 +393,41 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
     )
     path = checkpoint_path(results.folder, trial.point) if trial else None
     if trial is None or path is None or not path.exists():
-        return found
-    workload = load_workload(study.workload, trial.point.workload_args)
+        return None, ()
+    point = trial.point
+    workload = load_workload(study.workload, point.workload_args)
     with own_random_numbers():
-        model = build_model(workload, trial.point.seed, trial.point.batch_size, torch.device("cpu"))
-    batches = some_batches(workload, trial.point.batch_size, trial.point.seed, CURVATURE_EXAMPLES)
-    try:
-        with torch_threads():
-            at_start = largest_eigenvalue(workload, model, batches)
-            fit(model, read_tensors(path), path)
-            at_best = largest_eigenvalue(workload, model, batches)
-    except ValueError as error:
-        return replace(
-            found, steps=(*found.steps, Step("curvature", ("R6",), (f"λ₁ is not known: {error}.",)))
+        model = build_model(workload, point.seed, point.batch_size, torch.device("cpu"))
+    batches = some_batches(workload, point.batch_size, point.seed, CURVATURE_EXAMPLES)
+    at_start = largest_eigenvalue(workload, model, batches)
+    fit(model, read_tensors(path), path)
+    at_best = largest_eigenvalue(workload, model, batches)
+    limits = math.nan, math.nan
+    if second_moment_of(point.optimizer) is None:  # else λ₁ alone bounds nothing
+        limits = (
+            stability_limit(point.optimizer, point.settings, at_start),
+            stability_limit(point.optimizer, point.settings, at_best),
         )
-    limits = [
-        stability_limit(trial.point.optimizer, trial.point.settings, value)
-        for value in (at_start, at_best)
-    ]
-    curvature = Curvature(at_start, at_best, *limits)
-    step = Step(
-        "curvature", ("R6",), (_curvature_sentence(found, curvature),), (results.study.name,)
+    return Curvature(at_start, at_best, *limits), (results.study.name,)
+
+
+def _edge_runs(study: Study, found: GroupDiagnosis) -> tuple[EdgeRun, ...]:
+    """Plain training at lr_star and at both ends of the edge, followed for CURVATURE_STEPS at most.
+
+    None where no learning rate is known to be the rule's edge. Raises ValueError as `follow_edge`.
+    """
+    point = found.remedies[0].point
+    unknown = math.isnan(stability_limit(point.optimizer, point.settings, 1.0))
+    if unknown or math.isnan(found.lr_star):
+        return ()
+    base_lrs = [found.lr_star, *(found.edge.interval if found.edge.found else ())]
+    workload = load_workload(study.workload, point.workload_args)
+    return tuple(
+        follow_edge(
+            study, workload, replace(point, base_lr=base_lr), CURVATURE_EXAMPLES, CURVATURE_STEPS
+        )
+        for base_lr in dict.fromkeys(base_lrs)
     )
-    steps = list(found.steps)
-    steps.insert(1 + next(i for i, one in enumerate(steps) if one.name == "kind"), step)
-    return replace(found, steps=tuple(steps), curvature=curvature)
 
 
 def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
@@ -396,13 +439,11 @@ def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
         f"The largest eigenvalue of the training loss's Hessian, λ₁, is {at_start} before "
         f"training and {at_best} at the best checkpoint of plain training"
     )
-    if math.isnan(curvature.limit_at_start) and is_of_torch(found.group.optimizer):
-        return f"{words}. What limit it sets for {found.group.optimizer} is not known."
+    optimizer = found.group.optimizer
+    if second_moment_of(optimizer) and optimizer_of(optimizer).max_stable_lr:
+        return f"{words}. What bounds {optimizer} is the Hessian divided by its √v + ε."
     if math.isnan(curvature.limit_at_start):
-        return (
-            f"{words}. For {found.group.optimizer} it sets no limit: the preconditioned Hessian "
-            "would."
-        )
+        return f"{words}. What limit it sets for {optimizer} is not known."
     limits = f"{readable(curvature.limit_at_start)} and {readable(curvature.limit_at_best)}"
     seen = (
         f"found: {readable(found.edge.unstable_base_lr)}" if found.edge.found else "found: no edge"

@@ -24,6 +24,12 @@ CLIPPING = ("clip_norm", "clip_z", "clip_tensor")  # those of them that clip; ea
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed", "unfinished"]
 # an evaluation after as many updates is of the untrained model: some count updates from 1
 UNTRAINED_STEPS = 1
+SPIKE_WINDOW = 128  # losses before one that say whether it is a spike
+SPIKE_DEVIATIONS = 6.0  # standard deviations above their mean that a spike is, at least
+SPIKE_ROUNDING = 1e-6  # of the mean: losses that scatter less are equal, but for rounding
+SPIKE_BLOCK = 4096  # windows that are looked at together: memory
+# scalars of a trial that older records do not have, and many trainings do not
+OFTEN_UNKNOWN = ("spike_score", "near_epsilon")
 CUT = "cut at step"  # how the evidence of a trial begins that its study stopped by its value
 Instability = Literal["none", "early", "mid_training"]
 OPTIONAL = ("loss_step", "tensors_clipped")  # arrays of a curve that few have
@@ -191,6 +197,33 @@ class Curve:
             return int(place)
         return int(self.loss_step[min(int(place), len(self.loss_step) - 1)])
 
+    @cached_property
+    def spikes(self) -> NDArray[np.int64]:
+        """Places of the losses that lie more than SPIKE_DEVIATIONS standard deviations above the
+        mean of the SPIKE_WINDOW losses before them.
+
+        The first SPIKE_WINDOW losses have no such window, and are none; nor is one after losses
+        that are all equal, but for rounding. Source: OLMo 2 (arXiv 2501.00656), whose window is
+        1,000 and bound 7; these are those of OLMo-core's stability monitor, for shorter trainings.
+        """
+        found = []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(SPIKE_WINDOW, len(self.loss), SPIKE_BLOCK):
+                block = self.loss[start : start + SPIKE_BLOCK]
+                before = self.loss[start - SPIKE_WINDOW : start + len(block) - 1]
+                windows = np.lib.stride_tricks.sliding_window_view(before, SPIKE_WINDOW)
+                mean, deviation = windows.mean(axis=1), windows.std(axis=1)
+                scatters = deviation > SPIKE_ROUNDING * np.abs(mean)
+                high = block > mean + SPIKE_DEVIATIONS * deviation
+                found.append(start + np.flatnonzero(high & scatters))
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    @property
+    def spike_score(self) -> float:
+        """Share of spikes among the losses that have a whole window before them; nan: none has."""
+        windows = len(self.loss) - SPIKE_WINDOW
+        return len(self.spikes) / windows if windows > 0 else math.nan
+
     def __repr__(self) -> str:
         metrics = ", ".join(self.metrics) or "nothing"
         return (
@@ -297,6 +330,9 @@ class Trial:
     seconds        wall time of training, evaluation included
     traceback      of a crashed trial; empty otherwise
     maximize       whether a higher value of the objective is better
+    spike_score    share of spikes in the training loss (`Curve.spikes`); nan if it is too short
+    near_epsilon   share of parameters whose √v was below 10 ε at the end (`SecondMoment`); nan for
+                   a rule without v, or whose v nobody saw
     provisional    whether its configuration has not all its seeds, so that it is not ranked yet:
                    known beside the others alone, and no part of the record
     """
@@ -313,6 +349,8 @@ class Trial:
     traceback: str = ""
     maximize: bool = False
     provisional: bool = False
+    spike_score: float = math.nan
+    near_epsilon: float = math.nan
 
     def __repr__(self) -> str:
         point, verdict = self.point, self.verdict
@@ -350,9 +388,11 @@ class Trial:
     def record(self) -> dict[str, Any]:
         """Everything but the curve, as plain values for `json.dumps`, which writes nan and inf too.
 
-        That of a minimized objective is as it was before there were others.
+        That of a minimized objective is as it was before there were others, and one without what is
+        OFTEN_UNKNOWN as it was before that was measured.
         """
         left_off = ["curve", "provisional", *([] if self.maximize else ["maximize"])]
+        left_off += [name for name in OFTEN_UNKNOWN if math.isnan(getattr(self, name))]
         return {
             **{name: value for name, value in vars(self).items() if name not in left_off},
             "point": self.point.record(),
@@ -399,6 +439,7 @@ class Trial:
             clip_fraction=float(np.mean(clipped)) if len(clipped) else 0.0,
             seconds=seconds,
             maximize=maximize,
+            spike_score=curve.spike_score,
         )
 
     @classmethod

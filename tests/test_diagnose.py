@@ -22,6 +22,7 @@ from tunewright.search.pool.in_process import InProcess
 from tunewright.search.procedure.group import diagnosis_of
 from tunewright.search.rules.optimizers import counterpart
 from tunewright.search.run import run_study
+from tunewright.search.show.chapter import DRAWN
 from tunewright.search.show.report import write_report
 from tunewright.search.show.tables import diagnosis_plan_table, diagnosis_table
 from tunewright.search.store.results import Results, read_diagnosis
@@ -149,7 +150,7 @@ def test_the_report_has_the_chapter_with_a_figure_per_step(whole):
     text = write_report(Results.read(open_store(folder))).read_text(encoding="utf-8")
     assert "Diagnosis: batch size 32, momentum" in text
     for step in result.groups[0].steps:
-        drawn = step.name in ("sweep", "edge", "kind", "warmup", "clipping", "tournament")
+        drawn = step.name in DRAWN
         assert text.count(f'id="diagnosis_momentum-32_{step.name}"') == drawn
         assert all(name in text for name in step.studies)
 

@@ -23,7 +23,7 @@ from ..trial import Group, Point, Trial, cost, group_of
 from ..words import FAR, in_order, readable
 from .comparison import Interval
 from .plateau import GOOD_REGION, NOWHERE, Noise, Runs, find_plateau, headroom_base, is_basin
-from .sensitivity import usable_range
+from .sensitivity import lr_sensitivity, usable_decades, usable_range
 
 EDGE_HEADROOM = 4.0  # R6; playbook section E: near 1-4, the best base LR sits on the edge
 # trials above what is as good: one alone shows no edge, which is random
@@ -108,6 +108,7 @@ class GroupSummary:
     noise              between runs
     usable             the lowest and the highest base LR around the best that lose less than 5 % of
                        what it learned (`sensitivity`); (nan, nan) if that is not known
+    usable_decades, lr_sensitivity   of its base LRs (`sensitivity`); nan if they are not known
     diagnosed_with     seeds of the diagnosis that lr_star, the edge and the verdict are of; 0: none
     """
 
@@ -132,6 +133,8 @@ class GroupSummary:
     verdict: GroupVerdict
     noise: Noise
     usable: Interval
+    usable_decades: float = math.nan
+    lr_sensitivity: float = math.nan
     diagnosed_with: int = 0
 
     def __repr__(self) -> str:
@@ -190,7 +193,8 @@ class GroupSummary:
         """
         values = asdict(self)
         group = values.pop("group")
-        del values["noise"], values["usable"]
+        for name in ("noise", "usable", "usable_decades", "lr_sensitivity"):
+            del values[name]
         values["point"] = self.point.record() if self.point else None
         if self.seeds == 1:
             del values["seeds"], values["best_values"], values["unstable_trials"]
@@ -419,6 +423,8 @@ def _summary(group: Group, trials: list[Trial]) -> GroupSummary:
         seeds=most_seeds,
         maximize=maximize,
         usable=usable_range(trials),
+        usable_decades=usable_decades(trials),
+        lr_sensitivity=lr_sensitivity(trials),
         verdict=_group_verdict(star, edge[1], trials),
     )
 

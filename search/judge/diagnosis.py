@@ -14,6 +14,7 @@ import scipy
 from ..markup import html_table
 from ..trial import Group, Point, cost
 from .comparison import ALPHA, CONFIDENCE, Decision, Evidence, Interval
+from .edge_ratio import EdgeRun
 from .plateau import NOWHERE, headroom_base
 from .stability_edge import Tried
 
@@ -108,7 +109,7 @@ class Curvature:
     """Largest eigenvalue λ₁ of the training loss's Hessian, and the base LRs that it limits.
 
     Above a limit, descent on a quadratic of that curvature is unstable. The limits are nan for
-    adaptive optimizers (`curvature.stability_limit`).
+    adaptive optimizers, which it does not bound (`GroupDiagnosis.edge_runs`).
     """
 
     eigenvalue_at_start: float
@@ -190,6 +191,8 @@ class GroupDiagnosis:
     left_out       what the budget left out, as "the rerun of warmup"
     would_do       about the budget, in trainings, that reaches it; 0: nothing was left out
     fault          what is wrong with the objective, so that nothing was concluded; else ""
+    edge_runs      trainings whose nearness to the edge was measured: plain training at lr_star, and
+                   at both ends of the edge; none in older files
     """
 
     group: Group
@@ -207,6 +210,7 @@ class GroupDiagnosis:
     fault: str = ""
     as_good: Interval = NOWHERE
     would_do: int = 0
+    edge_runs: tuple[EdgeRun, ...] = ()
 
     @property
     def budget_in_words(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class SizeTold:
     edge             (largest base LR that trains, lowest that does not); an end is 0 or inf where
                      nothing bounds it
     optimum          of the smooth curve, which laws are fitted to
-    usable_decades   nan if unknown
+    usable_decades, lr_sensitivity   nan if unknown, the second in older files too
     max_train_steps  of its trainings, ascending
     seeds            the most that any configuration has
     """
@@ -38,6 +39,7 @@ class SizeTold:
     usable_decades: float
     max_train_steps: tuple[int, ...]
     seeds: int
+    lr_sensitivity: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class ScalingTold:
     edge, exponent   of unstable_base_lr, of the optimal base LR; None if not fitted
     left_out       each batch size predicted from the others
     targets        steps to target; None if no target could be chosen
-    trends         usable decades, best value, log10 of the headroom
+    trends         usable decades, LR sensitivity, best value, log10 of the headroom
     predictions    base LRs at the batch sizes that were asked for
     optimum_band, edge_band   laws and their 95 % interval, over the batch sizes
     notes          what could not be said, and why
@@ -128,7 +130,8 @@ def _size(one: AtBatchSize) -> SizeTold:
         headroom=row.headroom,
         edge=one.edge,
         optimum=one.optimum,
-        usable_decades=one.usable_decades,
+        usable_decades=row.usable_decades,
         max_train_steps=one.max_train_steps,
         seeds=row.seeds,
+        lr_sensitivity=row.lr_sensitivity,
     )

@@ -45,7 +45,6 @@ from .laws import (
     power_of_ten,
 )
 from .optimum import FEWEST, Optimum, configurations, find_optima
-from .sensitivity import usable_decades
 from .stability_edge import bracket, tries
 from .targets import StepsToTarget, critical_in_words, steps_to_target
 from .trends import Trend, trend
@@ -64,7 +63,6 @@ class AtBatchSize:
     edge             (largest base LR that trains, lowest that does not), with seeds by halves
                      (`stability_edge.bracket`); an end is 0 or inf where nothing bounds it
     optimum          of the smooth curve: what laws are fitted to
-    usable_decades   nan if the value of the untrained model is not known
     max_train_steps  updates that its trainings were planned for, ascending
     """
 
@@ -72,7 +70,6 @@ class AtBatchSize:
     summary: GroupSummary
     edge: Interval
     optimum: Optimum
-    usable_decades: float
     max_train_steps: tuple[int, ...]
 
 
@@ -270,14 +267,15 @@ def _at_batch_size(
     best = 0.0 if math.isnan(summary.best_base_lr) else summary.best_base_lr
     planned = {trial.curve.total_steps for trial in trials if trial.verdict.judged}
     edge = bracket(tries(trials), above=best)
-    return AtBatchSize(size, summary, edge, optimum, usable_decades(trials), tuple(sorted(planned)))
+    return AtBatchSize(size, summary, edge, optimum, tuple(sorted(planned)))
 
 
 def _trends(sizes: Sequence[AtBatchSize]) -> tuple[Trend, ...]:
     summaries = {one.batch_size: one.summary for one in sizes}
     headroom = {size: math.log10(one.headroom) for size, one in summaries.items() if one.headroom}
     return (
-        trend("usable decades", {one.batch_size: one.usable_decades for one in sizes}),
+        trend("usable decades", {one.batch_size: one.summary.usable_decades for one in sizes}),
+        trend("LR sensitivity", {one.batch_size: one.summary.lr_sensitivity for one in sizes}),
         trend("best value", {size: one.best_value for size, one in summaries.items()}),
         trend("log10 of the headroom", headroom),
     )

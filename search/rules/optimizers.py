@@ -110,6 +110,16 @@ def _nesterov_max_stable_lr(own: Mapping[str, float], curvature: float) -> float
     return (2 + 2 * own["momentum"]) / (ahead * curvature)
 
 
+def _nadam_max_stable_lr(own: Mapping[str, float], curvature: float) -> float:
+    """Nesterov's, with the gradient's share 1 − β₁ in m."""
+    own_lr = _nesterov_max_stable_lr({"momentum": own["beta1"]}, curvature)
+    return own_lr / (1 - own["beta1"])
+
+
+def _adam_max_stable_lr(own: Mapping[str, float], curvature: float) -> float:
+    return (2 + 2 * own["beta1"]) / ((1 - own["beta1"]) * curvature)
+
+
 def _rmsprop(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     v = state["v"].lerp_(g * g, 1.0 - c["rho"])
     m = state["m"].mul_(c["momentum"]).addcdiv_(g * c["eta"], (v + c["epsilon"]).sqrt_())
@@ -266,6 +276,46 @@ class Average:
 
 
 MaxStableLr = Callable[[Mapping[str, float], float], float]
+NEAR_EPSILON = 10.0  # times ε: a √v below it is not what a step is divided by
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """What a rule divides its steps by, per parameter: √v + ε, or √(v + ε).
+
+    state    the name of v in its state
+    epsilon  the name of ε among its coefficients
+    inside   whether ε stands under the root
+    """
+
+    state: str = "v"
+    epsilon: str = "epsilon"
+    inside: bool = False
+
+    def divisor(self, state: State, columns: Mapping[str, float]) -> Tensor:
+        """P where θ moves by −η P⁻¹ m, like v. From coefficients of a learning rate of 1, whose
+        `eta` is the bias correction alone.
+
+        inf where v = 0: what never had a gradient rests.
+        """
+        v, epsilon = state[self.state].double(), columns[self.epsilon]
+        divisor = (v + epsilon).sqrt() if self.inside else v.sqrt() + epsilon
+        return (divisor / columns["eta"]).masked_fill(v == 0, math.inf)
+
+    def share_near_epsilon(self, state: State, columns: Mapping[str, float]) -> float:
+        """The share of parameters whose √v is below NEAR_EPSILON ε; of √ε if it is under the root.
+
+        There a step is nearly proportional to the gradient, as SGD's. Both as the update adds them:
+        a rule that corrects √v for bias, and not ε, is looked at so. Of the parameters that had a
+        gradient (v ≠ 0); nan if none had, or one is not finite. Source: Wortsman et al. 2023, arXiv
+        2309.14322.
+        """
+        v, epsilon = state[self.state].double(), columns[self.epsilon]
+        limit = NEAR_EPSILON * (math.sqrt(epsilon) if self.inside else epsilon)
+        moved = v[v != 0]
+        if not len(moved) or not moved.isfinite().all():
+            return math.nan
+        return float((moved.sqrt() < limit).double().mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +326,8 @@ class Optimizer:
     family         of optimizers whose steps are of about the same size at the same base_lr (S1)
     alternative    the rule to try instead where a study has this one alone (R18)
     max_stable_lr  the base LR above which it diverges on a quadratic, from its hyperparameters and
-                   the curvature (`curvature.stability_limit`); None: the curvature does not tell
+                   the curvature (`curvature.stability_limit`); None: the curvature does not tell.
+                   Of a rule with a second moment: the curvature divided by it
     from_first_gradient  the rule that is the same but for a second moment that starts at the square
                    of the first gradient, with the same hyperparameters and base LRs; empty: none
     """
@@ -308,6 +359,7 @@ class Rule(Optimizer):
     average        what is evaluated and kept in place of the parameters; None: they are
     in_torch       what comes closest in torch, from hyperparameters and a learning rate; None:
                    nothing there is like it
+    second_moment  what its steps are divided by; None: nothing
     """
 
     state: Mapping[str, Start]
@@ -317,6 +369,7 @@ class Rule(Optimizer):
     coefficients: Coefficients = _constant
     average: Average | None = None
     in_torch: Callable[[Mapping[str, float], float], Counterpart] | None = None
+    second_moment: SecondMoment | None = None
 
     def __post_init__(self) -> None:
         if fault := fault_of(self.defaults, "optimizer"):
@@ -340,6 +393,12 @@ class Rule(Optimizer):
             self._refuse(f"its coefficients need {error}, which has no default")
         if "eta" not in columns or any(np.shape(table) != (2,) for table in columns.values()):
             self._refuse("its coefficients must be eta and others, a number for each update")
+        moment = self.second_moment
+        if moment and (moment.state not in self.state or moment.epsilon not in columns):
+            self._refuse(
+                f"its second moment must name a state and a coefficient, got {moment.state!r} and "
+                f"{moment.epsilon!r}"
+            )
 
     def apply(self, piece: Piece, theta: Tensor, g: Tensor, state: State, columns: Columns) -> None:
         """One update of a piece, in place: its parameters and gradients, [K, P], and its state."""
@@ -455,6 +514,8 @@ RULES: dict[str, Rule] = by_name(
             in_torch=counterparts.rmsprop,
             family="adam",
             alternative=_TRY_ADAM,
+            max_stable_lr=lambda own, curvature: (2 + 2 * own["momentum"]) / curvature,
+            second_moment=SecondMoment(inside=True),
         ),
         Rule(
             name="adam",
@@ -466,6 +527,8 @@ RULES: dict[str, Rule] = by_name(
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction,
             from_first_gradient="gi_adam",
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
         ),
         Rule(
             name="nadam",
@@ -476,6 +539,8 @@ RULES: dict[str, Rule] = by_name(
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction,
+            max_stable_lr=_nadam_max_stable_lr,
+            second_moment=SecondMoment(),
         ),
         Rule(
             name="adamw",
@@ -487,6 +552,8 @@ RULES: dict[str, Rule] = by_name(
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction_and_decay,
             from_first_gradient="gi_adamw",
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
         ),
         Rule(
             name="lion",
@@ -504,6 +571,8 @@ RULES: dict[str, Rule] = by_name(
             update=_adam,
             family="adam",
             alternative=_TRY_MOMENTUM,
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
             coefficients=_from_first_gradient(_with_bias_correction),
         ),
         Rule(
@@ -513,6 +582,8 @@ RULES: dict[str, Rule] = by_name(
             update=_adam,
             family="adam",
             alternative=_TRY_MOMENTUM,
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
             coefficients=_from_first_gradient(_with_bias_correction_and_decay),
         ),
         Rule(
@@ -524,6 +595,7 @@ RULES: dict[str, Rule] = by_name(
             in_torch=counterparts.muon,
             family="adam",
             alternative=_TRY_MOMENTUM,
+            second_moment=SecondMoment(),
             coefficients=_of_muon,
         ),
         Rule(
@@ -535,6 +607,7 @@ RULES: dict[str, Rule] = by_name(
             decayed="z",
             family="adam",
             alternative=_TRY_MOMENTUM,
+            second_moment=SecondMoment(),
             coefficients=_without_momentum,
             average=Average("x", np.square),
         ),
@@ -638,6 +711,11 @@ def state_of(name: str) -> Mapping[str, Start]:
     None of one of torch, which holds its own.
     """
     return {} if is_of_torch(name) else RULES[name].state
+
+
+def second_moment_of(name: str) -> SecondMoment | None:
+    """What an optimizer divides its steps by; None: nothing, or one of torch, which holds it."""
+    return None if is_of_torch(name) else RULES[name].second_moment
 
 
 def coefficients(

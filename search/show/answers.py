@@ -130,7 +130,10 @@ def edge_in_words(answer: Answer) -> str:
         f"{headroom_in_words(row.headroom)} {base}"
     )
     if row.is_flat:
-        breaks += f", {usable_in_words(row.usable)}"
+        breaks += (
+            f", {usable_in_words(row.usable)} ({row.usable_decades:.1f} decades, LR sensitivity "
+            f"{row.lr_sensitivity:.2f})"
+        )
     match answer.verdict:
         case "stable":
             return f"Stable: {breaks}."

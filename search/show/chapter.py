@@ -27,9 +27,12 @@ from .plots import (
     norms_info,
     overlay_figure,
     overlay_info,
+    ratio_figure,
+    ratio_info,
     told_of,
 )
 
+NARROW = ("sweep", "edge", "curvature")  # steps whose figure is one panel wide
 SPARSE_EVERY = 50  # updates between two looks of somebody who evaluates rarely (R5)
 COLOURS: Mapping[Kind, str] = {
     "none": "good",
@@ -87,7 +90,7 @@ def story(results: Results) -> Iterator[Scene]:
             draw = DRAWN.get(step.name)
             drawn = draw(found, step, results.study.objective, trials) if draw else None
             figure, words = drawn or (None, "")
-            yield Scene(found, step, figure, 1 if step.name in ("sweep", "edge") else 2, words)
+            yield Scene(found, step, figure, 1 if step.name in NARROW else 2, words)
 
 
 # --- a figure for each step -----------------------------------------------------------------------
@@ -197,10 +200,16 @@ def _studies(found: GroupDiagnosis, name: StepName) -> tuple[str, ...]:
     return next((step.studies for step in found.steps if step.name == name), ())
 
 
+def _curvature(found: GroupDiagnosis, step: Step, objective: str, trials: Trials) -> Drawn | None:
+    info = ratio_info(found.group, found.edge_runs)
+    return (ratio_figure(info), info.in_words()) if info.lines else None
+
+
 DRAWN: Mapping[StepName, Callable[[GroupDiagnosis, Step, str, Trials], Drawn | None]] = {
     "sweep": _sweep,
     "edge": _edge,
     "kind": _kind,
+    "curvature": _curvature,
     "warmup": _warmup,
     "clipping": _clipping,
     "tournament": _tournament,

@@ -23,6 +23,7 @@ from ..judge.analysis import (
 from ..judge.answer import Answer
 from ..judge.comparison import Comparison
 from ..judge.diagnosis import GroupDiagnosis
+from ..judge.early_signs import attention_sign, early_signs
 from ..judge.flags import checkpoint_note, curve_flags
 from ..judge.readout import clipped_before
 from ..procedure.steps import label
@@ -31,7 +32,7 @@ from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import counterpart
 from ..store.files import atomic
 from ..store.results import Results
-from ..trial import Point, Trial
+from ..trial import OFTEN_UNKNOWN, Point, Trial
 from ..words import readable
 from .against import chapter, versus
 from .answers import answer_in_words, next_in_words
@@ -71,6 +72,7 @@ MARGIN_WIDTH = 160  # pixels
 MOST_ROWS = 1_000  # of the table of all trials: a browser is slow with more
 SUMMARY_COLUMNS = (
     *("group", "verdict", "lr_star", "as good", "best value", "unstable_base_lr", "headroom"),
+    *("usable decades", "LR sensitivity"),
     *("near lr_star", "trials", "infeasible", "crashed", "at step"),
 )
 OUTCOMES = (
@@ -80,6 +82,7 @@ OUTCOMES = (
     "best_value",
     "best_step",
     "clip_fraction",
+    *OFTEN_UNKNOWN,
     "seconds",
     "reason",
 )
@@ -147,11 +150,12 @@ def _document(
     against = chapter(comparison) if comparison else None
     drawn = {trace.meta for one in found if one.name == CURVES for trace in one.figure.data}
     listed = _listed(trials, study.scientific_names)
-    rows = [_trial_row(trial, names, comparison, drawn) for trial in listed]
+    outcomes = _outcomes(trials, comparison)
+    rows = [_trial_row(trial, names, outcomes, comparison, drawn) for trial in listed]
     baseline_summary = None
     if comparison:
         baseline_summary = _baseline_summary(comparison) if summaries else None
-        rows.insert(0, _baseline_row(comparison, names))
+        rows.insert(0, _baseline_row(comparison, [*names, *outcomes]))
     left_out = ""
     if len(listed) < len(trials):
         left_out = f"{len(listed)} of {len(trials)} trials: the best of each group."
@@ -186,7 +190,7 @@ def _document(
         diagnosis=told,
         scaling=scaling,
         sections=sections,
-        trial_columns=["number", *names, *with_gain(OUTCOMES, comparison)],
+        trial_columns=["number", *names, *outcomes],
         text_columns=TEXT_COLUMNS,
         trials=rows,
         left_out=left_out,
@@ -263,7 +267,9 @@ def _counterparts(found: Iterable[Answer]) -> Iterator[tuple[str, Counterpart]]:
 
 
 def _sentences(results: Results) -> list[str]:
-    """Boundaries (S4), lengths of training (S8) and the flags of each group's best curve (S6)."""
+    """Boundaries (S4), lengths of training (S8), the flags of each group's best curve (S6), and
+    early signs of instability.
+    """
     study, trials = results.study, results.trials
     diagnosed = {row.group for row in results.summaries if row.diagnosed_with}
     sentences = [
@@ -274,9 +280,11 @@ def _sentences(results: Results) -> list[str]:
     for group, own in group_trials(trials, study.scientific_names).items():
         if note := checkpoint_note(own, study.objective):
             sentences.append(f"{group.label}: {note}.")
+        if sign := attention_sign(own):
+            sentences.append(f"{group.label}: {sign}.")
         for best in rank_configurations(own)[:1]:
             told = [flag.sentence for flag in curve_flags(best, study.objective)]
-            told += filter(None, [clipped_before(best)])
+            told += filter(None, [clipped_before(best), *early_signs(best)])
             sentences += [f"{group.label}, best trial {best.point.number}: {one}." for one in told]
     return sentences
 
@@ -430,7 +438,19 @@ def _baseline_summary(comparison: Comparison) -> list[str]:
     return [cells.get(column, "") for column in with_gain(SUMMARY_COLUMNS, comparison)]
 
 
-def _baseline_row(comparison: Comparison, names: list[str]) -> dict[str, Any]:
+def _outcomes(trials: Sequence[Trial], comparison: Comparison | None) -> list[str]:
+    """The columns of what came of trials, without those that nothing is known of."""
+    known = {
+        name for name in OFTEN_UNKNOWN if any(not math.isnan(getattr(t, name)) for t in trials)
+    }
+    return [
+        name
+        for name in with_gain(OUTCOMES, comparison)
+        if name in known or name not in OFTEN_UNKNOWN
+    ]
+
+
+def _baseline_row(comparison: Comparison, names: Sequence[str]) -> dict[str, Any]:
     """The baseline as the first of all trials, with what is known of it."""
     checkpoint, settings = comparison.checkpoint, comparison.known_settings
     known = settings | {
@@ -439,8 +459,7 @@ def _baseline_row(comparison: Comparison, names: list[str]) -> dict[str, Any]:
         "gain": 0.0,
         "reason": f"checkpoint {checkpoint.path}",
     }
-    columns = ["number", *names, *with_gain(OUTCOMES, comparison)]
-    cells = [_cell(known.get(column, "")) for column in columns]
+    cells = [_cell(known.get(column, "")) for column in ("number", *names)]
     return {"id": "baseline", "curve": False, "cells": cells}
 
 
@@ -459,7 +478,11 @@ def _listed(trials: Sequence[Trial], scientific: Sequence[str]) -> list[Trial]:
 
 
 def _trial_row(
-    trial: Trial, names: list[str], comparison: Comparison | None, drawn: Collection[str]
+    trial: Trial,
+    names: Sequence[str],
+    outcomes: Sequence[str],
+    comparison: Comparison | None,
+    drawn: Collection[str],
 ) -> dict[str, Any]:
     gain = comparison.gain(trial.best_value) if comparison and is_rankable(trial) else math.nan
     verdict = trial.verdict
@@ -472,15 +495,15 @@ def _trial_row(
         "gain": Cell(signed(gain), gain),
         "best_step": _cell(trial.best_step),
         "clip_fraction": _cell(trial.clip_fraction),
+        **{name: _cell(getattr(trial, name)) for name in OFTEN_UNKNOWN},
         "seconds": _cell(trial.seconds),
         "reason": Cell(verdict.evidence, verdict.evidence, "text wide"),
     }
     point = [trial.point.number, *(trial.point.values.get(name, "") for name in names)]
-    outcomes = [known[name] for name in with_gain(OUTCOMES, comparison)]
     return {
         "id": _id(trial.point),
         "curve": _id(trial.point) in drawn,
-        "cells": [*map(_cell, point), *outcomes],
+        "cells": [*map(_cell, point), *(known[name] for name in outcomes)],
     }
 
 

@@ -62,6 +62,7 @@ def _size_row(one: SizeTold, reached: Reached | None) -> dict[str, str]:
         "lr_star": _or_unknown(one.lr_star),
         "trains up to": edge_in_words(one.edge),
         "usable decades": _or_unknown(one.usable_decades),
+        "LR sensitivity": _or_unknown(one.lr_sensitivity),
         "best value": _or_unknown(one.best_value),
         "updates to target": _updates(reached.updates) if reached else UNKNOWN,
         "examples to target": _updates(reached.examples) if reached else UNKNOWN,

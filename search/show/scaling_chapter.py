@@ -55,7 +55,7 @@ def scaling_pictures(results: Results) -> list[Picture]:
         found.append(_drawn("base_lr", overlay_figure, overlay))
     trends = trends_info(report)
     if trends.panels:
-        found.append(_drawn("trends", trends_figure, trends, 3))
+        found.append(_drawn("trends", trends_figure, trends, len(trends.panels)))
     return found
 
 

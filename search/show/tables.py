@@ -230,6 +230,8 @@ def summary_cells(
         "as good": as_good_in_words(row),
         "unstable_base_lr": edge,
         "headroom": headroom,
+        "usable decades": _or_dash(row.usable_decades, "{:.2f}"),
+        "LR sensitivity": _or_dash(row.lr_sensitivity, "{:.2f}"),
         "best value": best_value,
         "gain": signed(comparison.gain(row.best_value)) if comparison else "",
         "at step": best_step,
@@ -399,8 +401,17 @@ def _fill(table: Table, rows: Sequence[Mapping[str, str]]) -> None:
 
 
 def remedy_rows(found: GroupDiagnosis) -> list[dict[str, str]]:
-    """A row per way to train: tuned, rerun, and decided."""
-    return [_remedy_row(one, one.name == found.adopted) for one in found.remedies]
+    """A row per way to train: tuned, rerun, and decided.
+
+    Plain training, the first, has also how near it is to the edge at lr_star, if that was measured.
+    """
+    rows = [_remedy_row(one, one.name == found.adopted) for one in found.remedies]
+    if found.edge_runs:
+        highest = found.edge_runs[0].highest
+        for row in rows:
+            row["of the edge"] = ""
+        rows[0]["of the edge"] = readable(highest.ratio) if highest else "–"
+    return rows
 
 
 def _remedy_row(one: Remedy, adopted: bool) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,11 @@ from ..judge.analysis import hyperparameters, is_rankable
 from ..judge.comparison import Comparison
 from ..study.sampling import plan
 from ..study.study import RESULT_COLUMNS, Study
-from ..trial import EMPTY_CURVE, Point, Trial, Verdict
+from ..trial import EMPTY_CURVE, OFTEN_UNKNOWN, Point, Trial, Verdict
 from .files import atomic
 
 _VERDICT = TypeAdapter(Verdict)
+UNKNOWN = "nan"
 
 
 def write_table(
@@ -56,8 +58,10 @@ def write_table(
 
 
 def columns_of(trials: Sequence[Trial], comparison: Comparison | None = None) -> list[str]:
-    """The columns of trials.csv in their order."""
-    number, *results = [name for name in RESULT_COLUMNS if comparison or name != "gain"]
+    """The columns of trials.csv in their order, without those that nothing is known of."""
+    unknown = {name for name in OFTEN_UNKNOWN if all(math.isnan(getattr(t, name)) for t in trials)}
+    unknown |= set() if comparison else {"gain"}
+    number, *results = [name for name in RESULT_COLUMNS if name not in unknown]
     return [number, *hyperparameters(trials), *results]
 
 
@@ -87,6 +91,7 @@ def table_row(trial: Trial, comparison: Comparison | None = None) -> dict[str, A
         "initial_value": trial.initial_value,
         "last_loss": trial.last_loss,
         "clip_fraction": trial.clip_fraction,
+        **{name: getattr(trial, name) for name in OFTEN_UNKNOWN},
         "seconds": round(trial.seconds, 3),
         "reason": verdict.evidence,
     }
@@ -144,7 +149,8 @@ def _trial_of(place: str, row: Mapping[str, str], point: Point | None, study: St
     }
     _VERDICT.validate_python(said)
     names = ("best_value", "best_step", "initial_value", "last_loss", "clip_fraction", "seconds")
-    measured: dict[str, Any] = {name: _number(row[name]) for name in names}
+    known = [name for name in OFTEN_UNKNOWN if name in row and row[name] != UNKNOWN]
+    measured: dict[str, Any] = {name: _number(row[name]) for name in (*names, *known)}
     curve = replace(EMPTY_CURVE, total_steps=study.updates(point))
     return Trial(point, Verdict(**said), curve, **measured, maximize=study.maximize)
 

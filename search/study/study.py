@@ -96,7 +96,8 @@ LENGTHS = ("max_train_steps", "max_train_examples")
 
 RESULT_COLUMNS = (
     *("number", "verdict", "instability", "onset_step", "best_value", "gain", "best_step"),
-    *("initial_value", "last_loss", "clip_fraction", "seconds", "reason"),
+    *("initial_value", "last_loss", "clip_fraction", "spike_score", "near_epsilon"),
+    *("seconds", "reason"),
 )  # of trials.csv, besides the hyperparameters
 
 

@@ -7,6 +7,7 @@ are yielded.
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections import deque
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..rules.clipping import Gate, TensorGate
-from ..rules.optimizers import acts, average_of, coefficients, is_of_torch
+from ..rules.optimizers import acts, average_of, coefficients, is_of_torch, second_moment_of
 from ..rules.schedule import learning_rates
 from ..rules.thresholds import TENSOR_GATHERS, clip_z_of, share_of
 from ..signals import stop_if_asked
@@ -76,6 +77,22 @@ class Keeper(Protocol):
 
     def start_again(self, point: Point, reason: str) -> None:
         """Called when a saved state is of no use, with the reason: training begins anew."""
+
+
+class Observer(Protocol):
+    """Looks at trials after some of their updates.
+
+    steps   the numbers of updates after which it does; training ends after the last
+    """
+
+    @property
+    def steps(self) -> Collection[int]: ...
+
+    def look(self, step: int, values: Mapping[str, Tensor], divisor: Tensor | None) -> None:
+        """Called with a copy of parameters and buffers by name.
+
+        `divisor` is what a step is divided by (`SecondMoment.divisor`), [P]; None: nothing.
+        """
 
 
 class Supply(Protocol):
@@ -208,6 +225,7 @@ def train(
     traces: Traces | None = None,
     with_state: bool = False,
     to_cut: bool = False,
+    observer: Observer | None = None,
 ) -> Iterator[Trained]:
     """Train points of one batch size and one workload; yield each as it finishes.
 
@@ -217,14 +235,15 @@ def train(
     `keeper` is told what is in training and keeps its state now and then; `traces` keeps the graphs
     of a stacked workload from one call to the next. With `to_cut` a trial leaves its slot at its
     cut (`Study.cut_step`), with a verdict that is unfinished; its state is saved, so that its
-    training may go on later. Exceptions of the workload are not caught.
+    training may go on later. An `observer` looks at every trial, and ends it after its last look,
+    unfinished. Exceptions of the workload are not caught.
     Raises StackingError if what a stack or a recording computes is not what the model alone does
     (audit.py). Each trial has its own random numbers, of Python, NumPy and torch; the caller's are
     as they were at each yield.
     """
     supply = Listed(points) if isinstance(points, Iterable) else points
     loop = _Loop(study, workload, supply, engine, torch.device(device), keeper, traces, with_state)
-    loop.to_cut = to_cut
+    loop.to_cut, loop.observer = to_cut, observer
     finished = loop.run()
     inside: RandomState | None = None
     while True:
@@ -268,6 +287,7 @@ class _Loop:
         self.chance = chance_loss(workload)
         self.initial: dict[int, dict[str, Tensor]] = {}
         self.to_cut = False
+        self.observer: Observer | None = None
         self.python: PythonState | None = None  # of a stack or a recording, after its first loss
 
     def run(self) -> Iterator[Trained]:
@@ -319,8 +339,32 @@ class _Loop:
         self._advance(steps)
         self._evaluate([k for k, slot in enumerate(self.slots) if self._evaluation_due(slot)])
         share = (time.perf_counter() - began) / len(self.slots)
+        self._observe()
         for slot in self.slots:
             slot.recorder.seconds += share
+
+    def _observe(self) -> None:
+        """Let the observer look at the slots that have come to one of its steps."""
+        if self.observer is None:
+            return
+        for k, slot in enumerate(self.slots):
+            if slot.step not in self.observer.steps:
+                continue
+            point, divisor = slot.point, None
+            if moment := second_moment_of(point.optimizer):
+                unit = coefficients(point.optimizer, point.settings, np.ones(slot.step))
+                last = {name: float(table[-1]) for name, table in unit.items()}
+                divisor = moment.divisor(self.stack.optimizer_state(k, point.optimizer), last)
+            self.observer.look(slot.step, self.stack.snapshot(k), divisor)
+
+    def _near_epsilon(self, k: int) -> float:
+        """`SecondMoment.share_near_epsilon` after the last update; nan for other rules."""
+        slot, optimizer = self.slots[k], self.slots[k].point.optimizer
+        moment = second_moment_of(optimizer)
+        if moment is None or not slot.step:
+            return math.nan
+        last = {name: float(table[slot.step - 1]) for name, table in slot.columns.items()}
+        return moment.share_near_epsilon(self.stack.optimizer_state(k, optimizer), last)
 
     def _is_saving_due(self, keeper: Keeper) -> bool:
         return keeper.is_leaving or time.monotonic() - self.saved >= SAVE_SECONDS
@@ -434,7 +478,7 @@ class _Loop:
             point=point,
             batches=batches,
             columns=coefficients(point.optimizer, point.settings, learning_rates(point, schedule)),
-            until=min(updates, study.cut_step(point)) if self.to_cut else updates,
+            until=self._until(point, updates),
             recorder=Recorder(
                 updates,
                 study.objective,
@@ -445,11 +489,20 @@ class _Loop:
             ),
         )
 
+    def _until(self, point: Point, updates: int) -> int:
+        """Updates after which a trial leaves its slot."""
+        if self.observer:
+            return min(updates, max(self.observer.steps))
+        return min(updates, self.study.cut_step(point)) if self.to_cut else updates
+
     def _steps_ahead(self) -> int:
         """Updates until a slot must be looked at: an evaluation, its end, or the next check."""
         every = self.every
+        looks = self.observer.steps if self.observer else ()
+        ahead = [look - slot.step for slot in self.slots for look in looks if look > slot.step]
         return min(
             CHECK_EVERY,
+            *ahead,
             *(min(every - slot.step % every, slot.until - slot.step) for slot in self.slots),
         )
 
@@ -637,4 +690,5 @@ class _Loop:
             if self.keeper:
                 self._save_slot(self.keeper, k)
         trial = Trial.from_curve(point, verdict, curve, study.objective, seconds, study.maximize)
+        trial = replace(trial, near_epsilon=self._near_epsilon(k))
         return Trained(trial, self.stack.best(k), self.stack.state(k) if self.with_state else {})

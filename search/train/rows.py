@@ -191,6 +191,16 @@ class Stack:
         for name, rows in self._norms.items():
             rows[slot] = EARLIER_NORMS[name]
 
+    def snapshot(self, slot: int) -> dict[str, Tensor]:
+        """A copy of a slot's parameters and buffers, by their names in the model."""
+        values = {name: rows[slot] for name, rows in self._values.items()}
+        values |= self._execution.buffers(self._tensors, slot)
+        return {name: tensor.detach().clone() for name, tensor in values.items()}
+
+    def optimizer_state(self, slot: int, optimizer: str) -> dict[str, Tensor]:
+        """A slot's state of the rule that trains it, [P] each, as views."""
+        return {name: self._state[name][slot] for name in state_of(optimizer)}
+
     def arrange(self, order: Sequence[int], shrink: bool) -> None:
         """Move the slots named to the front, in this order.
 

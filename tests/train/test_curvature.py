@@ -6,6 +6,7 @@ from itertools import repeat
 import numpy as np
 import pytest
 import torch
+from examples import parse
 from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, jacrev
@@ -15,10 +16,13 @@ from tunewright.models import diabetes, digits, on_cue, residual_mlp, transforme
 from tunewright.search.rules.optimizers import RULES, coefficients
 from tunewright.search.train.curvature import (
     EXAMPLES,
+    follow_edge,
     largest_eigenvalue,
     some_batches,
     stability_limit,
 )
+from tunewright.search.train.loop import train
+from tunewright.search.trial import Point
 from tunewright.search.workload.batches import examples
 
 TINY_TEXT = {"d_model": 2, "layers": 1, "heads": 1, "context": 4}
@@ -337,7 +341,7 @@ def test_the_limits_are_the_written_formulas_with_the_rules_own_defaults():
 
 
 @pytest.mark.parametrize("optimizer", RULES)
-def test_a_valley_without_walls_has_no_limit_and_adaptive_rules_are_not_bounded_by_it(optimizer):
+def test_a_valley_without_walls_has_no_limit_and_of_some_rules_none_is_known(optimizer):
     adaptive = RULES[optimizer].max_stable_lr is None
     for eigenvalue in (0.0, -3.0):
         assert math.isnan(stability_limit(optimizer, {}, eigenvalue)) == adaptive
@@ -355,6 +359,157 @@ def test_torchs_sgd_has_the_limit_of_the_rule_that_it_is():
     for others in ({"weight_decay": 0.1}, {"dampening": 0.5}):
         assert math.isnan(stability_limit("torch.optim.SGD", own | others, 4.0))
     assert math.isnan(stability_limit("torch.optim.AdamW", {}, 4.0))
+
+
+# --- preconditioned, and followed -----------------------------------------------------------------
+
+ADAPTIVE = [name for name, rule in RULES.items() if rule.second_moment and rule.max_stable_lr]
+
+
+def test_a_preconditioned_hessian_has_the_eigenvalue_of_the_dense_one():
+    task = quadratic([5.0, 1.0, 3.0, -2.0])
+    divisor = torch.tensor([1.0, 0.01, 7.0, 0.3], dtype=torch.float64)
+    dense = dense_hessian(task, task.model, [task.batch])
+    found = largest_eigenvalue(task, task.model, [task.batch], divisor)
+    eigenvalues = torch.linalg.eigvals(dense / divisor[:, None]).real
+    assert found == pytest.approx(float(eigenvalues.max()), rel=1e-5)
+
+
+def test_a_parameter_whose_divisor_is_infinite_is_held():
+    task = Task(
+        Theta(1.0, 1.0, 1.0), lambda m, b: (m.theta**2 * torch.tensor([9.0, 2.0, 1.0])).sum()
+    )
+    divisor = torch.tensor([math.inf, 1.0, 1.0])
+    assert largest_eigenvalue(task, task.model, [task.batch], divisor) == pytest.approx(4.0)
+
+
+def grown(optimizer, settings, rate, curvature, v=4.0, steps=1500):
+    """|θ| after updates of the real rule on ½ curvature θ², from θ = 1, while v rests."""
+    rule = RULES[optimizer]
+    theta = torch.ones(1, 1, dtype=torch.float64)
+    state = {name: torch.zeros_like(theta) for name in rule.state}
+    table = coefficients(optimizer, settings, np.full(100_000, rate))  # beyond bias correction
+    columns = {name: torch.tensor([[values[-1]]]) for name, values in table.items()}
+    if "decay" in columns:
+        columns["decay"] = torch.ones(1, 1, dtype=torch.float64)
+    for _ in range(steps):
+        state["v"].fill_(v)
+        for name in ("beta2", "rho"):
+            if name in columns:
+                columns[name] = torch.ones(1, 1, dtype=torch.float64)
+        rule.update(theta, curvature * theta, state, columns)
+    return float(theta.abs())
+
+
+@pytest.mark.parametrize("optimizer", ADAPTIVE)
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.9])
+def test_an_adaptive_rule_is_bounded_by_its_preconditioned_curvature(optimizer, kept):
+    rule = RULES[optimizer]
+    name = "beta1" if "beta1" in rule.defaults else "momentum"
+    settings, curvature, v = {name: kept, "epsilon": 0.1}, 7.0, torch.tensor([4.0])
+    unit = coefficients(optimizer, settings, np.ones(100_000))
+    last = {column: float(values[-1]) for column, values in unit.items()}
+    divisor = float(rule.second_moment.divisor({"v": v}, last))
+    limit = stability_limit(optimizer, settings, curvature / divisor)
+    assert grown(optimizer, settings, 0.98 * limit, curvature) < 0.01
+    assert grown(optimizer, settings, 1.02 * limit, curvature) > 1e3
+
+
+def test_adams_threshold_is_38_by_default():
+    assert stability_limit("adam", {}, 1.0) == pytest.approx(38)
+    assert stability_limit("adamw", {"beta1": 0.0}, 4.0) == stability_limit("sgd", {}, 4.0)
+    assert stability_limit("nadam", {}, 1.0) == pytest.approx(38 / 2.8)
+
+
+def study_of(optimizer, steps=200, **space):
+    return parse(
+        objective="val_loss",
+        max_train_steps=steps,
+        batch_sizes=[4],
+        divergence=False,
+        space={"optimizer": {optimizer: {"base_lr": [0.01]}}} | space,
+    )
+
+
+class Fixed(Task):
+    """A quadratic whose model is built anew, as in any training."""
+
+    def build_model(self, seed):
+        return Theta(*[0.3] * len(self.model.theta))
+
+    def evaluate(self, model):
+        return {"val_loss": self.loss(model, self.batch)}
+
+
+def fixed(*eigenvalues):
+    scales = torch.tensor(eigenvalues, dtype=torch.float64)
+    return Fixed(Theta(*[0.3] * len(eigenvalues)), lambda m, b: 0.5 * (scales * m.theta**2).sum())
+
+
+def test_on_a_quadratic_the_ratio_is_the_next_learning_rate_over_the_limit():
+    point = Point(0, 4, "momentum", 0.02, warmup_steps=20, settings={"momentum": 0.9})
+    study = study_of("momentum", warmup_steps=[20])
+    found = follow_edge(study, fixed(10.0, 1.0), point)
+    assert [look.step for look in found.looks] == [1, 3, 8, 24, 69, 200]
+    rates = [0.02 * min(step + 1, 20) / 20 for step in (1, 3, 8, 24, 69, 200)]
+    for look, rate in zip(found.looks, rates, strict=True):
+        assert look.rate == pytest.approx(rate)
+        assert look.eigenvalue == pytest.approx(10.0, rel=1e-5)
+        assert look.ratio == pytest.approx(rate * 10.0 / 3.8, rel=1e-5)
+    assert found.outcome == "feasible"
+
+
+def test_adams_ratio_is_of_the_state_that_its_own_updates_leave():
+    study = study_of("adam", 24)
+    workload, point = fixed(10.0, 1.0), Point(0, 4, "adam", 0.01)
+    found = follow_edge(study, workload, point)
+    theta = torch.full((1, 2), 0.3, dtype=torch.float64)
+    state = {name: torch.zeros_like(theta) for name in ("m", "v")}
+    tables = coefficients("adam", {}, np.full(24, 0.01))
+    scales, looks = torch.tensor([[10.0, 1.0]], dtype=torch.float64), {}
+    for i in range(24):
+        columns = {name: torch.tensor([[table[i]]]) for name, table in tables.items()}
+        RULES["adam"].update(theta, scales * theta, state, columns)
+        bias = (1 - 0.9 ** (i + 1)) / math.sqrt(1 - 0.999 ** (i + 1))
+        looks[i + 1] = float((scales / ((state["v"].sqrt() + 1e-8) * bias)).max())
+    assert len(found.looks) > 3
+    for look in found.looks:
+        assert look.eigenvalue == pytest.approx(looks[look.step], rel=1e-4)
+        assert look.ratio == pytest.approx(0.01 * looks[look.step] / 38, rel=1e-4)
+
+
+def test_a_training_that_diverges_is_looked_at_while_it_is_finite():
+    found = follow_edge(study_of("sgd", 2000), fixed(10.0, 1.0), Point(0, 4, "sgd", 5.0))
+    assert found.outcome == "non_finite"
+    assert 1 <= len(found.looks) < 6
+    assert all(look.ratio == pytest.approx(25.0) for look in found.looks)
+
+
+def test_it_ends_after_its_last_look_and_trains_as_without_one():
+    study = study_of("momentum", 200)
+    workload, point = fixed(10.0, 1.0), Point(0, 4, "momentum", 0.02, settings={"momentum": 0.9})
+
+    class Kept:
+        steps, seen = (7, 31), {}
+
+        def look(self, step, values, divisor):
+            assert divisor is None
+            self.seen[step] = values["theta"].clone()
+
+    kept = Kept()
+    (cut,) = train(study, workload, [point], observer=kept)
+    (whole,) = train(study, workload, [point])
+    assert (len(cut.trial.curve.loss), cut.trial.verdict.outcome) == (31, "unfinished")
+    assert np.array_equal(cut.trial.curve.loss, whole.trial.curve.loss[:31])
+    for step, theta in kept.seen.items():
+        after = float(whole.trial.curve.loss[step])
+        assert workload.loss(Theta(*theta), None).item() == pytest.approx(after)
+
+
+def test_a_loss_without_second_derivatives_is_an_error_that_can_be_told():
+    task = Fixed(Theta(0.3, 0.3), lambda model, batch: Once.apply(model.theta).square().sum())
+    with pytest.raises(ValueError, match="cannot be differentiated twice"):
+        follow_edge(study_of("sgd"), task, Point(0, 4, "sgd", 0.01))
 
 
 def test_an_unknown_rule_is_refused():

@@ -3,6 +3,7 @@
 from .axis import AxisInfo, Told, axis_figure, axis_info, told_of
 from .curves import CurvesInfo, curves_figure, curves_info
 from .edge import EdgeInfo, edge_figure, edge_info, edge_panel
+from .edge_ratio import RatioInfo, ratio_figure, ratio_info
 from .law import LawInfo, law_figure, law_info
 from .loss import LossInfo, is_untuned, loss_figure, loss_info
 from .norms import NormsInfo, norms_figure, norms_info
@@ -20,6 +21,7 @@ __all__ = [
     "LossInfo",
     "NormsInfo",
     "OverlayInfo",
+    "RatioInfo",
     "TargetInfo",
     "Told",
     "TrainingInfo",
@@ -42,6 +44,8 @@ __all__ = [
     "norms_info",
     "overlay_figure",
     "overlay_info",
+    "ratio_figure",
+    "ratio_info",
     "target_figure",
     "target_info",
     "told_of",
