@@ -611,6 +611,7 @@ RULES: dict[str, Rule] = by_name(
             defaults=_ADAM | {"weight_decay": 0.0},
             state={"v": 0.0, "z": PARAMETERS, "x": PARAMETERS},
             update=_schedule_free_adamw,
+            in_torch=counterparts.schedule_free_adamw,
             decayed="z",
             family="adam",
             alternative=_TRY_MOMENTUM,
