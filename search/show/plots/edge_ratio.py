@@ -72,13 +72,14 @@ def ratio_info(group: Group, runs: Sequence[EdgeRun]) -> RatioInfo:
 def _line(run: EdgeRun) -> RatioLine:
     shown = [look for look in run.looks if look.ratio > 0]
     counted = {look.step for look in run.settled}
+    highest = run.highest
     return RatioLine(
         base_lr=run.base_lr,
         outcome=run.outcome,
         steps=tuple(look.step for look in shown),
         ratios=tuple(look.ratio for look in shown),
         counts=tuple(look.step in counted for look in shown),
-        highest=run.highest.ratio if run.highest else math.nan,
+        highest=highest.ratio if highest else math.nan,
     )
 
 
