@@ -301,7 +301,8 @@ def update_rules() -> str:
         texts.append(
             f"### {name}\n\n```text\n{equations[name]}\n```\n\n"
             f"- **Its own settings**: {own or 'none'}\n"
-            f"- **Base LRs of the same scale as**: {_family(rule.family, name)}\n\n"
+            f"- **Base LRs of the same scale as**: {_family(rule.family, name)}\n"
+            f"- **Evaluated and kept**: {_evaluated(rule)}\n\n"
             f"In torch, at base LR 0.001:\n\n```python\n{code}\n```\n\n"
             + "\n\n".join([away.difference, _each(away.each), away.distance]).strip()
         )
@@ -311,6 +312,12 @@ def update_rules() -> str:
 def _family(family: str, name: str) -> str:
     alike = [one.name for one in optimizers.RULES.values() if one.family == family]
     return ", ".join(one for one in alike if one != name) or "no other"
+
+
+def _evaluated(rule: optimizers.Rule) -> str:
+    if rule.average is None:
+        return "the parameters θ"
+    return f"the average {rule.average.state}; losses and gradients are of the parameters θ"
 
 
 def _each(statement: str) -> str:

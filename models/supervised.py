@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,10 @@ class Supervised(ABC):
     architecture  → a new model with torch's default initialization; picklable likewise
     architectures   other arguments of the factory, by name, that may mend an unstable training
                     (R18)
+    largest         names of what `measure` reports that are not means: the largest of the batch
     """
+
+    largest: ClassVar[frozenset[str]] = frozenset()
 
     load: Callable[[], Split]
     architecture: Callable[[], nn.Module]
@@ -45,7 +49,10 @@ class Supervised(ABC):
 
     @abstractmethod
     def measure(self, model: nn.Module, batch: Examples) -> dict[str, Tensor]:
-        """Means over the batch of what is reported about a part of the data, by name; scalars."""
+        """What is reported about a part of the data, by name; scalars.
+
+        A mean over the batch, unless `largest` names it.
+        """
 
     def build_model(self, seed: int) -> nn.Module:
         """A new model on the CPU, a function of the seed alone; the caller's random state stays as
@@ -67,16 +74,16 @@ class Supervised(ABC):
         """Validation metrics of the model in evaluation mode: val_loss and what else `measure`
         names.
         """
-        return {f"val_{name}": value for name, value in self._means(model, "validation").items()}
+        return {f"val_{name}": value for name, value in self._measure(model, "validation").items()}
 
     def test(self, model: nn.Module) -> dict[str, Tensor]:
         """The same metrics on the test part: for the final model only, never while tuning."""
-        return {f"test_{name}": value for name, value in self._means(model, "test").items()}
+        return {f"test_{name}": value for name, value in self._measure(model, "test").items()}
 
     @torch.no_grad()
-    def _means(self, model: nn.Module, part: Part) -> dict[str, Tensor]:
+    def _measure(self, model: nn.Module, part: Part) -> dict[str, Tensor]:
         examples = self.load().part(part, next(model.parameters()).device)
-        means: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
@@ -84,13 +91,16 @@ class Supervised(ABC):
                 *(torch.split(tensor, EVALUATION_EXAMPLES) for tensor in examples), strict=True
             ):
                 share = len(chunk[0]) / len(examples[0])
-                for name, mean in self.measure(model, chunk).items():
-                    means[name] = means.get(name, 0.0) + share * mean
+                for name, value in self.measure(model, chunk).items():
+                    if name in self.largest:
+                        found[name] = torch.maximum(found.get(name, value), value)
+                    else:
+                        found[name] = found.get(name, 0.0) + share * value
         finally:
             # each its own: a frozen normalization stays in evaluation mode
             for module, mode in modes:
                 module.training = mode
-        return means
+        return found
 
 
 class Classification(Supervised):
@@ -100,14 +110,11 @@ class Classification(Supervised):
     """
 
     def loss(self, model: nn.Module, batch: Examples) -> Tensor:
-        logits_MC, y_M = _predict(model, batch)
+        logits_MC, y_M = predict(model, batch)
         return functional.cross_entropy(logits_MC.flatten(0, -2), y_M.flatten())
 
     def measure(self, model: nn.Module, batch: Examples) -> dict[str, Tensor]:
-        logits_MC, y_M = _predict(model, batch)
-        wrong_M = (logits_MC.argmax(-1) != y_M).to(logits_MC.dtype)
-        loss = functional.cross_entropy(logits_MC.flatten(0, -2), y_M.flatten())
-        return {"loss": loss, "error": wrong_M.mean()}
+        return quality(*predict(model, batch))
 
     @property
     def chance_loss(self) -> float:
@@ -122,7 +129,7 @@ class Regression(Supervised):
     """Squared error on one real number: loss = mean (prediction − y)²."""
 
     def loss(self, model: nn.Module, batch: Examples) -> Tensor:
-        prediction_B1, y_B = _predict(model, batch)
+        prediction_B1, y_B = predict(model, batch)
         return functional.mse_loss(prediction_B1.squeeze(-1), y_B.to(prediction_B1.dtype))
 
     def measure(self, model: nn.Module, batch: Examples) -> dict[str, Tensor]:
@@ -134,9 +141,16 @@ class Regression(Supervised):
         return float(self.load().train[1].double().var(correction=0))
 
 
-def _predict(model: nn.Module, batch: Examples) -> tuple[Tensor, Tensor]:
+def predict(model: nn.Module, batch: Examples) -> tuple[Tensor, Tensor]:
     """The model's output, and the targets beside it on its device."""
     x, y = batch
     weight = next(model.parameters())
     x = x.to(weight.device, x.dtype if x.dtype == torch.int64 else weight.dtype)
     return model(x), y.to(weight.device)
+
+
+def quality(logits_MC: Tensor, y_M: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy, and the share of wrong argmax."""
+    wrong_M = (logits_MC.argmax(-1) != y_M).to(logits_MC.dtype)
+    loss = functional.cross_entropy(logits_MC.flatten(0, -2), y_M.flatten())
+    return {"loss": loss, "error": wrong_M.mean()}

@@ -710,9 +710,9 @@ def _parser() -> argparse.ArgumentParser:
     def device(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--device",
-            default="cpu",
             metavar="D",
-            help="torch devices to train on, as cuda:0,cuda:1 (default: cpu)",
+            help="torch devices to train on, as cuda:0,cuda:1 or cpu (default: every GPU, or the "
+            "CPU where there is none)",
         )
 
     def pool(sub: argparse.ArgumentParser) -> None:
@@ -722,7 +722,7 @@ def _parser() -> argparse.ArgumentParser:
             "--workers",
             type=_whole(0, MOST_PROCESSES),
             metavar="N",
-            help="worker processes on this machine (default: one per core)",
+            help="worker processes on this machine (default: one per GPU, or per core)",
         )
         sub.add_argument(
             "--listen",
@@ -852,7 +852,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workers",
         type=_whole(1, MOST_PROCESSES),
         metavar="N",
-        help="worker processes (default: one per core, or per device)",
+        help="worker processes (default: one per device, or per core)",
     )
     device(worker)
     worker.add_argument(

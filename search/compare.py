@@ -392,7 +392,7 @@ def _measure_checkpoint(
         if own.maximize != study.maximize:
             wanted = str(study.maximize).lower()
             raise UserError(f"{own.name}: maximize: must be {wanted} as that of the candidates")
-    device, model = str(options.get("device") or "cpu"), None
+    device, model = devices(options.get("device"))[0], None
     if choices[0].study.train:
         fits, metrics = _measure_by_function(path, choices, device)
     else:
@@ -415,7 +415,7 @@ def _measure_by_function(
         with torch_threads():
             try:
                 metrics = measure_by_function(
-                    settings.study, settings.point, checkpoint, tensors, devices(device)[0]
+                    settings.study, settings.point, checkpoint, tensors, device
                 )
             except UserError as error:
                 errors.append(error)
@@ -448,7 +448,7 @@ def _fit(checkpoint: Path, choices: Sequence[Settings], device: str) -> tuple[Se
         except UserError as error:
             errors.append(error)
         else:
-            fits.append((settings, model.to(devices(device)[0])))
+            fits.append((settings, model.to(device)))
     return _only(fits, errors, checkpoint)
 
 
@@ -473,7 +473,8 @@ class _Runs:
         self, sides: Sequence[Settings], folder: Path, seeds: int, options: dict[str, Any]
     ) -> None:
         self.first_seed = max(side.study.seed + side.study.most_seeds for side in sides)
-        self.seeds, self.folder, self.device = seeds, folder, str(options.get("device") or "cpu")
+        self.seeds, self.folder = seeds, folder
+        self.device = devices(options.get("device"))[0]
         studies = {self.name(side): self.study(side) for side in sides}
         kept: list[Results] = []
         run_studies(list(studies.values()), results=folder, then=kept.append, **options)

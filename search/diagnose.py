@@ -39,13 +39,13 @@ from .procedure.group import (
 )
 from .procedure.ladder import HIGHER, LADDER
 from .procedure.purse import Budget
-from .procedure.remedies import ANEW, OWN_ARMS, least_of
+from .procedure.remedies import ANEW, least_of, most_arms
 from .procedure.rounds import TUNING
 from .procedure.steps import SCREENING_SEEDS, Case, label, plain, sweep_of
 from .procedure.tournament import BEST_FEW, SAFE_SEEDS
 from .procedure.warmup import screened_updates, warmup_lengths
 from .rules.counterparts import MADE_BY_RUN, ours
-from .rules.optimizers import counterpart, second_moment_of
+from .rules.optimizers import counterpart, optimizer_of, second_moment_of
 from .run import Then, run_studies
 from .signals import defer_signals
 from .store.files import atomic, checkpoint_path
@@ -58,6 +58,7 @@ from .study.sampling import next_points
 from .study.study import Study, load_study
 from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
+from .train.choose import devices
 from .train.curvature import follow_edge, largest_eigenvalue, some_batches, stability_limit
 from .trainers.tryout import check_studies
 from .trial import Group, Point, Trial, group_of
@@ -125,6 +126,7 @@ def diagnose(
     results = Path(results)
     refuse_undiagnosable(study)
     check_studies([study])
+    devices(options.get("device"))  # refuses one that is not there before anything is written
     sweep = sweep_of(study)
     groups = [group for size in study.batch_sizes for group in sweep.groups(size)]
     architectures = {group: _architectures(study, group) for group in groups}
@@ -174,9 +176,9 @@ def plan_of(study: Study, seeds: int) -> dict[Group, list[tuple[str, int, int]]]
             points = [
                 p for p in next_points(sweep, []) if group_of(p, sweep.scientific_names) == group
             ]
-            others = len(_architectures(study, group)) + max(1, len(study.optimizers) - 1)
+            case = Case(study, group, seeds, plain(points[0]), _architectures(study, group))
             confirmed = (len(LADDER) + len(HIGHER)) * len(lengths) * seeds
-            arms = OWN_ARMS + others
+            arms = len(most_arms(case))
             half = max(BEST_FEW, math.ceil(arms / 2))
             rerun = max(seeds, fewest_seeds(paired=True, candidates=BEST_FEW))
             whole = {
@@ -438,7 +440,7 @@ def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
         f"training and {at_best} at the best checkpoint of plain training"
     )
     optimizer = found.group.optimizer
-    if second_moment_of(optimizer):
+    if second_moment_of(optimizer) and optimizer_of(optimizer).max_stable_lr:
         return f"{words}. What bounds {optimizer} is the Hessian divided by its √v + ε."
     if math.isnan(curvature.limit_at_start):
         return f"{words}. What limit it sets for {optimizer} is not known."

@@ -33,7 +33,7 @@ def run_studies(
     results: str | Path = RUNS,
     workers: int | None = None,
     threads: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     slots: int | None = None,
     compiled: bool | None = None,
     storage: str | None = None,
@@ -45,7 +45,8 @@ def run_studies(
 ) -> list[Store]:
     """Train every point of every study that is not in its results yet, in one pool of workers.
 
-    `workers` defaults to one per processor core, or per device if `device` names others. `slots`
+    `device` names torch devices, as "cuda:0,cuda:1": every GPU of this machine by default, or its
+    processor where there is none. `workers` defaults to one per GPU, or per processor core. `slots`
     forces how many trials a worker trains at once (1: one after the other); by default a rule says
     (`choose.choose`). `threads` is how many torch threads each worker has, 1 by default. What
     workers of this machine print is in workers.log of the first study. `compiled`: whether to train
@@ -70,10 +71,13 @@ def run_studies(
         raise UserError("executor: cannot stand beside backend: each says who trains")
     with ExitStack() as stack:
         if executor is not None:
-            hired = Hired(executor, device=device, folder=results)
+            hired = Hired(executor, device=device or "cpu", folder=results)
             backend, device = stack.enter_context(closing(hired)), "cpu"
         backend = backend or this_machine()
-        workers = backend.count(workers, devices(device))
+        own = devices(device)
+        if device is None and own != ["cpu"]:
+            LOG.info("training on %s (--device cpu: on the processor)", ", ".join(own))
+        workers = backend.count(workers, own)
         check_studies(studies)
         _check_warm_starts(studies, results, storage)
         provenance = environment(sys.argv)
@@ -85,7 +89,7 @@ def run_studies(
             stores.append(_warm(store))
             stop_if_asked()
         backend.log = log = WorkersLog(stores[0].folder)
-        driver = Driver(stores, backend, workers, device, slots, threads, compiled)
+        driver = Driver(stores, backend, workers, own, slots, threads, compiled)
         try:
             live = not backend.owns_terminal
             shown = Progress(driver.finished_trials(), progress, live, whole)

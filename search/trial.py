@@ -20,6 +20,7 @@ Array: TypeAlias = NDArray[np.float64]
 # for a trial whose objective was never finite, not even untrained
 LARGE = float(np.finfo(np.float32).max)
 COMMON = of_kind("common")  # hyperparameters of every training: fields of a Point
+CLIPPING = ("clip_norm", "clip_z", "clip_tensor")  # those of them that clip; each is off at inf
 Outcome = Literal["feasible", "non_finite", "diverged", "collapsed", "crashed", "unfinished"]
 # an evaluation after as many updates is of the untrained model: some count updates from 1
 UNTRAINED_STEPS = 1
@@ -31,6 +32,7 @@ SPIKE_BLOCK = 4096  # windows that are looked at together: memory
 OFTEN_UNKNOWN = ("spike_score", "near_epsilon")
 CUT = "cut at step"  # how the evidence of a trial begins that its study stopped by its value
 Instability = Literal["none", "early", "mid_training"]
+OPTIONAL = ("loss_step", "tensors_clipped")  # arrays of a curve that few have
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Point:
     warmup_steps: int = 0
     clip_norm: float = math.inf
     clip_z: float = math.inf
+    clip_tensor: float = math.inf
     decay: str = "constant"
     seed: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -79,8 +82,8 @@ class Point:
     def record(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; `Point(**record)` is the inverse.
 
-        A point without clip_z or settings of its decay has the record, and so the hashes, that it
-        had before there were any.
+        A point without clip_z, clip_tensor or settings of its decay has the record, and so the
+        hashes, that it had before there were any.
         """
         left_off = self._left_off
         own = {name: value for name, value in vars(self).items() if name not in left_off}
@@ -92,6 +95,11 @@ class Point:
         hidden = [name for name in COMMON if getattr(self, name) == HYPERPARAMETERS[name].hidden_at]
         empty = [name for name in ("decay_settings", "unstated") if not getattr(self, name)]
         return (*hidden, *empty, *self.unstated)
+
+    @property
+    def follows_norms(self) -> bool:
+        """Whether a clip threshold depends on earlier norms."""
+        return min(self.clip_z, self.clip_tensor) < math.inf
 
     def with_number(self, number: int, seed: int) -> Point:
         """The same configuration at another number, with another seed."""
@@ -141,6 +149,8 @@ class Curve:
     loss_step         [T]  of a foreign log, which may hold fewer losses than there were updates:
                            the update of each, rising; None where there is one at every update. Of
                            such a log grad_norm may be empty, and evaluation 0 a later one.
+    tensors_clipped   [T]  share of the model's tensors that clip_tensor clipped at each update;
+                           None where it is off
     """
 
     loss: Array
@@ -150,6 +160,18 @@ class Curve:
     total_steps: int
     chance_loss: float = math.nan
     loss_step: NDArray[np.int64] | None = None
+    tensors_clipped: Array | None = None
+
+    def clipped(self, clip_norm: float, clip_z: float) -> Array:
+        """The share of each update's tensors that were clipped, [T].
+
+        Thresholds of the global norm clip all tensors or none.
+        """
+        limits = clip_thresholds(self.grad_norm, clip_norm, clip_z)
+        clipped = np.asarray(self.grad_norm > limits, np.float64)
+        if self.tensors_clipped is None:
+            return clipped
+        return np.maximum(clipped, self.tensors_clipped)
 
     @property
     def planned_losses(self) -> int:
@@ -227,7 +249,7 @@ class Curve:
             "eval_step": self.eval_step,
             "total_steps": np.array(self.total_steps),
             "chance_loss": np.array(self.chance_loss),
-            **({} if self.loss_step is None else {"loss_step": self.loss_step}),
+            **{name: one for name in OPTIONAL if (one := getattr(self, name)) is not None},
             **{f"metric/{name}": values for name, values in self.metrics.items()},
         }
 
@@ -244,7 +266,7 @@ class Curve:
             },
             total_steps=int(arrays["total_steps"]),
             chance_loss=float(arrays["chance_loss"]),
-            loss_step=arrays.get("loss_step"),
+            **{name: arrays.get(name) for name in OPTIONAL},
         )
 
 
@@ -303,7 +325,8 @@ class Trial:
     best_step      updates done when it was measured; nan if nobody says when
     initial_value  the objective of the untrained model; nan if it was not evaluated
     last_loss      last finite training loss; nan if there is none
-    clip_fraction  share of updates whose gradient was clipped, by clip_norm or clip_z (R17)
+    clip_fraction  share of updates whose gradient was clipped (R17); where clip_tensor clips part
+                   of the tensors, that part of the update
     seconds        wall time of training, evaluation included
     traceback      of a crashed trial; empty otherwise
     maximize       whether a higher value of the objective is better
@@ -393,7 +416,7 @@ class Trial:
         maximize: bool = False,
     ) -> Trial:
         """The trial of a training that ran: scalars derived from its curve."""
-        clipped = curve.grad_norm > clip_thresholds(curve.grad_norm, point.clip_norm, point.clip_z)
+        clipped = curve.clipped(point.clip_norm, point.clip_z)
         values = curve.metrics.get(objective, np.empty(0))  # empty: never evaluated
         finite = np.flatnonzero(np.isfinite(values))
         finite_loss = curve.loss[np.isfinite(curve.loss)]

@@ -44,8 +44,10 @@ def train_by_loop(run, model, batches, loss_of, evaluate):
     optimizer = run.optimizer(model)
 
     def report():
+        optimizer.eval()
         with torch.no_grad():
             run.report(**evaluate(), model=model)
+        optimizer.train()
 
     report()
     for batch in run.steps(batches):

@@ -2,13 +2,35 @@
 library.
 """
 
+import copy
 import math
 
 import torch
 
 
-def rule_step(name, own, theta, g, state, eta, t):
+def matrices(model, not_matrices=()):
+    """The parameters that Muon updates as matrices, by their identity."""
+    tables = [one for one in model.modules() if isinstance(one, torch.nn.Embedding)]
+    left_out = {id(table.weight) for table in tables}
+    left_out |= {id(p) for name, p in model.named_parameters() if name in not_matrices}
+    return {id(p) for p in model.parameters() if p.dim() == 2} - left_out
+
+
+def orthogonal(x):
+    """Five steps of Newton-Schulz, as Jordan et al. 2024 write them, of one matrix."""
+    x = x / max(float(x.norm()), 1e-7)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def rule_step(name, own, theta, g, state, eta, t, is_matrix=False):
     """R21, per tensor."""
+    if name == "schedule_free_adamw":
+        return schedule_free_step(own, theta, g, state, eta, t)
+    if name == "muon" and is_matrix:
+        return muon_step(own, theta, g, state, eta)
     m, v = state.setdefault("m", torch.zeros_like(theta)), state.get("v")
     if v is None:
         v = torch.ones_like(theta) if name == "rmsprop" else torch.zeros_like(theta)
@@ -26,20 +48,46 @@ def rule_step(name, own, theta, g, state, eta, t):
         m = own["beta2"] * m + (1 - own["beta2"]) * g
         step = eta * (towards + own["weight_decay"] * theta)
     else:
-        b1, b2 = own["beta1"], own["beta2"]
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-        root = math.sqrt(1 - b2 ** (t + 1))
-        b = root / (1 - b1 ** (t + 1))
-        if name == "nadam":
-            step = eta * b * (b1 * m + (1 - b1) * g) / (torch.sqrt(v) + own["epsilon"])
-        elif name == "adam":
-            step = eta * b * m / (torch.sqrt(v) + own["epsilon"])
-        else:
-            step = eta * own["weight_decay"] * theta + eta * b * m / (
-                torch.sqrt(v) + own["epsilon"] * root
-            )
+        step, m, v = like_adam(name, own, theta, g, m, v, eta, t)
     state["m"], state["v"] = m, v
     return theta - step
+
+
+def like_adam(name, own, theta, g, m, v, eta, t):
+    """The step, and m and v after it."""
+    b1, b2 = own["beta1"], own["beta2"]
+    if name.startswith("gi_") and t == 0:
+        v = g * g  # v₀
+    m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+    root = math.sqrt(1 - b2 ** (t + 1))
+    b = root / (1 - b1 ** (t + 1))
+    if name == "nadam":
+        return eta * b * (b1 * m + (1 - b1) * g) / (torch.sqrt(v) + own["epsilon"]), m, v
+    if name in ("adam", "gi_adam"):
+        return eta * b * m / (torch.sqrt(v) + own["epsilon"]), m, v
+    decay = own["weight_decay"] if name != "muon" or theta.dim() > 1 else 0.0
+    return eta * decay * theta + eta * b * m / (torch.sqrt(v) + own["epsilon"] * root), m, v
+
+
+def muon_step(own, theta, g, state, eta):
+    """Of a matrix, as Liu et al. 2025 write it."""
+    m = own["momentum"] * state.get("m", torch.zeros_like(theta)) + (1 - own["momentum"]) * g
+    o = orthogonal(own["momentum"] * m + (1 - own["momentum"]) * g)
+    state["m"] = m
+    return theta - eta * (0.2 * math.sqrt(max(theta.shape)) * o + own["weight_decay"] * theta)
+
+
+def schedule_free_step(own, theta, g, state, eta, t):
+    """Defazio et al. 2024, Algorithm 1: θ is its y, and `evaluated` its x."""
+    z, x = state.get("z", theta), state.get("evaluated", theta)
+    v = own["beta2"] * state.get("v", torch.zeros_like(theta)) + (1 - own["beta2"]) * g * g
+    weights = [*state.get("weights", []), eta**2]
+    corrected = torch.sqrt(v / (1 - own["beta2"] ** (t + 1)))
+    z = z - eta * (g / (corrected + own["epsilon"]) + own["weight_decay"] * theta)
+    c = weights[-1] / sum(weights) if any(weights) else 0.0
+    x = (1 - c) * x + c * z
+    state.update(z=z, evaluated=x, v=v, weights=weights)
+    return (1 - own["beta1"]) * z + own["beta1"] * x
 
 
 def threshold(point, entered):
@@ -56,12 +104,27 @@ def threshold(point, entered):
     return min(point.clip_norm, mean + point.clip_z * math.sqrt(variance))
 
 
+def clip_tensor(multiple, norm, usual, t):
+    """AdaGC (Wang et al. 2025) for one tensor: the factor of its gradient, and its γ afterwards.
+
+    Without the paper's global clipping in the first updates, of which there are 25.
+    """
+    if norm == 0:
+        return 1.0, usual
+    if t < 25 or usual is None:
+        return 1.0, norm if usual is None else min(usual, norm)
+    factor = min(multiple * usual / norm, 1.0)
+    return factor, 0.98 * usual + 0.02 * factor * norm
+
+
 def train(workload, point, own, etas, dtype):
-    """Losses and unclipped gradient norms of every update, and the trained model."""
+    """Losses and unclipped gradient norms of every update, and the model that is evaluated."""
     torch.manual_seed(point.seed)
     model = workload.build_model(point.seed).to(dtype)
     batches = iter(workload.train_batches(point.batch_size, point.seed))
     states = [{} for _ in model.parameters()]
+    of_muon = matrices(model, getattr(workload, "not_matrices", ()))
+    usual = [None] * len(states)
     losses, norms, entered = [], [], []
     for t, eta in enumerate(etas):
         loss = workload.loss(model, next(batches))
@@ -69,11 +132,27 @@ def train(workload, point, own, etas, dtype):
         norm = torch.sqrt(sum((g * g).sum() for g in gradients))
         factor = min(1.0, threshold(point, entered) / float(norm))
         entered.append(factor * float(norm))
+        gradients = [g * factor for g in gradients]
+        for i, g in enumerate(gradients):
+            norm_i = float(torch.sqrt((g * g).sum()))
+            own_factor, usual[i] = clip_tensor(point.clip_tensor, norm_i, usual[i], t)
+            gradients[i] = g * own_factor
         with torch.no_grad():
             for parameter, g, state in zip(model.parameters(), gradients, states, strict=True):
-                parameter.copy_(
-                    rule_step(point.optimizer, own, parameter, g * factor, state, float(eta), t)
+                is_matrix = id(parameter) in of_muon
+                step = rule_step(
+                    point.optimizer, own, parameter, g, state, float(eta), t, is_matrix
                 )
+                parameter.copy_(step)
         losses.append(float(loss.detach()))
         norms.append(float(norm))
-    return losses, norms, model
+    return losses, norms, evaluated(model, states)
+
+
+@torch.no_grad()
+def evaluated(model, states):
+    """A copy of the model with what its rule evaluates in place of the parameters."""
+    found = copy.deepcopy(model)
+    for parameter, state in zip(found.parameters(), states, strict=True):
+        parameter.copy_(state.get("evaluated", parameter))
+    return found

@@ -66,7 +66,9 @@ class Simulated:
 
     def _trial(self, study: Study, point: Point) -> Trial:
         total = study.updates(point)
-        of_point = zlib.crc32(repr(point.configuration).encode())
+        # a hyperparameter that came later changes no draw where it is off
+        named = tuple(one for one in point.configuration if one != ("clip_tensor", "inf"))
+        of_point = zlib.crc32(repr(named).encode())
         rng = np.random.default_rng([point.seed, of_point])
         loss, norms = self._curve(point, total, study.max_train_steps, rng)
         done = len(loss)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from examples import WORKLOAD
 
 from tunewright.search.cli import main
@@ -573,6 +574,15 @@ def test_what_was_taken_out_of_a_file_with_results_is_said_in_words(
     create_store(load_study(path), tmp_path / "results")
     path.write_text(study(**now))
     refused(["run", str(path), "--results", str(tmp_path / "results")], [words], capsys)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 0, reason="its GPU works")
+@pytest.mark.parametrize("command", ["run", "diagnose", "scaling"])
+def test_where_there_is_a_gpu_it_trains(command, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    Path("s.toml").write_text(study(batch_sizes="[4, 8]"))
+    refused([command, "s.toml"], ["device: 'cuda:0' is not there", "--device cpu"], capsys)
 
 
 # --- what works -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from tunewright.search.trial import (
     Curve,
@@ -24,6 +25,7 @@ def test_point_values_name_every_hyperparameter():
         "warmup_steps": 0,
         "clip_norm": math.inf,
         "clip_z": math.inf,
+        "clip_tensor": math.inf,
         "decay": "constant",
         "seed": 0,
         "beta1": 0.9,
@@ -32,7 +34,8 @@ def test_point_values_name_every_hyperparameter():
     assert group_of(point, ["depth"]).label == "batch size 32, adam, depth=2"
 
 
-def test_a_point_that_leaves_clip_z_off_is_shown_and_recorded_as_before_there_was_one():
+@pytest.mark.parametrize("name", ["clip_z", "clip_tensor"])
+def test_a_point_that_leaves_a_threshold_off_is_shown_and_recorded_as_before_there_was_one(name):
     point = Point(
         3, 32, "adam", 0.1, clip_norm=1.0, settings={"beta1": 0.9}, workload_args={"depth": 2}
     )
@@ -51,11 +54,11 @@ def test_a_point_that_leaves_clip_z_off_is_shown_and_recorded_as_before_there_wa
     assert point.record() == before
     assert list(point.record()) == list(before)
     assert Point(**before) == point
-    assert "clip_z" not in point.shown
-    on = replace(point, clip_z=2.5)
+    assert name not in point.shown
+    on = replace(point, **{name: 2.5})
     assert Point(**on.record()) == on
-    assert on.record() == before | {"clip_z": 2.5}
-    assert on.shown == on.values
+    assert on.record() == before | {name: 2.5}
+    assert on.shown == {key: on.values[key] for key in on.values if key in {*point.shown, name}}
     assert on.configuration != point.configuration
 
 
@@ -114,6 +117,24 @@ def test_clipped_by_either_threshold_counts_once():
         for clip_z in (math.inf, 4.0)
     ]
     assert shares == [0.0, 2 / 400, 2 / 400, 3 / 400]
+
+
+def test_what_each_tensor_was_clipped_counts_beside_the_global_norm():
+    norms = np.array([1.0, 3.0, 1.0, 3.0])
+    shares = np.array([0.0, 0.5, 0.25, 0.0])
+    curve = Curve(norms, norms, np.arange(1), {"v": np.ones(1)}, 4, tensors_clipped=shares)
+    assert curve.clipped(math.inf, math.inf).tolist() == shares.tolist()
+    assert curve.clipped(2.0, math.inf).tolist() == [0.0, 1.0, 0.25, 1.0]  # of all tensors, or none
+    verdict = Verdict("feasible", "none", math.inf, "because")
+    point = Point(0, 8, "sgd", 0.1, clip_norm=2.0, clip_tensor=1.05)
+    assert Trial.from_curve(point, verdict, curve, "v", 1.0).clip_fraction == 2.25 / 4
+
+
+def test_a_curve_has_the_arrays_it_had_before_there_were_shares_of_tensors():
+    curve = example().curve
+    assert "tensors_clipped" not in curve.arrays()
+    shares = replace(curve, tensors_clipped=np.zeros(4))
+    assert Curve.from_arrays(shares.arrays()) == shares != curve
 
 
 def test_record_and_curve_round_trip():

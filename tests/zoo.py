@@ -25,7 +25,7 @@ from tunewright.search.rules.schedule import learning_rates
 STEPS, EVERY = 30, 6  # updates of a trial, and those between two evaluations
 FEATURES, EXAMPLES, TRAINED = 6, 64, 48
 D = torch.float64
-ALL = ("adam", "momentum", "sgd", "adamw")
+ALL = ("adam", "momentum", "sgd", "adamw", "muon")
 SKIPS = ("momentum", "sgd")  # rules of which a parameter without a gradient feels nothing
 
 
@@ -111,6 +111,7 @@ def train(name, point):
     seed_all(point.seed)
     batches = iter(work.train_batches(point.batch_size, point.seed))
     own = {**RULES[point.optimizer].defaults, **point.settings}
+    of_muon = plain.matrices(model, getattr(work, "not_matrices", ()))
     evaluated(work, model, found)
     for t, eta in enumerate(learning_rates(point, STEPS)):
         for parameter in model.parameters():
@@ -128,7 +129,8 @@ def train(name, point):
                     continue
                 state = states.setdefault(name, {})
                 g = gradients[name] * factor
-                p.copy_(plain.rule_step(point.optimizer, own, p, g, state, float(eta), t))
+                is_matrix, rule = id(p) in of_muon, point.optimizer
+                p.copy_(plain.rule_step(rule, own, p, g, state, float(eta), t, is_matrix))
         found.losses.append(float(loss.detach()))
         found.norms.append(norm)
         if (t + 1) % EVERY == 0:

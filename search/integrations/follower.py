@@ -113,6 +113,16 @@ class Follower:
         elif new and self._training:
             self._training.report(**new)
 
+    def lend_average(self) -> None:
+        """An evaluation begins: of the average, where a trial's rule evaluates one."""
+        if self.run and self.run.averaging:
+            self.run.averaging.eval()
+
+    def take_back(self) -> None:
+        """An evaluation has ended, and was reported."""
+        if self.run and self.run.averaging:
+            self.run.averaging.train()
+
     @property
     def is_over(self) -> bool:
         """Whether the framework is to end training now."""

@@ -44,7 +44,7 @@ class Watch(Callback):
     with `stop=True` it ends hopeless training. With a study's `run` it also sets learning rates,
     clips, keeps the best checkpoint, and ends training after the last update;
     `configure_optimizers` may return `run.optimizer(self)`. The validation before training counts
-    if it is whole: num_sanity_val_steps=-1.
+    if it is whole: num_sanity_val_steps=-1. It validates the average of a rule that has one.
 
     One optimizer, stepped by Lightning or by `optimizer.step()` in manual optimization; in several
     processes (DDP), that of rank 0 is told.
@@ -98,9 +98,10 @@ class Watch(Callback):
                 f"Watch: gradient_clip_val={trainer.gradient_clip_val} clips beside the study's "
                 "clip_norm: leave it out"
             )
-        if run and scaler and run.point.clip_z < math.inf:
+        if run and scaler and run.point.follows_norms:
+            name = "clip_z" if run.point.clip_z < math.inf else "clip_tensor"
             raise MisuseError(
-                "Watch: clip_z would count the gradients of updates that a GradScaler skips: use "
+                f"Watch: {name} would count the gradients of updates that a GradScaler skips: use "
                 "precision bf16-mixed"
             )
 
@@ -131,14 +132,15 @@ class Watch(Callback):
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         self._before = set(trainer.callback_metrics)
+        self._follower.lend_average()
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         is_partial = trainer.sanity_checking and trainer.num_sanity_val_steps != math.inf
-        if trainer.state.fn != "fit" or is_partial or not trainer.is_global_zero:
-            return
-        found = trainer.callback_metrics  # those of training are among them
-        self._metrics |= found.keys() - self._before
-        self._follower.report({name: float(found[name]) for name in self._metrics}, pl_module)
+        if trainer.state.fn == "fit" and not is_partial and trainer.is_global_zero:
+            found = trainer.callback_metrics  # those of training are among them
+            self._metrics |= found.keys() - self._before
+            self._follower.report({name: float(found[name]) for name in self._metrics}, pl_module)
+        self._follower.take_back()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._follower.end()

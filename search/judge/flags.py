@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from ..rules.optimizers import average_of
 from ..trial import Array, Trial
 from .analysis import best_few
 
@@ -100,7 +101,8 @@ def curve_flags(trial: Trial, objective: str) -> list[CurveFlag]:
         late_variance(values, trial.maximize),
         still_improving(values, trial.maximize),
         saturated(values, trial.maximize),
-        training_loss_rising(curve.loss),
+        # where an average is evaluated, the loss is of other weights, and may well rise
+        None if average_of(trial.point.optimizer) else training_loss_rising(curve.loss),
     )
     return [flag for flag in flags if flag]
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from ..rules.thresholds import clip_thresholds
 from ..trial import Array, Curve, Instability, Trial, Verdict
 from ..words import readable
 from .analysis import CLIP_TOO_MUCH
@@ -170,7 +169,7 @@ def read_out(
     seen_clipped, at_highest = _seen_clipped(norms, clip_norm)
     clip_fraction = at_highest
     if math.isnan(seen_clipped) and len(norms) and min(clip_norm, clip_z) < math.inf:
-        clip_fraction = float(np.mean(norms > clip_thresholds(norms, clip_norm, clip_z)))
+        clip_fraction = float(np.mean(curve.clipped(clip_norm, clip_z)))
     sound = norms[: _sound_losses(curve, verdict)]
     enough = len(sound) >= FEWEST_NORMS and math.isnan(seen_clipped)
     return Readout(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..rules.optimizers import average_of
 from ..trial import Trial
 from .verdict import judge
 
@@ -24,7 +25,13 @@ def so_far(trial: Trial, step: int, objective: str, divergence: bool = True) -> 
         eval_step=curve.eval_step[seen],
         metrics={name: values[seen] for name, values in curve.metrics.items()},
     )
-    verdict = judge(curve, objective, maximize=trial.maximize, divergence=divergence)
+    verdict = judge(
+        curve,
+        objective,
+        maximize=trial.maximize,
+        divergence=divergence,
+        averaged=average_of(trial.point.optimizer) is not None,
+    )
     return Trial.from_curve(
         trial.point, verdict, curve, objective, trial.seconds, maximize=trial.maximize
     )

@@ -79,6 +79,9 @@ VANISHED_FRACTION = 0.1  # gradient norm against its initial value: dead units, 
 # or by a fifth of what is learned. A loss taken at other weights than the evaluated ones goes on as
 # before.
 OVERFITTED_FRACTION, OVERFITTED_FACTOR = 0.2, 0.5
+# Why a loss says otherwise than the evaluations of what was learned.
+LOSS_NO_MEASURE = "if the loss is no measure of that, set divergence = false"
+LOSS_AT_OTHER_WEIGHTS = "the loss is of other weights than the average that is evaluated"
 # of the fall from the first loss: a loss that falls less from early to late stands still
 STALLED_FRACTION = 0.05
 
@@ -93,13 +96,19 @@ def patience(planned: int) -> int:
 
 
 def judge(
-    curve: Curve, objective: str = "", *, maximize: bool = False, divergence: bool = True
+    curve: Curve,
+    objective: str = "",
+    *,
+    maximize: bool = False,
+    divergence: bool = True,
+    averaged: bool = False,
 ) -> Verdict:
     """The verdict of a finished or stopped training.
 
     `objective` names the metric whose evaluations count, and `maximize` says that higher is better;
     by default that is the curve's only metric, if it has just one. Without `divergence` the loss
-    counts only where it is not finite.
+    counts only where it is not finite. `averaged`: the evaluations are of an average, as those of
+    schedule-free rules, so that a loss that says otherwise is no sign of a mistake.
     """
     curve = _bound(curve)
     loss = curve.loss
@@ -114,7 +123,10 @@ def judge(
     by_loss = _by_loss(curve, level, rise) if divergence else None
     if by_loss and not _is_learned_by_objective(curve, seen):
         return by_loss
-    return _by_objective(curve, level, rise, seen) or _feasible(curve, level, rise, by_loss, seen)
+    if verdict := _by_objective(curve, level, rise, seen):
+        return verdict
+    elsewhere = LOSS_AT_OTHER_WEIGHTS if averaged else LOSS_NO_MEASURE
+    return _feasible(curve, level, rise, by_loss, seen, elsewhere)
 
 
 def hopeless(
@@ -413,9 +425,17 @@ def _non_finite(curve: Curve, place: int) -> Verdict:
 
 
 def _feasible(
-    curve: Curve, level: Levels, rise: float, by_loss: Verdict | None, seen: Evaluations
+    curve: Curve,
+    level: Levels,
+    rise: float,
+    by_loss: Verdict | None,
+    seen: Evaluations,
+    elsewhere: str,
 ) -> Verdict:
-    """A run that is feasible, with all that a reader should know of it."""
+    """A run that is feasible, with all that a reader should know of it.
+
+    `elsewhere`: what is said where the loss alone would have made it infeasible.
+    """
     loss, onset = curve.loss, math.inf
     ended = _end_loss(loss)
     said = [f"stable: loss {loss[0]:.3g} to {ended:.3g}"]
@@ -440,10 +460,9 @@ def _feasible(
         said = [
             (
                 f"the objective was learned ({seen.first:.3g} to {seen.ended:.3g}), though "
-                f"{by_loss.evidence}; if the"
+                f"{by_loss.evidence}; {elsewhere}"
             )
         ]
-        said = [f"{said[0]} loss is no measure of that, set divergence = false"]
         kind, onset = by_loss.instability, by_loss.onset_step
     return Verdict("feasible", kind, onset, "; ".join([*said, *_gaps(seen)]))
 

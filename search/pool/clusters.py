@@ -43,15 +43,14 @@ def hired(
     address: str,
     cluster: Cluster,
     listen: tuple[str, int] | None,
-    device: str,
+    device: str | None,
     results: Path,
 ) -> Iterator[Hired]:
     """A backend of workers that a cluster of KINDS starts. Raises UserError as `Hired`.
 
     Also if the cluster cannot be reached, or what is needed for it is missing here.
     """
-    if cluster.gpus and device == "cpu":
-        device = "cuda"
+    device = device or ("cuda" if cluster.gpus else "cpu")
     with KINDS[kind](address, cluster, results) as found:
         backend = Hired(found.executor, listen, found.near, device, results, name=kind)
         with closing(backend):

@@ -20,7 +20,6 @@ from ..store.files import checkpoint_path, curve_path, name_of
 from ..store.provenance import now
 from ..store.storage import Store, drop_checkpoints, read_records, tell, without_curve
 from ..study.sampling import next_points
-from ..train.choose import devices
 from ..train.execution import ALONE, Engine
 from ..trial import Point, Trial, as_told
 from ..workload.workload import code_of, reload_edited_modules
@@ -54,15 +53,14 @@ class Driver:
         stores: Sequence[Store],
         backend: Backend,
         workers: int,
-        device_names: str,
+        devices: Sequence[str],
         slots: int | None,
         threads: int | None,
         compiled: bool | None,
     ) -> None:
         self.backend, self.workers = backend, workers
         self.stores, self.slots, self.threads, self.compiled = stores, slots, threads, compiled
-        self.device_names, self.devices = device_names, devices(device_names)
-        self.device = self.devices[0]
+        self.devices, self.device = devices, devices[0]
         self.sources = reload_edited_modules(
             path for store in stores for path in store.study.code_paths
         )
@@ -124,7 +122,7 @@ class Driver:
             "finished": now(),
             "workers": self.workers,
             "trained_by": machines(self.seen.values()),
-            "device": self.device_names,
+            "device": ",".join(self.devices),
             "engines": self.engine_records[store.study.name].by_batch_size(),
         }
 

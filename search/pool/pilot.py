@@ -31,9 +31,14 @@ SECONDS_OF_A_LIFE = 30.0
 
 
 def run_pilot(
-    host: str, port: int, workers: int | None, device: str, patience: float, folder: str | Path
+    host: str,
+    port: int,
+    workers: int | None,
+    device: str | None,
+    patience: float,
+    folder: str | Path,
 ) -> int:
-    """Have so many workers, by default one for each core or device, until `Pilot.run` returns.
+    """Have so many workers, by default one for each device or core, until `Pilot.run` returns.
 
     Raises UserError for a device that is not there, and for a key as `read_key`.
     """

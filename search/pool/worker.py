@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -82,7 +81,7 @@ class Task:
             self.study,
             self.engine,
             {point.optimizer for point in self.points},
-            any(point.clip_z < np.inf for point in self.points),
+            any(point.follows_norms for point in self.points),
             self.inbox.parent,
             hashlib.sha256(content.encode()).hexdigest(),
             self.code,

@@ -76,17 +76,28 @@ def base_lrs_of(case: Case, reference: Reference, best: float) -> tuple[float, .
     return tuple(float(rate) for rate in rates)
 
 
-def other_optimizers(case: Case) -> list[Arm]:
-    """The study's other optimizers, in their own ranges; another one where it has none.
+def first_gradient_twin(study: Study, optimizer: str) -> str:
+    """The optimizer whose second moment starts at the first gradient, else the same; "" for none.
 
-    A command may not have that: then there is no arm.
+    A command may not have it.
+    """
+    return "" if study.log else optimizer_of(optimizer).from_first_gradient
+
+
+def other_optimizers(case: Case) -> list[Arm]:
+    """The study's other optimizers, in their own ranges; another one where it has none, and that
+    from its first gradient.
+
+    A command may not have these: then there is no arm.
     """
     study, own = case.study, case.point.optimizer
     others = [name for name in study.optimizers if name != own]
     ranges = {name: ends(study.axes(name)["base_lr"]) for name in others}
     if not ranges and not study.log:
         alternative = optimizer_of(own).alternative
-        ranges[alternative.optimizer] = alternative.base_lrs
+        twin = first_gradient_twin(study, alternative.optimizer)
+        names = [alternative.optimizer, *filter(None, [twin])]
+        ranges |= dict.fromkeys(names, alternative.base_lrs)
     arms = []
     for name, (low, high) in ranges.items():
         point = replace(case.point, optimizer=name, settings=_settings(case, name))

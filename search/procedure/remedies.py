@@ -15,13 +15,15 @@ from typing import Any
 
 from ..judge.diagnosis import PLAIN, Edge, Remedy, Step
 from ..judge.sensitivity import lr_sensitivity
-from ..trial import Point, Trial
+from ..study.command import is_passed_on
+from ..trial import Trial
 from .arms import (
     FIRST_LOOK,
     MOST_CLIMBED,
     Arm,
     architectures,
     base_lrs_of,
+    first_gradient_twin,
     first_places,
     look_study,
     other_optimizers,
@@ -38,47 +40,59 @@ from .warmup import cost_of_warmup, find_warmup, warmup_lengths
 
 # running standard deviations above the running mean; Kumar et al. 2025, arXiv 2504.02507
 ADAPTIVE_Z = 2.5
+# times the usual norm of each tensor; Wang et al. 2025, arXiv 2502.11034
+TENSOR_MULTIPLE = 1.05
 NO_NORMS = "clipping: not tried, for the norms of the runs at lr_star are not known."
 ANEW = NEIGHBOURHOOD * SCREENING_SEEDS + FIRST_LOOK  # trainings of `tune_anew`, at most
 
 
 def own_arms(
-    point: Point,
+    case: Case,
     base_lrs: tuple[float, ...],
-    first: tuple[int, ...],
     warmup_steps: int,
     clip_norm: float,
 ) -> list[Arm]:
-    """Plain training and its remedies, without those of a warmup of 0 or a threshold of inf."""
+    """Plain training and its remedies, in order of what they cost to keep.
+
+    Without those of a warmup of 0, of a threshold of inf, and what a command does not pass on.
+    """
+    point, study = case.point, case.study
     points = {PLAIN: point}
+    twin = first_gradient_twin(study, point.optimizer)
+    if twin not in ("", *study.optimizers):  # where it is one of these, it has a range of its own
+        points[twin] = replace(point, optimizer=twin)
     if warmup_steps:
         points["warmup"] = replace(point, warmup_steps=warmup_steps)
     if clip_norm < math.inf:
         points["clipping"] = replace(point, clip_norm=clip_norm)
-    points["adaptive clipping"] = replace(point, clip_z=ADAPTIVE_Z)
+    if is_passed_on(study, "clip_z"):
+        points["adaptive clipping"] = replace(point, clip_z=ADAPTIVE_Z)
+    if not study.log:  # which does not say what was clipped
+        points["tensor clipping"] = replace(point, clip_tensor=TENSOR_MULTIPLE)
     if warmup_steps and clip_norm < math.inf:  # R19
         joint = replace(point, warmup_steps=warmup_steps, clip_norm=clip_norm)
         points["warmup and clipping"] = joint
+    first = first_places(case, base_lrs)
     return [Arm(name, own, base_lrs, first) for name, own in points.items()]
-
-
-# at most: what a budget must count on
-OWN_ARMS = len(own_arms(Point(0, 1, "sgd", 1.0), (), (), warmup_steps=1, clip_norm=1.0))
 
 
 def arms_of(case: Case, reference: Reference, best: float, clip_norm: float) -> list[Arm]:
     """Every arm of a group, plain training first. `best`: the base LR of its best mean."""
     base_lrs = base_lrs_of(case, reference, best)
-    first = first_places(case, base_lrs)
     longest = max(warmup_lengths(case.steps), default=0)
-    own = own_arms(case.point, base_lrs, first, longest, clip_norm)
+    own = own_arms(case, base_lrs, longest, clip_norm)
     return [*own, *other_optimizers(case), *architectures(case, base_lrs)]
+
+
+def most_arms(case: Case) -> list[Arm]:
+    """Every arm that a group may have: what a budget must count on."""
+    star = case.point.base_lr
+    return arms_of(case, Reference("any", star), star, clip_norm=1.0)
 
 
 def least_of(case: Case) -> tuple[float, float]:
     """Updates of the first look at every arm, and at most of the smallest decision after it."""
-    star = case.point.base_lr
-    arms = arms_of(case, Reference("any", star), star, clip_norm=1.0)
+    arms = most_arms(case)
     longest = max(arms, key=lambda arm: arm.updates(case))
     looks = sum(len(arm.first) * arm.updates(case) for arm in arms)
     decision = MOST_CLIMBED * case.steps + cost_of_reruns(case, [longest.point])

@@ -1,4 +1,4 @@
-"""Clipping by the global gradient norm: at a fixed threshold, an adaptive one, or the smaller.
+"""Clipping by the global gradient norm, fixed or adaptive, and by the norm of each tensor.
 
 The threshold that follows the norms is our answer to a question the playbook leaves open (R19).
 With the running mean m and standard deviation s of the norms so far, the norm n_t of update t is
@@ -33,16 +33,35 @@ Values of 2 to 3 are usual, 2.5 is the paper's. A small clip_z cuts the learning
 below about 1 the threshold cannot follow norms that rise: clipped over and over, s² shrinks, as (1
 − w)(1 + w clip_z²) < 1.
 
-Shapes: K slots of a stack, T updates of one trial.
+Clipping by tensor takes what this leaves of the gradient. With n_i the norm of tensor i, and γ_i
+what it usually is, from the update after the first TENSOR_GATHERS on
+
+    h_i = min(1, clip_tensor · γ_i / n_i),    g_i ← h_i g_i,    γ_i ← β γ_i + (1 − β) h_i n_i;
+
+in the first updates h_i = 1 and γ_i ← min(γ_i, n_i), from γ_i = inf. A γ grows by at most
+(1 − β)(clip_tensor − 1) of itself in an update.
+
+Source: AdaGC, Wang et al. 2025, arXiv:2502.11034: the recurrence, β = 0.98, clip_tensor = 1.05
+(λ_rel there). Departures: (1) the first updates are 25, not 100, which many trainings hardly have.
+(2) The paper clips by the global norm at λ_abs = 1 in the first updates, and no more afterwards;
+here clip_norm and clip_z say how, at every update.
+(3) A norm of 0 leaves γ_i as it is: of layers behind a weight that starts at 0, the first gradient
+is 0, and the paper's γ_i then stays there. A tensor without a gradient in the first updates begins
+with its first one.
+
+Shapes: K slots of a stack, T updates of one trial, N tensors of the model.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .thresholds import TENSOR_DECAY
 
 
 def global_norm(gradient_KP: Tensor) -> Tensor:
@@ -77,6 +96,39 @@ class Gate:
     clip_norm: Tensor
     clip_z: Tensor
     share: Tensor
+
+
+@dataclass(frozen=True)
+class TensorGate:
+    """What clipping by tensor depends on besides norms; [K, 1] each.
+
+    clip_tensor   a multiple of the usual norm; inf = off, or not yet on
+    gathers       whether the update is one of the first
+    """
+
+    clip_tensor: Tensor
+    gathers: Tensor
+
+
+def clip_tensors(norm_KN: Tensor, usual_KN: Tensor, gate: TensorGate) -> tuple[Tensor, Tensor]:
+    """The factor of each tensor's gradient, h, and the usual norms γ after this update; [K, N]."""
+    factor_KN = (gate.clip_tensor * usual_KN / norm_KN).clamp_(max=1.0)
+    clipped_KN = norm_KN * factor_KN
+    mean_KN = TENSOR_DECAY * usual_KN + (1.0 - TENSOR_DECAY) * clipped_KN
+    begins_KN = gate.gathers | usual_KN.isinf()
+    next_KN = torch.where(begins_KN, torch.minimum(usual_KN, clipped_KN), mean_KN)
+    return factor_KN, torch.where(norm_KN > 0, next_KN, usual_KN)
+
+
+def share_clipped(factor_KN: Tensor, norm_KN: Tensor) -> Tensor:
+    """The share of the tensors with a gradient that were clipped, [K]."""
+    return (factor_KN < 1.0).sum(-1) / (norm_KN > 0).sum(-1).clamp_(min=1)
+
+
+def tensor_norms(gradients: Sequence[Tensor], wide: torch.dtype) -> Tensor:
+    """The L2 norm of each slot's part of each tensor: N times [K, …] → [K, N]."""
+    norms = [torch.linalg.vector_norm(one, dim=1, dtype=wide) for one in gradients]
+    return torch.stack(norms, dim=1)
 
 
 def clip_threshold(mean_K1: Tensor, variance_K1: Tensor, gate: Gate) -> Tensor:

@@ -9,7 +9,7 @@ rounding, at every setting.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 OURS = "tunewright.search.rules.torch_optimizers.make"
@@ -177,4 +177,18 @@ def adamw(own: Settings, lr: float) -> Counterpart:
     arguments = {"betas": (own["beta1"], own["beta2"]), "eps": own["epsilon"]}
     return Counterpart(
         call_of("torch.optim.AdamW", lr, arguments | {"weight_decay": own["weight_decay"]})
+    )
+
+
+def muon(own: Settings, lr: float) -> Counterpart:
+    """The rule itself: torch's iterates in bfloat16, and takes matrices alone."""
+    return replace(
+        ours("muon", own, lr),
+        difference=(
+            "Embeddings, and the output layer where it was none here, belong to a group "
+            '{"params": …, "matrices": False}, as groups_of in the same module makes it of a '
+            'model. torch.optim.Muon with adjust_lr_fn="match_rms_adamw" is the same for matrices '
+            "but iterates in bfloat16, so that a step is some 2 % off; it needs a second "
+            "optimizer for all else."
+        ),
     )

@@ -235,6 +235,21 @@ declare(
         example=[2.5, 4.0],
     )
 )
+declare(
+    Hyperparameter(
+        "clip_tensor",
+        "common",
+        "a number > 0 (inf = no threshold for each tensor)",
+        is_positive_or_inf,
+        default=math.inf,
+        off=math.inf,
+        hidden_at=math.inf,
+        longer_steps=1,
+        description="The gradient of each tensor is scaled down to so many times what its norm "
+        "usually is (R19)",
+        example=[1.05, 2.0],
+    )
+)
 
 # --- of optimizers --------------------------------------------------------------------------------
 
@@ -273,7 +288,8 @@ declare(
         is_share,
         fewest_trials=10,
         ties=OF_SHARES,
-        description="Share of the running mean of gradients that is kept",
+        description="Share of the running mean of gradients that is kept; of schedule_free_adamw, "
+        "share of the average in the parameters",
         example=[0.9, 0.95],
     )
 )

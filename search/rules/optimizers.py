@@ -17,14 +17,53 @@ Shapes: K trials of one rule, P parameters. θ, g and the state m, v are [K, P];
     nadam      m, v, b as adam;   θ ← θ − η b (β₁ m + (1−β₁) g)/(√v + ε)
     adamw      m, v, b as adam;   θ ← (1 − η λ) θ − η b m/(√v + ε √(1−β₂^(t+1)))
     lion       θ ← (1 − η λ) θ − η sign(β₁ m + (1−β₁) g);   m ← β₂ m + (1−β₂) g         m₀ = 0
+    gi_adam    adam                                                            v₀ = g², g of t = 0
+    gi_adamw   adamw                                                           v₀ = g², g of t = 0
+    muon       of a matrix θ, a × b:   m ← μ m + (1−μ) g;   o = orthogonal((1−μ) g + μ m)   m₀ = 0
+               θ ← (1 − η λ) θ − 0.2 √max(a, b) η o
+               orthogonal(x):   X = x / max(‖x‖, 1e-7), then five times, with A = X Xᵀ,
+               X ← 3.4445 X − 4.775 A X + 2.0315 A A X
+               all other parameters as adamw, with β₁, β₂ and ε; biases and norms do not decay
+    schedule_free_adamw   v as adam;   z ← z − η (g/(√v̂ + ε) + λ θ),   v̂ = v/(1−β₂^(t+1))
+               x ← (1−c) x + c z,   c = η_t²/Σ η_i² over i ≤ t;   θ ← (1−β₁) z + β₁ x   z₀ = x₀ = θ₀
 
 Where torch's rules differ (its Adam and NAdam correct ε for bias, its RMSprop keeps the learning
 rate out of the momentum buffer) these follow the playbook. AdamW follows its paper, and equals
 torch's. Lion follows its paper, whose defaults are β₁ = 0.9, β₂ = 0.99 and λ = 0: every parameter
-moves by η, so that base LRs are 3 to 10 times lower than AdamW's, and λ higher by as much. Source:
-Tuning Playbook, "What are the update rules for all the popular optimization algorithms?" (R21);
-Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of Optimization
-Algorithms", arXiv 2302.06675.
+moves by η, so that base LRs are 3 to 10 times lower than AdamW's, and λ higher by as much.
+
+GI-Adam starts v at the square of the first gradient, and keeps both bias corrections of Adam. What
+v has in the first updates then needs no correction, so that the correction of v shortens them: as
+long as g² hardly changes, it is Adam with the learning rate η √(1−β₂^(t+1)), a warmup of about 1 /
+(1−β₂) updates. The first update leaves v at g² however much of v₀ it keeps, so here v₀ = 0, and β₂
+is 0 in the update t = 0 alone. In a training that skips a parameter in its first updates, for want
+of a gradient, v of that parameter starts at 0, as Adam's.
+
+Muon's orthogonal(x) takes the singular values of a matrix close to 1 (Newton-Schulz; ‖x‖ is
+Frobenius' norm). With 0.2 √max(a, b) a step has the root mean square of AdamW's usual ones, 0.2 to
+0.4, so that base LRs are of the same scale. Matrices are parameters with two dimensions but for
+those that `matrices.py` leaves out. It is torch.optim.Muon with `adjust_lr_fn="match_rms_adamw"`,
+which iterates in bfloat16, where this rule does in the dtype of its state.
+
+Weight decay multiplies parameters before their update by the coefficient that their piece names
+(pieces.py), so that an update never decays by itself.
+
+Schedule-free AdamW has no momentum and no decay of the learning rate: x, the average of z, does the
+work of both, and is what is evaluated and kept; gradients and losses are those of θ, which its
+paper calls y. Weight decay acts at θ. The weights η² of the average give the updates of a warmup
+their small share; there c is 0 as long as all learning rates were 0. Base LRs are 1 to 10 times
+AdamW's, λ is 0 unless it is given, as the authors' `schedulefree` has it. Their code weighs by the
+highest learning rate so far where the paper weighs by that of the update: they differ under a decay
+of the learning rate, with which it should not be used. Buffers, as the statistics of batch
+normalization, are those of training at θ.
+
+Source: Tuning Playbook, "What are the update rules for all the popular optimization algorithms?"
+(R21); Loshchilov & Hutter 2019, arXiv 1711.05101; Chen et al. 2023, "Symbolic Discovery of
+Optimization Algorithms", arXiv 2302.06675; Kalra & Barkeshli 2024, "Why Warmup the Learning Rate?
+Underlying Mechanisms and Improvements", arXiv 2406.09405; Jordan et al. 2024, "Muon: An optimizer
+for hidden layers in neural networks", kellerjordan.github.io/posts/muon; Liu et al. 2025, "Muon is
+Scalable for LLM Training", arXiv 2502.16982; Defazio et al. 2024, "The Road Less Scheduled", arXiv
+2405.15682.
 """
 
 from __future__ import annotations
@@ -32,7 +71,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +80,15 @@ from . import counterparts
 from .constructors import is_import_path, module_and_class, read_constructor
 from .counterparts import Counterpart
 from .hyperparameters import HYPERPARAMETERS, by_name, fault_of, is_finite, is_positive
+from .pieces import DECAY, DECAYS, VECTOR_DECAY, Piece
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 State = Mapping[str, "Tensor"]
 Columns = Mapping[str, "Tensor"]
+PARAMETERS: Literal["parameters"] = "parameters"  # where a state begins that begins at their values
+Start: TypeAlias = float | Literal["parameters"]
 
 
 def _sgd(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
@@ -97,15 +139,54 @@ def _nadam(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     theta.addcdiv_(ahead, v.sqrt().add_(c["epsilon"]), value=-1.0)
 
 
-def _adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
-    theta.mul_(c["decay"])
-    _adam(theta, g, state, c)
-
-
 def _lion(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
     direction = state["m"].lerp(g, 1.0 - c["beta1"]).sign_()
-    theta.mul_(c["decay"]).addcmul_(direction, c["eta"], value=-1.0)
+    theta.addcmul_(direction, c["eta"], value=-1.0)
     state["m"].lerp_(g, 1.0 - c["beta2"])
+
+
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
+NEWTON_SCHULZ_STEPS = 5
+SMALLEST_NORM = 1e-7  # of a matrix that is orthogonalized
+ALIGNED = 16  # numbers of float32 in a cache line
+RMS_OF_ADAMW = 0.2  # of a step of AdamW, as a share of its learning rate
+
+
+def _muon_matrix(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    """Of matrices, [K, a, b]; coefficients are [K, 1, 1]."""
+    m = state["m"].lerp_(g, 1.0 - c["momentum"])
+    direction = _orthogonalized(g.lerp(m, c["momentum"]))
+    size = RMS_OF_ADAMW * math.sqrt(max(theta.shape[-2:]))
+    theta.addcmul_(direction, c["rate"], value=-size)
+
+
+def _orthogonalized(x: Tensor) -> Tensor:
+    """Each matrix of [K, a, b] with its singular values close to 1.
+
+    The shorter side is multiplied with itself, which takes fewer operations. Zeros around the
+    matrices, which stay zeros, let each of them begin at the same place of a cache line: kernels
+    round by that, and a row would depend on how many lie before it.
+    """
+    if x.shape[-2] > x.shape[-1]:
+        return _orthogonalized(x.mT).mT
+    first, third, fifth = NEWTON_SCHULZ
+    rows, columns = x.shape[-2:]
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_(min=SMALLEST_NORM)
+    padded = x.new_zeros(len(x), rows + -rows % ALIGNED, columns + -columns % ALIGNED)
+    padded[:, :rows, :columns] = x
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = padded @ padded.mT
+        padded = padded.baddbmm(
+            gram.baddbmm(gram, gram, beta=third, alpha=fifth), padded, beta=first
+        )
+    return padded[:, :rows, :columns]
+
+
+def _schedule_free_adamw(theta: Tensor, g: Tensor, state: State, c: Columns) -> None:
+    v = state["v"].lerp_(g * g, 1.0 - c["beta2"])
+    z = state["z"].addcdiv_(g * c["eta"], v.sqrt().add_(c["epsilon"]), value=-1.0)
+    x = state["x"].lerp_(z, c["average"])
+    theta.copy_(z).lerp_(x, c["beta1"])
 
 
 Table = NDArray[np.float64]  # of one number for each update, [T]
@@ -127,9 +208,9 @@ def _with_bias_correction(
 
 
 def _with_decay(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
-    """Every hyperparameter as it is, and in place of `weight_decay`, λ, `decay` holds 1 − η_t λ."""
+    """Every hyperparameter as it is, and in place of `weight_decay`, λ, what it multiplies by."""
     columns = _constant(own, eta, number)
-    columns["decay"] = 1.0 - eta * columns.pop("weight_decay")
+    columns[DECAY] = columns[VECTOR_DECAY] = 1.0 - eta * columns.pop("weight_decay")
     return columns
 
 
@@ -142,12 +223,56 @@ def _with_bias_correction_and_decay(
     return _with_decay(own, eta, number) | {"eta": corrected, "epsilon": own["epsilon"] * root}
 
 
+def _of_muon(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
+    """Those of AdamW, and `rate` holds the learning rate of matrices."""
+    columns = _with_bias_correction_and_decay(own, eta, number)
+    return columns | {"rate": eta, VECTOR_DECAY: np.ones_like(eta)}
+
+
+def _without_momentum(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
+    """Adam's correction of v and decay; `eta` holds η_t √(1−β₂^(t+1)), `epsilon` as AdamW's."""
+    root = np.sqrt(1.0 - own["beta2"] ** number)
+    columns = _with_decay(own, eta, number)
+    return columns | {"eta": eta * root, "epsilon": own["epsilon"] * root}
+
+
+def _from_first_gradient(coefficients: Coefficients) -> Coefficients:
+    """The same coefficients, but v is the square of the gradient after the first update."""
+
+    def found(own: Mapping[str, float], eta: Table, number: Numbers) -> dict[str, Table]:
+        columns = coefficients(own, eta, number)
+        return columns | {"beta2": np.where(number == 1, 0.0, columns["beta2"])}
+
+    return found
+
+
+def acts(name: str, table: Table) -> bool:
+    """Whether a coefficient changes anything: not where weight decay multiplies by 1."""
+    return name not in DECAYS or bool((table != 1.0).any())
+
+
 @dataclass(frozen=True)
 class Alternative:
     """Another rule, and the base LRs it is usually tuned at, lowest and highest."""
 
     optimizer: str
     base_lrs: tuple[float, float]
+
+
+Update = Callable[["Tensor", "Tensor", State, Columns], None]
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average over updates that is evaluated and kept in place of the parameters.
+
+    state   the state that holds it, which begins at the parameters
+    weight  of each update in it, from its learning rate, [T] both; the coefficient `average` is its
+            share in the sum of the weights so far, 0 as long as that is 0
+    """
+
+    state: str
+    weight: Callable[[Table], Table]
 
 
 MaxStableLr = Callable[[Mapping[str, float], float], float]
@@ -171,7 +296,7 @@ class SecondMoment:
         """P where θ moves by −η P⁻¹ m, like v. From coefficients of a learning rate of 1, whose
         `eta` is the bias correction alone.
 
-        inf where v = 0: what never had a gradient rests.
+        inf where v = 0: what never had a gradient rests. So do matrices that are updated as such.
         """
         v, epsilon = state[self.state].double(), columns[self.epsilon]
         divisor = (v + epsilon).sqrt() if self.inside else v.sqrt() + epsilon
@@ -203,6 +328,8 @@ class Optimizer:
     max_stable_lr  the base LR above which it diverges on a quadratic, from its hyperparameters and
                    the curvature (`curvature.stability_limit`); None: the curvature does not tell.
                    Of a rule with a second moment: the curvature divided by it
+    from_first_gradient  the rule that is the same but for a second moment that starts at the square
+                   of the first gradient, with the same hyperparameters and base LRs; empty: none
     """
 
     name: str
@@ -210,6 +337,7 @@ class Optimizer:
     family: str
     alternative: Alternative
     max_stable_lr: MaxStableLr | None = None
+    from_first_gradient: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,18 +347,27 @@ class Rule(Optimizer):
     Raises TypeError for a row that contradicts itself, as far as that shows without torch: `update`
     is not called. Its hyperparameters are rows of HYPERPARAMETERS.
 
-    state          the names of its state, each with its initial value; a row of a stack for each
-    update         one update, in place, from the gradient, the state and the coefficients
+    state          the names of its state, each with its initial value, or PARAMETERS; a row of a
+                   stack for each
+    update         one update, in place, from the gradient, the state and the coefficients, of
+                   numbers each by itself, [K, P]; after weight decay (DECAYS of pieces.py)
+    update_matrix  the same of matrices, [K, a, b], where coefficients are [K, 1, 1]; None: matrices
+                   are updated as all parameters are
+    decayed        the state that weight decay, of the parameters, is taken from; empty: they are
     coefficients   the coefficients of updates, [T] each, from hyperparameters, the learning rate of
                    each and its number from 1; those of an update depend on no other one
+    average        what is evaluated and kept in place of the parameters; None: they are
     in_torch       what comes closest in torch, from hyperparameters and a learning rate; None:
                    nothing there is like it
-    second_moment  what its steps are divided by; None: nothing
+    second_moment  what steps of numbers each by itself are divided by; None: nothing
     """
 
-    state: Mapping[str, float]
-    update: Callable[[Tensor, Tensor, State, Columns], None]
+    state: Mapping[str, Start]
+    update: Update
+    update_matrix: Update | None = None
+    decayed: str = ""
     coefficients: Coefficients = _constant
+    average: Average | None = None
     in_torch: Callable[[Mapping[str, float], float], Counterpart] | None = None
     second_moment: SecondMoment | None = None
 
@@ -238,8 +375,10 @@ class Rule(Optimizer):
         if fault := fault_of(self.defaults, "optimizer"):
             self._refuse(fault)
         for name, value in self.state.items():
-            if not is_finite(value):
+            if value != PARAMETERS and not is_finite(value):
                 self._refuse(f"its state {name} must begin at a finite number, got {value!r}")
+        if self.average and self.state.get(self.average.state) != PARAMETERS:
+            self._refuse(f"its average, {self.average.state!r}, is no state that begins at them")
         if not self.family:
             self._refuse("its family must have a name")
         low, high = self.alternative.base_lrs
@@ -249,7 +388,7 @@ class Rule(Optimizer):
                 f"{self.alternative.base_lrs}"
             )
         try:
-            columns = self.coefficients(self.defaults, np.ones(2), np.arange(1, 3))
+            columns = self.tables(self.defaults, np.ones(2), np.arange(1, 3))
         except KeyError as error:
             self._refuse(f"its coefficients need {error}, which has no default")
         if "eta" not in columns or any(np.shape(table) != (2,) for table in columns.values()):
@@ -260,6 +399,36 @@ class Rule(Optimizer):
                 f"its second moment must name a state and a coefficient, got {moment.state!r} and "
                 f"{moment.epsilon!r}"
             )
+
+    def apply(self, piece: Piece, theta: Tensor, g: Tensor, state: State, columns: Columns) -> None:
+        """One update of a piece, in place: its parameters and gradients, [K, P], and its state."""
+        for name, part in piece.decays:
+            if name in columns and self.decayed:
+                state[self.decayed][:, part].add_(theta[:, part] * (columns[name] - 1.0))
+            elif name in columns:
+                theta[:, part].mul_(columns[name])
+        if self.update_matrix is None or piece.matrix is None:
+            self.update(theta, g, state, columns)
+            return
+        shape = (len(theta), *piece.matrix)
+        own = {name: one.view(shape) for name, one in state.items()}
+        wider = {name: column[:, :, None] for name, column in columns.items()}
+        self.update_matrix(theta.view(shape), g.view(shape), own, wider)
+
+    def tables(
+        self, own: Mapping[str, float], eta: Table, number: Numbers, weights: float = 0.0
+    ) -> dict[str, Table]:
+        """The coefficients of updates that follow one another, that of the average among them.
+
+        `weights`: the sum of those of the updates before, in the average.
+        """
+        columns = self.coefficients(own, eta, number)
+        if self.average:
+            weight = self.average.weight(eta)
+            total = weights + np.cumsum(weight)
+            share = np.divide(weight, total, out=np.zeros_like(total), where=total > 0)
+            columns["average"] = share
+        return columns
 
     def fault_of_settings(self, settings: Mapping[str, float]) -> str:
         """What is wrong with values of its hyperparameters; empty if nothing is."""
@@ -277,13 +446,25 @@ class Rule(Optimizer):
         raise TypeError(f"optimizer {self.name!r}: {reason}")
 
 
-def check_alternatives(rules: Mapping[str, Rule]) -> None:
-    """Raise TypeError for a rule whose alternative is no other rule of the table."""
+def check_others(rules: Mapping[str, Rule]) -> None:
+    """Raise TypeError for a rule that names another which the table has not, or which is itself.
+
+    And for one whose counterpart from the first gradient has other hyperparameters or base LRs.
+    """
     for name, rule in rules.items():
-        if rule.alternative.optimizer not in rules or rule.alternative.optimizer == name:
+        named = {"alternative": rule.alternative.optimizer}
+        if rule.from_first_gradient:
+            named["from_first_gradient"] = rule.from_first_gradient
+        for field, other in named.items():
+            if other not in rules or other == name:
+                raise TypeError(
+                    f"optimizer {name!r}: its {field}, {other!r}, is no other row of RULES"
+                )
+        twin = rules.get(rule.from_first_gradient, rule)
+        if (twin.defaults, twin.family) != (rule.defaults, rule.family):
             raise TypeError(
-                f"optimizer {name!r}: its alternative, {rule.alternative.optimizer!r}, is no other "
-                "row of RULES"
+                f"optimizer {name!r}: its from_first_gradient, {twin.name!r}, has other defaults "
+                "or another family"
             )
 
 
@@ -347,6 +528,7 @@ RULES: dict[str, Rule] = by_name(
             coefficients=_with_bias_correction,
             max_stable_lr=_adam_max_stable_lr,
             second_moment=SecondMoment(),
+            from_first_gradient="gi_adam",
         ),
         Rule(
             name="nadam",
@@ -364,13 +546,14 @@ RULES: dict[str, Rule] = by_name(
             name="adamw",
             defaults=_ADAM | {"weight_decay": 0.01},
             state=_MOMENTS,
-            update=_adamw,
+            update=_adam,
             in_torch=counterparts.adamw,
             family="adam",
             alternative=_TRY_MOMENTUM,
             coefficients=_with_bias_correction_and_decay,
             max_stable_lr=_adam_max_stable_lr,
             second_moment=SecondMoment(),
+            from_first_gradient="gi_adamw",
         ),
         Rule(
             name="lion",
@@ -381,9 +564,55 @@ RULES: dict[str, Rule] = by_name(
             alternative=_TRY_ADAM,
             coefficients=_with_decay,
         ),
+        Rule(
+            name="gi_adam",
+            defaults=_ADAM,
+            state=_MOMENTS,
+            update=_adam,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_from_first_gradient(_with_bias_correction),
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
+        ),
+        Rule(
+            name="gi_adamw",
+            defaults=_ADAM | {"weight_decay": 0.01},
+            state=_MOMENTS,
+            update=_adam,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_from_first_gradient(_with_bias_correction_and_decay),
+            max_stable_lr=_adam_max_stable_lr,
+            second_moment=SecondMoment(),
+        ),
+        Rule(
+            name="muon",
+            defaults={"momentum": 0.95} | _ADAM | {"weight_decay": 0.1},
+            state=_MOMENTS,
+            update=_adam,
+            update_matrix=_muon_matrix,
+            in_torch=counterparts.muon,
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_of_muon,
+            second_moment=SecondMoment(),
+        ),
+        Rule(
+            name="schedule_free_adamw",
+            defaults=_ADAM | {"weight_decay": 0.0},
+            state={"v": 0.0, "z": PARAMETERS, "x": PARAMETERS},
+            update=_schedule_free_adamw,
+            decayed="z",
+            family="adam",
+            alternative=_TRY_MOMENTUM,
+            coefficients=_without_momentum,
+            average=Average("x", np.square),
+            second_moment=SecondMoment(),
+        ),
     ]
 )
-check_alternatives(RULES)
+check_others(RULES)
 
 
 def add(rule: Rule) -> Rule:
@@ -393,7 +622,7 @@ def add(rule: Rule) -> Rule:
     nothing added, if the name is taken or the alternative is no other rule.
     """
     table = by_name([*RULES.values(), rule])
-    check_alternatives(table)
+    check_others(table)
     RULES.update(table)
     return rule
 
@@ -467,7 +696,15 @@ def decays_by_itself(name: str, settings: Mapping[str, Any]) -> bool:
     return module == "torch.optim" and is_decoupled
 
 
-def state_of(name: str) -> Mapping[str, float]:
+def average_of(name: str) -> Average | None:
+    """What is evaluated in place of an optimizer's parameters; None if they are, or nobody knows.
+
+    A name that is no row of RULES is that of somebody else's optimizer.
+    """
+    return RULES[name].average if name in RULES else None
+
+
+def state_of(name: str) -> Mapping[str, Start]:
     """The state that rows of a stack hold of an optimizer, as `Rule.state`.
 
     None of one of torch, which holds its own.
@@ -490,4 +727,4 @@ def coefficients(
     if is_of_torch(optimizer):
         return {"eta": learning_rates}
     rule, numbers = RULES[optimizer], np.arange(1, len(learning_rates) + 1)
-    return rule.coefficients({**rule.defaults, **settings}, learning_rates, numbers)
+    return rule.tables({**rule.defaults, **settings}, learning_rates, numbers)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 Z_DECAY = 0.97  # β: half of what m and s² hold is from the last 23 updates; ZClip's α
 # first updates that enter m and s² and are not clipped for them; ZClip's warmup steps
 Z_GATHERS = 25
+# Of clip_tensor, AdaGC's β: half of what γ holds is from the last 34 updates.
+TENSOR_DECAY = 0.98
+# first updates, whose smallest norms are where γ begins; AdaGC's warmup has 100 of them
+TENSOR_GATHERS = 25
 
 Number = TypeVar("Number", float, "Tensor")
 

@@ -7,14 +7,14 @@ loop here (`search/train/loop.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from inspect import Parameter, formatannotation, signature
 from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
 
 from ..errors import UserError, describe_error
@@ -28,10 +28,14 @@ from .constructors import (
     module_and_class,
 )
 from .counterparts import call_of
-from .optimizers import RULES, Columns, counterpart
+from .matrices import matrices_of
+from .optimizers import PARAMETERS, RULES, Columns, Start, acts, counterpart
+from .pieces import pieces_of
 
 Kind: TypeAlias = tuple[torch.device, torch.dtype]  # of states and coefficients
 
+MATRICES = "matrices"  # of a group: whether its parameters with two dimensions are matrices
+TRAINED = "trained"  # state of a parameter that holds an average: its own values
 SMALL = 2**16  # numbers of a parameter, up to which starting an operation costs as much as doing it
 
 
@@ -62,6 +66,22 @@ def make(name: str, params: Iterable[Any], settings: Mapping[str, Any], lr: floa
             f"optimizer {name}: has no lr in its param_groups, which a schedule could set"
         )
     return optimizer
+
+
+def groups_of(name: str, model: nn.Module, not_matrices: Collection[str] = ()) -> list[Any]:
+    """A model's trainable parameters as what `make` takes: for a rule of matrices, as two groups.
+
+    `not_matrices` are the names of parameters that such a rule is to treat as vectors, besides
+    embeddings. Raises UserError for a name that the model does not have.
+    """
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    if name not in RULES or RULES[name].update_matrix is None:
+        return list(trained.values())
+    matrices = matrices_of(model, not_matrices)
+    inside = [one for name, one in trained.items() if name in matrices]
+    others = [one for name, one in trained.items() if name not in matrices]
+    found = [{"params": inside}] if inside else []
+    return [*found, {"params": others, MATRICES: False}] if others else found
 
 
 def _fault(constructor: Constructor, settings: Mapping[str, Any]) -> str:
@@ -117,6 +137,12 @@ class RuleOptimizer(Optimizer):
     gradient is None rests, with its state and weight decay, while the updates are counted on: bias
     correction follows the count of the group, `updates`, where torch's own counts for each
     parameter.
+
+    A rule of matrices, as Muon, takes each parameter with two dimensions for one. A group with
+    `"matrices": False` has none: embeddings and output layers belong there (`groups_of`).
+
+    Of a rule with an average the parameters are those of training. Call `eval()` before they are
+    evaluated or saved, and `train()` before training goes on; of other rules both do nothing.
     """
 
     def __init__(self, params: Iterable[Any], rule: str, lr: float, **settings: float) -> None:
@@ -130,8 +156,12 @@ class RuleOptimizer(Optimizer):
             raise UserError(f"optimizer {rule}: {fault}")
         # by the place of its group, made by the next step: which parameters, and their buckets
         self._buckets: dict[int, tuple[tuple[Any, ...], list[_Bucket]]] = {}
-        self._columns: dict[Kind, tuple[Tensor, Columns]] = {}
-        super().__init__(params, {"lr": lr, **row.defaults, **settings, "updates": 0})
+        # by what they are of, and their names
+        self._columns: dict[tuple[Kind, tuple[str, ...]], tuple[Tensor, Columns]] = {}
+        # of the average: the sum of its weights so far, and whether the parameters hold it
+        average = {"weights": 0.0, "is_evaluating": False} if row.average else {}
+        own = {**row.defaults, **settings, "updates": 0, **average}
+        super().__init__(params, {"lr": lr, **own})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "rule": self.rule, "_buckets": {}, "_columns": {}}
@@ -159,6 +189,39 @@ class RuleOptimizer(Optimizer):
                     parameter.device, _wide(parameter), copy=True
                 )
 
+    @property
+    def holds_average(self) -> bool | None:
+        """Whether the parameters hold what is evaluated; None if the rule has no average."""
+        if RULES[self.rule].average is None:
+            return None
+        return all(group["is_evaluating"] for group in self.param_groups)
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        """Put the average that is to be evaluated and saved into the parameters."""
+        average = RULES[self.rule].average
+        if average is None or self.holds_average:
+            return
+        for group in self.param_groups:
+            group["is_evaluating"] = True
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                if average.state in state and TRAINED not in state:
+                    state[TRAINED] = parameter.detach().clone()
+                    parameter.copy_(state[average.state])
+
+    @torch.no_grad()
+    def train(self) -> None:
+        """Put the values of training back into the parameters, as they were at `eval()`."""
+        if RULES[self.rule].average is None:
+            return
+        for group in self.param_groups:
+            group["is_evaluating"] = False
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                if TRAINED in state:
+                    parameter.copy_(state.pop(TRAINED))
+
     @overload
     def step(self, closure: None = None) -> None: ...
 
@@ -169,18 +232,21 @@ class RuleOptimizer(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One update of every parameter that has a gradient. Returns the loss of a closure.
 
-        Raises UserError for a gradient that is sparse.
+        Raises UserError for a gradient that is sparse, and between `eval()` and `train()`.
         """
+        if any(group.get("is_evaluating") for group in self.param_groups):
+            raise UserError(
+                f"optimizer {self.rule}: the parameters hold the average that is evaluated: call "
+                "optimizer.train() before the gradients of an update are computed"
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for place, group in enumerate(self.param_groups):
             group["updates"] += 1
-            own = {name: group[name] for name in RULES[self.rule].defaults}
-            tables = RULES[self.rule].coefficients(
-                own, np.array([float(group["lr"])]), np.array([group["updates"]])
-            )
+            tables = self._tables(group)
+            tables = {name: table for name, table in tables.items() if acts(name, table)}
             values = torch.from_numpy(np.array(list(tables.values()))[:, :, None])
             columns: dict[Kind, Columns] = {}
             for bucket in self._buckets_of(place):
@@ -189,12 +255,23 @@ class RuleOptimizer(Optimizer):
                 self._update(bucket, columns[bucket.kind])
         return loss
 
+    def _tables(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The coefficients of a group's update, [1] each; its weight enters those of the next."""
+        rule, rate = RULES[self.rule], np.array([float(group["lr"])])
+        own = {name: group[name] for name in rule.defaults}
+        number = np.array([group["updates"]])
+        tables = rule.tables(own, rate, number, group.get("weights", 0.0))
+        if rule.average:
+            group["weights"] += float(rule.average.weight(rate)[0])
+        return tables
+
     def _columns_of(self, kind: Kind, names: Iterable[str], values: Tensor) -> Columns:
         """Coefficients by name, in the tensors that had those of the update before."""
-        if kind not in self._columns:
+        key = kind, tuple(names)
+        if key not in self._columns:
             room = torch.empty_like(values, device=kind[0], dtype=kind[1])
-            self._columns[kind] = room, dict(zip(names, room.unbind(), strict=True))
-        room, columns = self._columns[kind]
+            self._columns[key] = room, dict(zip(names, room.unbind(), strict=True))
+        room, columns = self._columns[key]
         room.copy_(values)
         return columns
 
@@ -205,7 +282,8 @@ class RuleOptimizer(Optimizer):
                 f"optimizer {self.rule}: takes no sparse gradients: make layers with sparse=False"
             )
         theta, gradient = bucket.fetch(gradients)
-        RULES[self.rule].update(theta, gradient, bucket.state, columns)
+        for piece in bucket.pieces:
+            RULES[self.rule].apply(piece, theta, gradient, bucket.state, columns)
         bucket.put_back(theta)
 
     def _buckets_of(self, place: int) -> list[_Bucket]:
@@ -216,34 +294,40 @@ class RuleOptimizer(Optimizer):
         known, buckets = self._buckets.get(place, ((), []))
         seen = tuple((id(one), one.device, one.dtype) for one in given)
         if seen != known:
-            buckets = list(self._fill_buckets(given))
+            buckets = list(self._fill_buckets(given, self._has_matrices(place)))
             self._buckets[place] = seen, buckets
         return buckets
 
-    def _fill_buckets(self, given: Iterable[Tensor]) -> Iterator[_Bucket]:
-        """Small parameters of a kind together, which takes fewer operations; large ones alone."""
+    def _has_matrices(self, place: int) -> bool:
+        """Whether parameters of a group that have two dimensions are updated as matrices."""
+        of_matrices = RULES[self.rule].update_matrix is not None
+        return of_matrices and bool(self.param_groups[place].get(MATRICES, True))
+
+    def _fill_buckets(self, given: Iterable[Tensor], has_matrices: bool) -> Iterator[_Bucket]:
+        """Small parameters of a kind together, which takes fewer operations; others alone.
+
+        Others are large ones and matrices.
+        """
         small: dict[Kind, list[Tensor]] = {}
         for parameter in given:
             kind = (parameter.device, _wide(parameter))
-            if parameter.numel() <= SMALL:
+            is_matrix = has_matrices and parameter.ndim == 2
+            if parameter.numel() <= SMALL and not is_matrix:
                 small.setdefault(kind, []).append(parameter)
             else:
-                yield self._bucket([parameter], kind)
+                yield self._bucket([parameter], kind, is_matrix)
         for kind, parameters in small.items():
             yield self._bucket(parameters, kind)
 
-    def _bucket(self, parameters: list[Tensor], kind: Kind) -> _Bucket:
+    def _bucket(self, parameters: list[Tensor], kind: Kind, is_matrix: bool = False) -> _Bucket:
         """Parameters in a row, whose states become parts of the row's."""
         rows = {}
         for name, start in RULES[self.rule].state.items():
-            known = [
-                self.state[one].get(name, torch.full_like(one, start, dtype=kind[1]))
-                for one in parameters
-            ]
+            known = [self.state[one].get(name, _initial(one, start, kind[1])) for one in parameters]
             rows[name] = torch.cat([one.to(*kind).reshape(-1) for one in known]).view(1, -1)
             for parameter, part in zip(parameters, _parts(rows[name], parameters), strict=True):
                 self.state[parameter][name] = part
-        return _Bucket(parameters, kind, rows)
+        return _Bucket(parameters, kind, rows, is_matrix)
 
 
 class _Bucket:
@@ -251,14 +335,23 @@ class _Bucket:
 
     kind    that device, and the dtype of states and coefficients
     state   by name, [1, P], of which each parameter's is a part
+    pieces  the whole row as one piece; none of a row without numbers
     """
 
-    def __init__(self, parameters: list[Tensor], kind: Kind, state: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        parameters: list[Tensor],
+        kind: Kind,
+        state: Mapping[str, Tensor],
+        is_matrix: bool = False,
+    ) -> None:
         self.parameters, self.kind, self.state = parameters, kind, state
+        width = sum(one.numel() for one in parameters)
+        matrices = (0,) if is_matrix else ()
+        self.pieces = pieces_of([one.shape for one in parameters], matrices, max(width, 1))
         # room for values and gradients, [1, P] each, and its parts; one alone needs none
         self._rows: tuple[Tensor, ...] = ()
         if len(parameters) > 1:
-            width = sum(one.numel() for one in parameters)
             self._rows = torch.empty((2, 1, width), device=kind[0], dtype=kind[1]).unbind()
             self._parts = [part for row in self._rows for part in _parts(row, parameters)]
 
@@ -284,6 +377,13 @@ def _parts(row: Tensor, like: list[Tensor]) -> list[Tensor]:
     """A row, [1, P], as tensors of these shapes, which share its memory."""
     parts = torch.split(row.view(-1), [one.numel() for one in like])
     return [part.view(one.shape) for part, one in zip(parts, like, strict=True)]
+
+
+def _initial(parameter: Tensor, start: Start, dtype: torch.dtype) -> Tensor:
+    """A state before the first update."""
+    if start == PARAMETERS:
+        return parameter.detach().to(dtype)
+    return torch.full_like(parameter, start, dtype=dtype)
 
 
 def _wide(parameter: Tensor) -> torch.dtype:

@@ -22,13 +22,13 @@ from ..judge.flags import ENOUGH, checkpoint_note
 from ..judge.objective import sounds_better_when_higher
 from ..judge.readout import clipped_before
 from ..rules.hyperparameters import HYPERPARAMETERS
-from ..rules.optimizers import optimizer_of
+from ..rules.optimizers import average_of, optimizer_of
 from ..rules.schedule import LONG_WARMUP, longest_warmup
 from ..rules.tied import TIES
 from ..study.sampling import free_axes, shares
 from ..study.study import Axis, Range, Study, ends
 from ..study.tied import on_axes
-from ..trial import COMMON, Trial
+from ..trial import CLIPPING, COMMON, Trial
 from ..words import readable
 from .tables import axis_in_words
 
@@ -300,6 +300,19 @@ def _long_warmup(study: Study) -> Iterator[Advice]:
             )
 
 
+def _decay_of_an_average(study: Study) -> Iterator[Advice]:
+    for optimizer in filter(average_of, study.optimizers):
+        axis = study.axes(optimizer)["decay"]
+        if axis != ("constant",):
+            yield advice_by(
+                "S1",
+                study.key_of(optimizer, "decay"),
+                f"{axis_in_words(axis)} for {optimizer}, which evaluates an average that does the "
+                f'work of a decay: give [space.optimizer.{optimizer}] decay = "constant"; a warmup '
+                "may stay",
+            )
+
+
 # --- sampler and budget ---------------------------------------------------------------------------
 
 
@@ -372,7 +385,8 @@ def _fixed_on_one_side(study: Study) -> Iterator[Advice]:
     for name in [name for name in COMMON if name not in study.scientific]:
         axes = {optimizer: study.axes(optimizer)[name] for optimizer in study.optimizers}
         tuned = [optimizer for optimizer, axis in axes.items() if not _is_fixed(axis)]
-        fixed = [optimizer for optimizer in axes if optimizer not in tuned]
+        needless = [one for one in axes if name == "decay" and average_of(one)]
+        fixed = [optimizer for optimizer in axes if optimizer not in [*tuned, *needless]]
         for optimizer in fixed if tuned else ():
             yield advice_by(
                 "S9",
@@ -441,13 +455,15 @@ def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     for group, own in group_trials(trials, study.scientific_names).items():
         for best in rank_configurations(own)[:1]:
             if best.clip_fraction > CLIP_TOO_MUCH:
+                values = {name: best.point.values[name] for name in CLIPPING}
+                used = {name: value for name, value in values.items() if value < math.inf}
+                at = " and ".join(f"{name} {readable(value)}" for name, value in used.items())
                 yield advice_by(
                     "R17",
-                    study.key_of(group.optimizer, "clip_norm"),
+                    study.key_of(group.optimizer, next(iter(used), "clip_norm")),
                     f"{group.label}: the best trial, {best.point.number}, clips "
-                    f"{best.clip_fraction:.0%} of its updates at "
-                    f"{readable(best.point.clip_norm)}, a strange way of lowering the learning "
-                    "rate: lower base_lr, and raise clip_norm",
+                    f"{best.clip_fraction:.0%} of its updates at {at}, a strange way of lowering "
+                    f"the learning rate: lower base_lr, and raise {' and '.join(used)}",
                 )
 
 
@@ -501,6 +517,7 @@ OF_THE_FILE: tuple[Callable[[Study], Iterator[Advice]], ...] = (
     _no_control,
     _warmup_spread,
     _long_warmup,
+    _decay_of_an_average,
     _grid_of_many_axes,
     _nothing_to_learn_from,
     _too_small_for_adam,

@@ -13,7 +13,7 @@ from ..judge.answer import Answer
 from ..judge.diagnosis import GroupDiagnosis, Remedy
 from ..judge.sensitivity import usable_in_words
 from ..store.results import Results
-from ..trial import Point
+from ..trial import CLIPPING, Point
 from ..words import headroom_in_words, readable
 
 SHORT = {"warmup_steps": "warmup", "clip_norm": "clip"}
@@ -76,9 +76,19 @@ def configuration(answer: Answer, varied: Collection[str]) -> str:
     names = [
         name for name in varied if name not in ("optimizer", "base_lr", *dict(group.scientific))
     ]
-    own = [setting(name, point.values[name]) for name in names if name in point.values]
+    own = settings_in_words(point, [name for name in names if name in point.values])
     base_lr = f"base_lr {readable(point.base_lr)}{_as_good(answer)}"
     return ", ".join([point.optimizer, *held, base_lr, *own])
+
+
+def settings_in_words(point: Point, names: Iterable[str]) -> list[str]:
+    """Hyperparameters of a point and their values; no word of what another threshold replaces."""
+    clips = [name for name in CLIPPING if point.values[name] < math.inf]
+    return [
+        setting(name, point.values[name])
+        for name in names
+        if not (clips and name in CLIPPING and name not in clips)
+    ]
 
 
 def setting(name: str, value: Any) -> str:
@@ -186,7 +196,7 @@ def _adopted(point: Point) -> str:
     names = [
         name for name in point.shown if name not in ("batch_size", "optimizer", "base_lr", "seed")
     ]
-    own = [setting(name, point.shown[name]) for name in names if name not in point.workload_args]
+    own = settings_in_words(point, [name for name in names if name not in point.workload_args])
     return ", ".join([point.optimizer, f"base_lr {readable(point.base_lr)}", *own])
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
@@ -99,7 +100,11 @@ def read_curve(path: Path) -> Curve:
         np.issubdtype(values.dtype, np.number)
         for values in (curve.loss, curve.grad_norm, *evaluated)
     )
-    each = [curve.grad_norm] if curve.loss_step is None else [curve.loss_step]
+    each: list[NDArray[Any]] = [curve.grad_norm]
+    if curve.loss_step is not None:
+        each = [curve.loss_step]
+    if curve.tensors_clipped is not None:
+        each.append(curve.tensors_clipped)
     one_each = curve.loss.ndim == 1 and {one.shape for one in each} == {curve.loss.shape}
     if not (numbers and one_each and len(shapes) == 1 and curve.eval_step.ndim == 1):
         raise ValueError("its arrays are not those of a curve")

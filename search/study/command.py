@@ -10,6 +10,7 @@ file writes them: numbers so that they are read back exactly, `inf` for infinity
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from string import Formatter
@@ -55,6 +56,14 @@ def fill(text: str, values: Mapping[str, Any]) -> str:
     return text.format_map(words)
 
 
+def is_passed_on(study: Study, name: str) -> bool:
+    """Whether trials that differ in a hyperparameter are different trainings.
+
+    They are not where a log is followed, and its command does not use it.
+    """
+    return not study.log or any(name in names_in(word) for word in study.command)
+
+
 def _written(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -89,6 +98,8 @@ def problems_of_command(study: Study) -> Iterator[tuple[str, str]]:
             if mistake := _mistake_of(name, study):
                 yield key, f"{mistake}, got {text!r}"
         used |= set(names) if key == "command" else set()
+    if study.log:
+        yield from _unseen_clipping(study)
     # without a log the script asks `tunewright.current_run()`, which nobody sees here
     for name in _varied(study) if study.log else ():
         if name in used:
@@ -96,6 +107,22 @@ def problems_of_command(study: Study) -> Iterator[tuple[str, str]]:
         yield (
             "command",
             f"no placeholder uses {name}, which varies: add {{{name}}}, or give it one value",
+        )
+
+
+def _unseen_clipping(study: Study) -> Iterator[tuple[str, str]]:
+    """Clipping by tensor, of which a script's own log does not tell."""
+    name = "clip_tensor"
+    axes = {study.key_of(one, name): study.axes(one)[name] for one in study.optimizers}
+    for key, axis in axes.items():
+        if axis == (math.inf,):
+            continue
+        got = list(axis) if isinstance(axis, tuple) else f"{axis.low} to {axis.high}"
+        yield (
+            key,
+            "must be inf, its default, where the command writes a log of its own: that does not "
+            "say which tensors were clipped; without `log`, tunewright.current_run() clips them, "
+            f"got {got}",
         )
 
 

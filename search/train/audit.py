@@ -115,7 +115,7 @@ class Audit:
         for name, tensor in (moment.buffers or {}).items():
             self._compare(f"buffer {name!r}", _array(tensor), _array(own[name]), SMALL_BUFFER)
         if metrics is not None:
-            self._put(self._stack.values(moment.slot))
+            self._put(self._stack.evaluated(moment.slot))
             seed_all(seed)
             with torch.no_grad(), evaluation_mode(self._model):
                 found = numbers(self._call("evaluate"))

@@ -105,18 +105,24 @@ CPU = Costs(update=150e-6, call=25e-6, flop=1 / 57e9, byte=1 / 5.4e9)
 ACCELERATOR = replace(CPU, flop=1 / 10e12, byte=1 / 1e12)
 
 
-def devices(names: str) -> list[str]:
-    """The torch devices named, as "cpu" or "cuda:0,cuda:1".
+def devices(names: str | None = None) -> list[str]:
+    """The torch devices named, as "cpu" or "cuda:0,cuda:1"; by default every GPU, or the CPU.
 
     Raises UserError for one that is not there, or that cannot keep a number, as "meta".
     """
-    found = [name.strip() for name in names.split(",")]
+    if names is not None:
+        found, instead = [name.strip() for name in names.split(",")], ""
+    elif torch.cuda.is_available():
+        found = [f"cuda:{place}" for place in range(torch.cuda.device_count())]
+        instead = "; with --device cpu the processor trains"
+    else:
+        return ["cpu"]
     for name in found:
         try:
             torch.ones(1, device=name).item()
         except (RuntimeError, AssertionError, ImportError) as error:
             reason = first_line(error).split(". ")[0]
-            raise UserError(f"device: {name!r} is not there: {reason}") from error
+            raise UserError(f"device: {name!r} is not there: {reason}{instead}") from error
     return found
 
 

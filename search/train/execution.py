@@ -31,7 +31,13 @@ from torch.utils._pytree import tree_flatten, tree_map
 from ..rules.optimizers import is_of_torch
 from ..workload.batches import Parts, only_tensors
 from ..workload.randomness import RandomState, seed_all
-from ..workload.workload import Workload, autocast, evaluation_mode, numbers
+from ..workload.workload import (
+    Workload,
+    autocast,
+    evaluation_mode,
+    matrices_of_workload,
+    numbers,
+)
 from .ties import Ties, checkpoint_names, fixed_tensors
 from .tracing import record
 
@@ -186,6 +192,10 @@ class Execution(ABC):
     def adopt(self, model: nn.Module) -> None:
         """Go on with another model of the same shape, to be bound."""
         self.model = self._call.model = model
+
+    def matrices(self) -> set[str]:
+        """The names of the parameters that are matrices (`rules.matrices`)."""
+        return matrices_of_workload(self._call.workload, self.model)
 
     @abstractmethod
     def mend(self) -> None:

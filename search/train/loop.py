@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..rules.clipping import Gate
-from ..rules.optimizers import coefficients, is_of_torch, second_moment_of
+from ..rules.clipping import Gate, TensorGate
+from ..rules.optimizers import acts, average_of, coefficients, is_of_torch, second_moment_of
 from ..rules.schedule import learning_rates
-from ..rules.thresholds import clip_z_of, share_of
+from ..rules.thresholds import TENSOR_GATHERS, clip_z_of, share_of
 from ..signals import stop_if_asked
 from ..study.study import Study
 from ..trial import Point, Trial
@@ -122,7 +122,7 @@ class Listed:
     def __init__(self, points: Iterable[Point]) -> None:
         self._points = deque(points)
         self.optimizers = {point.optimizer for point in self._points}
-        self.follows_norms = any(point.clip_z < np.inf for point in self._points)
+        self.follows_norms = any(point.follows_norms for point in self._points)
 
     @property
     def is_empty(self) -> bool:
@@ -485,6 +485,7 @@ class _Loop:
                 chance_loss=self.chance,
                 maximize=study.maximize,
                 divergence=study.divergence,
+                averaged=average_of(point.optimizer) is not None,
             ),
         )
 
@@ -522,10 +523,14 @@ class _Loop:
         clip_norms, clip_zs = self._each("clip_norm"), self._each("clip_z")
         clip_norm_K1 = tensor(clip_norms)[:, None] if min(clip_norms) < np.inf else None
         gates = self._gates(steps) if min(clip_zs) < np.inf else None
+        of_tensors = any(slot.point.clip_tensor < np.inf for slot in self.slots)
+        tensor_gates = self._tensor_gates(steps) if of_tensors else None
         shape = (steps, self.stack.slots)
         # Wider than parameters in float16, and than a loss in float64 beside parameters in float32.
         wide = torch.float32 if self.device.type == "mps" else torch.float64
-        losses, norms = (torch.empty(shape, device=self.device, dtype=wide) for _ in range(2))
+        losses, norms, shares = (
+            torch.zeros(shape, device=self.device, dtype=wide) for _ in range(3)
+        )
         before = RandomState.now() if self.execution.is_stacked else None
         sources, each = self._sources()
         self.audited = self._healthiest()
@@ -541,21 +546,26 @@ class _Loop:
             if last and self.audit:
                 self.audit.after(loss_K, norm_K1)
             losses[i], norms[i] = loss_K, norm_K1[:, 0]
+            limit_K1 = self.stack.clip_threshold(norm_K1, gates[i]) if gates else clip_norm_K1
+            if limit_K1 is not None:
+                self.stack.clip(norm_K1, limit_K1)
+            if tensor_gates:
+                shares[i] = self.stack.clip_tensors(tensor_gates[i])
             self.stack.update(
-                norm_K1,
-                self.stack.clip_threshold(norm_K1, gates[i]) if gates else clip_norm_K1,
                 [
                     (name, rows, {c: table[i] for c, table in columns.items()})
                     for name, rows, columns in blocks
-                ],
+                ]
             )
         if before is not None and before != RandomState.now():
             raise RuntimeError(
                 "batches or loss draw from the process's random numbers, which each trial needs "
                 "alone"
             )
-        for slot, loss, norm in zip(self.slots, losses.T.tolist(), norms.T.tolist(), strict=False):
-            slot.recorder.record_block(loss, norm)
+        columns_T = (losses.T.tolist(), norms.T.tolist(), shares.T.tolist())
+        for slot, loss, norm, share in zip(self.slots, *columns_T, strict=False):
+            is_on = slot.point.clip_tensor < np.inf
+            slot.recorder.record_block(loss, norm, share if is_on else None)
             if slot.recorder.is_without_gradient():
                 looked = min(CHECK_EVERY, slot.total)
                 raise UserError(
@@ -611,6 +621,15 @@ class _Loop:
         )
         return [Gate(clip_norm_K1, clip_z_K1, share_K1) for clip_z_K1, share_K1 in each]
 
+    def _tensor_gates(self, steps: int) -> list[TensorGate]:
+        """What clipping by tensor depends on besides the norms; off in the first updates."""
+        first_K = [slot.step for slot in self.slots] + [0] * (self.stack.slots - len(self.slots))
+        gathers_SK = (np.arange(steps)[:, None] + np.array(first_K)) < TENSOR_GATHERS
+        limits_SK = np.where(gathers_SK, np.inf, self._each("clip_tensor"))
+        gathers_SK1 = torch.from_numpy(gathers_SK).to(self.device)[:, :, None]
+        limits_SK1 = self._tensor(limits_SK)[:, :, None]
+        return [TensorGate(*each) for each in zip(limits_SK1, gathers_SK1, strict=True)]
+
     def _columns(self, rows: Sequence[int], steps: int) -> dict[str, Sequence[Tensor]]:
         """The coefficients of the next updates of rows of one optimizer, by name, [K, 1] each.
 
@@ -623,7 +642,8 @@ class _Loop:
         }
         if is_of_torch(first.point.optimizer):
             return {name: torch.from_numpy(table).unbind() for name, table in tables.items()}
-        return {name: self._tensor(table).unbind() for name, table in tables.items()}
+        acting = {name: table for name, table in tables.items() if acts(name, table)}
+        return {name: self._tensor(table).unbind() for name, table in acting.items()}
 
     @staticmethod
     def _ahead(slot: _Slot, name: str, steps: int) -> NDArray[np.float64]:

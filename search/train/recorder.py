@@ -63,6 +63,7 @@ class Recorder:
         chance_loss: float = math.nan,
         maximize: bool = False,
         divergence: bool = True,
+        averaged: bool = False,
         expected_steps: int = UNKNOWN_STEPS,
     ) -> None:
         """Start a training of `total_steps` updates, ranked by the metric named `objective`; by
@@ -72,55 +73,64 @@ class Recorder:
         on, it is taken for one of `expected_steps`, or of the updates so far if those are more.
         `chance_loss` is the loss of a constant predictor; nan if it is not known. `maximize`: a
         higher value of the objective is better. Without `divergence` the loss counts only where it
-        is not finite (`verdict`).
+        is not finite, and `averaged` says that an average is evaluated (`verdict`).
         """
         self.objective, self._known_steps = objective, total_steps
         self.step, self.seconds = 0, 0.0
         self.chance_loss, self._maximize, self._divergence = chance_loss, maximize, divergence
-        self._expected = expected_steps
+        self._averaged, self._expected = averaged, expected_steps
         self._most = math.inf if total_steps is None else total_steps
         room = CHECK_EVERY if total_steps is None else total_steps
         self._loss, self._grad_norm = np.empty(room), np.empty(room)
+        self._clipped: Array | None = None  # as long as these, once a share is recorded
         self._broken = math.inf  # the first update whose loss or norm is not finite
         self._eval_step: list[int] = []
         self._metrics: dict[str, list[float]] = {}
         self._missing = 0  # evaluations without the objective
         self._evaluated: set[str] = set()  # metrics of the last evaluation
         self._untrained: set[str] = set()  # and of the first
-        # Losses and norms that nobody has looked at, [CHECK_EVERY] each, on their devices.
-        self._ahead: tuple[Tensor, Tensor] | None = None
+        # Losses, norms and shares that nobody has looked at, [CHECK_EVERY] each, on their devices.
+        self._ahead: list[Tensor] = []
         self._waiting = 0
         self._was_hopeless = False
         # the step from which on it is asked anew
         self._judge_next: float = min(CHECK_EVERY, self._most)
 
-    def record(self, loss: Tensor | float, norm: Tensor | float) -> None:
+    def record(
+        self, loss: Tensor | float, norm: Tensor | float, clipped: Tensor | float | None = None
+    ) -> None:
         """Add an update: its loss, and its unclipped gradient norm.
 
         Both are those at the parameters before the update. May be called before or after
-        `optimizer.step()`. Both are one number each. Tensors are copied on their device, and not
-        waited for; they are looked at CHECK_EVERY together, or when the curve is asked for. Raises
-        ValueError if all planned updates are recorded.
+        `optimizer.step()`. `clipped`: the share of the tensors that clip_tensor clips; a training
+        has one at every update or at none. Each is one number. Tensors are copied on their device,
+        and not waited for; they are looked at CHECK_EVERY together, or when the curve is asked for.
+        Raises ValueError if all planned updates are recorded.
         """
         self._check_room(1)
-        if self._ahead is None:
-            self._ahead = _block_for(loss), _block_for(norm)
-        losses, norms = self._ahead
-        losses[self._waiting] = loss.detach() if isinstance(loss, Tensor) else loss
-        norms[self._waiting] = norm.detach() if isinstance(norm, Tensor) else norm
+        numbers = [one for one in (loss, norm, clipped) if one is not None]
+        if not self._ahead:
+            self._ahead = [_block_for(number) for number in numbers]
+        for block, number in zip(self._ahead, numbers, strict=True):
+            block[self._waiting] = number.detach() if isinstance(number, Tensor) else number
         self._waiting += 1
         self.step += 1
         if self._waiting == CHECK_EVERY:
             self._look()
 
-    def record_block(self, losses: Sequence[float], norms: Sequence[float]) -> None:
+    def record_block(
+        self,
+        losses: Sequence[float],
+        norms: Sequence[float],
+        clipped: Sequence[float] | None = None,
+    ) -> None:
         """Add some updates at once: their losses and unclipped gradient norms, in order.
 
-        Raises ValueError if there are more of them than planned.
+        `clipped` as that of `record`. Raises ValueError if there are more of them than planned.
         """
         self._look()
         self._check_room(len(losses))
-        self._add(self.step, losses, norms)
+        self._add(self.step, losses, norms, clipped)
         self.step += len(losses)
 
     def report(self, metrics: Mapping[str, float]) -> None:
@@ -212,6 +222,12 @@ class Recorder:
         return self._grad_norm[: self.step]
 
     @property
+    def tensors_clipped(self) -> Array | None:
+        """The share of the tensors that clip_tensor clipped at every update so far, [T]."""
+        self._look()
+        return None if self._clipped is None else self._clipped[: self.step]
+
+    @property
     def metrics(self) -> Mapping[str, Sequence[float]]:
         """Every evaluation so far by name of the metric, that of the untrained model first."""
         return self._metrics
@@ -232,6 +248,7 @@ class Recorder:
             metrics={name: np.array(values) for name, values in self._metrics.items()},
             total_steps=self.total_steps,
             chance_loss=self.chance_loss,
+            tensors_clipped=None if self._clipped is None else self._clipped[:steps],
         )
 
     @property
@@ -247,7 +264,11 @@ class Recorder:
         Its evidence names evaluations without the objective.
         """
         found = judge(
-            self.curve(), self.objective, maximize=self._maximize, divergence=self._divergence
+            self.curve(),
+            self.objective,
+            maximize=self._maximize,
+            divergence=self._divergence,
+            averaged=self._averaged,
         )
         lacking = self._lacking()
         if not lacking:
@@ -276,12 +297,15 @@ class Recorder:
         """All that was measured, as tensors by name on the host, for `restore`.
 
         loss, grad_norm   [T]  float64, of every update
+        tensors_clipped   [T]  float64, if it was recorded
         eval_step         [E]  updates done at every evaluation
         metric/NAME       [E]  float64
         metric_order      the place of every metric, in the order of their names: files sort those
         seconds, missing       numbers: of training so far; evaluations without the objective
         """
+        clipped = self.tensors_clipped
         return {
+            **({} if clipped is None else {"tensors_clipped": torch.from_numpy(clipped.copy())}),
             "loss": torch.from_numpy(self.losses.copy()),
             "grad_norm": torch.from_numpy(self.grad_norms.copy()),
             "eval_step": torch.tensor(self._eval_step),
@@ -305,6 +329,7 @@ class Recorder:
         is changed then.
         """
         loss, grad_norm = state["loss"].numpy(), state["grad_norm"].numpy()
+        clipped = state["tensors_clipped"].numpy() if "tensors_clipped" in state else None
         eval_step, seconds = state["eval_step"].tolist(), float(state["seconds"])
         metrics = {
             name.removeprefix(METRIC): values.tolist()
@@ -316,15 +341,17 @@ class Recorder:
             places = dict(zip(names, state["metric_order"].tolist(), strict=True))
             names.sort(key=places.__getitem__)
         lengths = {len(values) for values in metrics.values()}
-        if len(loss) != len(grad_norm) or lengths - {len(eval_step)}:
+        each = {len(one) for one in (grad_norm, clipped) if one is not None}
+        if each != {len(loss)} or lengths - {len(eval_step)}:
             raise ValueError("the parts of a saved state differ in length")
         if len(loss) > self._most:
             raise ValueError(
                 f"a saved state of {len(loss)} updates is of another training: "
                 f"{self.total_steps} are planned"
             )
-        self._ahead, self._waiting, self._broken = None, 0, math.inf
-        self._add(0, loss, grad_norm)
+        self._ahead, self._waiting, self._broken = [], 0, math.inf
+        self._clipped = None
+        self._add(0, loss, grad_norm, clipped)
         self.step, self.seconds = len(loss), seconds
         self._eval_step, self._metrics = eval_step, {name: metrics[name] for name in names}
         self._missing = int(state.get("missing", 0))
@@ -340,27 +367,43 @@ class Recorder:
 
     def _look(self) -> None:
         """Read what waits on the device."""
-        if self._ahead is None:
+        if not self._ahead:
             return
-        losses, norms = (waiting[: self._waiting].tolist() for waiting in self._ahead)
+        losses, norms, *shares = (waiting[: self._waiting].tolist() for waiting in self._ahead)
         start = self.step - self._waiting
-        self._ahead, self._waiting = None, 0
-        self._add(start, losses, norms)
+        self._ahead, self._waiting = [], 0
+        self._add(start, losses, norms, shares[0] if shares else None)
 
     def _add(
-        self, start: int, losses: Sequence[float] | Array, norms: Sequence[float] | Array
+        self,
+        start: int,
+        losses: Sequence[float] | Array,
+        norms: Sequence[float] | Array,
+        clipped: Sequence[float] | Array | None,
     ) -> None:
-        """Write losses and norms of the updates from `start` on."""
+        """Write losses and norms, and shares if there are any, of the updates from `start` on."""
         block = slice(start, start + len(losses))
         if block.stop > len(self._loss):  # nobody knew how many there would be
             more = np.empty(max(block.stop, 2 * len(self._loss)) - len(self._loss))
             self._loss = np.concatenate([self._loss, more])
             self._grad_norm = np.concatenate([self._grad_norm, more])
         self._loss[block], self._grad_norm[block] = losses, norms
+        if clipped is not None:
+            self._clipped = _as_long(self._clipped, len(self._loss))
+            self._clipped[block] = clipped
         if self._broken == math.inf:
             finite = np.isfinite(self._loss[block]) & np.isfinite(self._grad_norm[block])
             if not finite.all():
                 self._broken = start + int(np.argmin(finite))
+
+
+def _as_long(values: Array | None, length: int) -> Array:
+    """Values with room for so many of them."""
+    if values is None:
+        return np.empty(length)
+    if len(values) < length:
+        return np.concatenate([values, np.empty(length - len(values))])
+    return values
 
 
 def _block_for(number: Tensor | float) -> Tensor:

@@ -9,6 +9,7 @@ Where losses, gradients and metrics come from is the execution's (execution.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..rules.clipping import Gate, clip_, clip_threshold, global_norm
-from ..rules.optimizers import RULES, is_of_torch, state_of
+from ..rules.clipping import (
+    Gate,
+    TensorGate,
+    clip_,
+    clip_tensors,
+    clip_threshold,
+    global_norm,
+    share_clipped,
+    tensor_norms,
+)
+from ..rules.optimizers import PARAMETERS, RULES, average_of, is_of_torch, state_of
+from ..rules.pieces import Piece, pieces_of
 from ..rules.thresholds import update_moments
 from ..trial import Point
 from .by_torch import ByTorch
@@ -26,6 +37,9 @@ from .ties import fixed_tensors
 
 # Parameters that an update touches at once: its intermediate results stay small, and in the cache.
 UPDATED_AT_ONCE = 65_536
+# What a slot remembers of its earlier gradient norms, and how that begins: mean and variance of
+# the global norm, and γ of each tensor (clipping.py).
+EARLIER_NORMS = {"norm_mean": 0.0, "norm_variance": 0.0, "tensor_norm": math.inf}
 
 
 class Stack:
@@ -41,9 +55,9 @@ class Stack:
         """A stack with the shape of an execution's model.
 
         `load` fills its slots, or `adopt` its only one. It has rows for the states of the rules of
-        `optimizers`, and trains with no other. With `follows_norms` a slot may have a threshold
-        that follows its gradient norms (`clip_threshold`). Raises UserError if the model's
-        trainable parameters differ in device or dtype.
+        `optimizers`, and trains with no other. With `follows_norms` a slot may have thresholds
+        that follow its gradient norms (`clip_threshold`, `clip_tensors`). Raises UserError if the
+        model's trainable parameters differ in device or dtype.
         """
         model = execution.model
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -74,6 +88,7 @@ class Stack:
             name: torch.zeros(shape, device=self.device, dtype=self.dtype)
             for name in ("theta", "best")
         }
+        self._pieces = self._pieces_by_rule(optimizers)
         names = dict.fromkeys(name for rule in optimizers for name in state_of(rule))
         self._state = {
             name: torch.zeros(shape, device=self.device, dtype=self.wide) for name in names
@@ -85,18 +100,33 @@ class Stack:
         fixed = fixed_tensors(model)
         self._buffers = {name: torch.stack([tensor] * self.slots) for name, tensor in fixed.items()}
         self._best_buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
-        # float64: the host repeats their recurrence (`thresholds.clip_thresholds`), and must find
-        # the same updates clipped.
-        norms = ("norm_mean", "norm_variance") if follows_norms else ()
-        self._norms = {
-            name: torch.zeros((self.slots, 1), device=self.device, dtype=torch.float64)
-            for name in norms
-        }
+        # Those of the global norm in float64: the host repeats their recurrence
+        # (`thresholds.clip_thresholds`), and must find the same updates clipped.
+        each = {"tensor_norm": (len(self._offsets), self.wide)}
+        self._norms = {}
+        for name, value in EARLIER_NORMS.items() if follows_norms else ():
+            numbers, dtype = each.get(name, (1, torch.float64))
+            size = (self.slots, numbers)
+            self._norms[name] = torch.full(size, value, device=self.device, dtype=dtype)
         self._without_gradient: Sequence[str] = []  # parameters, in the last update
         self._by_torch: ByTorch | None = None
+        self._optimizers = [""] * self.slots  # of each slot; idle ones may have one
         self._make_views()
         if not execution.builds_anew:  # else the model keeps its values until it is adopted
             execution.bind(self._tensors)
+
+    def _pieces_by_rule(self, optimizers: Iterable[str]) -> dict[str, list[Piece]]:
+        """What each rule updates at once: all, or what lies between its matrices, in chunks."""
+        shapes = list(self._shapes.values())
+        as_numbers = pieces_of(shapes, (), UPDATED_AT_ONCE)
+        found = {name: as_numbers for name in optimizers if not is_of_torch(name)}
+        of_matrices = [name for name in found if RULES[name].update_matrix]
+        if of_matrices:
+            matrices = self._execution.matrices()
+            places = {place for place, name in enumerate(self._shapes) if name in matrices}
+            pieces = pieces_of(shapes, places, UPDATED_AT_ONCE)
+            found |= dict.fromkeys(of_matrices, pieces)
+        return found
 
     def _views(self, rows_KP: Tensor) -> dict[str, Tensor]:
         """The model's tensors, as parts of rows."""
@@ -112,8 +142,19 @@ class Stack:
         self._tensors = Rows(self._values, self._gradients, self._buffers)
 
     def values(self, slot: int) -> dict[str, Tensor]:
-        """A slot's parameters and buffers, as views."""
+        """A slot's parameters and buffers, as views: of training."""
         return {name: rows[slot] for name, rows in self._values.items()} | self.buffers(slot)
+
+    def evaluated(self, slot: int) -> dict[str, Tensor]:
+        """The same, but the parameters are those that are evaluated and kept."""
+        views = self._views(self._evaluated_row(slot)[None])
+        return {name: rows[0] for name, rows in views.items()} | self.buffers(slot)
+
+    def _evaluated_row(self, slot: int) -> Tensor:
+        """The parameters that are evaluated and kept, [P]: of some rules an average of them."""
+        average = average_of(self._optimizers[slot])
+        held = self._state[average.state] if average else self._rows["theta"]
+        return held[slot].to(self.dtype)
 
     def buffers(self, slot: int) -> dict[str, Tensor]:
         """A slot's buffers and parameters that are not trained, as views."""
@@ -143,10 +184,12 @@ class Stack:
             values[slot].copy_(initial[name])
         for name, rows in self._buffers.items():
             rows[slot].copy_(initial[name])
+        self._optimizers[slot] = optimizer
         for name, rows in self._state.items():
-            rows[slot] = state_of(optimizer).get(name, 0.0)
-        for rows in self._norms.values():
-            rows[slot] = 0.0
+            start = state_of(optimizer).get(name, 0.0)
+            rows[slot] = self._rows["theta"][slot] if start == PARAMETERS else start
+        for name, rows in self._norms.items():
+            rows[slot] = EARLIER_NORMS[name]
 
     def snapshot(self, slot: int) -> dict[str, Tensor]:
         """A copy of a slot's parameters and buffers, by their names in the model."""
@@ -170,7 +213,9 @@ class Stack:
         if slots == self.slots and list(order) == list(range(len(order))):
             return
         idle = [k for k in range(self.slots) if k not in order]
-        index = torch.tensor([*order, *idle][:slots], device=self.device)
+        places = [*order, *idle][:slots]
+        index = torch.tensor(places, device=self.device)
+        self._optimizers = [self._optimizers[k] for k in places]
         # views that would keep the old rows alive
         self._values, self._gradients = {}, {}
         self._tensors = Rows({}, {}, {})
@@ -198,9 +243,19 @@ class Stack:
     def evaluate(self, seeds: Sequence[int]) -> dict[str, list[float]]:
         """What `evaluate` returns for every slot, by metric.
 
-        The process's generators are seeded for each slot.
+        The process's generators are seeded for each slot. A slot whose rule evaluates an average
+        lends its row to that meanwhile, and gets its parameters back as they were.
         """
-        return self._execution.evaluate(self._tensors, seeds)
+        theta = self._rows["theta"]
+        lent = [k for k, name in enumerate(self._optimizers) if average_of(name)]
+        trained = theta[lent]
+        with torch.no_grad():
+            for k in lent:
+                theta[k].copy_(self._evaluated_row(k))
+        found = self._execution.evaluate(self._tensors, seeds)
+        with torch.no_grad():
+            theta[lent] = trained
+        return found
 
     @torch.no_grad()
     def clip_threshold(self, norm_K1: Tensor, gate: Gate) -> Tensor:
@@ -209,42 +264,48 @@ class Stack:
         limit_K1 = clip_threshold(mean_K1, variance_K1, gate)
         clipped_K1 = torch.minimum(norm_K1.to(torch.float64), limit_K1)
         mean_K1, variance_K1 = update_moments(mean_K1, variance_K1, clipped_K1, gate.share)
-        self._norms = {"norm_mean": mean_K1, "norm_variance": variance_K1}
+        self._norms |= {"norm_mean": mean_K1, "norm_variance": variance_K1}
         return limit_K1.to(self.wide)
 
     @torch.no_grad()
-    def update(
-        self,
-        norm_K1: Tensor,
-        clip_norm_K1: Tensor | None,
-        blocks: Iterable[tuple[str, slice, Mapping[str, Tensor]]],
-    ) -> None:
-        """Clip the gradient buffer and apply one update, by each optimizer to its rows."""
+    def clip(self, norm_K1: Tensor, clip_norm_K1: Tensor) -> None:
+        """Clip the gradient buffer, whose norms these are, at thresholds of the global norm."""
+        clip_(self._rows["gradient"], norm_K1, clip_norm_K1)
+
+    @torch.no_grad()
+    def clip_tensors(self, gate: TensorGate) -> Tensor:
+        """Clip each tensor of the gradient buffer at its own threshold, after `clip`.
+
+        Its norms enter the next thresholds. Returns the share of tensors that were clipped, [K].
+        """
+        parts = [self._rows["gradient"][:, start:stop] for start, stop in self._offsets.values()]
+        norm_KN = tensor_norms(parts, self.wide)
+        factor_KN, self._norms["tensor_norm"] = clip_tensors(
+            norm_KN, self._norms["tensor_norm"], gate
+        )
+        torch._foreach_mul_(parts, list(torch.split(factor_KN, 1, dim=1)))
+        return share_clipped(factor_KN, norm_KN)
+
+    @torch.no_grad()
+    def update(self, blocks: Iterable[tuple[str, slice, Mapping[str, Tensor]]]) -> None:
+        """Apply one update of the gradient buffer, by each optimizer to its rows."""
         rows = self._rows
-        if clip_norm_K1 is not None:
-            clip_(rows["gradient"], norm_K1, clip_norm_K1)
         if self._by_torch:
             ((_, _, columns),) = blocks
             rate = float(columns["eta"])
             self._by_torch.step(rate, self._gradients, self._without_gradient)
             self._execution.mend()
             return
-        width = rows["theta"].shape[1]
         skipped = self._held_back()
         for optimizer, block, columns in blocks:
-            for start in range(0, width, UPDATED_AT_ONCE):
-                part = {
-                    name: held[block, start : start + UPDATED_AT_ONCE]
-                    for name, held in rows.items()
-                }
-                state = {
-                    name: self._state[name][block, start : start + UPDATED_AT_ONCE]
-                    for name in RULES[optimizer].state
-                }
+            rule = RULES[optimizer]
+            for piece in self._pieces[optimizer]:
+                part = {name: held[block, piece.where] for name, held in rows.items()}
+                state = {name: self._state[name][block, piece.where] for name in rule.state}
                 theta, gradient = part["theta"], part["gradient"]
                 if self.wide is not self.dtype:
                     theta, gradient = theta.to(self.wide), gradient.to(self.wide)
-                RULES[optimizer].update(theta, gradient, state, columns)
+                rule.apply(piece, theta, gradient, state, columns)
                 if theta is not part["theta"]:
                     part["theta"].copy_(theta)
         for held, values in skipped:
@@ -266,7 +327,7 @@ class Stack:
     @torch.no_grad()
     def keep_best(self, slot: int) -> None:
         """Remember a slot's parameters and buffers as its best checkpoint."""
-        self._rows["best"][slot].copy_(self._rows["theta"][slot])
+        self._rows["best"][slot].copy_(self._evaluated_row(slot))
         self._best_buffers = self._execution.keep_buffers(self._tensors, slot, self._best_buffers)
 
     def state(self, slot: int) -> dict[str, Tensor]:

@@ -32,7 +32,7 @@ from ..study.study import Study, parse_study
 from ..train.recorder import CHECK_EVERY
 from ..trial import Point
 from ..workload.randomness import seed_all
-from .follow import METRIC
+from .follow import METRIC, TENSORS_CLIPPED
 from .run import Run, StartAgainError, Stateful
 from .watched import MisuseError
 
@@ -153,12 +153,15 @@ class CommandRun(Run):
 
         This waits for the device, as the recorder does every CHECK_EVERY updates.
         """
-        losses, norms = self.recorder.losses.tolist(), self.recorder.grad_norms.tolist()
+        recorder = self.recorder
+        columns = {"loss": recorder.losses.tolist(), "grad_norm": recorder.grad_norms.tolist()}
+        if recorder.tensors_clipped is not None:
+            columns[TENSORS_CLIPPED] = recorder.tensors_clipped.tolist()
         self._write(
-            {"step": step, "loss": losses[step], "grad_norm": norms[step]}
-            for step in range(self._written, len(losses))
+            {"step": step, **{name: values[step] for name, values in columns.items()}}
+            for step in range(self._written, recorder.step)
         )
-        self._written = len(losses)
+        self._written = recorder.step
 
     def _write_best(self) -> None:
         if self._is_reporting and self._best:

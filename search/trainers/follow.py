@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from ..judge.verdict import hopeless, judge
+from ..rules.optimizers import average_of
 from ..study.study import CommandLog, Study
 from ..train.recorder import CHECK_EVERY
 from ..trial import Curve, Point, Verdict
 from .watched import MisuseError, never_reported
 
 METRIC = "metric/"  # before the names of metrics in a log of `current_run`
+TENSORS_CLIPPED = "tensors_clipped"  # its column of what clip_tensor did at each update
 MOST_SHOWN = 80  # characters of a cell in a message
 
 Cells = Mapping[str, object]
@@ -136,12 +138,16 @@ class LogFile:
 
 @dataclass(frozen=True)
 class Row:
-    """What a row says: an update's loss and gradient norm, None if it has none; metrics by name."""
+    """What a row says: an update's loss and gradient norm, None if it has none; metrics by name.
+
+    `tensors_clipped`: what clip_tensor did at the update, in the log of `current_run` alone.
+    """
 
     step: int
     loss: float | None = None
     grad_norm: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    tensors_clipped: float | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,7 @@ class LogColumns:
     loss: str
     grad_norm: str | None
     metrics: Mapping[str, str]
+    tensors_clipped: str | None = None
 
     @classmethod
     def of(cls, log: CommandLog, objective: str) -> LogColumns:
@@ -184,7 +191,7 @@ class LogColumns:
                 f"line {line}: {self.step}: must be a whole number ≥ 0, got "
                 f"{_shown(cells.get(self.step))}"
             )
-        return Row(int(step), loss, norm, metrics)
+        return Row(int(step), loss, norm, metrics, of(self.tensors_clipped))
 
 
 def _number(line: int, column: str, cell: object) -> float | None:
@@ -216,12 +223,13 @@ class Measured:
     """
 
     def __init__(self, study: Study, point: Point) -> None:
-        self._study = study
+        self._study, self._averaged = study, average_of(point.optimizer) is not None
         self.total_steps = study.updates(point)
         self.chance_loss = math.nan
         self._is_over = False
         self.losses = 0
         self._loss, self._norm = np.empty(self.total_steps), np.empty(self.total_steps)
+        self._clipped: list[float] = []  # by clip_tensor: of each loss, or of none
         self._update = np.empty(self.total_steps, np.int64)
         self._norms = 0  # that are there
         self.seconds_before = 0.0  # of training, where it was interrupted and is gone on with
@@ -240,11 +248,11 @@ class Measured:
             self._look()
             if self.is_over:
                 return
-            self._add_loss(row.step, row.loss, row.grad_norm)
+            self._add_loss(row.step, row.loss, row.grad_norm, row.tensors_clipped)
         if row.metrics and not self.is_over:
             self._add_metrics(row.step, row.metrics)
 
-    def _add_loss(self, step: int, loss: float, norm: float | None) -> None:
+    def _add_loss(self, step: int, loss: float, norm: float | None, clipped: float | None) -> None:
         self._first = min(step, 1) if self.losses == 0 else self._first
         update = step - self._first
         if update < self.done:
@@ -258,6 +266,8 @@ class Measured:
             self._norms += 1
         elif self._norms:
             self._norm[self.losses] = self._norm[self.losses - 1]
+        if clipped is not None:
+            self._clipped.append(clipped)
         self.losses += 1
 
     def _end_at(self, step: int, update: int) -> None:
@@ -354,12 +364,17 @@ class Measured:
             total_steps=self.total_steps,
             chance_loss=self.chance_loss,
             loss_step=None if is_whole else self._update[each],
+            tensors_clipped=np.array(self._clipped) if self._clipped else None,
         )
 
     def verdict(self) -> Verdict:
         study = self._study
         return judge(
-            self.curve(), study.objective, maximize=study.maximize, divergence=study.divergence
+            self.curve(),
+            study.objective,
+            maximize=study.maximize,
+            divergence=study.divergence,
+            averaged=self._averaged,
         )
 
 
@@ -402,7 +417,8 @@ class LogFollower:
         # an evaluation without the objective counts as one that was nan, as in a recorder
         filled = {**cells, **{name: math.nan for name in names if cells[name] is None}}
         metrics = {name.removeprefix(METRIC): name for name in names}
-        return LogColumns("step", "loss", "grad_norm", metrics).row(line, filled)
+        columns = LogColumns("step", "loss", "grad_norm", metrics, TENSORS_CLIPPED)
+        return columns.row(line, filled)
 
     def check_log(self) -> None:
         """Raise MisuseError naming what the log lacks, if it lacks what any training needs."""

@@ -16,6 +16,7 @@ def main(run):
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,8 +28,9 @@ from torch.optim import Optimizer
 
 from ..errors import UserError
 from ..judge.readout import note_clipped_before
+from ..rules.optimizers import average_of
 from ..rules.schedule import learning_rates
-from ..rules.torch_optimizers import make, why_another
+from ..rules.torch_optimizers import RuleOptimizer, groups_of, make, why_another
 from ..signals import stop_if_asked
 from ..study.study import Study
 from ..train.checkpoints import packed, unpacked
@@ -49,6 +51,7 @@ DATA_ENDED = (
     "itself, which starts again after each epoch"
 )
 BEST, OWN = "best/", "own"  # in a saved state: tensors of the best checkpoint; the user's objects
+USUAL_NORMS = "usual_norms/"  # and of clip_tensor, for each watched optimizer
 
 
 class Stateful(Protocol):
@@ -70,9 +73,9 @@ class OptimizerName(str):
 
     def __call__(self, parameters: nn.Module | Iterable[Any]) -> Optimizer:
         """The trial's optimizer of a model, of parameters or of parameter groups, watched."""
-        if isinstance(parameters, nn.Module):
-            parameters = (one for one in parameters.parameters() if one.requires_grad)
         point = self.run.point
+        if isinstance(parameters, nn.Module):
+            parameters = groups_of(point.optimizer, parameters)
         optimizer = make(point.optimizer, parameters, point.settings, point.base_lr)
         return self.run.watch(optimizer)
 
@@ -121,6 +124,7 @@ class Run:
             study.objective,
             maximize=study.maximize,
             divergence=study.divergence,
+            averaged=average_of(point.optimizer) is not None,
         )
         self._keeper = keeper
         self._saved_state = keeper.begin(point) if keeper else None
@@ -208,8 +212,8 @@ class Run:
             raise MisuseError("watch: the main optimizer must be watched before others")
         watched = WatchedOptimizer(
             optimizer,
-            self._updates.record if main else lambda norm: None,
-            Clipping(self.point.clip_norm, self.point.clip_z),
+            self._updates.record if main else lambda norm, clipped: None,
+            Clipping(self.point.clip_norm, self.point.clip_z, self.point.clip_tensor),
             self._next_learning_rate if main else self._learning_rate,
             self._main.reference_lr if self._main else None,
             hooked,
@@ -240,9 +244,15 @@ class Run:
         """Tell the metrics of an evaluation; `model`: keep its parameters if it is the best.
 
         Metrics reported after the same update belong together. Raises MisuseError for one that is
-        reported twice after one update, or is no number.
+        reported twice after one update, or is no number, and where the watched optimizer evaluates
+        an average which the parameters do not hold.
         """
         try:
+            if self.averaging and not self.averaging.holds_average:
+                raise UserError(
+                    f"report: {self.point.optimizer} evaluates an average of the parameters: call "
+                    "optimizer.eval() before the evaluation, and optimizer.train() after run.report"
+                )
             numbers = {name: _number(name, value) for name, value in metrics.items()}
         except UserError as error:
             self._refused = MisuseError(str(error))
@@ -261,6 +271,14 @@ class Run:
                 for name, tensor in own.state_dict().items()
                 if isinstance(tensor, Tensor)
             }
+
+    @property
+    def averaging(self) -> RuleOptimizer | None:
+        """The main optimizer, if what it evaluates is an average of the parameters."""
+        optimizer = self._main.optimizer if self._main else None
+        if not isinstance(optimizer, RuleOptimizer) or optimizer.holds_average is None:
+            return None
+        return optimizer
 
     def steps(self, data: Iterable[Any]) -> Iterator[Any]:
         """The batches to train on: those of `data`, again for each epoch.
@@ -322,11 +340,17 @@ class Run:
         except (TypeError, pickle.PicklingError):
             return  # nobody could say later whether the batches are the same
         self.recorder.seconds = self._seconds()
+        usual = {
+            f"{USUAL_NORMS}{place}": watched.clipping.usual_norms.cpu()
+            for place, watched in enumerate(self._watched)
+            if self.point.clip_tensor < math.inf
+        }
         state = {
             **self.recorder.state(),
             **RandomState.now().tensors(),
             **{f"{BEST}{name}": tensor for name, tensor in self._best.items()},
             OWN: packed([one.state_dict() for one in objects]),
+            **usual,
             "batches": torch.tensor(self._batches),
             "batch": batch,
         }
@@ -347,6 +371,12 @@ class Run:
             for one, own in zip(objects, unpacked(state[OWN], self.device), strict=True):
                 one.load_state_dict(own)
             self.recorder.restore(state)
+            for place, watched in enumerate(self._watched):
+                watched.clipping.resume(
+                    self.recorder.grad_norms,
+                    torch.device(self.device),
+                    state.get(f"{USUAL_NORMS}{place}"),
+                )
         except Exception as error:
             raise StartAgainError(f"its saved state cannot be put back: {error}") from error
         self._best = {
@@ -356,8 +386,6 @@ class Run:
         }
         self._reported.update(self.recorder.metrics)
         self._seconds_before, self._skip = self.recorder.seconds, (int(state["batches"]), state)
-        for watched in self._watched:
-            watched.clipping.resume(self.recorder.grad_norms, torch.device(self.device))
         return True
 
     def _go_on(self, batches: Iterator[Any]) -> None:
@@ -419,6 +447,11 @@ class Run:
             )
         if self.step == 0 and not self.recorder.is_just_evaluated:
             self.recorder.report({})  # the untrained model was not evaluated
+        if self.averaging and self.averaging.holds_average:
+            raise MisuseError(
+                f"steps: an update of {self.point.optimizer} while the parameters hold the average "
+                "that is evaluated: call optimizer.train() after run.report"
+            )
         self._update = self.step
         return self._learning_rate()
 

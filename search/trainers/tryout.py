@@ -11,8 +11,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ..errors import UserError, describe_error
-from ..rules.optimizers import is_of_torch
+from ..errors import UserError, describe_error, warn_once
+from ..rules.optimizers import average_of, is_of_torch
 from ..signals import STOPS
 from ..study.command import check_command
 from ..study.sampling import some_points
@@ -24,6 +24,7 @@ from ..trial import Point
 from ..workload.factory import argument_sets
 from ..workload.randomness import own_random_numbers
 from ..workload.workload import (
+    Workload,
     build_model,
     check_workload,
     load_workload,
@@ -34,6 +35,7 @@ from .watched import MisuseError
 
 CHECKED_POINTS = 100  # at which optimizers of torch are made before a study runs
 WARM_UP_STEPS = 5  # of a first trial, which nobody times
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 TINY = 1e-12  # a base LR at which nothing moves
 
 
@@ -64,13 +66,30 @@ def check_studies(studies: Sequence[Study]) -> None:
 
 def _check_workloads(study: Study) -> None:
     for workload_args in argument_sets(study):
+        workload = load_workload(study.workload, workload_args)
         check_workload(
-            load_workload(study.workload, workload_args),
+            workload,
             study.objective,
             study.batch_sizes,
             study.train_steps,
             study.accumulation,
             study.train_examples,
+        )
+        _warn_of_statistics(study, workload)
+
+
+def _warn_of_statistics(study: Study, workload: Workload) -> None:
+    """Warn of batch normalization where an average is evaluated by the statistics of training."""
+    averaged = ", ".join(filter(average_of, study.optimizers))
+    if not averaged:
+        return
+    with own_random_numbers():
+        model = build_model(workload, study.seed, study.batch_sizes[0], torch.device("cpu"))
+    if any(isinstance(one, BATCH_NORMS) and one.track_running_stats for one in model.modules()):
+        warn_once(
+            f"{study.name}: {averaged} evaluates an average of the parameters, and the model has "
+            "batch normalization, whose running statistics are of the parameters in training: "
+            "evaluations may be worse than the average is"
         )
 
 

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ..errors import UserError, warn_once
-from ..rules.clipping import Gate, clip_threshold
-from ..rules.thresholds import clip_z_of, share_of, update_moments
+from ..rules.clipping import Gate, TensorGate, clip_tensors, clip_threshold, share_clipped
+from ..rules.thresholds import TENSOR_GATHERS, clip_z_of, share_of, update_moments
 from ..train.recorder import Recorder
 
 MAKE_IT = "make it by run.optimizer(model), or call run.watch(optimizer)"
@@ -67,52 +67,90 @@ class Updates:
         """Drop them: the update that they belonged to was skipped."""
         self._losses.clear()
 
-    def record(self, norm: Tensor) -> None:
-        """Add an update of this unclipped gradient norm. Raises MisuseError if there is no loss."""
+    def record(self, norm: Tensor, clipped: Tensor | None = None) -> None:
+        """Add an update of this unclipped gradient norm, and share of tensors that are clipped.
+
+        Raises MisuseError if there is no loss.
+        """
         if not self._losses:
             raise MisuseError(
                 "loss: none was told before optimizer.step(): call run.loss(loss) for each batch"
             )
         loss = self._losses[0] if len(self._losses) == 1 else sum(self._losses) / len(self._losses)
         self._losses.clear()
-        self.recorder.record(loss, norm)
+        self.recorder.record(loss, norm, clipped)
 
 
 class Clipping:
-    """Clipping of one training at `clip_norm`, at the threshold that `clip_z` sets, or the smaller.
+    """Clipping of one training at `clip_norm`, at the threshold that `clip_z` sets, or the smaller;
+    then of each tensor by `clip_tensor`.
 
-    `clipping` says how that threshold follows the norms.
+    `clipping` says how thresholds follow the norms.
     """
 
-    def __init__(self, clip_norm: float = math.inf, clip_z: float = math.inf) -> None:
-        self._clip_norm, self._clip_z = clip_norm, clip_z
+    def __init__(
+        self,
+        clip_norm: float = math.inf,
+        clip_z: float = math.inf,
+        clip_tensor: float = math.inf,
+    ) -> None:
+        self._clip_norm, self._clip_z, self._clip_tensor = clip_norm, clip_z, clip_tensor
         self._update = 0
         self._moments: tuple[Tensor, Tensor] | None = None  # m and s² of the norms, float64
+        self.usual_norms = torch.empty(0)  # γ of each parameter in the order of the optimizer, [N]
 
-    @property
-    def is_off(self) -> bool:
-        """Whether it never clips."""
-        return self._clip_norm == math.inf and self._clip_z == math.inf
+    def resume(
+        self, norms: NDArray[np.float64], device: torch.device, usual_norms: Tensor | None = None
+    ) -> None:
+        """Go on after updates of these unclipped norms, [T], with the usual norms that were kept.
 
-    def resume(self, norms: NDArray[np.float64], device: torch.device) -> None:
-        """Go on after updates of these unclipped norms, [T]."""
+        Raises KeyError if there are none, and this clips by tensor.
+        """
         self._update, self._moments = 0, None
         for norm in norms:
             self._threshold(torch.tensor(norm, device=device))
+            self._update += 1
+        if self._clip_tensor < math.inf:
+            if usual_norms is None:
+                raise KeyError("the usual norm of each tensor")
+            self.usual_norms = usual_norms.to(device)
 
-    def clip_(self, gradients: list[Tensor], norm: Tensor) -> None:
-        """Scale gradients of a global norm down to the threshold of this update, in place.
+    def clip_(self, parameters: Sequence[Tensor], norm: Tensor) -> Tensor | None:
+        """Scale the gradients of parameters, of this global norm, down in place.
 
-        g ← g · min(1, λ / ‖g‖).
+        Those that have none are passed over. Returns the share of tensors that were clipped by
+        their own norm; None if that is off.
         """
-        if self.is_off:
-            return
-        scale = (self._threshold(norm) / norm).clamp(max=1.0)
-        if len({gradient.device for gradient in gradients}) == 1:
-            torch._foreach_mul_(gradients, scale.to(gradients[0].device))
-        else:
-            for gradient in gradients:
-                gradient.mul_(scale.to(gradient.device))
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        if min(self._clip_norm, self._clip_z) < math.inf:
+            scale = (self._threshold(norm) / norm).clamp(max=1.0)
+            if len({gradient.device for gradient in gradients}) == 1:
+                torch._foreach_mul_(gradients, scale.to(gradients[0].device))
+            else:
+                for gradient in gradients:
+                    gradient.mul_(scale.to(gradient.device))
+        share = self._clip_tensors_(parameters) if self._clip_tensor < math.inf else None
+        self._update += 1
+        return share
+
+    def _clip_tensors_(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Scale each gradient down to its own threshold; its norm, clipped, enters γ."""
+        gradients = [one.grad for one in parameters if one.grad is not None]
+        each = _norms_of(gradients)
+        found, zero = iter(each), torch.zeros_like(each[0])
+        norms = torch.stack([zero if one.grad is None else next(found) for one in parameters])
+        usual = self.usual_norms.to(norms)
+        new = norms.new_full((len(norms) - len(usual),), math.inf)  # at first, or of a new group
+        gathers = self._update < TENSOR_GATHERS
+        gate = TensorGate(
+            clip_tensor=norms.new_full((), math.inf if gathers else self._clip_tensor),
+            gathers=torch.full_like(norms, gathers, dtype=torch.bool),
+        )
+        factors, self.usual_norms = clip_tensors(norms, torch.cat([usual, new]), gate)
+        for one, factor in zip(parameters, factors.unbind(), strict=True):
+            if one.grad is not None:
+                one.grad.mul_(factor.to(one.grad.device))
+        return share_clipped(factors, norms)
 
     def _threshold(self, norm: Tensor) -> Tensor | float:
         """λ of this update; then its norm, clipped, enters m and s²."""
@@ -129,7 +167,6 @@ class Clipping:
         )
         threshold = clip_threshold(*self._moments, gate)
         self._moments = update_moments(*self._moments, torch.minimum(norm, threshold), gate.share)
-        self._update += 1
         return threshold
 
 
@@ -141,15 +178,15 @@ class WatchedOptimizer:
 
     `learning_rate` gives the LR of an update by its number; None leaves LRs as they are. Each
     parameter group keeps its ratio to `reference_lr`, by default the LR of the first group.
-    `tell` is called after each step with the norm of its gradients before they were clipped; a step
-    that a GradScaler skips is none.
+    `tell` is called after each step with the norm of its gradients before they were clipped, and
+    what `clipping` says of it; a step that a GradScaler skips is none.
     Raises MisuseError for an optimizer whose gradients cannot be seen before they are used.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
-        tell: Callable[[Tensor], None],
+        tell: Callable[[Tensor, Tensor | None], None],
         clipping: Clipping,
         learning_rate: Callable[[], float] | None = None,
         reference_lr: float | None = None,
@@ -170,7 +207,9 @@ class WatchedOptimizer:
         self._ratios: list[float] = []  # of each group's LR to the reference
         self._lrs: dict[int, float] = {}  # that were set last, by the place of the group
         self._see_groups()
-        self._norm: Tensor | None = None  # of the step that comes next
+        # of the step that comes next
+        self._norm: Tensor | None = None
+        self._clipped: Tensor | None = None
         self._had_gradient = False  # since the last step
         self._hooks = [optimizer.register_step_post_hook(self._after_step)]
         self._pre_hook = optimizer.register_step_pre_hook(self._before_step) if hooked else None
@@ -223,9 +262,8 @@ class WatchedOptimizer:
 
     @torch.no_grad()
     def _prepare(self) -> None:
-        gradients = self._gradients()
-        self._norm = global_norm(gradients)
-        self.clipping.clip_(gradients, self._norm)
+        self._norm = global_norm(self._gradients())
+        self._clipped = self.clipping.clip_(self._parameters(), self._norm)
         if self._learning_rate:
             self._set_lr(self._learning_rate())
 
@@ -245,18 +283,16 @@ class WatchedOptimizer:
     def _after_step(self, optimizer: Optimizer, args: Sequence[Any], kwargs: Any) -> None:
         norm, self._norm, self._had_gradient = self._norm, None, False
         if norm is not None:
-            self._tell(norm)
+            self._tell(norm, self._clipped)
 
     def _see_gradient(self, parameter: Tensor) -> None:
         self._had_gradient = True
 
+    def _parameters(self) -> list[Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def _gradients(self) -> list[Tensor]:
-        found = [
-            parameter.grad
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if parameter.grad is not None
-        ]
+        found = [one.grad for one in self._parameters() if one.grad is not None]
         if not found:
             raise MisuseError(
                 "watch: no parameter has a gradient at optimizer.step(): call loss.backward() "
@@ -290,10 +326,15 @@ def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     """The L2 norm of all gradients together, a scalar, in float32 at least: squares of numbers in
     half precision overflow, or lose what a norm needs.
     """
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(_norms_of(gradients)))
+    return norm
+
+
+def _norms_of(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The L2 norm of each gradient, on the device of the first."""
     dtypes = {gradient.dtype for gradient in gradients}
     wide = functools.reduce(torch.promote_types, dtypes, torch.float32)
     norms = list(torch._foreach_norm(list(gradients), 2.0, wide))
     if len({norm.device for norm in norms}) > 1:
         norms = [norm.to(norms[0].device) for norm in norms]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return norm
+    return norms

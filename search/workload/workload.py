@@ -26,6 +26,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..errors import UserError, describe_error, warn_once
+from ..rules.matrices import ATTRIBUTE, matrices_of
 from ..signals import STOPS
 from ..source import import_module
 from ..study.given import Given
@@ -57,8 +58,9 @@ class Workload(Protocol):
     Optional attributes: `chance_loss`, the loss of a constant predictor (without it, a run stuck at
     chance is recognized only if its loss first rose); `test(model)`, metrics on the test split;
     `architectures`, name → other arguments of the factory, each a possible remedy of an unstable
-    training (R18); and `examples(batch)`, how many examples a batch holds, where its tensors do not
-    show it.
+    training (R18); `not_matrices`, names of parameters that a rule of matrices (Muon) is to treat
+    as vectors, as the weights of the output layer; and `examples(batch)`, how many examples a batch
+    holds, where its tensors do not show it.
 
     The generators of Python, NumPy and torch are seeded with the trial's seed before each of
     build_model and training, so that none of these methods needs to.
@@ -90,6 +92,14 @@ class Workload(Protocol):
 
 def chance_loss(workload: Workload) -> float:
     return float(getattr(workload, "chance_loss", math.nan))
+
+
+def matrices_of_workload(workload: Workload, model: nn.Module) -> set[str]:
+    """The names of the parameters of a workload's model that are matrices.
+
+    Raises UserError unless its `not_matrices` are names of the model's parameters.
+    """
+    return matrices_of(model, getattr(workload, ATTRIBUTE, ()))
 
 
 def architectures_of(workload: Workload) -> Mapping[str, Mapping[str, Any]]:
@@ -438,6 +448,7 @@ def _check(
                 f"batch_sizes: {call} yielded a batch of {count} examples. If it is full, {STATED}"
             )
     model = _attempt("build_model", lambda: build_model(workload, 0, batch_sizes[-1], device))
+    matrices_of_workload(workload, model)
     loss = _attempt("loss", lambda: workload.loss(model, batch))
     if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
         raise UserError("workload: loss must return a scalar tensor that depends on the parameters")

@@ -82,7 +82,7 @@ def measure(study: Study, results: Path) -> tuple[list[float], list[float], floa
     checkpoint = load_workload(study.workload, {}).build_model(0).state_dict()
     rng = np.random.default_rng(0)
     store = create_store(study, results)
-    driver = Driver([store], InProcess(), 1, device_names="cpu", slots=1, threads=1, compiled=None)
+    driver = Driver([store], InProcess(), 1, devices=["cpu"], slots=1, threads=1, compiled=None)
     desk = Inbox(_inbox(store))
     posting, collecting = [], []
     with Progress(driver.finished_trials(), shown=False) as driver.show:

@@ -306,7 +306,10 @@ def by_loop(run):
     train_by_loop(run, model, data(), model.loss, evaluate)
 
 
-@pytest.mark.parametrize("clipping", [{"clip_norm": 0.8}, {"clip_z": 0.5, "base_lr": 1e-4}])
+@pytest.mark.parametrize(
+    "clipping",
+    [{"clip_norm": 0.8}, {"clip_z": 0.5, "base_lr": 1e-4}, {"clip_tensor": 1.05, "base_lr": 1e-4}],
+)
 @pytest.mark.parametrize("options", [{}, {"own": True}, {"manual": True}])
 def test_a_trial_is_that_of_a_plain_loop(options, clipping, monkeypatch):
     point = replace(POINT, **{"clip_norm": math.inf} | clipping)
@@ -316,6 +319,16 @@ def test_a_trial_is_that_of_a_plain_loop(options, clipping, monkeypatch):
     assert len(found.trial.curve.loss) == STEPS
     assert 0 < found.trial.clip_fraction < 1
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_what_a_rule_averages_is_what_lightning_validates(manual, monkeypatch):
+    point = replace(POINT, optimizer="schedule_free_adamw", base_lr=0.05)
+    found = train_point(monkeypatch, partial(by_lightning, manual=manual), point, "val_loss")
+    expected = train_point(monkeypatch, by_loop, point, "val_loss")
+    assert_same(found, expected)
+    measured = measure_checkpoint(monkeypatch, by_lightning, point, "val_loss", found.checkpoint)
+    assert measured == {"val_loss": pytest.approx(found.trial.best_value, rel=1e-6)}
 
 
 def test_a_checkpoint_is_measured_without_an_update(monkeypatch):

@@ -251,7 +251,7 @@ def by_loop(run):
     train_by_loop(run, model, batches, loss_of, lambda: {"eval_loss": loss_of(collate(texts))})
 
 
-@pytest.mark.parametrize("clipping", [{"clip_norm": 1.2}, {"clip_z": 1.0}])
+@pytest.mark.parametrize("clipping", [{"clip_norm": 1.2}, {"clip_z": 1.0}, {"clip_tensor": 1.05}])
 def test_a_trial_is_that_of_a_plain_loop(clipping, monkeypatch, tmp_path):
     point = replace(POINT, **{"clip_norm": math.inf} | clipping)
     function = partial(by_trainer, folder=tmp_path)
@@ -260,6 +260,15 @@ def test_a_trial_is_that_of_a_plain_loop(clipping, monkeypatch, tmp_path):
     assert found.trial.curve.eval_step.tolist() == [0, 14, 28, 40]
     assert 0 < found.trial.clip_fraction < 1
     assert_same(found, expected, rtol=1e-4)
+
+
+def test_what_a_rule_averages_is_what_the_trainer_evaluates(monkeypatch, tmp_path):
+    point = replace(POINT, optimizer="schedule_free_adamw", base_lr=0.01, clip_norm=math.inf)
+    function = partial(by_trainer, folder=tmp_path)
+    found = train_point(monkeypatch, function, point, "eval_loss")
+    assert_same(found, train_point(monkeypatch, by_loop, point, "eval_loss"), rtol=1e-4)
+    measured = measure_checkpoint(monkeypatch, function, point, "eval_loss", found.checkpoint)
+    assert measured == {"eval_loss": pytest.approx(found.trial.best_value, rel=1e-5)}
 
 
 def test_a_checkpoint_is_measured_without_an_update(monkeypatch, tmp_path):

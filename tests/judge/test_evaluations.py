@@ -14,6 +14,7 @@ from scripted import curve_of
 
 from tunewright.search.judge.evaluations import summarize_evaluations
 from tunewright.search.judge.verdict import hopeless, judge
+from tunewright.search.train.recorder import Recorder
 from tunewright.search.trial import Curve
 
 STEPS = 400
@@ -37,6 +38,19 @@ def test_a_loss_at_chance_is_no_collapse_where_the_objective_was_learned_and_kep
     assert (verdict.outcome, verdict.instability) == ("feasible", "mid_training")
     assert "the objective was learned (2.3 to 0.332), though loss stays at 2.3" in verdict.evidence
     assert "divergence = false" in verdict.evidence
+
+
+def test_a_loss_of_other_weights_than_the_average_is_told_as_that():
+    verdict, averaged = (judge(of(RETURNS, GOOD), averaged=one) for one in (False, True))
+    assert averaged.evidence.endswith(
+        "the loss is of other weights than the average that is evaluated"
+    )
+    assert replace(averaged, evidence=verdict.evidence) == verdict
+    recorder = Recorder(STEPS, "values", averaged=True)
+    recorder.report({"values": 2.3})
+    recorder.record_block(RETURNS, np.ones(STEPS))
+    recorder.report({"values": 0.3})
+    assert "divergence = false" not in recorder.verdict().evidence
 
 
 def test_a_healthy_loss_is_no_training_where_the_objective_lost_half_of_what_it_had_learned():

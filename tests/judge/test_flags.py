@@ -73,6 +73,13 @@ def test_a_training_loss_that_rises_again_is_flagged() -> None:
     )
 
 
+def test_a_training_loss_of_other_weights_than_the_average_may_rise() -> None:
+    trial = run(DECLINE, np.concatenate([np.linspace(2.0, 0.5, 800), np.linspace(0.5, 0.8, 200)]))
+    assert "training loss rising" in names(trial)
+    averaged = replace(trial, point=replace(POINT, optimizer="schedule_free_adamw"))
+    assert names(averaged) == [name for name in names(trial) if name != "training loss rising"]
+
+
 def test_only_feasible_trials_with_a_curve_are_flagged() -> None:
     assert names(run(np.linspace(1, 0.5, 51), verdict=Verdict("diverged", "early", 3, ""))) == []
     assert names(Trial.from_crash(POINT, "out of memory")) == []

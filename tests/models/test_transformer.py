@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from tunewright.models import transformer
+from tunewright.models import supervised, transformer
 from tunewright.models.residual import PLACEMENTS
 from tunewright.models.transformer import Attention, Transformer
 
@@ -56,6 +56,65 @@ def test_qk_norm_bounds_the_logits(temperature: float) -> None:
     assert logits[True] <= bound * (1 + 1e-6) < logits[False]
 
 
+def test_the_largest_attention_logit_is_that_of_any_layer_and_example() -> None:
+    workload = transformer.characters(**SMALL)
+    model = workload.build_model(0)
+    with torch.no_grad():
+        model.blocks[2].branch.qkv.weight.mul_(30)  # the second layer's
+    tokens_BT = workload.load().validation[0][:600]
+    seen = []
+
+    def see(attention: Attention, given: tuple[torch.Tensor]) -> None:
+        seen.append(every_logit(attention, *given))
+
+    for block in (model.blocks[0], model.blocks[2]):
+        block.branch.register_forward_pre_hook(see)
+    logits, largest = model(tokens_BT), torch.cat(seen).abs().max()
+    assert seen[1].abs().max() == largest > 10 * seen[0].abs().max()
+    seen.clear()
+    found = model.with_largest_logit(tokens_BT)
+    torch.testing.assert_close(found, (logits, largest), rtol=1e-5, atol=1e-6)
+
+
+def every_logit(attention: Attention, x_BTD: torch.Tensor) -> torch.Tensor:
+    """The logits of queries on keys that do not come after them; of keys without their bias."""
+    width = x_BTD.shape[-1] // attention.heads
+    q, k, _ = attention.qkv(x_BTD).detach().chunk(3, dim=-1)
+    k = k - attention.qkv.bias.detach().chunk(3)[1]
+    pairs = zip(q.split(width, -1), k.split(width, -1), strict=True)
+    each = [torch.einsum("bte,bse->bts", *pair) / math.sqrt(width) for pair in pairs]
+    return torch.cat([one[:, *torch.tril_indices(*one.shape[1:])].flatten() for one in each])
+
+
+def test_an_evaluation_reports_the_largest_of_all_its_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervised, "EVALUATION_EXAMPLES", 50)
+    workload = transformer.characters(**SMALL)
+    model = workload.build_model(0)
+    tokens_NT = workload.load().validation[0]
+    assert len(tokens_NT) > 2 * 50
+    found = workload.evaluate(model)["val_attention_logit"]
+    torch.testing.assert_close(found, model.with_largest_logit(tokens_NT)[1])
+
+
+def test_z_loss_adds_the_mean_squared_log_of_the_normalizer() -> None:
+    plain, with_z = (transformer.characters(**SMALL, z_loss=z) for z in (0.0, 0.1))
+    model = plain.build_model(0)
+    batch = next(plain.train_batches(4, seed=0))
+    log_z = model(batch[0]).double().exp().sum(-1).log()
+    added = with_z.loss(model, batch) - plain.loss(model, batch)
+    assert added.item() == pytest.approx(0.1 * log_z.square().mean().item(), rel=1e-4)
+    assert with_z.evaluate(model) == plain.evaluate(model)
+
+
+def test_what_may_mend_it_is_what_it_does_not_have_yet() -> None:
+    mended = {"normalization": "pre", "rezero": True, "qk_norm": True, "z_loss": 1e-4}
+    assert transformer.characters(**SMALL, **mended).architectures == {}
+    offered = transformer.characters(**SMALL, normalization="post").architectures
+    assert {name for own in offered.values() for name in own} == mended.keys()
+
+
 @pytest.mark.parametrize("placement", ["pre", "branch_out", "none"])
 def test_the_blocks_of_a_rezero_network_are_the_identity_at_first(placement: str) -> None:
     model = transformer.characters(**SMALL, normalization=placement, rezero=True).build_model(0)
@@ -96,6 +155,8 @@ def test_it_starts_near_a_uniform_guess_and_learns_more_than_frequencies(placeme
         {"temperature": math.nan},
         {"normalization": "batch"},
         {"qk_norm": "yes"},
+        {"z_loss": -1e-4},
+        {"z_loss": math.nan},
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, object]) -> None:

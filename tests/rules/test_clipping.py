@@ -1,4 +1,4 @@
-"""Clipping: at a threshold, and at one that follows the norms."""
+"""Clipping: at a threshold, at one that follows the norms, and of each tensor at its own."""
 
 import math
 
@@ -8,8 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunewright.search.rules.clipping import Gate, clip_, clip_threshold, global_norm
+from tunewright.search.rules.clipping import (
+    Gate,
+    TensorGate,
+    clip_,
+    clip_tensors,
+    clip_threshold,
+    global_norm,
+    share_clipped,
+    tensor_norms,
+)
 from tunewright.search.rules.thresholds import (
+    TENSOR_DECAY,
+    TENSOR_GATHERS,
     Z_DECAY,
     Z_GATHERS,
     clip_thresholds,
@@ -166,3 +177,120 @@ def test_a_norm_that_is_not_finite_stays_in_its_slot(broken, update):
     np.testing.assert_allclose(
         both[1, : update + 1], clip_thresholds(sick[: update + 1], math.inf, 2.0), rtol=1e-12
     )
+
+
+# --- by tensor ------------------------------------------------------------------------------------
+
+
+def paper(norms_TN, multiple):
+    """Algorithm 1 of AdaGC, in NumPy: the factors and γ of every update, [T, N] each.
+
+    Its first updates are TENSOR_GATHERS, and do not clip: λ_abs = inf.
+    """
+    factors, usuals, usual = [], [], np.full(norms_TN.shape[1], math.inf)
+    for t, norm in enumerate(norms_TN):
+        if t < TENSOR_GATHERS:
+            factor = np.ones_like(norm)
+            usual = np.minimum(usual, norm)
+        else:
+            factor = np.minimum(multiple * usual / norm, 1.0)
+            usual = TENSOR_DECAY * usual + (1 - TENSOR_DECAY) * factor * norm
+        factors.append(factor)
+        usuals.append(usual)
+    return np.array(factors), np.array(usuals)
+
+
+def by_tensor(norms_KTN, multiples_K, dtype=torch.float64):
+    """The same as a stack finds them, for all slots at once: [K, T, N] each."""
+    slots, updates, tensors = norms_KTN.shape
+    usual_KN = torch.full((slots, tensors), math.inf, dtype=dtype)
+    factors, usuals = [], []
+    for t in range(updates):
+        gathers = np.full((slots, 1), t < TENSOR_GATHERS)
+        limits = np.where(gathers, math.inf, multiples_K[:, None])
+        gate = TensorGate(torch.tensor(limits, dtype=dtype), torch.tensor(gathers))
+        norm_KN = torch.tensor(norms_KTN[:, t], dtype=dtype)
+        factor_KN, usual_KN = clip_tensors(norm_KN, usual_KN, gate)
+        factors.append(factor_KN.double().numpy())
+        usuals.append(usual_KN.double().numpy())
+    return np.array(factors).swapaxes(0, 1), np.array(usuals).swapaxes(0, 1)
+
+
+many_norms = st.integers(0, 2**31).map(
+    lambda seed: np.exp(np.random.default_rng(seed).normal(0, 1, (2, 60, 3)))
+)
+
+
+@given(many_norms, st.floats(0.5, 4.0))
+def test_clipping_by_tensor_is_that_of_the_paper(norms_KTN, multiple):
+    multiples = np.array([multiple, 1.05])
+    factors, usuals = by_tensor(norms_KTN, multiples)
+    for k in range(2):
+        wanted = paper(norms_KTN[k], multiples[k])
+        np.testing.assert_allclose(factors[k], wanted[0], rtol=1e-12)
+        np.testing.assert_allclose(usuals[k], wanted[1], rtol=1e-12)
+
+
+def test_a_spike_of_one_tensor_is_clipped_to_its_own_threshold_and_no_other():
+    norms = np.stack([noisy(1), 100 * noisy(2)], axis=1)
+    norms[SPIKE, 0] = 1e6
+    factors, usuals = (found[0] for found in by_tensor(norms[None], np.array([1.5])))
+    assert factors[SPIKE, 0] * 1e6 == pytest.approx(1.5 * usuals[SPIKE - 1, 0], rel=1e-12)
+    assert factors[SPIKE, 1] == 1.0
+    assert usuals[SPIKE, 0] / usuals[SPIKE - 1, 0] == pytest.approx(1 + 0.02 * 0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize("until", [1, 10, TENSOR_GATHERS, SPIKE])
+def test_a_tensor_whose_first_gradients_are_0_is_not_held_there(until):
+    """As those of layers behind a weight that starts at 0."""
+    norms = np.stack([noisy(1), noisy(2)], axis=1)
+    norms[:until, 0] = 0.0
+    norms[SPIKE + 5, 0] = 0.0  # and one without a gradient says nothing of what is usual
+    factors, usuals = (found[0] for found in by_tensor(norms[None], np.array([1.05])))
+    assert np.isinf(usuals[until - 1, 0])
+    assert usuals[until:].min() > 0.5
+    assert factors.min() > 0.5
+    assert usuals[SPIKE + 5, 0] == usuals[SPIKE + 4, 0]
+
+
+def test_inf_leaves_every_tensor_as_it_is_beside_one_that_is_clipped():
+    norms = np.exp(np.random.default_rng(0).normal(0, 2, (2, 60, 4)))
+    factors, _ = by_tensor(norms, np.array([math.inf, 1.05]), torch.float32)
+    assert (factors[0] == 1.0).all()
+    assert (factors[1] < 1.0).any()
+
+
+def test_a_tensor_that_is_not_finite_stays_in_its_slot():
+    norms = np.exp(np.random.default_rng(0).normal(0, 1, (2, 60, 2)))
+    sick = norms.copy()
+    sick[1, SPIKE, 0] = math.nan
+    sound, both = (by_tensor(one, np.full(2, 1.05))[0] for one in (norms, sick))
+    np.testing.assert_array_equal(sound[0], both[0])
+    np.testing.assert_array_equal(sound[1, :SPIKE], both[1, :SPIKE])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_norms_of_tensors_are_those_of_each_slot_in_float32_at_least(dtype):
+    parts = [torch.full((3, 5), 3e4, dtype=dtype), torch.ones((3, 1), dtype=dtype)]
+    wide = torch.promote_types(dtype, torch.float32)
+    norm_KN = tensor_norms(parts, wide)
+    assert (norm_KN.shape, norm_KN.dtype) == ((3, 2), wide)
+    want = torch.tensor([float(parts[0][0, 0]) * math.sqrt(5), 1.0], dtype=wide).expand(3, 2)
+    torch.testing.assert_close(norm_KN, want, rtol=1e-6, atol=0)
+
+
+def test_the_share_is_of_the_tensors_that_have_a_gradient():
+    factor = torch.tensor([[0.5, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    norm = torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert share_clipped(factor, norm).tolist() == [0.5, 0.0]
+
+
+def test_thresholds_of_tensors_are_found_without_a_look_at_values():
+    norm = torch.empty((3, 4), device="meta")
+    gate = TensorGate(norm[:, :1], torch.empty((3, 1), dtype=torch.bool, device="meta"))
+    factor, usual = clip_tensors(norm, norm, gate)
+    assert [one.shape for one in (factor, usual, share_clipped(factor, norm))] == [
+        (3, 4),
+        (3, 4),
+        (3,),
+    ]

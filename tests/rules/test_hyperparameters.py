@@ -65,7 +65,14 @@ def test_every_default_is_what_its_row_asks_for():
         for name, default in rule.defaults.items():
             assert HYPERPARAMETERS[name].accepts(default)
             assert HYPERPARAMETERS[name].kind == "optimizer"
-    assert of_kind("common") == ("base_lr", "warmup_steps", "clip_norm", "clip_z", "decay")
+    assert of_kind("common") == (
+        "base_lr",
+        "warmup_steps",
+        "clip_norm",
+        "clip_z",
+        "clip_tensor",
+        "decay",
+    )
 
 
 @pytest.mark.parametrize("value", [True, "1", math.nan, -1, 1])
@@ -81,8 +88,8 @@ def test_a_number_above_0_is_finite_unless_its_row_takes_inf():
     assert is_positive_or_inf(math.inf)
     assert not is_positive_or_inf(0)
     limitless = [name for name, row in HYPERPARAMETERS.items() if row.accepts(math.inf)]
-    assert limitless == ["clip_norm", "clip_z"]
-    above_0 = {"base_lr", "clip_norm", "clip_z", "epsilon", "decay_fraction"}
+    assert limitless == ["clip_norm", "clip_z", "clip_tensor"]
+    above_0 = {"base_lr", *limitless, "epsilon", "decay_fraction"}
     for name in above_0 | {"weight_decay", "rho", "warmup_steps"}:
         row = HYPERPARAMETERS[name]
         assert row.accepts(0) == (name not in above_0), name
@@ -100,3 +107,5 @@ def test_values_are_held_as_their_row_says():
 def test_what_is_hidden_at_its_value_is_in_the_record_at_another():
     assert "clip_z" not in Point(0, 8, "sgd", 0.1).record()
     assert Point(0, 8, "sgd", 0.1, clip_z=2.5).record()["clip_z"] == 2.5
+    assert "clip_tensor" not in Point(0, 8, "sgd", 0.1, clip_z=2.5).record()
+    assert Point(0, 8, "sgd", 0.1, clip_tensor=1.05).record()["clip_tensor"] == 1.05

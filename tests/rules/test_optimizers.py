@@ -12,15 +12,19 @@ import torch
 
 from tunewright.search.rules.hyperparameters import by_name
 from tunewright.search.rules.optimizers import (
+    PARAMETERS,
     RULES,
     Alternative,
+    Average,
     add,
-    check_alternatives,
+    check_others,
     coefficients,
 )
+from tunewright.search.rules.pieces import DECAYS, pieces_of
 
 T, P = 30, 5
 ETAS = 0.05 * (1 + np.arange(T)) / T
+(ROW,) = pieces_of([(1, P)], (), P)  # which decays, and is updated as numbers
 
 
 def gradients(theta, step):
@@ -31,10 +35,17 @@ def gradients(theta, step):
 def formula(name, own, theta):
     """Playbook, "What are the update rules …" (R21), one parameter vector, plain NumPy."""
     v = np.ones(P) if name == "rmsprop" else np.zeros(P)
-    m = np.zeros(P)
+    m, z, x = np.zeros(P), theta, theta
     for t, eta in enumerate(ETAS):
         g = gradients(theta, t)
-        if name == "sgd":
+        if name == "schedule_free_adamw":  # Defazio et al. 2024, θ is their y
+            v = own["beta2"] * v + (1 - own["beta2"]) * g**2
+            v_hat = v / (1 - own["beta2"] ** (t + 1))
+            z = z - eta * (g / (np.sqrt(v_hat) + own["epsilon"]) + own["weight_decay"] * theta)
+            c = eta**2 / np.sum(ETAS[: t + 1] ** 2)
+            x = (1 - c) * x + c * z
+            theta = (1 - own["beta1"]) * z + own["beta1"] * x
+        elif name == "sgd":
             theta = theta - eta * g
         elif name in ("momentum", "nesterov"):
             v = own["momentum"] * v + g
@@ -49,9 +60,11 @@ def formula(name, own, theta):
             theta = theta - eta * (np.sign(towards) + own["weight_decay"] * theta)
         else:
             b1, b2, epsilon = own["beta1"], own["beta2"], own["epsilon"]
+            if name.startswith("gi_") and t == 0:
+                v = g**2  # v₀, Kalra & Barkeshli 2024
             m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
             b = math.sqrt(1 - b2 ** (t + 1)) / (1 - b1 ** (t + 1))
-            if name == "adam":
+            if name in ("adam", "gi_adam"):
                 theta = theta - eta * m / (np.sqrt(v) + epsilon) * b
             elif name == "nadam":
                 theta = theta - eta * (b1 * m + (1 - b1) * g) / (np.sqrt(v) + epsilon) * b
@@ -62,15 +75,23 @@ def formula(name, own, theta):
     return theta
 
 
+def state_at(theta, name):
+    """A rule's state before its first update."""
+    return {
+        key: theta.clone() if start == PARAMETERS else torch.full_like(theta, start)
+        for key, start in RULES[name].state.items()
+    }
+
+
 def stacked(name, owns, starts):
     """The rule of the library on several rows at once, each with its own hyperparameters."""
     theta = torch.tensor(np.stack(starts))
-    state = {key: torch.full_like(theta, value) for key, value in RULES[name].state.items()}
+    state = state_at(theta, name)
     tables = [coefficients(name, own, ETAS) for own in owns]
     for t in range(T):
         g = torch.tensor(np.stack([gradients(row, t) for row in theta.numpy()]))
         columns = {key: torch.tensor([[table[key][t]] for table in tables]) for key in tables[0]}
-        RULES[name].update(theta, g, state, columns)
+        RULES[name].apply(ROW, theta, g, state, columns)
     return theta.numpy()
 
 
@@ -94,6 +115,15 @@ OWN["adamw"] = [
 OWN["lion"] = [
     {"beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0},
     {"beta1": 0.5, "beta2": 0.9, "weight_decay": 0.3},
+]
+OWN["gi_adam"], OWN["gi_adamw"] = OWN["adam"], OWN["adamw"]
+OWN["muon"] = [
+    own | {"momentum": momentum, "weight_decay": decay}
+    for own, momentum, decay in zip(OWN["adam"], (0.95, 0.7), (0.1, 0.3), strict=True)
+]
+OWN["schedule_free_adamw"] = [
+    OWN["adam"][0] | {"weight_decay": 0.0},
+    OWN["adam"][1] | {"weight_decay": 0.3, "beta1": 0.0},
 ]
 
 
@@ -152,6 +182,9 @@ INCOMPLETE = [
     ({"alternative": Alternative("adam", (0.0, 0.1))}, "the base LRs of its alternative must be"),
     ({"alternative": Alternative("adam", (0.1, math.inf))}, "the base LRs of its alternative"),
     ({"state": {"v": math.nan}}, "its state v must begin at a finite number, got nan"),
+    ({"state": {"v": "zero"}}, "its state v must begin at a finite number, got 'zero'"),
+    ({"average": Average("x", np.square)}, "its average, 'x', is no state that begins at them"),
+    ({"average": Average("v", np.square)}, "its average, 'v', is no state that begins at them"),
     (
         {"coefficients": RULES["adam"].coefficients},
         "its coefficients need 'beta2', which has no default",
@@ -177,7 +210,40 @@ def test_a_rule_whose_alternative_is_no_other_rule_is_refused():
     for name in ("amd", "adam"):
         stranger = replace(RULES["adam"], alternative=Alternative(name, (0.1, 1.0)))
         with pytest.raises(TypeError, match=rf"optimizer 'adam': its alternative, '{name}', is no"):
-            check_alternatives(RULES | {"adam": stranger})
+            check_others(RULES | {"adam": stranger})
+
+
+def test_a_rule_names_one_that_starts_from_the_first_gradient_and_is_else_the_same():
+    for name, reason in (
+        ("gi_amd", "'gi_amd', is no other row"),
+        ("adam", "'adam', is no other row"),
+        ("gi_adamw", "'gi_adamw', has other defaults"),
+        ("momentum", "'momentum', has other defaults"),
+    ):
+        stranger = replace(RULES["adam"], from_first_gradient=name)
+        with pytest.raises(TypeError, match=f"optimizer 'adam': its from_first_gradient, {reason}"):
+            check_others(RULES | {"adam": stranger})
+
+
+@pytest.mark.parametrize("name", [name for name, rule in RULES.items() if rule.from_first_gradient])
+def test_from_the_first_gradient_a_rule_is_warmed_up_as_its_source_says(name):
+    """By gradients that do not change it is the rule with learning rates η √(1−β₂ⁿ)."""
+    beta2 = RULES[name].defaults["beta2"]
+    warmed_up = ETAS * np.sqrt(1 - beta2 ** np.arange(1, T + 1))
+    own = {"weight_decay": 0.0} if "weight_decay" in RULES[name].defaults else {}
+
+    def steps(rule, etas):
+        start, g = torch.ones(1, 3, dtype=torch.float64), torch.tensor([[0.1, -3.0, 20.0]]).double()
+        theta, table = start.clone(), coefficients(rule, own, etas)
+        state = state_at(theta, rule)
+        for t in range(T):
+            columns = {key: torch.tensor([[values[t]]]) for key, values in table.items()}
+            RULES[rule].update(theta, g, state, columns)
+        return (theta - start).numpy()
+
+    given = steps(RULES[name].from_first_gradient, ETAS)
+    np.testing.assert_allclose(given, steps(name, warmed_up), rtol=1e-5)
+    assert np.abs(given).max() < 0.5 * np.abs(steps(name, ETAS)).min()
 
 
 def test_two_rules_of_one_name_are_refused():
@@ -225,10 +291,16 @@ class Seen(dict):
 
 @pytest.mark.parametrize("name", RULES)
 def test_an_update_uses_its_state_and_its_coefficients_and_all_of_them(name):
-    rule, theta = RULES[name], torch.ones(2, P)
-    state = Seen({key: torch.full_like(theta, value) for key, value in rule.state.items()})
+    rule, read = RULES[name], set()
     table = coefficients(name, {}, ETAS)
-    columns = Seen({key: torch.full((2, 1), values[0]) for key, values in table.items()})
-    rule.update(theta, torch.ones(2, P), state, columns)
-    assert state.read == set(rule.state)
-    assert columns.read == set(table)
+    updates = [(rule.update, (2, P)), (rule.update_matrix, (2, P, 3))]
+    for update, shape in updates:
+        if update is None:
+            continue
+        theta, ones = torch.ones(shape), (1,) * (len(shape) - 1)
+        state = Seen(state_at(theta, name))
+        columns = Seen({key: torch.full((2, *ones), one[0]) for key, one in table.items()})
+        update(theta, torch.ones(shape), state, columns)
+        assert not columns.read & set(DECAYS)
+        read |= state.read | columns.read
+    assert read == {*rule.state, *table} - set(DECAYS)

@@ -293,6 +293,128 @@ def test_a_schedule_of_torch_sets_its_learning_rate():
     torch.testing.assert_close(parameter.detach(), torch.tensor([1 - 0.111]))
 
 
+AVERAGED = [name for name, rule in RULES.items() if rule.average]
+
+
+def with_average(rule, dtype, updates=5):
+    """An optimizer after some updates, its parameters, and what makes their next gradients."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(7, 9), (300, 301), (3,)]  # some together, one alone
+    parameters = [
+        torch.nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes
+    ]
+    optimizer = make(rule, parameters, settings(rule), lr=0.1)
+
+    def step(given):
+        for one in parameters:
+            one.grad = torch.randn(one.shape, generator=generator).to(dtype)
+        given.step()
+
+    for _ in range(updates):
+        step(optimizer)
+    return optimizer, parameters, step
+
+
+def copies(parameters):
+    return [one.detach().clone() for one in parameters]
+
+
+def all_equal(some, others):
+    return all(map(torch.equal, some, others))
+
+
+@DTYPES
+@pytest.mark.parametrize("rule", AVERAGED)
+def test_the_average_is_lent_to_the_parameters_which_come_back_to_the_last_bit(rule, dtype):
+    optimizer, parameters, step = with_average(rule, dtype)
+    plain, others, plain_step = with_average(rule, dtype)
+    before = copies(parameters)
+    name = RULES[rule].average.state
+    average = [optimizer.state[one][name].to(dtype) for one in parameters]
+    assert not any(map(torch.equal, before, average))
+    assert optimizer.holds_average is False
+    for _ in range(2):  # twice is once
+        optimizer.eval()
+        assert optimizer.holds_average
+        assert all_equal(copies(parameters), average)
+    for _ in range(2):
+        optimizer.train()
+        assert all_equal(copies(parameters), before)
+    step(optimizer)
+    plain_step(plain)
+    assert all_equal(copies(parameters), copies(others))
+    assert str(optimizer.state_dict()) == str(plain.state_dict())
+
+
+@DTYPES
+@pytest.mark.parametrize("is_evaluating", [False, True])
+@pytest.mark.parametrize("rule", AVERAGED)
+def test_what_was_saved_in_either_mode_goes_on(rule, is_evaluating, dtype):
+    optimizer, parameters, step = with_average(rule, dtype)
+    if is_evaluating:
+        optimizer.eval()
+    saved = copy.deepcopy(optimizer.state_dict())
+    fresh_parameters = [torch.nn.Parameter(one.detach().clone()) for one in parameters]
+    fresh = make(rule, fresh_parameters, {}, lr=1.0)
+    fresh.load_state_dict(saved)
+    assert fresh.holds_average is is_evaluating
+    for one in (optimizer, fresh):
+        one.train()
+    assert all_equal(copies(parameters), copies(fresh_parameters))
+    step(optimizer)
+    for one, other in zip(fresh_parameters, parameters, strict=True):
+        one.grad = other.grad.clone()
+    fresh.step()
+    assert all_equal(copies(parameters), copies(fresh_parameters))
+    assert fresh.param_groups[0]["weights"] == optimizer.param_groups[0]["weights"]
+
+
+@pytest.mark.parametrize("rule", AVERAGED)
+def test_an_update_while_the_parameters_hold_the_average_is_refused(rule):
+    optimizer, _, step = with_average(rule, torch.float32)
+    optimizer.eval()
+    with pytest.raises(UserError, match=rf"optimizer {rule}: .* call optimizer.train\(\)"):
+        step(optimizer)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_before_the_first_update_and_without_an_average_nothing_is_lent(rule):
+    updates = 3 if rule not in AVERAGED else 0
+    optimizer, parameters, _ = with_average(rule, torch.float32, updates)
+    before, saved = copies(parameters), str(optimizer.state_dict())
+    optimizer.eval()
+    assert all_equal(copies(parameters), before)
+    optimizer.train()
+    assert all_equal(copies(parameters), before)
+    assert str(optimizer.state_dict()) == saved
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_schedule_free_equals_its_authors(weight_decay):
+    """Where the learning rate never falls: there theirs weighs by the highest so far."""
+    schedulefree = pytest.importorskip("schedulefree")
+    start = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    own = {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-4, "weight_decay": weight_decay}
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizer = make("schedule_free_adamw", [ours], own, lr=0.1)
+    reference = schedulefree.AdamWScheduleFree(
+        [theirs], 0.1, (0.8, 0.95), 1e-4, weight_decay, warmup_steps=5
+    )
+    reference.train()
+    for update in range(40):
+        optimizer.param_groups[0]["lr"] = 0.1 * min(1.0, (update + 1) / 5)
+        for parameter, one in ((ours, optimizer), (theirs, reference)):
+            parameter.grad = torch.cos(parameter.detach() * torch.arange(1, 8) + update)
+            one.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+        for one in (optimizer, reference):
+            one.eval()
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12)
+        for one in (optimizer, reference):
+            one.train()
+    assert not torch.equal(ours.detach(), start)
+
+
 PARAMETERS = [torch.nn.Parameter(torch.ones(2))]
 
 

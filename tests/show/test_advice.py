@@ -36,6 +36,10 @@ ADAMW = {
 ONLY_ADAM = {MOMENTUM: ...}
 FAR = {"max_train_steps": ..., "max_train_examples": 64_000, "batch_sizes": [32, 128]}
 LONG = {"max_train_steps": ..., "max_train_examples": 64_000}
+SCHEDULE_FREE = {
+    "space__optimizer__schedule_free_adamw__base_lr": {"low": 1e-4, "high": 1.0, "log": True}
+}
+ITS_DECAY = "space__optimizer__schedule_free_adamw__decay"
 ADAMW_FAR = {
     "train_examples": 1400,
     MOMENTUM: ...,
@@ -67,6 +71,17 @@ CASES = {
         ("S1", "space.base_lr"),
         {"space__base_lr": WIDE, f"{MOMENTUM}__base_lr": ..., "space__optimizer__sgd": {}},
         {"space__base_lr": WIDE, f"{MOMENTUM}__base_lr": ..., "space__optimizer__nesterov": {}},
+    ),
+    "a decay of what evaluates an average": (
+        ("S1", "space.decay"),
+        {**SCHEDULE_FREE, "space__decay": ["constant", "cosine"]},
+        {**SCHEDULE_FREE},
+        {**SCHEDULE_FREE, "space__decay": ["constant", "cosine"], ITS_DECAY: "constant"},
+        {"space__decay": ["constant", "cosine"]},
+    ),
+    "of its own": (
+        ("S1", "space.optimizer.schedule_free_adamw.decay"),
+        {**SCHEDULE_FREE, ITS_DECAY: "linear"},
     ),
     "base_lr on a linear axis": (
         ("R6", "space.optimizer.adam.base_lr"),
@@ -352,6 +367,16 @@ RESULTS = {
         ("R17", "space.clip_norm"),
         four(0.01, 0.03, 0.1, 0.3, clip_norm=1.0, clip_fraction=0.51),
         four(0.01, 0.03, 0.1, 0.3, clip_norm=1.0, clip_fraction=0.5),
+    ),
+    "clips most updates at a threshold that follows the norms": (
+        ("R17", "space.optimizer.momentum.clip_z"),
+        four(0.01, 0.03, 0.1, 0.3, clip_z=1.0, clip_fraction=0.51),
+        four(0.01, 0.03, 0.1, 0.3, clip_z=1.0, clip_fraction=0.5),
+    ),
+    "clips most of each tensor": (
+        ("R17", "space.optimizer.momentum.clip_tensor"),
+        four(0.01, 0.03, 0.1, 0.3, clip_tensor=1.05, clip_fraction=0.51),
+        four(0.01, 0.03, 0.1, 0.3, clip_tensor=1.05, clip_fraction=0.5),
     ),
     "clipped before the norms were seen": (
         ("R15", "space.clip_norm"),

@@ -13,7 +13,13 @@ from stored import small_study
 from tunewright.search.judge.analysis import Group
 from tunewright.search.judge.answer import Answer
 from tunewright.search.judge.diagnosis import Edge, GroupDiagnosis, Remedy
-from tunewright.search.show.answers import answer_sentence, next_commands, next_in_words
+from tunewright.search.show.answers import (
+    SHORT,
+    answer_sentence,
+    next_commands,
+    next_in_words,
+    settings_in_words,
+)
 from tunewright.search.show.tables import print_table
 from tunewright.search.store.results import Results
 from tunewright.search.store.storage import create_store
@@ -110,6 +116,13 @@ def test_a_mean_over_seeds_has_its_range_and_what_is_off_is_said_so(tmp_path: Pa
         tmp_path, [replace(one, point=replace(one.point, number=0)) for one in SWEEP[:1]]
     )
     assert ", no warmup, no clipping: val_loss 0.3" in off
+
+
+@pytest.mark.parametrize("name", ["clip_norm", "clip_z", "clip_tensor"])
+def test_what_clips_is_told_without_a_word_of_what_does_not(name: str) -> None:
+    point = Point(0, 8, "momentum", 0.1, **{name: 1.05})
+    found = settings_in_words(point, ["warmup_steps", "clip_norm", "clip_z", "clip_tensor"])
+    assert found == ["no warmup", f"{SHORT.get(name, name)} 1.05"]
 
 
 def test_where_nothing_trains_the_sentence_says_to_lower_base_lr(tmp_path: Path) -> None:

@@ -593,6 +593,7 @@ def test_what_cut_the_updates_is_named() -> None:
     assert "clip_norm = 1 cut 25% of updates" in note(clip_norm=1.0)
     assert "clip_z = 2.5 cut 25% of updates" in note(clip_z=2.5)
     assert "clip_norm = 1 and clip_z = 2.5 cut 25% of updates" in note(clip_norm=1.0, clip_z=2.5)
+    assert "clip_tensor = 1.05 cut 25% of updates" in note(clip_tensor=1.05)
 
 
 # --- groups over one another ----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,12 @@ def test_curves_are_read_as_written(tmp_path):
     )
     write_curve(tmp_path / "c.npz", curve)
     assert read_curve(tmp_path / "c.npz") == curve
+    clipped = replace(curve, tensors_clipped=np.array([0.0, 0.5]))
+    write_curve(tmp_path / "c.npz", clipped)
+    assert read_curve(tmp_path / "c.npz") == clipped
+    write_curve(tmp_path / "c.npz", replace(curve, tensors_clipped=np.zeros(1)))
+    with pytest.raises(ValueError, match="not those of a curve"):
+        read_curve(tmp_path / "c.npz")
 
 
 def test_json_is_strict(tmp_path):

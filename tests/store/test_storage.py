@@ -276,7 +276,8 @@ def test_the_table_has_a_row_per_trial(tmp_path: Path) -> None:
     assert rows[2]["reason"] == "MemoryError: out of memory"
 
 
-def test_clip_z_has_a_column_if_a_trial_uses_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["clip_z", "clip_tensor"])
+def test_a_threshold_has_a_column_if_a_trial_uses_it(tmp_path: Path, name: str) -> None:
     path = tmp_path / "trials.csv"
     write_table(path, [TRAINED, EARLY])
     without = path.read_text(encoding="utf-8").splitlines()[0].split(",")
@@ -303,22 +304,25 @@ def test_clip_z_has_a_column_if_a_trial_uses_it(tmp_path: Path) -> None:
         ),
         *("clip_fraction", "seconds", "reason"),
     ]
-    write_table(path, [TRAINED, replace(EARLY, point=replace(EARLY.point, clip_z=2.5))])
+    write_table(path, [TRAINED, replace(EARLY, point=replace(EARLY.point, **{name: 2.5}))])
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["clip_z"] for row in rows] == ["inf", "2.5"]
-    assert [name for name in rows[0] if name != "clip_z"] == without
+    assert [row[name] for row in rows] == ["inf", "2.5"]
+    assert [key for key in rows[0] if key != name] == without
 
 
+@pytest.mark.parametrize("name", ["clip_z", "clip_tensor"])
 @pytest.mark.parametrize("axis", [[math.inf, 2.5], {"low": 1.5, "high": 4.0}])
-def test_clip_z_is_an_optuna_parameter_if_the_study_varies_it(tmp_path: Path, axis: Any) -> None:
+def test_a_threshold_is_an_optuna_parameter_if_the_study_varies_it(
+    tmp_path: Path, axis: Any, name: str
+) -> None:
     space = small_study().space.model_dump(mode="json", exclude_none=True)
-    store = create_store(small_study(space={**space, "clip_z": axis}), tmp_path)
+    store = create_store(small_study(space={**space, name: axis}), tmp_path)
     for planned in plan(store.study):
         frozen = told(store, replace(TRAINED, point=planned))
-        assert frozen.params == {"base_lr": planned.base_lr, "clip_z": planned.clip_z}
+        assert frozen.params == {"base_lr": planned.base_lr, name: getattr(planned, name)}
     assert [trial.point for trial in read_trials(store)] == plan(store.study)
-    assert len({planned.clip_z for planned in plan(store.study)}) == (
+    assert len({getattr(planned, name) for planned in plan(store.study)}) == (
         2 if isinstance(axis, list) else 4
     )
 
@@ -627,7 +631,7 @@ def test_a_driver_keeps_no_curve_in_memory(tmp_path):
     store = create_store(small_study(), tmp_path)
     tell(store, feasible(0, 0.1, 0.05))
     write_curve(curve_path(store.folder, point(0, 0.1)), feasible(0, 0.1, 0.05).curve)
-    driver = Driver([store], InProcess(), 1, device_names="cpu", slots=1, threads=1, compiled=None)
+    driver = Driver([store], InProcess(), 1, devices=["cpu"], slots=1, threads=1, compiled=None)
     with Progress(driver.finished_trials(), shown=False) as driver.show:
         driver.record(store, feasible(1, 0.2, 0.04))
     (kept,) = driver.trials

@@ -86,6 +86,10 @@ def test_groups_are_optimizers_times_scientific_values():
         ),
         ({"space__clip_z": [2.5, -1.0]}, "space.clip_z: must be a number > 0"),
         (
+            {"space__clip_tensor": 0},
+            "space.clip_tensor: must be a number > 0 (inf = no threshold for each tensor), got 0",
+        ),
+        (
             {"space__optimizer__adam__clip_z": {"low": 0.0, "high": 3.0}},
             "space.optimizer.adam.clip_z: must be a number",
         ),

@@ -396,6 +396,33 @@ def test_a_model_without_trainable_parameters_is_refused():
         list(train(study(), Frozen(), points(1)))
 
 
+@pytest.fixture
+def _two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.mark.usefixtures("_two_gpus")
+def test_every_gpu_trains_by_default(monkeypatch):
+    asked = []
+    ones = torch.ones
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: asked.append(device) or ones(*shape))
+    assert devices() == asked == ["cuda:0", "cuda:1"]
+    assert devices("cpu") == ["cpu"]
+
+
+@pytest.mark.usefixtures("_two_gpus")
+@pytest.mark.skipif(torch.cuda.device_count() > 0, reason="its GPU works")
+def test_a_gpu_that_does_not_work_is_no_silent_processor():
+    with pytest.raises(UserError, match=r"device: 'cuda:0' is not there: .*; with --device cpu"):
+        devices()
+
+
+def test_without_a_gpu_the_processor_trains(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert devices() == ["cpu"]
+
+
 def test_a_device_that_is_not_there_is_named():
     assert devices("cpu") == ["cpu"]
     with pytest.raises(UserError, match="device: 'cuda:7' is not there"):

@@ -363,7 +363,7 @@ def test_torchs_sgd_has_the_limit_of_the_rule_that_it_is():
 
 # --- preconditioned, and followed -----------------------------------------------------------------
 
-ADAPTIVE = [name for name, rule in RULES.items() if rule.second_moment]
+ADAPTIVE = [name for name, rule in RULES.items() if rule.second_moment and rule.max_stable_lr]
 
 
 def test_a_preconditioned_hessian_has_the_eigenvalue_of_the_dense_one():

@@ -189,7 +189,7 @@ def test_float32_agrees_with_a_plain_loop_over_the_first_fifty_steps(name):
 
 def followers():
     """Thresholds that follow the norms: alone, with a fixed one far above, with one that is the
-    smaller at first.
+    smaller at first; those of each tensor, alone and after all others.
     """
     momentum, adam, rmsprop, sgd = points(
         ("momentum", "adam", "rmsprop", "sgd"), clip_norm=math.inf
@@ -199,6 +199,8 @@ def followers():
         dataclasses.replace(adam, clip_z=2.0, clip_norm=100.0),
         dataclasses.replace(rmsprop, clip_z=1.0, clip_norm=1.0),
         sgd,
+        dataclasses.replace(adam, number=6, clip_tensor=1.05),
+        dataclasses.replace(momentum, number=7, clip_tensor=1.2, clip_z=2.5, clip_norm=1.0),
         *(
             dataclasses.replace(point, number=4 + i)
             for i, point in enumerate(points(("adam", "momentum")))
@@ -217,7 +219,8 @@ def test_a_threshold_that_follows_the_norms_equals_a_plain_float64_loop(name, sl
         losses, norms, _ = plain.train(work, point, own, etas, torch.float64)
         np.testing.assert_allclose(got.trial.curve.loss, losses, rtol=1e-9)
         np.testing.assert_allclose(got.trial.curve.grad_norm, norms, rtol=1e-9)
-        if point.clip_z < math.inf:
+        assert (got.trial.curve.tensors_clipped is None) == (point.clip_tensor == math.inf)
+        if point.follows_norms:
             without = np.mean(got.trial.curve.grad_norm > point.clip_norm)
             assert without < got.trial.clip_fraction < 1
 
@@ -226,12 +229,12 @@ def test_a_threshold_that_follows_the_norms_equals_a_plain_float64_loop(name, sl
 def test_the_updates_counted_as_clipped_are_those_that_were(slots, monkeypatch):
     clipped = []
 
-    def update(stack, norm_K1, limit_K1, blocks):
+    def clip(stack, norm_K1, limit_K1):
         clipped.append((norm_K1 > limit_K1)[:, 0].tolist())
-        original(stack, norm_K1, limit_K1, blocks)
+        original(stack, norm_K1, limit_K1)
 
-    original = Stack.update
-    monkeypatch.setattr(Stack, "update", update)
+    original = Stack.clip
+    monkeypatch.setattr(Stack, "clip", clip)
     some = sorted(followers()[:4], key=lambda point: point.optimizer)  # the order of rows
     if slots == 1:
         some = [next(point for point in some if point.clip_z == 1.5)]
@@ -239,12 +242,41 @@ def test_the_updates_counted_as_clipped_are_those_that_were(slots, monkeypatch):
         assert got.trial.clip_fraction == np.mean([row[k] for row in clipped])
 
 
+@pytest.mark.parametrize("slots", [1, 2])
+def test_the_share_of_clipped_tensors_is_that_of_the_gradients_which_became_smaller(
+    slots, monkeypatch
+):
+    shares = []
+
+    def clip_tensors(stack, gate):
+        before = {name: rows.clone() for name, rows in stack._gradients.items()}
+        found = original(stack, gate)
+        changed = [
+            (stack._gradients[name] != rows).flatten(1).any(dim=1) for name, rows in before.items()
+        ]
+        shares.append(torch.stack(changed).double().mean(dim=0).tolist())
+        return found
+
+    original = Stack.clip_tensors
+    monkeypatch.setattr(Stack, "clip_tensors", clip_tensors)
+    some = [
+        dataclasses.replace(point, clip_tensor=1.05, clip_norm=math.inf)
+        for point in points(("adam", "momentum"))
+    ][:slots]
+    for k, got in enumerate(trained(study(60), workload("mlp"), some, slots)):
+        found = got.trial.curve.tensors_clipped
+        np.testing.assert_allclose(found, [row[k] for row in shares], rtol=1e-6)
+        assert not found[:25].any()
+        assert 0 < found[25:].mean() < 1
+        assert got.trial.clip_fraction == np.mean(found)
+
+
 def test_off_is_bit_identical_to_a_stack_in_which_no_threshold_follows_the_norms():
     some, a_study = followers(), study(60)
-    off = [dataclasses.replace(point, clip_z=math.inf) for point in some]
+    off = [dataclasses.replace(point, clip_z=math.inf, clip_tensor=math.inf) for point in some]
     mixed, plainer = (trained(a_study, workload("mlp"), stack, 4) for stack in (some, off))
     for one, other in zip(mixed, plainer, strict=True):
-        if one.trial.point.clip_z == math.inf:
+        if not one.trial.point.follows_norms:
             assert one.trial == dataclasses.replace(other.trial, seconds=one.trial.seconds)
             assert all(
                 torch.equal(one.checkpoint[name], other.checkpoint[name])
@@ -254,8 +286,8 @@ def test_off_is_bit_identical_to_a_stack_in_which_no_threshold_follows_the_norms
             assert one.trial.curve != other.trial.curve
 
 
-@pytest.mark.parametrize("clip_z", [math.inf, 1.5])
-def test_neighbours_that_die_and_slots_that_refill_change_nothing(clip_z):
+@pytest.mark.parametrize("clipping", [{}, {"clip_z": 1.5}, {"clip_tensor": 1.05}])
+def test_neighbours_that_die_and_slots_that_refill_change_nothing(clipping):
     work, a_study = Double(workload("residual_mlp")), study(60)
     healthy = points(("momentum", "adam", "sgd", "rmsprop"))
     doomed = [
@@ -274,7 +306,7 @@ def test_neighbours_that_die_and_slots_that_refill_change_nothing(clip_z):
         *healthy[3:],
     ]
     mixed += other_seed[1:]
-    mixed = [dataclasses.replace(point, clip_z=clip_z) for point in mixed]
+    mixed = [dataclasses.replace(point, **clipping) for point in mixed]
     alone = {p.number: trained(a_study, work, [p], 1)[0] for p in mixed}
     for slots in (2, 3, len(mixed)):
         for got in trained(a_study, work, mixed, slots):
@@ -392,21 +424,20 @@ class Dropout:
         )
 
 
-@pytest.mark.parametrize("clip_z", [math.inf, 1.0])
+@pytest.mark.parametrize("clipping", [{}, {"clip_z": 1.0}, {"clip_tensor": 1.05, "clip_z": 2.5}])
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize(
     "name", ["mlp", pytest.param("wide_resnet", marks=pytest.mark.slow), "dropout"]
 )
 def test_an_interrupted_trial_goes_on_where_it_was_and_ends_bit_equal(
-    name, slots, clip_z, monkeypatch
+    name, slots, clipping, monkeypatch
 ):
     if name == "dropout" and slots > 1:
         pytest.skip("a model that draws random numbers trains alone")
     work = Dropout(workload("mlp")) if name == "dropout" else workload(name)
     a_study = study(40).model_copy(update={"evaluations": 8})
     some = [
-        dataclasses.replace(point, clip_z=clip_z)
-        for point in points(("adam", "momentum", "rmsprop"))
+        dataclasses.replace(point, **clipping) for point in points(("adam", "momentum", "rmsprop"))
     ]
     whole = trained(a_study, work, some, slots)
     monkeypatch.setattr(loop, "SAVE_SECONDS", 0.0)
@@ -465,7 +496,9 @@ def test_bfloat16_is_close_to_float32_and_not_equal(slots):
 def test_float32_numbers_do_not_depend_on_the_width_of_the_stack_to_the_last_bit(name):
     some, a_study = points(("adam", "momentum", "rmsprop", "sgd", "adam")), study(40)
     some = [
-        dataclasses.replace(point, number=i, clip_z=(math.inf, 1.0)[i % 2])
+        dataclasses.replace(
+            point, number=i, clip_z=(math.inf, 1.0)[i % 2], clip_tensor=(math.inf, 1.05)[i // 2 % 2]
+        )
         for i, point in enumerate(some)
     ]
     wide = trained(a_study, workload(name), some, 5)

@@ -11,7 +11,7 @@ import torch
 from examples import parse
 from torch import nn
 
-from tunewright.search.rules.optimizers import RULES, SecondMoment, coefficients
+from tunewright.search.rules.optimizers import PARAMETERS, RULES, SecondMoment, coefficients
 from tunewright.search.train.execution import ALONE, Engine
 from tunewright.search.train.loop import train
 from tunewright.search.trial import Point, Trial
@@ -71,8 +71,9 @@ def test_the_share_is_of_the_numbers_that_the_rule_adds(optimizer):
     """By the rule's own arithmetic on the same gradients."""
     steps, rule = 30, RULES[optimizer]
     g = torch.tensor([GRADIENTS], dtype=torch.float64)
-    state = {name: torch.full_like(g, value) for name, value in rule.state.items()}
     theta, own = torch.zeros_like(g), {"epsilon": EPSILON}
+    starts = {name: 0.0 if start == PARAMETERS else start for name, start in rule.state.items()}
+    state = {name: torch.full_like(g, start) for name, start in starts.items()}
     tables = coefficients(optimizer, own, np.full(steps, 1e-3))
     for i in range(steps):
         rule.update(theta, g, state, {name: torch.tensor([[t[i]]]) for name, t in tables.items()})

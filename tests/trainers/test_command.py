@@ -467,6 +467,8 @@ def test_a_command_that_cannot_be_started(tmp_path):
         ({"batch_sizes": [8, 16]}, "command: no placeholder uses batch_size, which varies"),
         ({"seeds": 2}, "command: no placeholder uses seed, which varies: add {seed}, or give it"),
         ({"workload_args": {"w": [1, 2]}, "trials": 2}, "command: no placeholder uses w, which"),
+        ({"space": SPACE | {"clip_tensor": 1.05}}, "space.clip_tensor: must be inf, its default, "
+         "where the command writes a log of its own"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_study_file_is_said_when_it_is_read(keys, said, tmp_path):
@@ -835,19 +837,20 @@ def run_training(folder, *args, **keys):
 @pytest.mark.slow
 @pytest.mark.apart
 @pytest.mark.parametrize(
-    ("base_lr", "clip_norm", "outcome", "evaluates_untrained"),
+    ("base_lr", "clipping", "outcome", "evaluates_untrained"),
     [
-        (0.05, math.inf, "feasible", True),
-        (1.5, math.inf, "non_finite", True),
-        (5.0, 5.0, "diverged", True),
-        (5.0, 5.0, "diverged", False),
+        (0.05, {"clip_norm": math.inf}, "feasible", True),
+        (0.05, {"clip_norm": math.inf, "clip_tensor": 1.05}, "feasible", True),
+        (1.5, {"clip_norm": math.inf}, "non_finite", True),
+        (5.0, {"clip_norm": 5.0}, "diverged", True),
+        (5.0, {"clip_norm": 5.0}, "diverged", False),
     ],
 )
 def test_a_script_trains_as_the_same_function_does(
-    base_lr, clip_norm, outcome, evaluates_untrained, tmp_path, monkeypatch
+    base_lr, clipping, outcome, evaluates_untrained, tmp_path, monkeypatch
 ):
     optimizer = {"sgd": {"base_lr": base_lr}}
-    space = {"warmup_steps": 10, "clip_norm": clip_norm, "optimizer": optimizer}
+    space = {"warmup_steps": 10, **clipping, "optimizer": optimizer}
     keys = {"space": space, "max_train_steps": 400, "seed": 3}
     path = write_training(tmp_path, **keys)
     if not evaluates_untrained:
@@ -871,6 +874,8 @@ def test_a_script_trains_as_the_same_function_does(
     assert script.verdict.outcome == function.verdict.outcome == outcome
     assert script.verdict.onset_step == function.verdict.onset_step
     assert script.curve == function.curve
+    assert script.clip_fraction == function.clip_fraction
+    assert (script.curve.tensors_clipped is None) == ("clip_tensor" not in clipping)
     stem = "checkpoints/batch_size=8-00000.safetensors"
     checkpoints = [tmp_path / place / stem for place in ("results/tuned", "plain")]
     assert checkpoints[0].read_bytes() == checkpoints[1].read_bytes()
@@ -888,17 +893,20 @@ SAVED_UNTIL_KILLED = """run.state(model, optimizer)
 
 @pytest.mark.slow
 @pytest.mark.apart
-def test_a_script_that_saves_its_state_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("clip_tensor", [math.inf, 1.05])
+def test_a_script_that_saves_its_state_goes_on_where_it_was(clip_tensor, tmp_path):
+    space = {"warmup_steps": 0, "clip_norm": math.inf, "clip_tensor": clip_tensor}
+    keys = SAVING | {"space": space | {"optimizer": {"sgd": {"base_lr": 0.05}}}}
     fault = f"""{SAVED_UNTIL_KILLED}
         if run.step == 30:
             print("from the start", flush=True)"""
-    path = write_training(tmp_path, fault, **SAVING)
+    path = write_training(tmp_path, fault, **keys)
     run_until_killed(path)
     assert main(["run", str(path), "--in-process", "--results", "results"]) == 0
     assert (run_dir(tmp_path) / "stdout.log").read_text() == ""  # of its second half
     (resumed,) = read_trials(open_store(tmp_path / "results" / "tuned"))
     shutil.rmtree(tmp_path / "results")
-    (whole,) = run_training(tmp_path, fault, **SAVING)
+    (whole,) = run_training(tmp_path, fault, **keys)
     assert resumed.curve == whole.curve
     assert resumed.seconds > 0
 

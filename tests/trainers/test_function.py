@@ -19,6 +19,7 @@ from torch import nn
 from tunewright.search.cli import main as command
 from tunewright.search.errors import UserError, warn_once
 from tunewright.search.rules.optimizers import RULES
+from tunewright.search.rules.torch_optimizers import RuleOptimizer
 from tunewright.search.rules.torch_optimizers import make as rule_optimizer
 from tunewright.search.store.storage import open_store, read_trials
 from tunewright.search.train.loop import train
@@ -58,8 +59,13 @@ def evaluate(model):
     return found
 
 
-def report_all(run, model):
+def report_all(run, model, optimizer):
+    """As code does that is for any rule."""
+    if isinstance(optimizer, RuleOptimizer):
+        optimizer.eval()
     run.report(**evaluate(model), model=model)
+    if isinstance(optimizer, RuleOptimizer):
+        optimizer.train()
 
 
 def main(
@@ -72,7 +78,7 @@ def main(
     run.chance_loss = WORKLOAD.chance_loss
     model = WORKLOAD.build_model(run.seed)
     optimizer = make(run, model)
-    report(run, model)
+    report(run, model, optimizer)
     batches = WORKLOAD.train_batches(run.batch_size, run.seed)
     for i, batch in enumerate(run.steps(batches)):
         loss = WORKLOAD.loss(model, batch)
@@ -84,7 +90,7 @@ def main(
             optimizer.step()
             optimizer.zero_grad()
         if run.evaluation_due:
-            report(run, model)
+            report(run, model, optimizer)
 
 
 @pytest.fixture
@@ -110,7 +116,14 @@ def assert_equal(one, other, tolerance=1e-9):
 
 
 @pytest.mark.parametrize("optimizer", RULES)
-@pytest.mark.parametrize("clipping", [{"clip_norm": 0.5}, {"clip_norm": math.inf, "clip_z": 1.0}])
+@pytest.mark.parametrize(
+    "clipping",
+    [
+        {"clip_norm": 0.5},
+        {"clip_norm": math.inf, "clip_z": 1.0},
+        {"clip_norm": 0.5, "clip_tensor": 1.05},
+    ],
+)
 def test_a_function_trains_as_a_workload_does(optimizer, clipping, trained):
     base_lr = 0.01 if RULES[optimizer].family == "adam" else 0.05
     point = dataclasses.replace(POINT, optimizer=optimizer, base_lr=base_lr, **clipping)
@@ -130,6 +143,35 @@ def test_a_function_trains_with_an_optimizer_of_torch_as_a_workload_does(
 ):
     point = dataclasses.replace(POINT, optimizer=optimizer, base_lr=0.01, settings=settings)
     assert_equal(trained(main, point), by_the_study(point))
+
+
+AVERAGED = dataclasses.replace(POINT, optimizer="schedule_free_adamw", base_lr=0.01)
+
+
+def test_what_is_not_evaluated_at_the_average_is_refused(trained):
+    def forgets_all(run, model, optimizer):
+        run.report(**evaluate(model), model=model)
+
+    def forgets_once_trained(run, model, optimizer):
+        if run.step == 0:
+            report_all(run, model, optimizer)
+        else:
+            forgets_all(run, model, optimizer)
+
+    for report in (forgets_all, forgets_once_trained):
+        with pytest.raises(
+            MisuseError, match=r"schedule_free_adamw evaluates an average .* call optimizer.eval()"
+        ):
+            trained(lambda run, report=report: main(run, report=report), AVERAGED)
+
+
+def test_an_update_of_the_average_is_refused(trained):
+    def stays(run, model, optimizer):
+        optimizer.eval()
+        run.report(**evaluate(model), model=model)
+
+    with pytest.raises(MisuseError, match=r"steps: an update .* call optimizer.train()"):
+        trained(lambda run: main(run, report=stays), AVERAGED)
 
 
 def test_a_torch_optimizer_of_the_users_own_trains_as_the_rule_it_is(trained):
@@ -260,7 +302,7 @@ def test_a_hopeless_training_ends_and_is_infeasible(base_lr, trained):
 
 
 def test_of_a_maximized_metric_the_largest_is_best(trained):
-    def report(run, model):
+    def report(run, model, optimizer):
         if run.step:
             run.report(accuracy=1 - evaluate(model)["val_error"], model=model)
 
@@ -493,7 +535,14 @@ def resumable(run, shuffled=True):
         run.state(model, optimizer)
 
 
-@pytest.mark.parametrize("changes", [{}, {"clip_z": 1.0, "optimizer": "adam", "base_lr": 0.01}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"clip_z": 1.0, "optimizer": "adam", "base_lr": 0.01},
+        {"clip_z": 2.5, "clip_tensor": 1.05},
+    ],
+)
 def test_an_interrupted_training_ends_as_if_it_had_not_been(changes, trained, monkeypatch):
     monkeypatch.setattr(run_module, "SAVE_SECONDS", 0.0)
     point = dataclasses.replace(POINT, **changes)

@@ -1,11 +1,14 @@
 """Studies that are tried before they run: what is said of them, and once."""
 
 import pytest
+import zoo
 from examples import parse
 from torch import nn
 
+from tunewright.search.errors import warn_once
 from tunewright.search.trainers import function as function_module
-from tunewright.search.trainers.tryout import seconds_per_step
+from tunewright.search.trainers import tryout
+from tunewright.search.trainers.tryout import check_studies, seconds_per_step
 from tunewright.search.trainers.watched import MisuseError
 
 
@@ -28,3 +31,21 @@ def test_a_misuse_that_timing_finds_names_its_study_once(function, monkeypatch):
     with pytest.raises(MisuseError) as raised:
         seconds_per_step(study, steps=10)
     assert str(raised.value).startswith(f"{study.name}: {study.train}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer", "is_said"),
+    [
+        ("BatchNorm", "schedule_free_adamw", True),
+        ("BatchNorm", "adamw", False),
+        ("Mlp", "schedule_free_adamw", False),
+    ],
+)
+def test_batch_normalization_beside_an_average_is_told(
+    name, optimizer, is_said, monkeypatch, caplog
+):
+    warn_once.cache_clear()
+    monkeypatch.setattr(tryout, "load_workload", lambda *_: zoo.make(name))
+    space = {optimizer: {"base_lr": [0.1, 0.2]}}
+    check_studies([parse(objective="val_loss", batch_sizes=[8], space__optimizer=space)])
+    assert (f"{optimizer} evaluates an average" in caplog.text) is is_said

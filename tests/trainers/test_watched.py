@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import plain
 import pytest
 import torch
 from torch import nn
@@ -45,7 +46,10 @@ def train(model, optimizer, before_step=lambda: None, count=STEPS):
 
 
 def watched(optimizer, told=None, clip_norm=math.inf, clip_z=math.inf, **options):
-    tell = (lambda norm: None) if told is None else told.append
+    def tell(norm, clipped):
+        if told is not None:
+            told.append(norm)
+
     return WatchedOptimizer(optimizer, tell, Clipping(clip_norm, clip_z), **options)
 
 
@@ -89,10 +93,45 @@ def test_a_threshold_that_follows_the_norms_is_that_of_the_study():
     assert np.allclose(after, np.minimum(norms, thresholds), rtol=1e-12)
     resumed = Clipping(50.0, 1.5)
     resumed.resume(norms, torch.device("cpu"))
-    one, other = torch.ones(1).double(), torch.ones(1).double()
-    seen.clipping.clip_([one], torch.tensor(1e3).double())
-    resumed.clip_([other], torch.tensor(1e3).double())
-    assert torch.equal(one, other)
+    one, other = (torch.ones(1, dtype=torch.float64) for _ in range(2))
+    for clipping, parameter in ((seen.clipping, one), (resumed, other)):
+        parameter.grad = torch.ones_like(parameter)
+        clipping.clip_([parameter], torch.tensor(1e3).double())
+    assert torch.equal(one.grad, other.grad)
+    assert one.grad < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_each_tensor_is_clipped_at_its_own_threshold_whichever_have_a_gradient(dtype):
+    generator = torch.Generator().manual_seed(0)
+    sizes = [(3, 4), (5,), (2,), (4,)]
+    parameters = [torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for size in sizes]
+    optimizer = torch.optim.SGD(parameters[:2], 1e-3)
+    shares = []
+    WatchedOptimizer(
+        optimizer, lambda norm, clipped: shares.append(float(clipped)), Clipping(clip_tensor=1.05)
+    )
+    optimizer.add_param_group({"params": parameters[2:]})
+    usual = [None] * len(sizes)
+    for t in range(60):
+        norms, wanted = {}, {}
+        for i, one in enumerate(parameters):
+            one.grad = torch.randn(sizes[i], dtype=torch.float64, generator=generator).to(dtype)
+            one.grad *= 30 if t == 40 and i == 1 else 1
+            if (i == 0 and t % 7 == 3) or (i == 2 and t < 30):
+                one.grad = None
+                continue
+            norms[i] = float(one.grad.double().norm())
+            factor, usual[i] = plain.clip_tensor(1.05, norms[i], usual[i], t)
+            wanted[i] = (one.grad.double() * factor, factor)
+        optimizer.step()
+        tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype]
+        for i, (gradient, _) in wanted.items():
+            torch.testing.assert_close(
+                parameters[i].grad.double(), gradient, rtol=tolerance, atol=1e-30
+            )
+        assert shares[-1] == pytest.approx(np.mean([factor < 1 for _, factor in wanted.values()]))
+    assert 0 < np.mean(shares[25:]) < 1
 
 
 def test_every_group_keeps_its_ratio_to_the_first_whatever_else_sets_its_lr():

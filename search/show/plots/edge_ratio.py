@@ -28,8 +28,8 @@ from .style import (
 
 LEAST = 1e-4  # of the ratio axis: what is below is far from any edge
 MOST = 1e4  # what is above has long passed it
-COLOURS = (BLUE, ORANGE, VERMILLION)  # at lr_star, below the edge, above it
-SYMBOLS = ("circle", "square", "x")
+# the run at lr_star, another that trains, and one that does not
+STAR, OTHER, FAILED = (BLUE, "circle"), (ORANGE, "square"), (VERMILLION, "x")
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ def ratio_figure(info: RatioInfo) -> go.Figure:
 
 
 def _trace(line: RatioLine, number: int) -> go.Scatter:
-    colour = COLOURS[number % len(COLOURS)]
-    symbol = SYMBOLS[number % len(SYMBOLS)]
+    failed = line.outcome not in ("feasible", "unfinished")
+    colour, symbol = FAILED if failed else (OTHER if number else STAR)
     return go.Scatter(
         x=line.steps,
         y=line.ratios,

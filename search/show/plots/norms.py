@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from ...judge.analysis import CLIP_TOO_MUCH, group_trials, star_of
 from ...judge.readout import norm_percentile
-from ...trial import Array, Group, Outcome, Trial
+from ...trial import CLIPPING, Array, Group, Outcome, Trial
 from ...words import readable
 from .arrange import settled
 from .style import (
@@ -45,6 +45,7 @@ class NormsPanel:
     base_lr: float
     clip_norm: float
     clip_z: float
+    clip_tensor: float
     clip_fraction: float
     percentile: float
     steps: tuple[int, ...]
@@ -122,6 +123,7 @@ def norms_panel(group: Group, trial: Trial) -> NormsPanel:
         base_lr=trial.point.base_lr,
         clip_norm=trial.point.clip_norm,
         clip_z=trial.point.clip_z,
+        clip_tensor=trial.point.clip_tensor,
         clip_fraction=trial.clip_fraction,
         percentile=norm_percentile(norms),
         steps=tuple(map(trial.curve.step_of, places)),
@@ -194,7 +196,7 @@ def _note(panel: NormsPanel) -> str:
     note = f"trial {panel.number}" + ("" if panel.outcome == "feasible" else f" ({panel.outcome})")
     note += f", base_lr = {readable(panel.base_lr)}"
     note += f", 90th percentile = {readable(panel.percentile)}"
-    thresholds = {"clip_norm": panel.clip_norm, "clip_z": panel.clip_z}
+    thresholds = {name: getattr(panel, name) for name in CLIPPING}
     in_use = [
         f"{name} = {readable(value)}" for name, value in thresholds.items() if math.isfinite(value)
     ]
