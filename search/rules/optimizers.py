@@ -291,7 +291,7 @@ class SecondMoment:
         """P where θ moves by −η P⁻¹ m, like v. From coefficients of a learning rate of 1, whose
         `eta` is the bias correction alone.
 
-        inf where v = 0: what never had a gradient rests.
+        inf where v = 0: what never had a gradient rests. So do matrices that are updated as such.
         """
         v, epsilon = state[self.state].double(), columns[self.epsilon]
         divisor = (v + epsilon).sqrt() if self.inside else v.sqrt() + epsilon
@@ -354,7 +354,7 @@ class Rule(Optimizer):
     average        what is evaluated and kept in place of the parameters; None: they are
     in_torch       what comes closest in torch, from hyperparameters and a learning rate; None:
                    nothing there is like it
-    second_moment  what its steps are divided by; None: nothing
+    second_moment  what steps of numbers each by itself are divided by; None: nothing
     """
 
     state: Mapping[str, Start]
