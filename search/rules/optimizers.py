@@ -36,8 +36,9 @@ GI-Adam starts v at the square of the first gradient, and keeps both bias correc
 v has in the first updates then needs no correction, so that the correction of v shortens them: as
 long as g² hardly changes, it is Adam with the learning rate η √(1−β₂^(t+1)), a warmup of about 1 /
 (1−β₂) updates. The first update leaves v at g² however much of v₀ it keeps, so here v₀ = 0, and β₂
-is 0 in the update t = 0 alone. In a training that skips a parameter in its first updates, for want
-of a gradient, v of that parameter starts at 0, as Adam's.
+is 0 in the update t = 0 alone. Its authors' code takes v₀ from a batch that it does not train on.
+In a training that skips a parameter in its first updates, for want of a gradient, v of that
+parameter starts at 0, as Adam's.
 
 Muon's orthogonal(x) takes the singular values of a matrix close to 1 (Newton-Schulz; ‖x‖ is
 Frobenius' norm). With 0.2 √max(a, b) a step has the root mean square of AdamW's usual ones, 0.2 to

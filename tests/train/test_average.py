@@ -110,7 +110,7 @@ def test_a_slot_evaluates_its_own_average_wherever_it_moves():
     before = [stack.state(k)["theta"] for k in range(4)]
     assert stack.evaluate([0] * 4)["val_loss"] == pytest.approx(values(), rel=1e-12)
     assert all(torch.equal(stack.state(k)["theta"], row) for k, row in enumerate(before))
-    order = [2, 3, 0]
+    order = [3, 0, 2]
     stack.arrange(order, shrink=False)
     moved = stack.evaluate([0] * 4)["val_loss"][:3]
     assert moved == pytest.approx([values()[k] for k in order], rel=1e-12)
