@@ -20,7 +20,7 @@ from sklearn.datasets import load_diabetes
 
 from .arguments import at_least
 from .batches import Split, three_parts
-from .feedforward import MLP
+from .feedforward import MLP, output_weight
 from .supervised import Regression
 
 FEATURES = 10
@@ -45,4 +45,5 @@ def mlp(width: int = 32, depth: int = 2) -> Regression:
     """
     at_least(1, width=width)
     at_least(0, depth=depth)
-    return Regression(load, functools.partial(MLP, FEATURES, 1, width, depth))
+    network = functools.partial(MLP, FEATURES, 1, width, depth)
+    return Regression(load, network, not_matrices=(output_weight(depth),))

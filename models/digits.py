@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from .arguments import at_least
 from .batches import Split, three_parts
-from .feedforward import MLP, ConvNet
+from .feedforward import MLP, ConvNet, output_weight
 from .supervised import Classification
 
 SIDE = 8
@@ -47,7 +47,8 @@ def mlp(width: int = 64, depth: int = 2) -> Classification:
     """
     at_least(1, width=width)
     at_least(0, depth=depth)
-    return Classification(load, functools.partial(MLP, SIDE * SIDE, CLASSES, width, depth))
+    network = functools.partial(MLP, SIDE * SIDE, CLASSES, width, depth)
+    return Classification(load, network, not_matrices=(output_weight(depth),))
 
 
 def conv(width: int = 16) -> Classification:
@@ -55,4 +56,5 @@ def conv(width: int = 16) -> Classification:
     ≥ 1.
     """
     at_least(1, width=width)
-    return Classification(load, functools.partial(ConvNet, 1, CLASSES, width))
+    network = functools.partial(ConvNet, 1, CLASSES, width)
+    return Classification(load, network, not_matrices=("head.weight",))

@@ -28,6 +28,11 @@ class MLP(nn.Module):
         return cast(Tensor, self.layers(x_BCHW))
 
 
+def output_weight(depth: int) -> str:
+    """The name of the weight of an MLP's output layer."""
+    return f"layers.{2 * depth + 1}.weight"
+
+
 class ConvNet(nn.Module):
     """Three 3×3 convolutions (the last two halve the resolution), mean over positions, a linear
     layer.

@@ -85,4 +85,5 @@ def linear(cue_step: int = 50, kind: str = "nan") -> Classification:
     """
     at_least(0, most=sys.maxsize, cue_step=cue_step)
     one_of(KINDS, kind=kind)
-    return Classification(load, functools.partial(OnCue, cue_step, kind))
+    network = functools.partial(OnCue, cue_step, kind)
+    return Classification(load, network, not_matrices=("linear.weight",))

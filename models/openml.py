@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .arguments import at_least, one_of
 from .batches import Split, three_parts
-from .feedforward import MLP
+from .feedforward import MLP, output_weight
 from .supervised import Classification
 from .wide_resnet import NORMALIZATIONS, WideResNet, check_depth, parse_strides
 
@@ -119,21 +119,23 @@ def cifar10(
     at_least(1, width=width)
     one_of(NORMALIZATIONS, normalization=normalization)
     sizes = (CIFAR_10.shape[0], CLASSES, check_depth(depth), width, parse_strides(strides))
-    return _workload(CIFAR_10, functools.partial(WideResNet, *sizes, normalization))
+    return _workload(CIFAR_10, functools.partial(WideResNet, *sizes, normalization), "head.weight")
 
 
 def _mlp(source: Source, width: int, depth: int) -> Classification:
     at_least(1, width=width)
     at_least(0, depth=depth)
     channels, height, side = source.shape
-    return _workload(
-        source, functools.partial(MLP, channels * height * side, CLASSES, width, depth)
-    )
+    network = functools.partial(MLP, channels * height * side, CLASSES, width, depth)
+    return _workload(source, network, output_weight(depth))
 
 
-def _workload(source: Source, network: Callable[[], nn.Module]) -> Classification:
+def _workload(source: Source, network: Callable[[], nn.Module], output: str) -> Classification:
+    """`output`: the name of the weight of the network's output layer."""
     architecture = functools.partial(_standardize, source, network)
-    return Classification(functools.partial(load, source), architecture)
+    return Classification(
+        functools.partial(load, source), architecture, not_matrices=(f"1.{output}",)
+    )
 
 
 def _standardize(source: Source, network: Callable[[], nn.Module]) -> nn.Module:

@@ -60,4 +60,5 @@ def digits(
         load,
         functools.partial(ResidualMLP, SIDE * SIDE, CLASSES, width, depth, normalization, rezero),
         other_architectures(normalization, rezero),
+        not_matrices=("head.1.weight",),
     )

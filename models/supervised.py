@@ -34,6 +34,8 @@ class Supervised(ABC):
     architecture  → a new model with torch's default initialization; picklable likewise
     architectures   other arguments of the factory, by name, that may mend an unstable training
                     (R18)
+    not_matrices    names of parameters with two dimensions that Muon leaves to AdamW, as the weight
+                    of the output layer
     largest         names of what `measure` reports that are not means: the largest of the batch
     """
 
@@ -42,6 +44,7 @@ class Supervised(ABC):
     load: Callable[[], Split]
     architecture: Callable[[], nn.Module]
     architectures: Mapping[str, Mapping[str, object]] = field(default_factory=dict, hash=False)
+    not_matrices: tuple[str, ...] = ()
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Examples) -> Tensor:

@@ -196,4 +196,10 @@ def characters(
         others["QK-norm"] = {"qk_norm": True}
     if not z_loss:
         others["z-loss"] = {"z_loss": Z_LOSS}
-    return LanguageModel(functools.partial(load, context), network, others, z_loss)
+    return LanguageModel(
+        functools.partial(load, context),
+        network,
+        others,
+        not_matrices=("position", "head.1.weight"),
+        z_loss=z_loss,
+    )

@@ -149,4 +149,6 @@ def digits(
     )
     standard = parse_strides(strides) == parse_strides(STANDARD_STRIDES)
     other = {} if standard else {"standard strides": {"strides": STANDARD_STRIDES}}
-    return Classification(functools.partial(load, image_size), network, other)
+    return Classification(
+        functools.partial(load, image_size), network, other, not_matrices=("head.weight",)
+    )

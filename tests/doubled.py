@@ -4,6 +4,8 @@ from tunewright.search.workload.workload import load_workload
 
 
 class Double:
+    not_matrices = ()  # which a function's optimizer of the whole model does not know either
+
     def __init__(self):
         self._digits = load_workload("tunewright.models.digits:mlp", {"width": 16})
 

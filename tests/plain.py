@@ -25,14 +25,10 @@ def orthogonal(x):
     return x
 
 
-def decaying(own, theta, decay_vectors):
-    """Settings of a rule for one tensor: biases and norms have no weight decay."""
-    return own if theta.dim() > 1 or decay_vectors else own | {"weight_decay": 0.0}
-
-
 def rule_step(name, own, theta, g, state, eta, t, is_matrix=False, decay_vectors=False):
     """R21, per tensor."""
-    own = decaying(own, theta, decay_vectors)
+    if theta.dim() < 2 and not decay_vectors:
+        own = {**own, "weight_decay": 0.0}
     if name == "schedule_free_adamw":
         return schedule_free_step(own, theta, g, state, eta, t)
     if name == "muon" and is_matrix:
@@ -110,17 +106,24 @@ def threshold(point, entered):
     return min(point.clip_norm, mean + point.clip_z * math.sqrt(variance))
 
 
-def clip_tensor(multiple, norm, usual, t):
-    """AdaGC (Wang et al. 2025) for one tensor: the factor of its gradient, and its γ afterwards.
+def clip_tensors(multiple, norms, usual, t):
+    """AdaGC (Wang et al. 2025): the factor of each tensor's gradient; `usual`, γ, is changed.
 
-    Without the paper's global clipping in the first updates, of which there are 25.
+    With 25 first updates, in which all are clipped by the global norm at 1, γ by what they were.
     """
-    if norm == 0:
-        return 1.0, usual
-    if t < 25 or usual is None:
-        return 1.0, norm if usual is None else min(usual, norm)
-    factor = min(multiple * usual / norm, 1.0)
-    return factor, 0.98 * usual + 0.02 * factor * norm
+    if math.isinf(multiple):
+        return [1.0] * len(norms)
+    whole = math.sqrt(sum(norm**2 for norm in norms))
+    factors = []
+    for i, norm in enumerate(norms):
+        factor = min(1.0, 1.0 / whole) if t < 25 and whole else 1.0
+        if norm and t >= 25 and usual[i] is not None:
+            factor = min(multiple * usual[i] / norm, 1.0)
+            usual[i] = 0.98 * usual[i] + 0.02 * factor * norm
+        elif norm:
+            usual[i] = min(usual[i] or math.inf, norm)
+        factors.append(factor)
+    return factors
 
 
 def train(workload, point, own, etas, dtype, decay_vectors=False):
@@ -139,10 +142,9 @@ def train(workload, point, own, etas, dtype, decay_vectors=False):
         factor = min(1.0, threshold(point, entered) / float(norm))
         entered.append(factor * float(norm))
         gradients = [g * factor for g in gradients]
-        for i, g in enumerate(gradients):
-            norm_i = float(torch.sqrt((g * g).sum()))
-            own_factor, usual[i] = clip_tensor(point.clip_tensor, norm_i, usual[i], t)
-            gradients[i] = g * own_factor
+        each_norm = [float(torch.sqrt((g * g).sum())) for g in gradients]
+        factors = clip_tensors(point.clip_tensor, each_norm, usual, t)
+        gradients = [g * each for g, each in zip(gradients, factors, strict=True)]
         with torch.no_grad():
             for parameter, g, state in zip(model.parameters(), gradients, states, strict=True):
                 is_matrix = id(parameter) in of_muon

@@ -8,6 +8,8 @@ import re
 import sys
 import tomllib
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -16,6 +18,7 @@ from examples import FRAGILE
 from simulated import Simulated, follow, steps_asked, study_of
 
 from tunewright.search.cli import main
+from tunewright.search.diagnose import _with_curvature as curved
 from tunewright.search.diagnose import diagnose, plan_of, updates_of
 from tunewright.search.errors import UserError
 from tunewright.search.pool.in_process import InProcess
@@ -24,11 +27,12 @@ from tunewright.search.rules.optimizers import counterpart
 from tunewright.search.run import run_study
 from tunewright.search.show.chapter import DRAWN
 from tunewright.search.show.report import write_report
-from tunewright.search.show.tables import diagnosis_plan_table, diagnosis_table
+from tunewright.search.show.tables import diagnosis_plan_table, diagnosis_table, remedy_rows
 from tunewright.search.store.results import Results, read_diagnosis
 from tunewright.search.store.storage import create_store, open_store, read_trials
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import load_study, parse_study
+from tunewright.search.words import readable
 
 QUIET = {"backend": InProcess(), "slots": 12, "progress": False}
 TINY = """
@@ -142,6 +146,53 @@ def test_curvature_is_a_step_after_the_kind(whole):
     assert 0 < found.curvature.eigenvalue_at_start < math.inf
     assert found.curvature.limit_at_start == pytest.approx(
         (2 + 2 * 0.9) / found.curvature.eigenvalue_at_start
+    )
+
+
+def test_plain_training_is_followed_at_lr_star_and_at_both_ends_of_the_edge(whole):
+    _, result, _ = whole
+    (found,) = result.groups
+    base_lrs = dict.fromkeys([found.lr_star, *found.edge.interval])
+    assert [run.base_lr for run in found.edge_runs] == list(base_lrs)
+    star = found.edge_runs[0]
+    assert star.outcome == "feasible"
+    assert star.looks[-1].step == 40
+    for run in found.edge_runs:
+        for look in run.looks:
+            assert look.rate == run.base_lr
+            expected = look.rate * look.eigenvalue / 3.8
+            assert look.ratio == pytest.approx(max(expected, 0.0))
+    (step,) = [step for step in found.steps if step.name == "curvature"]
+    assert any(star.words in sentence for sentence in step.sentences)
+    first, *others = remedy_rows(found)
+    assert first["of the edge"] == readable(star.highest.ratio)
+    assert not any(row["of the edge"] for row in others)
+
+
+def without_curvature(found):
+    steps = tuple(step for step in found.steps if step.name != "curvature")
+    return replace(found, steps=steps, curvature=None, edge_runs=())
+
+
+def test_a_function_in_place_of_a_workload_has_a_sentence_and_no_curvature(whole):
+    before = without_curvature(whole[1].groups[0])
+    found = curved(SimpleNamespace(workload=""), None, before)
+    (step,) = [step for step in found.steps if step.name == "curvature"]
+    assert step.sentences == ("λ₁ is not known: a function has no loss that can be called.",)
+    assert (found.curvature, found.edge_runs) == (None, ())
+
+
+def test_a_loss_that_cannot_be_differentiated_twice_becomes_a_sentence(study, whole, monkeypatch):
+    def refuse(*arguments):
+        raise ValueError("the training loss cannot be differentiated twice: so it is")
+
+    monkeypatch.setattr("tunewright.search.diagnose._curvature", lambda *own: (None, ()))
+    monkeypatch.setattr("tunewright.search.diagnose.follow_edge", refuse)
+    found = curved(study, None, without_curvature(whole[1].groups[0]))
+    (step,) = [step for step in found.steps if step.name == "curvature"]
+    (sentence,) = step.sentences
+    assert sentence == (
+        "λ₁ is not known: the training loss cannot be differentiated twice: so it is."
     )
 
 
@@ -295,7 +346,7 @@ def test_no_step_takes_more_trainings_than_was_planned(model):
 # --- mistakes -------------------------------------------------------------------------------------
 
 
-LEAST = 23  # the sweep of 4, six ways to train at three base LRs, two of them with 4 steps more
+LEAST = 29  # the sweep of 4, eight ways to train at three base LRs, two of them with 4 steps more
 
 
 def test_a_budget_below_the_first_look_is_refused_before_anything_is_trained(study, tmp_path):

@@ -95,6 +95,18 @@ def evaluated(work, model, found):
     found.states.append({name: tensor.detach().clone() for name, tensor in state.items()})
 
 
+@torch.no_grad()
+def averaged(work, model, found, states):
+    """The same; of a rule that evaluates an average, with that in place of the parameters."""
+    own = dict(model.named_parameters())
+    lent = {name: own[name].clone() for name, state in states.items() if "evaluated" in state}
+    for name in lent:
+        own[name].copy_(states[name]["evaluated"])
+    evaluated(work, model, found)
+    for name, values in lent.items():
+        own[name].copy_(values)
+
+
 def gradient_of(parameter):
     gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return gradient.to_dense() if gradient.is_sparse else gradient
@@ -112,7 +124,7 @@ def train(name, point):
     batches = iter(work.train_batches(point.batch_size, point.seed))
     own = {**RULES[point.optimizer].defaults, **point.settings}
     of_muon = plain.matrices(model, getattr(work, "not_matrices", ()))
-    evaluated(work, model, found)
+    averaged(work, model, found, states)
     for t, eta in enumerate(learning_rates(point, STEPS)):
         for parameter in model.parameters():
             parameter.grad = None
@@ -134,7 +146,7 @@ def train(name, point):
         found.losses.append(float(loss.detach()))
         found.norms.append(norm)
         if (t + 1) % EVERY == 0:
-            evaluated(work, model, found)
+            averaged(work, model, found, states)
     return found
 
 
@@ -374,7 +386,7 @@ class FreezesInLoss(Mlp):
         return super().loss(model, batch)
 
 
-@entry()
+@entry(optimizers=("schedule_free_adamw", *ALL))
 class FrozenFromTheStart(Mlp):
     def build_model(self, seed):
         model = mlp()
@@ -584,7 +596,7 @@ class Language(Mlp):
         return {"val_loss": functional.cross_entropy(model(x), y)}
 
 
-@entry()
+@entry(optimizers=("schedule_free_adamw", *ALL))
 class TiedWeights(Language):
     options = {"tied": True}
 
@@ -765,7 +777,7 @@ def normalized(normalization):
     return nn.Sequential(first, normalization, nn.Tanh(), nn.Linear(8, 1)).to(D)
 
 
-@entry()
+@entry(optimizers=("schedule_free_adamw", *ALL))
 class BatchNorm(Mlp):
     def build_model(self, seed):
         return normalized(nn.BatchNorm1d(8))
@@ -786,7 +798,7 @@ class Running(nn.Module):
         return (x - self.mean) / (self.variance + 1e-5).sqrt()
 
 
-@entry()
+@entry(optimizers=("schedule_free_adamw", *ALL))
 class AssignedBuffers(Mlp):
     def build_model(self, seed):
         return normalized(Running(8))

@@ -38,16 +38,19 @@ what it usually is, from the update after the first TENSOR_GATHERS on
 
     h_i = min(1, clip_tensor · γ_i / n_i),    g_i ← h_i g_i,    γ_i ← β γ_i + (1 − β) h_i n_i;
 
-in the first updates h_i = 1 and γ_i ← min(γ_i, n_i), from γ_i = inf. A γ grows by at most
-(1 − β)(clip_tensor − 1) of itself in an update.
+in the first updates h = min(1, 1 / ‖n‖) for all tensors, and γ_i ← min(γ_i, n_i), from γ_i = inf.
+A γ grows by at most (1 − β)(clip_tensor − 1) of itself in an update: where norms rise faster, each
+is clipped over and over, which is a lower learning rate (R17).
 
 Source: AdaGC, Wang et al. 2025, arXiv:2502.11034: the recurrence, β = 0.98, clip_tensor = 1.05
-(λ_rel there). Departures: (1) the first updates are 25, not 100, which many trainings hardly have.
-(2) The paper clips by the global norm at λ_abs = 1 in the first updates, and no more afterwards;
-here clip_norm and clip_z say how, at every update.
+(λ_rel there), and the global threshold of 1 in the first updates (λ_abs). Departures: (1) the first
+updates are 25, not 100, which many trainings hardly have.
+(2) clip_norm and clip_z, where they are given, act before it at every update.
 (3) A norm of 0 leaves γ_i as it is: of layers behind a weight that starts at 0, the first gradient
 is 0, and the paper's γ_i then stays there. A tensor without a gradient in the first updates begins
 with its first one.
+(4) In the first updates γ_i follows n_i; the paper's follows h n_i, by which norms that are far
+above 1 would be cut to a sum of 1 for thousands of updates.
 
 Shapes: K slots of a stack, T updates of one trial, N tensors of the model.
 """
@@ -103,20 +106,23 @@ class TensorGate:
     """What clipping by tensor depends on besides norms; [K, 1] each.
 
     clip_tensor   a multiple of the usual norm; inf = off, or not yet on
+    clip_first    the threshold of the global norm in the first updates; inf = off, or later
     gathers       whether the update is one of the first
     """
 
     clip_tensor: Tensor
+    clip_first: Tensor
     gathers: Tensor
 
 
 def clip_tensors(norm_KN: Tensor, usual_KN: Tensor, gate: TensorGate) -> tuple[Tensor, Tensor]:
     """The factor of each tensor's gradient, h, and the usual norms γ after this update; [K, N]."""
-    factor_KN = (gate.clip_tensor * usual_KN / norm_KN).clamp_(max=1.0)
-    clipped_KN = norm_KN * factor_KN
-    mean_KN = TENSOR_DECAY * usual_KN + (1.0 - TENSOR_DECAY) * clipped_KN
+    global_K1 = torch.linalg.vector_norm(norm_KN, dim=-1, keepdim=True)
+    own_KN = gate.clip_tensor * usual_KN / norm_KN
+    factor_KN = torch.minimum(own_KN, gate.clip_first / global_K1).clamp_(max=1.0)
+    mean_KN = TENSOR_DECAY * usual_KN + (1.0 - TENSOR_DECAY) * factor_KN * norm_KN
     begins_KN = gate.gathers | usual_KN.isinf()
-    next_KN = torch.where(begins_KN, torch.minimum(usual_KN, clipped_KN), mean_KN)
+    next_KN = torch.where(begins_KN, torch.minimum(usual_KN, norm_KN), mean_KN)
     return factor_KN, torch.where(norm_KN > 0, next_KN, usual_KN)
 
 

@@ -215,3 +215,15 @@ def muon(own: Settings, lr: float) -> Counterpart:
             "optimizer for all else."
         ),
     )
+
+
+def schedule_free_adamw(own: Settings, lr: float) -> Counterpart:
+    """The rule itself: torch has none; that of its authors is a package of its own."""
+    return replace(
+        ours("schedule_free_adamw", own, lr),
+        difference=(
+            "What is evaluated and saved is an average of the parameters: call optimizer.eval() "
+            "before, and optimizer.train() before training goes on. schedulefree.AdamWScheduleFree "
+            "is the same without weight decay, as long as the learning rate does not fall."
+        ),
+    )

@@ -246,7 +246,7 @@ declare(
         hidden_at=math.inf,
         longer_steps=1,
         description="The gradient of each tensor is scaled down to so many times what its norm "
-        "usually is (R19)",
+        "usually is, and in the first 25 updates the whole to a norm of 1 (R19)",
         example=[1.05, 2.0],
     )
 )

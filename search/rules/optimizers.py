@@ -36,8 +36,9 @@ GI-Adam starts v at the square of the first gradient, and keeps both bias correc
 v has in the first updates then needs no correction, so that the correction of v shortens them: as
 long as g² hardly changes, it is Adam with the learning rate η √(1−β₂^(t+1)), a warmup of about 1 /
 (1−β₂) updates. The first update leaves v at g² however much of v₀ it keeps, so here v₀ = 0, and β₂
-is 0 in the update t = 0 alone. In a training that skips a parameter in its first updates, for want
-of a gradient, v of that parameter starts at 0, as Adam's.
+is 0 in the update t = 0 alone. Its authors' code takes v₀ from a batch that it does not train on.
+In a training that skips a parameter in its first updates, for want of a gradient, v of that
+parameter starts at 0, as Adam's.
 
 Muon's orthogonal(x) takes the singular values of a matrix close to 1 (Newton-Schulz; ‖x‖ is
 Frobenius' norm). With 0.2 √max(a, b) a step has the root mean square of AdamW's usual ones, 0.2 to
@@ -291,7 +292,7 @@ class SecondMoment:
         """P where θ moves by −η P⁻¹ m, like v. From coefficients of a learning rate of 1, whose
         `eta` is the bias correction alone.
 
-        inf where v = 0: what never had a gradient rests.
+        inf where v = 0: what never had a gradient rests. So do matrices that are updated as such.
         """
         v, epsilon = state[self.state].double(), columns[self.epsilon]
         divisor = (v + epsilon).sqrt() if self.inside else v.sqrt() + epsilon
@@ -354,7 +355,7 @@ class Rule(Optimizer):
     average        what is evaluated and kept in place of the parameters; None: they are
     in_torch       what comes closest in torch, from hyperparameters and a learning rate; None:
                    nothing there is like it
-    second_moment  what its steps are divided by; None: nothing
+    second_moment  what steps of numbers each by itself are divided by; None: nothing
     """
 
     state: Mapping[str, Start]
@@ -383,7 +384,7 @@ class Rule(Optimizer):
                 f"{self.alternative.base_lrs}"
             )
         try:
-            columns = self.tables(self.defaults, np.ones(2), np.arange(1, 3))
+            columns = self.tables(self.defaults, np.ones(2), np.arange(1, 3), decay_vectors=True)
         except KeyError as error:
             self._refuse(f"its coefficients need {error}, which has no default")
         if "eta" not in columns or any(np.shape(table) != (2,) for table in columns.values()):
@@ -420,13 +421,13 @@ class Rule(Optimizer):
         own: Mapping[str, float],
         eta: Table,
         number: Numbers,
+        decay_vectors: bool,
         weights: float = 0.0,
-        decay_vectors: bool = False,
     ) -> dict[str, Table]:
         """The coefficients of updates that follow one another, that of the average among them.
 
-        `weights`: the sum of those of the updates before, in the average. Without `decay_vectors`
-        the coefficient is left out by which biases and norms would decay.
+        Without those that biases and norms would decay by, unless `decay_vectors`. `weights`: the
+        sum of those of the updates before, in the average.
         """
         columns = self.coefficients(own, eta, number)
         if not decay_vectors:
@@ -611,6 +612,7 @@ RULES: dict[str, Rule] = by_name(
             defaults=_ADAM | {"weight_decay": 0.0},
             state={"v": 0.0, "z": PARAMETERS, "x": PARAMETERS},
             update=_schedule_free_adamw,
+            in_torch=counterparts.schedule_free_adamw,
             decayed="z",
             family="adam",
             alternative=_TRY_MOMENTUM,
@@ -724,14 +726,14 @@ def state_of(name: str) -> Mapping[str, Start]:
     return {} if is_of_torch(name) else RULES[name].state
 
 
-def decays_vectors(optimizers: Iterable[str]) -> bool:
-    """Whether `decay_vectors` makes a difference to any of these: rules with weight decay."""
-    return any(name in RULES and RULES[name].decays for name in optimizers)
-
-
 def second_moment_of(name: str) -> SecondMoment | None:
     """What an optimizer divides its steps by; None: nothing, or one of torch, which holds it."""
     return None if is_of_torch(name) else RULES[name].second_moment
+
+
+def decays_vectors(optimizers: Iterable[str]) -> bool:
+    """Whether `decay_vectors` makes a difference to any of these: rules with weight decay."""
+    return any(name in RULES and RULES[name].decays for name in optimizers)
 
 
 def coefficients(
@@ -749,7 +751,7 @@ def coefficients(
         return {"eta": learning_rates}
     rule, numbers = RULES[optimizer], np.arange(1, len(learning_rates) + 1)
     own = {**rule.defaults, **settings}
-    return rule.tables(own, learning_rates, numbers, decay_vectors=decay_vectors)
+    return rule.tables(own, learning_rates, numbers, decay_vectors)
 
 
 def acting(tables: Mapping[str, Table]) -> dict[str, Table]:

@@ -21,6 +21,7 @@ Z_GATHERS = 25
 TENSOR_DECAY = 0.98
 # first updates, whose smallest norms are where γ begins; AdaGC's warmup has 100 of them
 TENSOR_GATHERS = 25
+TENSOR_FIRST = 1.0  # the threshold of the global norm in these; AdaGC's λ_abs
 
 Number = TypeVar("Number", float, "Tensor")
 

@@ -35,8 +35,8 @@ from .pieces import pieces_of
 Kind: TypeAlias = tuple[torch.device, torch.dtype]  # of states and coefficients
 
 MATRICES = "matrices"  # of a group: whether its parameters with two dimensions are matrices
-VECTORS = "decay_vectors"  # of a group: whether weight decay is of biases and norms, too
 TRAINED = "trained"  # state of a parameter that holds an average: its own values
+VECTORS = "decay_vectors"  # of a group: whether weight decay is of biases and norms, too
 SMALL = 2**16  # numbers of a parameter, up to which starting an operation costs as much as doing it
 
 
@@ -176,9 +176,9 @@ class RuleOptimizer(Optimizer):
         self._buckets: dict[int, tuple[tuple[Any, ...], list[_Bucket]]] = {}
         # by what they are of, and their names
         self._columns: dict[tuple[Kind, tuple[str, ...]], tuple[Tensor, Columns]] = {}
+        of_decay = {VECTORS: decay_vectors} if row.decays else {}
         # of the average: the sum of its weights so far, and whether the parameters hold it
         average = {"weights": 0.0, "is_evaluating": False} if row.average else {}
-        of_decay = {VECTORS: decay_vectors} if row.decays else {}
         own = {**row.defaults, **settings, **of_decay, "updates": 0, **average}
         super().__init__(params, {"lr": lr, **own})
 
@@ -280,7 +280,7 @@ class RuleOptimizer(Optimizer):
         number = np.array([group["updates"]])
         # a state that was saved before there was the choice is of a training that decays all
         vectors = group.get(VECTORS, True)
-        tables = rule.tables(own, rate, number, group.get("weights", 0.0), vectors)
+        tables = rule.tables(own, rate, number, vectors, group.get("weights", 0.0))
         if rule.average:
             group["weights"] += float(rule.average.weight(rate)[0])
         return tables

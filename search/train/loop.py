@@ -25,7 +25,7 @@ from ..errors import UserError
 from ..rules.clipping import Gate, TensorGate
 from ..rules.optimizers import acting, average_of, coefficients, is_of_torch, second_moment_of
 from ..rules.schedule import learning_rates
-from ..rules.thresholds import TENSOR_GATHERS, clip_z_of, share_of
+from ..rules.thresholds import TENSOR_FIRST, TENSOR_GATHERS, clip_z_of, share_of
 from ..signals import stop_if_asked
 from ..study.study import Study
 from ..trial import Point, Trial
@@ -622,13 +622,17 @@ class _Loop:
         return [Gate(clip_norm_K1, clip_z_K1, share_K1) for clip_z_K1, share_K1 in each]
 
     def _tensor_gates(self, steps: int) -> list[TensorGate]:
-        """What clipping by tensor depends on besides the norms; off in the first updates."""
+        """What clipping by tensor depends on besides the norms."""
         first_K = [slot.step for slot in self.slots] + [0] * (self.stack.slots - len(self.slots))
         gathers_SK = (np.arange(steps)[:, None] + np.array(first_K)) < TENSOR_GATHERS
-        limits_SK = np.where(gathers_SK, np.inf, self._each("clip_tensor"))
+        own_K = np.array(self._each("clip_tensor"))
+        limits = (
+            np.where(gathers_SK, np.inf, own_K),
+            np.where(gathers_SK & (own_K < np.inf), TENSOR_FIRST, np.inf),
+        )
+        tables = [self._tensor(limit)[:, :, None] for limit in limits]
         gathers_SK1 = torch.from_numpy(gathers_SK).to(self.device)[:, :, None]
-        limits_SK1 = self._tensor(limits_SK)[:, :, None]
-        return [TensorGate(*each) for each in zip(limits_SK1, gathers_SK1, strict=True)]
+        return [TensorGate(*each) for each in zip(*tables, gathers_SK1, strict=True)]
 
     def _columns(self, rows: Sequence[int], steps: int) -> dict[str, Sequence[Tensor]]:
         """The coefficients of the next updates of rows of one optimizer, by name, [K, 1] each.

@@ -278,12 +278,13 @@ class Stack:
 
         Its norms enter the next thresholds. Returns the share of tensors that were clipped, [K].
         """
-        parts = [self._rows["gradient"][:, start:stop] for start, stop in self._offsets.values()]
+        sizes = [stop - start for start, stop in self._offsets.values()]
+        parts = torch.split(self._rows["gradient"], sizes, dim=1)
         norm_KN = tensor_norms(parts, self.wide)
         factor_KN, self._norms["tensor_norm"] = clip_tensors(
             norm_KN, self._norms["tensor_norm"], gate
         )
-        torch._foreach_mul_(parts, list(torch.split(factor_KN, 1, dim=1)))
+        torch._foreach_mul_(parts, torch.split(factor_KN, 1, dim=1))
         return share_clipped(factor_KN, norm_KN)
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from ..errors import UserError, warn_once
 from ..rules.clipping import Gate, TensorGate, clip_tensors, clip_threshold, share_clipped
-from ..rules.thresholds import TENSOR_GATHERS, clip_z_of, share_of, update_moments
+from ..rules.thresholds import TENSOR_FIRST, TENSOR_GATHERS, clip_z_of, share_of, update_moments
 from ..train.recorder import Recorder
 
 MAKE_IT = "make it by run.optimizer(model), or call run.watch(optimizer)"
@@ -144,6 +144,7 @@ class Clipping:
         gathers = self._update < TENSOR_GATHERS
         gate = TensorGate(
             clip_tensor=norms.new_full((), math.inf if gathers else self._clip_tensor),
+            clip_first=norms.new_full((), TENSOR_FIRST if gathers else math.inf),
             gathers=torch.full_like(norms, gathers, dtype=torch.bool),
         )
         factors, self.usual_norms = clip_tensors(norms, torch.cat([usual, new]), gate)

@@ -72,7 +72,7 @@ def test_the_record_is_plain_and_complete(whole: Scaling) -> None:
     assert {law["name"] for law in record["laws"]} == {"constant", "power", "saturating", "surge"}
     assert record["targets"]["critical"] == whole.targets.critical  # type: ignore[union-attr]
     assert {one["law"] for one in record["left_out"]} >= {"averaged", "power"}
-    assert len(record["trends"]) == 3
+    assert len(record["trends"]) == 4
 
 
 def test_groups_are_optimizers_and_scientific_values() -> None:

@@ -13,6 +13,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from tunewright.models import diabetes, digits, on_cue, residual_mlp, transformer, wide_resnet
 from tunewright.models.batches import Split
 from tunewright.models.supervised import Classification, Regression, Supervised
+from tunewright.search.rules.matrices import matrices_of
 
 CHARACTERS = {"d_model": 16, "layers": 1, "heads": 2, "context": 8}
 WORKLOADS: dict[str, Supervised] = {
@@ -184,3 +185,13 @@ def test_the_mode_is_restored_when_an_evaluation_fails() -> None:
     with pytest.raises(RuntimeError):
         workload.evaluate(model)
     assert model.training
+
+
+def test_the_output_layer_is_no_matrix_for_muon_and_hidden_layers_are(workload: Supervised) -> None:
+    model = workload.build_model(0)
+    outputs = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1]
+    known = dict(model.named_parameters())
+    assert any(known[name] is outputs.weight for name in workload.not_matrices)
+    hidden = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)][:-1]
+    matrices = {id(known[name]) for name in matrices_of(model, workload.not_matrices)}
+    assert matrices == {id(weight) for weight in hidden}

@@ -43,6 +43,7 @@ def case(**changes):
                 POINT, clip_z=2.5, decay="cosine", workload_args={"depth": 3, "norm": "pre"}
             )
         },
+        {"point": replace(POINT, clip_tensor=1.05)},
     ],
 )
 def test_what_is_asked_for_is_a_valid_study_file(ask):
@@ -108,7 +109,8 @@ def test_a_step_may_have_any_name_and_still_is_a_file():
 
 
 def test_plain_is_without_warmup_and_clipping_and_else_the_same():
-    assert plain(replace(POINT, warmup_steps=10, clip_norm=1.0, clip_z=2.5)) == POINT
+    clips = {"clip_norm": 1.0, "clip_z": 2.5, "clip_tensor": 1.05}
+    assert plain(replace(POINT, warmup_steps=10, **clips)) == POINT
 
 
 # --- the sweep ------------------------------------------------------------------------------------
@@ -129,6 +131,7 @@ def test_a_study_without_warmup_and_clipping_is_its_own_sweep():
         {"warmup_steps": [0, 10]},
         {"clip_norm": 1.0},
         {"clip_z": [2.5, math.inf]},
+        {"clip_tensor": [1.05, math.inf]},
         {"warmup_steps": 10},
     ],
 )

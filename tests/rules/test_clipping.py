@@ -20,6 +20,7 @@ from tunewright.search.rules.clipping import (
 )
 from tunewright.search.rules.thresholds import (
     TENSOR_DECAY,
+    TENSOR_FIRST,
     TENSOR_GATHERS,
     Z_DECAY,
     Z_GATHERS,
@@ -185,12 +186,12 @@ def test_a_norm_that_is_not_finite_stays_in_its_slot(broken, update):
 def paper(norms_TN, multiple):
     """Algorithm 1 of AdaGC, in NumPy: the factors and γ of every update, [T, N] each.
 
-    Its first updates are TENSOR_GATHERS, and do not clip: λ_abs = inf.
+    Its first updates are TENSOR_GATHERS, and γ follows their norms as they are.
     """
     factors, usuals, usual = [], [], np.full(norms_TN.shape[1], math.inf)
     for t, norm in enumerate(norms_TN):
         if t < TENSOR_GATHERS:
-            factor = np.ones_like(norm)
+            factor = np.full_like(norm, min(1.0, TENSOR_FIRST / np.sqrt(np.sum(norm**2))))
             usual = np.minimum(usual, norm)
         else:
             factor = np.minimum(multiple * usual / norm, 1.0)
@@ -207,8 +208,14 @@ def by_tensor(norms_KTN, multiples_K, dtype=torch.float64):
     factors, usuals = [], []
     for t in range(updates):
         gathers = np.full((slots, 1), t < TENSOR_GATHERS)
-        limits = np.where(gathers, math.inf, multiples_K[:, None])
-        gate = TensorGate(torch.tensor(limits, dtype=dtype), torch.tensor(gathers))
+        multiples = multiples_K[:, None]
+        limits = (
+            np.where(gathers, math.inf, multiples),
+            np.where(gathers & np.isfinite(multiples), TENSOR_FIRST, math.inf),
+        )
+        gate = TensorGate(
+            *(torch.tensor(one, dtype=dtype) for one in limits), torch.tensor(gathers)
+        )
         norm_KN = torch.tensor(norms_KTN[:, t], dtype=dtype)
         factor_KN, usual_KN = clip_tensors(norm_KN, usual_KN, gate)
         factors.append(factor_KN.double().numpy())
@@ -236,7 +243,7 @@ def test_a_spike_of_one_tensor_is_clipped_to_its_own_threshold_and_no_other():
     norms[SPIKE, 0] = 1e6
     factors, usuals = (found[0] for found in by_tensor(norms[None], np.array([1.5])))
     assert factors[SPIKE, 0] * 1e6 == pytest.approx(1.5 * usuals[SPIKE - 1, 0], rel=1e-12)
-    assert factors[SPIKE, 1] == 1.0
+    assert (factors[TENSOR_GATHERS:, 1] == 1.0).all()
     assert usuals[SPIKE, 0] / usuals[SPIKE - 1, 0] == pytest.approx(1 + 0.02 * 0.5, rel=1e-12)
 
 
@@ -287,7 +294,8 @@ def test_the_share_is_of_the_tensors_that_have_a_gradient():
 
 def test_thresholds_of_tensors_are_found_without_a_look_at_values():
     norm = torch.empty((3, 4), device="meta")
-    gate = TensorGate(norm[:, :1], torch.empty((3, 1), dtype=torch.bool, device="meta"))
+    gathers = torch.empty((3, 1), dtype=torch.bool, device="meta")
+    gate = TensorGate(norm[:, :1], norm[:, :1], gathers)
     factor, usual = clip_tensors(norm, norm, gate)
     assert [one.shape for one in (factor, usual, share_clipped(factor, norm))] == [
         (3, 4),

@@ -317,17 +317,14 @@ def test_weight_decay_is_of_two_dimensions_or_more_unless_vectors_decay_too(name
         table = coefficients(name, {"weight_decay": 0.5}, ETAS, decay_vectors)
         columns = {key: torch.tensor([[one[-1]]] * 2) for key, one in acting(table).items()}
         theta = torch.ones(2, sum(sizes), dtype=torch.float64)
-        state = {
-            key: theta.clone() if start is PARAMETERS else torch.zeros_like(theta)
-            for key, start in RULES[name].state.items()
-        }
+        state = state_at(theta, name)
         for piece in pieces:
             own = {key: one[:, piece.where] for key, one in state.items()}
             g = torch.zeros_like(theta[:, piece.where])
             RULES[name].apply(piece, theta[:, piece.where], g, own, columns)
         decayed, kept = 1 - 0.5 * ETAS[-1], 1.0
-        held = state.get(RULES[name].decayed, theta)
-        for shape, part in zip(shapes, torch.split(held, sizes, dim=1), strict=True):
+        moved = state.get(RULES[name].decayed, theta)
+        for shape, part in zip(shapes, torch.split(moved, sizes, dim=1), strict=True):
             want = decayed if len(shape) > 1 or decay_vectors else kept
             np.testing.assert_allclose(part, want, rtol=1e-15)
 

@@ -416,7 +416,7 @@ def test_before_the_first_update_and_without_an_average_nothing_is_lent(rule):
 def test_schedule_free_equals_its_authors(weight_decay):
     """Where the learning rate never falls: there theirs weighs by the highest so far."""
     schedulefree = pytest.importorskip("schedulefree")
-    start = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    start = torch.linspace(-1, 1, 7, dtype=torch.float64).view(1, 7)
     own = {"beta1": 0.8, "beta2": 0.95, "epsilon": 1e-4, "weight_decay": weight_decay}
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
     optimizer = make("schedule_free_adamw", [ours], own, lr=0.1)

@@ -10,6 +10,7 @@ from compared import comparison
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tunewright.search.judge.edge_ratio import EdgeRatio, EdgeRun
 from tunewright.search.judge.readout import read_out
 from tunewright.search.judge.stability_edge import Tried
 from tunewright.search.show.plots import (
@@ -28,6 +29,8 @@ from tunewright.search.show.plots import (
     norms_info,
     overlay_figure,
     overlay_info,
+    ratio_figure,
+    ratio_info,
     training_figure,
     training_info,
     versus_figure,
@@ -1100,3 +1103,49 @@ def test_ticks_of_a_log_axis_become_fewer_and_names_stand_at_an_angle() -> None:
     tilted = arranged(named, 1, PHONE)
     assert tilted["xaxis.tickangle"] < 0
     assert tilted["margin.b"] > named.layout.margin.b
+
+
+# --- ratio to the edge ----------------------------------------------------------------------------
+
+
+def ratio_run(base_lr: float, outcome: Outcome, *ratios: float, optimizer: str = "adam") -> EdgeRun:
+    looks = [EdgeRatio(3**i, base_lr, 1.0, ratio) for i, ratio in enumerate(ratios)]
+    return EdgeRun(base_lr, optimizer, outcome, tuple(looks))
+
+
+RATIOS = [
+    ratio_run(0.01, "feasible", 40.0, 0.0, 0.2, 0.3),
+    ratio_run(0.04, "feasible", 90.0, 2.0, 0.9, 0.7),
+    ratio_run(0.1, "diverged", 1e6, 1e5, 1e4, 3.0),
+    ratio_run(0.2, "non_finite"),
+]
+
+
+def test_ratios_are_a_line_per_training_that_was_seen_and_those_of_0_are_left_out() -> None:
+    info = ratio_info(Group(32, "adam"), RATIOS)
+    assert [line.base_lr for line in info.lines] == [0.01, 0.04, 0.1]
+    first = info.lines[0]
+    assert (first.steps, first.ratios) == ((1, 9, 27), (40.0, 0.2, 0.3))
+    assert first.counts == (False, False, True)
+    assert [line.highest for line in info.lines] == [0.3, 0.7, 3.0]
+    assert "base_lr 0.1 (diverged) at most 3 of the edge" in info.in_words()
+
+
+def test_the_edge_is_a_line_at_1_and_looks_that_do_not_count_are_hollow() -> None:
+    figure = ratio_figure(ratio_info(Group(32, "adam"), RATIOS))
+    (edge,) = figure.layout.shapes
+    assert (edge.y0, edge.y1) == (1.0, 1.0)
+    assert figure.data[0].marker.symbol == ("circle-open", "circle-open", "circle")
+    assert figure.data[2].marker.symbol[-1] == "x"
+    low, high = figure.layout.yaxis.range
+    assert 10**low < 0.2 < 1 < 90 < 10**high
+    text = " ".join(str(one.text) for one in figure.layout.annotations)
+    assert "Hollow: before step 10" in text
+    assert "above 10,000 leaves the frame" in text
+
+
+def test_without_a_second_moment_every_look_counts_and_no_note_is_below() -> None:
+    own = [ratio_run(0.1, "feasible", 0.5, 0.9, optimizer="momentum")]
+    figure = ratio_figure(ratio_info(Group(32, "momentum"), own))
+    assert figure.data[0].marker.symbol == ("circle", "circle")
+    assert not any("Hollow" in str(one.text) for one in figure.layout.annotations)

@@ -1,6 +1,5 @@
 """Rules that train at one point and evaluate an average: what is measured and kept."""
 
-import copy
 import math
 from dataclasses import replace
 
@@ -8,12 +7,9 @@ import pytest
 import torch
 import zoo
 from examples import parse
-from plain import decaying, schedule_free_step
 from test_resume import Interrupted, Memory
 from torch import nn
 
-from tunewright.search.rules.optimizers import RULES
-from tunewright.search.rules.schedule import learning_rates
 from tunewright.search.train import loop
 from tunewright.search.train.audit import StackingError
 from tunewright.search.train.execution import ALONE, Engine, Recorded
@@ -21,7 +17,6 @@ from tunewright.search.train.loop import train
 from tunewright.search.train.rows import Stack
 from tunewright.search.trial import Point
 
-STEPS, EVERY = 30, 6
 STACKED = Engine(stacked=True, slots=3)
 ENGINES = pytest.mark.parametrize("engine", [ALONE, STACKED], ids=["alone", "stacked"])
 RULE = "schedule_free_adamw"
@@ -39,10 +34,10 @@ POINTS = [
 
 def study(**changes):
     return parse(
-        max_train_steps=STEPS,
+        max_train_steps=zoo.STEPS,
         objective="val_loss",
         batch_sizes=[24],
-        evaluations=STEPS // EVERY,
+        evaluations=zoo.STEPS // zoo.EVERY,
         **changes,
     )
 
@@ -50,36 +45,6 @@ def study(**changes):
 def trained(points=POINTS, engine=STACKED, work=None, **options):
     some = train(study(), work or zoo.make("Mlp"), points, engine, **options)
     return {one.trial.point.number: one for one in some}
-
-
-def by_hand(point, name="Mlp"):
-    """Metrics of each evaluation, and what was evaluated, by a plain loop."""
-    work = zoo.make(name)
-    zoo.seed_all(point.seed)
-    model = work.build_model(point.seed)
-    zoo.seed_all(point.seed)
-    batches = iter(work.train_batches(point.batch_size, point.seed))
-    own, found, states = {**RULES[RULE].defaults, **point.settings}, zoo.Plain(), {}
-
-    def evaluate():
-        average = copy.deepcopy(model)
-        with torch.no_grad():
-            for key, parameter in average.named_parameters():
-                parameter.copy_(states.get(key, {}).get("evaluated", parameter))
-        zoo.evaluated(work, average, found)
-
-    evaluate()
-    for t, eta in enumerate(learning_rates(point, STEPS)):
-        loss = work.loss(model, next(batches))
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        found.losses.append(float(loss.detach()))
-        with torch.no_grad():
-            for (key, p), g in zip(model.named_parameters(), gradients, strict=True):
-                state = states.setdefault(key, {})
-                p.copy_(schedule_free_step(decaying(own, p, False), p, g, state, float(eta), t))
-        if (t + 1) % EVERY == 0:
-            evaluate()
-    return found
 
 
 @ENGINES
@@ -90,7 +55,7 @@ def test_losses_are_of_training_and_evaluations_and_checkpoints_of_the_average(n
     for point in POINTS:
         if point.optimizer != RULE:
             continue
-        one, wanted = found[point.number], by_hand(point, name)
+        one, wanted = found[point.number], zoo.train(name, point)
         curve = one.trial.curve
         assert curve.loss == pytest.approx(wanted.losses, rel=1e-9)
         assert curve.metrics["val_loss"] == pytest.approx(wanted.metrics["val_loss"], rel=1e-9)
@@ -112,7 +77,7 @@ def test_a_checkpoint_in_an_ordinary_model_has_the_reported_value(engine):
 
 
 @ENGINES
-def test_evaluations_do_not_move_training(engine, monkeypatch):
+def test_evaluations_do_not_move_training(engine):
     """To the last bit, of the rule and of its neighbours."""
     every = trained(engine=engine)
     seldom_study = study().model_copy(update={"evaluations": 1})
@@ -145,7 +110,7 @@ def test_a_slot_evaluates_its_own_average_wherever_it_moves():
     before = [stack.state(k)["theta"] for k in range(4)]
     assert stack.evaluate([0] * 4)["val_loss"] == pytest.approx(values(), rel=1e-12)
     assert all(torch.equal(stack.state(k)["theta"], row) for k, row in enumerate(before))
-    order = [2, 3, 0]
+    order = [3, 0, 2]
     stack.arrange(order, shrink=False)
     moved = stack.evaluate([0] * 4)["val_loss"][:3]
     assert moved == pytest.approx([values()[k] for k in order], rel=1e-12)

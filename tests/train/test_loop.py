@@ -286,7 +286,8 @@ def test_the_share_of_clipped_tensors_is_that_of_the_gradients_which_became_smal
     for k, got in enumerate(trained(study(60), workload("mlp"), some, slots)):
         found = got.trial.curve.tensors_clipped
         np.testing.assert_allclose(found, [row[k] for row in shares], rtol=1e-6)
-        assert not found[:25].any()
+        globally = got.trial.curve.grad_norm[:25] > 1.0  # of all tensors, in the first updates
+        np.testing.assert_array_equal(found[:25], globally)
         assert 0 < found[25:].mean() < 1
         assert got.trial.clip_fraction == np.mean(found)
 

@@ -29,7 +29,15 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of users' habits
 RELATIVE = 1e-9
 NOTHING = 1e-14  # of a loss or a norm: rounding of what is 0
 BATCH_SIZE = 24
-LR = {"adam": 1e-2, "adamw": 1e-2, "momentum": 1e-2, "sgd": 5e-2, "lion": 1e-3, "muon": 1e-2}
+LR = {
+    "adam": 1e-2,
+    "adamw": 1e-2,
+    "momentum": 1e-2,
+    "sgd": 5e-2,
+    "lion": 1e-3,
+    "muon": 1e-2,
+    "schedule_free_adamw": 1e-2,
+}
 STACKED = Engine(stacked=True, slots=3)  # fewer than points: a slot is refilled
 RECORDED = Engine(stacked=False, slots=1, compiled=True)
 

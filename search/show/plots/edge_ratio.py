@@ -28,8 +28,8 @@ from .style import (
 
 LEAST = 1e-4  # of the ratio axis: what is below is far from any edge
 MOST = 1e4  # what is above has long passed it
-COLOURS = (BLUE, ORANGE, VERMILLION)  # at lr_star, below the edge, above it
-SYMBOLS = ("circle", "square", "x")
+# the run at lr_star, another that trains, and one that does not
+STAR, OTHER, FAILED = (BLUE, "circle"), (ORANGE, "square"), (VERMILLION, "x")
 
 
 @dataclass(frozen=True)
@@ -72,13 +72,15 @@ def ratio_info(group: Group, runs: Sequence[EdgeRun]) -> RatioInfo:
 def _line(run: EdgeRun) -> RatioLine:
     shown = [look for look in run.looks if look.ratio > 0]
     counted = {look.step for look in run.settled}
+    counts = tuple(look.step in counted for look in shown)
+    highest = run.highest
     return RatioLine(
         base_lr=run.base_lr,
         outcome=run.outcome,
         steps=tuple(look.step for look in shown),
         ratios=tuple(look.ratio for look in shown),
-        counts=tuple(look.step in counted for look in shown),
-        highest=run.highest.ratio if run.highest else math.nan,
+        counts=counts,
+        highest=highest.ratio if highest else math.nan,
     )
 
 
@@ -108,18 +110,19 @@ def ratio_figure(info: RatioInfo) -> go.Figure:
     figure.add_hline(y=1.0, line={"color": INK, "width": 1.5, "dash": "dash"}, row=1, col=1)
     figure.update_yaxes(title_text="ratio to the edge", **log_axis(low, high))
     figure.update_xaxes(title_text="step", **log_axis(0.9, 1.1 * max(steps, default=2)))
+    notes = []
     if second_moment_of(info.group.optimizer):
-        footnote(
-            figure,
-            f"Hollow: before step {SETTLED} the second moment is of few gradients; not counted.",
-        )
+        notes.append(f"Hollow: before step {SETTLED} the second moment is of few gradients")
+    if any(ratio > MOST for line in info.lines for ratio in line.ratios):
+        notes.append(f"What is above {MOST:,.0f} leaves the frame")
+    footnote(figure, ". ".join([*notes, ""]).strip())
     right_legend(figure, "")
     return settled(figure)
 
 
 def _trace(line: RatioLine, number: int) -> go.Scatter:
-    colour = COLOURS[number % len(COLOURS)]
-    symbol = SYMBOLS[number % len(SYMBOLS)]
+    failed = line.outcome not in ("feasible", "unfinished")
+    colour, symbol = FAILED if failed else (OTHER if number else STAR)
     return go.Scatter(
         x=line.steps,
         y=line.ratios,
