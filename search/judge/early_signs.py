@@ -72,9 +72,13 @@ def attention_sign(trials: Iterable[Trial]) -> str:
     first = min(failed or passed, key=lambda one: one.trial.point.base_lr)
     onset = first.trial.verdict.onset_step
     then = f", and blew up at step {onset:.0f}" if math.isfinite(onset) else ""
+    if len(passed) == 1:
+        which = "a training"
+    else:
+        which = f"{len(passed)} trainings, of which {len(failed)} did not train,"
     return (
-        f"the largest attention logit of {len(passed)} trainings passed "
-        f"{MOST_ATTENTION_LOGIT:,.0f} before any blow-up, {len(failed)} of which did not train: "
+        f"the largest attention logit of {which} passed {MOST_ATTENTION_LOGIT:,.0f} before any "
+        "blow-up: "
         f"trial {first.trial.point.number}, base_lr {readable(first.trial.point.base_lr)}, had "
         f"{readable(first.logit)} at step {first.step}{then}. Query-key normalization bounds it"
     )

@@ -23,6 +23,7 @@ SETTLED = 10
 # measured by tests/benchmarks/predicted_edge.py, with momentum on ten networks
 MISSED = "off by a factor of 1.7 in the median, and of 12 at worst"
 CLOSE = 0.5  # a ratio from which on a training is called near the edge
+FAR = 10.0  # a ratio beyond which its number says no more
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,9 @@ class EdgeRun:
         highest = self.highest
         if highest is None:
             return "nothing was seen before its loss was no longer finite"
+        if highest.ratio > FAR:
+            first = next(look.step for look in self.settled if look.ratio > FAR)
+            return f"beyond {FAR:g} times the edge at step {first}"
         return f"at {readable(highest.ratio)} of the edge at step {highest.step}"
 
 

@@ -112,8 +112,8 @@ def test_an_attention_logit_that_grows_before_a_blow_up_is_told():
     higher = trial(noise(), [3, 3e4, 2e4], "diverged", onset=150, number=2)
     told = attention_sign([sound, higher, grown])
     assert told == (
-        "the largest attention logit of 2 trainings passed 10,000 before any blow-up, 2 of which "
-        "did not train: trial 1, base_lr 0.2, had 20000 at step 200, and blew up at step 250. "
+        "the largest attention logit of 2 trainings, of which 2 did not train, passed 10,000 "
+        "before any blow-up: trial 1, base_lr 0.2, had 20000 at step 200, and blew up at step 250. "
         "Query-key normalization bounds it"
     )
 
@@ -125,5 +125,5 @@ def test_one_that_grows_only_after_a_blow_up_or_is_not_returned_is_no_sign():
 
 def test_a_training_that_goes_on_above_the_bound_is_told_without_a_blow_up():
     told = attention_sign([trial(noise(), [3, math.inf])])
-    assert "1 trainings passed 10,000 before any blow-up, 0 of which did not train" in told
+    assert "attention logit of a training passed 10,000 before any blow-up: trial 0" in told
     assert "blew up at" not in told

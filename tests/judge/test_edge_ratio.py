@@ -19,6 +19,10 @@ def test_the_highest_ratio_is_told_and_predicts_the_edge():
     assert found.predicted_edge == pytest.approx(0.1 / 0.97)
 
 
+def test_far_beyond_the_edge_no_number_is_told():
+    assert run([0.1, 12.0, 3e11]).words == "beyond 10 times the edge at step 10"
+
+
 def test_a_second_moment_of_few_gradients_does_not_count():
     assert run([900.0, 0.2, 0.4], "adam").highest.step == 100
     assert run([900.0, 0.2, 0.4]).highest.step == 1

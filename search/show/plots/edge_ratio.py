@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from ...judge.edge_ratio import SETTLED, EdgeRun
+from ...judge.edge_ratio import FAR, SETTLED, EdgeRun
 from ...rules.optimizers import second_moment_of
 from ...trial import Group, Outcome
 from ...words import readable
@@ -30,6 +30,7 @@ LEAST = 1e-4  # of the ratio axis: what is below is far from any edge
 MOST = 1e4  # what is above has long passed it
 # the run at lr_star, another that trains, and one that does not
 STAR, OTHER, FAILED = (BLUE, "circle"), (ORANGE, "square"), (VERMILLION, "x")
+DASHES = ("solid", "dash", "dot")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def _line(run: EdgeRun) -> RatioLine:
 def _highest(line: RatioLine) -> str:
     if math.isnan(line.highest):
         return "not seen"
+    if line.highest > FAR:
+        return f"beyond {FAR:g} times the edge"
     return f"at most {readable(line.highest)} of the edge"
 
 
@@ -127,7 +130,7 @@ def _trace(line: RatioLine, number: int) -> go.Scatter:
         x=line.steps,
         y=line.ratios,
         mode="lines+markers",
-        line={"color": colour, "width": 2},
+        line={"color": colour, "width": 2, "dash": DASHES[number % len(DASHES)]},
         marker={
             "size": 9,
             "symbol": [symbol if counts else f"{symbol}-open" for counts in line.counts],
