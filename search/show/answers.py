@@ -21,7 +21,7 @@ SHORT = {"warmup_steps": "warmup", "clip_norm": "clip"}
 NEXT: dict[GroupVerdict, str] = {
     "stable": "Next: tunewright compare decides whether it is better than your baseline.",
     "on the edge": "Next: tunewright diagnose finds out what helps.",
-    "edge not reached": "Next: widen base_lr upwards in the study file, under a new name.",
+    "edge not reached": "Next: widen base_lr upwards in the study file, and run it again.",
     "unstable": "Next: tunewright diagnose finds out what helps.",
     "no evidence": "Next: run it again.",
 }

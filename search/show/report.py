@@ -183,6 +183,7 @@ def _document(
         gain=gain,
         may_fail=MAY_FAIL.capitalize(),
         seeds=seeds,
+        finalists=study.finalists,
         counterparts=list(_counterparts(study, results.answers)),
         made_by_run="" if study.workload else MADE_BY_RUN,
         make=f"{OURS}(name, params, settings, lr)",

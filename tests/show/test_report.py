@@ -326,6 +326,8 @@ def test_several_seeds_show_their_mean_their_spread_and_their_share_at_the_edge(
     assert cells["unstable_base_lr"] == "0.1 – 0.4 (1 of 3)"
     assert "Every configuration was trained with 3 seeds" in write(tmp_path / "three", finished)
     assert "seeds" not in write(tmp_path / "one", finished[::3]).split("</table>")[0]
+    asked = {"seeds": {"all": 1, "finalists": 3, "of": 2}}
+    assert "Finalists were trained with 3 seeds" in write(tmp_path / "few", finished, study=asked)
 
 
 def test_the_plan_counts_configurations_and_says_how_many_seeds() -> None:
