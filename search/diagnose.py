@@ -353,15 +353,22 @@ def _with_curvature(study: Study, runs: _Runs, found: GroupDiagnosis) -> GroupDi
     if not found.remedies:
         return found
     if not study.workload:
-        return _with_step(found, ("λ₁ is not known: a function has no loss that can be called.",))
+        kind = "command" if study.command else "function"
+        return _with_step(found, (f"λ₁ is not known: a {kind} has no loss that can be called.",))
+    runs.say("curvature of plain training, on the CPU: up to three trainings are followed")
     try:
         with torch_threads():
             curvature, studies = _curvature(study, runs, found)
-            edge_runs = _edge_runs(study, found)
     except ValueError as error:
         return _with_step(found, (f"λ₁ is not known: {error}.",))
     sentences = [_curvature_sentence(found, curvature)] if curvature else []
-    sentences += ratio_sentences(edge_runs, found.edge.unstable_base_lr)
+    edge_runs: tuple[EdgeRun, ...] = ()
+    try:
+        with torch_threads():
+            edge_runs = _edge_runs(study, found)
+        sentences += ratio_sentences(edge_runs, found.edge.unstable_base_lr)
+    except ValueError as error:
+        sentences.append(f"How near to the edge is not known: {error}.")
     found = replace(found, curvature=curvature, edge_runs=edge_runs)
     return _with_step(found, sentences, studies) if sentences else found
 
@@ -441,7 +448,7 @@ def _curvature_sentence(found: GroupDiagnosis, curvature: Curvature) -> str:
     )
     optimizer = found.group.optimizer
     if second_moment_of(optimizer) and optimizer_of(optimizer).max_stable_lr:
-        return f"{words}. What bounds {optimizer} is the Hessian divided by its √v + ε."
+        return f"{words}. What bounds {optimizer} is the Hessian divided by what its steps are."
     if math.isnan(curvature.limit_at_start):
         return f"{words}. What limit it sets for {optimizer} is not known."
     limits = f"{readable(curvature.limit_at_start)} and {readable(curvature.limit_at_best)}"

@@ -186,8 +186,9 @@ def test_a_loss_that_cannot_be_differentiated_twice_becomes_a_sentence(study, wh
     def refuse(*arguments):
         raise ValueError("the training loss cannot be differentiated twice: so it is")
 
-    monkeypatch.setattr("tunewright.search.diagnose._curvature", lambda *own: (None, ()))
-    monkeypatch.setattr("tunewright.search.diagnose.follow_edge", refuse)
+    own = sys.modules[curved.__module__]  # the package has a function of its name
+    monkeypatch.setattr(own, "_curvature", lambda *arguments: (None, ()))
+    monkeypatch.setattr(own, "follow_edge", refuse)
     found = curved(study, None, without_curvature(whole[1].groups[0]))
     (step,) = [step for step in found.steps if step.name == "curvature"]
     (sentence,) = step.sentences

@@ -23,7 +23,7 @@ SETTLED = 10
 # measured by tests/benchmarks/predicted_edge.py, with momentum on ten networks
 MISSED = "off by a factor of 1.7 in the median, and of 12 at worst"
 CLOSE = 0.5  # a ratio from which on a training is called near the edge
-FAR = 10.0  # a ratio beyond which its number says no more
+FAR_BEYOND = 10.0  # a ratio beyond which its number says no more
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class EdgeRun:
 
     @property
     def words(self) -> str:
-        """ "at 0.97 of the edge at step 120", or what stands in the way; without a full stop."""
+        """What it did, as "is at 0.97 of the edge at step 120"; without a full stop."""
         highest = self.highest
         if highest is None:
-            return "nothing was seen before its loss was no longer finite"
-        if highest.ratio > FAR:
-            first = next(look.step for look in self.settled if look.ratio > FAR)
-            return f"beyond {FAR:g} times the edge at step {first}"
-        return f"at {readable(highest.ratio)} of the edge at step {highest.step}"
+            return "was not seen: it broke or ended too early"
+        if highest.ratio > FAR_BEYOND:
+            first = next(look.step for look in self.settled if look.ratio > FAR_BEYOND)
+            return f"is beyond {FAR_BEYOND:g} times the edge at step {first}"
+        return f"is at {readable(highest.ratio)} of the edge at step {highest.step}"
 
 
 def ratio_sentences(runs: Sequence[EdgeRun], found: float) -> list[str]:
@@ -97,22 +97,23 @@ def ratio_sentences(runs: Sequence[EdgeRun], found: float) -> list[str]:
     if not runs:
         return []
     star, *others = runs
-    told = [f"Plain training at base_lr {readable(star.base_lr)} is {star.words}."]
+    told = [f"Plain training at base_lr {readable(star.base_lr)} {star.words}."]
+    ratio = star.highest.ratio if star.highest else math.nan
+    if ratio >= CLOSE:
+        where = "near the edge" if ratio < 1 else "beyond the edge for a while"
+        told.append(
+            f"That is {where}: a longer warmup, a flatter architecture or clipping may allow for "
+            "more."
+        )
     if others:
-        each = [f"at {readable(run.base_lr)} ({run.outcome}) it is {run.words}" for run in others]
+        each = [f"at {readable(run.base_lr)} ({run.outcome}) it {run.words}" for run in others]
         told.append(f"For comparison: {'; '.join(each)}.")
     # Adam's kin change what they divide by with the learning rate: no prediction of theirs holds.
-    if math.isfinite(star.predicted_edge) and second_moment_of(star.optimizer) is None:
+    if 0 < ratio <= FAR_BEYOND and second_moment_of(star.optimizer) is None:
         seen = f"trainings break at {readable(found)}" if math.isfinite(found) else "none was found"
         told.append(
             f"If the curvature did not change with base_lr, the edge would be at "
             f"{readable(star.predicted_edge)} (such predictions are {MISSED}); {seen}."
-        )
-    highest = star.highest
-    if highest and highest.ratio >= CLOSE:
-        told.append(
-            "It is near the edge: a longer warmup, a flatter architecture or clipping may allow "
-            "for more."
         )
     told.append(
         "The edge, 1, is that of the full gradient: noise of minibatches may break training at "

@@ -24,6 +24,7 @@ def so_far(trial: Trial, step: int, objective: str, divergence: bool = True) -> 
         grad_norm=curve.grad_norm[:step],
         eval_step=curve.eval_step[seen],
         metrics={name: values[seen] for name, values in curve.metrics.items()},
+        tensors_clipped=None if curve.tensors_clipped is None else curve.tensors_clipped[:step],
     )
     verdict = judge(
         curve,
@@ -32,6 +33,8 @@ def so_far(trial: Trial, step: int, objective: str, divergence: bool = True) -> 
         divergence=divergence,
         averaged=average_of(trial.point.optimizer) is not None,
     )
-    return Trial.from_curve(
+    found = Trial.from_curve(
         trial.point, verdict, curve, objective, trial.seconds, maximize=trial.maximize
     )
+    ends_here = len(trial.curve.loss) == step  # what is measured at the end is then of this step
+    return replace(found, near_epsilon=trial.near_epsilon) if ends_here else found

@@ -128,7 +128,9 @@ def clip_tensors(norm_KN: Tensor, usual_KN: Tensor, gate: TensorGate) -> tuple[T
 
 def share_clipped(factor_KN: Tensor, norm_KN: Tensor) -> Tensor:
     """The share of the tensors with a gradient that were clipped, [K]."""
-    return (factor_KN < 1.0).sum(-1) / (norm_KN > 0).sum(-1).clamp_(min=1)
+    has_gradient_KN = norm_KN > 0
+    clipped_K = ((factor_KN < 1.0) & has_gradient_KN).sum(-1)
+    return clipped_K / has_gradient_KN.sum(-1).clamp_(min=1)
 
 
 def tensor_norms(gradients: Sequence[Tensor], wide: torch.dtype) -> Tensor:

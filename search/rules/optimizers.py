@@ -292,22 +292,22 @@ class SecondMoment:
         """P where θ moves by −η P⁻¹ m, like v. From coefficients of a learning rate of 1, whose
         `eta` is the bias correction alone.
 
-        inf where v = 0: what never had a gradient rests. So do matrices that are updated as such.
+        inf where v = 0: what never had a gradient rests, if v starts at 0. So do matrices that are
+        updated as such.
         """
         v, epsilon = state[self.state].double(), columns[self.epsilon]
         divisor = (v + epsilon).sqrt() if self.inside else v.sqrt() + epsilon
         return (divisor / columns["eta"]).masked_fill(v == 0, math.inf)
 
     def share_near_epsilon(self, state: State, columns: Mapping[str, float]) -> float:
-        """The share of parameters whose √v is below NEAR_EPSILON ε; of √ε if it is under the root.
+        """The share of parameters whose √v is below NEAR_EPSILON ε, of a rule that adds it to √v.
 
         There a step is nearly proportional to the gradient, as SGD's. Both as the update adds them:
         a rule that corrects √v for bias, and not ε, is looked at so. Of the parameters that had a
-        gradient (v ≠ 0); nan if none had, or one is not finite. Source: Wortsman et al. 2023, arXiv
-        2309.14322.
+        gradient (v ≠ 0, so v must start at 0); nan if none had, or one is not finite. Source:
+        Wortsman et al. 2023, arXiv 2309.14322.
         """
-        v, epsilon = state[self.state].double(), columns[self.epsilon]
-        limit = NEAR_EPSILON * (math.sqrt(epsilon) if self.inside else epsilon)
+        v, limit = state[self.state].double(), NEAR_EPSILON * columns[self.epsilon]
         moved = v[v != 0]
         if not len(moved) or not moved.isfinite().all():
             return math.nan

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 # The coefficient by which weight decay multiplies a parameter before its update: of one with two
 # dimensions or more, and of one with fewer, as biases and the gains of norms.
-DECAY, VECTOR_DECAY = "decay", "vector_decay"
+DECAY, VECTOR_DECAY = "matrix_decay", "vector_decay"
 DECAYS = (DECAY, VECTOR_DECAY)
 
 

@@ -186,7 +186,17 @@ class RuleOptimizer(Optimizer):
         return {**super().__getstate__(), "rule": self.rule, "_buckets": {}, "_columns": {}}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's. Raises UserError for a parameter that is no tensor of real numbers."""
+        """As torch's.
+
+        Raises UserError for a parameter that is no tensor of real numbers, and unless what a group
+        says of MATRICES and VECTORS is true or false.
+        """
+        for key in (MATRICES, VECTORS):
+            if not isinstance(param_group.get(key, True), bool):
+                raise UserError(
+                    f"optimizer {self.rule}: {key} of a group must be True or False, got "
+                    f"{param_group[key]!r}"
+                )
         super().add_param_group(param_group)
         self._buckets = {}
         for parameter in param_group["params"]:

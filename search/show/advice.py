@@ -454,7 +454,8 @@ def _length_of_training(study: Study, trials: list[Trial]) -> Iterator[Advice]:
 def _too_much_clipping(study: Study, trials: list[Trial]) -> Iterator[Advice]:
     for group, own in group_trials(trials, study.scientific_names).items():
         for best in rank_configurations(own)[:1]:
-            if best.clip_fraction > CLIP_TOO_MUCH:
+            counts_tensors = best.point.clip_tensor < math.inf  # it cuts most of them a little
+            if best.clip_fraction > CLIP_TOO_MUCH and not counts_tensors:
                 values = {name: best.point.values[name] for name in CLIPPING}
                 used = {name: value for name, value in values.items() if value < math.inf}
                 at = " and ".join(f"{name} {readable(value)}" for name, value in used.items())

@@ -26,7 +26,10 @@ NEXT: dict[GroupVerdict, str] = {
     "no evidence": "Next: run it again.",
 }
 # values that mean that a hyperparameter is not used
-UNUSED = {"warmup_steps": (0, "no warmup"), "clip_norm": (math.inf, "no clipping")}
+UNUSED = {
+    "warmup_steps": (0, "no warmup"),
+    **dict.fromkeys(CLIPPING, (math.inf, "no clipping")),
+}
 
 
 def answer_sentences(results: Results) -> list[str]:
@@ -84,11 +87,12 @@ def configuration(answer: Answer, varied: Collection[str]) -> str:
 def settings_in_words(point: Point, names: Iterable[str]) -> list[str]:
     """Hyperparameters of a point and their values; no word of what another threshold replaces."""
     clips = [name for name in CLIPPING if point.values[name] < math.inf]
-    return [
+    own = [
         setting(name, point.values[name])
         for name in names
         if not (clips and name in CLIPPING and name not in clips)
     ]
+    return list(dict.fromkeys(own))  # "no clipping" once
 
 
 def setting(name: str, value: Any) -> str:
@@ -130,10 +134,7 @@ def edge_in_words(answer: Answer) -> str:
         f"{headroom_in_words(row.headroom)} {base}"
     )
     if row.is_flat:
-        breaks += (
-            f", {usable_in_words(row.usable)} ({row.usable_decades:.1f} decades, LR sensitivity "
-            f"{row.lr_sensitivity:.2f})"
-        )
+        breaks += f", {usable_in_words(row.usable)} (LR sensitivity {row.lr_sensitivity:.2f})"
     match answer.verdict:
         case "stable":
             return f"Stable: {breaks}."

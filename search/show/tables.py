@@ -19,6 +19,7 @@ from ..judge.analysis import GroupSummary
 from ..judge.answer import Answer
 from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
+from ..judge.edge_ratio import FAR_BEYOND
 from ..judge.plateau import headroom_base
 from ..study.cut import most_saved
 from ..study.earlier import why_outside
@@ -107,7 +108,10 @@ def _lines(text: str) -> list[str]:
 
 
 def _longest_word(text: str) -> int:
-    return max(map(cell_len, text.split()), default=0)
+    """Of a cell, whose first word keeps the spaces before it."""
+    indented = len(text) - len(text.lstrip())
+    first, *others = text.split() or [""]
+    return max([indented + cell_len(first), *map(cell_len, others)])
 
 
 def _as_list(table: Table) -> Blocks:
@@ -410,7 +414,10 @@ def remedy_rows(found: GroupDiagnosis) -> list[dict[str, str]]:
         highest = found.edge_runs[0].highest
         for row in rows:
             row["of the edge"] = ""
-        rows[0]["of the edge"] = readable(highest.ratio) if highest else "–"
+        known = highest and (
+            readable(highest.ratio) if highest.ratio <= FAR_BEYOND else f"> {FAR_BEYOND:g}"
+        )
+        rows[0]["of the edge"] = known or "–"
     return rows
 
 

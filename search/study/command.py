@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .study import Study
 
 # besides the hyperparameters of the point, batch_size, optimizer and seed among them
+UNSEEN = "clip_tensor"  # does what a script's own log does not tell
 PLACEHOLDERS = {
     "run_dir": "the trial's own folder, an absolute path",
     "device": "on which to train, a name of torch's",
@@ -102,7 +103,7 @@ def problems_of_command(study: Study) -> Iterator[tuple[str, str]]:
         yield from _unseen_clipping(study)
     # without a log the script asks `tunewright.current_run()`, which nobody sees here
     for name in _varied(study) if study.log else ():
-        if name in used:
+        if name in used or name == UNSEEN:
             continue
         yield (
             "command",
@@ -112,8 +113,7 @@ def problems_of_command(study: Study) -> Iterator[tuple[str, str]]:
 
 def _unseen_clipping(study: Study) -> Iterator[tuple[str, str]]:
     """Clipping by tensor, of which a script's own log does not tell."""
-    name = "clip_tensor"
-    axes = {study.key_of(one, name): study.axes(one)[name] for one in study.optimizers}
+    axes = {study.key_of(one, UNSEEN): study.axes(one)[UNSEEN] for one in study.optimizers}
     for key, axis in axes.items():
         if axis == (math.inf,):
             continue

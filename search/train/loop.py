@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..rules.clipping import Gate, TensorGate
-from ..rules.optimizers import acting, average_of, coefficients, is_of_torch, second_moment_of
+from ..rules.optimizers import (
+    acting,
+    average_of,
+    coefficients,
+    is_of_torch,
+    second_moment_of,
+    state_of,
+)
 from ..rules.schedule import learning_rates
 from ..rules.thresholds import TENSOR_FIRST, TENSOR_GATHERS, clip_z_of, share_of
 from ..signals import stop_if_asked
@@ -361,8 +368,8 @@ class _Loop:
         """`SecondMoment.share_near_epsilon` after the last update; nan for other rules."""
         slot, optimizer = self.slots[k], self.slots[k].point.optimizer
         moment = second_moment_of(optimizer)
-        if moment is None or not slot.step:
-            return math.nan
+        if moment is None or not slot.step or state_of(optimizer)[moment.state] != 0.0:
+            return math.nan  # from elsewhere than 0 v does not show what never had a gradient
         last = {name: float(table[slot.step - 1]) for name, table in slot.columns.items()}
         return moment.share_near_epsilon(self.stack.optimizer_state(k, optimizer), last)
 

@@ -297,7 +297,12 @@ def test_what_slurm_is_asked_for():
 
 def test_a_worker_with_a_gpu_trains_on_it(monkeypatch, tmp_path):
     monkeypatch.setitem(clusters.KINDS, "here", lambda *_: nullcontext(clusters.Found(Taking())))
-    for gpus, given, device in ((0, "cpu", "cpu"), (1, "cpu", "cuda"), (0, "cuda:1", "cuda:1")):
+    for gpus, given, device in (
+        (0, None, "cpu"),
+        (1, None, "cuda"),
+        (1, "cpu", "cpu"),
+        (0, "cuda:1", "cuda:1"),
+    ):
         asked = Cluster(gpus=gpus)
         with clusters.hired("here", "", asked, ("127.0.0.1", 0), given, tmp_path) as backend:
             backend.start(1, "code", ["cpu"])

@@ -188,7 +188,7 @@ class Choosing(InProcess):
 def chosen_by(backend, results, slots=None, compiled=None, trains=False, **changes):
     """What a new run of a study chooses for its points, which it may train then."""
     store = create_store(small_study(**changes), results)
-    driver = Driver([store], backend, 1, "cpu", slots, None, compiled)
+    driver = Driver([store], backend, 1, ["cpu"], slots, None, compiled)
     driver.show = Progress(driver.finished_trials(), shown=False)
     planned = driver.plan()
     engines = driver.choose_engines(planned)

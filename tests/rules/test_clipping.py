@@ -287,7 +287,7 @@ def test_norms_of_tensors_are_those_of_each_slot_in_float32_at_least(dtype):
 
 
 def test_the_share_is_of_the_tensors_that_have_a_gradient():
-    factor = torch.tensor([[0.5, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+    factor = torch.tensor([[0.5, 1.0, 0.2, 1.0], [1.0, 0.5, 1.0, 1.0]])
     norm = torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     assert share_clipped(factor, norm).tolist() == [0.5, 0.0]
 

@@ -10,7 +10,7 @@ from torch import nn
 from tunewright.search.errors import UserError
 from tunewright.search.rules.matrices import matrices_of
 from tunewright.search.rules.optimizers import RULES, coefficients
-from tunewright.search.rules.pieces import Piece, pieces_of
+from tunewright.search.rules.pieces import DECAY, VECTOR_DECAY, Piece, pieces_of
 from tunewright.search.rules.torch_optimizers import groups_of, make
 from tunewright.search.train.execution import Recorded
 from tunewright.search.train.rows import Stack
@@ -217,13 +217,13 @@ def test_a_stack_updates_matrices_alone_and_all_else_in_chunks():
     work.not_matrices = ["2.weight"]
     made = Stack(Recorded(work, work.build_model(0)), 2, ["muon", "adamw"])
     first, rest = made._pieces["muon"]
-    assert first == Piece(slice(0, 48), (8, 6), (("decay", slice(0, 48)),))
+    assert first == Piece(slice(0, 48), (8, 6), ((DECAY, slice(0, 48)),))
     assert rest.matrix is None
     assert rest.where == slice(48, 48 + 8 + 8 + 1)
     parts = [
-        ("vector_decay", slice(0, 8)),
-        ("decay", slice(8, 16)),
-        ("vector_decay", slice(16, 17)),
+        (VECTOR_DECAY, slice(0, 8)),
+        (DECAY, slice(8, 16)),
+        (VECTOR_DECAY, slice(16, 17)),
     ]
     assert list(rest.decays) == parts
     assert [one.where for one in made._pieces["adamw"]] == [slice(0, 65)]
@@ -242,7 +242,7 @@ def test_pieces_cut_what_lies_between_matrices_and_lose_nothing():
         for name, part in one.decays
     ]
     by_place = [name for name, start, stop in decays for _ in range(start, stop)]
-    names = ["vector_decay" if len(shape) < 2 else "decay" for shape in shapes]
+    names = [VECTOR_DECAY if len(shape) < 2 else DECAY for shape in shapes]
     sizes = [int(np.prod(shape)) for shape in shapes]
     assert by_place == [name for name, size in zip(names, sizes, strict=True) for _ in range(size)]
 
@@ -261,3 +261,9 @@ def test_a_models_groups_leave_out_what_is_no_matrix_and_what_is_frozen():
     assert len(groups_of("adamw", model)) == len(list(model.parameters())) - 2
     frozen = nn.Sequential(nn.LayerNorm(3))
     assert [group["matrices"] for group in groups_of("muon", frozen)] == [False]
+
+
+def test_what_a_group_says_of_matrices_is_true_or_false():
+    group = {"params": [torch.ones(2, 2, requires_grad=True)], "matrices": "no"}
+    with pytest.raises(UserError, match="matrices of a group must be True or False, got 'no'"):
+        make("muon", [group], {}, 0.1)

@@ -280,7 +280,7 @@ def test_what_several_optimizers_share_is_said_once():
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
-def test_the_files_of_shipped_studies_break_no_rule_but_r20(path):
+def test_the_files_of_shipped_studies_break_no_rule_but_what_they_mean_to(path):
     momentum, steps = "space.optimizer.momentum.momentum", "max_train_steps"
     decay, beta2 = "space.optimizer.adamw.weight_decay", "space.optimizer.adamw.beta2"
     scaled = {("R20", name) for name in (momentum, steps, decay, beta2)}
@@ -288,6 +288,13 @@ def test_the_files_of_shipped_studies_break_no_rule_but_r20(path):
         "digits_mlp": {("R20", momentum), ("R20", steps)},
         "scaling_digits": scaled,
         "scaling_transformer": scaled,
+        # a tenth of its 400 updates is no power of ten
+        "optimizers_transformer": {
+            ("R20", "space.optimizer.muon.momentum"),
+            ("R20", steps),
+            ("R20", decay),
+            ("R10", "space.warmup_steps"),
+        },
     }
     assert broken(load_study(path)) == known.get(path.stem, set())
 
@@ -371,12 +378,8 @@ RESULTS = {
     "clips most updates at a threshold that follows the norms": (
         ("R17", "space.optimizer.momentum.clip_z"),
         four(0.01, 0.03, 0.1, 0.3, clip_z=1.0, clip_fraction=0.51),
-        four(0.01, 0.03, 0.1, 0.3, clip_z=1.0, clip_fraction=0.5),
-    ),
-    "clips most of each tensor": (
-        ("R17", "space.optimizer.momentum.clip_tensor"),
-        four(0.01, 0.03, 0.1, 0.3, clip_tensor=1.05, clip_fraction=0.51),
-        four(0.01, 0.03, 0.1, 0.3, clip_tensor=1.05, clip_fraction=0.5),
+        # tensors are counted where clip_tensor acts, most of which it cuts a little
+        four(0.01, 0.03, 0.1, 0.3, clip_z=1.0, clip_tensor=1.05, clip_fraction=0.9),
     ),
     "clipped before the norms were seen": (
         ("R15", "space.clip_norm"),

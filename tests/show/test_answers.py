@@ -104,7 +104,7 @@ def test_a_best_far_below_the_edge_on_a_flat_is_told_as_a_flat(tmp_path: Path) -
         tmp_path, [*flat, trial(9, 1.0, 2.3, "diverged"), trial(10, 2.0, 2.3, "diverged")]
     )
     assert "over 100 × the best, flat from 0.003 to 0.768, within 5 % of what is learned" in text
-    assert "is learned (2.5 decades, LR sensitivity 0.19)." in text
+    assert "is learned (LR sensitivity 0.19)." in text
 
 
 def test_a_mean_over_seeds_has_its_range_and_what_is_off_is_said_so(tmp_path: Path) -> None:
@@ -180,3 +180,10 @@ def test_a_table_that_does_not_fit_is_printed_as_a_list_and_no_word_is_broken() 
     for word in words:
         assert word in text.split()
         assert f"{word}-value" in text.split()
+
+
+def test_no_clipping_is_said_once_however_many_thresholds_are_off(tmp_path: Path) -> None:
+    point = replace(SWEEP[0].point, clip_norm=math.inf)
+    told = settings_in_words(point, ["warmup_steps", "clip_norm", "clip_z", "clip_tensor"])
+    assert told.count("no clipping") == 1
+    assert not any("inf" in one for one in told)

@@ -68,6 +68,10 @@ def tables():
     study = parse(question="Which base LR is best for this network, at each of its batch sizes?")
     cells = Table("side", "share", "", title="of_some_title_with_one_long_word")
     cells.add_row("a_name_of_many_characters", Text("some words to wrap " * 9), "x" * 50)
+    winner = Table("optimizer", "share", "more")
+    winner.add_row("→ muon", "some words to wrap " * 9, "x" * 15)
+    winner.add_row("  a_name_of_thirty_characters_ok", "a few", "x" * 15)
+    yield winner
     for name in ("digits_mlp", "digits_mlp_with_a_name_of_forty_letters"):
         yield from compared(name)
         yield diagnosed(name)

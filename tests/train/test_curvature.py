@@ -390,8 +390,6 @@ def grown(optimizer, settings, rate, curvature, v=4.0, steps=1500):
     state = {name: torch.zeros_like(theta) for name in rule.state}
     table = coefficients(optimizer, settings, np.full(100_000, rate))  # beyond bias correction
     columns = {name: torch.tensor([[values[-1]]]) for name, values in table.items()}
-    if "decay" in columns:
-        columns["decay"] = torch.ones(1, 1, dtype=torch.float64)
     for _ in range(steps):
         state["v"].fill_(v)
         for name in ("beta2", "rho"):

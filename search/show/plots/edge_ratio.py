@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
-from ...judge.edge_ratio import FAR, SETTLED, EdgeRun
+from ...judge.edge_ratio import FAR_BEYOND, SETTLED, EdgeRun
 from ...rules.optimizers import second_moment_of
 from ...trial import Group, Outcome
 from ...words import readable
@@ -66,8 +66,9 @@ class RatioInfo:
 
 
 def ratio_info(group: Group, runs: Sequence[EdgeRun]) -> RatioInfo:
-    """What the figure shows: a line per training that was seen at least once."""
-    return RatioInfo(group, tuple(_line(run) for run in runs if run.looks))
+    """What the figure shows: a line per training, if one was seen at least once."""
+    was_seen = any(run.looks for run in runs)
+    return RatioInfo(group, tuple(map(_line, runs)) if was_seen else ())
 
 
 def _line(run: EdgeRun) -> RatioLine:
@@ -88,8 +89,8 @@ def _line(run: EdgeRun) -> RatioLine:
 def _highest(line: RatioLine) -> str:
     if math.isnan(line.highest):
         return "not seen"
-    if line.highest > FAR:
-        return f"beyond {FAR:g} times the edge"
+    if line.highest > FAR_BEYOND:
+        return f"beyond {FAR_BEYOND:g} times the edge"
     return f"at most {readable(line.highest)} of the edge"
 
 

@@ -201,8 +201,10 @@ def _note(panel: NormsPanel) -> str:
         f"{name} = {readable(value)}" for name, value in thresholds.items() if math.isfinite(value)
     ]
     if in_use:
-        note += f", {' and '.join(in_use)} cut {panel.clip_fraction:.0%} of updates"
-        if panel.clip_fraction > CLIP_TOO_MUCH:
+        counts_tensors = math.isfinite(panel.clip_tensor)
+        what = "tensors" if counts_tensors else "updates"
+        note += f", {' and '.join(in_use)} cut {panel.clip_fraction:.0%} of {what}"
+        if panel.clip_fraction > CLIP_TOO_MUCH and not counts_tensors:
             note += ": lower base_lr instead (R17)"
     if panel.unshown:
         note += f"; {panel.unshown} steps with norm 0 or non-finite not drawn"
