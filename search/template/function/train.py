@@ -18,12 +18,15 @@ PIXELS, CLASSES = 64, 10
 
 def main(run):
     train, val_x, val_y = digits()
+    val_x, val_y = val_x.to(run.device), val_y.to(run.device)
     model = nn.Sequential(nn.Linear(PIXELS, run.width), nn.ReLU(), nn.Linear(run.width, CLASSES))
+    model.to(run.device)  # before its optimizer is made
     optimizer = run.optimizer(model)  # or run.watch(an optimizer of your own)
     run.chance_loss = math.log(CLASSES)  # optional: tells a training that learns nothing
     run.report(**evaluate(model, val_x, val_y))  # of the untrained model
     loader = DataLoader(train, run.batch_size, shuffle=True, drop_last=True)
     for images, labels in run.steps(loader):  # as many epochs as the study's updates need
+        images, labels = images.to(run.device), labels.to(run.device)
         loss = functional.cross_entropy(model(images), labels)
         run.loss(loss)
         loss.backward()
