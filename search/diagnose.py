@@ -55,7 +55,7 @@ from .store.storage import create_store
 from .study.command import refuse_undiagnosable
 from .study.pinned import pin
 from .study.sampling import next_points
-from .study.study import Study, load_study
+from .study.study import DECAY_VECTORS, Study, load_study
 from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
 from .train.choose import devices
@@ -133,7 +133,9 @@ def diagnose(
     each = round(fmean(study.train_steps(size) for size in study.batch_sizes))
     shared = Budget(budget, each, updates_of(sweep), updates_of)
     _refuse_less_than_a_look(study, groups, architectures, shared)
-    create_store(study, results, storage)  # the folder and its database
+    begun = create_store(study, results, storage).study  # the folder and its database
+    if begun.decay_vectors:  # also where the study file does not say it
+        study = study.model_copy(update={DECAY_VECTORS: True})
     options["storage"] = storage
     runs = _Runs(study, results, options, say, _whole(study, seeds))
     purses = {group: shared.purse() for group in groups}

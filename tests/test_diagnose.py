@@ -32,6 +32,7 @@ from tunewright.search.store.results import Results, read_diagnosis
 from tunewright.search.store.storage import create_store, open_store, read_trials
 from tunewright.search.study.sampling import plan
 from tunewright.search.study.study import load_study, parse_study
+from tunewright.search.train.curvature import follow_edge
 from tunewright.search.words import readable
 
 QUIET = {"backend": InProcess(), "slots": 12, "progress": False}
@@ -342,6 +343,32 @@ def test_no_step_takes_more_trainings_than_was_planned(model):
     for name, own in zip(steps_asked(asked), asked, strict=True):
         taken[row_of(name)] += len(plan(own))
     assert {row: count for row, count in taken.items() if count > planned[row]} == {}
+
+
+def test_results_of_before_decay_vectors_go_on_as_they_began_in_every_step(tmp_path, monkeypatch):
+    document = tomllib.loads(TINY)
+    document["space"]["optimizer"] = {
+        "adamw": {"base_lr": [1e-3, 1e-2, 0.1, 1.0], "weight_decay": 0.5}
+    }
+    study = parse_study(document, "old", place="old.toml")
+    (began,) = create_store(study, tmp_path).optuna_studies.values()
+    known = dict(began.user_attrs["study"])
+    del known["decay_vectors"]
+    began.set_user_attr("study", known)
+    followed = []
+    monkeypatch.setattr(
+        sys.modules[diagnose.__module__],
+        "follow_edge",
+        lambda study, *more: followed.append(study) or follow_edge(study, *more),
+    )
+    diagnose(study, tmp_path, seeds=2, budget=60, **QUIET)
+    homes = [tmp_path / "old", *(tmp_path / "old" / "steps").iterdir()]
+    assert len(homes) > 1
+    assert {open_store(home).study.decay_vectors for home in homes} == {True}
+    assert {one.decay_vectors for one in followed} == {True}
+    recipe = (tmp_path / "old" / "recipe.toml").read_text()
+    assert load_study(tmp_path / "old" / "recipe.toml").decay_vectors is True
+    assert "# torch.optim.AdamW(params," in recipe
 
 
 # --- mistakes -------------------------------------------------------------------------------------

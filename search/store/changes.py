@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -23,37 +23,51 @@ def document_of(study: Study) -> dict[str, Any]:
     return document | {DECAY_VECTORS: study.decay_vectors}
 
 
+def decays_all(document: Mapping[str, Any]) -> bool:
+    """Whether weight decay is of all parameters in results that keep this document of their study.
+
+    Before there was `decay_vectors` it was, of rules that have it. What trained elsewhere knows
+    itself what decays.
+    """
+    if document.get("log") or document.get("imported"):
+        return False
+    optimizers = document.get("space", {}).get("optimizer", {})
+    return bool(document.get(DECAY_VECTORS, decays_vectors(optimizers)))
+
+
 def as_stated(document: dict[str, Any], study: Study) -> dict[str, Any]:
     """A document that results keep of a study, also one of before there was `decay_vectors`.
 
-    If it has a rule with weight decay, that was of all parameters then; else it is the study's of
-    now.
+    What it leaves open is as in the study of now.
     """
-    if DECAY_VECTORS in document:
-        return document
-    optimizers = document.get("space", {}).get("optimizer", {})
-    return document | {DECAY_VECTORS: decays_vectors(optimizers) or study.decay_vectors}
+    return {DECAY_VECTORS: decays_all(document) or study.decay_vectors} | document
 
 
-def as_begun(study: Study, document: dict[str, Any]) -> Study:
-    """A study that goes on from results: where its file does not say it, as their document does."""
-    if DECAY_VECTORS in study.model_fields_set:
+def as_begun(study: Study, documents: Iterable[Mapping[str, Any]]) -> Study:
+    """A study that goes on from results: where its file does not say it, as their documents do.
+
+    If weight decay was of all parameters in one of them, it is so in all. Raises ValueError if the
+    file says that it is not.
+    """
+    if study.decay_vectors or not any(map(decays_all, documents)):
         return study
-    stated = as_stated(document, study)[DECAY_VECTORS]
-    return study.model_copy(update={DECAY_VECTORS: stated}) if stated else study
+    if DECAY_VECTORS in study.model_fields_set:
+        raise ValueError(f"{DECAY_VECTORS}: was True, is False")
+    return study.model_copy(update={DECAY_VECTORS: True})
 
 
 def text_of(study: Study) -> str:
     """A study file's text, which says whether biases and norms decay where there is weight decay.
 
-    So results that come without their database say it, too.
+    So results that come without their database say it, too. What trained elsewhere says nothing.
     """
     text = study.source
-    if not decays_vectors(study.optimizers) or DECAY_VECTORS in tomllib.loads(text):
+    is_ours = study.makes_optimizers and decays_vectors(study.optimizers)
+    if not is_ours or DECAY_VECTORS in tomllib.loads(text):
         return text
     lines = text.splitlines(keepends=True)
     comments = len(list(takewhile(lambda line: line.startswith("#"), lines)))
-    stated = f"{DECAY_VECTORS} = {str(study.decay_vectors).lower()}  # as it began\n"
+    stated = f"{DECAY_VECTORS} = {str(study.decay_vectors).lower()}  # of all trials here\n"
     return "".join([*lines[:comments], stated, *lines[comments:]])
 
 

@@ -18,11 +18,12 @@ from ..study.earlier import Earlier, Generation, completed
 from ..study.sampling import next_number
 from ..study.study import Range, Study, parse_study
 from ..trial import Point
-from .changes import as_begun, as_stated, changes_besides, document_of
+from .changes import as_stated, changes_besides, document_of
 from .files import parse_trial
 from .rows import RECORD, stored_trials
 
 STUDY, GROWN = "study", "grown"  # user attributes of an Optuna study
+WARM = "warm_start"  # another: its warm start is done; and a key of what GROWN has of one
 # Keys by which a study may grow: how its points are trained and judged does not depend on them.
 MAY_GROW = (
     *("batch_sizes", "trials", "sampler", "space", "workload_args", "warm_start"),
@@ -52,18 +53,24 @@ class History:
         )
 
 
+def documents_of(optuna_study: optuna.Study) -> Iterator[dict[str, Any]]:
+    """The study files that its own results are of; those of a warm start began elsewhere."""
+    attributes = optuna_study.user_attrs
+    if STUDY in attributes:
+        yield attributes[STUDY]
+    yield from (one["study"] for one in attributes.get(GROWN, []) if not one.get(WARM))
+
+
 def grow(
     study: Study, optuna_studies: Mapping[int, optuna.Study]
 ) -> tuple[Study, dict[int, list[dict[str, Any]]]]:
-    """The study as one that goes on from its results, and what is to be written before it does.
+    """The study, as it began, as one that goes on from its results; what to write before it does.
 
     The latter is the attribute GROWN of each batch size whose study file has changed. Raises
     ValueError, with a line per key, if more has changed than may.
     """
     earlier: dict[int, Earlier] = {}
     grown: dict[int, list[dict[str, Any]]] = {}
-    for optuna_study in optuna_studies.values():
-        study = as_begun(study, optuna_study.user_attrs.get(STUDY, {}))
     for batch_size, optuna_study in optuna_studies.items():
         history = History.of(optuna_study, study)
         before = history.before

@@ -42,7 +42,7 @@ from ..trial import EMPTY_CURVE, LARGE, Curve, Point, Trial, as_told
 from .changes import as_begun, document_of, text_of
 from .database import StudyLock, engine_of, open_storage
 from .files import atomic, checkpoint_path, curve_path, find_curve, parse_trial
-from .growth import GROWN, STUDY, grow, refusal
+from .growth import GROWN, STUDY, documents_of, grow, refusal
 from .places import STEPS, STUDY_FILE, TABLE, database_of, has_results
 from .rows import NUMBER, RECORD, add_trials, describe_again, number_trials, stored_trials
 from .table import read_table
@@ -97,8 +97,8 @@ def create_store(study: Study, results: Path, url: str | None = None) -> Store:
     store = _store(study, folder, storage)
     if store.study.decay_vectors and not study.decay_vectors:
         LOG.info(
-            "%s: began when weight decay was of all parameters, and goes on so. To leave out "
-            "biases and norms, give the study another name.",
+            "%s: began with weight decay of all parameters (decay_vectors = true), and goes on so. "
+            "To leave out biases and norms, give the study another name.",
             folder,
         )
     if not store.grown:
@@ -140,10 +140,17 @@ def _store(study: Study, folder: Path, storage: optuna.storages.BaseStorage) -> 
             )
             for batch_size, name in names.items()
         }
+        # also of batch sizes that are named no more
+        of_results = [
+            optuna.load_study(study_name=name, storage=storage)
+            for name in optuna.get_all_study_names(storage)
+            if name.rpartition(BATCH_SIZE)[0] == study.name
+        ]
+    documents = [document for one in of_results for document in documents_of(one)]
     engine = engine_of(storage)
     lock = StudyLock(engine, study.name) if engine else None
     try:
-        grown_study, grown = grow(study, optuna_studies)
+        grown_study, grown = grow(as_begun(study, documents), optuna_studies)
     except ValueError as error:
         raise refusal(folder, str(error)) from error
     store = Store(grown_study, folder, optuna_studies, lock, grown)
@@ -201,7 +208,7 @@ def _rebuild(folder: Path) -> None:
             "the study, or name its --storage"
         )
     studies = [load_study(table.parent / STUDY_FILE, name=table.parent.name) for table in tables]
-    studies = [as_begun(study, study.document) for study in studies]
+    studies = [as_begun(study, [study.document]) for study in studies]
     found = [read_table(table, study) for table, study in zip(tables, studies, strict=True)]
     with atomic(folder / "study.db") as temporary:
         storage = open_storage(URL.create("sqlite", database=str(temporary)))
@@ -322,6 +329,7 @@ def continued_by(store: Store, study: Study) -> Store | None:
     """
     sizes = {size: one for size, one in store.optuna_studies.items() if size in study.batch_sizes}
     try:
+        study = as_begun(study, [document_of(store.study)])
         grown_study, grown = grow(study.model_copy(update={"name": store.study.name}), sizes)
     except ValueError:
         return None

@@ -22,11 +22,10 @@ from ..study.study import DECAY_VECTORS, Study
 from ..trial import Point, Trial
 from .changes import changes_besides, document_of
 from .files import curve_path
-from .growth import GROWN, MAY_GROW, History, grow
+from .growth import GROWN, MAY_GROW, WARM, History, grow
 from .rows import stored_trials
 from .storage import Store, open_store, read_records, tell_all
 
-WARM = "warm_start"  # the user attribute of an Optuna study whose warm start is done
 # Keys that may differ from those of the studies whose trials count.
 MAY_DIFFER = (
     *MAY_GROW,

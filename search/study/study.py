@@ -890,6 +890,11 @@ class Study(_Strict):
         return next(name for name in SOURCES if getattr(self, name))
 
     @property
+    def makes_optimizers(self) -> bool:
+        """Whether its optimizers are made here: else a log is followed, or trials are imported."""
+        return not (self.log or self.imported)
+
+    @property
     def import_path(self) -> str:
         """The user's code, module:name; empty if the study names none."""
         return self.workload or self.train
@@ -1318,6 +1323,11 @@ class Study(_Strict):
             yield (
                 "cut",
                 f"is for a `workload`: trials of `{self.source_key}` cannot be stopped and go on",
+            )
+        if self.decay_vectors and not self.makes_optimizers:
+            yield (
+                DECAY_VECTORS,
+                "is for optimizers that are made here: here your own training decides what decays",
             )
         for name in OF_COMMANDS:
             if not self.command and getattr(self, name) is not None:

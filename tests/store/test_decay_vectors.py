@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 from stored import small_study
 
 from tunewright.search.errors import UserError
@@ -35,10 +36,10 @@ def run(study: Study, results: Path) -> dict[int, float]:
 def forget(folder: Path) -> None:
     """Make a results folder what an earlier version left behind."""
     with exclusive(open_store(folder)) as store:
-        (kept,) = store.optuna_studies.values()
-        document = dict(kept.user_attrs["study"])
-        del document["decay_vectors"]
-        kept.set_user_attr("study", document)
+        for kept in store.optuna_studies.values():
+            document = dict(kept.user_attrs["study"])
+            del document["decay_vectors"]
+            kept.set_user_attr("study", document)
     text = (folder / "study.toml").read_text()
     lines = [line for line in text.splitlines() if not line.startswith("decay_vectors")]
     (folder / "study.toml").write_text("\n".join(lines))
@@ -71,9 +72,80 @@ def test_a_new_study_leaves_out_biases_and_says_so_in_its_folder(tmp_path, all_d
 def test_an_old_folder_goes_on_as_it_began(old, all_decay, caplog):
     caplog.set_level("INFO", "tunewright")
     assert run(of(), old.parent) == all_decay
-    assert "began when weight decay was of all parameters, and goes on so" in caplog.text
+    assert (
+        "began with weight decay of all parameters (decay_vectors = true), and goes on so"
+        in caplog.text
+    )
     assert tomllib.loads((old / "study.toml").read_text())["decay_vectors"] is True
     assert open_store(old).study.decay_vectors is True
+
+
+def test_a_batch_size_that_is_named_no_more_says_how_its_results_began(old):
+    with exclusive(create_store(of(batch_sizes=[16]), old.parent)) as store:
+        assert store.study.decay_vectors is True
+    both = create_store(of(batch_sizes=[16, 32]), old.parent)
+    assert both.study.decay_vectors is True
+    with pytest.raises(UserError, match="decay_vectors: was True, is False"):
+        create_store(of(batch_sizes=[64], decay_vectors=False), old.parent)
+
+
+def test_a_key_that_was_taken_out_says_so_for_a_new_batch_size(tmp_path, caplog):
+    create_store(of(decay_vectors=True), tmp_path)
+    caplog.set_level("INFO", "tunewright")
+    assert create_store(of(batch_sizes=[16]), tmp_path).study.decay_vectors is True
+    assert "began with weight decay of all parameters (decay_vectors = true)" in caplog.text
+
+
+def test_a_rule_that_was_taken_out_and_comes_back_decays_as_it_did(old):
+    with exclusive(open_store(old)) as store:  # an earlier version went on with another rule
+        (kept,) = store.optuna_studies.values()
+        known = kept.user_attrs["study"]
+        without = {key: value for key, value in known.items() if key != "decay_vectors"}
+        kept.set_user_attr("grown", [{"study": without, "end": 1}])
+        kept.set_user_attr("study", {**without, "space": {"optimizer": MOMENTUM}})
+    assert create_store(of({**MOMENTUM, **ADAMW}), old.parent).study.decay_vectors is True
+    with pytest.raises(UserError, match="decay_vectors: was True, is False"):
+        create_store(of({**MOMENTUM, **ADAMW}, decay_vectors=False), old.parent)
+
+
+def test_other_studies_in_the_database_say_nothing(old):
+    other = of().model_copy(update={"name": "small-2"})
+    url = f"sqlite:///{old / 'study.db'}"
+    assert create_store(other, old.parent, url).study.decay_vectors is False
+
+
+def test_trials_of_a_warm_start_say_nothing_of_what_is_trained_here(old, tmp_path):
+    both = of({**MOMENTUM, **ADAMW}, decay_vectors=True)
+    run(both.model_copy(update={"name": "both"}), tmp_path)
+    study = of(MOMENTUM, warm_start={"from": [str(tmp_path / "both")]})
+    study = study.model_copy(update={"name": "new"})
+    run(study, tmp_path)
+    assert create_store(study, tmp_path).study.decay_vectors is False
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "command": ["python", "train.py", "{base_lr}"],
+            "log": {"path": "{run_dir}/log", "loss": "loss"},
+        },
+        {"imported": "sqlite:///mine.db", "trials": 2, "sampler": "random"},
+    ],
+)
+def test_what_trained_elsewhere_decays_as_it_did_there(tmp_path, changes):
+    """The key acts on nothing there: no file says it, and no document of before makes it so."""
+    document = {**of({"adamw": {"base_lr": [1e-3, 1e-2]}}).document, **changes}
+    del document["workload"]
+    study = parse_study(document, "small", place="small", source=tomli_w.dumps(document))
+    create_store(study, tmp_path)
+    assert "decay_vectors" not in (tmp_path / "small/study.toml").read_text()
+    forget(tmp_path / "small")
+    store = create_store(study, tmp_path)
+    assert store.study.decay_vectors is False
+    assert not store.grown
+    with pytest.raises(UserError, match="decay_vectors: is for optimizers that are made here"):
+        parse_study({**document, "decay_vectors": True}, "small", place="small")
 
 
 def test_an_old_folder_opens_as_it_began_and_writes_nothing(old):
@@ -135,4 +207,4 @@ def test_the_line_stands_after_the_comments_at_the_top(tmp_path):
     document = tomllib.loads(text)
     create_store(parse_study(document, "small", place="small", source=text), tmp_path)
     lines = (tmp_path / "small/study.toml").read_text().splitlines()
-    assert lines[:3] == [*text.splitlines()[:2], "decay_vectors = false  # as it began"]
+    assert lines[:3] == [*text.splitlines()[:2], "decay_vectors = false  # of all trials here"]
