@@ -44,10 +44,10 @@ from .store.baseline import tell_baseline
 from .store.files import checkpoint_path, name_of
 from .store.places import RUNS, STUDY_FILE, has_results
 from .store.results import Results, read_results, write_comparison
-from .store.storage import create_store, exclusive, open_store, read_trials
+from .store.storage import continued_by, create_store, exclusive, open_store, read_trials
 from .study.pinned import pin
 from .study.sampling import next_points
-from .study.study import Study, load_study, refuse_imported
+from .study.study import DECAY_VECTORS, Study, load_study, refuse_imported
 from .threads import torch_threads
 from .train.checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .train.choose import devices
@@ -165,7 +165,7 @@ def baseline_of_study(given: Study | Path, results: Path) -> Settings:
     refuse_imported(study, "compare")
     points = _only_points(study)
     if len(points) == 1:
-        return Settings(study, points[0])
+        return Settings(_begun(study, path.parent if beside else results / study.name), points[0])
     if beside:
         store = open_store(path.parent)
     elif (results / study.name / "study.db").is_file():
@@ -180,6 +180,16 @@ def baseline_of_study(given: Study | Path, results: Path) -> Settings:
     for best in rank_configurations(trials)[:1]:
         return Settings(store.study, best.point, trials)
     raise UserError(f"{store.folder}: has no feasible trial to take the baseline's settings from")
+
+
+def _begun(study: Study, folder: Path) -> Study:
+    """A study whose weight decay is of what it is of in its results, if it has any."""
+    if not has_results(folder):
+        return study
+    store = continued_by(open_store(folder), study)
+    if store is None or not store.study.decay_vectors:
+        return study
+    return study.model_copy(update={DECAY_VECTORS: True})
 
 
 def _only_points(study: Study) -> list[Point]:

@@ -516,8 +516,8 @@ def _announcement(result: Diagnosis, winner: Remedy) -> str:
 def _in_a_script(study: Study, point: Point) -> str:
     """Comments of a recipe that say what its optimizer is in a script of one's own."""
     made = (point.settings, point.base_lr)
-    found = counterpart(point.optimizer, *made, study.decay_vectors)
-    exact = ours(point.optimizer, *made, study.decay_vectors).call
+    found = counterpart(point.optimizer, *made, study.decays_in_scripts)
+    exact = ours(point.optimizer, *made, study.decays_in_scripts).call
     lines = [IN_A_SCRIPT, found.call]
     lines += found.sentences
     if found.difference:

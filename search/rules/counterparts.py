@@ -16,7 +16,7 @@ OURS = "tunewright.search.rules.torch_optimizers.make"
 # Of a study whose own code may have made the optimizer itself, where settings are not seen.
 MADE_BY_RUN = (
     "This is what run.optimizer makes. Where your code makes the optimizer itself, settings that "
-    "the study does not name are those of your code."
+    "the study does not name are those of your code, and so is which parameters decay."
 )
 
 

@@ -186,7 +186,7 @@ def _document(
         finalists=study.finalists,
         counterparts=list(_counterparts(study, results.answers)),
         made_by_run="" if study.workload else MADE_BY_RUN,
-        make=f"{OURS}(name, params, settings, lr)",
+        make=f"{OURS}(name, params, settings, lr{', decay_vectors=True' * study.decays_in_scripts})",
         sentences=sentences,
         comparison=against,
         diagnosis=told,
@@ -265,7 +265,7 @@ def _counterparts(study: Study, found: Iterable[Answer]) -> Iterator[tuple[str, 
         for row, point in points:
             if point:
                 made = (point.optimizer, point.settings, point.base_lr)
-                yield row.group.label, counterpart(*made, study.decay_vectors)
+                yield row.group.label, counterpart(*made, study.decays_in_scripts)
 
 
 def _sentences(results: Results) -> list[str]:

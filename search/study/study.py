@@ -895,6 +895,14 @@ class Study(_Strict):
         return not (self.log or self.imported)
 
     @property
+    def decays_in_scripts(self) -> bool:
+        """Whether code for a script of one's own lets all parameters decay.
+
+        So it does where the script decides it, as plain optimizers of torch do.
+        """
+        return self.decay_vectors or not self.makes_optimizers
+
+    @property
     def import_path(self) -> str:
         """The user's code, module:name; empty if the study names none."""
         return self.workload or self.train

@@ -382,3 +382,34 @@ def test_a_rank_test_at_its_floor_is_explained(
 ) -> None:
     found = comparison([[0.1 + i / 100 for i in range(seeds)]] * candidates, [0.5] * seeds)
     assert words in write(tmp_path, trials(), comparison=found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "alone"),
+    [
+        ({}, True),
+        ({"decay_vectors": True}, False),
+        ({"workload": ..., "imported": "sqlite:///mine.db"}, False),
+        (
+            {
+                "workload": ...,
+                "command": ["train", "{base_lr}", "{batch_size}"],
+                "log": {"path": "{run_dir}/log", "loss": "loss"},
+            },
+            False,
+        ),
+    ],
+)
+def test_code_leaves_vectors_out_of_weight_decay_only_where_training_is_known_to(
+    tmp_path, changes, alone
+) -> None:
+    optimizers = {"adamw": {"base_lr": {"low": 1e-3, "high": 1.0, "log": True}}}
+    one = trials()[0]
+    settings = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.1}
+    point = replace(one.point, optimizer="adamw", clip_norm=math.inf, settings=settings)
+    study = {"space": {"optimizer": optimizers}, **changes}
+    text = html.unescape(write(tmp_path, [replace(one, point=point)], study=study))
+    assert ("make(name, params, settings, lr)" in text) is alone
+    assert ("make(name, params, settings, lr, decay_vectors=True)" in text) is not alone
+    assert ("torch.optim.AdamW([{" in text) is alone
+    assert ("torch.optim.AdamW(params, lr=" in text) is not alone

@@ -10,6 +10,7 @@ import pytest
 import tomli_w
 from stored import small_study
 
+from tunewright.search.compare import baseline_of_study
 from tunewright.search.errors import UserError
 from tunewright.search.pool.in_process import InProcess
 from tunewright.search.run import run_study
@@ -200,6 +201,17 @@ def test_what_reruns_a_point_decays_as_its_study_does(old):
     point = read_trials(open_store(old))[0].point
     assert pin(study, point, "again", trials=1, sampler="halton").decay_vectors is True
     assert pin(of(), point, "again", trials=1, sampler="halton").decay_vectors is False
+
+
+def test_a_baseline_of_one_configuration_decays_as_its_results_do(old):
+    study = of({"adamw": {**ADAMW["adamw"], "base_lr": [1e-3]}})
+    text = (old / "study.toml").read_text()
+    for given in (study, old / "study.toml"):
+        assert baseline_of_study(given, old.parent).study.decay_vectors is True
+    assert baseline_of_study(study, old.parent / "elsewhere").study.decay_vectors is False
+    longer = study.with_(max_train_steps=30)  # another study, which has the same name
+    assert baseline_of_study(longer, old.parent).study.decay_vectors is False
+    assert (old / "study.toml").read_text() == text
 
 
 def test_the_line_stands_after_the_comments_at_the_top(tmp_path):
