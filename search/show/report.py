@@ -164,6 +164,7 @@ def _document(
     cut = any(trial.is_cut for trial in trials)
     seeds = max((row.seeds for row in summaries), default=1)
     gain = comparison.gain_in_words if comparison else ""
+    vectors = ", decay_vectors=True" if study.decays_in_scripts else ""
     sentences = _sentences(results)
     scaling = scaling_chapter(results.scaling, scaled) if results.scaling else None
     return render(
@@ -186,7 +187,7 @@ def _document(
         finalists=study.finalists,
         counterparts=list(_counterparts(study, results.answers)),
         made_by_run="" if study.workload else MADE_BY_RUN,
-        make=f"{OURS}(name, params, settings, lr{', decay_vectors=True' * study.decays_in_scripts})",
+        make=f"{OURS}(name, params, settings, lr{vectors})",
         sentences=sentences,
         comparison=against,
         diagnosis=told,
