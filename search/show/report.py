@@ -166,6 +166,7 @@ def _document(
     gain = comparison.gain_in_words if comparison else ""
     sentences = _sentences(results)
     scaling = scaling_chapter(results.scaling, scaled) if results.scaling else None
+    decay = ", decay_vectors=True" if study.decays_in_scripts else ""
     return render(
         TEMPLATE,
         name=study.name,
@@ -186,7 +187,7 @@ def _document(
         finalists=study.finalists,
         counterparts=list(_counterparts(study, results.answers)),
         made_by_run="" if study.workload else MADE_BY_RUN,
-        make=f"{OURS}(name, params, settings, lr{', decay_vectors=True' * study.decays_in_scripts})",
+        make=f"{OURS}(name, params, settings, lr{decay})",
         sentences=sentences,
         comparison=against,
         diagnosis=told,
