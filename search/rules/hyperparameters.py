@@ -341,7 +341,8 @@ declare(
         per_batch_size=True,
         ties=("timescale_epochs",),
         asks_tie=True,
-        description="Every update multiplies the parameters by 1 − learning rate × weight_decay",
+        description="Every update subtracts learning rate × weight_decay × the parameters, without "
+        "decay_vectors of those with two dimensions or more alone",
         example={"low": 1e-3, "high": 1.0, "log": True},
     )
 )

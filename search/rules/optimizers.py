@@ -370,11 +370,7 @@ class Rule(Optimizer):
     def __post_init__(self) -> None:
         if fault := fault_of(self.defaults, "optimizer"):
             self._refuse(fault)
-        for name, value in self.state.items():
-            if value != PARAMETERS and not is_finite(value):
-                self._refuse(f"its state {name} must begin at a finite number, got {value!r}")
-        if self.average and self.state.get(self.average.state) != PARAMETERS:
-            self._refuse(f"its average, {self.average.state!r}, is no state that begins at them")
+        self._check_state()
         if not self.family:
             self._refuse("its family must have a name")
         low, high = self.alternative.base_lrs
@@ -395,6 +391,15 @@ class Rule(Optimizer):
                 f"its second moment must name a state and a coefficient, got {moment.state!r} and "
                 f"{moment.epsilon!r}"
             )
+
+    def _check_state(self) -> None:
+        for name, value in self.state.items():
+            if value != PARAMETERS and not is_finite(value):
+                self._refuse(f"its state {name} must begin at a finite number, got {value!r}")
+        if self.average and self.state.get(self.average.state) != PARAMETERS:
+            self._refuse(f"its average, {self.average.state!r}, is no state that begins at them")
+        if self.decayed and self.decayed not in self.state:
+            self._refuse(f"its decayed, {self.decayed!r}, is no state of it")
 
     @property
     def decays(self) -> bool:
@@ -629,7 +634,8 @@ def add(rule: Rule) -> Rule:
     """Add a row to RULES, under its name, and return it.
 
     To be called before study files are read, which know the rows of then. Raises TypeError, with
-    nothing added, if the name is taken or the alternative is no other rule.
+    nothing added, if the name is taken, if the alternative or `from_first_gradient` is no other
+    rule, or if the latter has other defaults or another family.
     """
     table = by_name([*RULES.values(), rule])
     check_others(table)

@@ -184,6 +184,7 @@ INCOMPLETE = [
     ({"alternative": Alternative("adam", (0.1, math.inf))}, "the base LRs of its alternative"),
     ({"state": {"v": math.nan}}, "its state v must begin at a finite number, got nan"),
     ({"state": {"v": "zero"}}, "its state v must begin at a finite number, got 'zero'"),
+    ({"decayed": "z"}, "its decayed, 'z', is no state of it"),
     ({"average": Average("x", np.square)}, "its average, 'x', is no state that begins at them"),
     ({"average": Average("v", np.square)}, "its average, 'v', is no state that begins at them"),
     (
