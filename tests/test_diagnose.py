@@ -170,16 +170,20 @@ def test_plain_training_is_followed_at_lr_star_and_at_both_ends_of_the_edge(whol
     assert not any(row["of the edge"] for row in others)
 
 
+SILENT = SimpleNamespace(say=lambda text: None)  # of what a diagnosis trains
+
+
 def without_curvature(found):
     steps = tuple(step for step in found.steps if step.name != "curvature")
     return replace(found, steps=steps, curvature=None, edge_runs=())
 
 
-def test_a_function_in_place_of_a_workload_has_a_sentence_and_no_curvature(whole):
+@pytest.mark.parametrize(("command", "kind"), [([], "function"), (["python3"], "command")])
+def test_what_trains_in_place_of_a_workload_has_a_sentence_and_no_curvature(whole, command, kind):
     before = without_curvature(whole[1].groups[0])
-    found = curved(SimpleNamespace(workload=""), None, before)
+    found = curved(SimpleNamespace(workload="", command=command), SILENT, before)
     (step,) = [step for step in found.steps if step.name == "curvature"]
-    assert step.sentences == ("λ₁ is not known: a function has no loss that can be called.",)
+    assert step.sentences == (f"λ₁ is not known: a {kind} has no loss that can be called.",)
     assert (found.curvature, found.edge_runs) == (None, ())
 
 
@@ -190,12 +194,17 @@ def test_a_loss_that_cannot_be_differentiated_twice_becomes_a_sentence(study, wh
     own = sys.modules[curved.__module__]  # the package has a function of its name
     monkeypatch.setattr(own, "_curvature", lambda *arguments: (None, ()))
     monkeypatch.setattr(own, "follow_edge", refuse)
-    found = curved(study, None, without_curvature(whole[1].groups[0]))
+    found = curved(study, SILENT, without_curvature(whole[1].groups[0]))
     (step,) = [step for step in found.steps if step.name == "curvature"]
     (sentence,) = step.sentences
     assert sentence == (
-        "λ₁ is not known: the training loss cannot be differentiated twice: so it is."
+        "How near to the edge is not known: the training loss cannot be differentiated twice: so "
+        "it is."
     )
+    monkeypatch.setattr(own, "_curvature", refuse)
+    found = curved(study, SILENT, without_curvature(whole[1].groups[0]))
+    (step,) = [step for step in found.steps if step.name == "curvature"]
+    assert step.sentences[0].startswith("λ₁ is not known: the training loss")
 
 
 def test_the_report_has_the_chapter_with_a_figure_per_step(whole):

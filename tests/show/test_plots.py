@@ -596,7 +596,7 @@ def test_what_cut_the_updates_is_named() -> None:
     assert "clip_norm = 1 cut 25% of updates" in note(clip_norm=1.0)
     assert "clip_z = 2.5 cut 25% of updates" in note(clip_z=2.5)
     assert "clip_norm = 1 and clip_z = 2.5 cut 25% of updates" in note(clip_norm=1.0, clip_z=2.5)
-    assert "clip_tensor = 1.05 cut 25% of updates" in note(clip_tensor=1.05)
+    assert "clip_tensor = 1.05 cut 25% of tensors" in note(clip_tensor=1.05)
 
 
 # --- groups over one another ----------------------------------------------------------------------
@@ -1121,13 +1121,16 @@ RATIOS = [
 ]
 
 
-def test_ratios_are_a_line_per_training_that_was_seen_and_those_of_0_are_left_out() -> None:
+def test_ratios_are_a_line_per_training_and_those_of_0_are_left_out() -> None:
     info = ratio_info(Group(32, "adam"), RATIOS)
-    assert [line.base_lr for line in info.lines] == [0.01, 0.04, 0.1]
+    assert [line.base_lr for line in info.lines] == [0.01, 0.04, 0.1, 0.2]
     first = info.lines[0]
     assert (first.steps, first.ratios) == ((1, 9, 27), (40.0, 0.2, 0.3))
     assert first.counts == (False, False, True)
-    assert [line.highest for line in info.lines] == [0.3, 0.7, 3.0]
+    *seen, unseen = info.lines
+    assert [line.highest for line in seen] == [0.3, 0.7, 3.0]
+    assert math.isnan(unseen.highest)
+    assert not unseen.steps
     assert "base_lr 0.1 (diverged) at most 3 of the edge" in info.in_words()
 
 
