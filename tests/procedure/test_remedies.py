@@ -606,15 +606,15 @@ def test_the_base_lr_of_plain_training_is_lr_star_wherever_it_is_told():
 def test_a_remedy_must_be_better_than_plain_training_at_both_base_lrs():
     """Where training is as good at both, nothing is adopted that is better than one by luck.
 
-    With probability ALPHA at most; here in at most one of 8.
+    With probability ALPHA at most: one of 40 is below that (1 of 200 was measured).
     """
     flat = replace(UNSTABLE, best_base_lr=0.04, curved=0.1, noise=0.01)
     seen, adopted = 0, []
-    for seed in range(0, 800, 100):
+    for seed in range(0, 4000, 100):
         found, asked = diagnosed(flat, study_of(seed=seed))
         seen += "rerun-plain_as_tuned" in steps_asked(asked)
         adopted.append(found.adopted)
-    assert adopted.count("plain") >= 7
+    assert adopted.count("plain") >= 39
     assert seen >= 1
 
 
