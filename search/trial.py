@@ -354,12 +354,14 @@ class Trial:
 
     def __repr__(self) -> str:
         point, verdict = self.point, self.verdict
+        best = (
+            f"instability {verdict.instability}; best value {readable(self.best_value)} after "
+            f"{readable(self.best_step)} of {self.curve.total_steps} updates"
+        )
         return (
             f"Trial {point.number}: batch size {point.batch_size}, {point.optimizer}, base_lr "
             f"{readable(point.base_lr)}, seed {point.seed}\n"
-            f"{verdict.outcome}, instability {verdict.instability}; best value "
-            f"{readable(self.best_value)} after {readable(self.best_step)} of "
-            f"{self.curve.total_steps} updates"
+            f"{verdict.outcome}{f': {verdict.evidence}' if verdict.crashed else f', {best}'}"
         )
 
     @property

@@ -122,7 +122,7 @@ def test_each_is_shown_in_three_lines_at_most(results):
 
 def test_a_trial_that_is_not_evidence_is_shown_too():
     crashed = tunewright.Trial.from_crash(feasible(1, 0.1, 0.2).point, "why")
-    assert "crashed" in repr(crashed)
+    assert repr(crashed).endswith("\ncrashed: why")
     assert repr(replace(feasible(1, 0.1, 0.2), best_step=np.nan)).count("\n") == 1
 
 
