@@ -737,6 +737,11 @@ def second_moment_of(name: str) -> SecondMoment | None:
     return None if is_of_torch(name) else RULES[name].second_moment
 
 
+def updates_matrices(name: str) -> bool:
+    """Whether an optimizer updates matrices as a whole (`Rule.update_matrix`)."""
+    return name in RULES and RULES[name].update_matrix is not None
+
+
 def decays_vectors(optimizers: Iterable[str]) -> bool:
     """Whether `decay_vectors` makes a difference to any of these: rules with weight decay."""
     return any(name in RULES and RULES[name].decays for name in optimizers)

@@ -29,7 +29,7 @@ from .constructors import (
 )
 from .counterparts import call_of
 from .matrices import matrices_of
-from .optimizers import PARAMETERS, RULES, Columns, Start, acting, counterpart
+from .optimizers import PARAMETERS, RULES, Columns, Start, acting, counterpart, updates_matrices
 from .pieces import pieces_of
 
 Kind: TypeAlias = tuple[torch.device, torch.dtype]  # of states and coefficients
@@ -84,7 +84,7 @@ def groups_of(name: str, model: nn.Module, not_matrices: Collection[str] = ()) -
     embeddings. Raises UserError for a name that the model does not have.
     """
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
-    if name not in RULES or RULES[name].update_matrix is None:
+    if not updates_matrices(name):
         return list(trained.values())
     matrices = matrices_of(model, not_matrices)
     inside = [one for name, one in trained.items() if name in matrices]
@@ -330,8 +330,7 @@ class RuleOptimizer(Optimizer):
 
     def _has_matrices(self, place: int) -> bool:
         """Whether parameters of a group that have two dimensions are updated as matrices."""
-        of_matrices = RULES[self.rule].update_matrix is not None
-        return of_matrices and bool(self.param_groups[place].get(MATRICES, True))
+        return updates_matrices(self.rule) and bool(self.param_groups[place].get(MATRICES, True))
 
     def _fill_buckets(self, given: Iterable[Tensor], has_matrices: bool) -> Iterator[_Bucket]:
         """Small parameters of a kind together, which takes fewer operations; others alone.

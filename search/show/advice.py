@@ -300,6 +300,19 @@ def _long_warmup(study: Study) -> Iterator[Advice]:
             )
 
 
+def _thresholds_that_only_fall(study: Study) -> Iterator[Advice]:
+    """Advice on a clip_tensor at which the usual norm of a tensor never grows (clipping.py)."""
+    for place, axis in _places(study, "clip_tensor").items():
+        if ends(axis)[0] <= 1.0:
+            yield advice_by(
+                "R17",
+                place,
+                f"{axis_in_words(axis)}: at 1 or less the threshold of a tensor never rises, and "
+                "soon every update is clipped, a strange way of lowering the learning rate: give "
+                "values above 1, as 1.05",
+            )
+
+
 def _decay_of_an_average(study: Study) -> Iterator[Advice]:
     for optimizer in filter(average_of, study.optimizers):
         axis = study.axes(optimizer)["decay"]
@@ -518,6 +531,7 @@ OF_THE_FILE: tuple[Callable[[Study], Iterator[Advice]], ...] = (
     _no_control,
     _warmup_spread,
     _long_warmup,
+    _thresholds_that_only_fall,
     _decay_of_an_average,
     _grid_of_many_axes,
     _nothing_to_learn_from,

@@ -245,11 +245,11 @@ def summary_cells(
 
 
 def as_good_in_words(row: GroupSummary) -> str:
-    """The base LRs that are as good as the best: "0.01 – 0.1", or "0.01 – 1, a basin"."""
-    low, high = row.as_good
-    if math.isnan(low):
+    """The base LRs that are as good as the best: "0.01 – 0.1", "0.01 – 1, a basin", or "0.01"."""
+    low, high = map(readable, row.as_good)
+    if math.isnan(row.as_good[0]):
         return "–"
-    return f"{readable(low)} – {readable(high)}" + ", a basin" * row.is_basin
+    return low if low == high else f"{low} – {high}" + ", a basin" * row.is_basin
 
 
 def _in_words(point: Point, group: Group, varied: Collection[str]) -> str:

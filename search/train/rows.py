@@ -27,7 +27,14 @@ from ..rules.clipping import (
     share_clipped,
     tensor_norms,
 )
-from ..rules.optimizers import PARAMETERS, RULES, average_of, is_of_torch, state_of
+from ..rules.optimizers import (
+    PARAMETERS,
+    RULES,
+    average_of,
+    is_of_torch,
+    state_of,
+    updates_matrices,
+)
 from ..rules.pieces import Piece, pieces_of
 from ..rules.thresholds import update_moments
 from ..trial import Point
@@ -120,7 +127,7 @@ class Stack:
         shapes = list(self._shapes.values())
         as_numbers = pieces_of(shapes, (), UPDATED_AT_ONCE)
         found = {name: as_numbers for name in optimizers if not is_of_torch(name)}
-        of_matrices = [name for name in found if RULES[name].update_matrix]
+        of_matrices = list(filter(updates_matrices, found))
         if of_matrices:
             matrices = self._execution.matrices()
             places = {place for place, name in enumerate(self._shapes) if name in matrices}

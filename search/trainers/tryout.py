@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from ..errors import UserError, describe_error, warn_once
-from ..rules.optimizers import average_of, is_of_torch
+from ..rules.matrices import ATTRIBUTE
+from ..rules.optimizers import average_of, is_of_torch, updates_matrices
 from ..signals import STOPS
 from ..study.command import check_command
 from ..study.sampling import some_points
@@ -28,6 +29,7 @@ from ..workload.workload import (
     build_model,
     check_workload,
     load_workload,
+    matrices_of_workload,
     reload_edited_modules,
 )
 from .function import load_function, refuse_hidden_arguments, train_by_function
@@ -75,22 +77,36 @@ def _check_workloads(study: Study) -> None:
             study.accumulation,
             study.train_examples,
         )
-        _warn_of_statistics(study, workload)
+        _warn_of_optimizers(study, workload)
 
 
-def _warn_of_statistics(study: Study, workload: Workload) -> None:
-    """Warn of batch normalization where an average is evaluated by the statistics of training."""
+def _warn_of_optimizers(study: Study, workload: Workload) -> None:
+    """Warn of optimizers that are of less use on the workload's model than they could be."""
     averaged = ", ".join(filter(average_of, study.optimizers))
-    if not averaged:
+    of_matrices = ", ".join(filter(updates_matrices, study.optimizers))
+    if not (averaged or of_matrices):
         return
     with own_random_numbers():
         model = build_model(workload, study.seed, study.batch_sizes[0], torch.device("cpu"))
-    if any(isinstance(one, BATCH_NORMS) and one.track_running_stats for one in model.modules()):
+    if averaged and any(_follows_batches(module) for module in model.modules()):
         warn_once(
             f"{study.name}: {averaged} evaluates an average of the parameters, and the model has "
             "batch normalization, whose running statistics are of the parameters in training: "
             "evaluations may be worse than the average is"
         )
+    matrices = matrices_of_workload(workload, model)
+    last = [name for name, _ in model.named_parameters() if name in matrices][-1:]
+    if of_matrices and last and not hasattr(workload, ATTRIBUTE):
+        warn_once(
+            f"{study.name}: {of_matrices} updates every matrix as such, but should not that of the "
+            f"output layer: name its weight in the workload, as {ATTRIBUTE} = {last}, or give "
+            f"{ATTRIBUTE} = [] if none is"
+        )
+
+
+def _follows_batches(module: nn.Module) -> bool:
+    """Whether it is evaluated by statistics of the batches in training."""
+    return isinstance(module, BATCH_NORMS) and module.track_running_stats
 
 
 def _check_optimizers(study: Study) -> None:

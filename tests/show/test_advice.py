@@ -72,6 +72,11 @@ CASES = {
         {"space__base_lr": WIDE, f"{MOMENTUM}__base_lr": ..., "space__optimizer__sgd": {}},
         {"space__base_lr": WIDE, f"{MOMENTUM}__base_lr": ..., "space__optimizer__nesterov": {}},
     ),
+    "a threshold that only falls": (
+        ("R17", "space.clip_tensor"),
+        {"space__clip_tensor": [1.0, math.inf]},
+        {"space__clip_tensor": [1.05, math.inf]},
+    ),
     "a decay of what evaluates an average": (
         ("S1", "space.decay"),
         {**SCHEDULE_FREE, "space__decay": ["constant", "cosine"]},

@@ -1,6 +1,7 @@
 """Tables for the terminal."""
 
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,12 @@ from examples import parse
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from stored import feasible
 
+from tunewright.search.judge.analysis import summarize
 from tunewright.search.judge.diagnosis import Edge, GroupDiagnosis, Remedy
 from tunewright.search.show.tables import (
+    as_good_in_words,
     comparison_tables,
     diagnosis_plan_table,
     diagnosis_table,
@@ -104,3 +108,17 @@ def test_a_table_with_room_for_its_words_stays_a_table():
     table.add_row("a_name_of_many_characters", "so much to say " * 8, "again_a_long_word_of_it")
     print_table(table, Console(file=printed, width=80, force_terminal=True, no_color=True))
     assert "┃" in printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("as_good", "said"),
+    [
+        ((0.01, 0.1), "0.01 – 0.1"),
+        ((0.01, 10.0), "0.01 – 10, a basin"),
+        ((0.0237, 0.0237), "0.0237"),
+        ((math.nan, math.nan), "–"),
+    ],
+)
+def test_base_lrs_that_are_as_good_are_a_range_or_one(as_good, said):
+    (row,) = summarize([feasible(1, 0.1, 0.2)])
+    assert as_good_in_words(replace(row, as_good=as_good)) == said

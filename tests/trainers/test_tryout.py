@@ -49,3 +49,25 @@ def test_batch_normalization_beside_an_average_is_told(
     space = {optimizer: {"base_lr": [0.1, 0.2]}}
     check_studies([parse(objective="val_loss", batch_sizes=[8], space__optimizer=space)])
     assert (f"{optimizer} evaluates an average" in caplog.text) is is_said
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "named", "is_said"),
+    [
+        ("muon", None, True),
+        ("muon", (), False),
+        ("muon", ("2.weight",), False),
+        ("adamw", None, False),
+    ],
+)
+def test_an_output_layer_that_muon_is_not_told_of_is_asked_for(
+    optimizer, named, is_said, monkeypatch, caplog
+):
+    warn_once.cache_clear()
+    work = zoo.make("Mlp")
+    if named is not None:
+        monkeypatch.setattr(work, "not_matrices", named, raising=False)
+    monkeypatch.setattr(tryout, "load_workload", lambda *_: work)
+    space = {optimizer: {"base_lr": [0.1, 0.2]}}
+    check_studies([parse(objective="val_loss", batch_sizes=[8], space__optimizer=space)])
+    assert ("as not_matrices = ['2.weight']" in caplog.text) is is_said
