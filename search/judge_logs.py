@@ -83,8 +83,10 @@ def judge_log(log: Log, options: LogOptions | None = None) -> JudgedLog:
         maximize = bool(sounds_better_when_higher(log.objective))
     curve = log.curve(options.chance_loss)
     verdict = judge(curve, log.objective, maximize=maximize, divergence=options.divergence)
-    norms = replace(curve, grad_norm=log.grad_norm, loss_step=log.grad_norm_step)
-    return JudgedLog(log, read_out(norms, verdict, options.clip_norm), maximize)
+    curve = replace(curve, grad_norm=log.grad_norm)
+    norm_step = log.grad_norm_step
+    readout = read_out(curve, verdict, options.clip_norm, norm_step=norm_step)
+    return JudgedLog(log, readout, maximize)
 
 
 def judge_logs(

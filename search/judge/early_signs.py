@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..rules.optimizers import NEAR_EPSILON
-from ..trial import SPIKE_DEVIATIONS, SPIKE_WINDOW, Trial
+from ..trial import SPIKE_DEVIATIONS, SPIKE_WINDOW, Curve, Trial
 from ..words import readable
 
 # One or two spikes in a few hundred updates may be unlucky minibatches, which scatter more than
@@ -28,18 +28,19 @@ MOST_ATTENTION_LOGIT = 1e4
 
 def early_signs(trial: Trial) -> list[str]:
     """What one training shows: spikes, and a second moment that ε outweighs."""
-    return [sentence for sentence in (_spikes(trial), _near_epsilon(trial)) if sentence]
+    return [sentence for sentence in (spikes_sign(trial.curve), _near_epsilon(trial)) if sentence]
 
 
-def _spikes(trial: Trial) -> str:
-    places = trial.curve.spikes
-    if len(places) < FEWEST_SPIKES or trial.spike_score <= SPIKY:
+def spikes_sign(curve: Curve) -> str:
+    """That the training loss spiked, how often and since when; empty if it hardly did."""
+    places, score = curve.spikes, curve.spike_score
+    if len(places) < FEWEST_SPIKES or score <= SPIKY:
         return ""
-    first = trial.curve.step_of(float(places[0]))
     return (
-        f"the training loss spiked {len(places)} times, first at step {first}: spike score "
-        f"{trial.spike_score:.2%}, the share of losses more than {SPIKE_DEVIATIONS:g} standard "
-        f"deviations above the mean of the {SPIKE_WINDOW} before. Clipping helps against spikes"
+        f"the training loss spiked {len(places)} times, first at step "
+        f"{curve.step_of(float(places[0]))}: spike score {score:.2%}, the share of losses more "
+        f"than {SPIKE_DEVIATIONS:g} standard deviations above the mean of the {SPIKE_WINDOW} "
+        "before. Clipping helps against spikes"
     )
 
 

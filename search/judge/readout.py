@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..trial import Array, Curve, Instability, Trial, Verdict
 from ..words import readable
 from .analysis import CLIP_TOO_MUCH
 from .curve_shape import first_rise, levels
+from .early_signs import spikes_sign
 from .verdict import LARGEST
 
 CLIP_PERCENTILE = 90  # of the norms: where a clip threshold starts (R16)
@@ -47,6 +49,8 @@ class Readout:
                         before the onset if the run is infeasible (R16); nan if they are too few,
                         or were clipped before they were seen
     norms               how many there are
+    spike_score         share of spikes among the losses (`Curve.spike_score`)
+    spikes              what is to be told of them; empty if nothing is
     """
 
     verdict: Verdict
@@ -56,6 +60,8 @@ class Readout:
     clip_fraction: float
     clip_start: float
     norms: int
+    spike_score: float
+    spikes: str
 
     @property
     def headline(self) -> str:
@@ -77,7 +83,8 @@ class Readout:
     def sentences(self) -> tuple[str, ...]:
         """All that is to be told, each a whole sentence."""
         evidence = self.verdict.evidence
-        return f"{self.headline}: {evidence}.", *self._of_clipping()
+        of_spikes = [f"{self.spikes[0].upper()}{self.spikes[1:]}."] if self.spikes else []
+        return f"{self.headline}: {evidence}.", *of_spikes, *self._of_clipping()
 
     def _of_clipping(self) -> Iterator[str]:
         if not self.norms:
@@ -147,6 +154,7 @@ class Readout:
             "norm_seen_clipped_at": _known(self.seen_clipped),
             "clip_fraction": _known(self.clip_fraction),
             "clip_start": _known(self.clip_start),
+            "spike_score": _known(self.spike_score),
             "sentences": list(self.sentences),
         }
 
@@ -160,17 +168,21 @@ def read_out(
     verdict: Verdict,
     clip_norm: float = math.inf,
     clip_z: float = math.inf,
+    norm_step: NDArray[np.int64] | None = None,
 ) -> Readout:
     """What a curve and its verdict say of the training, and of how to clip it.
 
-    `clip_norm` and `clip_z` are the thresholds that training used.
+    `clip_norm` and `clip_z` are the thresholds that training used. `norm_step`: the updates of the
+    gradient norms, where a log has them at others than its losses.
     """
     norms = curve.grad_norm
     seen_clipped, at_highest = _seen_clipped(norms, clip_norm)
     clip_fraction = at_highest
     if math.isnan(seen_clipped) and len(norms) and min(clip_norm, clip_z) < math.inf:
         clip_fraction = float(np.mean(curve.clipped(clip_norm, clip_z)))
-    sound = norms[: _sound_losses(curve, verdict)]
+    steps = curve.loss_step if norm_step is None else norm_step
+    wrong_from = _wrong_from(curve, verdict)
+    sound = norms[: _before(wrong_from, len(norms), steps)]
     enough = len(sound) >= FEWEST_NORMS and math.isnan(seen_clipped)
     return Readout(
         verdict=verdict,
@@ -180,21 +192,28 @@ def read_out(
         clip_fraction=clip_fraction,
         clip_start=norm_percentile(sound) if enough else math.nan,
         norms=len(norms),
+        spike_score=curve.spike_score,
+        spikes=spikes_sign(curve),
     )
 
 
-def _sound_losses(curve: Curve, verdict: Verdict) -> int:
-    """How many losses there were before training went wrong: of a loss that grew until it was not
-    finite, before it began to grow.
+def _wrong_from(curve: Curve, verdict: Verdict) -> float:
+    """The update at which training went wrong: of a loss that grew until it was not finite, the one
+    at which it began to grow; inf if it did not go wrong.
     """
     if not (verdict.infeasible and math.isfinite(verdict.onset_step)):
-        return len(curve.loss)
-    before = curve.losses_before(int(verdict.onset_step))
-    loss = curve.loss[:before]
+        return math.inf
+    onset = int(verdict.onset_step)
+    loss = curve.loss[: curve.losses_before(onset)]
     if verdict.outcome != "non_finite" or len(loss) < 2:
-        return before
+        return onset
     rise = first_rise(np.clip(loss, -LARGEST, LARGEST), levels(loss, curve.chance_loss))
-    return int(min(before, rise))
+    return min(onset, curve.step_of(rise)) if math.isfinite(rise) else onset
+
+
+def _before(update: float, count: int, steps: NDArray[np.int64] | None) -> int:
+    """How many of so many numbers, one at each update or at `steps`, are of those before one."""
+    return int(min(update, count)) if steps is None else int(np.searchsorted(steps, update))
 
 
 def clipped_before(trial: Trial) -> str:

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from scripted import curve_of, healthy
 
 from tunewright.search.judge.readout import norm_percentile, read_out
 from tunewright.search.judge.verdict import judge
-from tunewright.search.trial import Array, Curve, Verdict
+from tunewright.search.trial import SPIKE_WINDOW, Array, Curve, Verdict
 
 STABLE = Verdict("feasible", "none", math.inf, "stable: loss 2 to 0.1")
 STEPS = 1000
@@ -164,3 +165,28 @@ def test_norms_of_a_loss_that_explodes_until_it_is_nan_give_no_threshold(growth)
     found = read_out(curve, judge(curve))
     assert found.verdict.outcome == "non_finite"
     assert found.clip_start == pytest.approx(np.percentile(sound, 90), rel=0.1)
+
+
+def test_norms_that_are_logged_more_rarely_are_those_of_the_same_updates():
+    sound = 1.0 + 0.1 * np.random.default_rng(0).standard_normal(500)
+    loss = np.concatenate([sound, 1.3 ** np.arange(1, 200), [np.nan]])
+    rarely = np.arange(0, len(loss), 10)
+    curve = replace(curve_of(loss), grad_norm=np.abs(loss[rarely]))
+    found = read_out(curve, judge(curve_of(loss)), norm_step=rarely)
+    assert found.verdict.outcome == "non_finite"
+    assert found.clip_start == pytest.approx(np.percentile(sound, 90), rel=0.1)
+
+
+def test_spikes_are_told_at_the_steps_of_a_log():
+    loss = 1.0 + 0.01 * np.random.default_rng(0).standard_normal(900)
+    loss[[300, 500, 700]] += 1.0
+    steps = 10 * np.arange(900)
+    quiet = replace(curve_of(np.ones(900)), loss_step=steps)
+    curve = replace(quiet, loss=loss)
+    found = read_out(curve, STABLE)
+    assert found.record()["spike_score"] == 3 / (900 - SPIKE_WINDOW)
+    (told,) = [one for one in found.sentences if "spiked" in one]
+    assert told.startswith(
+        "The training loss spiked 3 times, first at step 3000: spike score 0.39%"
+    )
+    assert not any("spiked" in one for one in read_out(quiet, STABLE).sentences)
