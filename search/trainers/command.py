@@ -25,7 +25,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from ..store.files import write_json
 from ..study.command import OWN_LOG, fill, values_of_run
 from ..study.study import Study
 from ..train.loop import Keeper, Trained
-from ..trial import Point, Trial
+from ..trial import Point, Trial, Verdict
 from . import guard
 from .current import BEST_FILE, EARLIER_LOG, RUN_DIR, RUN_FILE
 from .follow import LogError, LogFollower
@@ -88,7 +88,9 @@ def train_by_command(
     """Train a point by the command of its study, in `run_dir`.
 
     `state`: where a command that saves its state by `current_run` keeps it; one that is there is
-    gone on with. A command that fails, or whose log cannot be understood, is a crashed trial.
+    gone on with. A command that fails, or whose log cannot be understood, is a crashed trial. One
+    that fails after its last evaluation, as while its processes end, has trained; its evidence says
+    how it failed.
     Raises MisuseError for what every trial would repeat, and UnfinishedError if what runs commands
     was ended.
     """
@@ -259,18 +261,31 @@ def _trained(
     """
     measured = follower.measured
     reason = _failure(study, run_dir, follower, ended)
-    if not (reason or measured.is_infeasible):
+    is_measured = not reason or (measured.is_evaluated_at_end and ended.ended_by != "log")
+    if is_measured and not measured.is_infeasible:
         follower.check_log()
         if not measured.is_complete:
             reason = f"its log ends after {measured.done} of {measured.total_steps} updates"
-    if reason:
+            is_measured = False
+    if not is_measured:
         said = "\n".join([f"{run_dir}: the last lines that it printed:", *_last_lines(run_dir)])
         return Trained(Trial.from_crash(point, reason, said, ended.seconds), {})
     seconds = measured.seconds_before + ended.seconds
     curve = measured.curve()
     verdict = note_clipped_before(measured.verdict(), curve, point.clip_norm)
+    if reason:
+        verdict = _with_late_failure(study, verdict, reason)
     trial = Trial.from_curve(point, verdict, curve, study.objective, seconds, study.maximize)
     return Trained(trial, _checkpoint(run_dir))
+
+
+def _with_late_failure(study: Study, verdict: Verdict, reason: str) -> Verdict:
+    """The verdict of a training that was measured to its end, but whose command failed then."""
+    warn_once(
+        f"{study.name}: a command failed after its last evaluation. Its training counts; its "
+        "reason in trials.csv says how it failed"
+    )
+    return replace(verdict, evidence=f"{verdict.evidence}; after its last evaluation: {reason}")
 
 
 def _failure(study: Study, run_dir: Path, follower: LogFollower, ended: Ended) -> str:

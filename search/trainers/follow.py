@@ -341,6 +341,11 @@ class Measured:
         return seen > self.total_steps - spacing
 
     @property
+    def is_evaluated_at_end(self) -> bool:
+        """Whether the log tells of all updates, and of the objective after the last one."""
+        return self.is_complete and max(self._evaluations, default=0) >= self.done
+
+    @property
     def has_objective(self) -> bool:
         return bool(self._evaluations)
 

@@ -352,6 +352,38 @@ def test_a_script_that_fails_without_a_word_and_one_that_is_killed(tmp_path):
     assert trial.verdict.evidence == "was ended by signal 9 (out of memory?)"
 
 
+LATE = {
+    "an exception": ('raise OSError("no space left")', "exit status 1: OSError: no space left"),
+    "an abort": ("os.abort()", "was ended by signal 6"),
+    "a hang": ("log.close(); time.sleep(100)", "did not end within 1 s"),
+}
+
+
+@pytest.mark.parametrize(("fault", "reason"), LATE.values(), ids=LATE)
+def test_a_command_that_fails_after_its_last_evaluation_has_trained(fault, reason, tmp_path):
+    later = f'print("trained")\n{fault}\n'
+    script = SCRIPT.replace('print("trained")\n', later)
+    (trial,) = run(tmp_path, script=script, timeout=1 if "sleep" in fault else None)
+    assert trial.feasible, trial
+    assert trial.verdict.evidence.endswith(f"; after its last evaluation: {reason}")
+    shutil.rmtree(tmp_path / "results")
+    (whole,) = run(tmp_path)
+    assert trial.best_value == whole.best_value
+    assert trial.curve.loss.tolist() == whole.curve.loss.tolist()
+
+
+@pytest.mark.parametrize("fault", ["os._exit(7)", "time.sleep(100)"])
+def test_a_command_that_fails_at_its_last_evaluation_has_not(fault, tmp_path):
+    fault = f"""
+    if step == options.steps:
+        rows.writerow([step, loss, loss / 2, ""])
+        log.flush()
+        {fault}
+    """
+    (trial,) = run(tmp_path, fault, timeout=1 if "sleep" in fault else None)
+    assert trial.verdict.crashed
+
+
 def test_one_trial_that_fails_does_not_stop_the_others(tmp_path):
     fault = 'if options.lr > 0.03 and step == 30: raise RuntimeError("too high")'
     trials = run(tmp_path, fault, trials=4, space=SPACE)
@@ -973,6 +1005,7 @@ for batch in run.steps(torch.arange(64).view(8, 8)):
     if run.evaluation_due:
         evaluate()
 print(f"rank {rank} ended after {run.step}", flush=True)
+dist.barrier()  # torch aborts some processes while they end, and torchrun then ends the others
 dist.destroy_process_group()
 """
 
@@ -983,7 +1016,7 @@ dist.destroy_process_group()
 def test_in_a_ddp_run_the_first_process_reports_and_all_end_together(base_lr, tmp_path):
     (tmp_path / "parallel.py").write_text(PARALLEL)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    words = [*torchrun, "--master-port", "0", "--standalone", "parallel.py"]
+    words = [*torchrun, "--standalone", "parallel.py"]
     optimizer = {"sgd": {"base_lr": base_lr}}
     space = {"warmup_steps": 0, "clip_norm": 5.0, "optimizer": optimizer}
     keys = {"words": words, "log": None, "space": space, "max_train_steps": 400}
