@@ -51,8 +51,7 @@ class Trend:
             "falls": "falls with the batch size",
             "not shown": "no change with the batch size is shown",
         }[self.answer]
-        link = ": " if self.answer == "not shown" else " by "
-        return f"{self.name}: {does}{link}{readable(self.slope)} ({low} to {high}) per decade of it"
+        return f"{self.name}: {does}, {readable(self.slope)} ({low} to {high}) per decade of it"
 
 
 def trend(name: str, values: Mapping[int, float]) -> Trend:

@@ -17,7 +17,6 @@ from .overlay import SYMBOLS
 from .style import (
     PALETTE,
     escape,
-    footnote,
     in_one_sentence,
     panel_figure,
     panel_title,
@@ -112,7 +111,6 @@ def trends_figure(info: TrendsInfo) -> go.Figure:
             named.add(one.place)
         figure.update_yaxes(row=1, col=column, range=_range(lines))
     figure.update_xaxes(title_text="batch size B", **size_axis(info.sizes))
-    footnote(figure, escape("; ".join(_words(info)) + "."))
     right_legend(figure, "")
     return settled(figure)
 
