@@ -63,8 +63,8 @@ class LogFile:
     def rows(self, is_whole: bool = False) -> Iterator[tuple[int, Cells]]:
         """The rows that are new, each with its line's number, counted from 1.
 
-        `is_whole`: nothing more will be written; then a last line without its end counts, unless it
-        is only half a row. Raises LogError for a line that is none of a log.
+        `is_whole`: all was written that was to be; then a last line without its end counts, unless
+        it is only half a row. Raises LogError for a line that is none of a log.
         """
         try:
             with self.path.open("rb") as file:
@@ -342,8 +342,15 @@ class Measured:
 
     @property
     def is_evaluated_at_end(self) -> bool:
-        """Whether the log tells of all updates, and of the objective after the last one."""
-        return self.is_complete and max(self._evaluations, default=0) >= self.done
+        """Whether the log tells of the objective after the last update.
+
+        A log whose first loss has a step of 2 or more may count from 0 after all: its last update
+        then has a step less.
+        """
+        if not (self.losses and self.is_complete):
+            return False
+        last = self.total_steps - int(self._update[0] > 0)
+        return max(self._evaluations, default=0) >= last
 
     @property
     def has_objective(self) -> bool:
@@ -393,13 +400,17 @@ class LogFollower:
         self._reported: set[str] = set()  # columns of metrics that `current_run` was told
         self._anew: Callable[[], Measured] = lambda: Measured(study, point)
 
-    def read(self, is_whole: bool = False) -> None:
-        """Add what is new. Raises LogError and MisuseError as `Measured.add`."""
+    def read(self, status: int | None = None) -> None:
+        """Add what is new. Raises LogError and MisuseError as `Measured.add`.
+
+        `status`: the exit status of what writes the log, once that has ended. Where it failed, its
+        last number may be cut off: a last line without its end does not count then.
+        """
         if self.file.is_replaced():
             self.file, self.measured = LogFile(self.path), self._anew()
-        for line, cells in self.file.rows(is_whole):
+        for line, cells in self.file.rows(is_whole=status == 0):
             self._add(line, cells)
-        if is_whole:
+        if status is not None:
             self.measured.finish()
 
     def _add(self, line: int, cells: Cells) -> None:
