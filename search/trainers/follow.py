@@ -60,11 +60,13 @@ class LogFile:
         replaced = self._file not in (0, status.st_ino) or status.st_size < self._offset
         return replaced or head != self._head
 
-    def rows(self, is_whole: bool = False) -> Iterator[tuple[int, Cells]]:
+    def rows(self, status: int | None = None) -> Iterator[tuple[int, Cells]]:
         """The rows that are new, each with its line's number, counted from 1.
 
-        `is_whole`: all was written that was to be; then a last line without its end counts, unless
-        it is only half a row. Raises LogError for a line that is none of a log.
+        `status`: the exit status of what writes the log, once that has ended; then a last line
+        without its end counts, unless it is only half a row. A row of a CSV file may be that where
+        what wrote it failed: its last number may be cut off. Raises LogError for a line that is
+        none of a log.
         """
         try:
             with self.path.open("rb") as file:
@@ -79,7 +81,7 @@ class LogFile:
             self._head = self._head or line + b"\n"
             if row := self._row(line):
                 yield row
-        if is_whole and self._rest:
+        if self._rest and (status == 0 or (status is not None and self._is_json)):
             try:
                 row = self._row(self._rest)
             except LogError:
@@ -403,12 +405,11 @@ class LogFollower:
     def read(self, status: int | None = None) -> None:
         """Add what is new. Raises LogError and MisuseError as `Measured.add`.
 
-        `status`: the exit status of what writes the log, once that has ended. Where it failed, its
-        last number may be cut off: a last line without its end does not count then.
+        `status`: the exit status of what writes the log, once that has ended.
         """
         if self.file.is_replaced():
             self.file, self.measured = LogFile(self.path), self._anew()
-        for line, cells in self.file.rows(is_whole=status == 0):
+        for line, cells in self.file.rows(status):
             self._add(line, cells)
         if status is not None:
             self.measured.finish()

@@ -38,9 +38,9 @@ def study(steps=100, log=(), **keys):
     return parse_study(document | keys, "logged", "logged")
 
 
-def rows_of(path, text, is_whole=False):
+def rows_of(path, text, status=None):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return [cells for _, cells in LogFile(path).rows(is_whole)]
+    return [cells for _, cells in LogFile(path).rows(status)]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_rows_of_a_log(text, rows, tmp_path):
 def test_a_last_line_without_its_end_counts_when_nothing_more_follows_and_it_is_whole(
     text, count, tmp_path
 ):
-    assert len(rows_of(tmp_path / "log", text, is_whole=True)) == count
+    assert len(rows_of(tmp_path / "log", text, status=0)) == count
     assert len(rows_of(tmp_path / "log", text)) == text.count("\n") - ("step," in text)
 
 
@@ -369,9 +369,15 @@ def test_losses_that_are_missing_in_the_middle_do_not_stand_for_those_of_the_end
     assert not follow(tmp_path / "log", text, study()).measured.is_evaluated_at_end
 
 
-@pytest.mark.parametrize(("status", "val"), [(0, [1.0, 0.0]), (-6, [1.0])])
-def test_the_number_at_which_a_failing_program_stopped_does_not_count(status, val, tmp_path):
-    text = "step,loss,norm,val\n1,1,1,1\n2,1,1,0."  # of 0.8, say
+CUT = "step,loss,norm,val\n1,1,1,1\n2,1,1,0."  # 0.8, say
+WHOLE = '{"step": 1, "loss": 1, "norm": 1, "val": 1}\n{"step": 2, "loss": 1, "norm": 1, "val": 0}'
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "val"),
+    [(CUT, 0, [1.0, 0.0]), (CUT, -6, [1.0]), (WHOLE, -6, [1.0, 0.0]), (WHOLE[:-1], -6, [1.0])],
+)
+def test_a_number_that_may_be_cut_off_does_not_count(text, status, val, tmp_path):
     measured = follow(tmp_path / "log", text, study(2), status).measured
     assert measured.curve().metrics["val"].tolist() == val
 
