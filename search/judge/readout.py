@@ -49,7 +49,8 @@ class Readout:
                         before the onset if the run is infeasible (R16); nan if they are too few,
                         or were clipped before they were seen
     norms               how many there are
-    spike_score         share of spikes among the losses (`Curve.spike_score`)
+    spike_score         share of spikes among the losses (`Curve.spike_score`), of those before
+                        training went wrong: a loss that blows up is no spike
     spikes              what is to be told of them; empty if nothing is
     """
 
@@ -184,6 +185,7 @@ def read_out(
     wrong_from = _wrong_from(curve, verdict)
     sound = norms[: _before(wrong_from, len(norms), steps)]
     enough = len(sound) >= FEWEST_NORMS and math.isnan(seen_clipped)
+    sound_curve = _first_losses(curve, _before(wrong_from, len(curve.loss), curve.loss_step))
     return Readout(
         verdict=verdict,
         clip_norm=clip_norm,
@@ -192,8 +194,8 @@ def read_out(
         clip_fraction=clip_fraction,
         clip_start=norm_percentile(sound) if enough else math.nan,
         norms=len(norms),
-        spike_score=curve.spike_score,
-        spikes=spikes_sign(curve),
+        spike_score=sound_curve.spike_score,
+        spikes=spikes_sign(sound_curve),
     )
 
 
@@ -214,6 +216,14 @@ def _wrong_from(curve: Curve, verdict: Verdict) -> float:
 def _before(update: float, count: int, steps: NDArray[np.int64] | None) -> int:
     """How many of so many numbers, one at each update or at `steps`, are of those before one."""
     return int(min(update, count)) if steps is None else int(np.searchsorted(steps, update))
+
+
+def _first_losses(curve: Curve, count: int) -> Curve:
+    """A curve whose losses are so many of the first."""
+    if count >= len(curve.loss):
+        return curve
+    steps = None if curve.loss_step is None else curve.loss_step[:count]
+    return replace(curve, loss=curve.loss[:count], loss_step=steps)
 
 
 def clipped_before(trial: Trial) -> str:

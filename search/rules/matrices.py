@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
 
@@ -39,3 +39,20 @@ def matrices_of(model: nn.Module, not_matrices: Collection[str] = ()) -> set[str
     left_out |= {id(parameter) for table in tables for parameter in table.parameters()}
     own = model.named_parameters()
     return {name for name, one in own if one.ndim == 2 and id(one) not in left_out}
+
+
+def output_weight(loss: Tensor) -> Tensor | None:
+    """The weight of the output layer: of the trained parameters with two dimensions or more, the
+    one that the fewest operations lead to from the loss. None if there is none.
+    """
+    nodes = {loss.grad_fn: None}
+    seen = dict(nodes)
+    while nodes:
+        for node in nodes:
+            parameter = getattr(node, "variable", None)  # of a leaf of the graph
+            if isinstance(parameter, Tensor) and parameter.ndim >= 2:
+                return parameter
+        before = (one for node in nodes for one, _ in getattr(node, "next_functions", ()))
+        nodes = {one: None for one in before if one is not None and one not in seen}
+        seen |= nodes
+    return None

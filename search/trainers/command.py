@@ -89,8 +89,8 @@ def train_by_command(
 
     `state`: where a command that saves its state by `current_run` keeps it; one that is there is
     gone on with. A command that fails, or whose log cannot be understood, is a crashed trial. One
-    that fails after its last evaluation, as while its processes end, has trained; its evidence says
-    how it failed.
+    that fails after an evaluation at its end, as while its processes end, has trained; its evidence
+    says how it failed.
     Raises MisuseError for what every trial would repeat, and UnfinishedError if what runs commands
     was ended.
     """
@@ -234,7 +234,7 @@ def _run(request: Mapping[str, Any], follower: LogFollower, timeout: float | Non
             if ended_by != "itself":
                 continue
             try:
-                follower.read(is_whole=status is not None)
+                follower.read(status)
             except LogError as error:
                 ended_by, fault = "log", str(error)
             if follower.measured.is_over:
@@ -261,7 +261,7 @@ def _trained(
     """
     measured = follower.measured
     reason = _failure(study, run_dir, follower, ended)
-    is_measured = not reason or (measured.is_evaluated_at_end and ended.ended_by != "log")
+    is_measured = not reason or _trained_before_it_failed(follower, ended)
     if is_measured and not measured.is_infeasible:
         follower.check_log()
         if not measured.is_complete:
@@ -277,6 +277,17 @@ def _trained(
         verdict = _with_late_failure(study, verdict, reason)
     trial = Trial.from_curve(point, verdict, curve, study.objective, seconds, study.maximize)
     return Trained(trial, _checkpoint(run_dir))
+
+
+def _trained_before_it_failed(follower: LogFollower, ended: Ended) -> bool:
+    """Whether the log of a command that failed is one of a whole training."""
+    if ended.ended_by == "log" or not follower.measured.is_evaluated_at_end:
+        return False
+    try:
+        follower.check_log()
+    except MisuseError:
+        return False  # what it lacks may have been to come
+    return True
 
 
 def _with_late_failure(study: Study, verdict: Verdict, reason: str) -> Verdict:

@@ -60,11 +60,13 @@ class LogFile:
         replaced = self._file not in (0, status.st_ino) or status.st_size < self._offset
         return replaced or head != self._head
 
-    def rows(self, is_whole: bool = False) -> Iterator[tuple[int, Cells]]:
+    def rows(self, status: int | None = None) -> Iterator[tuple[int, Cells]]:
         """The rows that are new, each with its line's number, counted from 1.
 
-        `is_whole`: nothing more will be written; then a last line without its end counts, unless it
-        is only half a row. Raises LogError for a line that is none of a log.
+        `status`: the exit status of what writes the log, once that has ended; then a last line
+        without its end counts, unless it is only half a row. A row of a CSV file may be that where
+        what wrote it failed: its last number may be cut off. Raises LogError for a line that is
+        none of a log.
         """
         try:
             with self.path.open("rb") as file:
@@ -79,7 +81,7 @@ class LogFile:
             self._head = self._head or line + b"\n"
             if row := self._row(line):
                 yield row
-        if is_whole and self._rest:
+        if self._rest and (status == 0 or (status is not None and self._is_json)):
             try:
                 row = self._row(self._rest)
             except LogError:
@@ -342,8 +344,15 @@ class Measured:
 
     @property
     def is_evaluated_at_end(self) -> bool:
-        """Whether the log tells of all updates, and of the objective after the last one."""
-        return self.is_complete and max(self._evaluations, default=0) >= self.done
+        """Whether the log tells of the objective after the last update.
+
+        A log whose first loss has a step of 2 or more may count from 0 after all: its last update
+        then has a step less.
+        """
+        if not (self.losses and self.is_complete):
+            return False
+        last = self.total_steps - int(self._update[0] > 0)
+        return max(self._evaluations, default=0) >= last
 
     @property
     def has_objective(self) -> bool:
@@ -393,13 +402,16 @@ class LogFollower:
         self._reported: set[str] = set()  # columns of metrics that `current_run` was told
         self._anew: Callable[[], Measured] = lambda: Measured(study, point)
 
-    def read(self, is_whole: bool = False) -> None:
-        """Add what is new. Raises LogError and MisuseError as `Measured.add`."""
+    def read(self, status: int | None = None) -> None:
+        """Add what is new. Raises LogError and MisuseError as `Measured.add`.
+
+        `status`: the exit status of what writes the log, once that has ended.
+        """
         if self.file.is_replaced():
             self.file, self.measured = LogFile(self.path), self._anew()
-        for line, cells in self.file.rows(is_whole):
+        for line, cells in self.file.rows(status):
             self._add(line, cells)
-        if is_whole:
+        if status is not None:
             self.measured.finish()
 
     def _add(self, line: int, cells: Cells) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import UserError, describe_error, warn_once
-from ..rules.matrices import ATTRIBUTE
+from ..rules.matrices import ATTRIBUTE, output_weight
 from ..rules.optimizers import average_of, is_of_torch, updates_matrices
 from ..signals import STOPS
 from ..study.command import check_command
@@ -22,12 +22,14 @@ from ..threads import torch_threads
 from ..train.by_torch import ByTorch
 from ..train.loop import train
 from ..trial import Point
+from ..workload.batches import first
 from ..workload.factory import argument_sets
 from ..workload.randomness import own_random_numbers
 from ..workload.workload import (
     Workload,
     build_model,
     check_workload,
+    draw_batches,
     load_workload,
     matrices_of_workload,
     reload_edited_modules,
@@ -86,22 +88,33 @@ def _warn_of_optimizers(study: Study, workload: Workload) -> None:
     of_matrices = ", ".join(filter(updates_matrices, study.optimizers))
     if not (averaged or of_matrices):
         return
+    batch_size = study.batch_sizes[0]
     with own_random_numbers():
-        model = build_model(workload, study.seed, study.batch_sizes[0], torch.device("cpu"))
+        model = build_model(workload, study.seed, batch_size, torch.device("cpu"))
+        output = ""
+        if of_matrices and not hasattr(workload, ATTRIBUTE):
+            output = _output_matrix(workload, model, batch_size)
     if averaged and any(_follows_batches(module) for module in model.modules()):
         warn_once(
             f"{study.name}: {averaged} evaluates an average of the parameters, and the model has "
             "batch normalization, whose running statistics are of the parameters in training: "
             "evaluations may be worse than the average is"
         )
-    matrices = matrices_of_workload(workload, model)
-    last = [name for name, _ in model.named_parameters() if name in matrices][-1:]
-    if of_matrices and last and not hasattr(workload, ATTRIBUTE):
+    if output:
         warn_once(
             f"{study.name}: {of_matrices} updates every matrix as such, but should not that of the "
-            f"output layer: name its weight in the workload, as {ATTRIBUTE} = {last}, or give "
+            f"output layer: name its weight in the workload, as {ATTRIBUTE} = {[output]}, or give "
             f"{ATTRIBUTE} = [] if none is"
         )
+
+
+def _output_matrix(workload: Workload, model: nn.Module, batch_size: int) -> str:
+    """The name of the output layer's weight, if that is a matrix; else nothing."""
+    batch = first(draw_batches(workload, batch_size, 0), batch_size)
+    weight = output_weight(workload.loss(model, batch))
+    matrices = matrices_of_workload(workload, model)
+    names = [name for name, one in model.named_parameters() if one is weight and name in matrices]
+    return names[0] if names else ""
 
 
 def _follows_batches(module: nn.Module) -> bool:

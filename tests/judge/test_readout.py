@@ -190,3 +190,16 @@ def test_spikes_are_told_at_the_steps_of_a_log():
         "The training loss spiked 3 times, first at step 3000: spike score 0.39%"
     )
     assert not any("spiked" in one for one in read_out(quiet, STABLE).sentences)
+
+
+@pytest.mark.parametrize("end", ["nan", "a plateau"])
+def test_a_loss_that_blows_up_has_not_spiked(end):
+    sound = 1.0 + 0.01 * np.random.default_rng(0).standard_normal(900)
+    after = [*1.3 ** np.arange(1, 200), np.nan] if end == "nan" else [1e3] * 400
+    for spikes in ([], [300, 500, 700]):
+        sound[spikes] += 0.1
+        curve = replace(curve_of(np.concatenate([sound, after])), loss_step=None)
+        found = read_out(curve, judge(curve))
+        assert found.verdict.infeasible
+        assert found.spikes.startswith("the training loss spiked 3 times") == bool(spikes)
+        assert (found.spike_score > 0) == bool(spikes)

@@ -384,6 +384,13 @@ def test_a_command_that_fails_at_its_last_evaluation_has_not(fault, tmp_path):
     assert trial.verdict.crashed
 
 
+def test_a_command_that_fails_before_its_last_column_is_there_is_a_crash(tmp_path):
+    log = LOG | {"metrics": ["test_loss"]}  # which it would write at last
+    script = SCRIPT.replace('print("trained")', 'raise OSError("no space left")')
+    (trial,) = run(tmp_path, script=script, log=log)
+    assert trial.verdict.evidence == "exit status 1: OSError: no space left"
+
+
 def test_one_trial_that_fails_does_not_stop_the_others(tmp_path):
     fault = 'if options.lr > 0.03 and step == 30: raise RuntimeError("too high")'
     trials = run(tmp_path, fault, trials=4, space=SPACE)

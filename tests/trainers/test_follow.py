@@ -38,9 +38,9 @@ def study(steps=100, log=(), **keys):
     return parse_study(document | keys, "logged", "logged")
 
 
-def rows_of(path, text, is_whole=False):
+def rows_of(path, text, status=None):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return [cells for _, cells in LogFile(path).rows(is_whole)]
+    return [cells for _, cells in LogFile(path).rows(status)]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_rows_of_a_log(text, rows, tmp_path):
 def test_a_last_line_without_its_end_counts_when_nothing_more_follows_and_it_is_whole(
     text, count, tmp_path
 ):
-    assert len(rows_of(tmp_path / "log", text, is_whole=True)) == count
+    assert len(rows_of(tmp_path / "log", text, status=0)) == count
     assert len(rows_of(tmp_path / "log", text)) == text.count("\n") - ("step," in text)
 
 
@@ -117,10 +117,10 @@ def test_a_log_that_is_read_in_pieces_has_the_same_rows(form, tmp_path_factory, 
     assert found == whole
 
 
-def follow(path, text, study, is_whole=True):
+def follow(path, text, study, status=0):
     path.write_text(text)
     follower = LogFollower(path, study, POINT)
-    follower.read(is_whole)
+    follower.read(status)
     return follower
 
 
@@ -337,6 +337,51 @@ def test_a_log_is_complete_up_to_its_own_spacing(first, every, count, is_complet
     assert follow(tmp_path / "log", text, study()).measured.is_complete == is_complete
 
 
+@pytest.mark.parametrize(
+    ("first", "every", "count", "last", "is_evaluated"),
+    [
+        (1, 1, 100, 100, True),
+        (1, 1, 100, 99, False),
+        (0, 1, 100, 99, True),
+        (0, 1, 100, 100, True),
+        (0, 10, 10, 90, False),  # the next would be of step 100
+        (0, 50, 2, 50, False),
+        (0, 50, 2, 60, False),
+        (10, 10, 10, 100, True),
+        (10, 10, 9, 90, False),
+        (9, 10, 10, 99, True),
+        (49, 50, 2, 99, True),
+    ],
+)
+def test_a_log_tells_of_its_end_where_the_last_update_is_evaluated(
+    first, every, count, last, is_evaluated, tmp_path
+):
+    text = log_of([1.0] * count, first, every=every, val={first: 1, last: 0.5})
+    if last > first + every * (count - 1):
+        text += f"{last},,,0.5\n"
+    measured = follow(tmp_path / "log", text, study()).measured
+    assert measured.is_evaluated_at_end == is_evaluated
+
+
+def test_losses_that_are_missing_in_the_middle_do_not_stand_for_those_of_the_end(tmp_path):
+    steps = [*range(1, 11), *range(56, 66)]
+    text = "\n".join(["step,loss,norm,val", *(f"{step},1,1,1" for step in steps), ""])
+    assert not follow(tmp_path / "log", text, study()).measured.is_evaluated_at_end
+
+
+CUT = "step,loss,norm,val\n1,1,1,1\n2,1,1,0."  # 0.8, say
+WHOLE = '{"step": 1, "loss": 1, "norm": 1, "val": 1}\n{"step": 2, "loss": 1, "norm": 1, "val": 0}'
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "val"),
+    [(CUT, 0, [1.0, 0.0]), (CUT, -6, [1.0]), (WHOLE, -6, [1.0, 0.0]), (WHOLE[:-1], -6, [1.0])],
+)
+def test_a_number_that_may_be_cut_off_does_not_count(text, status, val, tmp_path):
+    measured = follow(tmp_path / "log", text, study(2), status).measured
+    assert measured.curve().metrics["val"].tolist() == val
+
+
 def test_a_log_that_is_written_anew_is_read_anew(tmp_path):
     """As Lightning's does once a column is new: the file is the same, its first line is not."""
     path = tmp_path / "log"
@@ -374,7 +419,7 @@ def test_what_a_log_lacks_is_named(text, said, tmp_path):
     if text is not None:
         path.write_text(text)
     follower = LogFollower(path, study(), POINT)
-    follower.read(is_whole=True)
+    follower.read(status=0)
     with pytest.raises(MisuseError) as error:
         follower.check_log()
     assert said in str(error.value)

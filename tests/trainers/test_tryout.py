@@ -1,6 +1,10 @@
 """Studies that are tried before they run: what is said of them, and once."""
 
+from itertools import repeat
+from types import SimpleNamespace
+
 import pytest
+import torch
 import zoo
 from examples import parse
 from torch import nn
@@ -71,3 +75,41 @@ def test_an_output_layer_that_muon_is_not_told_of_is_asked_for(
     space = {optimizer: {"base_lr": [0.1, 0.2]}}
     check_studies([parse(objective="val_loss", batch_sizes=[8], space__optimizer=space)])
     assert ("as not_matrices = ['2.weight']" in caplog.text) is is_said
+
+
+class Words(nn.Module):
+    """A model whose parameters stand in no order, with an output layer of its own or a tied one."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.head = nn.Linear(4, 7)
+        self.inner = nn.Linear(4, 4)
+        self.table = nn.Embedding(7, 4)
+        if output != "own":
+            self.head = nn.Linear(4, 7, bias=False) if output == "tied" else None
+        if output == "tied":
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens):
+        found = self.table(tokens)
+        found = found + self.inner(found).relu()
+        return self.head(found) if self.head else found @ self.table.weight.T
+
+
+@pytest.mark.parametrize(
+    ("output", "said"), [("own", "['head.weight']"), ("tied", ""), ("the table's", "")]
+)
+def test_the_output_layer_is_the_one_that_is_nearest_to_the_loss(output, said, monkeypatch, caplog):
+    warn_once.cache_clear()
+    tokens = torch.arange(8) % 7
+    work = SimpleNamespace(
+        build_model=lambda generator: Words(output),
+        train_batches=lambda batch_size, seed: repeat(tokens),
+        loss=lambda model, batch: nn.functional.cross_entropy(model(batch), batch),
+        evaluate=lambda model: {"val_loss": 1.0},
+    )
+    monkeypatch.setattr(tryout, "load_workload", lambda *_: work)
+    space = {"muon": {"base_lr": [0.1, 0.2]}}
+    check_studies([parse(objective="val_loss", batch_sizes=[8], space__optimizer=space)])
+    assert caplog.text.count("not_matrices") == (2 if said else 0)
+    assert said in caplog.text
