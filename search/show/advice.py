@@ -307,9 +307,9 @@ def _thresholds_that_only_fall(study: Study) -> Iterator[Advice]:
             yield advice_by(
                 "R17",
                 place,
-                f"{axis_in_words(axis)}: at 1 or less the threshold of a tensor never rises, and "
-                "soon every update is clipped, a strange way of lowering the learning rate: give "
-                "values above 1, as 1.05",
+                f"{axis_in_words(axis)}: at 1 or less the threshold of a tensor never rises; where "
+                "its norms do, every update is clipped, a strange way of lowering the learning "
+                "rate: give values above 1, as 1.05",
             )
 
 
