@@ -41,13 +41,14 @@ from .show.publish import write_results
 from .show.tables import space_in_words
 from .signals import defer_signals
 from .store.baseline import tell_baseline
+from .store.changes import as_begun, document_of
 from .store.files import checkpoint_path, name_of
 from .store.places import RUNS, STUDY_FILE, has_results
 from .store.results import Results, read_results, write_comparison
 from .store.storage import continued_by, create_store, exclusive, open_store, read_trials
 from .study.pinned import pin
 from .study.sampling import next_points
-from .study.study import DECAY_VECTORS, Study, load_study, refuse_imported
+from .study.study import Study, load_study, refuse_imported
 from .threads import torch_threads
 from .train.checkpoints import finite, fit, metrics_of, read_tensors, sha256
 from .train.choose import devices
@@ -187,9 +188,7 @@ def _begun(study: Study, folder: Path) -> Study:
     if not has_results(folder):
         return study
     store = continued_by(open_store(folder), study)
-    if store is None or not store.study.decay_vectors:
-        return study
-    return study.model_copy(update={DECAY_VECTORS: True})
+    return as_begun(study, [document_of(store.study)]) if store else study
 
 
 def _only_points(study: Study) -> list[Point]:

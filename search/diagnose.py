@@ -48,6 +48,7 @@ from .rules.counterparts import MADE_BY_RUN, ours
 from .rules.optimizers import counterpart, optimizer_of, second_moment_of
 from .run import Then, run_studies
 from .signals import defer_signals
+from .store.changes import as_begun, document_of
 from .store.files import atomic, checkpoint_path
 from .store.places import RUNS, STEPS
 from .store.results import Results, write_diagnosis
@@ -55,7 +56,7 @@ from .store.storage import create_store
 from .study.command import refuse_undiagnosable
 from .study.pinned import pin
 from .study.sampling import next_points
-from .study.study import DECAY_VECTORS, Study, load_study
+from .study.study import Study, load_study
 from .threads import torch_threads
 from .train.checkpoints import fit, read_tensors
 from .train.choose import devices
@@ -134,8 +135,7 @@ def diagnose(
     shared = Budget(budget, each, updates_of(sweep), updates_of)
     _refuse_less_than_a_look(study, groups, architectures, shared)
     begun = create_store(study, results, storage).study  # the folder and its database
-    if begun.decay_vectors:  # also where the study file does not say it
-        study = study.model_copy(update={DECAY_VECTORS: True})
+    study = as_begun(study, [document_of(begun)])
     options["storage"] = storage
     runs = _Runs(study, results, options, say, _whole(study, seeds))
     purses = {group: shared.purse() for group in groups}

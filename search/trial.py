@@ -135,6 +135,11 @@ def check_point_fields(common: Iterable[str]) -> None:
 check_point_fields(COMMON)
 
 
+def count_before(step: int, steps: NDArray[np.int64] | None) -> int:
+    """How many of numbers, one at each of `steps` (None: at every update), precede an update."""
+    return step if steps is None else int(np.searchsorted(steps, step))
+
+
 @dataclass(frozen=True, eq=False)
 class Curve:
     """Measurements of one training, step by step.
@@ -189,7 +194,7 @@ class Curve:
 
     def losses_before(self, step: int) -> int:
         """How many losses are of updates before an evaluation that `step` of them precede."""
-        return step if self.loss_step is None else int(np.searchsorted(self.loss_step, step))
+        return count_before(step, self.loss_step)
 
     def step_of(self, place: float) -> int:
         """The update of the loss at a place; of the last loss beyond it."""
@@ -354,14 +359,16 @@ class Trial:
 
     def __repr__(self) -> str:
         point, verdict = self.point, self.verdict
-        best = (
-            f"instability {verdict.instability}; best value {readable(self.best_value)} after "
-            f"{readable(self.best_step)} of {self.curve.total_steps} updates"
-        )
+        told = f"{verdict.outcome}: {verdict.evidence}"
+        if not verdict.crashed:
+            told = (
+                f"{verdict.outcome}, instability {verdict.instability}; best value "
+                f"{readable(self.best_value)} after {readable(self.best_step)} of "
+                f"{self.curve.total_steps} updates"
+            )
         return (
             f"Trial {point.number}: batch size {point.batch_size}, {point.optimizer}, base_lr "
-            f"{readable(point.base_lr)}, seed {point.seed}\n"
-            f"{verdict.outcome}{f': {verdict.evidence}' if verdict.crashed else f', {best}'}"
+            f"{readable(point.base_lr)}, seed {point.seed}\n{told}"
         )
 
     @property

@@ -34,6 +34,11 @@ def readable(value: Any) -> str:
     return f"{value:.0f}" if 999.5 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
+def capitalized(text: str) -> str:
+    """With a capital first, and all else as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def ratio(value: float) -> str:
     """How many times something is: two significant digits, whole from 10 on."""
     return f"{value:.0f}" if 9.95 <= abs(value) < 1e6 else f"{value:.2g}"

@@ -7,6 +7,7 @@ For the log of a run that somebody else trained as for one that is watched. Sour
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..trial import Array, Curve, Instability, Trial, Verdict
-from ..words import readable
+from ..trial import Array, Curve, Instability, Trial, Verdict, count_before
+from ..words import capitalized, readable
 from .analysis import CLIP_TOO_MUCH
 from .curve_shape import first_rise, levels
 from .early_signs import spikes_sign
@@ -28,6 +29,7 @@ FEWEST_NORMS = 20  # that say where a threshold starts
 SAME_NORM = 1e-4
 FEWEST_CLIPPED = 0.05  # of the norms at their highest: norms that nobody clipped scatter
 MORE_OFTEN = 3  # than any other value: norms of few digits have many that come again
+NEVER = sys.maxsize  # an update that no training comes to
 KINDS: dict[Instability, str] = {"none": "no", "early": "early", "mid_training": "mid-training"}
 
 
@@ -84,7 +86,7 @@ class Readout:
     def sentences(self) -> tuple[str, ...]:
         """All that is to be told, each a whole sentence."""
         evidence = self.verdict.evidence
-        of_spikes = [f"{self.spikes[0].upper()}{self.spikes[1:]}."] if self.spikes else []
+        of_spikes = [f"{capitalized(self.spikes)}."] if self.spikes else []
         return f"{self.headline}: {evidence}.", *of_spikes, *self._of_clipping()
 
     def _of_clipping(self) -> Iterator[str]:
@@ -97,7 +99,7 @@ class Readout:
         noted = self.clipped_before
         if noted:
             yield (
-                f"{noted[0].upper()}{noted[1:]}. Log the norm before clipping, as "
+                f"{capitalized(noted)}. Log the norm before clipping, as "
                 "torch.nn.utils.clip_grad_norm_ returns it (R15)."
             )
         if self.clips_too_much:
@@ -183,9 +185,9 @@ def read_out(
         clip_fraction = float(np.mean(curve.clipped(clip_norm, clip_z)))
     steps = curve.loss_step if norm_step is None else norm_step
     wrong_from = _wrong_from(curve, verdict)
-    sound = norms[: _before(wrong_from, len(norms), steps)]
+    sound = norms[: count_before(wrong_from, steps)]
     enough = len(sound) >= FEWEST_NORMS and math.isnan(seen_clipped)
-    sound_curve = _first_losses(curve, _before(wrong_from, len(curve.loss), curve.loss_step))
+    sound_curve = _first_losses(curve, curve.losses_before(wrong_from))
     return Readout(
         verdict=verdict,
         clip_norm=clip_norm,
@@ -199,23 +201,18 @@ def read_out(
     )
 
 
-def _wrong_from(curve: Curve, verdict: Verdict) -> float:
+def _wrong_from(curve: Curve, verdict: Verdict) -> int:
     """The update at which training went wrong: of a loss that grew until it was not finite, the one
-    at which it began to grow; inf if it did not go wrong.
+    at which it began to grow; NEVER if it did not go wrong.
     """
     if not (verdict.infeasible and math.isfinite(verdict.onset_step)):
-        return math.inf
+        return NEVER
     onset = int(verdict.onset_step)
     loss = curve.loss[: curve.losses_before(onset)]
     if verdict.outcome != "non_finite" or len(loss) < 2:
         return onset
     rise = first_rise(np.clip(loss, -LARGEST, LARGEST), levels(loss, curve.chance_loss))
     return min(onset, curve.step_of(rise)) if math.isfinite(rise) else onset
-
-
-def _before(update: float, count: int, steps: NDArray[np.int64] | None) -> int:
-    """How many of so many numbers, one at each update or at `steps`, are of those before one."""
-    return int(min(update, count)) if steps is None else int(np.searchsorted(steps, update))
 
 
 def _first_losses(curve: Curve, count: int) -> Curve:

@@ -76,8 +76,13 @@ def ours(
     rule: str, settings: Mapping[str, Any], lr: float, decay_vectors: bool = False
 ) -> Counterpart:
     """The rule itself, as an optimizer of torch."""
-    more = ", decay_vectors=True" if decay_vectors else ""
-    return Counterpart(f"{OURS}({rule!r}, params, {dict(settings)!r}, lr={lr!r}{more})")
+    arguments = f"{rule!r}, params, {dict(settings)!r}, lr={lr!r}"
+    return Counterpart(call_of_ours(arguments, decay_vectors))
+
+
+def call_of_ours(arguments: str, decay_vectors: bool) -> str:
+    """The call that makes a rule itself as an optimizer of torch."""
+    return f"{OURS}({arguments}, decay_vectors=True)" if decay_vectors else f"{OURS}({arguments})"
 
 
 # of `params`: those that weight decay is of, and those with fewer than two dimensions

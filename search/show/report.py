@@ -27,7 +27,7 @@ from ..judge.early_signs import attention_sign, early_signs
 from ..judge.flags import checkpoint_note, curve_flags
 from ..judge.readout import clipped_before
 from ..procedure.steps import label
-from ..rules.counterparts import MADE_BY_RUN, OURS, Counterpart
+from ..rules.counterparts import MADE_BY_RUN, Counterpart, call_of_ours
 from ..rules.hyperparameters import HYPERPARAMETERS
 from ..rules.optimizers import counterpart
 from ..store.files import atomic
@@ -164,7 +164,6 @@ def _document(
     cut = any(trial.is_cut for trial in trials)
     seeds = max((row.seeds for row in summaries), default=1)
     gain = comparison.gain_in_words if comparison else ""
-    vectors = ", decay_vectors=True" if study.decays_in_scripts else ""
     sentences = _sentences(results)
     scaling = scaling_chapter(results.scaling, scaled) if results.scaling else None
     return render(
@@ -187,7 +186,7 @@ def _document(
         finalists=study.finalists,
         counterparts=list(_counterparts(study, results.answers)),
         made_by_run="" if study.workload else MADE_BY_RUN,
-        make=f"{OURS}(name, params, settings, lr{vectors})",
+        make=call_of_ours("name, params, settings, lr", study.decays_in_scripts),
         sentences=sentences,
         comparison=against,
         diagnosis=told,

@@ -15,7 +15,7 @@ from ..judge.optimum import Optimum
 from ..judge.scaled import ScalingReport, ScalingTold, SizeTold
 from ..judge.scaling import Law
 from ..judge.targets import Reached
-from ..words import readable
+from ..words import capitalized, readable
 from .tables import print_table, print_wrapped
 
 UNKNOWN = "–"
@@ -193,4 +193,4 @@ def _updates(value: float) -> str:
 
 def _capital(sentence: str) -> str:
     is_a_name = "_" in sentence.partition(" ")[0]  # of an objective, which is as it is written
-    return sentence if is_a_name else sentence[:1].upper() + sentence[1:]
+    return sentence if is_a_name else capitalized(sentence)

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from ..judge.scaled import ScalingReport, ScalingTold
 from ..store.results import Results
 from ..trial import Group
+from ..words import capitalized
 from .plots import (
     law_figure,
     law_info,
@@ -79,7 +80,7 @@ def _group(told: ScalingTold) -> dict[str, Any]:
     _, *sentences = scaling_sentences(told)
     return {
         "label": told.label,
-        "answer": f"{told.sentence[:1].upper()}{told.sentence[1:]}.",
+        "answer": f"{capitalized(told.sentence)}.",
         "sentences": sentences,
         "sizes": size_rows(told),
         "predictions": list(map(_headed, prediction_rows(told))),

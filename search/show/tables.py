@@ -19,7 +19,7 @@ from ..judge.analysis import GroupSummary
 from ..judge.answer import Answer
 from ..judge.comparison import STUDENT, Comparison, Evidence, Side, holm
 from ..judge.diagnosis import GroupDiagnosis, Remedy
-from ..judge.edge_ratio import FAR_BEYOND
+from ..judge.edge_ratio import FAR_BEYOND, EdgeRatio
 from ..judge.plateau import headroom_base
 from ..study.cut import most_saved
 from ..study.earlier import why_outside
@@ -246,9 +246,9 @@ def summary_cells(
 
 def as_good_in_words(row: GroupSummary) -> str:
     """The base LRs that are as good as the best: "0.01 – 0.1", "0.01 – 1, a basin", or "0.01"."""
-    low, high = map(readable, row.as_good)
     if math.isnan(row.as_good[0]):
         return "–"
+    low, high = map(readable, row.as_good)
     return low if low == high else f"{low} – {high}" + ", a basin" * row.is_basin
 
 
@@ -411,14 +411,16 @@ def remedy_rows(found: GroupDiagnosis) -> list[dict[str, str]]:
     """
     rows = [_remedy_row(one, one.name == found.adopted) for one in found.remedies]
     if found.edge_runs:
-        highest = found.edge_runs[0].highest
         for row in rows:
             row["of the edge"] = ""
-        known = highest and (
-            readable(highest.ratio) if highest.ratio <= FAR_BEYOND else f"> {FAR_BEYOND:g}"
-        )
-        rows[0]["of the edge"] = known or "–"
+        rows[0]["of the edge"] = _of_the_edge(found.edge_runs[0].highest)
     return rows
+
+
+def _of_the_edge(look: EdgeRatio | None) -> str:
+    if look is None:
+        return "–"
+    return readable(look.ratio) if look.ratio <= FAR_BEYOND else f"> {FAR_BEYOND:g}"
 
 
 def _remedy_row(one: Remedy, adopted: bool) -> dict[str, str]:

@@ -140,12 +140,16 @@ def _store(study: Study, folder: Path, storage: optuna.storages.BaseStorage) -> 
             )
             for batch_size, name in names.items()
         }
-        # also of batch sizes that are named no more
-        of_results = [
-            optuna.load_study(study_name=name, storage=storage)
+        of_batch_sizes = [
+            name
             for name in optuna.get_all_study_names(storage)
             if name.rpartition(BATCH_SIZE)[0] == study.name
         ]
+        named_no_more = [
+            optuna.load_study(study_name=name, storage=storage)
+            for name in set(of_batch_sizes) - set(names.values())
+        ]
+    of_results = [*optuna_studies.values(), *named_no_more]
     documents = [document for one in of_results for document in documents_of(one)]
     engine = engine_of(storage)
     lock = StudyLock(engine, study.name) if engine else None
@@ -422,7 +426,8 @@ def _parameters(study: Study, point: Point) -> tuple[dict[str, Any], dict[str, B
         distributions[label] = distribution(axis, name)
     for name in study.scientific_workload_args:
         parameters[name] = point.workload_args[name]
-        distributions[name] = CategoricalDistribution(study.workload_args[name])  # type: ignore[arg-type]
+        choices: Any = study.workload_args[name]
+        distributions[name] = CategoricalDistribution(choices)
     for name, axis in study.nuisance_workload_args.items():
         if name in point.workload_args:
             parameters[name] = point.workload_args[name]

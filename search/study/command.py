@@ -23,8 +23,8 @@ from ..trial import Point
 if TYPE_CHECKING:
     from .study import Study
 
-# besides the hyperparameters of the point, batch_size, optimizer and seed among them
 UNSEEN = "clip_tensor"  # does what a script's own log does not tell
+# besides the hyperparameters of the point, batch_size, optimizer and seed among them
 PLACEHOLDERS = {
     "run_dir": "the trial's own folder, an absolute path",
     "device": "on which to train, a name of torch's",

@@ -446,11 +446,10 @@ def _table_field(name: str) -> Any:
     return Field(None, description=f"Tune {name}, at ranges of its own")
 
 
-_Optimizers = create_model(
-    "Optimizers",
-    __base__=_ByName,
-    **{name: (_optimizer_model(name) | None, _table_field(name)) for name in RULES},  # type: ignore[call-overload]
-)
+_optimizer_tables: dict[str, Any] = {
+    name: (_optimizer_model(name) | None, _table_field(name)) for name in RULES
+}
+_Optimizers = create_model("Optimizers", __base__=_ByName, **_optimizer_tables)
 
 
 _Shared = create_model(

@@ -181,13 +181,14 @@ class Guard:
         # a process that is forked off here would keep the pipe open
         os.register_at_fork(after_in_child=self.close)
 
-    def start(self, request: Mapping[str, object]) -> None:
+    def start(self, request: Mapping[str, Any]) -> None:
         """Run a command. Raises MisuseError if it cannot be started."""
         self._ask(request)
         while (said := self.wait(SECONDS_BETWEEN_LOOKS)) is None:
             stop_if_asked()
         if error := said.get("error"):
-            raise MisuseError(f"command: {request['argv'][0]!r} cannot be started: {error}")  # type: ignore[index]
+            program, *_ = request["argv"]
+            raise MisuseError(f"command: {program!r} cannot be started: {error}")
 
     def end(self) -> None:
         """End the command that runs."""
@@ -261,19 +262,18 @@ def _trained(
     """
     measured = follower.measured
     reason = _failure(study, run_dir, follower, ended)
-    is_measured = not reason or _trained_before_it_failed(follower, ended)
-    if is_measured and not measured.is_infeasible:
+    is_late = bool(reason) and _trained_before_it_failed(follower, ended)
+    if not (reason or measured.is_infeasible):
         follower.check_log()
         if not measured.is_complete:
             reason = f"its log ends after {measured.done} of {measured.total_steps} updates"
-            is_measured = False
-    if not is_measured:
+    if reason and not is_late:
         said = "\n".join([f"{run_dir}: the last lines that it printed:", *_last_lines(run_dir)])
         return Trained(Trial.from_crash(point, reason, said, ended.seconds), {})
     seconds = measured.seconds_before + ended.seconds
     curve = measured.curve()
     verdict = note_clipped_before(measured.verdict(), curve, point.clip_norm)
-    if reason:
+    if is_late:
         verdict = _with_late_failure(study, verdict, reason)
     trial = Trial.from_curve(point, verdict, curve, study.objective, seconds, study.maximize)
     return Trained(trial, _checkpoint(run_dir))

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError, describe_error, warn_once
 from ..rules.matrices import ATTRIBUTE, output_weight
@@ -22,14 +22,12 @@ from ..threads import torch_threads
 from ..train.by_torch import ByTorch
 from ..train.loop import train
 from ..trial import Point
-from ..workload.batches import first
 from ..workload.factory import argument_sets
 from ..workload.randomness import own_random_numbers
 from ..workload.workload import (
     Workload,
     build_model,
     check_workload,
-    draw_batches,
     load_workload,
     matrices_of_workload,
     reload_edited_modules,
@@ -71,7 +69,7 @@ def check_studies(studies: Sequence[Study]) -> None:
 def _check_workloads(study: Study) -> None:
     for workload_args in argument_sets(study):
         workload = load_workload(study.workload, workload_args)
-        check_workload(
+        model, loss = check_workload(
             workload,
             study.objective,
             study.batch_sizes,
@@ -79,42 +77,32 @@ def _check_workloads(study: Study) -> None:
             study.accumulation,
             study.train_examples,
         )
-        _warn_of_optimizers(study, workload)
+        _warn_of_optimizers(study, workload, model, loss)
 
 
-def _warn_of_optimizers(study: Study, workload: Workload) -> None:
-    """Warn of optimizers that are of less use on the workload's model than they could be."""
+def _warn_of_optimizers(study: Study, workload: Workload, model: nn.Module, loss: Tensor) -> None:
+    """Warn of optimizers that are of less use on the workload's model than they could be.
+
+    `loss`: one of the model, with its graph.
+    """
     averaged = ", ".join(filter(average_of, study.optimizers))
-    of_matrices = ", ".join(filter(updates_matrices, study.optimizers))
-    if not (averaged or of_matrices):
-        return
-    batch_size = study.batch_sizes[0]
-    with own_random_numbers():
-        model = build_model(workload, study.seed, batch_size, torch.device("cpu"))
-        output = ""
-        if of_matrices and not hasattr(workload, ATTRIBUTE):
-            output = _output_matrix(workload, model, batch_size)
-    if averaged and any(_follows_batches(module) for module in model.modules()):
+    if averaged and any(map(_follows_batches, model.modules())):
         warn_once(
             f"{study.name}: {averaged} evaluates an average of the parameters, and the model has "
             "batch normalization, whose running statistics are of the parameters in training: "
             "evaluations may be worse than the average is"
         )
+    of_matrices = ", ".join(filter(updates_matrices, study.optimizers))
+    if not of_matrices or hasattr(workload, ATTRIBUTE):
+        return
+    weight, matrices = output_weight(loss), matrices_of_workload(workload, model)
+    output = [name for name, one in model.named_parameters() if one is weight and name in matrices]
     if output:
         warn_once(
             f"{study.name}: {of_matrices} updates every matrix as such, but should not that of the "
-            f"output layer: name its weight in the workload, as {ATTRIBUTE} = {[output]}, or give "
+            f"output layer: name its weight in the workload, as {ATTRIBUTE} = {output}, or give "
             f"{ATTRIBUTE} = [] if none is"
         )
-
-
-def _output_matrix(workload: Workload, model: nn.Module, batch_size: int) -> str:
-    """The name of the output layer's weight, if that is a matrix; else nothing."""
-    batch = first(draw_batches(workload, batch_size, 0), batch_size)
-    weight = output_weight(workload.loss(model, batch))
-    matrices = matrices_of_workload(workload, model)
-    names = [name for name, one in model.named_parameters() if one is weight and name in matrices]
-    return names[0] if names else ""
 
 
 def _follows_batches(module: nn.Module) -> bool:

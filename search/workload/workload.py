@@ -381,8 +381,9 @@ def number(name: str, value: object, place: str = "workload: evaluate() returns"
             return float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError):  # an array of several
             pass
-    is_array = hasattr(value, "shape")
-    shown = f"an array of shape {tuple(value.shape)}" if is_array else repr(value)[:SHOWN]  # type: ignore[attr-defined]
+    shown = repr(value)[:SHOWN]
+    if hasattr(value, "shape"):
+        shown = f"an array of shape {tuple(value.shape)}"
     raise UserError(f"{place} {shown} as {name!r}; every metric must be one number")
 
 
@@ -414,8 +415,10 @@ def check_workload(
     steps: Callable[[int], int] = lambda batch_size: 1,
     accumulation: int = 1,
     train_examples: int | None = None,
-) -> None:
+) -> tuple[nn.Module, Tensor]:
     """Try every method once, so that a mistake shows before the first training.
+
+    Returns the model that was built, and the loss that was computed, with its graph.
 
     Batches are drawn for a moment only, and at most `steps` of a batch size.
 
@@ -428,7 +431,7 @@ def check_workload(
     with own_random_numbers():
         if train_examples:
             _check_epoch(workload, batch_sizes[0], train_examples)
-        _check(workload, objective, batch_sizes, steps, accumulation)
+        return _check(workload, objective, batch_sizes, steps, accumulation)
 
 
 def _check(
@@ -437,7 +440,7 @@ def _check(
     batch_sizes: Sequence[int],
     steps: Callable[[int], int],
     accumulation: int,
-) -> None:
+) -> tuple[nn.Module, Tensor]:
     device = torch.device("cpu")
     for batch_size in batch_sizes:
         call = f"train_batches(batch_size={batch_size})"
@@ -461,6 +464,7 @@ def _check(
             f"objective: evaluate() returns {', '.join(sorted(metrics)) or 'nothing'}; got "
             f"{objective!r}"
         )
+    return model, loss
 
 
 def _check_epoch(workload: Workload, batch_size: int, train_examples: int) -> None:
